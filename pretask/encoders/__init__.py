@@ -1,0 +1,128 @@
+"""Encoders: any timm model by its timm name, or one of the classic nets in `classic.py`.
+
+`build("resnet18")`, `build("vit_tiny_patch16_224:patch_size=4")`, `build("nin4")`. Arguments after the colon go to
+`timm.create_model` (or to the classic net) as they are.
+"""
+
+import ast
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from pretask.encoders import classic
+from pretask.types import UserError
+
+STAGES = 4
+"""of a plain transformer, whose blocks are all alike, this many are looked at"""
+
+
+class Encoder(nn.Module):
+    """(B, C, H, W) in [0, 1] -> {stage: (B, D, h, w), …, "pool": (B, dim)}, from shallow to deep.
+
+    It normalises its input by its own mean and standard deviation, so that everything outside, from the puzzles
+    to an exported ONNX file, deals in plain pixels.
+    """
+
+    mean: Tensor  # (C, 1, 1)
+    std: Tensor
+
+    def __init__(self, name: str, net: nn.Module, channels: int, size: int, mean: Any, std: Any):
+        super().__init__()
+        self.name, self.net, self.channels, self.size = name, net, channels, size
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
+        with torch.no_grad():
+            was_training = net.training
+            stages = self.eval()(torch.zeros(1, channels, size, size))
+            self.train(was_training)
+        self.widths: dict[str, int] = {stage: x.shape[1] for stage, x in stages.items()}
+
+    @property
+    def dim(self) -> int:
+        return self.widths["pool"]
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        return self.stages((image - self.mean) / self.std)
+
+    def stages(self, x: Tensor) -> dict[str, Tensor]:
+        """The same for an input that is already normalised."""
+        raise NotImplementedError
+
+
+class Timm(Encoder):
+    """A timm model without its classifier; stages are `forward_intermediates`, pool is its own pooling."""
+
+    def stages(self, x: Tensor) -> dict[str, Tensor]:
+        net: Any = self.net
+        depth = len(net.feature_info)
+        blocks = [round(depth * (i + 1) / STAGES) - 1 for i in range(STAGES)] if depth > 6 else None
+        final, maps = net.forward_intermediates(x, indices=blocks)
+        named = {f"stage{i + 1}": m for i, m in enumerate(maps)}
+        return named | {"pool": net.forward_head(final, pre_logits=True)}
+
+
+class Classic(Encoder):
+    """A net of `classic.py`: a sequence of named stages, each a map or a row of numbers."""
+
+    def stages(self, x: Tensor) -> dict[str, Tensor]:
+        named: dict[str, Tensor] = {}
+        for stage, module in self.net.named_children():
+            x = named[stage] = module(x)
+        return named | {"pool": x.mean((2, 3)) if x.ndim == 4 else x}
+
+
+def build(spec: str, channels: int = 3, size: int = 224, pretrained: bool = False) -> Encoder:
+    """The encoder that `spec` names, for images of `channels` x `size` x `size`; weights drawn anew.
+
+    A transformer is built for this image size. Raises UserError for a name that neither timm nor this package has.
+    """
+    name, arguments = parse(spec)
+    if name in classic.NETS:
+        try:
+            net = classic.NETS[name](channels=channels, size=size, **arguments)
+        except TypeError as wrong:
+            raise UserError(f"encoder {spec!r}: {wrong}") from None
+        return Classic(spec, net, channels, size, (0.5,) * channels, (0.25,) * channels)
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, [*classic.NETS, *timm.list_models()], n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else "pretask list --encoders shows what there is"
+        raise UserError(f"no encoder is called {name!r}; {hint}")
+    try:
+        net = timm.create_model(
+            name, pretrained=pretrained, num_classes=0, in_chans=channels, **sized(name, size), **arguments
+        )
+        config: Any = net.pretrained_cfg
+        mean, std = fitted(config["mean"], channels), fitted(config["std"], channels)
+        return Timm(spec, net, channels, size, mean, std)
+    except (TypeError, ValueError, AssertionError, RuntimeError, AttributeError) as wrong:
+        raise UserError(f"encoder {spec!r} does not take {channels} x {size} x {size} images: {wrong}") from None
+
+
+def parse(spec: str) -> tuple[str, dict[str, Any]]:
+    """ "name:key=value,…" -> (name, {key: value}); values are Python literals or plain words."""
+    name, _, rest = spec.removeprefix("timm:").partition(":")
+    arguments: dict[str, Any] = {}
+    for part in filter(None, rest.split(",")):
+        key, equals, value = part.partition("=")
+        if not equals:
+            raise UserError(f"encoder {spec!r}: {part!r} should read key=value")
+        try:
+            arguments[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            arguments[key] = value
+    return name, arguments
+
+
+def sized(name: str, size: int) -> Mapping[str, Any]:
+    """Models with a fixed grid of tokens are told the image size; convolutions take any."""
+    fixed = timm.get_pretrained_cfg(name)
+    return {"img_size": size} if fixed is not None and fixed.fixed_input_size else {}
+
+
+def fitted(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    """Statistics of three channels for as many as there are; grey gets their mean."""
+    return values if channels == len(values) else (sum(values) / len(values),) * channels

@@ -1,0 +1,112 @@
+"""The nets of the original papers that timm lacks, and small nets for small images on small machines.
+
+Each is a function (channels, size, …) -> nn.Sequential whose children are the stages, in order.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable
+
+from torch import nn
+
+
+def conv(i: int, o: int, kernel: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(i, o, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(o), nn.ReLU(inplace=True)
+    )
+
+
+def nin(blocks: int, channels: int = 3, size: int = 32, width: int = 192) -> nn.Sequential:
+    """Network in network as RotNet used it on CIFAR-10 (Gidaris 2018, released code): 3 convolutions a block."""
+
+    def block(i: int, kernel: int, *widths: int) -> list[nn.Module]:
+        a, b, c = widths
+        return [conv(i, a, kernel), conv(a, b, 1), conv(b, c, 1)]
+
+    half, part = width // 2, width * 160 // 192
+    stages: list[list[nn.Module]] = [
+        [*block(channels, 5, width, part, half), nn.MaxPool2d(3, 2, 1)],
+        [*block(half, 5, width, width, width), nn.AvgPool2d(3, 2, 1)],
+        *(block(width, 3, width, width, width) for _ in range(blocks - 2)),
+    ]
+    return nn.Sequential(OrderedDict((f"conv{i + 1}", nn.Sequential(*s)) for i, s in enumerate(stages)))
+
+
+def alexnet_bn(channels: int = 3, size: int = 224) -> nn.Sequential:
+    """AlexNet with batch norm, no groups (Gidaris 2018, released code), up to its two wide layers."""
+
+    def stage(i: int, o: int, kernel: int, stride: int, padding: int, *then: nn.Module) -> nn.Sequential:
+        return nn.Sequential(
+            *then, nn.Conv2d(i, o, kernel, stride, padding), nn.BatchNorm2d(o), nn.ReLU(inplace=True)
+        )
+
+    def wide(i: int) -> list[nn.Module]:
+        return [nn.Linear(i, 4096, bias=False), nn.BatchNorm1d(4096), nn.ReLU(inplace=True)]
+
+    side = ((((size + 4 - 11) // 4 + 1 - 3) // 2 + 1 - 3) // 2 + 1 - 3) // 2 + 1  # 6 at 224
+    return nn.Sequential(
+        OrderedDict(
+            conv1=stage(channels, 64, 11, 4, 2),
+            conv2=stage(64, 192, 5, 1, 2, nn.MaxPool2d(3, 2)),
+            conv3=stage(192, 384, 3, 1, 1, nn.MaxPool2d(3, 2)),
+            conv4=stage(384, 256, 3, 1, 1),
+            conv5=stage(256, 256, 3, 1, 1),
+            fc=nn.Sequential(nn.MaxPool2d(3, 2), nn.Flatten(), *wide(256 * side * side), *wide(4096)),
+        )
+    )
+
+
+class Residual(nn.Module):
+    """Two 3x3 convolutions beside a shortcut, which is pooled and widened where the stage begins."""
+
+    def __init__(self, i: int, o: int, stride: int):
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(i, o, 3, stride, 1, bias=False),
+            nn.BatchNorm2d(o),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(o, o, 3, 1, 1, bias=False),
+            nn.BatchNorm2d(o),
+        )
+        self.shortcut = (
+            nn.Identity()
+            if stride == 1 and i == o
+            else nn.Sequential(
+                nn.AvgPool2d(stride, ceil_mode=True), nn.Conv2d(i, o, 1, bias=False), nn.BatchNorm2d(o)
+            )
+        )
+        self.out = nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        return self.out(self.body(x) + self.shortcut(x))
+
+
+def resnet_small(channels: int = 3, size: int = 32, width: int = 64, blocks: int = 1) -> nn.Sequential:
+    """A ResNet for images of 28 to 64 px: a 3x3 stem that halves once, then three stages that end at 1/8."""
+    stages: dict[str, nn.Module] = {"stem": conv(channels, width, 3, 2)}
+    i = width
+    for s, o in enumerate((width, 2 * width, 4 * width)):
+        units = [Residual(i if b == 0 else o, o, 2 if s and b == 0 else 1) for b in range(blocks)]
+        stages[f"stage{s + 1}"] = nn.Sequential(*units)
+        i = o
+    return nn.Sequential(OrderedDict(stages))
+
+
+def mlp(channels: int = 1, size: int = 28, width: int = 1000, depth: int = 3) -> nn.Sequential:
+    """Sigmoid layers of one width, as in Vincent et al. 2010; the first takes all pixels in a row."""
+    stages = OrderedDict()
+    i = channels * size * size
+    for d in range(depth):
+        flat = [nn.Flatten()] if d == 0 else []
+        stages[f"layer{d + 1}"] = nn.Sequential(*flat, nn.Linear(i, width), nn.Sigmoid())
+        i = width
+    return nn.Sequential(stages)
+
+
+NETS: dict[str, Callable[..., nn.Sequential]] = {
+    "nin3": lambda **k: nin(3, **k),
+    "nin4": lambda **k: nin(4, **k),
+    "nin5": lambda **k: nin(5, **k),
+    "alexnet_bn": alexnet_bn,
+    "resnet_small": resnet_small,
+    "mlp": mlp,
+}

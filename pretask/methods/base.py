@@ -1,0 +1,88 @@
+"""What a method is: a puzzle made from images, and the loss of solving it."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, TypeVar
+
+from timm.optim import create_optimizer_v2
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from pretask.config import TrainConfig
+from pretask.context import Context
+from pretask.encoders import Encoder
+from pretask.rng import Rng
+from pretask.types import Batch, Loss, Progress, Source
+
+P = TypeVar("P")
+
+
+@dataclass(frozen=True)
+class MethodConfig:
+    """Knobs of one method, with the recipe it is trained by. `build` is the way to a module."""
+
+    encoder: ClassVar[str] = "resnet18"
+    train: ClassVar[TrainConfig] = TrainConfig()
+
+    def build(self, encoder: Encoder, source: Source) -> "Method[Any]":
+        """The method, untrained, on `encoder`. `source` tells its length and image size, no more."""
+        raise NotImplementedError
+
+
+class Method(nn.Module, ABC, Generic[P]):
+    """A pretext task and its solver.
+
+    Required:  `pretext` makes the puzzle, `loss` scores the solver, `export` names what is kept.
+    Optional:  `solve`, `begin`, `begin_epoch`, `after_step`, `groups`, `optimizers`.
+
+    Whatever a method remembers between steps is a buffer or a parameter: then it is saved, and a resumed run
+    continues exactly. P is a frozen dataclass of tensors whose rows are samples; `preview` draws its images
+    (B, 1 or 3, H, W) and prints its numbers (B,) below them.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    """names this method reads from Batch.aux; checked before the first step"""
+    partial: ClassVar[bool] = False
+    """some steps leave some parameters without gradient (greedy stages)"""
+
+    @abstractmethod
+    def pretext(self, batch: Batch, rng: Rng) -> P:
+        """The puzzle of one step: a function of batch, rng and buffers; computed without gradient."""
+
+    @abstractmethod
+    def loss(self, pretext: P) -> Loss:
+        """Score the solver. Reads buffers, never writes them: what to write goes into `carry`."""
+
+    @abstractmethod
+    def export(self) -> Encoder:
+        """The network that evaluation sees."""
+
+    def solve(self, pretext: P) -> Mapping[str, Tensor]:
+        """The solver's own answers, under the names of the puzzle's fields: (B,) numbers or (B, C, H, W) images."""
+        return {}
+
+    def begin(self, context: Context) -> None:
+        """Once, before the first epoch: fit topics, choose seeds, fill a memory bank."""
+
+    def begin_epoch(self, context: Context) -> Tensor | None:
+        """Before each epoch: cluster, advance a curriculum. May return (N,) sampling weights; may raise Finished."""
+
+    def after_step(self, carry: Any, progress: Progress) -> None:
+        """After the optimiser's step: move a teacher, write a memory bank, follow a schedule."""
+
+    def groups(self) -> Iterable[dict[str, Any]]:
+        """Optimiser groups: matrices decay, gains and biases do not."""
+        trained = [p for p in self.parameters() if p.requires_grad]
+        yield {"params": [p for p in trained if p.ndim > 1]}
+        yield {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0}
+
+    def optimizers(self, train: TrainConfig) -> list[Optimizer]:
+        """One, unless two players learn by different rules; all of them step after one backward."""
+        groups = [g for g in self.groups() if g["params"]]
+        kind = {"sgd": "nesterov", "lars": "nlars", "adamw": "adamw"}[train.optimizer]
+        momentum = {} if train.optimizer == "adamw" else {"momentum": train.momentum}
+        return [create_optimizer_v2(groups, opt=kind, lr=train.lr, weight_decay=train.weight_decay, **momentum)]
+
+    def forward(self, pretext: P) -> Loss:
+        return self.loss(pretext)

@@ -1,0 +1,89 @@
+"""The values that travel through a run, in the order in which they appear.
+
+Source -> Batch -> (method.pretext) -> P -> (method.loss) -> Loss -> (optimiser) -> carry
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+AUX = frozenset({"words", "tracked", "depth", "normals", "instances"})
+"""what a source may know about an image besides its pixels; a label is not among it"""
+
+
+class UserError(Exception):
+    """A mistake the user can mend. The command line prints it as one line and exits with code 2."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a source knows about B samples. A label has no field here, so none can be used."""
+
+    index: Tensor  # (B,) int64, position of each sample in its source
+    image: Tensor  # (B, C, H, W) uint8
+    aux: Mapping[str, Tensor] = field(default_factory=dict)  # names from AUX, each (B, …)
+
+    def __post_init__(self):
+        unknown = set(self.aux) - AUX
+        if unknown:
+            raise ValueError(f"a batch carries {sorted(unknown)}; allowed are {sorted(AUX)}")
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def to(self, device: torch.device) -> "Batch":
+        def move(t: Tensor) -> Tensor:
+            return t.to(device, non_blocking=True)
+
+        return Batch(move(self.index), move(self.image), {k: move(v) for k, v in self.aux.items()})
+
+
+@dataclass(frozen=True)
+class Loss:
+    """One step's objective, its named parts for the log, and what `after_step` will need."""
+
+    total: Tensor  # () what is minimised: a mean over the batch
+    parts: Mapping[str, Tensor] = field(default_factory=dict)  # () each
+    carry: Any = None
+    """tensors (nested in tuples or dicts) whose rows are samples; `after_step` gets the rows of all processes"""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands: `step` of `steps`, in `epoch` of `epochs`, in `round` of `rounds`; from 0."""
+
+    step: int
+    steps: int
+    epoch: int
+    epochs: int
+    round: int = 0
+    rounds: int = 1
+
+    @property
+    def fraction(self) -> float:
+        return self.step / self.steps
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Images on disk or in memory, addressed by position, all of one size."""
+
+    name: str
+    channels: int  # 1 or 3
+    size: int  # H = W of every image, pixels
+    provides: frozenset[str]  # names found in Batch.aux
+    bad: dict[str, str]  # what could not be read so far: file or row -> reason
+
+    def __len__(self) -> int: ...
+
+    def __getitems__(self, index: Tensor) -> Batch: ...
+
+
+class Labelled(Source, Protocol):
+    """A source for evaluation; pretraining never sees one (its labels are dropped at the door)."""
+
+    label: Tensor  # (N,) int64
+    classes: list[str]
