@@ -1,11 +1,12 @@
 """What several processes must do together; with one process each function returns what it was given."""
 
+from types import MethodType
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
-from torch.distributed.nn.functional import all_gather
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_gather, all_reduce
 from torch.utils._pytree import tree_map
 
 
@@ -35,3 +36,34 @@ def gather_rows(carry: Any) -> Any:
         return torch.cat(parts)
 
     return tree_map(rows, carry)
+
+
+def synchronise_norms(module: nn.Module) -> None:
+    """Let every batch norm use the statistics of the batches of all processes, in place.
+
+    torch's own SyncBatchNorm runs on GPUs only; this one runs anywhere and keeps every parameter's name.
+    """
+    for norm in module.modules():
+        if isinstance(norm, nn.modules.batchnorm._BatchNorm):
+            norm.forward = MethodType(_global_norm, norm)
+
+
+def _global_norm(norm: Any, x: Tensor) -> Tensor:
+    if not norm.training:
+        return type(norm).forward(norm, x)
+    axes = [0, *range(2, x.ndim)]
+    moments = torch.stack([x.float().mean(axes), x.float().square().mean(axes)])  # (2, C)
+    mean, square = all_reduce(moments) / world()
+    variance = (square - mean**2).clamp(min=0)
+    if norm.track_running_stats:
+        with torch.no_grad():
+            n = x.numel() / x.shape[1] * world()
+            norm.num_batches_tracked += 1
+            norm.running_mean.lerp_(mean, norm.momentum)
+            norm.running_var.lerp_(variance * n / (n - 1), norm.momentum)
+    shape = (1, -1, *(1,) * (x.ndim - 2))
+    y = (x - mean.view(shape)) * (variance + norm.eps).rsqrt().view(shape)
+    if norm.affine:
+        y = y * norm.weight.view(shape) + norm.bias.view(shape)
+    y = y.to(x.dtype)
+    return norm.act(norm.drop(y)) if hasattr(norm, "act") else y  # timm fuses the activation

@@ -1,0 +1,198 @@
+"""Random image operations on a batch, on its device; every sample draws its own parameters.
+
+Images are (B, C, H, W) floats in [0, 1]. torchvision's transforms draw once per call, so a batch would share its
+parameters; its deterministic functionals are the oracle that the tests hold these operations to.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pretask.rng import Rng
+
+LUMA = (0.2989, 0.587, 0.114)  # ITU-R 601-2, as in torchvision
+
+
+def to_float(image: Tensor) -> Tensor:
+    """(B, C, H, W) uint8 -> the same in [0, 1]."""
+    return image.float().div_(255)
+
+
+def column(values: Tensor) -> Tensor:
+    """(B,) -> (B, 1, 1, 1)."""
+    return values.view(-1, 1, 1, 1)
+
+
+def blend(x: Tensor, other: Tensor | float, share: Tensor) -> Tensor:
+    """share · x + (1 - share) · other, kept in [0, 1]; `share` (B,) may exceed 1."""
+    share = column(share)
+    return (share * x + (1 - share) * other).clamp_(0, 1)
+
+
+# ---- geometry
+
+
+def flip(x: Tensor, rng: Rng, p: float = 0.5) -> Tensor:
+    """Left to right, each image with probability p."""
+    return torch.where(rng.coin(len(x), 1, 1, 1, p=p), x.flip(-1), x)
+
+
+def shift(x: Tensor, rng: Rng, padding: int) -> Tensor:
+    """A window of the image's own size, out of the image with `padding` black pixels around it."""
+    b, _, h, w = x.shape
+    top, left = rng.integers(b, 2, high=2 * padding + 1).T  # (B,) each
+    rows = (top[:, None] + torch.arange(h, device=x.device))[:, :, None]  # (B, H, 1)
+    columns = (left[:, None] + torch.arange(w, device=x.device))[:, None]  # (B, 1, W)
+    padded = F.pad(x, [padding] * 4).permute(0, 2, 3, 1)
+    return padded[torch.arange(b, device=x.device)[:, None, None], rows, columns].permute(0, 3, 1, 2)
+
+
+def crop(x: Tensor, box: Tensor, size: int) -> Tensor:
+    """Boxes (B, 4) of centre x, centre y, width, height as fractions of the image -> (B, C, size, size), bilinear."""
+    theta = torch.zeros(len(x), 2, 3, device=x.device)
+    theta[:, 0, 0], theta[:, 1, 1] = box[:, 2], box[:, 3]
+    theta[:, :, 2] = 2 * box[:, :2] - 1
+    grid = F.affine_grid(theta, [len(x), x.shape[1], size, size], align_corners=False)
+    return F.grid_sample(x, grid, padding_mode="border", align_corners=False)
+
+
+def resized_crop(
+    x: Tensor,
+    size: int,
+    rng: Rng,
+    scale: tuple[float, float] = (0.2, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> Tensor:
+    """A random part of `scale` of the area and of aspect `ratio`, resized to `size`.
+
+    As torchvision's RandomResizedCrop, but for positions between pixels, and a box that would leave the image is
+    cut to its side instead of drawn anew.
+    """
+    if x.shape[-1] > 1.5 * size:  # bilinear sampling has no anti-aliasing
+        x = F.interpolate(x, size=(math.ceil(1.5 * size),) * 2, mode="bilinear", antialias=True)
+    b = len(x)
+    area = rng.uniform(b, low=scale[0], high=scale[1])
+    aspect = rng.uniform(b, low=math.log(ratio[0]), high=math.log(ratio[1])).exp()
+    sides = torch.stack([(area * aspect).sqrt(), (area / aspect).sqrt()], 1).clamp(max=1)  # (B, 2) width, height
+    centre = sides / 2 + rng.uniform(b, 2) * (1 - sides)
+    return crop(x, torch.cat([centre, sides], 1), size)
+
+
+# ---- colour
+
+
+def luma(x: Tensor) -> Tensor:
+    """(B, 3, H, W) -> (B, 1, H, W); an image of one channel is its own."""
+    if x.shape[1] == 1:
+        return x
+    r, g, b = x.unbind(1)
+    return (LUMA[0] * r).add_(g, alpha=LUMA[1]).add_(b, alpha=LUMA[2])[:, None]
+
+
+def grey(x: Tensor, rng: Rng, p: float) -> Tensor:
+    """Without colour, each image with probability p."""
+    return torch.where(rng.coin(len(x), 1, 1, 1, p=p), luma(x), x)
+
+
+def turn_hue(x: Tensor, turns: Tensor) -> Tensor:
+    """The hue of (B, 3, H, W) moved by `turns` (B,) of a full circle, in HSV."""
+    r, g, b = x.unbind(1)
+    value, low = x.amax(1), x.amin(1)
+    chroma = value - low
+    safe = chroma.clamp(min=1e-8)
+    sector = torch.where(  # (B, H, W) in [0, 6), the place on the colour circle
+        value == r,
+        (g - b) / safe,
+        torch.where(value == g, (b - r) / safe + 2, (r - g) / safe + 4),
+    )
+    sector = sector + 6 * turns.view(-1, 1, 1)
+    place = torch.tensor([5.0, 3.0, 1.0], device=x.device).view(3, 1, 1)
+    k = (sector[:, None] + place).remainder_(6)  # (B, 3, H, W)
+    return (value[:, None] - chroma[:, None] * torch.minimum(k, 4 - k).clamp_(0, 1)).clamp_(0, 1)
+
+
+def jitter(
+    x: Tensor,
+    rng: Rng,
+    brightness: float = 0.4,
+    contrast: float = 0.4,
+    saturation: float = 0.4,
+    hue: float = 0.1,
+    p: float = 1.0,
+) -> Tensor:
+    """torchvision's ColorJitter; the order of the four is drawn once per batch. Grey images keep their one channel."""
+    coloured = x.shape[1] == 3
+
+    def share(strength: float) -> Tensor:
+        return rng.uniform(len(x), low=max(0.0, 1 - strength), high=1 + strength)
+
+    factors = [share(brightness), share(contrast), share(saturation), rng.uniform(len(x), low=-hue, high=hue)]
+    out = x
+    for operation in rng.whole.permutation(4).tolist():
+        by = factors[operation]
+        if operation == 0 and brightness:
+            out = blend(out, 0.0, by)
+        elif operation == 1 and contrast:
+            out = blend(out, luma(out).mean((1, 2, 3), keepdim=True), by)
+        elif operation == 2 and saturation and coloured:
+            out = blend(out, luma(out), by)
+        elif operation == 3 and hue and coloured:
+            out = turn_hue(out, by)
+    return out if p >= 1 else torch.where(rng.coin(len(x), 1, 1, 1, p=p), out, x)
+
+
+def solarize(x: Tensor, rng: Rng, p: float) -> Tensor:
+    """Tones from the middle up are inverted, each image with probability p."""
+    return torch.where((x >= 0.5) & rng.coin(len(x), 1, 1, 1, p=p), 1 - x, x)
+
+
+def blur(x: Tensor, rng: Rng, p: float = 0.5, sigma: tuple[float, float] = (0.1, 2.0)) -> Tensor:
+    """Gaussian, of a width of its own for each image (`sigma` in pixels), each with probability p.
+
+    The window is a tenth of the side, as in SimCLR (arXiv:2002.05709, appendix A).
+    """
+    b, c, h, w = x.shape
+    reach = max(1, round(0.05 * w))
+    width = rng.uniform(b, low=sigma[0], high=sigma[1])
+    at = torch.arange(-reach, reach + 1, device=x.device)
+    weight = (-(at**2) / (2 * width[:, None] ** 2)).exp()
+    weight = (weight / weight.sum(1, keepdim=True)).repeat_interleave(c, 0)  # (B·C, K)
+    flat = F.pad(x, [reach] * 4, mode="reflect").reshape(1, b * c, h + 2 * reach, w + 2 * reach)
+    flat = F.conv2d(flat, weight[:, None, None], groups=b * c)
+    flat = F.conv2d(flat, weight[:, None, :, None], groups=b * c)
+    return torch.where(rng.coin(b, 1, 1, 1, p=p), flat.view(b, c, h, w).clamp(0, 1), x)
+
+
+# ---- the two-view recipe of the contrastive line
+
+
+@dataclass(frozen=True)
+class Views:
+    """How a view of an image is drawn: SimCLR's recipe (arXiv:2002.05709, appendix A)."""
+
+    crop: tuple[float, float] = (0.2, 1.0)
+    """share of the area that a view shows"""
+    flip: float = 0.5
+    """probability of a left-right flip"""
+    jitter: float = 0.5
+    """strength of the colour jitter; 0.8 of it for brightness, contrast and saturation, 0.2 for hue"""
+    jitter_p: float = 0.8
+    """probability of a jitter"""
+    grey: float = 0.2
+    """probability of losing all colour"""
+    blur: float = 0.0
+    """probability of a Gaussian blur (small images: none; appendix B.9)"""
+    solarize: float = 0.0
+    """probability of inverted highlights (BYOL's second view)"""
+
+    def __call__(self, x: Tensor, size: int, rng: Rng) -> Tensor:
+        """(B, C, H, W) in [0, 1] -> one view (B, C, size, size)."""
+        x = flip(resized_crop(x, size, rng, self.crop), rng, self.flip)
+        s = 0.8 * self.jitter
+        x = jitter(x, rng, s, s, s, 0.2 * self.jitter, p=self.jitter_p)
+        x = grey(x, rng, self.grey) if x.shape[1] == 3 else x
+        x = blur(x, rng, self.blur) if self.blur else x
+        return solarize(x, rng, self.solarize) if self.solarize else x

@@ -1,0 +1,97 @@
+"""Rotation: turn each image by 0, 90, 180 and 270 degrees and ask by how much.
+
+Gidaris, Singh, Komodakis: Unsupervised Representation Learning by Predicting Image Rotations, ICLR 2018,
+arXiv:1803.07728. All four turns of an image share a batch (sec. 3.2 and released code). Photographs stand upright;
+knowing by how much one was turned takes knowing what is in it. Crop and flip come before the turn: a flip after it
+would make 90 and 270 degrees the same puzzle.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pretask import images
+from pretask.config import TrainConfig
+from pretask.encoders import Encoder
+from pretask.methods.base import Method, MethodConfig
+from pretask.rng import Rng
+from pretask.types import Batch, Loss, Source
+
+TURNS = 4
+
+
+@dataclass(frozen=True)
+class Config(MethodConfig):
+    """Turn each image by a multiple of 90 degrees and predict by how much."""
+
+    encoder: ClassVar[str] = "resnet_small"
+    train: ClassVar[TrainConfig] = TrainConfig(
+        epochs=30, batch=64, optimizer="sgd", lr=0.1, weight_decay=5e-4, warmup=0.02
+    )
+
+    crop: float = 0.3
+    """smallest share of the area that is shown; 1 shows the whole image, moved by an eighth of its side"""
+
+    def build(self, encoder: Encoder, source: Source) -> "RotNet":
+        return RotNet(self, encoder)
+
+
+@dataclass(frozen=True)
+class Paper(Config):
+    """The released CIFAR-10 run: NIN of four blocks, 200 epochs, learning rate divided by 5 three times."""
+
+    encoder: ClassVar[str] = "nin4"
+    train: ClassVar[TrainConfig] = TrainConfig(
+        epochs=200,
+        batch=128,
+        optimizer="sgd",
+        lr=0.1,
+        weight_decay=5e-4,
+        warmup=0.0,
+        drops=(0.3, 0.6, 0.8),
+        drop=0.2,
+    )
+
+    crop: float = 1.0
+    """the whole image, moved by up to 4 of 32 pixels"""
+
+
+@dataclass(frozen=True)
+class Turned:
+    image: Tensor  # (4·B, C, H, W), the turns of one image in a row
+    turn: Tensor  # (4·B,) quarter turns counter-clockwise
+
+
+class RotNet(Method[Turned]):
+    def __init__(self, config: Config, encoder: Encoder):
+        super().__init__()
+        self.config, self.encoder = config, encoder
+        self.head = nn.Linear(encoder.dim, TURNS)
+
+    def pretext(self, batch: Batch, rng: Rng) -> Turned:
+        x, size = images.to_float(batch.image), batch.image.shape[-1]
+        if self.config.crop < 1:
+            x = images.resized_crop(x, size, rng, (self.config.crop, 1.0))
+        else:
+            x = images.shift(x, rng, size // 8)
+        x = images.flip(x, rng)
+        turned = torch.stack([x.rot90(k, (2, 3)) for k in range(TURNS)], 1)  # (B, 4, C, H, W)
+        return Turned(turned.flatten(0, 1), torch.arange(TURNS, device=x.device).repeat(len(x)))
+
+    def logits(self, pretext: Turned) -> Tensor:
+        return self.head(self.encoder(pretext.image)["pool"])  # (4·B, 4)
+
+    def loss(self, pretext: Turned) -> Loss:
+        logits = self.logits(pretext)
+        accuracy = (logits.argmax(1) == pretext.turn).float().mean()
+        return Loss(F.cross_entropy(logits, pretext.turn), {"accuracy": accuracy})
+
+    def solve(self, pretext: Turned) -> Mapping[str, Tensor]:
+        return {"turn": self.logits(pretext).argmax(1)}
+
+    def export(self) -> Encoder:
+        return self.encoder
