@@ -1,0 +1,31 @@
+"""pretask: self-supervised visual learning, from a folder of unlabelled images to a trusted score.
+
+The verbs of the command line, from Python: `pretrain`, `evaluate`, `embed`, `load`; and `PretaskFeatures`, a
+scikit-learn transformer. Nothing heavy is imported before it is used.
+"""
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pretask.api import embed, evaluate, pretrain
+    from pretask.features import PretaskFeatures
+    from pretask.run import load
+
+__version__ = version("pretask")
+__all__ = ["PretaskFeatures", "__version__", "embed", "evaluate", "load", "pretrain"]
+
+_HOMES = {
+    "pretrain": "pretask.api",
+    "evaluate": "pretask.api",
+    "embed": "pretask.api",
+    "load": "pretask.run",
+    "PretaskFeatures": "pretask.features",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'pretask' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

@@ -45,3 +45,10 @@ def load(path: Path) -> dict[str, Any]:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as failure:
         raise UserError(f"{path} is not a checkpoint that can be read: {str(failure).splitlines()[0]}") from None
+
+
+def set_aside(folder: Path) -> None:
+    """Keep the newest checkpoint, made while all was well, under a name that later ones do not overwrite."""
+    latest, kept = folder / LATEST, folder / HEALTHY
+    if latest.exists() and not kept.exists():
+        shutil.copyfile(latest, kept)

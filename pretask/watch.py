@@ -4,10 +4,9 @@ Nothing here touches training: features are taken in evaluation mode, from image
 live only in the watch set that the user gave.
 """
 
-import json
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from pretask import images
 from pretask.encoders import Encoder
+from pretask.run import append, read
 from pretask.types import Batch, Labelled, Source
 
 PROBES = 256
@@ -55,6 +55,8 @@ def spread(z: Tensor) -> Spread:
     values. `relative` is the share of the features' mean square that differs between images, 0 for a constant.
     """
     z = z.float()
+    if not z.isfinite().all():
+        return Spread(*(math.nan,) * 4)
     unit = F.normalize(z, dim=1)
     n = len(z)
     cosine = ((unit.sum(0).square().sum() - n) / (n * (n - 1))).item()
@@ -102,7 +104,8 @@ class Watch:
         if labelled is not None:
             order = torch.randperm(len(labelled), generator=torch.Generator().manual_seed(0))[:2000]
             self.labelled = (labelled.__getitems__(order), labelled.label[order])
-        self.first: Spread | None = None
+        rows = read(folder / "watch.jsonl")
+        self.first = Spread(**{k: rows[0][k] for k in ("std", "cosine", "rank", "relative")}) if rows else None
         self.state, self.since, self.knn = HEALTHY, 0, math.nan
         self.cost = {"look": 0.0, "knn": 0.0}
         self.last = {"look": -math.inf, "knn": -math.inf}
@@ -133,11 +136,10 @@ class Watch:
             self.state, self.since = state, step
         self.last["look"] = time.perf_counter()
         self.cost["look"] = self.last["look"] - began
-        row = {"step": step, "std": seen.std, "cosine": seen.cosine, "rank": seen.rank, "state": state}
+        row = {"step": step, **asdict(seen), "state": state}
         if self.labelled is not None and (now or self.due("knn", 2 * SHARE)):
             row["knn"] = self.knn = self.nearest()
-        with (self.folder / "watch.jsonl").open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        append(self.folder / "watch.jsonl", row)
         return True
 
     def nearest(self) -> float:

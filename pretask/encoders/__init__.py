@@ -86,7 +86,8 @@ def build(spec: str, channels: int = 3, size: int = 224, pretrained: bool = Fals
             net = classic.NETS[name](channels=channels, size=size, **arguments)
         except TypeError as wrong:
             raise UserError(f"encoder {spec!r}: {wrong}") from None
-        return Classic(spec, net, channels, size, (0.5,) * channels, (0.25,) * channels)
+        mean, std = (0.0, 1.0) if name in classic.PLAIN else (0.5, 0.25)
+        return Classic(spec, net, channels, size, (mean,) * channels, (std,) * channels)
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, [*classic.NETS, *timm.list_models()], n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else "pretask list --encoders shows what there is"

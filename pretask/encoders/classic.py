@@ -80,24 +80,36 @@ class Residual(nn.Module):
         return self.out(self.body(x) + self.shortcut(x))
 
 
-def resnet_small(channels: int = 3, size: int = 32, width: int = 64, blocks: int = 1) -> nn.Sequential:
-    """A ResNet for images of 28 to 64 px: a 3x3 stem that halves once, then three stages that end at 1/8."""
-    stages: dict[str, nn.Module] = {"stem": conv(channels, width, 3, 2)}
+def resnet_small(
+    channels: int = 3, size: int = 32, width: int = 64, blocks: int = 1, stages: int = 3, stride: int = 2
+) -> nn.Sequential:
+    """A ResNet for images of 28 to 64 px: a 3x3 stem that halves once, then three stages that end at 1/8.
+
+    `blocks=2,stages=4,stride=1` is the ResNet-18 of the CIFAR papers: no halving before the second stage.
+    """
+    named: dict[str, nn.Module] = {"stem": conv(channels, width, 3, stride)}
     i = width
-    for s, o in enumerate((width, 2 * width, 4 * width)):
+    for s in range(stages):
+        o = width * 2**s
         units = [Residual(i if b == 0 else o, o, 2 if s and b == 0 else 1) for b in range(blocks)]
-        stages[f"stage{s + 1}"] = nn.Sequential(*units)
+        named[f"stage{s + 1}"] = nn.Sequential(*units)
         i = o
-    return nn.Sequential(OrderedDict(stages))
+    return nn.Sequential(OrderedDict(named))
 
 
 def mlp(channels: int = 1, size: int = 28, width: int = 1000, depth: int = 3) -> nn.Sequential:
-    """Sigmoid layers of one width, as in Vincent et al. 2010; the first takes all pixels in a row."""
+    """Sigmoid layers of one width, as in Vincent et al. 2010; the first takes all pixels in a row.
+
+    Weights are uniform within 4·sqrt(6 / (inputs + outputs)), biases 0 (LISA deep learning tutorial).
+    """
     stages = OrderedDict()
     i = channels * size * size
     for d in range(depth):
         flat = [nn.Flatten()] if d == 0 else []
-        stages[f"layer{d + 1}"] = nn.Sequential(*flat, nn.Linear(i, width), nn.Sigmoid())
+        linear = nn.Linear(i, width)
+        nn.init.xavier_uniform_(linear.weight, gain=4)
+        nn.init.zeros_(linear.bias)
+        stages[f"layer{d + 1}"] = nn.Sequential(*flat, linear, nn.Sigmoid())
         i = width
     return nn.Sequential(stages)
 
@@ -110,3 +122,6 @@ NETS: dict[str, Callable[..., nn.Sequential]] = {
     "resnet_small": resnet_small,
     "mlp": mlp,
 }
+
+PLAIN = frozenset({"mlp"})
+"""nets that take pixels in [0, 1] as they are, because they are asked to give them back"""

@@ -1,10 +1,11 @@
 """A contact sheet of any method's puzzles, drawn from the shapes of their fields alone.
 
-A puzzle is a frozen dataclass of tensors whose rows are samples. `cells` reads it: (B, 1 or 3, H, W) is a picture,
-(B, T, 1 or 3, h, w) are its tiles, bools (B, h, w) are a mask, (B,) and short (B, k) are numbers; anything else is
-not drawn. `puzzles` paints the cells into one image, and the HTML report sets the same cells as text and pictures.
+A puzzle is a frozen dataclass of tensors whose rows are samples: (B, 1 or 3, H, W) is a picture,
+(B, T, C, h, w) are its tiles, bools (B, h, w) a mask, (B,) and short (B, k) numbers; anything else is not drawn. `cells` reads
+it, `puzzles` paints the cells into one image, and the HTML report sets them as pictures and text.
 """
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -35,7 +36,7 @@ WRONG: Rgb = (190, 38, 38)
 
 @dataclass(frozen=True)
 class Note:
-    """One line below a puzzle: what was asked, what was answered, whether that is right (None: no verdict)."""
+    """A line below a puzzle: what was asked, what was answered, whether that is right (None: not judged)."""
 
     name: str
     asked: str = ""
@@ -88,10 +89,12 @@ def cells(pretext: Any, solved: Mapping[str, Tensor], rows: int) -> list[Cell]:
     for name in {**asked, **answered}:
         question, answer = asked.get(name), answered.get(name)
         for label, x in ((name, question), (f"{name}, answered", answer)):
-            if x is not None and pixels(x) is not None:
-                columns[label] = pictures(x)
-        if any(x is not None and countable(x) for x in (question, answer)):
-            notes.append(remarks(name, question, answer))
+            if x is not None and pixels(x[:rows]) is not None:
+                columns[label] = pictures(x[:rows])
+        if question is not None and answer is not None and taken_from(answer[:rows], question):
+            notes.append(choices(name, question[:rows], answer[:rows]))
+        elif all(x is None or countable(x) for x in (question, answer)):
+            notes.append(numbers(name, *(None if x is None else x[:rows] for x in (question, answer))))
     return [
         Cell(tuple((name, column[i]) for name, column in columns.items()), tuple(note[i] for note in notes))
         for i in range(min(rows, total))
@@ -161,17 +164,26 @@ def countable(x: Tensor) -> bool:
     return pixels(x) is None and (x.ndim == 1 or (x.ndim == 2 and x.shape[1] <= SHORT))
 
 
-def remarks(name: str, asked: Tensor | None, answered: Tensor | None) -> list[Note]:
+def numbers(name: str, asked: Tensor | None, answered: Tensor | None) -> list[Note]:
     """One note per sample; answers are judged where they are exact: whole numbers, yes and no."""
-    if answered is None:
-        return [Note(name, printed(x)) for x in ([] if asked is None else asked)]
-    if asked is None:
-        return [Note(name, answered=printed(x)) for x in answered]
-    judged = not asked.is_floating_point() and asked.shape == answered.shape
-    return [
-        Note(name, printed(q), printed(a), torch.equal(q.double(), a.double()) if judged else None)
-        for q, a in zip(asked, answered, strict=True)
-    ]
+    questions, answers = ([] if x is None else [printed(row) for row in x] for x in (asked, answered))
+    right: list[bool] = []
+    if asked is not None and answered is not None and asked.shape == answered.shape:
+        right = [] if asked.is_floating_point() else (asked == answered).view(len(asked), -1).all(1).tolist()
+    rows = itertools.zip_longest(questions, answers, right)
+    return [Note(name, q or "", a or "", r) for q, a, r in rows]
+
+
+def taken_from(answered: Tensor, asked: Tensor) -> bool:
+    """Whether all answered pictures are pictures of the puzzle, so that the model has chosen, not painted."""
+    if pixels(answered[:1]) is None or answered.shape[1:] != asked.shape[1:]:
+        return False
+    return all(bool((asked == one).flatten(1).all(1).any()) for one in answered)
+
+
+def choices(name: str, asked: Tensor, answered: Tensor) -> list[Note]:
+    own = (asked == answered).flatten(1).all(1).tolist()
+    return [Note(name, answered="its own" if right else "another's", right=right) for right in own]
 
 
 def printed(x: Tensor) -> str:
@@ -206,11 +218,13 @@ def font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
 
 def paint(drawn: Sequence[Cell], *, title: str = "", subtitle: str = "", columns: int = 0) -> Image.Image:
     """All cells on one sheet: `columns` of them side by side, by default as many as fit, in even lines."""
-    shown = [[(name, enlarged(picture)) for name, picture in cell.pictures] for cell in drawn]
+    shown = [level([(name, enlarged(picture)) for name, picture in cell.pictures]) for cell in drawn]
     heads = font(15)
-    widths = [max(p.width for _, p in column) for column in zip(*shown, strict=True)]
-    names = [[name for name, _ in column][0] for column in zip(*shown, strict=True)]
-    widths = [max(w, math.ceil(heads.getlength(n))) for w, n in zip(widths, names, strict=True)]
+    names = [name for name, _ in drawn[0].pictures] if drawn else []
+    widths = [
+        max(math.ceil(heads.getlength(name)), *(row[i][1].width for row in shown))
+        for i, name in enumerate(names)
+    ]
     wide = sum(widths) + GAP * max(0, len(widths) - 1)
     wide = max([wide, *(0 if columns else length(note) for cell in drawn for note in cell.notes)])
     high = max((p.height for cell in shown for _, p in cell), default=0)
@@ -247,13 +261,22 @@ def paint(drawn: Sequence[Cell], *, title: str = "", subtitle: str = "", columns
 
 
 def enlarged(picture: Image.Image) -> Image.Image:
-    """Small pictures by a whole factor and without smoothing, so that their pixels are seen; large ones reduced."""
+    """Small pictures by a whole factor, unsmoothed, so that their pixels are seen; large ones reduced."""
     side = max(picture.size)
     times = max(1, round(TILE / side))
     if side <= LARGEST:
         return picture.resize((picture.width * times, picture.height * times), Image.Resampling.NEAREST)
     size = tuple(max(1, round(s * LARGEST / side)) for s in picture.size)
     return picture.resize((size[0], size[1]), Image.Resampling.LANCZOS)
+
+
+def level(row: Sequence[tuple[str, Image.Image]]) -> list[tuple[str, Image.Image]]:
+    """All pictures of a puzzle as high as the highest."""
+    high = max((p.height for _, p in row), default=0)
+    sizes = [(round(p.width * high / p.height), high) for _, p in row]
+    return [
+        (name, p.resize(size, Image.Resampling.NEAREST)) for (name, p), size in zip(row, sizes, strict=True)
+    ]
 
 
 def spans(note: Note) -> list[tuple[str, Rgb]]:

@@ -1,0 +1,76 @@
+"""What a run shows while it goes on: one live line for a person, plain lines for a log file."""
+
+import math
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+
+from pretask.watch import ADVICE, HEALTHY
+
+KNOWN = {
+    "step", "steps", "epoch", "epochs", "loss", "lr", "images_per_s", "waiting", "eta", "state", "since", "knn"
+}  # fmt: skip
+PLAIN_EVERY = 30.0
+"""seconds between two lines where no person watches a terminal"""
+
+
+class Display:
+    """Call it with each row of the journal; use it as a context so that the terminal is left tidy."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True)
+        self.live = Live(console=self.console, auto_refresh=False) if self.console.is_terminal else None
+        self.warned = HEALTHY
+        self.last = -math.inf
+
+    def __enter__(self) -> "Display":
+        if self.live:
+            self.live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.live:
+            self.live.stop()
+
+    def __call__(self, row: Mapping[str, Any]) -> None:
+        state = row.get("state", HEALTHY)
+        if state not in (HEALTHY, self.warned):
+            self.console.print(f"[bold red]{state}[/] since step {row['since']}: {ADVICE[state]}")
+        self.warned = state
+        last = row["step"] + 1 == row["steps"]
+        if self.live:
+            self.live.update(self.panel(row), refresh=True)
+        elif last or time.monotonic() - self.last > PLAIN_EVERY:
+            self.last = time.monotonic()
+            self.console.print("  ".join(self.words(row)), highlight=False, soft_wrap=True)
+
+    def words(self, row: Mapping[str, Any]) -> list[str]:
+        parts = [f"{name} {value:.3g}" for name, value in row.items() if name not in KNOWN]
+        knn = row.get("knn", math.nan)
+        return [
+            f"step {row['step'] + 1}/{row['steps']}",
+            f"loss {row['loss']:.4f}",
+            *parts,
+            f"{row['images_per_s']:.0f} images/s",
+            f"waiting {row['waiting']:.0%}",
+            *([] if math.isnan(knn) else [f"kNN {knn:.1f} %"]),
+            row.get("state", HEALTHY),
+            f"{clock(row['eta'])} left",
+        ]
+
+    def panel(self, row: Mapping[str, Any]) -> Table:
+        grid = Table.grid(padding=(0, 2))
+        grid.add_row(ProgressBar(total=row["steps"], completed=row["step"] + 1, width=28), *self.words(row))
+        return grid
+
+
+def clock(seconds: float) -> str:
+    """3725 -> "1:02:05"."""
+    minutes, s = divmod(round(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    return f"{hours}:{m:02}:{s:02}" if hours else f"{m}:{s:02}"

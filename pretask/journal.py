@@ -1,0 +1,119 @@
+"""What a run writes down as it goes: rows of numbers, the state of its features, and what the display shows."""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from pretask import checkpoint, run
+from pretask.types import Progress, UserError
+from pretask.watch import ADVICE, BROKEN, HEALTHY, Watch
+
+ROWS = 500
+"""about how many rows of numbers a run leaves in its log"""
+
+T = TypeVar("T")
+Tell = Callable[[Mapping[str, Any]], None]
+
+
+class Journal:
+    """Rows of log.jsonl, each the mean since the last one, and the run's state of health.
+
+    `tell` gets every row as it is written, with what a display needs besides. Only the first process writes.
+    """
+
+    def __init__(
+        self, folder: Path, steps: int, batch: int, writes: bool, watch: Watch | None, tell: Tell | None = None
+    ):
+        self.folder, self.steps, self.batch, self.writes = folder, steps, batch, writes
+        self.watch, self.tell = watch, tell or (lambda row: None)
+        self.every = max(1, steps // ROWS)
+        self.losses: list[Tensor] = []
+        self.parts: list[Mapping[str, Tensor]] = []
+        self.first_loss = math.nan
+        self.waited = 0.0
+
+    def start(self, step: int) -> None:
+        """Rows of `step` and later, left by a run that was cut off, are forgotten; the features get a first look."""
+        if self.writes:
+            run.rewind(self.folder / run.LOG, step)
+            run.rewind(self.folder / run.SEEN, step)
+            rows = run.read(self.folder / run.LOG)
+            self.first_loss = rows[0]["loss"] if rows else math.nan
+        if self.watch:
+            self.watch.look(step, math.nan, math.nan, now=True)
+        self.began = self.since = time.perf_counter()
+        self.first_step = step
+
+    def waiting(self, items: Iterable[T]) -> Iterator[T]:
+        """The same items; the time until each arrives is counted."""
+        items = iter(items)
+        while True:
+            asked = time.perf_counter()
+            item = next(items, None)
+            self.waited += time.perf_counter() - asked
+            if item is None:
+                return
+            yield item
+
+    def note(self, progress: Progress, loss: Tensor, parts: Mapping[str, Tensor], lr: float) -> bool:
+        """Remember one step. True after a row was written and its losses were found finite."""
+        self.losses.append(loss)
+        self.parts.append(parts)
+        last = progress.step == self.steps - 1
+        if len(self.losses) < self.every and not last:
+            return False
+        losses, now = torch.stack(self.losses).tolist(), time.perf_counter()
+        row = {
+            "step": progress.step,
+            "epoch": progress.epoch,
+            "loss": sum(losses) / len(losses),
+            "lr": lr,
+            "images_per_s": len(losses) * self.batch / (now - self.since),
+            "waiting": self.waited / (now - self.since),
+        }
+        for name in parts:
+            row[name] = torch.stack([p[name] for p in self.parts]).mean().item()
+        first = progress.step + 1 - len(losses)
+        self.losses.clear()
+        self.parts.clear()
+        self.waited, self.since = 0.0, now
+        if self.writes:
+            run.append(self.folder / run.LOG, row)
+        self.stop_if_broken(first, losses)
+        self.look(row, last)
+        pace = (now - self.began) / (progress.step + 1 - self.first_step)
+        left = pace * (self.steps - 1 - progress.step)
+        self.tell({**row, "steps": self.steps, "epochs": progress.epochs, "eta": left})
+        return True
+
+    def stop_if_broken(self, first: int, losses: list[float]) -> None:
+        broken = next((i for i, value in enumerate(losses) if not math.isfinite(value)), None)
+        if broken is None:
+            return
+        if self.writes:
+            run.append(self.folder / run.SEEN, {"step": first + broken, "state": BROKEN})
+        raise UserError(
+            f"{BROKEN} since step {first + broken}; the last healthy weights are in "
+            f"{self.folder / checkpoint.LATEST}. {ADVICE[BROKEN]}"
+        )
+
+    def look(self, row: dict[str, Any], last: bool) -> None:
+        """Let the watch look if it is due; when health is lost, the checkpoint from before is set aside."""
+        if self.watch is None:
+            return
+        if math.isnan(self.first_loss):
+            self.first_loss = row["loss"]
+        was = self.watch.state
+        self.watch.look(row["step"], row["loss"], self.first_loss, now=last)
+        row |= {"state": self.watch.state, "since": self.watch.since, "knn": self.watch.knn}
+        if was == HEALTHY != self.watch.state:
+            checkpoint.set_aside(self.folder)
+
+    def end(self, step: int) -> None:
+        if self.watch and step < self.steps:  # the method finished early
+            self.watch.look(step, math.nan, math.nan, now=True)

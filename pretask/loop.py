@@ -1,0 +1,256 @@
+"""The one training loop, on Lightning Fabric.
+
+Everything random is a function of (seed, step), and everything remembered is in the checkpoint, so a run that was
+killed at any moment and resumed ends with the same weights, bit for bit on a CPU.
+"""
+
+import copy
+import math
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from pretask import checkpoint, distributed, loader
+from pretask.config import TrainConfig, schedule
+from pretask.context import Context, Finished
+from pretask.journal import Journal
+from pretask.methods.base import Method
+from pretask.rng import Rng
+from pretask.types import Batch, Loss, Progress, Source, UserError
+
+SAVE_EVERY = 60.0
+"""seconds between two checkpoints"""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`steps` cut into `epochs` of equal length, none longer than one pass over the source.
+
+    A run shorter than its rounds, or not a whole number of passes, gets shorter epochs rather than a ragged last one.
+    """
+
+    steps: int
+    epochs: int
+    rounds: int
+
+    @classmethod
+    def of(cls, steps: int, per_pass: int, rounds: int) -> "Plan":
+        passes = max(1, math.ceil(steps / per_pass))
+        return cls(steps, rounds * math.ceil(passes / rounds), rounds)
+
+    def start(self, epoch: int) -> int:
+        """The first step of an epoch."""
+        return epoch * self.steps // self.epochs
+
+    def at(self, step: int) -> Progress:
+        epoch = min(((step + 1) * self.epochs - 1) // self.steps, self.epochs - 1)
+        return Progress(step, self.steps, epoch, self.epochs, epoch * self.rounds // self.epochs, self.rounds)
+
+
+class Solver(nn.Module):
+    """What Fabric wraps. Its engine looks into arguments and results but refuses frozen dataclasses, hence Sealed."""
+
+    def __init__(self, method: Method[Any]):
+        super().__init__()
+        self.method = method
+
+    def forward(self, sealed: "Sealed") -> tuple[Tensor, dict[str, Tensor], Any]:
+        loss: Loss = self.method(sealed.pretext)
+        return loss.total, dict(loss.parts), loss.carry
+
+
+class Sealed:
+    def __init__(self, pretext: Any):
+        self.pretext = pretext
+
+
+class Trainer:
+    """One run in progress: what is trained, on what, and what has to be remembered to go on."""
+
+    def __init__(
+        self,
+        fabric: Fabric,
+        method: Method[Any],
+        source: Source,
+        train: TrainConfig,
+        folder: Path,
+        seed: int = 0,
+        workers: int | None = None,
+    ):
+        check(method, source, train)
+        self.fabric, self.method, self.source, self.train = fabric, method, source, train
+        self.folder, self.seed, self.workers = folder, seed, workers
+        self.begun = -1  # the last epoch that `begin_epoch` has prepared
+        self.weights: Tensor | None = None  # (N,) sampling weights of this epoch
+
+        method.to(fabric.device).train()
+        for module in method.modules():  # the layout that convolutions are fastest in
+            if isinstance(module, nn.Conv2d):
+                module.to(memory_format=torch.channels_last)
+        if distributed.world() > 1:
+            distributed.synchronise_norms(method)
+        self.solver = fabric.setup_module(Solver(method))
+        self.optimizers: list[Optimizer] = method.optimizers(train)
+        for group in (g for o in self.optimizers for g in o.param_groups):
+            group["peak"] = group["lr"]
+        self.steppers: list[Any] = [fabric.setup_optimizers(o) for o in self.optimizers]
+
+    # ---- one step
+
+    def step(self, batch: Batch, progress: Progress) -> tuple[Tensor, dict[str, Tensor]]:
+        """Puzzle, loss, gradient, update, memory. Returns the loss and its parts."""
+        share = distributed.rank(), distributed.world()
+        rng = Rng(self.seed, "pretext", progress.step, device=self.fabric.device, share=share)
+        torch.manual_seed(rng.generator.initial_seed() ^ share[0])  # for dropout and its like
+        with torch.no_grad():
+            pretext = self.method.pretext(batch.to(self.fabric.device), rng)
+        total, parts, carry = self.solver(Sealed(pretext))
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
+        self.fabric.backward(total)
+        for optimizer, stepper in zip(self.optimizers, self.steppers, strict=True):
+            if self.train.clip:
+                self.fabric.clip_gradients(self.solver, stepper, max_norm=self.train.clip)
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * schedule(self.train, progress.fraction)
+            stepper.step()
+        with torch.no_grad():
+            self.method.after_step(distributed.gather_rows(carry), progress)
+        return total.detach(), {name: value.detach() for name, value in parts.items()}
+
+    def batches(self, plan: Plan, epoch: int, first: int) -> Iterator[Batch]:
+        """This process's batches of one epoch, from its `first` on: a random order, or draws by weight."""
+        rng, n = Rng(self.seed, "order", epoch), len(self.source)
+        order = rng.permutation(n) if self.weights is None else rng.choice(n, self.weights.cpu())
+        order = order[: (plan.start(epoch + 1) - plan.start(epoch)) * self.train.batch]
+        share = distributed.rank(), distributed.world()
+        return loader.epoch(self.source, order, self.train.batch, first, share, self.workers)
+
+    def prepare(self, progress: Progress) -> None:
+        """Let the method prepare its epoch, unless a checkpoint says that it already has."""
+        if self.begun < progress.epoch:
+            self.weights = self.method.begin_epoch(self.context(progress))
+            self.begun = progress.epoch
+
+    def context(self, progress: Progress) -> Context:
+        rng = Rng(self.seed, "begin", progress.epoch, device=self.fabric.device)
+        return Context(self.source, self.optimizers, progress, rng, self.folder)
+
+    # ---- memory
+
+    def state(self, step: int) -> dict[str, Any]:
+        return {
+            "step": step,
+            "begun": self.begun,
+            "weights": self.weights,
+            "method": self.method.state_dict(),
+            "optimizers": [o.state_dict() for o in self.optimizers],
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> int:
+        """Back to a saved state; returns the step to go on with."""
+        self.method.load_state_dict(state["method"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.begun, self.weights = state["begun"], state["weights"]
+        return state["step"]
+
+    def save(self, step: int) -> None:
+        if self.fabric.is_global_zero:
+            checkpoint.save(self.folder / checkpoint.LATEST, self.state(step))
+
+    def begin(self) -> int:
+        """The step to start from: a checkpoint's, or 0 after the method has begun."""
+        latest = self.folder / checkpoint.LATEST
+        if latest.exists():
+            return self.restore(checkpoint.load(latest))
+        self.method.begin(self.context(Plan(1, 1, 1).at(0)))
+        return 0
+
+    # ---- the run
+
+    def fit(self, plan: Plan, journal: Journal) -> None:
+        """Train to the end of `plan`, or until the method has nothing left to learn."""
+        step = self.begin()
+        journal.start(step)
+        self.save(step)
+        saved = time.monotonic()
+        try:
+            while step < plan.steps:
+                epoch = plan.at(step).epoch
+                self.prepare(plan.at(step))
+                for batch in journal.waiting(self.batches(plan, epoch, step - plan.start(epoch))):
+                    progress = plan.at(step)
+                    loss, parts = self.step(batch, progress)
+                    step += 1
+                    lr = self.optimizers[0].param_groups[0]["lr"]
+                    sound = journal.note(progress, loss, parts, lr)
+                    if sound and time.monotonic() - saved > SAVE_EVERY:
+                        self.save(step)
+                        saved = time.monotonic()
+        except Finished:
+            pass
+        self.save(step)
+        journal.end(step)
+        self.fabric.barrier()
+
+    def seconds_per_step(self, at_least: float) -> float:
+        """Measured on real steps at the start, middle and end of a run, whose traces are then wiped out.
+
+        Methods that work in stages cost differently from stage to stage, hence three places of about
+        `at_least` / 3 seconds each.
+        """
+        self.begin()
+        before, rounds = copy.deepcopy(self.state(0)), self.train.rounds
+        plan = Plan.of(3 * rounds * self.per_pass, self.per_pass, rounds)
+        seconds = []
+        for place in (0, plan.steps // 2, plan.steps - 1):
+            progress = plan.at(place)
+            self.begun = -1
+            self.prepare(progress)
+            batches = self.batches(plan, progress.epoch, 0)
+            self.timed(batches, progress, 2)  # warm up
+            roughly = self.timed(batches, progress, 2)
+            count = self.fabric.broadcast(min(50, max(2, round(at_least / 3 / max(roughly, 1e-6)))))
+            seconds.append(self.timed(batches, progress, count))
+        self.restore(before)
+        return self.fabric.broadcast(sum(seconds) / len(seconds))
+
+    def timed(self, batches: Iterator[Batch], progress: Progress, count: int) -> float:
+        """Seconds per step over at most `count` steps."""
+        began, done = time.perf_counter(), 0
+        for batch, _ in zip(batches, range(count), strict=False):
+            self.step(batch, progress)
+            done += 1
+        if self.fabric.device.type == "cuda":
+            torch.cuda.synchronize()
+        return (time.perf_counter() - began) / max(done, 1)
+
+    @property
+    def per_pass(self) -> int:
+        """Steps in one pass over the source; a last, short batch is left out."""
+        return len(self.source) // self.train.batch
+
+
+def check(method: Method[Any], source: Source, train: TrainConfig) -> None:
+    """Raises UserError if these three cannot go together."""
+    missing = method.needs - source.provides
+    if missing:
+        raise UserError(
+            f"{type(method).__name__} needs {', '.join(sorted(missing))} with every image; "
+            f"{source.name} provides {', '.join(sorted(source.provides)) or 'images alone'}"
+        )
+    if len(source) < train.batch:
+        raise UserError(
+            f"{source.name} has {len(source)} images, fewer than one batch of {train.batch}; "
+            f"add images or set --batch {len(source)} or less"
+        )
+    if train.batch % distributed.world():
+        raise UserError(f"a batch of {train.batch} cannot be shared by {distributed.world()} processes evenly")

@@ -1,0 +1,303 @@
+"""Stacked denoising autoencoder: each layer gets a damaged copy of its input and must give back the undamaged one.
+
+Vincent, Larochelle, Lajoie, Bengio, Manzagol: Stacked Denoising Autoencoders: Learning Useful Representations in a
+Deep Network with a Local Denoising Criterion, JMLR 11 (2010) 3371-3408. It appeared before arXiv's habit and has no
+number there. Layers are trained one after another: a layer's input, and so its target, is what the finished layers
+below make of the clean image; noise is never handed up.
+
+The paper's net is `mlp`: sigmoid layers, decoded by their own matrix transposed. Any other chain of layers works as
+well (`resnet_small`, timm's ResNets and ConvNeXts): a layer is then a stage, noise falls on whole positions of a map
+(a pixel that keeps one of its colours would give the others away), and a decoder of one convolution looks back.
+
+Cost: a step runs the layers below forward and one layer forward and backward, so never more than the whole encoder.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pretask import images
+from pretask.config import TrainConfig
+from pretask.context import Context
+from pretask.encoders import Classic, Encoder
+from pretask.methods.base import Method, MethodConfig
+from pretask.rng import Rng
+from pretask.types import Batch, Loss, Source, UserError
+
+Noise = Literal["masking", "salt_and_pepper", "gaussian"]
+
+
+@dataclass(frozen=True)
+class Config(MethodConfig):
+    """Give back the undamaged input from a damaged one, layer after layer."""
+
+    encoder: ClassVar[str] = "mlp"
+    train: ClassVar[TrainConfig] = TrainConfig(epochs=30, batch=128, lr=1e-3, weight_decay=0.0, rounds=3)
+
+    noise: Noise = "masking"
+    """masking sets components to 0; salt_and_pepper to the least or greatest value; gaussian adds to all"""
+    amount: tuple[float, ...] = (0.25,)
+    """share of the components that is damaged, or standard deviation of gaussian; one for all layers or one each"""
+    exact: bool = True
+    """the same number of damaged components in every sample; otherwise each falls by its own coin"""
+    alpha: float = 1.0
+    """weight of the loss on damaged components (sec. 3.3)"""
+    beta: float = 1.0
+    """weight of the loss on the others; 0 is full emphasis"""
+    tied: bool = True
+    """sigmoid layers are decoded by their own matrix transposed; other layers always have a decoder of their own"""
+
+    def build(self, encoder: Encoder, source: Source) -> "StackedDenoising":
+        return StackedDenoising(self, encoder)
+
+
+@dataclass(frozen=True)
+class Paper(Config):
+    """The LISA reference on MNIST: 3 x 1000 units, 15 epochs a layer, masking of 10, 20 and 30 %.
+
+    It steps after every image at 0.001; batches of 20 at 0.02 sum up to the same steps.
+    """
+
+    encoder: ClassVar[str] = "mlp"
+    train: ClassVar[TrainConfig] = TrainConfig(
+        epochs=45,
+        batch=20,
+        optimizer="sgd",
+        lr=0.02,
+        momentum=0.0,
+        weight_decay=0.0,
+        warmup=0.0,
+        drops=(1.0,),
+        rounds=3,
+    )
+
+    amount: tuple[float, ...] = (0.1, 0.2, 0.3)
+    """share of the components that is damaged, layer by layer"""
+    exact: bool = False
+    """a coin for each component"""
+
+
+@dataclass(frozen=True)
+class Damaged:
+    image: Tensor  # (B, C, H, W), as it is
+    damaged: Tensor  # (B, …) the layer's input after the noise; an image for the first layer
+    clean: Tensor  # (B, D) the layer's input before the noise, in a row
+    chosen: Tensor  # (B, D) bool, the components that the noise fell on, whether or not it changed them
+
+
+def damage(
+    x: Tensor, noise: Noise, amount: float, rng: Rng, exact: bool = True, bounded: bool = True
+) -> tuple[Tensor, Tensor]:
+    """(B, …) -> a damaged copy, and (B, D) bool where the noise fell; `bounded` values are known to be in [0, 1].
+
+    What is left is not scaled up, unlike in dropout.
+    """
+    if noise == "gaussian":
+        return x + amount * rng.normal(*x.shape), torch.ones_like(x.flatten(1), dtype=torch.bool)
+    places = (1, *x.shape[2:]) if x.ndim == 4 else x.shape[1:]  # of a map, all channels at once
+    d, where = prod(places), rng.child("where")
+    chosen = where.orders(len(x), d) < round(amount * d) if exact else where.coin(len(x), d, p=amount)
+    chosen = chosen.view(len(x), *places).expand_as(x)
+    value = torch.zeros_like(x)
+    if noise == "salt_and_pepper":
+        row = (len(x), *[1] * (x.ndim - 1))
+        low = value if bounded else x.flatten(1).amin(1).view(row)
+        high = torch.ones_like(x) if bounded else x.flatten(1).amax(1).view(row)
+        value = torch.where(rng.child("value").coin(*x.shape, p=0.5), high, low)
+    return torch.where(chosen, value, x), chosen.flatten(1)
+
+
+def errors(output: Tensor, clean: Tensor, bounded: bool) -> Tensor:
+    """(B, D) of each component: cross-entropy of a sigmoid output, or squared error of a linear one (sec. 2.2)."""
+    if bounded:
+        return F.binary_cross_entropy_with_logits(output, clean, reduction="none")
+    return (output - clean) ** 2
+
+
+def emphasised(errors: Tensor, chosen: Tensor, alpha: float, beta: float) -> Tensor:
+    """α Σ_j∈J ℓ_j + β Σ_j∉J ℓ_j, J the chosen components (sec. 3.3); (B, D) -> mean over the batch."""
+    return torch.where(chosen, alpha * errors, beta * errors).sum(1).mean()
+
+
+class Transposed(nn.Module):
+    """Decodes by the matrix of the layer that it belongs to."""
+
+    def __init__(self, linear: nn.Linear):
+        super().__init__()
+        self.of = (linear,)  # in a tuple: the matrix is the encoder's parameter, not a second one
+        self.bias = nn.Parameter(torch.zeros(linear.in_features))
+
+    def forward(self, code: Tensor) -> Tensor:
+        return F.linear(code, self.of[0].weight.T, self.bias)
+
+
+def decoder(layer: nn.Module, shape: torch.Size, code: torch.Size, tied: bool) -> nn.Module:
+    """Code (B, …) -> (B, D), the layer's input of `shape` in a row, before any sigmoid."""
+    linear = [m for m in layer.modules() if isinstance(m, nn.Linear)]
+    if tied and ends_in_sigmoid(layer) and len(linear) == 1:
+        return Transposed(linear[0])
+    if len(code) == 1:
+        return nn.Linear(code[0], prod(shape))
+    channels, *side = shape
+    return nn.Sequential(
+        nn.Upsample(size=tuple(side)), nn.Conv2d(code[0], channels, 3, padding=1), nn.Flatten()
+    )
+
+
+def ends_in_sigmoid(layer: nn.Module) -> bool:
+    return isinstance(list(layer.modules())[-1], nn.Sigmoid)
+
+
+@contextmanager
+def at_rest(module: nn.Module) -> Iterator[None]:
+    """In evaluation mode: batch norms use what they have learnt and learn nothing more."""
+    modes = [(m, m.training) for m in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for m, mode in modes:
+            m.training = mode
+
+
+def parts(net: nn.Module, ends: list[str], above: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """Modules in order, by path; a container inside which a stage ends is opened."""
+    for name, child in net.named_children():
+        path = f"{above}{name}"
+        if any(end.startswith(f"{path}.") for end in ends):
+            yield from parts(child, ends, f"{path}.")
+        else:
+            yield path, child
+
+
+def layers(encoder: Encoder) -> tuple[nn.Sequential, ...]:
+    """The encoder's stages, each a function of the one before. Raises UserError where they are not."""
+    net = encoder.net
+    ends = (
+        [name for name, _ in net.named_children()]
+        if isinstance(encoder, Classic)
+        else [info["module"] for info in list(net.feature_info)]
+    )
+    chain, layer = [], []
+    for path, module in parts(net, ends):
+        layer.append(module)
+        if path in ends:
+            chain.append(nn.Sequential(*layer))
+            layer = []
+    if not same(encoder, chain):
+        raise UserError(
+            f"sdae trains layer by layer, and {encoder.name} is no plain chain of layers; "
+            "try mlp, resnet_small, resnet18 or convnext_atto"
+        )
+    return tuple(chain)
+
+
+@torch.no_grad()
+def same(encoder: Encoder, chain: list[nn.Sequential]) -> bool:
+    """Whether the chain computes what the encoder does."""
+    shape = (1, encoder.channels, encoder.size, encoder.size)
+    image = torch.linspace(0, 1, prod(shape), device=encoder.mean.device).view(shape)
+    with at_rest(encoder):
+        x = (image - encoder.mean) / encoder.std
+        try:
+            for layer in chain:
+                x = layer(x)
+        except Exception:  # whatever a net that is no chain does with a wrong input
+            return False
+        deepest = list(encoder(image).values())[-2]  # the last is the pool
+    return x.shape == deepest.shape and torch.allclose(x, deepest, rtol=1e-3, atol=1e-4)
+
+
+class StackedDenoising(Method[Damaged]):
+    """In R rounds of L layers' worth of epochs, layer l learns from epoch l/L of the run on. R = L restarts the
+    learning rate with each layer."""
+
+    partial = True
+    stage: Tensor  # () the layer that learns, from 0
+
+    def __init__(self, config: Config, encoder: Encoder):
+        super().__init__()
+        self.config, self.encoder = config, encoder
+        self.layers = layers(encoder)  # a tuple: the encoder already owns them
+        self.shapes, decoders = [], []
+        x = torch.zeros(1, encoder.channels, encoder.size, encoder.size)
+        with torch.no_grad(), at_rest(encoder):
+            for layer in self.layers:
+                code = layer(x)
+                self.shapes.append(x.shape[1:])
+                decoders.append(decoder(layer, x.shape[1:], code.shape[1:], config.tied))
+                x = code
+        self.decoders = nn.ModuleList(decoders)
+        self.bounded = [True, *(ends_in_sigmoid(layer) for layer in self.layers[:-1])]
+        self.register_buffer("stage", torch.zeros((), dtype=torch.int64))
+        if len(config.amount) not in (1, len(self.layers)):
+            raise UserError(
+                f"sdae has {len(config.amount)} amounts of noise for {len(self.layers)} layers; "
+                "give one for all or one for each"
+            )
+
+    def begin(self, context: Context) -> None:
+        if context.progress.epochs < len(self.layers):
+            raise UserError(
+                f"sdae trains {len(self.layers)} layers one after another, which takes as many epochs at least, "
+                f"not {context.progress.epochs}; add --epochs {10 * len(self.layers)} --rounds {len(self.layers)}"
+            )
+
+    def begin_epoch(self, context: Context) -> None:
+        now = context.progress
+        self.stage.fill_(now.epoch * len(self.layers) // now.epochs)
+
+    @torch.no_grad()
+    def codes(self, image: Tensor) -> Tensor:
+        """What the layers below the learning one make of clean images; never changes while that one learns."""
+        x = image
+        for s in range(int(self.stage)):
+            with at_rest(self.layers[s]):
+                x = self.encode(s, x)
+        return x.float()
+
+    def encode(self, s: int, x: Tensor) -> Tensor:
+        if s == 0:
+            x = (x - self.encoder.mean) / self.encoder.std
+        return self.layers[s](x)
+
+    def pretext(self, batch: Batch, rng: Rng) -> Damaged:
+        c, s = self.config, int(self.stage)
+        image = images.to_float(batch.image)
+        clean = self.codes(image)
+        amount = c.amount[s % len(c.amount)]
+        damaged, chosen = damage(clean, c.noise, amount, rng, c.exact, self.bounded[s])
+        return Damaged(image, damaged, clean.flatten(1), chosen)
+
+    def loss(self, pretext: Damaged) -> Loss:
+        s = int(self.stage)
+        output = self.decoders[s](self.encode(s, pretext.damaged)).float()  # (B, D)
+        of_each = errors(output, pretext.clean, self.bounded[s])
+        total = emphasised(of_each, pretext.chosen, self.config.alpha, self.config.beta)
+        restored = output.sigmoid() if self.bounded[s] else output
+        return Loss(
+            total,
+            {
+                "layer": self.stage + 1.0,
+                "damage": F.mse_loss(pretext.damaged.flatten(1), pretext.clean),
+                "left": F.mse_loss(restored, pretext.clean),
+            },
+        )
+
+    def solve(self, pretext: Damaged) -> Mapping[str, Tensor]:
+        """The image as the decoders, from the learning layer down, restore it."""
+        s = int(self.stage)
+        x = self.encode(s, pretext.damaged)
+        for below in range(s, -1, -1):
+            x = self.decoders[below](x)
+            x = (x.sigmoid() if self.bounded[below] else x).view(len(x), *self.shapes[below])
+        return {"image": x}
+
+    def export(self) -> Encoder:
+        return self.encoder

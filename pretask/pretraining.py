@@ -1,0 +1,278 @@
+"""From a method's name and a folder of images to a trained encoder in a run folder."""
+
+import csv
+import dataclasses
+import io
+import json
+import math
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.strategies import DDPStrategy
+
+from pretask import checkpoint, encoders, methods, run, sources
+from pretask.config import TrainConfig
+from pretask.journal import Journal, Tell
+from pretask.loop import Plan, Trainer
+from pretask.methods import Method, MethodConfig
+from pretask.types import Source, UserError
+from pretask.watch import Watch
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is trained on, how long, and where the result goes."""
+
+    data: str
+    """a folder of images, a .npz, .parquet or .tar file, hf:NAME, or a torchvision name such as cifar10"""
+    out: Path | None = None
+    """the run's folder, which must not exist (runs/METHOD-DATA-sSEED)"""
+    encoder: str | None = None
+    """any timm name or a classic net; timm arguments after a colon: vit_tiny_patch16_224:patch_size=4"""
+    size: int | None = None
+    """side of the images, pixels (as stored in arrays; from the files of a folder, 160 at most)"""
+    steps: int | None = None
+    """length of the run in steps, in the place of --epochs"""
+    budget: str | None = None
+    """length of the run in time, such as 90s, 10m or 2h: the first steps are timed, then the number is fixed"""
+    seed: int = 0
+    """of the weights, the order and the puzzles"""
+    init: Path | None = None
+    """weights to start from: a run's folder or an encoder.safetensors"""
+    watch: str | None = None
+    """labelled images for an online kNN score; training never sees them"""
+    root: Path | None = None
+    """where a torchvision data set is, or is downloaded to"""
+    max_bad: float = 0.1
+    """share of unreadable files at which the run stops"""
+    workers: int | None = None
+    """processes that decode images (one less than there are cores, 8 at most)"""
+    devices: int | Literal["auto"] = "auto"
+    """processes to train with on this machine: GPUs, or 1 on a CPU"""
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    """what to train on"""
+    precision: Literal["auto", "bf16-mixed", "32-true"] = "auto"
+    """bf16 where the hardware has it"""
+
+
+def fastest_precision() -> Literal["bf16-mixed", "32-true"]:
+    """bf16 where the processor multiplies it natively: emulated, it is slower than float32."""
+    if torch.cuda.is_available():
+        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bf16-mixed" if native else "32-true"
+
+
+def engine(settings: Settings, partial: bool) -> Fabric:
+    """Lightning Fabric for these settings: one process, several on this machine, or many by torchrun."""
+    many = settings.devices not in ("auto", 1) or int(os.environ.get("WORLD_SIZE", "1")) > 1
+    on_cpu = settings.accelerator == "cpu" or not torch.cuda.is_available()
+    devices = (int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if on_cpu else "auto")
+    ddp = DDPStrategy(find_unused_parameters=partial, broadcast_buffers=False)
+    precision = fastest_precision() if settings.precision == "auto" else settings.precision
+    return Fabric(
+        accelerator="cpu" if on_cpu else settings.accelerator,
+        devices=devices if settings.devices == "auto" else settings.devices,
+        num_nodes=int(os.environ.get("WORLD_SIZE", "1")) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
+        strategy=ddp if many or (not on_cpu and torch.cuda.device_count() > 1) else "auto",
+        precision=precision,
+    )
+
+
+def seconds(budget: str) -> float:
+    """ "90s", "10m", "2h" or plain seconds."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", budget)
+    if not found or not float(found[1]):
+        raise UserError(f"--budget {budget!r} is not a time; write 90s, 10m or 2h")
+    return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
+
+
+def named(method: str, settings: Settings) -> Path:
+    """The folder of a run: the one that was asked for, or runs/METHOD-DATA-sSEED."""
+    data = Path(settings.data.rstrip("/").split(":")[-1]).stem or "data"
+    title = Path(method).stem if method.endswith(".py") else method.replace(":", "-")
+    return settings.out or Path("runs") / f"{title}-{data}-s{settings.seed}"
+
+
+def pretrain(
+    method: str | None,
+    settings: Settings,
+    config: MethodConfig | None = None,
+    train: TrainConfig | None = None,
+    *,
+    resume: Path | None = None,
+    command: Sequence[str] = (),
+    tell: Tell | None = None,
+) -> run.Run:
+    """Train `method` ("rotnet", "rotnet:paper" or "./my_puzzle.py") and leave everything in a run folder.
+
+    `config` and `train` default to the recipe. With `resume`, the run in that folder goes on with its own settings.
+    """
+    began = time.monotonic()
+    fabric_settings = settings
+    if resume is None:
+        assert method is not None
+        config = config or methods.recipe(method)()
+        train = train or config.train
+        folder = named(method, settings)
+        if folder.exists() and any(folder.iterdir()):
+            raise UserError(
+                f"{folder} exists; choose another --out, or go on with: pretask pretrain --resume {folder}"
+            )
+        old: dict[str, Any] = {}
+    else:
+        folder, old = resume, run.card(resume)
+        method, settings, config, train = run.revive(old)
+        settings = dataclasses.replace(settings, devices=fabric_settings.devices)
+
+    source = sources.open(settings.data, size=settings.size, root=settings.root, max_bad=settings.max_bad)
+    labelled = None
+    if settings.watch:
+        labelled = sources.open_labelled(
+            settings.watch, size=source.size, channels=source.channels, root=settings.root
+        )
+    torch.manual_seed(settings.seed)
+    spec = settings.encoder or config.encoder
+    encoder = encoders.build(spec, source.channels, source.size)
+    solver = config.build(encoder, source)
+    if settings.init and resume is None:
+        run.load_encoder_weights(encoder, settings.init)
+    fabric = engine(settings, solver.partial)
+    fabric.launch()
+    trainer = Trainer(fabric, solver, source, train, folder, settings.seed, settings.workers)
+
+    if resume is None:
+        if fabric.is_global_zero:
+            folder.mkdir(parents=True, exist_ok=True)
+        fabric.barrier()
+        steps = length(settings, train, trainer, began)
+    else:
+        steps = old["steps"]
+    plan = Plan.of(steps, trainer.per_pass, train.rounds)
+    if resume is None and fabric.is_global_zero:
+        card = describe(method, settings, config, train, plan, source, fabric, spec, command)
+        checkpoint.write_text(folder / run.CARD, json.dumps(card, indent=2, default=str) + "\n")
+        preview(solver, source, folder, settings.seed)
+    watch = Watch(solver.export(), source, folder, labelled) if fabric.is_global_zero else None
+    journal = Journal(folder, plan.steps, train.batch, fabric.is_global_zero, watch, tell)
+    trainer.fit(plan, journal)
+    if fabric.is_global_zero:
+        finish(folder, solver, source, time.monotonic() - began)
+    fabric.barrier()
+    return run.Run(folder)
+
+
+def length(settings: Settings, train: TrainConfig, trainer: Trainer, began: float) -> int:
+    """How many steps the run has: --steps, or as many as fit the --budget, or --epochs."""
+    if settings.steps is not None:
+        if settings.steps < 1:
+            raise UserError(f"--steps {settings.steps} is not a number of steps; give 1 or more")
+        return settings.steps
+    if settings.budget is None:
+        return train.epochs * trainer.per_pass
+    budget = seconds(settings.budget)
+    per_step = trainer.seconds_per_step(at_least=0.03 * budget)
+    left = 0.97 * budget - (time.monotonic() - began)  # 3 % for looking, saving and the last export
+    if left < 3 * per_step:
+        raise UserError(
+            f"--budget {settings.budget} is too short: a step takes {per_step:.2f} s and getting ready took "
+            f"{time.monotonic() - began:.0f} s; give {math.ceil(time.monotonic() - began + 30 * per_step)}s or more"
+        )
+    return trainer.fabric.broadcast(int(left / per_step))
+
+
+def describe(
+    method: str,
+    settings: Settings,
+    config: MethodConfig,
+    train: TrainConfig,
+    plan: Plan,
+    source: Source,
+    fabric: Fabric,
+    encoder: str,
+    command: Sequence[str],
+) -> dict[str, Any]:
+    """run.json: everything that decides the run, and where it was made."""
+    name, _, recipe = method.partition(":")
+    return {
+        "method": str(Path(name).resolve()) if name.endswith(".py") else name,
+        "recipe": recipe or "default",
+        "config": dataclasses.asdict(config),
+        "train": dataclasses.asdict(train),
+        "settings": dataclasses.asdict(settings),
+        "encoder": encoder,
+        "data": settings.data,
+        "n": len(source),
+        "channels": source.channels,
+        "size": source.size,
+        "seed": settings.seed,
+        "steps": plan.steps,
+        "epochs": plan.epochs,
+        "precision": fastest_precision() if settings.precision == "auto" else settings.precision,
+        "device": torch.cuda.get_device_name() if fabric.device.type == "cuda" else platform.processor() or "cpu",
+        "processes": fabric.world_size,
+        "threads": torch.get_num_threads(),
+        "versions": versions(),
+        "commit": commit(),
+        "command": " ".join(command) or None,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in ("pretask", "torch", "torchvision", "timm", "lightning-fabric", "numpy", "pillow"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def commit() -> str | None:
+    """The git commit of this package's source, if it is run from a checkout."""
+    try:
+        told = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
+            capture_output=True,
+            text=True,
+            timeout=5,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return told.stdout.strip() or None
+
+
+@torch.no_grad()
+def preview(method: Method[Any], source: Source, folder: Path, seed: int) -> None:
+    """preview.png: the first puzzles with their answers."""
+    from pretask.reports import sheet
+    from pretask.rng import Rng
+
+    batch = source.__getitems__(torch.arange(min(8, len(source))))
+    device = next(method.parameters()).device
+    puzzle = method.pretext(batch.to(device), Rng(seed, "preview", device=device))
+    picture = sheet.puzzles(puzzle, title=folder.name)
+    checkpoint.write(folder / "preview.png", lambda file: picture.save(file, format="PNG"))
+
+
+def finish(folder: Path, method: Method[Any], source: Source, took: float) -> None:
+    """The encoder alone, the list of what could not be read, and the mark of a complete run."""
+    run.save_encoder(method.export(), folder)
+    if source.bad:
+        text = io.StringIO()
+        csv.writer(text).writerows([("file", "reason"), *sorted(source.bad.items())])
+        checkpoint.write_text(folder / run.SKIPPED, text.getvalue())
+    checkpoint.write_text(folder / run.DONE, f"{took:.1f} s\n")

@@ -1,0 +1,144 @@
+"""Curves of a run: every number that its log and its watch hold, one small plot each."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Row = Mapping[str, Any]
+
+POINTS = 400
+"""a curve keeps about as many; a phone shows fewer"""
+SMOOTH = 40
+"""a curve of more points than this is also drawn as the running mean over this share of its length"""
+SAID = {
+    "loss": "Loss",
+    "lr": "Learning rate",
+    "images_per_s": "Images per second",
+    "waiting": "Share of time waiting for data",
+    "std": "Spread: std of unit features, per dimension",
+    "cosine": "Mean cosine between images",
+    "rank": "Effective rank of the features",
+    "relative": "Share of the features that differs between images",
+    "knn": "Online kNN accuracy, %",
+}
+"""titles of the numbers every run has; a method's own parts keep their names"""
+OURS = ("loss", "images_per_s", "waiting", "lr")
+PLACES = {"step", "epoch", "round", "time"}
+"""columns that say where a row belongs rather than what was measured"""
+
+
+@dataclass(frozen=True)
+class Plot:
+    """One curve: its title, its last value, what it shows in words, and the drawing."""
+
+    title: str
+    last: str
+    words: str
+    svg: str
+
+
+def plots(log: Sequence[Row], watch: Sequence[Row] = ()) -> list[Plot]:
+    """The loss and its parts, then the course of the run, then what the watch saw; only what was measured."""
+    parts = [name for name in names(log) if name not in OURS]
+    ordered = [*OURS[:1], *parts, *OURS[1:]]
+    return [
+        plot
+        for rows, wanted in ((log, ordered), (watch, names(watch)))
+        for plot in (drawn(name, rows) for name in wanted)
+        if plot is not None
+    ]
+
+
+def names(rows: Sequence[Row]) -> list[str]:
+    """Columns that hold numbers, in the order of their first appearance."""
+    found = {name: None for row in rows for name, value in row.items() if is_number(value)}
+    return [name for name in found if name not in PLACES]
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def drawn(name: str, rows: Sequence[Row]) -> Plot | None:
+    """The curve of one column, or None where it was never measured."""
+    rows = [row for row in rows if name in row]
+    if not rows:
+        return None
+    x = np.array([row["step"] for row in rows], float)
+    y = np.array([row[name] if is_number(row[name]) else math.nan for row in rows], float)
+    return Plot(SAID.get(name, name), short(y[-1]), in_words(x, y), picture(x, y))
+
+
+def in_words(x: np.ndarray, y: np.ndarray) -> str:
+    """The curve for those who do not see it, and what a curve does not show: values that are no numbers."""
+    good = np.isfinite(y)
+    if not good.any():
+        return f"not a number at any of {len(y)} logged steps"
+    words = f"{short(y[good][0])} at step {x[good][0]:,.0f}"
+    if good.sum() > 1:
+        words += f", {short(y[good][-1])} at step {x[good][-1]:,.0f}"
+        words += f"; between {short(y[good].min())} and {short(y[good].max())}"
+    if not good.all():
+        words += f"; not a number from step {x[~good][0]:,.0f} on ({(~good).sum():,} times)"
+    return words
+
+
+def short(value: float) -> str:
+    """Three digits that matter, and thousands set apart."""
+    if not math.isfinite(value):
+        return "not a number"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def thin(x: np.ndarray, y: np.ndarray, points: int = POINTS) -> tuple[np.ndarray, np.ndarray]:
+    """About `points` of a curve at most: the lowest and the highest of every stretch, so that spikes stay."""
+    if len(x) <= points:
+        return x, y
+    keep = {0, len(x) - 1}
+    for stretch in np.array_split(np.arange(len(x)), points // 2):
+        good = stretch[np.isfinite(y[stretch])]
+        keep |= {int(good[y[good].argmin()]), int(good[y[good].argmax()])} if len(good) else {int(stretch[0])}
+    kept = np.array(sorted(keep))
+    return x[kept], y[kept]
+
+
+def smoothed(y: np.ndarray) -> np.ndarray:
+    """Running mean over a window of the curve's own length, shrinking at the ends; gaps count as nothing."""
+    half = max(1, len(y) // SMOOTH // 2)
+    good = np.isfinite(y)
+    total = np.concatenate([[0.0], np.cumsum(np.where(good, y, 0.0))])
+    count = np.concatenate([[0.0], np.cumsum(good)])
+    low = np.clip(np.arange(len(y)) - half, 0, None)
+    high = np.clip(np.arange(len(y)) + half + 1, None, len(y))
+    seen = count[high] - count[low]
+    return np.where(seen > 0, (total[high] - total[low]) / np.maximum(seen, 1), math.nan)
+
+
+def picture(x: np.ndarray, y: np.ndarray) -> str:
+    """The curve as SVG: values pale, their running mean on top, a cross where they stopped being numbers."""
+    from matplotlib.ticker import EngFormatter, MaxNLocator
+
+    from pretask.reports import svg
+
+    y = np.where(np.isfinite(y), y, math.nan)
+    noisy = len(y) > SMOOTH
+    figure, axes = svg.blank(4.0, 2.1)
+    axes.plot(*thin(x, y), color=svg.ACCENT, linewidth=1.0 if noisy else 1.8, alpha=0.35 if noisy else 1.0)
+    if noisy:
+        axes.plot(*thin(x, smoothed(y), POINTS // 2), color=svg.ACCENT, linewidth=1.8)
+    if np.isfinite(y).sum() == 1 or len(y) <= 12:
+        axes.plot(x, y, "o", color=svg.ACCENT, markersize=4)
+    broken = x[np.isnan(y)]
+    if len(broken):
+        axes.plot(
+            broken[:1], [0.04], "X", color=svg.ALARM, markersize=8, transform=axes.get_xaxis_transform()
+        )
+        axes.axvline(broken[0], color=svg.ALARM, linewidth=1.2, linestyle=(0, (4, 3)))
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.yaxis.set_major_locator(MaxNLocator(4))
+    axes.margins(x=0.02, y=0.08)
+    return svg.svg(figure)

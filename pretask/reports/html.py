@@ -1,0 +1,247 @@
+"""The report of a run: one HTML file that needs nothing else, neither network nor scripts.
+
+`write` is given what there is; a section without content is not shown. Everything that comes from outside, such as
+file names, class names and settings, is escaped by the template engine.
+"""
+
+import base64
+import csv
+import io
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from pretask import run as runs
+from pretask.reports.curves import Plot, Row
+from pretask.reports.features import Neighbour
+from pretask.reports.sheet import LARGEST, Cell, tally
+
+LISTED = 50
+"""bad files shown; the rest are in the run folder"""
+PHOTO = 64
+"""pixels from which a picture is stored as JPEG; smaller ones stay exact and are drawn with hard edges"""
+
+
+@dataclass(frozen=True)
+class Map:
+    """The features on a plane: the drawing, what its colours mean, how many images."""
+
+    svg: str
+    count: int
+    legend: Sequence[tuple[str, str]] = ()
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The run in one sentence; `tone` is good, warn or bad."""
+
+    tone: str
+    sentence: str
+
+
+def write(
+    folder: Path,
+    card: Row,
+    verdict: Verdict,
+    *,
+    about: str = "",
+    cells: Sequence[Cell] = (),
+    plots: Sequence[Plot] = (),
+    neighbours: Sequence[Sequence[Neighbour]] = (),
+    map: Map | None = None,
+    scores: Sequence[Row] = (),
+) -> Path:
+    """`report.html` in the run folder, from its card and whatever else there is to show."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    engine = Environment(
+        loader=PackageLoader("pretask.reports", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    engine.filters |= {"uri": uri, "small": small}
+    page = engine.get_template("report.html.j2").render(
+        title=folder.resolve().name,
+        about=about,
+        card=card,
+        verdict=verdict,
+        facts=facts(card, finished=(folder / runs.DONE).exists()),
+        cells=cells,
+        tally=tally(cells),
+        plots=plots,
+        neighbours=neighbours,
+        hits=hits(neighbours),
+        map=map,
+        table=table(scores),
+        skipped=skipped(folder / runs.SKIPPED),
+        listed=LISTED,
+        settings=settings(card),
+        next=next_steps(folder, card),
+    )
+    path = folder / "report.html"
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def uri(picture: Image.Image) -> str:
+    """The picture as a data: address: small ones exact, photographs as JPEG at the size they are shown."""
+    buffer = io.BytesIO()
+    if small(picture):
+        picture.save(buffer, "PNG", optimize=True)
+        kind = "png"
+    else:
+        picture = picture.copy()
+        picture.thumbnail((LARGEST, LARGEST), Image.Resampling.LANCZOS)
+        picture.save(buffer, "JPEG", quality=85)
+        kind = "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def small(picture: Image.Image) -> bool:
+    return max(picture.size) <= PHOTO
+
+
+def facts(card: Row, finished: bool) -> list[tuple[str, str]]:
+    """What one wants to know first, in that order; what the card does not say is left out."""
+    epochs = card.get("epochs")
+    passes = f" in {epochs} epoch{'' if epochs == 1 else 's'}" if epochs else ""
+    size = f" of {card['size']} × {card['size']}, {'grey' if card['channels'] == 1 else 'colour'}"
+    processes = card.get("processes", 1)
+    known = {
+        "Method": f"{card['method']}"
+        + ("" if card.get("recipe", "default") == "default" else f":{card['recipe']}"),
+        "Encoder": card.get("encoder"),
+        "Data": card.get("data"),
+        "Images": f"{card['n']:,}{size}" if "n" in card else None,
+        "Steps": f"{card['steps']:,}{passes}" if "steps" in card else None,
+        "Time": duration(card["seconds"]) if "seconds" in card else None,
+        "Device": " · ".join(
+            str(x)
+            for x in (
+                card.get("device"),
+                card.get("precision"),
+                f"{processes} processes" if processes > 1 else None,
+            )
+            if x
+        ),
+        "Seed": card.get("seed"),
+        "State": "finished" if finished else "not finished",
+    }
+    return [(name, str(value)) for name, value in known.items() if value not in (None, "")]
+
+
+def duration(seconds: float) -> str:
+    """ "41 s", "9 min 58 s", "3 h 5 min"."""
+    minutes, s = divmod(round(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {m} min"
+    return f"{m} min {s} s" if m else f"{s} s"
+
+
+def hits(neighbours: Sequence[Sequence[Neighbour]]) -> str:
+    """How many of the neighbours shown have the query's class, where that is known."""
+    judged = [one.same for line in neighbours for one in line if one.same is not None]
+    return f"{sum(judged)} of {len(judged)} neighbours have the class of their query" if judged else ""
+
+
+@dataclass(frozen=True)
+class Score:
+    value: str = "–"
+    spread: str = ""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row of the score table; `own` is the run itself, the others are what it has to beat."""
+
+    name: str
+    own: bool
+    cells: Sequence[Score]
+
+
+@dataclass(frozen=True)
+class Table:
+    lead: str = ""
+    columns: Sequence[str] = ()
+    rows: Sequence[Line] = ()
+
+
+def table(scores: Sequence[Row]) -> Table:
+    """Scores {"features", "eval", "stage", "value", "low", "high", "n", "data", "own"} as rows and columns."""
+    if not scores:
+        return Table()
+    columns = list(dict.fromkeys((s["eval"], s.get("stage", "")) for s in scores))
+    names = dict.fromkeys(s["features"] for s in scores)
+    at = {(s["features"], s["eval"], s.get("stage", "")): s for s in scores}
+    own = {s["features"] for s in scores if s.get("own")}
+    rows = [Line(name, name in own, [score(at.get((name, *column))) for column in columns]) for name in names]
+    sets = dict.fromkeys(f"{s['data']}, n = {s['n']:,}" for s in scores if s.get("data") and s.get("n"))
+    lead = f"On {'; '.join(sets)}. " if sets else ""
+    return Table(
+        f"{lead}± is half of the 95 % interval.", [" · ".join(filter(None, c)) for c in columns], rows
+    )
+
+
+def score(row: Row | None) -> Score:
+    if row is None:
+        return Score()
+    if row.get("low") is None or row.get("high") is None:
+        return Score(f"{row['value']:.1f}")
+    return Score(f"{row['value']:.1f}", f"±{(row['high'] - row['low']) / 2:.1f}")
+
+
+def skipped(path: Path) -> list[list[str]]:
+    """(file, reason) of what could not be read."""
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
+        rows = [row for row in csv.reader(file) if len(row) == 2]
+    return rows[1:] if rows[:1] == [["file", "reason"]] else rows
+
+
+def settings(card: Row) -> list[tuple[str, list[tuple[str, str]]]]:
+    """The card as tables: the method's knobs, the training, the software, everything else."""
+    groups = {"config": "Method", "train": "Training", "versions": "Versions"}
+    tables = [(title, flat(card[name])) for name, title in groups.items() if card.get(name)]
+    rest = {k: v for k, v in card.items() if k not in groups and k != "command"}
+    return [*tables, ("Run", flat(rest))]
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Nested settings as rows: {"views": {"crop": …}} -> ("views.crop", …)."""
+    rows: list[tuple[str, str]] = []
+    for name, value in values.items():
+        rows += (
+            flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else [(prefix + name, said(value))]
+        )
+    return rows
+
+
+def said(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(said(v) for v in value) if value else "none"
+    return (
+        {None: "none", True: "yes", False: "no"}[value]
+        if value is None or isinstance(value, bool)
+        else str(value)
+    )
+
+
+def next_steps(folder: Path, card: Row) -> list[tuple[str, str]]:
+    """What to do now, as commands that can be pasted."""
+    run = shlex.quote(str(folder))
+    steps = [
+        ("Score the encoder on labelled images", f"pretask evaluate {run} --data LABELLED"),
+        ("Write features of your own images", f"pretask embed {run} --data IMAGES"),
+        ("Take the weights elsewhere", f"pretask export {run} --to timm"),
+    ]
+    if not (folder / runs.DONE).exists():
+        steps.insert(0, ("Go on where the run stopped", f"pretask pretrain --resume {run}"))
+    return steps

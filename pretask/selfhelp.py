@@ -1,0 +1,35 @@
+"""Looking before training: draw a method's puzzles, and hold it to the contract on one's own images."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from PIL import Image
+
+from pretask import contract, encoders, sources
+from pretask.methods import MethodConfig
+from pretask.reports import sheet
+from pretask.rng import Rng
+
+
+def preview(
+    data: str, config: MethodConfig, title: str, rows: int = 8, size: int | None = None, seed: int = 0
+) -> Image.Image:
+    """A contact sheet of puzzles with their answers."""
+    source = sources.open(data, size=size)
+    torch.manual_seed(seed)
+    method = config.build(encoders.build(config.encoder, source.channels, source.size), source)
+    batch = source.__getitems__(Rng(seed, "preview", "which").permutation(len(source))[:rows])
+    with torch.no_grad():
+        puzzle: Any = method.pretext(batch, Rng(seed, "preview"))
+    return sheet.puzzles(puzzle, rows=rows, title=title)
+
+
+def check(
+    data: str, config: MethodConfig, encoder: str | None = None, size: int | None = None
+) -> Iterator[tuple[str, str | None]]:
+    """Each sentence of the contract, and None or how it was seen to fail."""
+    case = contract.Case.of(config, sources.open(data, size=size), encoder)
+    for each in contract.CHECKS:
+        sentence = (each.__doc__ or each.__name__).strip().rstrip(".")
+        yield sentence, contract.outcome(each, case)

@@ -1,0 +1,101 @@
+"""Where images come from. `open(spec)` for pretraining; `open_labelled(spec)` for evaluation.
+
+A spec is a path (folder, `.npz`, `.parquet`, `.tar`, prepared store) or a name (`cifar10`, `hf:USER/DATA`,
+`synthetic`, `demo`). Each module here that has `understands(spec)` and `load(spec, asked)` is one kind of source;
+a folder is what is left for a path, a torchvision data set for a name.
+"""
+
+import difflib
+import importlib
+import pkgutil
+from pathlib import Path
+from types import ModuleType
+
+from torch import Tensor
+
+from pretask.sources.common import Asked, Images, Opened
+from pretask.types import Batch, UserError
+
+
+class Labelled:
+    """A source with its labels beside it: what evaluation works on."""
+
+    def __init__(self, images: Images, label: Tensor, classes: list[str]):
+        self.images, self.label, self.classes = images, label, classes
+        self.name, self.size, self.channels = images.name, images.size, images.channels
+        self.provides, self.bad = images.provides, images.bad
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitems__(self, index: Tensor) -> Batch:
+        return self.images.__getitems__(index)
+
+    def files(self, index: Tensor) -> list[str]:
+        return self.images.files(index)
+
+
+def open(
+    spec: str | Path,
+    *,
+    size: int | None = None,
+    channels: int | None = None,
+    root: Path | None = None,
+    max_bad: float = 0.1,
+    split: str | None = None,
+    progress: bool = True,
+    cache_mb: int = 2048,
+) -> Images:
+    """Images alone; whatever labels the data has stay behind. The knobs are those of `Asked`."""
+    return opened(str(spec), Asked(size, channels, root, max_bad, split, progress, cache_mb)).images
+
+
+def open_labelled(
+    spec: str | Path,
+    *,
+    size: int | None = None,
+    channels: int | None = None,
+    root: Path | None = None,
+    max_bad: float = 0.1,
+    split: str | None = None,
+    progress: bool = True,
+    cache_mb: int = 2048,
+) -> Labelled:
+    """Images with their labels; the knobs are those of `Asked`."""
+    found = opened(str(spec), Asked(size, channels, root, max_bad, split, progress, cache_mb, labels=True))
+    if found.label is None:
+        raise UserError(f"{spec} has no labels; expected class folders, or labels beside the images")
+    return Labelled(found.images, found.label, found.classes)
+
+
+def opened(spec: str, asked: Asked) -> Opened:
+    if asked.channels not in (None, 1, 3):
+        raise UserError(f"{asked.channels} channels were asked for; expected 1 (grey) or 3 (colour)")
+    return kind(spec).load(spec, asked)
+
+
+def kind(spec: str) -> ModuleType:
+    """The module that opens `spec`."""
+    from pretask.sources import downloads, folder
+
+    for info in pkgutil.iter_modules(__path__):
+        module = importlib.import_module(f"{__name__}.{info.name}")
+        if hasattr(module, "understands") and module.understands(spec):
+            return module
+    path = Path(spec).expanduser()
+    if path.is_dir():
+        return folder
+    if path.is_file():
+        raise UserError(f"{path} is a file of unknown kind; expected a folder, .npz, .parquet or .tar")
+    if downloads.known(spec):
+        return downloads
+    raise UserError(missing(spec, downloads.names()))
+
+
+def missing(spec: str, names: list[str]) -> str:
+    """What to say of a spec that is neither there nor known, with the nearest names."""
+    path = Path(spec).expanduser()
+    beside = [str(path.with_name(p.name)) for p in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(str(path), beside, 3) + difflib.get_close_matches(spec.lower(), names, 3)
+    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    return f"{spec} is neither a file or folder nor a known data set{hint}"

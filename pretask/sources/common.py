@@ -1,0 +1,104 @@
+"""What every kind of source shares: how it is asked for, what opening returns, names kept small, a progress bar."""
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from pretask.types import Source, UserError
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How a source is wanted."""
+
+    size: int | None = None
+    """side of the square canvas in pixels; none: arrays keep theirs, files get the median of a sample"""
+    channels: int | None = None
+    """1 or 3; none: 1 for grey arrays, else 3"""
+    root: Path | None = None
+    """where named data sets lie or are downloaded to"""
+    max_bad: float = 0.1
+    """largest tolerated share of unreadable images"""
+    split: str | None = None
+    """part of a data set that has parts"""
+    progress: bool = True
+    """show a bar while images are decoded"""
+    cache_mb: int = 2048
+    """images that fit into this many MiB once decoded are decoded at opening and kept in memory"""
+    labels: bool = False
+    """labels are wanted: fail early where there are none"""
+
+
+class Images(Source, Protocol):
+    """A source that knows what each sample is called."""
+
+    def files(self, index: Tensor) -> list[str]: ...
+
+
+@dataclass(frozen=True)
+class Opened:
+    """Images, and beside them, never in them, what is known about their classes."""
+
+    images: Images
+    label: Tensor | None = None  # (N,) int64
+    classes: list[str] = field(default_factory=list)
+
+
+class Texts:
+    """N strings in two arrays, so that a million names cost no Python objects and workers share them."""
+
+    def __init__(self, blob: np.ndarray, ends: np.ndarray):
+        self.blob, self.ends = blob, ends  # (bytes,) uint8, (N + 1,) int64, the first 0
+
+    @classmethod
+    def of(cls, texts: Iterable[str | bytes]) -> "Texts":
+        parts = [t if isinstance(t, bytes) else os.fsencode(t) for t in texts]
+        ends = np.zeros(len(parts) + 1, np.int64)
+        np.cumsum([len(p) for p in parts], out=ends[1:])
+        return cls(np.frombuffer(b"".join(parts), np.uint8), ends)
+
+    def __len__(self) -> int:
+        return len(self.ends) - 1
+
+    def __getitem__(self, i: int) -> str:
+        return os.fsdecode(self.blob[self.ends[i] : self.ends[i + 1]].tobytes())
+
+    def take(self, keep: Sequence[int]) -> "Texts":
+        return Texts.of(self[i] for i in keep)
+
+
+def check_bad(name: str, bad: dict[str, str], seen: int, limit: float) -> None:
+    """Stop when more than `limit` of the images seen were unreadable."""
+    if not bad or len(bad) <= limit * seen:
+        return
+    some = "; ".join(f"{file}: {why}" for file, why in list(bad.items())[:3])
+    raise UserError(
+        f"{name}: {len(bad)} of {seen} images cannot be read ({some}); "
+        f"at most {limit:.0%} are tolerated. Mend or remove them, or raise --max-bad"
+    )
+
+
+def numbered(labels: np.ndarray, names: Sequence[str] | None = None) -> tuple[Tensor, list[str]]:
+    """Labels of any kind -> (N,) int64 and the class names they stand for."""
+    if names is not None and labels.dtype.kind in "iu":
+        if len(labels) and not (0 <= labels.min() and labels.max() < len(names)):
+            raise UserError(
+                f"labels run from {labels.min()} to {labels.max()}, but there are {len(names)} class names"
+            )
+        return torch.from_numpy(labels.astype(np.int64)), list(names)
+    values, number = np.unique(labels, return_inverse=True)
+    return torch.from_numpy(number.astype(np.int64)), [str(v) for v in values]
+
+
+def bar(show: bool) -> Progress:
+    """On standard error, so that standard output stays clean for --json; nothing where it is not a terminal."""
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    return Progress(*columns, console=Console(stderr=True), disable=not show, transient=True)

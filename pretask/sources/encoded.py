@@ -1,0 +1,204 @@
+"""Images that must be decoded: at opening where they fit into memory, else batch by batch."""
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pretask.sources import decode
+from pretask.sources.arrays import Arrays
+from pretask.sources.common import Asked, Opened, Texts, bar, check_bad
+from pretask.types import Batch, UserError
+
+CHUNK = 32
+"""images that one thread decodes in a row"""
+SAMPLE = 64
+"""files whose headers decide the canvas when no size is asked for"""
+LARGEST = 160
+"""canvas chosen without being asked for, pixels"""
+SMALLEST = 16
+TRIES = 100
+"""unreadable images in a row after which no stand-in is looked for"""
+ENOUGH = 100
+"""images that must have been seen before their bad share says anything"""
+
+
+class Items(Protocol):
+    """N encoded images: what each is called and how to get at it."""
+
+    def __len__(self) -> int: ...
+    def name(self, i: int) -> str: ...
+    def read(self, i: int) -> decode.Encoded: ...
+
+
+class Packed:
+    """Encoded images one after the other in one array."""
+
+    def __init__(self, data: np.ndarray, offsets: np.ndarray):
+        self.data, self.offsets = data, offsets  # (bytes,) uint8, (N + 1,) int64
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def name(self, i: int) -> str:
+        return str(i)
+
+    def read(self, i: int) -> bytes:
+        return self.data[self.offsets[i] : self.offsets[i + 1]].tobytes()
+
+
+class Reader:
+    """Decodes positions; the part of a source that travels to the workers.
+
+    In place of an unreadable image stands the next readable one, so that a batch is the same whoever decodes it;
+    where `alike` (N,) is given, the next of an equal value.
+    """
+
+    def __init__(self, items: Items, size: int, channels: int, alike: np.ndarray | None = None):
+        self.items, self.size, self.channels, self.alike = items, size, channels, alike
+
+    def __call__(self, index: list[int]) -> tuple[Tensor, dict[str, str]]:
+        """-> (B, C, H, W) uint8, and what could not be read: name -> reason."""
+        image = np.empty((len(index), self.channels, self.size, self.size), np.uint8)
+        bad: dict[str, str] = {}
+        for row, i in zip(image, index, strict=True):
+            row[:] = self.first_readable(i, bad)
+        return torch.from_numpy(image), bad
+
+    def first_readable(self, i: int, bad: dict[str, str]) -> np.ndarray:
+        for j in self.candidates(i):
+            try:
+                return self.one(j)
+            except decode.Unreadable as error:
+                bad[self.items.name(j)] = str(error)
+        raise UserError(f"{self.items.name(i)} and the {TRIES} images after it cannot be read")
+
+    def one(self, i: int) -> np.ndarray:
+        try:
+            return decode.canvas(self.items.read(i), self.size, self.channels)
+        except OSError as error:
+            raise decode.Unreadable(decode.reason(error)) from None
+
+    def candidates(self, i: int) -> Iterator[int]:
+        """i, then those that may stand in for it."""
+        yield i
+        if self.alike is None:
+            later = np.arange(i + 1, i + min(TRIES, len(self.items))) % len(self.items)
+        else:
+            same = np.flatnonzero(self.alike == self.alike[i])
+            later = np.roll(same, -int(np.searchsorted(same, i)))[1:TRIES]
+        yield from later.tolist()
+
+
+class Encoded:
+    """A source that decodes what it is asked for."""
+
+    provides: frozenset[str] = frozenset()
+
+    def __init__(self, name: str, reader: Reader, max_bad: float):
+        self.name, self.reader, self.max_bad = name, reader, max_bad
+        self.size, self.channels = reader.size, reader.channels
+        self.bad: dict[str, str] = {}
+        self.seen = 0
+
+    def __len__(self) -> int:
+        return len(self.reader.items)
+
+    @cached_property
+    def threads(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(cores())
+
+    def __getitems__(self, index: Tensor) -> Batch:
+        images = []
+        for image, bad in self.threads.map(self.reader, (c.tolist() for c in index.split(CHUNK))):
+            images.append(image)
+            self.note(bad, len(image))
+        return Batch(index, torch.cat(images))
+
+    def note(self, bad: dict[str, str], seen: int) -> None:
+        """Remember what a reader, here or in a worker, met with among `seen` images."""
+        self.bad.update(bad)
+        self.seen = min(self.seen + seen, len(self))
+        if self.seen >= min(ENOUGH, len(self)):
+            check_bad(self.name, self.bad, self.seen, self.max_bad)
+
+    def files(self, index: Tensor) -> list[str]:
+        return [self.reader.items.name(i) for i in index.tolist()]
+
+
+def collect(
+    name: str,
+    items: Items,
+    asked: Asked,
+    label: Tensor | None = None,
+    classes: list[str] | None = None,
+    bad: dict[str, str] | None = None,
+) -> Opened:
+    """A source of `items`, decoded now if they fit into memory; `bad` is what was found amiss before."""
+    channels, size = asked.channels or 3, asked.size or median_side(name, items)
+    alike = None if label is None else label.numpy()
+    reader = Reader(items, size, channels, alike)
+    if len(items) * channels * size**2 > asked.cache_mb * 2**20:
+        source = Encoded(name, reader, asked.max_bad)
+        source.bad.update(bad or {})
+        return Opened(source, label, classes or [])
+    return decoded(name, reader, asked, label, classes or [], bad or {})
+
+
+def decoded(
+    name: str, reader: Reader, asked: Asked, label: Tensor | None, classes: list[str], bad: dict[str, str]
+) -> Opened:
+    """All of it, in memory; unreadable images are dropped, and their labels with them."""
+    n = len(reader.items)
+    image = np.empty((n, reader.channels, reader.size, reader.size), np.uint8)
+    reasons: dict[int, str] = {}
+
+    def fill(chunk: range) -> int:
+        for i in chunk:
+            try:
+                image[i] = reader.one(i)
+            except decode.Unreadable as error:
+                reasons[i] = str(error)
+        return len(chunk)
+
+    chunks = [range(n)[at : at + CHUNK] for at in range(0, n, CHUNK)]
+    pool = ThreadPoolExecutor(cores())
+    try:
+        with bar(asked.progress) as progress:
+            task = progress.add_task(f"decoding {name}", total=n)
+            for done in pool.map(fill, chunks):
+                progress.advance(task, done)
+    finally:
+        pool.shutdown(cancel_futures=True)
+    bad = bad | {reader.items.name(i): reasons[i] for i in sorted(reasons)}
+    keep = [i for i in range(n) if i not in reasons]
+    check_bad(name, bad, len(keep) + len(bad), asked.max_bad if keep else 0.0)
+    if reasons:
+        image, label = image[keep], None if label is None else label[keep]
+    names = Texts.of(reader.items.name(i) for i in keep)
+    return Opened(Arrays(name, torch.from_numpy(image), names, bad), label, classes)
+
+
+def median_side(name: str, items: Items) -> int:
+    """Of a sample spread evenly over the items, within SMALLEST and LARGEST."""
+    sides, why = [], ""
+    for i in np.unique(np.linspace(0, len(items) - 1, SAMPLE).round().astype(int)).tolist():
+        try:
+            sides.append(decode.short_side(items.read(i)))
+        except (decode.Unreadable, OSError) as error:
+            why = f"{items.name(i)}: {error}"
+    if not sides:
+        raise UserError(f"{name}: none of the images looked at first can be read ({why})")
+    return int(np.clip(np.median(sides), SMALLEST, LARGEST))
+
+
+def cores() -> int:
+    """Usable by this process."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+

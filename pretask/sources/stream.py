@@ -1,0 +1,3 @@
+"""Images that come one after the other and cannot be addressed."""
+class Stream:
+    pass

@@ -1,0 +1,63 @@
+"""Small made-up pictures for tests: things that stand on the ground, lit from above, in front of a sky.
+
+`synthetic`, `synthetic:256`, `synthetic:256:32` (how many, how large). A picture has an up and a down (the sky is
+brighter, the ground is textured, light falls on the upper side of things), so turning it is a puzzle with an
+answer; its class is the shape of the thing, whose place, size and colour are free.
+"""
+
+import torch
+from torch import Tensor
+
+from pretask.rng import Rng
+from pretask.sources.arrays import Arrays
+from pretask.sources.common import Asked, Opened
+from pretask.types import UserError
+
+CLASSES = ["ball", "tower", "tent", "tree"]
+
+
+def understands(spec: str) -> bool:
+    return spec.split(":")[0] == "synthetic"
+
+
+def load(spec: str, asked: Asked) -> Opened:
+    try:
+        n, size = [int(given) if given else 0 for given in spec.split(":")[1:] + ["", ""]][:2]
+    except ValueError:
+        raise UserError(f"{spec}: expected synthetic[:N[:SIZE]], for example synthetic:256:32") from None
+    image, label = draw(n or 256, asked.size or size or 32, Rng(0, "synthetic"))
+    if asked.channels == 1:
+        image = image.float().mean(1, keepdim=True).to(torch.uint8)
+    return Opened(Arrays(spec, image), label, CLASSES)
+
+
+def draw(n: int, size: int, rng: Rng) -> tuple[Tensor, Tensor]:
+    """-> (N, 3, size, size) uint8 and the shape shown (N,)."""
+    label = rng.integers(n, high=len(CLASSES))
+    y, x = torch.meshgrid(*[(torch.arange(size) + 0.5) / size] * 2, indexing="ij")  # (H, W) in 0 … 1, downwards
+
+    def each(low: float, high: float) -> Tensor:
+        return rng.uniform(n, 1, 1, low=low, high=high)
+
+    horizon, middle, foot = each(0.5, 0.7), each(0.3, 0.7), each(0.75, 0.95)
+    height, width = each(0.35, 0.6), each(0.12, 0.2)
+    across, up = (x - middle).abs() / width, (foot - y) / height  # 0 at the thing's axis, 0 at its foot, 1 at its top
+    crown = (across * 0.6) ** 2 + ((up - 0.7) / 0.3) ** 2 < 1
+    thing = torch.stack(
+        [
+            across**2 + (2 * up - 1) ** 2 < 1,
+            (across < 0.6) & (up > 0) & (up < 1),
+            (across < 1 - up) & (up > 0),
+            crown | ((across < 0.25) & (up > 0) & (up < 0.7)),
+        ],
+        1,
+    )  # (N, shapes, H, W)
+    thing = thing[torch.arange(n), label]
+
+    sky = rng.uniform(n, 3, 1, 1, low=0.55, high=0.9) * (1 - 0.4 * y)
+    ground = rng.uniform(n, 3, 1, 1, low=0.15, high=0.45) * rng.uniform(n, 1, size, size, low=0.7, high=1.3)
+    scene = torch.where((y < horizon)[:, None], sky, ground)
+    paint = rng.uniform(n, 3, 1, 1, low=0.1, high=0.9) * (0.6 + 0.6 * up.clamp(0, 1))[:, None]
+    scene = torch.where(thing[:, None], paint, scene)
+    noisy = scene + 0.02 * rng.normal(n, 3, size, size)
+    return (noisy.clamp(0, 1) * 255).to(torch.uint8), label

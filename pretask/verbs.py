@@ -1,0 +1,176 @@
+"""What each verb of the command line does: read its flags, call the library, say what was made and what is next."""
+
+import dataclasses
+import json
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.table import Table
+
+from pretask.parse import parse
+from pretask.types import UserError
+
+say = Console(stderr=True, highlight=False, soft_wrap=True).print
+
+
+def named(arguments: list[str], verb: str, what: str) -> tuple[str, list[str]]:
+    """The verb's first word, which is no flag, and the rest."""
+    if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
+        raise UserError(f"pretask {verb} needs a {what} first, then its flags; see pretask {verb} --help")
+    return arguments[0], arguments[1:]
+
+
+def flags(method: str) -> type:
+    """All flags of one method: the run's, the method's own, and how it is trained, with its recipe's defaults."""
+    from pretask import methods
+    from pretask.config import TrainConfig
+    from pretask.pretraining import Settings
+
+    config = methods.recipe(method)
+    fields: list[Any] = [
+        ("run", Settings),
+        ("method", config, dataclasses.field(default_factory=config)),
+        ("train", TrainConfig, dataclasses.field(default=config.train)),
+    ]
+    made = dataclasses.make_dataclass("Flags", fields, frozen=True)
+    made.__doc__ = f"{(config.__doc__ or '').splitlines()[0]} (encoder: {config.encoder})"
+    return made
+
+
+def pretrain(arguments: list[str]) -> None:
+    from pretask.display import Display
+    from pretask.pretraining import Settings
+    from pretask.pretraining import pretrain as train
+
+    command = shlex.join(["pretask", "pretrain", *arguments])
+    if arguments[:1] == ["--resume"]:
+        if len(arguments) < 2:
+            raise UserError("--resume needs the folder of a run")
+        folder = Path(arguments[1])
+        more = parse(Devices, arguments[2:], "pretrain --resume RUN")
+        with Display() as display:
+            made = train(None, Settings("", devices=more.devices), resume=folder, tell=display)
+    else:
+        method, rest = named(arguments, "pretrain", "METHOD (pretask list shows them)")
+        if method in ("-h", "--help"):
+            print(PRETRAIN)
+            return
+        chosen = parse(flags(method), rest, f"pretrain {method}")
+        with Display() as display:
+            made = train(method, chosen.run, chosen.method, chosen.train, command=[command], tell=display)
+    took = (made.folder / "DONE").read_text().strip()
+    say(f"wrote {made.folder} ({made.card['steps']} steps, {took}). Next: pretask evaluate {made.folder} --data LABELLED")
+
+
+@dataclass(frozen=True)
+class Devices:
+    devices: int | Literal["auto"] = "auto"
+    """processes to go on with"""
+
+
+PRETRAIN = """\
+pretask pretrain METHOD --data PATH [--out RUN] [flags]     pretask pretrain METHOD --help lists every flag
+pretask pretrain --resume RUN                               goes on where a run was cut off
+
+The length is --epochs, --steps or --budget (10m: as many steps as fit into ten minutes). METHOD is a name from
+`pretask list`, a recipe such as rotnet:paper, or your own file ./my_puzzle.py."""
+
+
+def listing(arguments: list[str]) -> None:
+    chosen = parse(List, arguments, "list")
+    if chosen.encoders:
+        import timm
+
+        from pretask.encoders import classic
+
+        print("\n".join([*classic.NETS, *timm.list_models()]))
+        return
+    from pretask import methods
+
+    rows = [row for name in methods.names() for row in described(name)]
+    if chosen.json:
+        print(json.dumps(rows, indent=2))
+        return
+    table = Table("method", "asks", "encoder", "needs", box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(row["method"], row["asks"], row["encoder"], ", ".join(row["needs"]) or "images")
+    Console().print(table)
+
+
+@dataclass(frozen=True)
+class List:
+    """Methods and their recipes."""
+
+    json: bool = False
+    """print JSON"""
+    encoders: bool = False
+    """print the names that --encoder takes"""
+
+
+def described(name: str) -> list[dict[str, Any]]:
+    from pretask import methods
+
+    module = methods.module(name)
+    source = next(
+        line for line in (module.__doc__ or "").splitlines()[1:] if line.strip()
+    )
+    return [
+        {
+            "method": name if recipe == "default" else f"{name}:{recipe}",
+            "asks": (config.__doc__ or "").splitlines()[0],
+            "encoder": config.encoder,
+            "needs": sorted(getattr(config, "needs", ())),
+            "source": source,
+        }
+        for recipe, config in methods.recipes(module).items()
+    ]
+
+
+def preview(arguments: list[str]) -> None:
+    from pretask import selfhelp
+
+    method, rest = named(arguments, "preview", "METHOD")
+    chosen = parse(helped(method, Preview), rest, f"preview {method}")
+    picture = selfhelp.preview(method, chosen.run, chosen.method, rows=chosen.run.rows)
+    out = chosen.run.out or Path(f"preview-{Path(method).stem.replace(':', '-')}.png")
+    picture.save(out)
+    say(f"wrote {out}. Next: pretask check {method} --data {chosen.run.data}")
+
+
+def helped(method: str, kind: type) -> type:
+    """The flags of `preview` and `check`: their own and the method's knobs."""
+    from pretask import methods
+
+    config = methods.recipe(method)
+    fields: list[Any] = [("run", kind), ("method", config, dataclasses.field(default_factory=config))]
+    made = dataclasses.make_dataclass("Flags", fields, frozen=True)
+    made.__doc__ = kind.__doc__
+    return made
+
+
+@dataclass(frozen=True)
+class Preview:
+    """Draw a method's puzzles with their answers."""
+
+    data: str
+    """images to make puzzles from"""
+    out: Path | None = None
+    """the picture (preview-METHOD.png)"""
+    rows: int = 8
+    """images"""
+    size: int | None = None
+    """side of the images, pixels"""
+    seed: int = 0
+    """of the puzzles"""
+
+
+VERBS: dict[str, Callable[[list[str]], Any]] = {
+    "pretrain": pretrain,
+    "list": listing,
+    "preview": preview,
+}
+
