@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from pretask.types import UserError
+from pretask.errors import UserError
 
 HELP = """\
 pretask: learn to see from unlabelled images, and find out what it was worth.

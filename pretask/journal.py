@@ -45,7 +45,7 @@ class Journal:
             rows = run.read(self.folder / run.LOG)
             self.first_loss = rows[0]["loss"] if rows else math.nan
         if self.watch:
-            self.watch.look(step, math.nan, math.nan, now=True)
+            self.watch.look(step, now=True)
         self.began = self.since = time.perf_counter()
         self.first_step = step
 
@@ -109,11 +109,11 @@ class Journal:
         if math.isnan(self.first_loss):
             self.first_loss = row["loss"]
         was = self.watch.state
-        self.watch.look(row["step"], row["loss"], self.first_loss, now=last)
+        self.watch.look(row["step"], row["loss"] < 0.8 * self.first_loss, now=last)
         row |= {"state": self.watch.state, "since": self.watch.since, "knn": self.watch.knn}
         if was == HEALTHY != self.watch.state:
             checkpoint.set_aside(self.folder)
 
     def end(self, step: int) -> None:
         if self.watch and step < self.steps:  # the method finished early
-            self.watch.look(step, math.nan, math.nan, now=True)
+            self.watch.look(step, now=True)

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import tyro
 
-from pretask.types import UserError
+from pretask.errors import UserError
 
 T = TypeVar("T")
 
@@ -43,5 +43,6 @@ def one_line(box: str, verb: str) -> str:
     lines = [re.sub(r"^─+\s*(.*?)\s*─*$", r"\1:", line) for line in lines]
     text = " ".join(line for line in lines if not line.startswith(("For full helptext", f"pretask {verb}")))
     text = re.sub(r"^[\w ]+ ?(?:options|error):\s*", "", text)
+    text = re.sub(r"\s*Argument helptext:.*", "", text)
     text = re.sub(r"\s*\((?:default|required)[^)]*\)", "", text)
     return f"{text.rstrip('. ')}; pretask {verb} --help lists the flags"

@@ -113,12 +113,14 @@ def pretrain(
     train: TrainConfig | None = None,
     *,
     resume: Path | None = None,
+    source: Source | None = None,
     command: Sequence[str] = (),
     tell: Tell | None = None,
 ) -> run.Run:
     """Train `method` ("rotnet", "rotnet:paper" or "./my_puzzle.py") and leave everything in a run folder.
 
     `config` and `train` default to the recipe. With `resume`, the run in that folder goes on with its own settings.
+    `source` stands in for what `settings.data` names, where the images are in memory.
     """
     began = time.monotonic()
     fabric_settings = settings
@@ -133,11 +135,13 @@ def pretrain(
             )
         old: dict[str, Any] = {}
     else:
-        folder, old = resume, run.card(resume)
+        folder, old = resume, run.Run(resume).card
         method, settings, config, train = run.revive(old)
         settings = dataclasses.replace(settings, devices=fabric_settings.devices)
 
-    source = sources.open(settings.data, size=settings.size, root=settings.root, max_bad=settings.max_bad)
+    source = source or sources.open(
+        settings.data, size=settings.size, root=settings.root, max_bad=settings.max_bad
+    )
     labelled = None
     if settings.watch:
         labelled = sources.open_labelled(

@@ -10,12 +10,10 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from pretask.errors import UserError as UserError
+
 AUX = frozenset({"words", "tracked", "depth", "normals", "instances"})
 """what a source may know about an image besides its pixels; a label is not among it"""
-
-
-class UserError(Exception):
-    """A mistake the user can mend. The command line prints it as one line and exits with code 2."""
 
 
 @dataclass(frozen=True)

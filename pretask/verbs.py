@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pretask.parse import parse
-from pretask.types import UserError
+from pretask.errors import UserError
 
 say = Console(stderr=True, highlight=False, soft_wrap=True).print
 

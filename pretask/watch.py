@@ -124,14 +124,14 @@ class Watch:
     def due(self, what: str, share: float) -> bool:
         return time.perf_counter() - self.last[what] > self.cost[what] / share
 
-    def look(self, step: int, loss: float, first_loss: float, now: bool = False) -> bool:
-        """Look if it is time (or `now`); True if a row was written."""
+    def look(self, step: int, loss_fell: bool = False, now: bool = False) -> None:
+        """Look if it is time, or `now`."""
         if not (now or self.due("look", SHARE)):
-            return False
+            return
         began = time.perf_counter()
         seen = spread(self.features(self.probes))
         self.first = self.first or seen
-        state = BROKEN if not math.isfinite(loss) else diagnose(seen, self.first, loss < 0.8 * first_loss)
+        state = diagnose(seen, self.first, loss_fell)
         if state != self.state:
             self.state, self.since = state, step
         self.last["look"] = time.perf_counter()
@@ -140,7 +140,6 @@ class Watch:
         if self.labelled is not None and (now or self.due("knn", 2 * SHARE)):
             row["knn"] = self.knn = self.nearest()
         append(self.folder / "watch.jsonl", row)
-        return True
 
     def nearest(self) -> float:
         assert self.labelled is not None

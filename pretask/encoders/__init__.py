@@ -100,7 +100,9 @@ def build(spec: str, channels: int = 3, size: int = 224, pretrained: bool = Fals
         mean, std = fitted(config["mean"], channels), fitted(config["std"], channels)
         return Timm(spec, net, channels, size, mean, std)
     except (TypeError, ValueError, AssertionError, RuntimeError, AttributeError) as wrong:
-        raise UserError(f"encoder {spec!r} does not take {channels} x {size} x {size} images: {wrong}") from None
+        raise UserError(
+            f"encoder {spec!r} does not take {channels} x {size} x {size} images: {wrong}"
+        ) from None
 
 
 def parse(spec: str) -> tuple[str, dict[str, Any]]:

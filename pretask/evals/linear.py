@@ -17,8 +17,8 @@ PENALTIES = (1.0, 0.1, 0.01, 1e-3, 1e-4, 1e-5)
 """λ of mean cross-entropy + λ/2 ‖W‖², strong to weak; scikit-learn's C is 1 / (λ N)"""
 BLOCK = 1 << 21
 """numbers of a block of rows: 8 MB of float32, which stays in the cache between its two products"""
-SKETCH = 2
-"""rows per column that suffice to know roughly how the columns correlate"""
+WORK = 5e11
+"""multiplications worth spending on how the columns correlate: some seconds"""
 
 
 @dataclass(frozen=True)
@@ -67,13 +67,15 @@ class Problem:
     on disk.
     """
 
-    def __init__(self, x: Tensor, label: Tensor, classes: int):
+    def __init__(
+        self, x: Tensor, label: Tensor, classes: int, moments: tuple[Tensor, Tensor] | None = None
+    ):
         self.x, self.label, self.classes = x, label, classes
         self.dtype = torch.promote_types(x.dtype, torch.float32)
-        self.mean, self.scale = (s.to(self.dtype) for s in standard(x))
-        every = max(1, len(x) // (int(SKETCH * x.shape[1]) + 1024))
+        self.mean, self.scale = (s.to(self.dtype) for s in moments or standard(x))
+        every = max(1, round(len(x) * x.shape[1] ** 2 / WORK))
         rows = (x[::every].to(self.dtype) - self.mean) * self.scale
-        self.correlation = rows.T @ rows / len(rows)  # (D, D), roughly
+        self.correlation = rows.T @ rows / len(rows)  # (D, D), of all rows where that is cheap
 
     def probe(self, theta: Tensor) -> Probe:
         weight = theta[:, :-1] * self.scale
@@ -105,8 +107,8 @@ class Problem:
     def newton(self, penalty: float) -> Callable[[Tensor], Tensor]:
         """Gradient -> roughly Newton's direction.
 
-        At p = 1/K the Hessian is (1/K)(I - 11ᵀ/K) ⊗ XᵀX/N + λI (Böhning 1992 bounds it alike everywhere); a
-        sample of the rows tells XᵀX/N well enough, and L-BFGS learns the rest.
+        At p = 1/K the Hessian is (1/K)(I - 11ᵀ/K) ⊗ XᵀX/N + λI (Böhning 1992 bounds it alike everywhere);
+        L-BFGS learns the rest.
         """
         hessian = self.correlation / self.classes
         hessian.diagonal().add_(penalty + 1e-6)

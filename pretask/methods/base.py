@@ -80,9 +80,13 @@ class Method(nn.Module, ABC, Generic[P]):
     def optimizers(self, train: TrainConfig) -> list[Optimizer]:
         """One, unless two players learn by different rules; all of them step after one backward."""
         groups = [g for g in self.groups() if g["params"]]
-        kind = {"sgd": "nesterov" if train.momentum else "momentum", "lars": "nlars", "adamw": "adamw"}[train.optimizer]
+        kind = {"sgd": "nesterov" if train.momentum else "momentum", "lars": "nlars", "adamw": "adamw"}[
+            train.optimizer
+        ]
         momentum = {} if train.optimizer == "adamw" else {"momentum": train.momentum}
-        return [create_optimizer_v2(groups, opt=kind, lr=train.lr, weight_decay=train.weight_decay, **momentum)]
+        return [
+            create_optimizer_v2(groups, opt=kind, lr=train.lr, weight_decay=train.weight_decay, **momentum)
+        ]
 
     def forward(self, pretext: P) -> Loss:
         return self.loss(pretext)

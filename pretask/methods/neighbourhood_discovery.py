@@ -1,13 +1,13 @@
-"""Neighbourhood discovery (AND): every image is its own class, until the surest of them take their nearest neighbour in.
+"""Neighbourhood discovery (AND): every image is a class, until the surest take their nearest neighbour in.
 
-Huang, Dong, Gong, Zhu: Unsupervised Deep Learning by Neighbourhood Discovery, ICML 2019, arXiv:1904.11567; numbers
-without another source are those of the released code. A bank holds one unit vector per image. Each round begins by
-ranking the images by how undecided they are among all others, and joins a growing share of them, the anchors, with
-their nearest neighbour: 0, 25, 50, 75 and 100 % in five rounds.
+Huang, Dong, Gong, Zhu: Unsupervised Deep Learning by Neighbourhood Discovery, ICML 2019, arXiv:1904.11567;
+numbers without another source are those of the released code. A bank holds one unit vector per image. Each
+round begins by ranking the images by how undecided they are among all others, and joins a growing share of
+them, the anchors, with their nearest neighbour: 0, 25, 50, 75 and 100 % in five rounds.
 
-Cost: the softmax is over all N images, B·N numbers a step (51 MB for 256 of 50,000); a discovery compares all with
-all, N²·D multiplications once a round, in blocks, so that its memory does not grow with N² (7 s for 50,000 on two
-cores). The bank takes 512 bytes an image.
+Cost: the softmax is over all N images, B·N numbers a step (51 MB for 256 of 50,000); a discovery compares all
+with all, N²·D multiplications once a round, in blocks, so that its memory does not grow with N² (7 s for
+50,000 on two cores). The bank takes 512 bytes an image.
 """
 
 import math
@@ -33,7 +33,7 @@ BLOCK = 2**24
 
 @dataclass(frozen=True)
 class Config(MethodConfig):
-    """Tell every image from all others, then join the surest with their nearest neighbours, round by round."""
+    """Tell every image from all others, then join the surest with their neighbours, round by round."""
 
     encoder: ClassVar[str] = "resnet_small"
     train: ClassVar[TrainConfig] = TrainConfig(
@@ -60,7 +60,8 @@ class Config(MethodConfig):
     def build(self, encoder: Encoder, source: Source) -> "NeighbourhoodDiscovery":
         if len(source) <= self.neighbours:
             raise UserError(
-                f"{self.neighbours} neighbours need more than {len(source)} images; add images or lower --neighbours"
+                f"{self.neighbours} neighbours need more than {len(source)} images; "
+                "add images or lower --neighbours"
             )
         return NeighbourhoodDiscovery(self, encoder, len(source))
 
@@ -117,7 +118,7 @@ def discover(bank: Tensor, k: int, temperature: float, block: int = BLOCK) -> tu
         similarity = bank[rows] @ bank.T  # (R, N)
         log_p = (similarity / temperature).log_softmax(1)
         entropy[rows] = -(log_p.exp() * log_p).sum(1)
-        similarity[torch.arange(len(rows)), rows] = -torch.inf  # oneself is no neighbour
+        similarity.scatter_(1, rows[:, None], -torch.inf)  # oneself is no neighbour
         neighbour[rows] = similarity.topk(k).indices
     return entropy, neighbour
 
@@ -165,7 +166,11 @@ class NeighbourhoodDiscovery(Method[View]):
         z, i = self.project(pretext.image), pretext.index
         instance, joined = likelihoods(z, self.bank, i, self.neighbour[i], self.config.temperature)
         anchor = self.anchor[i]
-        parts = {"instance": instance.mean(), "joined": joined.mean(), "anchors": anchor.float().mean()}
+        parts = {
+            "instance": instance.mean(),  # of all, so that rounds compare
+            "anchor": (joined * anchor).sum() / anchor.sum().clamp(min=1),
+            "anchors": anchor.float().mean(),
+        }
         return Loss(torch.where(anchor, joined, instance).mean(), parts, carry=(i, z.detach()))
 
     def after_step(self, carry: Any, progress: Progress) -> None:

@@ -1,22 +1,24 @@
-"""Stacked denoising autoencoder: each layer gets a damaged copy of its input and must give back the undamaged one.
+"""Stacked denoising autoencoder: each layer sees its input damaged and must give it back undamaged.
 
-Vincent, Larochelle, Lajoie, Bengio, Manzagol: Stacked Denoising Autoencoders: Learning Useful Representations in a
-Deep Network with a Local Denoising Criterion, JMLR 11 (2010) 3371-3408. It appeared before arXiv's habit and has no
-number there. Layers are trained one after another: a layer's input, and so its target, is what the finished layers
-below make of the clean image; noise is never handed up.
+Vincent, Larochelle, Lajoie, Bengio, Manzagol: Stacked Denoising Autoencoders: Learning Useful Representations
+in a Deep Network with a Local Denoising Criterion, JMLR 11 (2010) 3371-3408; not on arXiv. Layers are trained
+one after another: a layer's input, and so its target, is what the finished layers below make of the clean
+image; noise is never handed up.
 
-The paper's net is `mlp`: sigmoid layers, decoded by their own matrix transposed. Any other chain of layers works as
-well (`resnet_small`, timm's ResNets and ConvNeXts): a layer is then a stage, noise falls on whole positions of a map
-(a pixel that keeps one of its colours would give the others away), and a decoder of one convolution looks back.
+The paper's net is `mlp`: sigmoid layers, decoded by their own matrix transposed. Any other chain of layers
+works as well (`resnet_small`, timm's ResNets and ConvNeXts): a layer is then a stage, noise falls on whole
+positions of a map (a pixel that keeps one of its colours would give the others away), and a decoder of one
+convolution looks back.
 
-Cost: a step runs the layers below forward and one layer forward and backward, so never more than the whole encoder.
+Cost: a step runs the layers below forward and one layer forward and backward, so never more than the whole
+encoder.
 """
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -43,7 +45,7 @@ class Config(MethodConfig):
     noise: Noise = "masking"
     """masking sets components to 0; salt_and_pepper to the least or greatest value; gaussian adds to all"""
     amount: tuple[float, ...] = (0.25,)
-    """share of the components that is damaged, or standard deviation of gaussian; one for all layers or one each"""
+    """share of the components, or standard deviation of gaussian; one for all layers or one each"""
     exact: bool = True
     """the same number of damaged components in every sample; otherwise each falls by its own coin"""
     alpha: float = 1.0
@@ -51,7 +53,7 @@ class Config(MethodConfig):
     beta: float = 1.0
     """weight of the loss on the others; 0 is full emphasis"""
     tied: bool = True
-    """sigmoid layers are decoded by their own matrix transposed; other layers always have a decoder of their own"""
+    """sigmoid layers decode by their own matrix transposed; others always have a decoder of their own"""
 
     def build(self, encoder: Encoder, source: Source) -> "StackedDenoising":
         return StackedDenoising(self, encoder)
@@ -84,6 +86,17 @@ class Paper(Config):
 
 
 @dataclass(frozen=True)
+class Conv(Config):
+    """The same on a small ResNet for colour images: four stages, the loss on hidden pixels alone."""
+
+    encoder: ClassVar[str] = "resnet_small"
+    train: ClassVar[TrainConfig] = TrainConfig(epochs=40, batch=128, lr=1e-3, weight_decay=0.0, rounds=4)
+
+    beta: float = 0.0
+    """full emphasis: a convolution copies what it can see"""
+
+
+@dataclass(frozen=True)
 class Damaged:
     image: Tensor  # (B, C, H, W), as it is
     damaged: Tensor  # (B, …) the layer's input after the noise; an image for the first layer
@@ -94,7 +107,7 @@ class Damaged:
 def damage(
     x: Tensor, noise: Noise, amount: float, rng: Rng, exact: bool = True, bounded: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """(B, …) -> a damaged copy, and (B, D) bool where the noise fell; `bounded` values are known to be in [0, 1].
+    """(B, …) -> a damaged copy, and (B, D) bool where the noise fell; `bounded` values are in [0, 1].
 
     What is left is not scaled up, unlike in dropout.
     """
@@ -114,7 +127,7 @@ def damage(
 
 
 def errors(output: Tensor, clean: Tensor, bounded: bool) -> Tensor:
-    """(B, D) of each component: cross-entropy of a sigmoid output, or squared error of a linear one (sec. 2.2)."""
+    """(B, D), of each component: cross-entropy of a sigmoid output, squared error of a linear one."""
     if bounded:
         return F.binary_cross_entropy_with_logits(output, clean, reduction="none")
     return (output - clean) ** 2
@@ -176,9 +189,9 @@ def parts(net: nn.Module, ends: list[str], above: str = "") -> Iterator[tuple[st
             yield path, child
 
 
-def layers(encoder: Encoder) -> tuple[nn.Sequential, ...]:
-    """The encoder's stages, each a function of the one before. Raises UserError where they are not."""
-    net = encoder.net
+def layers(encoder: Encoder) -> list[nn.Sequential]:
+    """The encoder's stages in order, each with what stands between it and the one before; no head."""
+    net: Any = encoder.net
     ends = (
         [name for name, _ in net.named_children()]
         if isinstance(encoder, Classic)
@@ -190,23 +203,18 @@ def layers(encoder: Encoder) -> tuple[nn.Sequential, ...]:
         if path in ends:
             chain.append(nn.Sequential(*layer))
             layer = []
-    if not same(encoder, chain):
-        raise UserError(
-            f"sdae trains layer by layer, and {encoder.name} is no plain chain of layers; "
-            "try mlp, resnet_small, resnet18 or convnext_atto"
-        )
-    return tuple(chain)
+    return chain
 
 
 @torch.no_grad()
-def same(encoder: Encoder, chain: list[nn.Sequential]) -> bool:
-    """Whether the chain computes what the encoder does."""
+def is_chain(encoder: Encoder) -> bool:
+    """Whether the layers, one after the other, compute what the encoder does."""
     shape = (1, encoder.channels, encoder.size, encoder.size)
     image = torch.linspace(0, 1, prod(shape), device=encoder.mean.device).view(shape)
     with at_rest(encoder):
         x = (image - encoder.mean) / encoder.std
         try:
-            for layer in chain:
+            for layer in layers(encoder):
                 x = layer(x)
         except Exception:  # whatever a net that is no chain does with a wrong input
             return False
@@ -215,8 +223,10 @@ def same(encoder: Encoder, chain: list[nn.Sequential]) -> bool:
 
 
 class StackedDenoising(Method[Damaged]):
-    """In R rounds of L layers' worth of epochs, layer l learns from epoch l/L of the run on. R = L restarts the
-    learning rate with each layer."""
+    """Each of L layers learns for 1/L of the epochs; a run in L rounds restarts the learning rate with each.
+
+    No layer is ever frozen by a flag: those below run without gradient, those above not at all.
+    """
 
     partial = True
     stage: Tensor  # () the layer that learns, from 0
@@ -224,48 +234,51 @@ class StackedDenoising(Method[Damaged]):
     def __init__(self, config: Config, encoder: Encoder):
         super().__init__()
         self.config, self.encoder = config, encoder
-        self.layers = layers(encoder)  # a tuple: the encoder already owns them
-        self.shapes, decoders = [], []
+        if not is_chain(encoder):
+            raise UserError(
+                f"sdae trains layer by layer, and {encoder.name} is no plain chain of layers; "
+                "try mlp, resnet_small, resnet18 or convnext_atto"
+            )
+        chain, decoders = layers(encoder), []
+        if len(config.amount) not in (1, len(chain)):
+            raise UserError(
+                f"{len(config.amount)} amounts of noise for the {len(chain)} layers of {encoder.name}; "
+                "give one for all or one for each"
+            )
+        self.shapes: list[torch.Size] = []  # of each layer's input
         x = torch.zeros(1, encoder.channels, encoder.size, encoder.size)
         with torch.no_grad(), at_rest(encoder):
-            for layer in self.layers:
+            for layer in chain:
                 code = layer(x)
                 self.shapes.append(x.shape[1:])
                 decoders.append(decoder(layer, x.shape[1:], code.shape[1:], config.tied))
                 x = code
         self.decoders = nn.ModuleList(decoders)
-        self.bounded = [True, *(ends_in_sigmoid(layer) for layer in self.layers[:-1])]
+        self.bounded = [True, *(ends_in_sigmoid(layer) for layer in chain[:-1])]  # inputs that are in [0, 1]
         self.register_buffer("stage", torch.zeros((), dtype=torch.int64))
-        if len(config.amount) not in (1, len(self.layers)):
-            raise UserError(
-                f"sdae has {len(config.amount)} amounts of noise for {len(self.layers)} layers; "
-                "give one for all or one for each"
-            )
-
-    def begin(self, context: Context) -> None:
-        if context.progress.epochs < len(self.layers):
-            raise UserError(
-                f"sdae trains {len(self.layers)} layers one after another, which takes as many epochs at least, "
-                f"not {context.progress.epochs}; add --epochs {10 * len(self.layers)} --rounds {len(self.layers)}"
-            )
 
     def begin_epoch(self, context: Context) -> None:
-        now = context.progress
-        self.stage.fill_(now.epoch * len(self.layers) // now.epochs)
+        now, count = context.progress, len(self.shapes)
+        if now.epochs < count:
+            raise UserError(
+                f"the {count} layers of {self.encoder.name} are trained one after another, which takes "
+                f"{count} epochs or more, not {now.epochs}; add --rounds {count}"
+            )
+        self.stage.fill_(now.epoch * count // now.epochs)
 
     @torch.no_grad()
     def codes(self, image: Tensor) -> Tensor:
-        """What the layers below the learning one make of clean images; never changes while that one learns."""
+        """What the layers below make of clean images; the same for as long as this one learns."""
         x = image
         for s in range(int(self.stage)):
-            with at_rest(self.layers[s]):
+            with at_rest(layers(self.encoder)[s]):
                 x = self.encode(s, x)
         return x.float()
 
     def encode(self, s: int, x: Tensor) -> Tensor:
         if s == 0:
             x = (x - self.encoder.mean) / self.encoder.std
-        return self.layers[s](x)
+        return layers(self.encoder)[s](x)
 
     def pretext(self, batch: Batch, rng: Rng) -> Damaged:
         c, s = self.config, int(self.stage)

@@ -17,11 +17,11 @@ SAID = {
     "loss": "Loss",
     "lr": "Learning rate",
     "images_per_s": "Images per second",
-    "waiting": "Share of time waiting for data",
-    "std": "Spread: std of unit features, per dimension",
+    "waiting": "Waiting for data, share of time",
+    "std": "Spread of the features (std)",
     "cosine": "Mean cosine between images",
     "rank": "Effective rank of the features",
-    "relative": "Share of the features that differs between images",
+    "relative": "Features that differ, share",
     "knn": "Online kNN accuracy, %",
 }
 """titles of the numbers every run has; a method's own parts keep their names"""
@@ -32,11 +32,12 @@ PLACES = {"step", "epoch", "round", "time"}
 
 @dataclass(frozen=True)
 class Plot:
-    """One curve: its title, its last value, what it shows in words, and the drawing."""
+    """One curve: title, last value, what it shows in words, what is wrong with it, the drawing."""
 
     title: str
     last: str
     words: str
+    warning: str
     svg: str
 
 
@@ -69,21 +70,25 @@ def drawn(name: str, rows: Sequence[Row]) -> Plot | None:
         return None
     x = np.array([row["step"] for row in rows], float)
     y = np.array([row[name] if is_number(row[name]) else math.nan for row in rows], float)
-    return Plot(SAID.get(name, name), short(y[-1]), in_words(x, y), picture(x, y))
+    warning = gaps(x, y)
+    words = "; ".join(filter(None, (in_words(x, y), warning)))
+    return Plot(SAID.get(name, name), short(y[-1]), words, warning, picture(x, y))
 
 
 def in_words(x: np.ndarray, y: np.ndarray) -> str:
-    """The curve for those who do not see it, and what a curve does not show: values that are no numbers."""
-    good = np.isfinite(y)
-    if not good.any():
-        return f"not a number at any of {len(y)} logged steps"
-    words = f"{short(y[good][0])} at step {x[good][0]:,.0f}"
-    if good.sum() > 1:
-        words += f", {short(y[good][-1])} at step {x[good][-1]:,.0f}"
-        words += f"; between {short(y[good].min())} and {short(y[good].max())}"
-    if not good.all():
-        words += f"; not a number from step {x[~good][0]:,.0f} on ({(~good).sum():,} times)"
-    return words
+    """The curve for those who do not see it."""
+    x, y = x[np.isfinite(y)], y[np.isfinite(y)]
+    if len(y) < 2:
+        return "".join(f"{short(v)} at step {step:,.0f}" for step, v in zip(x, y, strict=True))
+    course = f"{short(y[0])} at step {x[0]:,.0f}, {short(y[-1])} at step {x[-1]:,.0f}"
+    return f"{course}; between {short(y.min())} and {short(y.max())}"
+
+
+def gaps(x: np.ndarray, y: np.ndarray) -> str:
+    """What a curve does not show: values that are no numbers."""
+    bad = ~np.isfinite(y)
+    many = f"at {bad.sum():,} of {len(y):,} logged steps, first at step {x[bad][0]:,.0f}" if bad.any() else ""
+    return f"not a number {many}" if many else ""
 
 
 def short(value: float) -> str:

@@ -1,7 +1,7 @@
 """The report of a run: one HTML file that needs nothing else, neither network nor scripts.
 
-`write` is given what there is; a section without content is not shown. Everything that comes from outside, such as
-file names, class names and settings, is escaped by the template engine.
+`write` is given what there is; a section without content is not shown. Whatever comes from outside, names of
+files and classes or settings, is escaped by the template engine.
 """
 
 import base64
@@ -15,6 +15,7 @@ from typing import Any
 
 from PIL import Image
 
+from pretask import checkpoint
 from pretask import run as runs
 from pretask.reports.curves import Plot, Row
 from pretask.reports.features import Neighbour
@@ -49,6 +50,7 @@ def write(
     verdict: Verdict,
     *,
     about: str = "",
+    missing: str = "",
     cells: Sequence[Cell] = (),
     plots: Sequence[Plot] = (),
     neighbours: Sequence[Sequence[Neighbour]] = (),
@@ -69,9 +71,11 @@ def write(
     page = engine.get_template("report.html.j2").render(
         title=folder.resolve().name,
         about=about,
+        missing=missing,
         card=card,
         verdict=verdict,
-        facts=facts(card, finished=(folder / runs.DONE).exists()),
+        method=named(card),
+        facts=facts(folder, card),
         cells=cells,
         tally=tally(cells),
         plots=plots,
@@ -84,9 +88,8 @@ def write(
         settings=settings(card),
         next=next_steps(folder, card),
     )
-    path = folder / "report.html"
-    path.write_text(page, encoding="utf-8")
-    return path
+    checkpoint.write_text(folder / "report.html", page)
+    return folder / "report.html"
 
 
 def uri(picture: Image.Image) -> str:
@@ -107,38 +110,35 @@ def small(picture: Image.Image) -> bool:
     return max(picture.size) <= PHOTO
 
 
-def facts(card: Row, finished: bool) -> list[tuple[str, str]]:
+def named(card: Row) -> str:
+    """The method as on the command line; one from a file by the file's name."""
+    recipe = card.get("recipe", "default")
+    return Path(card["method"]).name + ("" if recipe == "default" else f":{recipe}")
+
+
+def facts(folder: Path, card: Row) -> list[tuple[str, str]]:
     """What one wants to know first, in that order; what the card does not say is left out."""
-    epochs = card.get("epochs")
-    passes = f" in {epochs} epoch{'' if epochs == 1 else 's'}" if epochs else ""
-    size = f" of {card['size']} × {card['size']}, {'grey' if card['channels'] == 1 else 'colour'}"
+    done = folder / runs.DONE
     processes = card.get("processes", 1)
+    device = (card.get("device"), card.get("precision"), f"{processes} processes" if processes > 1 else None)
     known = {
-        "Method": f"{card['method']}"
-        + ("" if card.get("recipe", "default") == "default" else f":{card['recipe']}"),
+        "Method": named(card),
         "Encoder": card.get("encoder"),
         "Data": card.get("data"),
-        "Images": f"{card['n']:,}{size}" if "n" in card else None,
-        "Steps": f"{card['steps']:,}{passes}" if "steps" in card else None,
-        "Time": duration(card["seconds"]) if "seconds" in card else None,
-        "Device": " · ".join(
-            str(x)
-            for x in (
-                card.get("device"),
-                card.get("precision"),
-                f"{processes} processes" if processes > 1 else None,
-            )
-            if x
-        ),
+        "Images": f"{card['n']:,}" if "n" in card else None,
+        "Size": f"{card['size']}×{card['size']}, {'grey' if card['channels'] == 1 else 'colour'}",
+        "Steps": f"{card['steps']:,}" if "steps" in card else None,
+        "Epochs": card.get("epochs"),
+        "Time": duration(done.read_text()) if done.exists() else "not finished",
+        "Device": " · ".join(str(x) for x in device if x),
         "Seed": card.get("seed"),
-        "State": "finished" if finished else "not finished",
     }
     return [(name, str(value)) for name, value in known.items() if value not in (None, "")]
 
 
-def duration(seconds: float) -> str:
-    """ "41 s", "9 min 58 s", "3 h 5 min"."""
-    minutes, s = divmod(round(seconds), 60)
+def duration(seconds: str) -> str:
+    """ "598.2 s" -> "9 min 58 s"; hours lose their seconds."""
+    minutes, s = divmod(round(float(seconds.split()[0])), 60)
     hours, m = divmod(minutes, 60)
     if hours:
         return f"{hours} h {m} min"
@@ -174,7 +174,7 @@ class Table:
 
 
 def table(scores: Sequence[Row]) -> Table:
-    """Scores {"features", "eval", "stage", "value", "low", "high", "n", "data", "own"} as rows and columns."""
+    """Rows {"features", "eval", "stage", "value", "low", "high", "n", "data", "own"} side by side."""
     if not scores:
         return Table()
     columns = list(dict.fromkeys((s["eval"], s.get("stage", "")) for s in scores))

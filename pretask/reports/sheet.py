@@ -1,8 +1,8 @@
 """A contact sheet of any method's puzzles, drawn from the shapes of their fields alone.
 
 A puzzle is a frozen dataclass of tensors whose rows are samples: (B, 1 or 3, H, W) is a picture,
-(B, T, C, h, w) are its tiles, bools (B, h, w) a mask, (B,) and short (B, k) numbers; anything else is not drawn. `cells` reads
-it, `puzzles` paints the cells into one image, and the HTML report sets them as pictures and text.
+(B, T, C, h, w) are its tiles, bools (B, h, w) a mask, (B,) and short (B, k) numbers; all else is not drawn.
+`cells` reads it, `puzzles` paints the cells into one image, the HTML report sets them as pictures and text.
 """
 
 import itertools

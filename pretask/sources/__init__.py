@@ -1,8 +1,8 @@
 """Where images come from. `open(spec)` for pretraining; `open_labelled(spec)` for evaluation.
 
 A spec is a path (folder, `.npz`, `.parquet`, `.tar`, prepared store) or a name (`cifar10`, `hf:USER/DATA`,
-`synthetic`, `demo`). Each module here that has `understands(spec)` and `load(spec, asked)` is one kind of source;
-a folder is what is left for a path, a torchvision data set for a name.
+`synthetic`, `demo`). Each module here that has `understands(spec)` and `load(spec, asked)` is one kind of
+source; a folder is what is left for a path, a torchvision data set for a name.
 """
 
 import difflib

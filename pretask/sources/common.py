@@ -1,4 +1,4 @@
-"""What every kind of source shares: how it is asked for, what opening returns, names kept small, a progress bar."""
+"""What all kinds of source share: how one is asked for, what opening returns, compact names, a progress bar."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -89,7 +89,7 @@ def check_bad(name: str, bad: dict[str, str], seen: int, limit: float) -> None:
 def numbered(labels: np.ndarray, names: Sequence[str] | None = None) -> tuple[Tensor, list[str]]:
     """Labels of any kind -> (N,) int64 and the class names they stand for."""
     if names is not None and labels.dtype.kind in "iu":
-        if len(labels) and not (0 <= labels.min() and labels.max() < len(names)):
+        if len(labels) and not (labels.min() >= 0 and labels.max() < len(names)):
             raise UserError(
                 f"labels run from {labels.min()} to {labels.max()}, but there are {len(names)} class names"
             )
@@ -99,6 +99,7 @@ def numbered(labels: np.ndarray, names: Sequence[str] | None = None) -> tuple[Te
 
 
 def bar(show: bool) -> Progress:
-    """On standard error, so that standard output stays clean for --json; nothing where it is not a terminal."""
+    """On standard error, so that standard output stays clean for --json; none where that is no terminal."""
+    console = Console(stderr=True)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    return Progress(*columns, console=Console(stderr=True), disable=not show, transient=True)
+    return Progress(*columns, console=console, disable=not (show and console.is_terminal), transient=True)

@@ -1,4 +1,4 @@
-"""Any image file as a square uint8 canvas: upright, 8 bit, one or three channels, short side resized, centre cut out.
+"""Any image file as a square uint8 canvas: upright, 8 bit, grey or RGB, short side resized, centre cut out.
 
 Transparent pixels become white, as a page shows them. 16-bit values are scaled (65535 -> 255), not clipped.
 """
@@ -14,7 +14,9 @@ MAX_PIXELS = 2**27
 """larger images are not decoded: 134 million pixels are 400 MB as RGB"""
 ORIENTATION = 0x0112  # EXIF tag
 
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # MAX_PIXELS decides, from the header
+warnings.filterwarnings(
+    "ignore", category=Image.DecompressionBombWarning
+)  # MAX_PIXELS decides, from the header
 
 Encoded = Path | bytes | Image.Image
 
@@ -84,7 +86,7 @@ def eight_bit(pixels: np.ndarray) -> np.ndarray:
     """(H, W) of 16 bit, 16 bit stored in 32, or floats in [0, 1] -> uint8."""
     if pixels.dtype.kind != "f":
         return (pixels.clip(0, 65535) / 257).round().astype(np.uint8)
-    if not (0 <= pixels.min() and pixels.max() <= 1):
+    if not (pixels.min() >= 0 and pixels.max() <= 1):
         raise Unreadable("floating point pixels outside [0, 1]")
     return (pixels * 255).round().astype(np.uint8)
 

@@ -1,4 +1,4 @@
-"""Data sets that torchvision knows by name: `cifar10`, `mnist`, `stl10:unlabeled`; downloaded unless they are there."""
+"""Data sets that torchvision knows by name: `cifar10`, `stl10:unlabeled`, …; downloaded where not yet there."""
 
 import contextlib
 import inspect
@@ -47,9 +47,12 @@ class Samples:
 
     def read(self, i: int) -> Image.Image:
         try:
-            return self.data[i][0]
+            image = self.data[i][0]
         except (SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
             raise decode.Unreadable(decode.reason(error)) from None
+        if not isinstance(image, Image.Image):
+            raise decode.Unreadable(f"a {type(image).__name__}, not an image")
+        return image
 
 
 @cache
@@ -66,11 +69,12 @@ def kinds() -> dict[str, Any]:
     """Name in lower case -> class, of data sets with images."""
     from torchvision import datasets
 
+    bases = datasets.VisionDataset, datasets.DatasetFolder, datasets.ImageFolder
     classes = {name.lower(): getattr(datasets, name) for name in datasets.__all__}
     return {
         name: kind
         for name, kind in classes.items()
-        if "root" in inspect.signature(kind).parameters and "transform" in inspect.signature(kind).parameters
+        if {"root", "transform"} <= set(inspect.signature(kind).parameters) and kind not in bases
     }
 
 
@@ -103,7 +107,9 @@ def built(name: str, root: Path, split: str) -> Any:
             reason = decode.reason(error)
             if "split" in reason:  # torchvision lists the splits it knows
                 break
-    raise UserError(f"{name} ({split}) is not in {root} and could not be fetched: {reason}. Give its folder by --root")
+    raise UserError(
+        f"{name} ({split}) is not in {root} and could not be fetched: {reason}. Give its folder by --root"
+    )
 
 
 def labels(data: Any) -> tuple[torch.Tensor | None, list[str]]:

@@ -4,7 +4,6 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -56,8 +55,8 @@ class Packed:
 class Reader:
     """Decodes positions; the part of a source that travels to the workers.
 
-    In place of an unreadable image stands the next readable one, so that a batch is the same whoever decodes it;
-    where `alike` (N,) is given, the next of an equal value.
+    In place of an unreadable image stands the next readable one, so that a batch is the same whoever decodes
+    it; where `alike` (N,) is given, the next of an equal value.
     """
 
     def __init__(self, items: Items, size: int, channels: int, alike: np.ndarray | None = None):
@@ -201,4 +200,3 @@ def median_side(name: str, items: Items) -> int:
 def cores() -> int:
     """Usable by this process."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-

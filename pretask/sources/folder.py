@@ -9,9 +9,7 @@ from pretask.sources.common import Asked, Opened, Texts, numbered
 from pretask.sources.encoded import collect
 from pretask.types import UserError
 
-SUFFIXES = frozenset(
-    b"jpg jpeg jpe jfif png apng webp bmp dib tif tiff gif pgm ppm pbm pnm avif jp2".split()
-)
+SUFFIXES = frozenset(b"jpg jpeg jpe jfif png apng webp bmp dib tif tiff gif pgm ppm pbm pnm avif jp2".split())
 
 
 class Files:
@@ -36,7 +34,8 @@ def load(spec: str, asked: Asked) -> Opened:
     if not found:
         others = sum(1 for _ in root.iterdir())
         raise UserError(
-            f"{root} holds no images ({others} other entries); expected files ending in .jpg, .png, .webp, .bmp, .tif …"
+            f"{root} holds no images ({others} entries of other kinds); "
+            "expected files ending in .jpg, .png, .webp, .bmp, .tif …"
         )
     label, classes = None, []
     if asked.labels:

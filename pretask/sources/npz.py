@@ -16,12 +16,12 @@ from pretask.types import UserError
 
 
 def understands(spec: str) -> bool:
-    return spec.endswith(".npz")
+    return spec.endswith(".npz") and Path(spec).expanduser().is_file()
 
 
 def load(spec: str, asked: Asked) -> Opened:
-    """`images` (N, H, W) or (N, H, W, C) uint8, or `jpeg` with `offsets`; perhaps `labels` and `class_names`."""
-    content = read(Path(spec))
+    """`images` (N, H, W[, C]) uint8, or `jpeg` and `offsets`; perhaps `labels` and `class_names`."""
+    content = read(Path(spec).expanduser())
     name = Path(spec).stem
     n = len(content["images"]) if "images" in content else len(content["offsets"]) - 1
     label, classes = None, []

@@ -1,3 +1,130 @@
-"""Images that come one after the other and cannot be addressed."""
+"""Images that come one after the other and cannot be addressed: `hf-stream:USER/DATA[:CONFIG][:SPLIT][#N]`.
+
+A local pattern of parquet files or tar shards streams too. Each process reads its own shards (its own rows,
+where there are fewer shards than processes), so a batch depends on how many processes there are; a run
+repeats exactly on the same number. `len` is what the data states about itself, or the N given after `#`. The
+index of an image is its running position in the epoch, not its identity: methods that remember images need
+addressable data.
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain, islice, repeat
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pretask.sources import decode, table
+from pretask.sources.common import Asked, Opened, check_bad
+from pretask.sources.encoded import ENOUGH, cores
+from pretask.types import Batch, UserError
+
+BUFFER = 2048
+"""encoded images among which a shuffled stream draws the next"""
+LARGEST = 160
+"""canvas when none is asked for, pixels; a stream cannot be looked over first"""
+
+
+def understands(spec: str) -> bool:
+    return spec.startswith("hf-stream:")
+
+
+def load(spec: str, asked: Asked) -> Opened:
+    if asked.labels:
+        raise UserError(f"{spec}: a stream cannot be evaluated on; use hf:… or a prepared store")
+    place, _, stated = spec.removeprefix("hf-stream:").partition("#")
+    rows, name = table.fetched(place, asked, streaming=True)
+    column = table.image_column(rows.features or next(iter(rows)), spec)
+    n = int(stated) if stated.isdecimal() else length(rows)
+    if not n:
+        raise UserError(
+            f"{spec} does not say how many images it has; state it: {spec.partition('#')[0]}#100000"
+        )
+    rows = table.undecoded(rows, column)
+    return Opened(Stream(name, rows, column, n, asked.size or LARGEST, asked.channels or 3, asked.max_bad))
+
+
+def length(rows: Any) -> int:
+    """Of the split, as its card or its files state it; 0 where they do not."""
+    split = (rows.info.splits or {}).get(str(rows.split))
+    return (split.num_examples or 0) if split else 0
+
+
 class Stream:
-    pass
+    """A source that is only read from its beginning."""
+
+    provides: frozenset[str] = frozenset()
+
+    def __init__(self, name: str, rows: Any, column: str, n: int, size: int, channels: int, max_bad: float):
+        self.name, self.rows, self.column, self.n = name, rows, column, n
+        self.size, self.channels, self.max_bad = size, channels, max_bad
+        self.seed: int | None = None
+        self.bad: dict[str, str] = {}
+        self.seen = 0
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitems__(self, index: Tensor) -> Batch:
+        raise UserError(
+            f"{self.name} is a stream and has no positions; write it to disk first with pretask prepare"
+        )
+
+    def files(self, index: Tensor) -> list[str]:
+        return [f"row {i}" for i in index.tolist()]
+
+    def reorder(self, seed: int) -> None:
+        """The next epochs come in the order of this seed, drawn within a buffer of BUFFER images."""
+        self.seed = seed
+
+    def once(self, share: tuple[int, int] = (0, 1)) -> Iterator[decode.Encoded | None]:
+        """The encoded images of one process, each once; None where a row is empty."""
+        from datasets.distributed import split_dataset_by_node
+
+        rows = self.rows if self.seed is None else self.rows.shuffle(seed=self.seed, buffer_size=BUFFER)
+        for row in split_dataset_by_node(rows, *share):
+            try:
+                yield table.encoded(row[self.column])
+            except decode.Unreadable:
+                yield None
+
+    def epoch(self, batch: int, first: int = 0, share: tuple[int, int] = (0, 1)) -> Iterator[Batch]:
+        """This process's rows of len // batch batches; begins anew where its own shards are fewer."""
+        rank, world = share
+        own = batch // world
+        endless = chain.from_iterable(self.once(share) for _ in repeat(None))
+        rows = islice(endless, first * own, None)
+        with ThreadPoolExecutor(cores()) as threads:
+            for k in range(first, len(self) // batch):
+                index = (k * batch + rank * own + torch.arange(own)) % len(self)
+                yield Batch(index, self.decoded(list(islice(rows, own)), index, threads))
+
+    def decoded(
+        self, rows: list[decode.Encoded | None], index: Tensor, threads: ThreadPoolExecutor
+    ) -> Tensor:
+        """(B, C, size, size); in place of an unreadable image stands the next readable one of the batch."""
+
+        def one(encoded: decode.Encoded | None) -> Tensor | str:
+            if encoded is None:
+                return "empty"
+            try:
+                return torch.from_numpy(decode.canvas(encoded, self.size, self.channels).copy())
+            except decode.Unreadable as error:
+                return str(error)
+
+        images = list(threads.map(one, rows))
+        bad = {name: x for name, x in zip(self.files(index), images, strict=True) if isinstance(x, str)}
+        self.bad.update(bad)
+        self.seen += len(rows)
+        if self.seen >= ENOUGH or len(bad) == len(rows):
+            check_bad(self.name, self.bad, min(self.seen, len(self)), self.max_bad)
+        readable = [x for x in images if not isinstance(x, str)]
+        if not readable:
+            why = next(iter(bad.values()))
+            raise UserError(f"{self.name}: none of {len(rows)} images in a row can be read ({why})")
+        kept = torch.tensor([not isinstance(x, str) for x in images])
+        place = (kept.cumsum(0) - kept.long()) % len(
+            readable
+        )  # of a bad image: the first readable one after it
+        return torch.stack(readable)[place]

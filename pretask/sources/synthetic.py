@@ -1,8 +1,8 @@
 """Small made-up pictures for tests: things that stand on the ground, lit from above, in front of a sky.
 
-`synthetic`, `synthetic:256`, `synthetic:256:32` (how many, how large). A picture has an up and a down (the sky is
-brighter, the ground is textured, light falls on the upper side of things), so turning it is a puzzle with an
-answer; its class is the shape of the thing, whose place, size and colour are free.
+`synthetic`, `synthetic:256`, `synthetic:256:32` (how many, how large). A picture has an up and a down (the
+sky is brighter, the ground is textured, light falls on the upper side of things), so turning it is a puzzle
+with an answer; its class is the shape of the thing, whose place, size and colour are free.
 """
 
 import torch
@@ -22,7 +22,7 @@ def understands(spec: str) -> bool:
 
 def load(spec: str, asked: Asked) -> Opened:
     try:
-        n, size = [int(given) if given else 0 for given in spec.split(":")[1:] + ["", ""]][:2]
+        n, size = [int(given) if given else 0 for given in [*spec.split(":")[1:], "", ""]][:2]
     except ValueError:
         raise UserError(f"{spec}: expected synthetic[:N[:SIZE]], for example synthetic:256:32") from None
     image, label = draw(n or 256, asked.size or size or 32, Rng(0, "synthetic"))
@@ -34,14 +34,19 @@ def load(spec: str, asked: Asked) -> Opened:
 def draw(n: int, size: int, rng: Rng) -> tuple[Tensor, Tensor]:
     """-> (N, 3, size, size) uint8 and the shape shown (N,)."""
     label = rng.integers(n, high=len(CLASSES))
-    y, x = torch.meshgrid(*[(torch.arange(size) + 0.5) / size] * 2, indexing="ij")  # (H, W) in 0 … 1, downwards
+    y, x = torch.meshgrid(
+        *[(torch.arange(size) + 0.5) / size] * 2, indexing="ij"
+    )  # (H, W) in 0 … 1, downwards
 
     def each(low: float, high: float) -> Tensor:
         return rng.uniform(n, 1, 1, low=low, high=high)
 
     horizon, middle, foot = each(0.5, 0.7), each(0.3, 0.7), each(0.75, 0.95)
     height, width = each(0.35, 0.6), each(0.12, 0.2)
-    across, up = (x - middle).abs() / width, (foot - y) / height  # 0 at the thing's axis, 0 at its foot, 1 at its top
+    across, up = (
+        (x - middle).abs() / width,
+        (foot - y) / height,
+    )  # 0 at the thing's axis, 0 at its foot, 1 at its top
     crown = (across * 0.6) ** 2 + ((up - 0.7) / 0.3) ** 2 < 1
     thing = torch.stack(
         [

@@ -1,0 +1,214 @@
+"""Frozen features of images: as rows, as one array, or as a table on disk, in the order of the source.
+
+`pretask embed RUN --data PATH` writes features.parquet (columns file, features) and features.npy with the same
+rows. Both are written as the images come by, so memory does not grow with their number.
+"""
+
+import csv
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import count, islice
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pretask import encoders, images, loader
+from pretask.encoders import Encoder
+from pretask.run import Run
+from pretask.sources import decode
+from pretask.sources.common import Images, bar
+from pretask.sources.stream import Stream
+from pretask.types import Batch, UserError
+
+GROUP = 4096
+"""rows of a parquet row group, and the most that wait in memory"""
+
+
+# ---- the encoder that is meant
+
+
+def encoder_of(spec: Any, size: int | None = None) -> Encoder:
+    """A run, its folder, an encoder as it is, or timm:NAME with the weights that timm publishes.
+
+    `size` is of timm models only; a run's is its own. None: the size that the weights were trained at.
+    """
+    if isinstance(spec, Encoder):
+        return spec
+    if isinstance(spec, Run):
+        return spec.encoder
+    if not str(spec).startswith("timm:"):
+        return Run(spec).encoder
+    import timm
+
+    name, _ = encoders.parse(str(spec))
+    if not timm.is_model(name):
+        return encoders.build(str(spec))  # which says what is near
+    if not timm.is_model_pretrained(name):
+        raise UserError(f"timm publishes no weights of {name}; expected a run, or timm:NAME with weights")
+    published: Any = timm.get_pretrained_cfg(name)
+    try:
+        return encoders.build(str(spec), 3, size or published.input_size[-1], pretrained=True).eval()
+    except UserError:
+        raise
+    except Exception as wrong:  # whatever the hub, the network or the cache throw
+        first = str(wrong).strip().splitlines()[:1]
+        raise UserError(
+            f"the weights of {name} could not be had ({type(wrong).__name__}: {''.join(first)}); "
+            "connect to the network once, so that timm can keep them"
+        ) from None
+
+
+# ---- features
+
+
+def flat(stage: Tensor) -> Tensor:
+    """(B, D, h, w) or (B, D) -> (B, D): a map is averaged over its places."""
+    return stage.mean((2, 3)) if stage.ndim == 4 else stage
+
+
+def rows(encoder: Encoder, source: Images, stage: str = "pool", batch: int = 256) -> Iterator["Rows"]:
+    """Features of every readable image, `batch` at a time; unreadable ones are in `source.bad`."""
+    if stage not in encoder.widths:
+        raise UserError(f"{encoder.name} has no stage {stage!r}; it has {', '.join(encoder.widths)}")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    encoder = encoder.to(device).eval()
+    for each in batches(source, batch):
+        with torch.inference_mode():
+            found = flat(encoder(images.to_float(each.image.to(device)))[stage]).float().cpu()
+        names = source.files(each.index)
+        kept = [i for i, name in enumerate(names) if name not in source.bad]
+        yield Rows([names[i] for i in kept], found[kept].numpy(), len(names))
+
+
+@dataclass(frozen=True)
+class Rows:
+    files: list[str]
+    features: np.ndarray  # (B, D) float32
+    seen: int  # images read, the unreadable among them
+
+
+def batches(source: Images, batch: int) -> Iterator[Batch]:
+    """Every image once, in order; in an unreadable one's place stands another."""
+    if not isinstance(source, Stream):
+        return loader.epoch(source, torch.arange(len(source)), batch)
+    return streamed(source, batch)
+
+
+def streamed(source: Stream, batch: int) -> Iterator[Batch]:
+    """A stream to its true end, which need not be where it says."""
+    rest = source.once()
+    for start in count(step=batch):
+        encoded = list(islice(rest, batch))
+        if not encoded:
+            return
+        index = start + torch.arange(len(encoded))
+        image = torch.zeros(len(encoded), source.channels, source.size, source.size, dtype=torch.uint8)
+        for i, name in enumerate(source.files(index)):
+            try:
+                if encoded[i] is None:
+                    raise decode.Unreadable("empty")
+                image[i] = torch.from_numpy(decode.canvas(encoded[i], source.size, source.channels).copy())
+            except decode.Unreadable as error:
+                source.bad[name] = str(error)
+        yield Batch(index, image)
+
+
+def array(encoder: Encoder, source: Images, stage: str = "pool", batch: int = 256) -> np.ndarray:
+    """(N, D) float32: a row for every readable image."""
+    parts = [each.features for each in rows(encoder, source, stage, batch)]
+    return np.concatenate(parts)
+
+
+# ---- on disk
+
+
+@dataclass(frozen=True)
+class Written:
+    table: Path
+    array: Path
+    skipped: Path | None
+    """the list of what could not be read, if there was any"""
+    n: int
+    width: int
+
+
+def write(
+    encoder: Encoder,
+    source: Images,
+    out: Path = Path("features.parquet"),
+    stage: str = "pool",
+    batch: int = 256,
+    progress: bool = True,
+) -> Written:
+    """features.parquet, features.npy beside it, and features.skipped.csv if files could not be read."""
+    out = out if out.suffix else out.with_suffix(".parquet")
+    if out.suffix != ".parquet":
+        raise UserError(f"--out {out} should end in .parquet; the .npy is written beside it")
+    targets = out, out.with_suffix(".npy"), out.with_suffix(".skipped.csv")
+    for path in targets:
+        if path.exists():
+            raise UserError(f"{path} exists; choose another --out")
+    with complete(*targets) as (table, plain, skipped):
+        n, width = fill(table, plain, rows(encoder, source, stage, batch), len(source), progress)
+        if source.bad:
+            with skipped.open("w", newline="") as file:
+                csv.writer(file).writerows([("file", "reason"), *sorted(source.bad.items())])
+    return Written(*targets[:2], targets[2] if source.bad else None, n, width)
+
+
+@contextmanager
+def complete(*targets: Path) -> Iterator[list[Path]]:
+    """Paths to write to; what was written gets its name when all is done, or is removed."""
+    beside = [path.with_name(path.name + ".new") for path in targets]
+    try:
+        targets[0].parent.mkdir(parents=True, exist_ok=True)
+        yield beside
+        for made, path in zip(beside, targets, strict=True):
+            if made.exists():
+                made.replace(path)
+    except OSError as failure:
+        raise UserError(f"could not write {targets[0]} ({failure}); nothing is left of it") from None
+    finally:
+        for made in beside:
+            made.unlink(missing_ok=True)
+
+
+def fill(table: Path, plain: Path, found: Iterator[Rows], total: int, progress: bool) -> tuple[int, int]:
+    """Both files, from the same rows; returns how many there are, and their width."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    def flush() -> None:
+        names = [name for each in waiting for name in each.files]
+        values = np.concatenate([each.features for each in waiting])
+        listed = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), width)
+        writer.write_table(pa.Table.from_arrays([pa.array(names, pa.string()), listed], schema=schema))
+        file.write(values.tobytes())
+        waiting.clear()
+
+    first = next(found)
+    width, n, waiting = first.features.shape[1], len(first.files), [first]
+    schema = pa.schema([("file", pa.string()), ("features", pa.list_(pa.float32(), width))])
+    with plain.open("wb") as file, pq.ParquetWriter(table, schema) as writer, bar(progress) as shown:
+        task = shown.add_task("embedding", total=total, completed=first.seen)
+        head(file, 0, width)
+        for each in found:
+            waiting.append(each)
+            n += len(each.files)
+            shown.advance(task, each.seen)
+            if sum(len(w.files) for w in waiting) >= GROUP:
+                flush()
+        if waiting:
+            flush()
+        file.seek(0)
+        head(file, n, width)  # NumPy leaves room in the header for the number of rows to grow
+    return n, width
+
+
+def head(file: BinaryIO, n: int, width: int) -> None:
+    described = {"descr": "<f4", "fortran_order": False, "shape": (n, width)}
+    np.lib.format.write_array_header_1_0(file, described)

@@ -1,0 +1,192 @@
+"""The rows that every table carries: what the score would be without the method that is being judged.
+
+Raw pixels; k-means patches (Coates, Lee, Ng 2011, "An analysis of single-layer networks"), the strong cheap rival;
+the same encoder untrained; the same encoder trained with the labels.
+"""
+
+import copy
+import math
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor, nn
+
+from pretask import encoders, images
+from pretask.config import TrainConfig, schedule
+from pretask.encoders import Encoder
+from pretask.rng import Rng
+from pretask.types import Labelled, Source
+
+CANVAS = 32
+"""pixels to which larger images are reduced, before their pixels or patches are looked at"""
+CENTRES = 800
+"""k-means centres; features are four times as many"""
+PATCH = 6
+"""side of a patch, pixels (sec. 4.4)"""
+CONTRAST = 10.0
+"""added to the variance of a patch, in grey levels² (sec. 3.1.1, footnote)"""
+WHITENING = 0.1
+"""ε added to the eigenvalues of the patches' covariance (authors' code)"""
+SAMPLES = 200_000
+"""patches that k-means sees"""
+ROUNDS = 12
+"""passes of k-means over them"""
+AT_ONCE = 1 << 20
+"""distances held at once: few enough for the cache"""
+
+
+def reduced(image: Tensor) -> Tensor:
+    """(B, C, H, W) in [0, 1] -> the same, at most CANVAS high and wide."""
+    if max(image.shape[2:]) <= CANVAS:
+        return image
+    return F.interpolate(image, size=(CANVAS, CANVAS), mode="bilinear", antialias=True)
+
+
+class Pixels(nn.Module):
+    """An encoder that passes the pixels on."""
+
+    name = "raw pixels"
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        return {"pool": reduced(image).flatten(1)}
+
+
+class Patches(nn.Module):
+    """How near each patch of an image is to each of K centres, summed over the image's quadrants: 4K numbers."""
+
+    name = "k-means patches"
+
+    def __init__(self, mean: Tensor, whitening: Tensor, centres: Tensor):
+        super().__init__()
+        self.register_buffer("mean", mean)  # (D,) of the normalised patches; D = C · PATCH²
+        self.register_buffer("whitening", whitening)  # (D, D)
+        self.register_buffer("centres", centres)  # (K, D)
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        x = reduced(image)
+        h, w = (side - PATCH + 1 for side in x.shape[2:])
+        few = max(1, AT_ONCE // (h * w * len(self.centres)))
+        quadrant = quadrants(h, w).to(x)  # (hw, 4)
+        return {"pool": torch.cat([self.near(part, quadrant).flatten(1) for part in x.split(few)])}
+
+    def near(self, x: Tensor, quadrant: Tensor) -> Tensor:
+        """(b, C, H, W) -> (b, 4, K) summed triangle activations max(0, mean distance - distance) (sec. 3.2.2)."""
+        patch = F.unfold(255 * x, PATCH).transpose(1, 2)  # (b, hw, D)
+        z = (normalised(patch) - self.mean) @ self.whitening
+        far = distances(z.flatten(0, 1), self.centres).sqrt_()  # (b hw, K)
+        middle = far.mean(1, keepdim=True)
+        activation = torch.sub(middle, far, out=far).relu_()
+        return quadrant.T @ activation.view(len(x), len(quadrant), -1)
+
+
+def quadrants(h: int, w: int) -> Tensor:
+    """(h w, 4): in which quarter of a map each of its places lies."""
+    bottom, right = torch.arange(h) >= (h + 1) // 2, torch.arange(w) >= (w + 1) // 2
+    return F.one_hot((2 * bottom[:, None] + right[None]).flatten().long(), 4).float()
+
+
+def normalised(patch: Tensor) -> Tensor:
+    """(…, D) in grey levels -> brightness and contrast taken out."""
+    variance, mean = torch.var_mean(patch, -1, keepdim=True)
+    return (patch - mean) * (variance + CONTRAST).rsqrt()
+
+
+def distances(x: Tensor, centres: Tensor) -> Tensor:
+    """(N, D), (K, D) -> (N, K) squared distances, in one product."""
+    one = x.new_ones(1)
+    left = torch.cat([x, x.square().sum(1, keepdim=True), one.expand(len(x), 1)], 1)
+    right = torch.cat([-2 * centres, one.expand(len(centres), 1), centres.square().sum(1, keepdim=True)], 1)
+    return (left @ right.T).clamp_(min=0)
+
+
+def sample_patches(source: Source, n: int, rng: Rng) -> Tensor:
+    """(n, D) patches in grey levels, from at most n / 20 images."""
+    some = rng.permutation(len(source))[: max(1, n // 20)].sort().values
+    canvas = torch.cat(
+        [reduced(images.to_float(source.__getitems__(index).image)) for index in some.split(256)]
+    )
+    m, c, h, w = canvas.shape
+    at = torch.arange(PATCH)
+    which = rng.integers(n, high=m)
+    top, left = rng.integers(n, high=h - PATCH + 1), rng.integers(n, high=w - PATCH + 1)
+    rows, columns = (top[:, None] + at)[:, None, :, None], (left[:, None] + at)[:, None, None, :]
+    channel = torch.arange(c)[None, :, None, None]
+    return 255 * canvas[which[:, None, None, None], channel, rows, columns].flatten(1)
+
+
+def whiten(patch: Tensor) -> tuple[Tensor, Tensor]:
+    """(N, D) -> mean (D,) and the ZCA matrix (D, D)."""
+    mean = patch.mean(0)
+    values, vectors = torch.linalg.eigh((patch - mean).T.cov().double())
+    zca = vectors @ (values.clamp(min=0) + WHITENING).rsqrt().diag() @ vectors.T
+    return mean, zca.to(patch.dtype)
+
+
+def kmeans(x: Tensor, k: int, rng: Rng, rounds: int = ROUNDS) -> Tensor:
+    """(N, D) -> (K, D) centres, by Lloyd's rounds; a centre that nobody is near moves to a random sample."""
+    centres = x[rng.permutation(len(x))[:k]].clone()
+    for _ in range(rounds):
+        total, count = torch.zeros_like(centres), torch.zeros(len(centres), device=x.device)
+        for rows in x.split(max(1, AT_ONCE // len(centres))):
+            nearest = distances(rows, centres).argmin(1)
+            total.index_add_(0, nearest, rows)
+            count += nearest.bincount(minlength=len(centres))
+        spare = x[rng.integers(len(centres), high=len(x))]
+        centres = torch.where(count[:, None] > 0, total / count.clamp(min=1)[:, None], spare)
+    return centres
+
+
+def patches(source: Source, centres: int = CENTRES, seed: int = 0) -> Patches:
+    """Whitening and centres learned from the images of `source`, without labels."""
+    rng = Rng(seed, "patches")
+    sample = normalised(sample_patches(source, SAMPLES, rng))
+    mean, zca = whiten(sample)
+    return Patches(mean, zca, kmeans((sample - mean) @ zca, centres, rng))
+
+
+def untrained(encoder: Encoder, seed: int) -> Encoder:
+    """The encoder as a run with this seed began."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return encoders.build(encoder.name, encoder.channels, encoder.size)
+
+
+def supervised(
+    encoder: Encoder,
+    source: Labelled,
+    steps: int,
+    seed: int,
+    device: torch.device | str = "cpu",
+    train: TrainConfig = TrainConfig(batch=128, lr=2e-3, weight_decay=0.05),  # noqa: B008 (frozen)
+    progress: bool = True,
+) -> Encoder:
+    """The same encoder, trained on images and labels for `steps`: crops after 1/8 of padding, flips, AdamW."""
+    net = copy.deepcopy(untrained(encoder, seed)).to(device).train()
+    batch = min(train.batch, len(source))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        head = nn.Linear(net.dim, len(source.classes)).to(device)
+        optimizer = torch.optim.AdamW([*net.parameters(), *head.parameters()], weight_decay=train.weight_decay)
+        per_epoch = math.ceil(len(source) / batch)
+        for step in track(
+            range(steps),
+            "training with labels",
+            console=Console(stderr=True),
+            transient=True,
+            disable=not progress,
+        ):
+            epoch, place = divmod(step, per_epoch)
+            order = Rng(seed, "supervised order", epoch).permutation(len(source))
+            index = order[place * batch : (place + 1) * batch]
+            rng = Rng(seed, "supervised", step, device=device)
+            x = images.to_float(source.__getitems__(index).image.to(device))
+            x = images.flip(images.shift(x, rng.child("shift"), padding=x.shape[-1] // 8), rng.child("flip"))
+            loss = F.cross_entropy(head(net(x)["pool"]), source.label[index].to(device))
+            for group in optimizer.param_groups:
+                group["lr"] = train.lr * schedule(train, step / steps)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return net.eval()

@@ -1,0 +1,153 @@
+"""Features: what a frozen encoder makes of a source, computed once; everything else works on these arrays.
+
+Evaluation mode, no augmentation, one pass. A map (C, h, w) is average-pooled to s x s with the largest s for which
+C·s² stays within `width` (s = h at most), as linear probes per layer have always done it (Zhang et al. 2017,
+arXiv:1611.09842; Goyal et al. 2019, arXiv:1905.01235: about 9000 numbers; here 4096, so that 50,000 samples
+of a stage are 400 MB).
+"""
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor, nn
+
+from pretask import images
+from pretask.types import Source, UserError
+
+WIDTH = 4096
+"""numbers a stage may have"""
+BATCH = 256
+"""images per forward pass"""
+HALF = (1e-3, 1e4)
+"""largest value of the first batch between which a stage is kept in half precision"""
+
+
+@dataclass(frozen=True)
+class Features:
+    """N samples, as each stage of an encoder shows them; "pool" is the last."""
+
+    stages: Mapping[str, Tensor]  # (N, D) each, single or half precision
+    label: Tensor | None  # (N,) int64
+    classes: list[str]
+    source: str
+
+    def __post_init__(self):
+        for stage, x in self.stages.items():
+            if not all(rows.isfinite().all() for rows in x.split(4096)):
+                raise UserError(
+                    f"the features at {stage!r} of {self.source} hold NaN or infinite values: the run has diverged; "
+                    "evaluate an earlier checkpoint, or train again with a smaller learning rate"
+                )
+
+    def __len__(self) -> int:
+        return len(self.stages["pool"])
+
+    def rows(self, index: Tensor) -> "Features":
+        """The same of some samples."""
+        label = None if self.label is None else self.label[index]
+        return Features({s: x[index] for s, x in self.stages.items()}, label, self.classes, self.source)
+
+
+@torch.inference_mode()
+def embed(
+    encoder: nn.Module,
+    source: Source,
+    *,
+    device: torch.device | str = "cpu",
+    batch: int = BATCH,
+    width: int = WIDTH,
+    progress: bool = True,
+    cache: Path | None = None,
+) -> Features:
+    """One pass over `source`, in its order. With `cache`, a folder, the arrays are kept there and found again."""
+    label = getattr(source, "label", None)
+    classes = list(getattr(source, "classes", []))
+    kept = None if cache is None else cache / f"{key(encoder, source, width)}.safetensors"
+    if kept is not None and kept.exists():
+        from safetensors.torch import load_file
+
+        return Features(load_file(kept), label, classes, source.name)
+
+    was_training = encoder.training
+    net = encoder.to(device).to(memory_format=torch.channels_last).eval()
+    stages: dict[str, Tensor] = {}
+    parts = torch.arange(len(source)).split(batch)
+    for index in track(
+        parts,
+        f"embedding {source.name}",
+        console=Console(stderr=True),
+        transient=True,
+        disable=not progress,
+    ):
+        x = images.to_float(source.__getitems__(index).image.to(device))
+        for stage, out in net(x.contiguous(memory_format=torch.channels_last)).items():
+            rows = pooled(out.float(), width).cpu()
+            if stage not in stages:
+                stages[stage] = torch.empty(len(source), rows.shape[1], dtype=kind(stage, rows))
+            stages[stage][index] = fitted(rows, stages[stage].dtype)
+    encoder.train(was_training)
+    features = Features(stages, label, classes, source.name)
+    if kept is not None:
+        save(stages, kept)
+    return features
+
+
+def pooled(x: Tensor, width: int = WIDTH) -> Tensor:
+    """(B, C, h, w) or (B, D) -> (B, ≤ max(width, C)): averages over the finest grid that fits, flattened."""
+    if x.ndim == 2:
+        return x
+    side = max(1, min(math.isqrt(width // x.shape[1]), *x.shape[2:]))
+    return F.adaptive_avg_pool2d(x, side).flatten(1)
+
+
+def kind(stage: str, rows: Tensor) -> torch.dtype:
+    """Half precision for the wide stages, unless their values are too large or too small for it."""
+    fits = HALF[0] <= rows.abs().max() <= HALF[1]
+    return torch.float16 if stage != "pool" and fits else torch.float32
+
+
+def fitted(rows: Tensor, dtype: torch.dtype) -> Tensor:
+    """A later batch may exceed the first; NaN stays NaN, infinity stays infinite."""
+    top = torch.finfo(dtype).max
+    return torch.where(rows.isfinite(), rows.clamp(-top, top), rows).to(dtype)
+
+
+def key(encoder: nn.Module, source: Source, width: int) -> str:
+    """Names an encoder's weights and a source: sixteen letters that change with any of them.
+
+    Of the source: its name, length, labels, and 64 images spread over it.
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    digest.update(json.dumps([getattr(encoder, "name", ""), source.name, len(source), width]).encode())
+    for name, value in encoder.state_dict().items():
+        digest.update(name.encode())
+        digest.update(raw(value))
+    for name in ("mean", "std"):
+        digest.update(raw(getattr(encoder, name, torch.zeros(0))))
+    some = torch.linspace(0, len(source) - 1, min(64, len(source))).long()
+    digest.update(raw(source.__getitems__(some).image))
+    digest.update(raw(getattr(source, "label", torch.zeros(0))))
+    return digest.hexdigest()
+
+
+def raw(x: Tensor) -> Any:
+    return x.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+
+
+def save(stages: Mapping[str, Tensor], path: Path) -> None:
+    from safetensors.torch import save_file
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_suffix(f".{os.getpid()}")
+    save_file(dict(stages), beside)
+    beside.replace(path)

@@ -1,0 +1,5 @@
+"""What people look at: contact sheets of puzzles, score tables, and one page per run."""
+
+from pretask.reports.compose import report
+
+__all__ = ["report"]

@@ -1,0 +1,175 @@
+"""From a run folder to its report: the model answers puzzles, images are embedded, a page is written."""
+
+import itertools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pretask import checkpoint, images
+from pretask import run as runs
+from pretask.encoders import Encoder
+from pretask.methods import Method
+from pretask.reports import curves, features, html, sheet
+from pretask.reports.curves import Row
+from pretask.rng import Rng
+from pretask.types import Labelled, Source, UserError
+from pretask.watch import ADVICE, HEALTHY
+
+ASKED = 8
+"""images whose puzzles are shown; a method may make several puzzles of each"""
+SHOWN = 32
+"""puzzles at most"""
+EMBEDDED = 1500
+"""images of up to 64 pixels among which neighbours are looked for; fewer of larger ones, to take seconds"""
+FEWEST = 300
+"""of whatever size"""
+
+
+def report(folder: Path | str, data: str | Path | None = None) -> Path:
+    """Write report.html and preview.png of a run; neighbours and map are of `data`, labelled, where given."""
+    from pretask import methods, sources
+
+    loaded = runs.load(folder)
+    card = loaded.card
+    labelled = sources.open_labelled(data, size=card["size"], channels=card["channels"]) if data else None
+    try:
+        about = methods.recipe(f"{card['method']}:{card['recipe']}").__doc__ or ""
+        source, method = loaded.source(), loaded.method
+    except (UserError, OSError) as gone:  # curves and scores can be shown all the same
+        encoder = loaded.encoder if labelled is not None else None
+        return compose(loaded.folder, card, encoder=encoder, labelled=labelled, missing=str(gone))
+    return compose(
+        loaded.folder,
+        card,
+        about=about.splitlines()[0],
+        method=method,
+        encoder=method.export(),
+        source=source,
+        labelled=labelled,
+    )
+
+
+def compose(
+    folder: Path,
+    card: Row,
+    *,
+    about: str = "",
+    method: Method[Any] | None = None,
+    encoder: Encoder | None = None,
+    source: Source | None = None,
+    labelled: Labelled | None = None,
+    missing: str = "",
+) -> Path:
+    """The page from whatever parts of a run there are; `missing` says why others are not."""
+    log, watch, scores = runs.read(folder / runs.LOG), runs.read(folder / runs.SEEN), read_scores(folder)
+    seed = card.get("seed", 0)
+    cells = puzzles(method, source, seed) if method is not None and source is not None else []
+    if cells:
+        picture = sheet.paint(cells[: 2 * ASKED], title=folder.resolve().name, subtitle=sheet.tally(cells))
+        checkpoint.write(folder / "preview.png", lambda file: picture.save(file, format="PNG"))
+    lines, plane = [], None
+    shown = source if labelled is None else labelled
+    if encoder is not None and shown is not None and len(shown) > features.NEIGHBOURS:
+        index, z, x = embed(encoder, shown, seed)
+        label, classes = (None, []) if labelled is None else (labelled.label[index], labelled.classes)
+        lines = features.lines(z, x, label, classes)
+        plane = mapped(z, x, label, classes, seed)
+    return html.write(
+        folder,
+        card,
+        verdict(card, log, watch, scores),
+        about=about,
+        missing=missing,
+        cells=cells,
+        plots=curves.plots(log, watch),
+        neighbours=lines,
+        map=plane,
+        scores=scores,
+    )
+
+
+@torch.no_grad()
+def puzzles(method: Method[Any], source: Source, seed: int) -> list[sheet.Cell]:
+    """Puzzles of a few images with the answers of the method as it is."""
+    rng = Rng(seed, "report", device=next(method.parameters()).device)
+    batch = source.__getitems__(Rng(seed, "report", "which").permutation(len(source))[:ASKED])
+    method.eval()
+    pretext = method.pretext(batch.to(rng.device), rng)
+    return sheet.cells(pretext, method.solve(pretext), SHOWN)
+
+
+@torch.no_grad()
+def embed(encoder: Encoder, source: Source, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Of images from all over the source: positions (N,), pooled features (N, D), pixels (N, C, H, W)."""
+    count = min(EMBEDDED, max(FEWEST, EMBEDDED * 64**2 // source.size**2))
+    index = Rng(seed, "report", "embed").permutation(len(source))[:count]
+    device = next(encoder.parameters()).device
+    encoder.eval()
+    rows, pixels = [], []
+    for part in index.split(128):
+        image = source.__getitems__(part).image
+        rows.append(encoder(images.to_float(image.to(device)))["pool"].float().cpu().nan_to_num())
+        pixels.append(image)
+    return index, torch.cat(rows), torch.cat(pixels)
+
+
+def mapped(z: Tensor, x: Tensor, label: Tensor | None, classes: Sequence[str], seed: int) -> html.Map:
+    from pretask.reports import svg
+
+    z, x, label = (
+        z[: features.MAPPED],
+        x[: features.MAPPED],
+        None if label is None else label[: features.MAPPED],
+    )
+    drawing = svg.svg(features.map2d(z, label, x, seed))
+    return html.Map(drawing, len(z), [] if label is None else features.legend(label, classes))
+
+
+def read_scores(folder: Path) -> list[dict[str, Any]]:
+    """Rows of scores/*.json, as `html.table` wants them."""
+    found: list[dict[str, Any]] = []
+    for path in sorted((folder / "scores").glob("*.json")):
+        content = json.loads(path.read_text())
+        found += content if isinstance(content, list) else content.get("rows", [content])
+    return found
+
+
+def verdict(card: Row, log: Sequence[Row], watch: Sequence[Row], scores: Sequence[Row]) -> html.Verdict:
+    """The run in one sentence: is it healthy, did it end, is it better than the same net untrained?"""
+    state = watch[-1]["state"] if watch else None
+    if state not in (None, HEALTHY):
+        streak = [*itertools.takewhile(lambda row: row["state"] == state, reversed(watch))]
+        said = f"{state} since step {streak[-1]['step']:,}; {ADVICE.get(state, 'run pretask check')}"
+        return html.Verdict("bad", sentence([said]))
+
+    clauses = ["health was not watched" if state is None else "healthy"]
+    done, steps = (log[-1]["step"] + 1 if log else 0), card.get("steps", 0)
+    if done < steps:
+        clauses.append(f"not finished, at step {done:,} of {steps:,}")
+    tone = "good" if len(clauses) == 1 and state else "warn"
+    own, floor = probe(scores, own=True), probe(scores, own=False)
+    if own is None:
+        return html.Verdict(tone, sentence([*clauses, "no scores yet"]))
+    shown = html.score(own)
+    clauses.append(f"linear probe {shown.value} {shown.spread}".rstrip())
+    if floor is not None:
+        clauses[-1] += f", untrained {html.score(floor).value}"
+        if (own.get("low") or own["value"]) <= (floor.get("high") or floor["value"]):
+            tone = "warn"
+            clauses.append("the intervals overlap: training may have gained nothing")
+    return html.Verdict(tone, sentence(clauses))
+
+
+def sentence(clauses: Sequence[str]) -> str:
+    text = "; ".join(clauses)
+    return f"{text[:1].upper()}{text[1:]}."
+
+
+def probe(scores: Sequence[Row], own: bool) -> Row | None:
+    """The linear probe on the pooled features of the run itself, or of its untrained encoder."""
+    rows = [s for s in scores if s["eval"].startswith("linear") and s.get("stage", "pool") == "pool"]
+    return next((s for s in rows if (s.get("own") if own else s["features"].startswith("untrained"))), None)

@@ -1,0 +1,88 @@
+"""WebDataset shards: tar files whose members of one stem are one sample, `0001.jpg` beside `0001.cls`.
+
+A shard is read in place: its index of members is built once at opening, images are then fetched by offset. A
+path may be a pattern, `shards/train-*.tar`.
+"""
+
+import glob
+import os
+import tarfile
+from pathlib import Path
+
+import numpy as np
+
+from pretask.sources import decode
+from pretask.sources.common import Asked, Opened, Texts, bar, numbered
+from pretask.sources.encoded import collect
+from pretask.sources.folder import SUFFIXES
+from pretask.types import UserError
+
+
+def understands(spec: str) -> bool:
+    return spec.endswith(".tar") and bool(glob.glob(os.path.expanduser(spec)))
+
+
+class Members:
+    """Images inside shards: which shard, where in it, how long."""
+
+    def __init__(self, shards: list[str], place: np.ndarray, names: Texts):
+        self.shards, self.place, self.names = shards, place, names  # (N, 3) int64: shard, offset, length
+
+    def __len__(self) -> int:
+        return len(self.place)
+
+    def name(self, i: int) -> str:
+        return self.names[i]
+
+    def read(self, i: int) -> bytes:
+        shard, offset, length = self.place[i].tolist()
+        with open(self.shards[shard], "rb") as file:
+            file.seek(offset)
+            return file.read(length)
+
+
+def load(spec: str, asked: Asked) -> Opened:
+    shards = sorted(glob.glob(os.path.expanduser(spec)))
+    place, names, labels = [], [], []
+    with bar(asked.progress) as progress:
+        for number, shard in enumerate(progress.track(shards, description="reading shards")):
+            images, classes = index(shard)
+            for key, (member, offset, length) in images.items():
+                place.append((number, offset, length))
+                names.append(f"{Path(shard).name}/{member}")
+                labels.append(classes.get(key))
+    if not place:
+        raise UserError(f"{spec} holds no images; expected members such as 0001.jpg")
+    items = Members(shards, np.array(place, np.int64), Texts.of(names))
+    if asked.labels and None in labels:
+        lacking = names[labels.index(None)]
+        raise UserError(f"{spec} has no label for {lacking}; expected a .cls member beside each image")
+    label, classes = numbered(as_numbers(labels)) if asked.labels else (None, [])
+    return collect(Path(spec).stem, items, asked, label, classes)
+
+
+def index(shard: str) -> tuple[dict[str, tuple[str, int, int]], dict[str, bytes]]:
+    """Of one shard: key -> (member, offset, length) of its image; key -> content of its .cls."""
+    images, classes = {}, {}
+    try:
+        with tarfile.open(shard, "r:") as tar:
+            for member in tar:
+                folder, _, file = member.name.rpartition("/")
+                stem, _, suffix = file.partition(".")
+                if not member.isfile() or not stem:  # hidden files have no stem
+                    continue
+                key, kind = f"{folder}/{stem}", suffix.lower().rpartition(".")[2]
+                if kind.encode() in SUFFIXES:
+                    images[key] = (member.name, member.offset_data, member.size)
+                elif suffix == "cls":
+                    content = tar.extractfile(member)
+                    classes[key] = content.read().strip() if content else b""
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise UserError(f"{shard} cannot be read as tar: {decode.reason(error)}") from None
+    return images, classes
+
+
+def as_numbers(labels: list[bytes]) -> np.ndarray:
+    """Class numbers stay numbers, so that 10 comes after 9."""
+    texts = [label.decode(errors="replace") for label in labels]
+    return np.array([int(t) for t in texts] if all(t.isdecimal() for t in texts) else texts)

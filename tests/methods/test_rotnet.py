@@ -1,0 +1,142 @@
+"""What a faithful RotNet must show (Gidaris et al. 2018 and the released code)."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from pretask import encoders, images, sources
+from pretask.methods import rotnet
+from pretask.rng import Rng
+
+
+@pytest.fixture(scope="module")
+def source():
+    return sources.open("synthetic:64:32")
+
+
+def made(source, encoder="resnet_small:width=16", config=None):
+    torch.manual_seed(0)
+    config = config or rotnet.Config()
+    return config.build(encoders.build(encoder, source.channels, source.size), source)
+
+
+def batch(source, n=16):
+    return source.__getitems__(torch.arange(n))
+
+
+def test_four_turns_of_each_image_stand_in_a_row(source):
+    p = made(source).pretext(batch(source), Rng(1))
+    assert len(p.image) == 64 and p.turn.tolist() == [0, 1, 2, 3] * 16
+
+
+@pytest.mark.parametrize("config", [rotnet.Config(), rotnet.Paper()])
+def test_undoing_the_turn_gives_the_image_back_bit_for_bit(source, config):
+    p = made(source, config=config).pretext(batch(source), Rng(1))
+    straight = torch.stack([x.rot90(-k, (1, 2)) for x, k in zip(p.image, p.turn.tolist(), strict=True)])
+    assert torch.equal(straight, p.image[::4].repeat_interleave(4, 0))
+
+
+def test_the_four_copies_hold_the_same_pixels(source):
+    p = made(source).pretext(batch(source), Rng(1))
+    values = p.image.view(16, 4, -1).sort(-1).values
+    assert torch.equal(values, values[:, :1].expand_as(values))
+
+
+def test_label_k_is_k_quarter_turns_counter_clockwise(source):
+    corner = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
+    corner[..., :16, 16:] = 255  # light at the top right
+    same = type(batch(source))(torch.arange(1), corner)
+    p = made(source, config=rotnet.Config(crop=0.999)).pretext(same, Rng(3))
+    if p.image[0, 0, 0, 0] > 0.5:  # the flip moved it to the top left
+        p = rotnet.Turned(p.image.flip(-1)[[0, 3, 2, 1]], p.turn)
+    lit = [(x[0, 0, 0] > 0.5, x[0, 0, -1] > 0.5, x[0, -1, 0] > 0.5, x[0, -1, -1] > 0.5) for x in p.image]
+    assert [w.index(True) for w in lit] == [1, 0, 2, 3]  # top right, top left, bottom left, bottom right
+
+
+def test_a_flip_happens_before_the_turn_so_quarter_turns_stay_apart(source):
+    """Flipping after the turn would swap 90 with 270 degrees: the upright copy would no longer match its turns."""
+    p = made(source).pretext(batch(source, 64), Rng(2))
+    x = p.image.view(64, 4, 3, 32, 32)
+    assert torch.equal(x[:, 1], x[:, 0].rot90(1, (2, 3))) and torch.equal(x[:, 3], x[:, 0].rot90(3, (2, 3)))
+    plain = images.to_float(batch(source, 64).image)
+    shown = rotnet.Paper(crop=1.0)
+    upright = made(source, config=shown).pretext(batch(source, 64), Rng(2)).image[::4]
+    inner = slice(8, -8)  # shifts are at most 4 px: compare middles at every shift
+    flipped = [
+        min(
+            (u[:, 8 + a : 24 + a, 8 + b : 24 + b] - v[:, inner, inner]).abs().max().item()
+            for a in range(-4, 5)
+            for b in range(-4, 5)
+        )
+        for u, v in zip(upright, plain.flip(-1), strict=True)
+    ]
+    share = sum(f < 1e-6 for f in flipped) / 64
+    assert 0.25 < share < 0.75
+
+
+def test_the_untrained_loss_is_chance(source):
+    out = made(source).loss(made(source).pretext(batch(source, 64), Rng(1)))
+    assert abs(out.total.item() - math.log(4)) < 0.1 and abs(out.parts["accuracy"].item() - 0.25) < 0.1
+
+
+def test_the_loss_is_the_mean_over_all_turns(source):
+    method = made(source).eval()
+    p = method.pretext(batch(source), Rng(1))
+    probability = method.logits(p).softmax(1)
+    by_hand = sum(-math.log(row[k]) for row, k in zip(probability.tolist(), p.turn.tolist(), strict=True)) / 64
+    assert_close(method.loss(p).total.item(), by_hand, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "count"),
+    [("nin3", 32, 1_004_484), ("nin4", 32, 1_411_140), ("nin5", 32, 1_817_796), ("alexnet_bn", 224, 57_030_724)],
+)
+def test_the_papers_nets_have_the_released_number_of_parameters(name, size, count):
+    encoder = encoders.build(name, 3, size)
+    assert sum(p.numel() for p in nn.ModuleList([encoder, nn.Linear(encoder.dim, 4)]).parameters()) == count
+
+
+def test_nin_maps_have_the_released_sizes():
+    stages = encoders.build("nin4", 3, 32)(torch.zeros(1, 3, 32, 32))
+    assert [stages[f"conv{i}"].numel() for i in (1, 2, 3, 4)] == [24_576, 12_288, 12_288, 12_288]
+
+
+def test_the_papers_learning_rate_falls_by_five_three_times():
+    from pretask.config import schedule
+
+    train = rotnet.Paper.train
+    at = [train.lr * schedule(train, epoch / 200) for epoch in (0, 59, 60, 119, 120, 159, 160, 199)]
+    assert_close(at, [0.1, 0.1, 0.02, 0.02, 0.004, 0.004, 0.0008, 0.0008])
+
+
+def test_flipping_after_the_turn_caps_the_accuracy_near_three_quarters():
+    """The negative test: with the classic mistake, 90 and 270 degrees cannot be told apart."""
+
+    small = sources.open("synthetic:48:16")
+
+    class FlipLast(rotnet.RotNet):
+        def pretext(self, batch, rng):
+            p = super().pretext(batch, rng)
+            return rotnet.Turned(images.flip(p.image, rng.child("late")), p.turn)
+
+    def accuracy(kind):
+        torch.manual_seed(0)
+        method = kind(rotnet.Config(), encoders.build("resnet_small:width=16", 3, 16)).train()
+        optimizer = torch.optim.AdamW(method.parameters(), lr=3e-3)
+        for step in range(50):
+            loss = method.loss(method.pretext(batch(small, 48), Rng(step)))
+            optimizer.zero_grad()
+            loss.total.backward()
+            optimizer.step()
+        p = method.pretext(batch(small, 48), Rng(1000))
+        answer = method.solve(p)["turn"]
+        quarter = (p.turn % 2 == 1) & (answer % 2 == 1)
+        return (answer == p.turn).float().mean().item(), (answer == p.turn)[quarter].float().mean().item()
+
+    right, right_quarters = accuracy(rotnet.RotNet)
+    late, late_quarters = accuracy(FlipLast)
+    assert right > 0.9 and right_quarters > 0.9
+    assert late < 0.85 and abs(late_quarters - 0.5) < 0.2

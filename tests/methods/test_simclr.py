@@ -1,0 +1,96 @@
+"""What a faithful SimCLR must show (Chen et al. 2020, eq. 1)."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.testing import assert_close
+
+from pretask import encoders, sources
+from pretask.methods import simclr
+from pretask.rng import Rng
+
+
+def unit(n, seed, d=8):
+    return F.normalize(Rng(seed).normal(n, d), dim=1)
+
+
+def slow(left, right, temperature):
+    """Equation 1 as printed: l(i, j) summed over both directions of every pair."""
+    z = torch.cat([left, right]).tolist()
+    n = len(left)
+
+    def s(i, k):
+        return math.exp(sum(a * b for a, b in zip(z[i], z[k], strict=True)) / temperature)
+
+    def cost(i, j):
+        return -math.log(s(i, j) / sum(s(i, k) for k in range(2 * n) if k != i))
+
+    return sum(cost(k, k + n) + cost(k + n, k) for k in range(n)) / (2 * n)
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.5, 1.0])
+def test_the_loss_is_the_papers_equation(temperature):
+    left, right = unit(5, 1), unit(5, 2)
+    assert_close(simclr.nt_xent(left, right, temperature)[0].item(), slow(left, right, temperature))
+
+
+def test_values_and_gradients_are_those_of_an_independent_implementation():
+    lightly = pytest.importorskip("lightly.loss")
+    a, b = (Rng(s).normal(6, 8).requires_grad_() for s in (1, 2))
+    c, d = (x.detach().clone().requires_grad_() for x in (a, b))
+    ours = simclr.nt_xent(F.normalize(a, dim=1), F.normalize(b, dim=1), 0.2)[0]
+    theirs = lightly.NTXentLoss(temperature=0.2)(c, d)
+    ours.backward()
+    theirs.backward()
+    assert_close(ours, theirs)
+    assert_close(a.grad, c.grad)
+    assert_close(b.grad, d.grad)
+
+
+def test_at_random_the_loss_is_that_of_guessing_among_the_other_views():
+    left, right = unit(256, 1, 1024), unit(256, 2, 1024)
+    loss, accuracy = simclr.nt_xent(left, right, 1.0)
+    assert abs(loss.item() - math.log(2 * 256 - 1)) < 0.01 and accuracy < 0.03
+
+
+def test_identical_pairs_far_from_all_others_cost_nothing():
+    z = torch.eye(8)
+    loss, accuracy = simclr.nt_xent(z, z, 0.05)
+    assert loss < 1e-6 and accuracy == 1
+
+
+def test_a_view_is_never_its_own_partner():
+    z = unit(4, 1)
+    apart = torch.cat([z, -z])  # its own copy would win by far
+    assert simclr.nt_xent(apart[:4], apart[4:], 0.1)[1] == 0
+
+
+def test_two_views_of_an_image_differ_and_both_come_from_it():
+    source = sources.open("synthetic:32:32")
+    method = simclr.Config().build(encoders.build("resnet_small:width=16", 3, 32), source)
+    plain = simclr.images.Views(crop=(1.0, 1.0), jitter=0.0, grey=0.0)
+    whole = simclr.Config(views=plain).build(method.encoder, source)
+    batch = source.__getitems__(torch.arange(32))
+    p, q = method.pretext(batch, Rng(1)), whole.pretext(batch, Rng(1))
+    assert not torch.equal(p.left, p.right)
+    image = simclr.images.to_float(batch.image)
+    for view in (q.left, q.right):
+        nearest = torch.cdist(view.flatten(1), torch.cat([image, image.flip(-1)]).flatten(1)).argmin(1) % 32
+        assert (nearest == torch.arange(32)).float().mean() > 0.8  # aspect ratios still differ
+
+
+def test_solving_finds_the_other_view_of_a_puzzle_learnt_by_heart():
+    source = sources.open("synthetic:32:16")
+    torch.manual_seed(0)
+    method = simclr.Config().build(encoders.build("resnet_small:width=16", 3, 16), source).train()
+    p = method.pretext(source.__getitems__(torch.arange(32)), Rng(0))
+    optimizer = torch.optim.AdamW(method.parameters(), lr=3e-3)
+    before = (method.solve(p)["right"] == p.right).flatten(1).all(1).float().mean()
+    for _ in range(30):
+        optimizer.zero_grad()
+        method.loss(p).total.backward()
+        optimizer.step()
+    found = (method.solve(p)["right"] == p.right).flatten(1).all(1).float().mean()
+    assert before < 0.5 and found > 0.9
