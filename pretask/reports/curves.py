@@ -12,16 +12,18 @@ Row = Mapping[str, Any]
 POINTS = 400
 """a curve keeps about as many; a phone shows fewer"""
 SMOOTH = 40
-"""a curve of more points than this is also drawn as the running mean over this share of its length"""
+"""the running mean of a noisy curve is over one part in so many of its length"""
+ROUGH = 4
+"""times its own range that a curve goes up and down in all before it counts as noisy: a schedule does not"""
 SAID = {
     "loss": "Loss",
     "lr": "Learning rate",
     "images_per_s": "Images per second",
-    "waiting": "Waiting for data, share of time",
-    "std": "Spread of the features (std)",
-    "cosine": "Mean cosine between images",
-    "rank": "Effective rank of the features",
-    "relative": "Features that differ, share",
+    "waiting": "Waiting for data (share)",
+    "std": "Spread of features (std)",
+    "cosine": "Cosine between images",
+    "rank": "Effective rank of features",
+    "relative": "Features that differ (share)",
     "knn": "Online kNN accuracy, %",
 }
 """titles of the numbers every run has; a method's own parts keep their names"""
@@ -129,7 +131,7 @@ def picture(x: np.ndarray, y: np.ndarray) -> str:
     from pretask.reports import svg
 
     y = np.where(np.isfinite(y), y, math.nan)
-    noisy = len(y) > SMOOTH
+    noisy = len(y) > SMOOTH and np.nansum(np.abs(np.diff(y))) > ROUGH * (np.nanmax(y) - np.nanmin(y))
     figure, axes = svg.blank(4.0, 2.1)
     axes.plot(*thin(x, y), color=svg.ACCENT, linewidth=1.0 if noisy else 1.8, alpha=0.35 if noisy else 1.0)
     if noisy:

@@ -1,0 +1,77 @@
+#!/usr/bin/env python3
+"""Set up everything on a machine with only Python 3.11+ and pip, then run the demo, the tests or the docs.
+
+    python3 dev.py demo        install pretask beside this file and run `pretask demo`
+    python3 dev.py test        install the test tools too; lint, types, tests and docs
+    python3 dev.py test tests/test_images.py      the tests of one file
+    python3 dev.py pin         renew constraints.txt, the versions that all of this is tried with
+
+The environment is .venv in this folder; uv installs into it, and is itself fetched with pip if it is missing.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ENV = HERE / ".venv"
+BIN = ENV / ("Scripts" if os.name == "nt" else "bin")
+
+
+def run(*command: object, **kwargs: object) -> None:
+    print("$", *command, flush=True)
+    done = subprocess.run([str(c) for c in command], cwd=HERE, **kwargs)  # type: ignore[call-overload]
+    if done.returncode:
+        sys.exit(done.returncode)
+
+
+def uv() -> str:
+    """The path of uv: the one on this machine, or one installed into .venv/uv."""
+    found = shutil.which("uv")
+    if found:
+        return found
+    tools = HERE / ".venv-uv"
+    own = tools / BIN.name / "uv"
+    if not own.exists():
+        venv.create(tools, with_pip=True)
+        run(tools / BIN.name / "python", "-m", "pip", "install", "--quiet", "uv")
+    return str(own)
+
+
+def install(extras: str) -> None:
+    tool = uv()
+    if not (BIN / "python").exists():
+        run(tool, "venv", "--quiet", "--python", sys.executable, ENV)
+    python = BIN / "python"
+    run(tool, "pip", "install", "--quiet", "--python", python, "-c", "constraints.txt", "-e", f".[{extras}]")
+
+
+def main() -> None:
+    if sys.version_info < (3, 11):
+        sys.exit(f"pretask needs Python 3.11 or newer; this is {sys.version.split()[0]}")
+    verb, rest = (sys.argv[1] if len(sys.argv) > 1 else "help"), sys.argv[2:]
+    if verb == "demo":
+        install("all")
+        run(BIN / "python", "-m", "pretask", "demo", *rest)
+    elif verb == "test":
+        install("test,docs")
+        python = BIN / "python"
+        if not rest:
+            run(python, "-m", "ruff", "check", ".")
+            run(python, "-m", "ruff", "format", "--check", ".")
+            run(python, "-m", "pyright")
+            run(python, "-m", "mkdocs", "build", "--strict", "--quiet")
+        # one thread a process: two processes on two cores beat two threads in one
+        run(python, "-m", "pytest", "-n", "2", *rest, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    elif verb == "pin":
+        files = ["--extra", "test", "--extra", "docs", "--universal", "--no-annotate", "--no-header", "--upgrade"]
+        run(uv(), "pip", "compile", "pyproject.toml", *files, "--no-emit-index-url", "-o", "constraints.txt")
+    else:
+        print(__doc__)
+
+
+if __name__ == "__main__":
+    main()
