@@ -1,14 +1,15 @@
 """Frozen features of images: as rows, as one array, or as a table on disk, in the order of the source.
 
-`pretask embed RUN --data PATH` writes features.parquet (columns file, features) and features.npy with the same
-rows. Both are written as the images come by, so memory does not grow with their number.
+`pretask embed RUN --data PATH` writes features.parquet (columns file, features) and features.npy with the
+same rows. Both are written as the images come by, so memory does not grow with their number.
 """
 
 import csv
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import count, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,7 +21,8 @@ from pretask import encoders, images, loader
 from pretask.encoders import Encoder
 from pretask.run import Run
 from pretask.sources import decode
-from pretask.sources.common import Images, bar
+from pretask.sources.common import Images, bar, check_bad
+from pretask.sources.encoded import ENOUGH, cores
 from pretask.sources.stream import Stream
 from pretask.types import Batch, UserError
 
@@ -70,18 +72,26 @@ def flat(stage: Tensor) -> Tensor:
     return stage.mean((2, 3)) if stage.ndim == 4 else stage
 
 
-def rows(encoder: Encoder, source: Images, stage: str = "pool", batch: int = 256) -> Iterator["Rows"]:
-    """Features of every readable image, `batch` at a time; unreadable ones are in `source.bad`."""
+def check_stage(encoder: Encoder, stage: str) -> None:
     if stage not in encoder.widths:
         raise UserError(f"{encoder.name} has no stage {stage!r}; it has {', '.join(encoder.widths)}")
+
+
+def rows(encoder: Encoder, source: Images, stage: str = "pool", batch: int = 256) -> Iterator["Rows"]:
+    """Features of every readable image, `batch` at a time; unreadable ones are in `source.bad`."""
+    check_stage(encoder, stage)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    encoder = encoder.to(device).eval()
-    for each in batches(source, batch):
-        with torch.inference_mode():
-            found = flat(encoder(images.to_float(each.image.to(device)))[stage]).float().cpu()
-        names = source.files(each.index)
-        kept = [i for i, name in enumerate(names) if name not in source.bad]
-        yield Rows([names[i] for i in kept], found[kept].numpy(), len(names))
+    home, was_training = encoder.mean.device, encoder.training
+    encoder.to(device).eval()
+    try:
+        for each in batches(source, batch):
+            with torch.inference_mode():
+                found = flat(encoder(images.to_float(each.image.to(device)))[stage]).float().cpu()
+            names = source.files(each.index)
+            kept = [i for i, name in enumerate(names) if name not in source.bad]
+            yield Rows([names[i] for i in kept], found[kept].numpy(), len(names))
+    finally:
+        encoder.to(home).train(was_training)
 
 
 @dataclass(frozen=True)
@@ -100,21 +110,25 @@ def batches(source: Images, batch: int) -> Iterator[Batch]:
 
 def streamed(source: Stream, batch: int) -> Iterator[Batch]:
     """A stream to its true end, which need not be where it says."""
-    rest = source.once()
-    for start in count(step=batch):
-        encoded = list(islice(rest, batch))
-        if not encoded:
-            return
-        index = start + torch.arange(len(encoded))
-        image = torch.zeros(len(encoded), source.channels, source.size, source.size, dtype=torch.uint8)
-        for i, name in enumerate(source.files(index)):
-            try:
-                if encoded[i] is None:
-                    raise decode.Unreadable("empty")
-                image[i] = torch.from_numpy(decode.canvas(encoded[i], source.size, source.channels).copy())
-            except decode.Unreadable as error:
-                source.bad[name] = str(error)
-        yield Batch(index, image)
+
+    def one(encoded: decode.Encoded | None) -> np.ndarray | str:
+        try:
+            return "empty" if encoded is None else decode.canvas(encoded, source.size, source.channels)
+        except decode.Unreadable as error:
+            return str(error)
+
+    nothing = np.zeros((source.channels, source.size, source.size), np.uint8)
+    rest, start = source.once(), 0
+    with ThreadPoolExecutor(cores()) as threads:
+        while encoded := list(islice(rest, batch)):
+            index = start + torch.arange(len(encoded))
+            found = list(threads.map(one, encoded))
+            names = source.files(index)
+            source.bad.update({n: x for n, x in zip(names, found, strict=True) if isinstance(x, str)})
+            start += len(encoded)
+            check_bad(source.name, source.bad, max(start, ENOUGH), source.max_bad)
+            image = np.stack([nothing if isinstance(x, str) else x for x in found])
+            yield Batch(index, torch.from_numpy(image))
 
 
 def array(encoder: Encoder, source: Images, stage: str = "pool", batch: int = 256) -> np.ndarray:

@@ -1,11 +1,10 @@
 """The encoder of a run for other programs: timm, plain torch, onnxruntime, transformers.
 
-Every export is loaded back by the program it is meant for and asked about images of the run. Where the answers
-differ, or not all weights arrive, that is an error and nothing is left behind.
+Every export is loaded back by the program it is meant for and asked about images of the run. Where the
+answers differ, or not all weights arrive, that is an error and nothing is left behind.
 """
 
 import json
-import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping
@@ -52,7 +51,9 @@ def export(run: Run, to: Target, out: Path | None = None) -> Exported:
         raise UserError(f"--to {to} needs {', '.join(absent)}; install: pip install 'pretask[{to}]'")
     encoder = run.encoder.cpu().eval()
     if form.timm_only and not isinstance(encoder, Timm):
-        raise UserError(f"{encoder.name} is no timm model, so {to} cannot build it; use --to torch or --to onnx")
+        raise UserError(
+            f"{encoder.name} is no timm model, so {to} cannot build it; use --to torch or --to onnx"
+        )
     out = out or run.folder / form.name
     if out.exists():
         raise UserError(f"{out} exists; choose another --out")
@@ -67,11 +68,13 @@ def export(run: Run, to: Target, out: Path | None = None) -> Exported:
                 difference = disagreement(form.load(made), encoder, image)
             if not difference <= CLOSE:  # NaN is no agreement
                 raise ValueError(f"its features differ from the run's by {difference:.1e} of the largest")
-            for file in sorted(Path(scratch).iterdir(), reverse=True):  # data files before what refers to them
+            for file in Path(scratch).iterdir():  # one, but for ONNX of more than 2 GB
                 file.replace(out.parent / file.name)
     except Exception as wrong:  # exporters and foreign loaders raise all kinds
         reason = (str(wrong).strip() or type(wrong).__name__).splitlines()[0]
-        raise UserError(f"{encoder.name} could not be exported to {to}: {reason}; nothing was written") from None
+        raise UserError(
+            f"{encoder.name} could not be exported to {to}: {reason}; nothing was written"
+        ) from None
     return Exported(out, difference, compared, form.usage(out, encoder))
 
 
@@ -91,13 +94,15 @@ def probes(run: Run) -> tuple[Tensor, str]:
 
 
 def disagreement(foreign: Foreign, encoder: Encoder, image: Tensor) -> float:
-    """The largest difference of any feature, relative to its stage; for the whole batch and for a batch of one."""
+    """The largest difference of any feature, relative to its stage; in a batch and in a batch of one."""
     worst = torch.zeros(())
     for batch in (image, image[:1]):
         expected, given = encoder(batch), foreign(batch)
         for stage, values in given.items():
             if values.shape != expected[stage].shape:
-                raise ValueError(f"{stage} has shape {tuple(values.shape)}, not {tuple(expected[stage].shape)}")
+                raise ValueError(
+                    f"{stage} has shape {tuple(values.shape)}, not {tuple(expected[stage].shape)}"
+                )
             gap = (values - expected[stage]).abs().amax() / expected[stage].abs().amax().clamp(min=1e-12)
             worst = torch.maximum(worst, gap)  # keeps NaN
     return worst.item()

@@ -1,25 +1,21 @@
 """One epoch of batches behind one iterator: sliced from memory, or decoded ahead of time by processes."""
 
-import math
 import queue
-import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from itertools import islice
 from typing import Any
-from weakref import ReferenceType, WeakKeyDictionary, ref
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from pretask.sources.arrays import Arrays
-from pretask.sources.encoded import Encoded, Reader, cores
+from pretask.sources.encoded import Encoded, cores
 from pretask.sources.stream import Stream
-from pretask.types import Batch, Source, UserError
+from pretask.sources.workers import Team
+from pretask.types import Batch, Source
 
-CHUNK = 64
-"""images a worker decodes in a row; smaller than a batch, so that all workers begin with the first batch"""
 AHEAD = 2
 """batches made ready while the current one trains"""
 
@@ -34,13 +30,14 @@ def epoch(
 ) -> Iterator[Batch]:
     """This process's rows of the global batches order[k·batch : (k+1)·batch], for k = first, first+1, …
 
-    Of the b rows of a batch, process r of W takes r·b/W … (r+1)·b/W; `share` is (r, W). The last batch may be
-    shorter. A stream has its own order (None). `workers` are processes that decode; none: one per core but
-    one, at most eight. A source that decodes serves one epoch at a time: a new one ends the one before.
+    Of the b rows of a batch, process r of W takes r·b/W … (r+1)·b/W; `share` is (r, W). The last may be shorter.
+    A stream takes from `order` no more than a seed and a length (None: all of it, as stored). `workers` are
+    processes that decode; none: one per core but one, at most eight. A source that decodes serves one epoch at a
+    time: a new one ends the one before.
     """
     source = getattr(source, "images", source)  # labels play no part here
     if isinstance(source, Stream):
-        return Ahead(source.epoch(batch, first, share))
+        return Ahead(streamed(source, order, batch, first, share))
     assert order is not None, "only a stream is read without an order"
     rows = [own(rows, share) for rows in order[first * batch :].split(batch)]
     if isinstance(source, Encoded):
@@ -55,99 +52,29 @@ def own(rows: Tensor, share: tuple[int, int]) -> Tensor:
     return rows[rank * len(rows) // world : (rank + 1) * len(rows) // world]
 
 
-# ---- decoding in worker processes
-
-
-class Chunks:
-    """What the workers are to decode next; one object for all epochs, so that the workers stay alive."""
-
-    def __init__(self):
-        self.todo: list[list[int]] = []
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return iter(self.todo)
-
-    def __len__(self) -> int:
-        return len(self.todo)
-
-
-class Decoding:
-    """The reader of a source, as DataLoader wants it."""
-
-    def __init__(self, reader: Reader):
-        self.reader = reader
-
-    def __len__(self) -> int:
-        return len(self.reader.items)
-
-    def __getitems__(self, index: list[int]) -> tuple[Tensor, dict[str, str]] | UserError:
-        try:
-            return self.reader(index)
-        except UserError as error:  # raised, it would come back wrapped in the worker's traceback
-            return error
-
-
-@dataclass
-class Team:
-    """The workers of one source, kept for all its epochs."""
-
-    workers: int
-    chunks: Chunks
-    loader: DataLoader[Any]
-    busy: "ReferenceType[Ahead] | None" = None  # the epoch they work for
+def streamed(
+    source: Stream, order: Tensor | None, batch: int, first: int, share: tuple[int, int]
+) -> Iterator[Batch]:
+    """In an order of its own for every `order`, and as many batches as that has."""
+    if order is None:
+        return source.epoch(batch, first, share)
+    seed = int((order[:1024] * torch.arange(1, len(order[:1024]) + 1)).sum())
+    return islice(source.epoch(batch, first, share, seed), max(0, len(order) // batch - first))
 
 
 _teams: WeakKeyDictionary[Encoded, Team] = WeakKeyDictionary()
+_epochs: "WeakValueDictionary[int, Ahead]" = WeakValueDictionary()  # id of a team -> what it works on
 
 
 def decoded(source: Encoded, rows: list[Tensor], workers: int) -> "Ahead":
-    """Batches whose chunks are decoded by `workers` processes."""
+    """Batches that the source's workers decode."""
     if source not in _teams or _teams[source].workers != workers:
-        _teams[source] = team(source, workers, max(map(len, rows), default=1))
-    crew = _teams[source]
-    if crew.busy is not None and (former := crew.busy()) is not None:
+        _teams[source] = Team(source.reader, workers, max(map(len, rows), default=1))
+    team = _teams[source]
+    if (former := _epochs.get(id(team))) is not None:
         former.close()
-    parts = [list(index.split(CHUNK)) for index in rows]
-    crew.chunks.todo = [chunk.tolist() for batch in parts for chunk in batch]
-    results = iter(crew.loader)  # starts the workers, in the thread that asks
-    made = Ahead(joined(source, rows, parts, results))
-    crew.busy = ref(made)
+    _epochs[id(team)] = made = Ahead(team.batches(rows, source.note))
     return made
-
-
-def joined(
-    source: Encoded, rows: list[Tensor], parts: list[list[Tensor]], results: Iterator[Any]
-) -> Iterator[Batch]:
-    """The workers' chunks, put together to batches."""
-    for index, batch in zip(rows, parts, strict=True):
-        images = []
-        for _ in batch:
-            result = next(results)
-            if isinstance(result, UserError):
-                raise result
-            image, bad = result
-            source.note(bad, len(image))
-            images.append(image)
-        yield Batch(index, torch.cat(images))
-
-
-def team(source: Encoded, workers: int, batch: int) -> Team:
-    chunks = Chunks()
-    loader = DataLoader(
-        Decoding(source.reader),  # type: ignore[arg-type]
-        batch_sampler=chunks,  # type: ignore[arg-type]
-        collate_fn=same,
-        num_workers=workers,
-        prefetch_factor=max(2, math.ceil(AHEAD * batch / CHUNK / workers)),
-        persistent_workers=True,
-        multiprocessing_context="fork" if sys.platform == "linux" else None,
-    )
-    return Team(workers, chunks, loader)
-
-
-def same(part: Any) -> Any:
-    """In place of DataLoader's own collation: a chunk comes out of its worker as it is."""
-    return part
 
 
 # ---- making ready ahead of time

@@ -139,9 +139,10 @@ def pretrain(
         method, settings, config, train = run.revive(old)
         settings = dataclasses.replace(settings, devices=fabric_settings.devices)
 
-    source = source or sources.open(
-        settings.data, size=settings.size, root=settings.root, max_bad=settings.max_bad
-    )
+    if source is None:
+        source = sources.open(
+            settings.data, size=settings.size, root=settings.root, max_bad=settings.max_bad
+        )
     labelled = None
     if settings.watch:
         labelled = sources.open_labelled(

@@ -168,9 +168,72 @@ class Preview:
     """of the puzzles"""
 
 
+def embed(arguments: list[str]) -> None:
+    what, rest = named(arguments, "embed", "RUN or timm:NAME")
+    helping = what in ("-h", "--help")
+    chosen = parse(Embed, ["--help"] if helping else rest, f"embed {'RUN' if helping else what}")
+    from pretask import embedding, sources
+
+    encoder = embedding.encoder_of(what, chosen.size)
+    source = sources.open(
+        chosen.data,
+        size=encoder.size,
+        channels=encoder.channels,
+        root=chosen.root,
+        max_bad=chosen.max_bad,
+        cache_mb=0,  # each image is looked at once
+    )
+    made = embedding.write(encoder, source, chosen.out, chosen.stage, chosen.batch)
+    left_out = f"; what could not be read is in {made.skipped}" if made.skipped else ""
+    say(f"wrote {made.table} and {made.array} ({made.n} rows of {made.width}){left_out}")
+
+
+@dataclass(frozen=True)
+class Embed:
+    """Write the frozen features of images to a table, with file names, and to a NumPy array."""
+
+    data: str
+    """images, as for pretrain"""
+    out: Path = Path("features.parquet")
+    """the table; the .npy is written beside it"""
+    stage: str = "pool"
+    """of the encoder; a map is averaged over its places"""
+    batch: int = 256
+    """images at once"""
+    size: int | None = None
+    """side of the images for timm:NAME, pixels (the size its weights were trained at); a run has its own"""
+    root: Path | None = None
+    """where a torchvision data set is"""
+    max_bad: float = 0.1
+    """share of unreadable files at which it stops"""
+
+
+def export(arguments: list[str]) -> None:
+    folder, rest = named(arguments, "export", "RUN")
+    helping = folder in ("-h", "--help")
+    chosen = parse(Export, ["--help"] if helping else rest, f"export {'RUN' if helping else folder}")
+    from pretask import exporting, run
+
+    made = exporting.export(run.Run(folder), chosen.to, chosen.out)
+    print(made.usage)
+    say(f"wrote {made.path}; loaded back, its features differ by {made.difference:.0e} at most ({made.compared})")
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write the encoder for another program, and see that it computes the same there."""
+
+    to: Literal["timm", "torch", "onnx", "hf"]
+    """timm and hf: a folder that timm or transformers loads; torch: a program that needs PyTorch alone; onnx"""
+    out: Path | None = None
+    """what is written (timm, encoder.pt2, encoder.onnx or hf, in the run's folder)"""
+
+
 VERBS: dict[str, Callable[[list[str]], Any]] = {
     "pretrain": pretrain,
     "list": listing,
     "preview": preview,
+    "embed": embed,
+    "export": export,
 }
 

@@ -71,15 +71,16 @@ def spread(z: Tensor) -> Spread:
 def diagnose(now: Spread, first: Spread, loss_fell: bool) -> str:
     """The state of features that were `first` before training.
 
-    Untrained networks already map images close together, so the thresholds are relative to them: features are
-    constant when less than a hundredth of the untrained variance is left, and dimensionally collapsed when
-    under two directions carry it (a rank-one cloud has an effective rank of 1).
+    Untrained networks already map images close together, so the thresholds are relative to them. Measured on
+    planted faults and healthy runs: a collapse leaves under 0.1 % of the untrained variance, a healthy run of
+    rotation prediction as little as 6 %; one planted direction leaves under a fifth of the untrained rank,
+    a healthy contrastive run dips to a third.
     """
     if not math.isfinite(now.relative):
         return BROKEN
-    if now.relative < 0.01 * first.relative:
+    if now.relative < 0.005 * first.relative:
         return SHORTCUT if loss_fell else COMPLETE
-    if now.rank < min(2.0, 0.5 * first.rank):
+    if now.rank < 0.25 * first.rank:
         return DIMENSIONAL
     return HEALTHY
 

@@ -4,14 +4,8 @@ import os
 from pathlib import Path
 
 import pytest
-import torch
 
 DATA = Path(os.environ.get("PRETASK_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _few_threads():
-    torch.set_num_threads(min(2, os.cpu_count() or 1))
 
 
 @pytest.fixture(scope="session")

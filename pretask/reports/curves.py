@@ -13,7 +13,7 @@ POINTS = 400
 """a curve keeps about as many; a phone shows fewer"""
 SMOOTH = 40
 """the running mean of a noisy curve is over one part in so many of its length"""
-ROUGH = 4
+ROUGH = 8
 """times its own range that a curve goes up and down in all before it counts as noisy: a schedule does not"""
 SAID = {
     "loss": "Loss",
@@ -130,20 +130,18 @@ def picture(x: np.ndarray, y: np.ndarray) -> str:
 
     from pretask.reports import svg
 
-    y = np.where(np.isfinite(y), y, math.nan)
-    noisy = len(y) > SMOOTH and np.nansum(np.abs(np.diff(y))) > ROUGH * (np.nanmax(y) - np.nanmin(y))
+    good = np.isfinite(y)
+    y = np.where(good, y, math.nan)
+    noisy = good.sum() > SMOOTH and np.abs(np.diff(y[good])).sum() > ROUGH * np.ptp(y[good])
     figure, axes = svg.blank(4.0, 2.1)
     axes.plot(*thin(x, y), color=svg.ACCENT, linewidth=1.0 if noisy else 1.8, alpha=0.35 if noisy else 1.0)
     if noisy:
         axes.plot(*thin(x, smoothed(y), POINTS // 2), color=svg.ACCENT, linewidth=1.8)
-    if np.isfinite(y).sum() == 1 or len(y) <= 12:
+    if good.sum() == 1 or len(y) <= 12:
         axes.plot(x, y, "o", color=svg.ACCENT, markersize=4)
-    broken = x[np.isnan(y)]
-    if len(broken):
-        axes.plot(
-            broken[:1], [0.04], "X", color=svg.ALARM, markersize=8, transform=axes.get_xaxis_transform()
-        )
-        axes.axvline(broken[0], color=svg.ALARM, linewidth=1.2, linestyle=(0, (4, 3)))
+    for step in x[~good][:1]:
+        axes.plot(step, 0.04, "X", color=svg.ALARM, markersize=8, transform=axes.get_xaxis_transform())
+        axes.axvline(step, color=svg.ALARM, linewidth=1.2, linestyle=(0, (4, 3)))
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.yaxis.set_major_locator(MaxNLocator(4))

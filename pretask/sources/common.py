@@ -1,4 +1,4 @@
-"""What all kinds of source share: how one is asked for, what opening returns, compact names, a progress bar."""
+"""What all kinds of source share: how one is asked for, what opening returns, compact names, a bar."""
 
 import os
 from collections.abc import Iterable, Sequence

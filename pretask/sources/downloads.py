@@ -1,4 +1,4 @@
-"""Data sets that torchvision knows by name: `cifar10`, `stl10:unlabeled`, …; downloaded where not yet there."""
+"""Data sets torchvision knows by name: `cifar10`, `stl10:unlabeled`, …; downloaded where not yet there."""
 
 import contextlib
 import inspect

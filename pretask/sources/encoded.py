@@ -62,13 +62,12 @@ class Reader:
     def __init__(self, items: Items, size: int, channels: int, alike: np.ndarray | None = None):
         self.items, self.size, self.channels, self.alike = items, size, channels, alike
 
-    def __call__(self, index: list[int]) -> tuple[Tensor, dict[str, str]]:
-        """-> (B, C, H, W) uint8, and what could not be read: name -> reason."""
-        image = np.empty((len(index), self.channels, self.size, self.size), np.uint8)
+    def fill(self, image: np.ndarray, index: list[int]) -> dict[str, str]:
+        """Write the images of `index` to `image` (B, C, H, W); return the unreadable ones: name -> reason."""
         bad: dict[str, str] = {}
         for row, i in zip(image, index, strict=True):
             row[:] = self.first_readable(i, bad)
-        return torch.from_numpy(image), bad
+        return bad
 
     def first_readable(self, i: int, bad: dict[str, str]) -> np.ndarray:
         for j in self.candidates(i):
@@ -114,11 +113,14 @@ class Encoded:
         return ThreadPoolExecutor(cores())
 
     def __getitems__(self, index: Tensor) -> Batch:
-        images = []
-        for image, bad in self.threads.map(self.reader, (c.tolist() for c in index.split(CHUNK))):
-            images.append(image)
-            self.note(bad, len(image))
-        return Batch(index, torch.cat(images))
+        image = torch.empty(len(index), self.channels, self.size, self.size, dtype=torch.uint8)
+        chunks = index.split(CHUNK)
+        parts = [part.numpy() for part in image.split(CHUNK)]
+        for bad, chunk in zip(
+            self.threads.map(self.reader.fill, parts, map(Tensor.tolist, chunks)), chunks, strict=True
+        ):
+            self.note(bad, len(chunk))
+        return Batch(index, image)
 
     def note(self, bad: dict[str, str], seen: int) -> None:
         """Remember what a reader, here or in a worker, met with among `seen` images."""

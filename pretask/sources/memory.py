@@ -26,7 +26,7 @@ def load(spec: str, asked: Asked) -> Opened:
 
 
 def held(images: Any, size: int | None = None, channels: int | None = None) -> Arrays:
-    """(N, H, W), (N, H, W, C) or (N, C, H, W), uint8 or in [0, 1] -> a source, of the array's own size if none is asked."""
+    """(N, H, W), (N, H, W, C) or (N, C, H, W), uint8 or in [0, 1] -> a source."""
     pixels = images.detach().cpu().numpy() if isinstance(images, torch.Tensor) else np.asarray(images)
     if pixels.ndim == 4 and pixels.shape[1] in (1, 3) and pixels.shape[3] not in (1, 3, 4):
         pixels = pixels.transpose(0, 2, 3, 1)
@@ -44,6 +44,6 @@ def whole(pixels: np.ndarray) -> np.ndarray:
     limit = 1 if pixels.dtype.kind == "f" else 255
     if not (low >= 0 and high <= limit):
         raise UserError(
-            f"the array's pixels ({pixels.dtype}) run from {low:g} to {high:g}; expected uint8, or 0 to {limit}"
+            f"the array holds {pixels.dtype} from {low:g} to {high:g}; expected uint8, or floats from 0 to 1"
         )
     return (pixels * 255).round().astype(np.uint8) if limit == 1 else pixels.astype(np.uint8)

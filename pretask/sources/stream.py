@@ -59,7 +59,6 @@ class Stream:
     def __init__(self, name: str, rows: Any, column: str, n: int, size: int, channels: int, max_bad: float):
         self.name, self.rows, self.column, self.n = name, rows, column, n
         self.size, self.channels, self.max_bad = size, channels, max_bad
-        self.seed: int | None = None
         self.bad: dict[str, str] = {}
         self.seen = 0
 
@@ -74,26 +73,29 @@ class Stream:
     def files(self, index: Tensor) -> list[str]:
         return [f"row {i}" for i in index.tolist()]
 
-    def reorder(self, seed: int) -> None:
-        """The next epochs come in the order of this seed, drawn within a buffer of BUFFER images."""
-        self.seed = seed
+    def once(
+        self, share: tuple[int, int] = (0, 1), seed: int | None = None
+    ) -> Iterator[decode.Encoded | None]:
+        """The encoded images of one process, each once; None where a row is empty.
 
-    def once(self, share: tuple[int, int] = (0, 1)) -> Iterator[decode.Encoded | None]:
-        """The encoded images of one process, each once; None where a row is empty."""
+        With a seed they come in an order of its own, drawn within a buffer of BUFFER images.
+        """
         from datasets.distributed import split_dataset_by_node
 
-        rows = self.rows if self.seed is None else self.rows.shuffle(seed=self.seed, buffer_size=BUFFER)
+        rows = self.rows if seed is None else self.rows.shuffle(seed=seed, buffer_size=BUFFER)
         for row in split_dataset_by_node(rows, *share):
             try:
                 yield table.encoded(row[self.column])
             except decode.Unreadable:
                 yield None
 
-    def epoch(self, batch: int, first: int = 0, share: tuple[int, int] = (0, 1)) -> Iterator[Batch]:
+    def epoch(
+        self, batch: int, first: int = 0, share: tuple[int, int] = (0, 1), seed: int | None = None
+    ) -> Iterator[Batch]:
         """This process's rows of len // batch batches; begins anew where its own shards are fewer."""
         rank, world = share
         own = batch // world
-        endless = chain.from_iterable(self.once(share) for _ in repeat(None))
+        endless = chain.from_iterable(self.once(share, seed) for _ in repeat(None))
         rows = islice(endless, first * own, None)
         with ThreadPoolExecutor(cores()) as threads:
             for k in range(first, len(self) // batch):

@@ -1,0 +1,111 @@
+"""Processes that decode ahead of time, for sources too large to be kept decoded.
+
+A batch is cut into chunks, so that all workers begin with the first batch. They write pixels straight into a
+ring of chunks in memory shared with this process, which copies each once, into its batch; only what was
+unreadable travels through a queue.
+"""
+
+import math
+import mmap
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from pretask.sources.encoded import Reader
+from pretask.types import Batch, UserError
+
+CHUNK = 64
+"""images that a worker decodes in a row"""
+AHEAD = 2
+"""batches worth of chunks that are decoded before they are asked for"""
+
+Todo = tuple[int, list[int]]  # place in the ring, positions in the source
+
+
+class Team:
+    """The workers of one source; they live as long as it does and do one epoch at a time."""
+
+    def __init__(self, reader: Reader, workers: int, batch: int):
+        ahead = max(2, math.ceil(AHEAD * batch / CHUNK / workers))
+        slots = ahead * workers + 1  # the loader asks for so many chunks beyond the one it hands out
+        shape = slots, CHUNK, reader.channels, reader.size, reader.size
+        self.workers, self.ring, self.todo = workers, shared(shape), Chunks()
+        self.loader: DataLoader[Any] = DataLoader(
+            Decoding(reader, self.ring),  # type: ignore[arg-type]
+            batch_sampler=self.todo,  # type: ignore[arg-type]
+            collate_fn=same,
+            num_workers=workers,
+            prefetch_factor=ahead,
+            persistent_workers=True,
+            multiprocessing_context="fork" if sys.platform == "linux" else None,
+        )
+
+    def batches(self, rows: list[Tensor], note: Callable[[dict[str, str], int], None]) -> Iterator[Batch]:
+        """Start on the batches of positions `rows`; `note` hears what was unreadable among how many."""
+        self.todo.fill(rows, len(self.ring))
+        return self.joined(rows, note, iter(self.loader))  # forks here, in the thread that asks
+
+    def joined(
+        self, rows: list[Tensor], note: Callable[[dict[str, str], int], None], results: Iterator[Any]
+    ) -> Iterator[Batch]:
+        for index in rows:
+            shape = len(index), *self.ring.shape[2:]
+            image = torch.empty(shape, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
+            for part in image.split(CHUNK):
+                result = next(results)
+                if isinstance(result, UserError):
+                    raise result
+                slot, bad = result
+                part.copy_(self.ring[slot, : len(part)])
+                note(bad, len(part))
+            yield Batch(index, image)
+
+
+class Chunks:
+    """What is to be decoded in this epoch; one object for all epochs, since DataLoader keeps it."""
+
+    def __init__(self):
+        self.items: list[Todo] = []
+
+    def fill(self, rows: list[Tensor], slots: int) -> None:
+        chunks = [chunk.tolist() for index in rows for chunk in index.split(CHUNK)]
+        self.items = [(k % slots, chunk) for k, chunk in enumerate(chunks)]
+
+    def __iter__(self) -> Iterator[Todo]:
+        return iter(self.items)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+
+class Decoding:
+    """What a worker does; the shape of it is DataLoader's."""
+
+    def __init__(self, reader: Reader, ring: Tensor):
+        self.reader, self.ring = reader, ring
+
+    def __len__(self) -> int:
+        return len(self.reader.items)
+
+    def __getitems__(self, todo: Todo) -> tuple[int, dict[str, str]] | UserError:
+        slot, index = todo
+        try:
+            return slot, self.reader.fill(self.ring[slot, : len(index)].numpy(), index)
+        except UserError as error:  # raised, it would come back wrapped in the worker's traceback
+            return error
+
+
+def same(part: Any) -> Any:
+    """In place of DataLoader's own collation."""
+    return part
+
+
+def shared(shape: tuple[int, ...]) -> Tensor:
+    """Memory that parent and workers share; where it can be, not in /dev/shm, which containers keep small."""
+    if sys.platform == "linux":
+        return torch.frombuffer(mmap.mmap(-1, math.prod(shape)), dtype=torch.uint8).view(shape)
+    return torch.zeros(shape, dtype=torch.uint8).share_memory_()

@@ -1,0 +1,143 @@
+"""A run is exact: cut off anywhere, on one process or two, it ends with the same weights."""
+
+import os
+import random
+import signal
+import time
+
+import pytest
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.strategies import DDPStrategy
+from torch.testing import assert_close
+
+from pretask import checkpoint, encoders, loop, methods, run, sources
+from pretask.config import TrainConfig, schedule
+from pretask.errors import UserError
+from pretask.journal import Journal
+from pretask.loop import Plan, Trainer
+
+NARROW = "resnet_small:width=8"
+
+
+def trainer(folder, name="simclr", fabric=None, batch=16, **settings):
+    torch.manual_seed(0)
+    source = sources.open("synthetic:64:16")
+    config = methods.recipe(name)()
+    plain = {"optimizer": "sgd", "lr": 0.1, "weight_decay": 1e-4, "rounds": config.train.rounds}
+    train = TrainConfig(batch=batch, **{**plain, **settings})
+    method = config.build(encoders.build(NARROW, 3, 16), source)
+    return Trainer(fabric or Fabric(accelerator="cpu", devices=1), method, source, train, folder)
+
+
+def fit(folder, steps, **settings):
+    made = trainer(folder, **settings)
+    writes = made.fabric.is_global_zero
+    made.fit(Plan.of(steps, made.per_pass, made.train.rounds), Journal(folder, steps, 16, writes, None))
+    return made.method.state_dict()
+
+
+def test_a_plan_cuts_the_steps_into_equal_epochs_no_longer_than_a_pass():
+    for steps, per_pass, rounds in ((10, 4, 1), (1000, 390, 5), (3, 100, 3), (7, 7, 1), (100, 1, 4)):
+        plan = Plan.of(steps, per_pass, rounds)
+        starts = [plan.start(e) for e in range(plan.epochs + 1)]
+        lengths = [b - a for a, b in zip(starts, starts[1:], strict=False)]
+        assert starts[-1] == steps and max(lengths) <= per_pass and max(lengths) - min(lengths) <= 1
+        assert plan.epochs % rounds == 0
+        for step in range(steps):
+            at = plan.at(step)
+            assert starts[at.epoch] <= step < starts[at.epoch + 1]
+            assert at.round == at.epoch // (plan.epochs // rounds)
+
+
+def test_the_learning_rate_rises_falls_and_does_so_in_every_round():
+    cosine = TrainConfig(warmup=0.1, rounds=2)
+    assert schedule(cosine, 0.0) == 0 and schedule(cosine, 0.025) == pytest.approx(0.5)
+    assert schedule(cosine, 0.05) == pytest.approx(1) and schedule(cosine, 0.4999) < 1e-3
+    assert schedule(cosine, 0.55) == pytest.approx(1)
+    drops = TrainConfig(warmup=0.0, drops=(0.5, 0.75), drop=0.1)
+    assert [schedule(drops, f) for f in (0, 0.49, 0.5, 0.8)] == pytest.approx([1, 1, 0.1, 0.01])
+
+
+@pytest.mark.parametrize("name", ["simclr", "neighbourhood_discovery"])
+def test_a_run_killed_at_random_moments_ends_with_the_same_weights(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "SAVE_EVERY", 0.0)  # a checkpoint after every row: kills hit writes, too
+    whole, folder, chance = tmp_path / "whole", tmp_path / "killed", random.Random(0)
+    whole.mkdir()
+    folder.mkdir()
+    expected = fit(whole, 40, name=name)
+    kills = 0
+    while True:
+        child = os.fork()
+        if child == 0:
+            fit(folder, 40, name=name)
+            os._exit(0)
+        time.sleep(chance.uniform(0.05, 0.5))
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            assert status == 0
+            break
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        kills += 1
+        if kills == 12:  # enough; let it end
+            monkeypatch.setattr(time, "sleep", lambda seconds: os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT))
+    final = checkpoint.load(folder / checkpoint.LATEST)["method"]
+    assert kills >= 2
+    assert all(torch.equal(v, final[k]) for k, v in expected.items())
+    steps = [row["step"] for row in run.read(folder / run.LOG)]
+    assert steps == list(range(40))
+
+
+def _two(fabric, folder, name):
+    fit(folder, 5, name=name, fabric=fabric, lr=0.02)
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_two_processes_end_where_one_does(name, tmp_path):
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+    one = fit(tmp_path / "one", 5, name=name, lr=0.02)
+    partial = trainer(tmp_path / "two", name).method.partial
+    strategy = DDPStrategy(start_method="fork", find_unused_parameters=partial, broadcast_buffers=False)
+    Fabric(accelerator="cpu", devices=2, strategy=strategy).launch(_two, tmp_path / "two", name)
+    two = checkpoint.load(tmp_path / "two" / checkpoint.LATEST)["method"]
+    for key, value in one.items():
+        assert_close(two[key].float(), value.float(), atol=3e-4, rtol=3e-3, msg=lambda m, k=key: f"{k}: {m}")
+
+
+def test_too_few_images_for_a_batch_is_the_users_to_mend(tmp_path):
+    with pytest.raises(UserError, match="64 images, fewer than one batch of 128"):
+        trainer(tmp_path, batch=128)
+
+
+def test_a_budget_wipes_out_the_traces_of_its_timing(tmp_path):
+    made, plain = trainer(tmp_path), trainer(tmp_path)
+    before = {k: v.clone() for k, v in made.method.state_dict().items()}
+    assert 0 < made.seconds_per_step(0.1) < 5
+    assert all(torch.equal(v, before[k]) for k, v in made.method.state_dict().items())
+    assert made.begun == plain.begun and not any(o.state for o in made.optimizers)
+
+
+def test_a_checkpoint_with_code_in_it_is_refused(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return os.system, (f"touch {tmp_path / 'ran'}",)
+
+    torch.save({"method": Evil()}, tmp_path / checkpoint.LATEST)
+    with pytest.raises(UserError, match="not a checkpoint"):
+        checkpoint.load(tmp_path / checkpoint.LATEST)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_full_disk_leaves_the_old_checkpoint_and_no_half_of_a_new_one(tmp_path):
+    checkpoint.save(tmp_path / "checkpoint.pt", {"step": 1})
+
+    def full(file):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(UserError, match="No space left"):
+        checkpoint.write(tmp_path / "checkpoint.pt", full)
+    assert checkpoint.load(tmp_path / "checkpoint.pt") == {"step": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.pt"]
