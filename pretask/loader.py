@@ -30,16 +30,16 @@ def epoch(
 ) -> Iterator[Batch]:
     """This process's rows of the global batches order[k·batch : (k+1)·batch], for k = first, first+1, …
 
-    Of the b rows of a batch, process r of W takes r·b/W … (r+1)·b/W; `share` is (r, W). The last may be shorter.
-    A stream takes from `order` no more than a seed and a length (None: all of it, as stored). `workers` are
-    processes that decode; none: one per core but one, at most eight. A source that decodes serves one epoch at a
-    time: a new one ends the one before.
+    Of the b rows of a batch, process r of W takes r·b/W … (r+1)·b/W; `share` is (r, W). The last batch may have
+    fewer. A stream takes from `order` no more than a seed and a length (None: all of it, as stored). `workers`
+    are processes that decode; none: one per core but one, at most eight. A source that decodes serves one epoch
+    at a time: a new one ends the one before.
     """
     source = getattr(source, "images", source)  # labels play no part here
     if isinstance(source, Stream):
         return Ahead(streamed(source, order, batch, first, share))
     assert order is not None, "only a stream is read without an order"
-    rows = [own(rows, share) for rows in order[first * batch :].split(batch)]
+    rows = [own(order[at : at + batch], share) for at in range(first * batch, len(order), batch)]
     if isinstance(source, Encoded):
         return decoded(source, rows, workers or max(1, min(cores() - 1, 8)))
     ready = (source.__getitems__(index) for index in rows)
@@ -93,7 +93,9 @@ class Ahead:
     def __init__(self, batches: Iterator[Batch]):
         self.ready: queue.Queue[Batch | BaseException | None] = queue.Queue(AHEAD)
         self.stop = threading.Event()
-        self.thread = threading.Thread(target=work, args=(batches, self.ready, self.stop), daemon=True)
+        self.thread = threading.Thread(
+            target=work, args=(batches, self.ready, self.stop), name="ahead", daemon=True
+        )
         self.thread.start()
 
     def __iter__(self) -> Iterator[Batch]:

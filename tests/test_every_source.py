@@ -62,7 +62,10 @@ def parquet(at: Path, labels: np.ndarray) -> str:
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=CLASSES)})
     (at / "tables").mkdir()
     for part, rows in enumerate(np.array_split(np.arange(N), 2)):
-        table = {"image": [{"bytes": png(pictures()[0][i]), "path": None} for i in rows], "label": labels[rows]}
+        table = {
+            "image": [{"bytes": png(pictures()[0][i]), "path": None} for i in rows],
+            "label": labels[rows],
+        }
         data = datasets.Dataset.from_dict(table, features=features)
         data.to_parquet(at / "tables" / f"train-{part}.parquet")
     return str(at / "tables")
@@ -88,7 +91,9 @@ KINDS: dict[str, Callable[[Path, np.ndarray], str]] = {
     f.__name__: f for f in (folder, npz, packed, parquet, shards, prepared)
 }
 DECODED = {"folder", "packed", "parquet", "shards"}
-CASES = [(kind, 64) for kind in KINDS] + [(kind, 0) for kind in sorted(DECODED)]  # in memory, then decoded later
+CASES = [(kind, 64) for kind in KINDS] + [
+    (kind, 0) for kind in sorted(DECODED)
+]  # in memory, then decoded later
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +162,9 @@ def test_labels_stand_beside_the_images_they_belong_to(kind: str, cache: int, sp
 def test_size_and_channels_come_as_asked(kind: str, specs: dict[str, str]):
     batch = sources.open(specs[kind], size=12, channels=1).__getitems__(torch.arange(3))
     assert batch.image.shape == (3, 1, 12, 12)
-    expected = [Image.fromarray(p).convert("L").resize((12, 12), Image.Resampling.BICUBIC) for p in pictures()[0][:3]]
+    expected = [
+        Image.fromarray(p).convert("L").resize((12, 12), Image.Resampling.BICUBIC) for p in pictures()[0][:3]
+    ]
     assert torch.equal(batch.image[:, 0], torch.from_numpy(np.stack([np.asarray(e) for e in expected])))
 
 
@@ -173,7 +180,9 @@ def test_made_up_pictures_are_the_same_each_time(name: str):
 def test_the_two_parts_of_the_demo_differ():
     train, test = sources.open_labelled("demo"), sources.open_labelled("demo:test")
     assert (len(train), len(test), train.classes) == (6000, 2000, test.classes)
-    assert not torch.equal(train.__getitems__(torch.arange(50)).image, test.__getitems__(torch.arange(50)).image)
+    assert not torch.equal(
+        train.__getitems__(torch.arange(50)).image, test.__getitems__(torch.arange(50)).image
+    )
     assert train.label.bincount(minlength=10).min() > 500
 
 

@@ -17,7 +17,7 @@ from pretask.errors import UserError
 from pretask.journal import Journal
 from pretask.loop import Plan, Trainer
 
-NARROW = "resnet_small:width=8"
+NARROW = {"sdae": "mlp:width=24,depth=3"}
 
 
 def trainer(folder, name="simclr", fabric=None, batch=16, **settings):
@@ -26,7 +26,7 @@ def trainer(folder, name="simclr", fabric=None, batch=16, **settings):
     config = methods.recipe(name)()
     plain = {"optimizer": "sgd", "lr": 0.1, "weight_decay": 1e-4, "rounds": config.train.rounds}
     train = TrainConfig(batch=batch, **{**plain, **settings})
-    method = config.build(encoders.build(NARROW, 3, 16), source)
+    method = config.build(encoders.build(NARROW.get(name, "resnet_small:width=8"), 3, 16), source)
     return Trainer(fabric or Fabric(accelerator="cpu", devices=1), method, source, train, folder)
 
 

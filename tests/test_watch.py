@@ -43,8 +43,11 @@ class Planted(Method[Shown]):
             return Loss(cost - cost.detach() + 1)
         if self.fault == "one direction":  # only the brightness of an image is left
             u = torch.ones(z.shape[1]) / z.shape[1] ** 0.5
-            along, target = z @ u, p.image.mean((1, 2, 3)) * 20
-            return Loss(100 * (z - along[:, None] * u).square().sum(1).mean() + (along - target).square().mean())
+            along = apart @ u
+            rest = apart - along[:, None] * u
+            bright = p.image.mean((1, 2, 3))
+            target = 5 * (bright - bright.mean()) / bright.std()
+            return Loss(rest.square().sum(1).mean() + 0.1 * (along - target).square().mean())
         if self.fault == "shortcut":  # the loss is paid by a bias, whatever the image
             return Loss((self.bias - 1).square().sum() + 10 * apart.square().mean() + (1 - z).square().mean())
         return Loss(z.mean() * torch.where(self.bias.sum() != 0, torch.nan, 1.0) + self.bias.sum())

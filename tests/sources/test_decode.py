@@ -70,7 +70,9 @@ def test_transparency_becomes_white(mode: str):
     alpha[:, :12] = 255
     image.putalpha(Image.fromarray(alpha))
     out = shown(saved(image, "PNG"))
-    assert np.array_equal(out[:, :12], np.asarray(Image.fromarray(UPRIGHT).convert(mode[:-1]).convert("RGB"))[:, :12])
+    assert np.array_equal(
+        out[:, :12], np.asarray(Image.fromarray(UPRIGHT).convert(mode[:-1]).convert("RGB"))[:, :12]
+    )
     assert (out[:, 12:] == 255).all()
 
 
@@ -141,7 +143,9 @@ def test_reducing_does_not_alias():
 
 
 def test_jpeg_is_never_enlarged_by_its_own_reduction():
-    fine = Image.fromarray(UPRIGHT).resize((50, 50), Image.Resampling.BICUBIC)  # 50 -> 24 may be halved, not quartered
+    fine = Image.fromarray(UPRIGHT).resize(
+        (50, 50), Image.Resampling.BICUBIC
+    )  # 50 -> 24 may be halved, not quartered
     out = shown(saved(fine, "JPEG", quality=98, subsampling=0))
     assert np.abs(out.astype(int) - UPRIGHT)[1:-1, 1:-1].mean() < 4
 

@@ -27,8 +27,12 @@ def pixels(path: Path, **asked) -> torch.Tensor:
 
 
 def test_grey_arrays_keep_one_channel(tmp_path: Path):
-    assert torch.equal(pixels(saved(tmp_path, images=COLOUR[..., 0])), torch.from_numpy(COLOUR[:, None, ..., 0]))
-    assert torch.equal(pixels(saved(tmp_path, images=COLOUR[..., :1])), torch.from_numpy(COLOUR[:, None, ..., 0]))
+    assert torch.equal(
+        pixels(saved(tmp_path, images=COLOUR[..., 0])), torch.from_numpy(COLOUR[:, None, ..., 0])
+    )
+    assert torch.equal(
+        pixels(saved(tmp_path, images=COLOUR[..., :1])), torch.from_numpy(COLOUR[:, None, ..., 0])
+    )
 
 
 def test_grey_becomes_colour_and_back_when_asked(tmp_path: Path):
@@ -90,7 +94,9 @@ def test_other_arrays_are_named(tmp_path: Path, arrays: dict, told: str):
         (np.arange(5) - 1, list("abcde"), "labels run from -1 to 3"),
     ],
 )
-def test_labels_that_do_not_fit_are_named_and_pretraining_does_not_mind(tmp_path: Path, labels, names, told: str):
+def test_labels_that_do_not_fit_are_named_and_pretraining_does_not_mind(
+    tmp_path: Path, labels, names, told: str
+):
     extra = {} if names is None else {"class_names": np.array(names)}
     path = saved(tmp_path, images=COLOUR, labels=labels, **extra)
     with pytest.raises(UserError, match=told):
