@@ -28,7 +28,7 @@ or your own file ./my_puzzle.py. PATH is a folder, a .npz, .parquet or .tar file
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit code: 0, 2 for a mistake of the user, 130 when interrupted."""
+    """Run one command; returns its exit code: 0, 1 if `check` found a fault, 2 for a mistake of the user, 130 when interrupted."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help", "help"):
         print(HELP, end="")
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"pretask {__version__}")
         return 0
     try:
-        verb(words[0])(words[1:])
+        return verb(words[0])(words[1:]) or 0
     except UserError as mistake:
         print(f"pretask: {' '.join(str(mistake).split())}", file=sys.stderr)
         return 2
@@ -49,7 +49,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output, such as `head`, has had enough
         sys.stderr.close()
         return 0
-    return 0
 
 
 def verb(name: str) -> Callable[[list[str]], Any]:

@@ -30,10 +30,10 @@ def epoch(
 ) -> Iterator[Batch]:
     """This process's rows of the global batches order[k·batch : (k+1)·batch], for k = first, first+1, …
 
-    Of the b rows of a batch, process r of W takes r·b/W … (r+1)·b/W; `share` is (r, W). The last batch may have
-    fewer. A stream takes from `order` no more than a seed and a length (None: all of it, as stored). `workers`
-    are processes that decode; none: one per core but one, at most eight. A source that decodes serves one epoch
-    at a time: a new one ends the one before.
+    Of the b rows of a batch, process r of W takes r·b/W … (r+1)·b/W; `share` is (r, W). The last batch may
+    have fewer. A stream takes from `order` no more than a seed and a length (None: all of it, as stored).
+    `workers` are processes that decode; none: one per core but one, at most eight. A source that decodes
+    serves one epoch at a time: a new one ends the one before.
     """
     source = getattr(source, "images", source)  # labels play no part here
     if isinstance(source, Stream):

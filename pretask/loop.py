@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
 
@@ -215,23 +216,22 @@ class Trainer:
             progress = plan.at(place)
             self.begun = -1
             self.prepare(progress)
-            batches = self.batches(plan, progress.epoch, 0)
+            batches = chain.from_iterable(self.batches(plan, progress.epoch, 0) for _ in count())
             self.timed(batches, progress, 2)  # warm up
             roughly = self.timed(batches, progress, 2)
-            count = self.fabric.broadcast(min(50, max(2, round(at_least / 3 / max(roughly, 1e-6)))))
-            seconds.append(self.timed(batches, progress, count))
+            steps = self.fabric.broadcast(min(50, max(2, round(at_least / 3 / roughly))))
+            seconds.append(self.timed(batches, progress, steps))
         self.restore(before)
         return self.fabric.broadcast(sum(seconds) / len(seconds))
 
-    def timed(self, batches: Iterator[Batch], progress: Progress, count: int) -> float:
-        """Seconds per step over at most `count` steps."""
-        began, done = time.perf_counter(), 0
-        for batch, _ in zip(batches, range(count), strict=False):
+    def timed(self, batches: Iterator[Batch], progress: Progress, steps: int) -> float:
+        """Seconds per step."""
+        began = time.perf_counter()
+        for batch in islice(batches, steps):
             self.step(batch, progress)
-            done += 1
         if self.fabric.device.type == "cuda":
             torch.cuda.synchronize()
-        return (time.perf_counter() - began) / max(done, 1)
+        return (time.perf_counter() - began) / steps
 
     @property
     def per_pass(self) -> int:

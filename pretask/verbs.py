@@ -134,11 +134,32 @@ def preview(arguments: list[str]) -> None:
     from pretask import selfhelp
 
     method, rest = named(arguments, "preview", "METHOD")
+    if method in ("-h", "--help"):
+        parse(Preview, [method], "preview METHOD")
     chosen = parse(helped(method, Preview), rest, f"preview {method}")
-    picture = selfhelp.preview(method, chosen.run, chosen.method, rows=chosen.run.rows)
-    out = chosen.run.out or Path(f"preview-{Path(method).stem.replace(':', '-')}.png")
+    asked = chosen.run
+    picture = selfhelp.preview(asked.data, chosen.method, method, asked.rows, asked.size, asked.seed)
+    out = asked.out or Path(f"preview-{Path(method).stem.replace(':', '-')}.png")
     picture.save(out)
-    say(f"wrote {out}. Next: pretask check {method} --data {chosen.run.data}")
+    say(f"wrote {out}. Next: pretask check {method} --data {asked.data}")
+
+
+def check(arguments: list[str]) -> int:
+    from pretask import selfhelp
+
+    method, rest = named(arguments, "check", "METHOD")
+    if method in ("-h", "--help"):
+        parse(Check, [method], "check METHOD")
+    chosen = parse(helped(method, Check), rest, f"check {method}")
+    asked, failures = chosen.run, 0
+    for sentence, failure in selfhelp.check(asked.data, chosen.method, asked.encoder, asked.size):
+        failures += failure is not None
+        say(f"[green]holds[/]   {sentence}" if failure is None else f"[red]broken[/]  {sentence}: {failure}")
+    if failures:
+        say(f"{failures} of the contract's sentences do not hold for {method} on {asked.data}")
+        return 1
+    say(f"{method} is sound on {asked.data}. Next: pretask pretrain {method} --data {asked.data} --budget 10m")
+    return 0
 
 
 def helped(method: str, kind: type) -> type:
@@ -166,6 +187,64 @@ class Preview:
     """side of the images, pixels"""
     seed: int = 0
     """of the puzzles"""
+
+
+@dataclass(frozen=True)
+class Check:
+    """Hold a method to the contract on your images: purity, gradients, chance, collapse, exact resume."""
+
+    data: str
+    """images to try it on"""
+    encoder: str | None = None
+    """the network to try it with (the recipe's)"""
+    size: int | None = None
+    """side of the images, pixels"""
+
+
+def report(arguments: list[str]) -> None:
+    folder, rest = named(arguments, "report", "RUN")
+    helping = folder in ("-h", "--help")
+    chosen = parse(Report, ["--help"] if helping else rest, f"report {'RUN' if helping else folder}")
+    from pretask.reports.compose import report as compose
+
+    say(f"wrote {compose(Path(folder), chosen.data)}; open it in a browser, it needs no network")
+
+
+@dataclass(frozen=True)
+class Report:
+    """Write a run's page: curves, puzzles and answers, neighbours, a map of the features, scores."""
+
+    data: str | None = None
+    """labelled images for the neighbours and the map (the images of the run, without labels)"""
+
+
+def prepare(arguments: list[str]) -> None:
+    data, rest = named(arguments, "prepare", "PATH")
+    helping = data in ("-h", "--help")
+    chosen = parse(Prepare, ["--help"] if helping else rest, f"prepare {'PATH' if helping else data}")
+    from pretask import sources
+    from pretask.sources import store
+
+    found = sources.opened(data, sources.Asked(chosen.size, chosen.channels, chosen.root, cache_mb=0))
+    labelled = found.label is not None
+    source = sources.Labelled(found.images, found.label, found.classes) if labelled else found.images
+    store.prepare(source, chosen.out)
+    bad = f"; {len(source.bad)} files could not be read" if source.bad else ""
+    say(f"wrote {chosen.out} ({len(source)} images of {source.size} px{bad}). Next: give it as --data {chosen.out}")
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """Decode images once into a memory-mapped store that opens at once and loads at the speed of the disk."""
+
+    out: Path
+    """the store's folder, which must not exist"""
+    size: int | None = None
+    """side of the images, pixels"""
+    channels: Literal[1, 3] | None = None
+    """1 for grey, 3 for colour"""
+    root: Path | None = None
+    """where a torchvision data set is"""
 
 
 def embed(arguments: list[str]) -> None:
@@ -233,6 +312,9 @@ VERBS: dict[str, Callable[[list[str]], Any]] = {
     "pretrain": pretrain,
     "list": listing,
     "preview": preview,
+    "check": check,
+    "report": report,
+    "prepare": prepare,
     "embed": embed,
     "export": export,
 }

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from pretask import cli, embedding, encoders, images, sources
-from pretask.run import SHAPE, WEIGHTS, CARD, save_encoder
+from pretask.run import CARD, SHAPE, WEIGHTS, save_encoder
 from pretask.types import UserError
 
 
@@ -35,9 +35,12 @@ def run(encoder, tmp_path):
     """A run's folder, as far as an encoder goes."""
     made = tmp_path / "run"
     made.mkdir()
-    (made / CARD).write_text('{"channels": 3, "size": 32, "settings": {"data": "synthetic:8:32", "root": null}}')
+    (made / CARD).write_text(
+        '{"channels": 3, "size": 32, "settings": {"data": "synthetic:8:32", "root": null}}'
+    )
     save_encoder(encoder, made)
-    assert (made / WEIGHTS).exists() and (made / SHAPE).exists()
+    assert (made / WEIGHTS).exists()
+    assert (made / SHAPE).exists()
     return made
 
 
@@ -63,7 +66,10 @@ def test_each_row_is_the_encoder_applied_to_the_named_file(run, encoder, folder,
     assert sorted(files) == sorted(str(p.relative_to(folder)) for p in folder.rglob("*.png"))
     np.testing.assert_allclose(features(table), by_hand(encoder, folder, files, stage), atol=1e-5)
     assert np.array_equal(np.load(tmp_path / "f.npy"), features(table).astype(np.float32))
-    assert str(table.schema.field("features").type) == f"fixed_size_list<element: float>[{encoder.widths[stage]}]"
+    assert (
+        str(table.schema.field("features").type)
+        == f"fixed_size_list<element: float>[{encoder.widths[stage]}]"
+    )
 
 
 def test_unreadable_files_have_no_row_and_are_listed(encoder, folder, tmp_path):
@@ -76,7 +82,8 @@ def test_unreadable_files_have_no_row_and_are_listed(encoder, folder, tmp_path):
         table = pq.read_table(out)
         files = table["file"].to_pylist()
         assert made.n == len(files) == len(np.load(made.array)) == 18
-        assert "a/04.png" not in files and "b/19.png" not in files
+        assert "a/04.png" not in files
+        assert "b/19.png" not in files
         np.testing.assert_allclose(features(table), by_hand(encoder, folder, files), atol=1e-5)
         rows = list(csv.reader(made.skipped.open()))
         assert rows == [["file", "reason"], ["a/04.png", "not an image"], ["b/19.png", "empty"]]
@@ -135,7 +142,8 @@ def test_the_encoder_is_given_back_as_it_was(encoder):
     encoder.train()
     before = {k: v.clone() for k, v in encoder.state_dict().items()}
     embedding.array(encoder, sources.open("synthetic:8:32"))
-    assert encoder.training and all(torch.equal(v, before[k]) for k, v in encoder.state_dict().items())
+    assert encoder.training
+    assert all(torch.equal(v, before[k]) for k, v in encoder.state_dict().items())
 
 
 @pytest.mark.parametrize(
@@ -154,7 +162,8 @@ def test_mistakes_are_one_line(run, tmp_path, monkeypatch, capsys, words, said):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["embed", *(str(run) if word == "RUN" else word for word in words)]) == 2
     told = capsys.readouterr().err
-    assert said in told and told.count("\n") == 1
+    assert said in told
+    assert told.count("\n") == 1
     assert not list(tmp_path.glob("f*"))
 
 

@@ -203,5 +203,5 @@ def test_a_source_that_is_not_there_is_named(spec: str, told: str):
 
 def test_a_mistyped_path_gets_the_nearest_one(tmp_path: Path):
     (tmp_path / "holiday-photos").mkdir()
-    with pytest.raises(UserError, match="did you mean .*holiday-photos"):
+    with pytest.raises(UserError, match=r"did you mean .*holiday-photos"):
         sources.open(tmp_path / "holliday-photos")

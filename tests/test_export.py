@@ -1,4 +1,4 @@
-"""What is exported computes the same where it is taken, without this package; or it is not exported at all."""
+"""What is exported computes the same where it is taken, without this package, or is not exported at all."""
 
 import dataclasses
 import json
@@ -133,7 +133,9 @@ def test_weights_that_are_lost_on_the_way_are_an_error_and_leave_nothing(runs, t
         if to in ("timm", "hf"):
             form.write(encoder, path)
             weights = load_file(path / "model.safetensors")
-            weights.pop(next(name for name in weights if name.endswith("norm.weight") or "bn1.weight" in name))
+            weights.pop(
+                next(name for name in weights if name.endswith("norm.weight") or "bn1.weight" in name)
+            )
             save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
         else:
             with torch.no_grad():
@@ -155,7 +157,10 @@ def test_features_that_are_not_numbers_are_no_agreement(runs):
         gap = exporting.disagreement(lambda x: {"pool": encoder(x)["pool"] * torch.nan}, encoder, image)
         assert not gap <= exporting.CLOSE
         for share, fine in ((1e-6, True), (1e-3, False)):
-            near = lambda x, share=share: {"pool": encoder(x)["pool"] * (1 + share)}
+
+            def near(x, share=share):
+                return {"pool": encoder(x)["pool"] * (1 + share)}
+
             assert (exporting.disagreement(near, encoder, image) <= exporting.CLOSE) is fine
 
 
@@ -184,7 +189,8 @@ def test_mistakes_are_one_line(runs, tmp_path, capsys, kind, to, said):
     out = tmp_path / "out" if "exists" in said else tmp_path / "new"
     assert cli.main(["export", str(runs[kind]), "--to", to, "--out", str(out)]) == 2
     told = capsys.readouterr().err
-    assert said in told and told.count("\n") == 1
+    assert said in told
+    assert told.count("\n") == 1
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
@@ -200,4 +206,5 @@ def test_the_command_prints_the_lines_that_load_it(runs, tmp_path, capsys):
     assert cli.main(["export", str(runs["classic"]), "--to", "torch", "--out", str(out)]) == 0
     shown = capsys.readouterr()
     assert f'torch.export.load("{out}")' in shown.out
-    assert f"wrote {out}" in shown.err and "5 images of synthetic" in shown.err
+    assert f"wrote {out}" in shown.err
+    assert "5 images of synthetic" in shown.err

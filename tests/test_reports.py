@@ -233,7 +233,8 @@ def test_queries_come_from_every_class_and_neighbours_are_judged_by_class():
     assert all(one.same and one.name == line[0].name for line in lines for one in line[1:])
     assert html.hits(lines) == "48 of 48 neighbours have the class of their query"
     mixed = features.lines(z.roll(1, 0), noise(30, 3, 8, 8), label, ["ant", "bee", "cat"], count=6)
-    assert any(one.same is False for line in mixed for one in line)
+    judged = [(one.same, one.name == line[0].name) for line in mixed for one in line[1:]]
+    assert set(judged) == {(True, True), (False, False)}
 
 
 def test_the_sheet_of_neighbours_has_a_line_for_each_query():
@@ -252,7 +253,9 @@ def test_the_map_keeps_groups_together_and_is_the_same_for_the_same_seed():
     assert np.array_equal(at, features.plane(z, seed=1))
 
 
-@pytest.mark.parametrize("z", [torch.ones(50, 4), torch.zeros(12, 3), torch.rand(3, 5), torch.rand(20, 1)])
+@pytest.mark.parametrize(
+    "z", [torch.ones(50, 4), torch.zeros(12, 5), noise(1, 5), noise(3, 5), noise(20, 1) - 0.5]
+)
 def test_collapsed_few_or_narrow_features_still_have_a_map(z):
     picture = features.map2d(z, None, noise(len(z), 3, 8, 8))
     assert picture.axes
@@ -411,14 +414,19 @@ def test_a_run_folder_with_a_space_can_be_pasted_into_a_shell(tmp_path):
     assert any("--resume" in command for command in steps.values())
 
 
-def test_the_puzzles_shown_are_answered_by_the_model_itself(parts):
-    cells = compose.puzzles(parts["method"], parts["source"], seed=0)
+def test_the_puzzles_shown_are_answered_by_the_model_itself_as_it_is(parts):
+    method, source = parts["method"], parts["source"]
+    before = {name: value.clone() for name, value in method.state_dict().items()}
+    cells = compose.puzzles(method.train(), source, seed=0)
     assert len(cells) == compose.SHOWN
-    batch = parts["source"].__getitems__(Rng(0, "report", "which").permutation(64)[: compose.ASKED])
-    pretext = parts["method"].pretext(batch, Rng(0, "report"))
+    assert all(torch.equal(value, before[name]) for name, value in method.state_dict().items())
+    batch = source.__getitems__(Rng(0, "report", "which").permutation(64)[: compose.ASKED])
+    pretext = method.pretext(batch, Rng(0, "report"))
     with torch.no_grad():
-        answers = parts["method"].logits(pretext).argmax(1)
-    assert [cell.notes[0].answered for cell in cells] == [str(a) for a in answers.tolist()]
+        answers = method.logits(pretext).argmax(1)
+    for cell, picture, answer in zip(cells, sheet.pictures(pretext.image), answers.tolist(), strict=True):
+        assert np.array_equal(np.asarray(cell.pictures[0][1]), np.asarray(picture))
+        assert cell.notes[0].answered == str(answer)
 
 
 def test_embedded_images_come_from_everywhere_in_a_sorted_source(parts):
@@ -460,7 +468,7 @@ def browse(tmp_path: Path, file: Path, *flags: str) -> str:
 
 
 def framed(page: Path, tmp_path: Path, width: int, height: int) -> Path:
-    """The page in a frame of that width (windows have a least width), without scripts, measured from outside."""
+    """The page, its scripts off, in a frame of that width (windows have a least width), which measures it."""
     source = entities.escape(page.read_text())
     file = tmp_path / f"framed-{width}.html"
     measure = (
@@ -469,8 +477,8 @@ def framed(page: Path, tmp_path: Path, width: int, height: int) -> Path:
     )
     file.write_text(
         f'<!doctype html><meta charset="utf-8"><body style="margin:0"><script>{measure}</script>'
-        f'<iframe sandbox="allow-same-origin" style="border:0;width:{width}px;height:{height}px" srcdoc="{source}">'
-        "</iframe>"
+        f'<iframe sandbox="allow-same-origin" style="border:0;width:{width}px;height:{height}px" '
+        f'srcdoc="{source}"></iframe>'
     )
     return file
 

@@ -23,7 +23,7 @@ SAID = {
     "std": "Spread of features (std)",
     "cosine": "Cosine between images",
     "rank": "Effective rank of features",
-    "relative": "Features that differ (share)",
+    "relative": "Differing features (share)",
     "knn": "Online kNN accuracy, %",
 }
 """titles of the numbers every run has; a method's own parts keep their names"""

@@ -116,7 +116,7 @@ def plane(features: Tensor, seed: int = 0) -> np.ndarray:
     from threadpoolctl import threadpool_limits
 
     z = F.normalize(features.double(), dim=1).numpy()
-    if len(z) < 4 or np.ptp(z, axis=0).max() < 1e-6:  # too few, or collapsed: nothing to unfold
+    if min(z.shape) < 4 or np.ptp(z, axis=0).max() < 1e-6:  # too few, or collapsed: nothing to unfold
         return np.pad(z, ((0, 0), (0, 2)))[:, :2]
     z = PCA(min(50, *z.shape), random_state=seed).fit_transform(z)
     perplexity = min(30.0, (len(z) - 1) / 3)

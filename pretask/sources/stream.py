@@ -2,11 +2,13 @@
 
 A local pattern of parquet files or tar shards streams too. Each process reads its own shards (its own rows,
 where there are fewer shards than processes), so a batch depends on how many processes there are; a run
-repeats exactly on the same number. `len` is what the data states about itself, or the N given after `#`. The
+repeats exactly on the same number. `len` is what the data states, or the N given after `#`. The
 index of an image is its running position in the epoch, not its identity: methods that remember images need
 addressable data.
 """
 
+import glob
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, islice, repeat
@@ -15,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pretask.sources import decode, table
+from pretask.sources import decode, table, tar
 from pretask.sources.common import Asked, Opened, check_bad
 from pretask.sources.encoded import ENOUGH, cores
 from pretask.types import Batch, UserError
@@ -34,21 +36,28 @@ def load(spec: str, asked: Asked) -> Opened:
     if asked.labels:
         raise UserError(f"{spec}: a stream cannot be evaluated on; use hf:… or a prepared store")
     place, _, stated = spec.removeprefix("hf-stream:").partition("#")
+    if stated and not stated.isdecimal():
+        raise UserError(f"{spec}: expected a number after #, how many images there are")
     rows, name = table.fetched(place, asked, streaming=True)
     column = table.image_column(rows.features or next(iter(rows)), spec)
-    n = int(stated) if stated.isdecimal() else length(rows)
+    n = int(stated) if stated else length(rows, place)
     if not n:
-        raise UserError(
-            f"{spec} does not say how many images it has; state it: {spec.partition('#')[0]}#100000"
-        )
+        raise UserError(f"{spec} does not say how many images it has; state it: {spec}#100000")
     rows = table.undecoded(rows, column)
     return Opened(Stream(name, rows, column, n, asked.size or LARGEST, asked.channels or 3, asked.max_bad))
 
 
-def length(rows: Any) -> int:
-    """Of the split, as its card or its files state it; 0 where they do not."""
+def length(rows: Any, place: str) -> int:
+    """Of a split, as its card states it, or counted in local files; 0 where neither can be."""
     split = (rows.info.splits or {}).get(str(rows.split))
-    return (split.num_examples or 0) if split else 0
+    if split and split.num_examples:
+        return split.num_examples
+    from pyarrow.parquet import ParquetFile
+
+    files = glob.glob(os.path.expanduser(place))
+    if place.endswith(".tar"):
+        return sum(len(tar.index(file)[0]) for file in files)
+    return sum(ParquetFile(file).metadata.num_rows for file in files if file.endswith(".parquet"))
 
 
 class Stream:

@@ -125,9 +125,10 @@ def test_an_interrupted_run_leaves_nothing_and_a_killed_one_is_cleared(tmp_path:
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(store, "sync", interrupted)
-        store.prepare(sources.open("synthetic:8"), tmp_path / "out")
+        with pytest.raises(KeyboardInterrupt):
+            store.prepare(sources.open("synthetic:8"), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
     (tmp_path / ".out.partial").mkdir()
     (tmp_path / ".out.partial" / "image.bin").write_bytes(b"half of it")

@@ -1,0 +1,174 @@
+"""The verbs from Python do what the command line does, and no label gets in."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import pretask
+from pretask import cli, images, loop, sources
+from pretask.methods import simclr
+from pretask.types import UserError
+
+SMALL = {"encoder": "resnet_small:width=16", "steps": 3, "batch": 16, "quiet": True}
+
+
+@pytest.fixture(scope="module")
+def photos():
+    """(N, H, W, 3) uint8."""
+    return sources.open("synthetic:48:32").image.permute(0, 2, 3, 1).numpy()
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def weights(run):
+    return pretask.load(run.folder).encoder.state_dict()
+
+
+def same(one, other):
+    return list(one) == list(other) and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_labels_shuffled_or_absent_give_bit_equal_weights(photos, tmp_path):
+    label = np.arange(len(photos)) % 4
+    given = {"right": {"labels": label}, "shuffled": {"labels": label[::-1]}, "absent": {}}
+    trained = {}
+    for name, labels in given.items():
+        np.savez(f"{name}.npz", images=photos, **labels)
+        trained[name] = weights(pretask.pretrain("rotnet", f"{name}.npz", name, **SMALL))
+    assert same(trained["right"], trained["shuffled"])
+    assert same(trained["right"], trained["absent"])
+    np.savez("others.npz", images=photos[::-1], labels=label)
+    others = weights(pretask.pretrain("rotnet", "others.npz", "others", **SMALL))
+    assert not same(trained["right"], others)  # the comparison can tell
+
+
+def test_an_array_in_any_form_a_file_and_the_command_line_give_the_same_weights(photos):
+    np.savez("photos.npz", images=photos)
+    forms = {
+        "path": "photos.npz",
+        "uint8": photos,
+        "floats": photos / 255,
+        "first": photos.transpose(0, 3, 1, 2),
+        "tensor": torch.from_numpy(photos),
+    }
+    trained = {name: weights(pretask.pretrain("rotnet", data, name, **SMALL)) for name, data in forms.items()}
+    words = [
+        "pretrain",
+        "rotnet",
+        "--data",
+        "photos.npz",
+        "--out",
+        "command",
+        "--steps",
+        "3",
+        "--batch",
+        "16",
+    ]
+    assert cli.main([*words, "--encoder", "resnet_small:width=16"]) == 0
+    trained["command"] = pretask.load("command").encoder.state_dict()
+    assert [name for name in trained if not same(trained["path"], trained[name])] == []
+
+
+def test_grey_arrays_keep_their_one_channel_and_size_is_obeyed(photos):
+    made = pretask.pretrain("rotnet", photos[..., 0], size=24, **SMALL)
+    assert (made.card["channels"], made.card["size"], made.card["n"]) == (1, 24, 48)
+    assert made.card["data"] == "array-in-memory"
+    assert made.folder.name == "rotnet-array-in-memory-s0"
+
+
+def test_knobs_of_the_method_and_of_training_reach_the_run(photos):
+    knobs = {"temperature": 0.5, "views": {"grey": 0.0}}
+    made = pretask.pretrain("simclr", photos, "a", config=knobs, lr=0.01, rounds=1, **SMALL)
+    assert made.card["config"]["temperature"] == 0.5
+    assert made.card["config"]["views"]["grey"] == 0.0
+    assert made.card["config"]["views"]["crop"] == list(simclr.Config().views.crop)
+    assert made.card["train"]["lr"] == 0.01
+    assert made.card["train"]["optimizer"] == simclr.Config.train.optimizer
+    ready = pretask.pretrain("simclr", photos, "b", config=simclr.Config(temperature=0.5), **SMALL)
+    assert ready.card["config"]["temperature"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        ({"learning_rate": 1}, "training has no knob 'learning_rate'"),
+        ({"epoch": 3}, "training has no knob 'epoch'; did you mean epochs"),
+        ({"config": {"temprature": 1}}, "simclr has no knob 'temprature'; did you mean temperature"),
+        ({"config": {"views": {"gray": 1}}}, "simclr.views has no knob 'gray'; did you mean grey"),
+        ({"method": "simclar"}, "did you mean simclr"),
+        ({"data": "nowhere"}, "nowhere is neither"),
+        ({"data": None}, "needs a method and data"),
+        ({"data": np.zeros((4, 5))}, r"shape \(4, 5\)"),
+        ({"data": np.full((20, 8, 8), 7.0)}, "from 7 to 7; expected uint8, or floats from 0 to 1"),
+        ({"data": np.array([["a"]])}, "the array holds <U1"),
+        ({"out": "."}, "exists; choose another --out"),
+    ],
+)
+def test_mistakes_say_what_is_near(photos, tmp_path, call, said):
+    (tmp_path / "something").touch()
+    with pytest.raises(UserError, match=said):
+        pretask.pretrain(**{"method": "simclr", "data": photos, **SMALL, **call})
+    assert [p.name for p in tmp_path.iterdir()] == ["something"]
+
+
+def test_a_run_on_an_array_goes_on_when_the_array_is_given_again(photos, monkeypatch):
+    whole = pretask.pretrain("rotnet", photos, "whole", **SMALL)
+    step = loop.Trainer.step
+
+    def crash(self, batch, progress):
+        if progress.step == 2:
+            self.save(2)
+            raise RuntimeError("power cut")
+        return step(self, batch, progress)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Trainer, "step", crash)
+        with pytest.raises(RuntimeError, match="power cut"):
+            pretask.pretrain("rotnet", photos, "cut", **SMALL)
+    with pytest.raises(UserError, match="give them again"):
+        pretask.pretrain(None, resume="cut", quiet=True)
+    with pytest.raises(UserError, match="trained on 48 images, but the array holds 20"):
+        pretask.pretrain(None, photos[:20], resume="cut", quiet=True)
+    resumed = pretask.pretrain(None, photos, resume="cut", quiet=True)
+    assert same(weights(whole), weights(resumed))
+
+
+def test_a_run_on_a_path_resumes_by_itself(monkeypatch):
+    made = pretask.pretrain("rotnet", "synthetic:48:32", "a", **SMALL)
+    before = weights(made)
+    assert same(before, weights(pretask.pretrain(None, resume="a", quiet=True)))
+
+
+def test_embed_is_the_encoder_by_hand_for_a_path_an_array_and_any_form_of_run(photos):
+    made = pretask.pretrain("rotnet", photos, **SMALL)
+    with torch.no_grad():
+        stages = made.encoder(images.to_float(torch.from_numpy(photos).permute(0, 3, 1, 2)))
+    for run in (made, made.folder, str(made.folder), made.encoder):
+        for data in (photos, "synthetic:48:32"):
+            rows = pretask.embed(run, data, batch=20)
+            assert rows.dtype == np.float32
+            np.testing.assert_allclose(rows, stages["pool"].numpy(), atol=1e-5)
+    rows = pretask.embed(made, photos, stage="stage1")
+    np.testing.assert_allclose(rows, stages["stage1"].mean((2, 3)).numpy(), atol=1e-5)
+
+
+def test_quiet_is_quiet_and_otherwise_progress_is_told(photos, capsys):
+    pretask.pretrain("rotnet", photos, "a", **SMALL)
+    assert capsys.readouterr() == ("", "")
+    pretask.pretrain("rotnet", photos, "b", **{**SMALL, "quiet": False})
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "step 3/3" in shown.err
+
+
+def test_the_card_of_a_run_from_python_can_be_read_by_others(photos):
+    made = pretask.pretrain("rotnet", photos, init=None, seed=4, **SMALL)
+    card = json.loads((made.folder / "run.json").read_text())
+    assert card["seed"] == 4
+    assert card["steps"] == 3
+    assert card["settings"]["data"] == "array-in-memory"
