@@ -67,7 +67,16 @@ def main() -> None:
         # one thread a process: two processes on two cores beat two threads in one
         run(python, "-m", "pytest", "-n", "2", *rest, env=os.environ | {"OMP_NUM_THREADS": "1"})
     elif verb == "pin":
-        files = ["--extra", "test", "--extra", "docs", "--universal", "--no-annotate", "--no-header", "--upgrade"]
+        files = [
+            "--extra",
+            "test",
+            "--extra",
+            "docs",
+            "--universal",
+            "--no-annotate",
+            "--no-header",
+            "--upgrade",
+        ]
         run(uv(), "pip", "compile", "pyproject.toml", *files, "--no-emit-index-url", "-o", "constraints.txt")
     else:
         print(__doc__)

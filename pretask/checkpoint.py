@@ -44,7 +44,9 @@ def load(path: Path) -> dict[str, Any]:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as failure:
-        raise UserError(f"{path} is not a checkpoint that can be read: {str(failure).splitlines()[0]}") from None
+        raise UserError(
+            f"{path} is not a checkpoint that can be read: {str(failure).splitlines()[0]}"
+        ) from None
 
 
 def set_aside(folder: Path) -> None:

@@ -32,7 +32,9 @@ class Context:
         was_training = encoder.training
         encoder.eval()
         rows = [
-            encoder(images.to_float(self.source.__getitems__(index).image.to(self.rng.device)))["pool"].float()
+            encoder(images.to_float(self.source.__getitems__(index).image.to(self.rng.device)))[
+                "pool"
+            ].float()
             for index in torch.arange(len(self.source)).split(size)
         ]
         encoder.train(was_training)

@@ -4,6 +4,7 @@ Each check is a function of a Case whose docstring is the sentence it proves; it
 Answers attached to the wrong images pass all of these: each method owes an undo test of its own.
 """
 
+import contextlib
 import copy
 import dataclasses
 import math
@@ -98,7 +99,10 @@ def puzzle_is_pure(case: Case) -> None:
     method = case.begun()
     before = torch.get_rng_state()
     same, again, other = (tensors(case.puzzle(method, seed)) for seed in (1, 1, 2))
-    holds(all(map(torch.equal, same, again)), "the same rng gave another puzzle; draw from the rng you are given")
+    holds(
+        all(map(torch.equal, same, again)),
+        "the same rng gave another puzzle; draw from the rng you are given",
+    )
     holds(not all(map(torch.equal, same, other)), "another rng gave the same puzzle; nothing in it is random")
     holds(torch.equal(before, torch.get_rng_state()), "it drew from torch's global generator")
     holds(not any(t.requires_grad for t in same), "the puzzle carries a gradient")
@@ -121,7 +125,9 @@ def puzzle_is_shared(case: Case) -> None:
     for together, first, second in zip(whole, *parts, strict=True):
         joined = torch.cat([first, second]) if first.ndim else first
         close = joined.shape == together.shape and torch.allclose(joined.float(), together.float(), atol=1e-5)
-        holds(close, "halves of a batch got other puzzles; draw with the batch as first dimension, or rng.whole")
+        holds(
+            close, "halves of a batch got other puzzles; draw with the batch as first dimension, or rng.whole"
+        )
 
 
 def loss_writes_nothing(case: Case) -> None:
@@ -162,7 +168,10 @@ def one_batch_is_learnt(case: Case) -> None:
         loss.total.backward()
         optimizer.step()
     holds(all(map(math.isfinite, costs)), "the loss is not finite")
-    holds(costs[-1] < 0.95 * costs[0], f"the loss went from {costs[0]:.4f} to {costs[-1]:.4f} in {STEPS} updates")
+    holds(
+        costs[-1] < 0.95 * costs[0],
+        f"the loss went from {costs[0]:.4f} to {costs[-1]:.4f} in {STEPS} updates",
+    )
 
 
 def grey_gives_no_clue(case: Case) -> None:
@@ -211,7 +220,10 @@ def export_survives_the_disk(case: Case) -> None:
         again = encoders.build(case.encoder, case.source.channels, case.source.size).eval()
         run.load_encoder_weights(again, Path(folder))
         one, other = encoder(image), again(image)
-    holds(list(one)[-1] == "pool" and one["pool"].ndim == 2, f"its last stage is {list(one)[-1]}, not rows of pool")
+    holds(
+        list(one)[-1] == "pool" and one["pool"].ndim == 2,
+        f"its last stage is {list(one)[-1]}, not rows of pool",
+    )
     same = all(torch.equal(one[stage], other[stage]) for stage in one)
     holds(same, "its features changed on the way")
 
@@ -245,10 +257,8 @@ def trained(case: Case, folder: Path, steps: int, stop: int | None = None) -> Me
     method = case.fresh()
     trainer = Trainer(fabric, method, case.source, case.train, folder, workers=1)
     plan = Plan.of(steps, trainer.per_pass, case.train.rounds)
-    try:
+    with contextlib.suppress(Cut):
         trainer.fit(plan, Journal(folder, steps, case.train.batch, True, None, cut))
-    except Cut:
-        pass
     return method
 
 

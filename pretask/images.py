@@ -76,7 +76,9 @@ def resized_crop(
     b = len(x)
     area = rng.uniform(b, low=scale[0], high=scale[1])
     aspect = rng.uniform(b, low=math.log(ratio[0]), high=math.log(ratio[1])).exp()
-    sides = torch.stack([(area * aspect).sqrt(), (area / aspect).sqrt()], 1).clamp(max=1)  # (B, 2) width, height
+    sides = torch.stack([(area * aspect).sqrt(), (area / aspect).sqrt()], 1).clamp(
+        max=1
+    )  # (B, 2) width, height
     centre = sides / 2 + rng.uniform(b, 2) * (1 - sides)
     return crop(x, torch.cat([centre, sides], 1), size)
 

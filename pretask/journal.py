@@ -27,7 +27,13 @@ class Journal:
     """
 
     def __init__(
-        self, folder: Path, steps: int, batch: int, writes: bool, watch: Watch | None, tell: Tell | None = None
+        self,
+        folder: Path,
+        steps: int,
+        batch: int,
+        writes: bool,
+        watch: Watch | None,
+        tell: Tell | None = None,
     ):
         self.folder, self.steps, self.batch, self.writes = folder, steps, batch, writes
         self.watch, self.tell = watch, tell or (lambda row: None)

@@ -253,4 +253,6 @@ def check(method: Method[Any], source: Source, train: TrainConfig) -> None:
             f"add images or set --batch {len(source)} or less"
         )
     if train.batch % distributed.world():
-        raise UserError(f"a batch of {train.batch} cannot be shared by {distributed.world()} processes evenly")
+        raise UserError(
+            f"a batch of {train.batch} cannot be shared by {distributed.world()} processes evenly"
+        )

@@ -26,7 +26,7 @@ def parse(kind: type[T], arguments: Sequence[str], verb: str) -> T:
                 kind,
                 args=list(arguments),
                 prog=f"pretask {verb}",
-                config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff),
+                config=(tyro.conf.OmitArgPrefixes,),
             )
     except SystemExit as end:
         if not end.code:

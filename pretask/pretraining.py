@@ -9,7 +9,6 @@ import os
 import platform
 import re
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from typing import Any, Literal
 
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.strategies import DDPStrategy
+from lightning_fabric.strategies.ddp import DDPStrategy
 
 from pretask import checkpoint, encoders, methods, run, sources
 from pretask.config import TrainConfig
@@ -79,7 +78,7 @@ def engine(settings: Settings, partial: bool) -> Fabric:
     """Lightning Fabric for these settings: one process, several on this machine, or many by torchrun."""
     many = settings.devices not in ("auto", 1) or int(os.environ.get("WORLD_SIZE", "1")) > 1
     on_cpu = settings.accelerator == "cpu" or not torch.cuda.is_available()
-    devices = (int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if on_cpu else "auto")
+    devices = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if on_cpu else "auto"
     ddp = DDPStrategy(find_unused_parameters=partial, broadcast_buffers=False)
     precision = fastest_precision() if settings.precision == "auto" else settings.precision
     return Fabric(
@@ -138,11 +137,11 @@ def pretrain(
         folder, old = resume, run.Run(resume).card
         method, settings, config, train = run.revive(old)
         settings = dataclasses.replace(settings, devices=fabric_settings.devices)
+    assert config is not None
+    assert train is not None
 
     if source is None:
-        source = sources.open(
-            settings.data, size=settings.size, root=settings.root, max_bad=settings.max_bad
-        )
+        source = sources.open(settings.data, size=settings.size, root=settings.root, max_bad=settings.max_bad)
     labelled = None
     if settings.watch:
         labelled = sources.open_labelled(
@@ -226,7 +225,9 @@ def describe(
         "steps": plan.steps,
         "epochs": plan.epochs,
         "precision": fastest_precision() if settings.precision == "auto" else settings.precision,
-        "device": torch.cuda.get_device_name() if fabric.device.type == "cuda" else platform.processor() or "cpu",
+        "device": torch.cuda.get_device_name()
+        if fabric.device.type == "cuda"
+        else platform.processor() or "cpu",
         "processes": fabric.world_size,
         "threads": torch.get_num_threads(),
         "versions": versions(),

@@ -14,9 +14,7 @@ class Rng:
     many processes make them. `whole` is the same generator without the share, for draws that have no batch.
     """
 
-    def __init__(
-        self, *keys: int | str, device: torch.device | str = "cpu", share: tuple[int, int] = (0, 1)
-    ):
+    def __init__(self, *keys: int | str, device: torch.device | str = "cpu", share: tuple[int, int] = (0, 1)):
         digest = hashlib.blake2b(repr(keys).encode(), digest_size=8).digest()
         self.keys, self.share = keys, share
         self.device = torch.device(device)

@@ -111,7 +111,7 @@ class Run:
         """The whole solver with its heads and banks, from the newest checkpoint, in evaluation mode."""
         from pretask import checkpoint, encoders
 
-        _, settings, config, _ = revive(self.card)
+        _, _, config, _ = revive(self.card)
         encoder = encoders.build(self.card["encoder"], self.card["channels"], self.card["size"])
         built = config.build(encoder, self.source())
         built.load_state_dict(checkpoint.load(self.folder / checkpoint.LATEST)["method"])

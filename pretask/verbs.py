@@ -11,8 +11,8 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.table import Table
 
-from pretask.parse import parse
 from pretask.errors import UserError
+from pretask.parse import parse
 
 say = Console(stderr=True, highlight=False, soft_wrap=True).print
 
@@ -63,7 +63,9 @@ def pretrain(arguments: list[str]) -> None:
         with Display() as display:
             made = train(method, chosen.run, chosen.method, chosen.train, command=[command], tell=display)
     took = (made.folder / "DONE").read_text().strip()
-    say(f"wrote {made.folder} ({made.card['steps']} steps, {took}). Next: pretask evaluate {made.folder} --data LABELLED")
+    say(
+        f"wrote {made.folder} ({made.card['steps']} steps, {took}). Next: pretask evaluate {made.folder} --data LABELLED"
+    )
 
 
 @dataclass(frozen=True)
@@ -115,9 +117,7 @@ def described(name: str) -> list[dict[str, Any]]:
     from pretask import methods
 
     module = methods.module(name)
-    source = next(
-        line for line in (module.__doc__ or "").splitlines()[1:] if line.strip()
-    )
+    source = next(line for line in (module.__doc__ or "").splitlines()[1:] if line.strip())
     return [
         {
             "method": name if recipe == "default" else f"{name}:{recipe}",
@@ -158,7 +158,9 @@ def check(arguments: list[str]) -> int:
     if failures:
         say(f"{failures} of the contract's sentences do not hold for {method} on {asked.data}")
         return 1
-    say(f"{method} is sound on {asked.data}. Next: pretask pretrain {method} --data {asked.data} --budget 10m")
+    say(
+        f"{method} is sound on {asked.data}. Next: pretask pretrain {method} --data {asked.data} --budget 10m"
+    )
     return 0
 
 
@@ -226,11 +228,14 @@ def prepare(arguments: list[str]) -> None:
     from pretask.sources import store
 
     found = sources.opened(data, sources.Asked(chosen.size, chosen.channels, chosen.root, cache_mb=0))
-    labelled = found.label is not None
-    source = sources.Labelled(found.images, found.label, found.classes) if labelled else found.images
+    source = found.images
+    if found.label is not None:
+        source = sources.Labelled(found.images, found.label, found.classes)
     store.prepare(source, chosen.out)
     bad = f"; {len(source.bad)} files could not be read" if source.bad else ""
-    say(f"wrote {chosen.out} ({len(source)} images of {source.size} px{bad}). Next: give it as --data {chosen.out}")
+    say(
+        f"wrote {chosen.out} ({len(source)} images of {source.size} px{bad}). Next: give it as --data {chosen.out}"
+    )
 
 
 @dataclass(frozen=True)
@@ -295,7 +300,9 @@ def export(arguments: list[str]) -> None:
 
     made = exporting.export(run.Run(folder), chosen.to, chosen.out)
     print(made.usage)
-    say(f"wrote {made.path}; loaded back, its features differ by {made.difference:.0e} at most ({made.compared})")
+    say(
+        f"wrote {made.path}; loaded back, its features differ by {made.difference:.0e} at most ({made.compared})"
+    )
 
 
 @dataclass(frozen=True)
@@ -318,4 +325,3 @@ VERBS: dict[str, Callable[[list[str]], Any]] = {
     "embed": embed,
     "export": export,
 }
-

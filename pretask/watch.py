@@ -106,7 +106,9 @@ class Watch:
             order = torch.randperm(len(labelled), generator=torch.Generator().manual_seed(0))[:2000]
             self.labelled = (labelled.__getitems__(order), labelled.label[order])
         rows = read(folder / "watch.jsonl")
-        self.first = Spread(**{k: rows[0][k] for k in ("std", "cosine", "rank", "relative")}) if rows else None
+        self.first = (
+            Spread(**{k: rows[0][k] for k in ("std", "cosine", "rank", "relative")}) if rows else None
+        )
         self.state, self.since, self.knn = HEALTHY, 0, math.nan
         self.cost = {"look": 0.0, "knn": 0.0}
         self.last = {"look": -math.inf, "knn": -math.inf}

@@ -9,6 +9,7 @@ import torch
 import pretask
 from pretask import cli, images, loop, sources
 from pretask.methods import simclr
+from pretask.sources import memory
 from pretask.types import UserError
 
 SMALL = {"encoder": "resnet_small:width=16", "steps": 3, "batch": 16, "quiet": True}
@@ -72,6 +73,11 @@ def test_an_array_in_any_form_a_file_and_the_command_line_give_the_same_weights(
     assert cli.main([*words, "--encoder", "resnet_small:width=16"]) == 0
     trained["command"] = pretask.load("command").encoder.state_dict()
     assert [name for name in trained if not same(trained["path"], trained[name])] == []
+
+
+def test_floats_are_rounded_to_the_nearest_of_256_tones():
+    tones = np.repeat([0.0, 0.998, 0.999, 1.0], 16).reshape(4, 4, 4)  # 254.49 and 254.75 of 255
+    assert memory.held(tones).image[:, 0, 0, 0].tolist() == [0, 254, 255, 255]
 
 
 def test_grey_arrays_keep_their_one_channel_and_size_is_obeyed(photos):

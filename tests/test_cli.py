@@ -27,7 +27,11 @@ def test_help_is_there_at_once():
     shown = subprocess.run([sys.executable, "-m", "pretask", "--help"], capture_output=True, text=True)
     assert shown.returncode == 0 and "pretrain METHOD --data PATH" in shown.stdout
     loaded = subprocess.run(
-        [sys.executable, "-c", "import sys, pretask.cli; print('torch' in sys.modules or 'tyro' in sys.modules)"],
+        [
+            sys.executable,
+            "-c",
+            "import sys, pretask.cli; print('torch' in sys.modules or 'tyro' in sys.modules)",
+        ],
         capture_output=True,
         text=True,
     )
@@ -64,7 +68,17 @@ def test_a_finished_run_resumes_to_itself(trained):
 
 
 def test_init_starts_from_the_weights_of_a_run(trained, tmp_path, capsys):
-    words = ["pretrain", "simclr", "--data", "synthetic:64:16", "--out", str(tmp_path / "r"), "--steps", "1", *FAST]
+    words = [
+        "pretrain",
+        "simclr",
+        "--data",
+        "synthetic:64:16",
+        "--out",
+        str(tmp_path / "r"),
+        "--steps",
+        "1",
+        *FAST,
+    ]
     assert main([*words, "--lr", "0", "--init", str(trained)]) == 0
     one, other = (run.load(f).encoder.state_dict() for f in (trained, tmp_path / "r"))
     weights = [k for k in one if k.endswith("weight")]
@@ -84,7 +98,9 @@ def test_a_budget_fixes_the_number_of_steps(tmp_path):
 def test_list_names_every_method_and_recipe(capsys):
     assert main(["list", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
-    assert {"rotnet", "rotnet:paper", "simclr", "sdae", "neighbourhood_discovery"} <= {r["method"] for r in rows}
+    assert {"rotnet", "rotnet:paper", "simclr", "sdae", "neighbourhood_discovery"} <= {
+        r["method"] for r in rows
+    }
     assert all(r["asks"].endswith(".") for r in rows)
     assert main(["list"]) == 0 and "rotnet" in capsys.readouterr().out
 
@@ -102,13 +118,22 @@ def test_preview_check_report_and_prepare(trained, tmp_path, capsys):
 MISTAKES = {
     "verb": (["pretrian"], "did you mean pretrain"),
     "method": (["pretrain", "rotnt", "--data", "synthetic"], "did you mean rotnet"),
-    "recipe": (["pretrain", "rotnet:papr", "--data", "synthetic"], "no recipe 'papr'; there are default, paper"),
+    "recipe": (
+        ["pretrain", "rotnet:papr", "--data", "synthetic"],
+        "no recipe 'papr'; there are default, paper",
+    ),
     "flag": (["pretrain", "rotnet", "--data", "synthetic", "--epoch", "3"], "--epochs"),
     "value": (["pretrain", "rotnet", "--data", "synthetic", "--lr", "fast"], "could not convert"),
     "no data": (["pretrain", "rotnet"], "Missing"),
     "path": (["pretrain", "rotnet", "--data", "no/such/folder"], "neither a file or folder"),
-    "encoder": (["pretrain", "rotnet", "--data", "synthetic:64:16", "--encoder", "resnt18"], "did you mean resnet18"),
-    "budget": (["pretrain", "rotnet", "--data", "synthetic:64:16", "--budget", "soon"], "write 90s, 10m or 2h"),
+    "encoder": (
+        ["pretrain", "rotnet", "--data", "synthetic:64:16", "--encoder", "resnt18"],
+        "did you mean resnet18",
+    ),
+    "budget": (
+        ["pretrain", "rotnet", "--data", "synthetic:64:16", "--budget", "soon"],
+        "write 90s, 10m or 2h",
+    ),
     "batch": (["pretrain", "rotnet", "--data", "synthetic:64:16", "--batch", "100"], "fewer than one batch"),
     "run": (["pretrain", "--resume", "no/such/run"], "is not a run"),
     "resume nothing": (["pretrain", "--resume"], "needs the folder of a run"),
@@ -140,10 +165,23 @@ def test_an_empty_folder_is_the_users_to_mend(tmp_path, capsys):
 def test_labels_shuffled_or_absent_give_the_same_weights(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), dtype=np.uint8)
     labels = np.arange(40) % 4
-    for name, more in {"with": {"labels": labels}, "shuffled": {"labels": labels[::-1]}, "without": {}}.items():
+    for name, more in {
+        "with": {"labels": labels},
+        "shuffled": {"labels": labels[::-1]},
+        "without": {},
+    }.items():
         (tmp_path / name).mkdir()
         np.savez(tmp_path / name / "x.npz", images=images, **more)
-        words = ["pretrain", "neighbourhood_discovery", "--data", str(tmp_path / name / "x.npz"), "--steps", "5"]
+        words = [
+            "pretrain",
+            "neighbourhood_discovery",
+            "--data",
+            str(tmp_path / name / "x.npz"),
+            "--steps",
+            "5",
+        ]
         assert main([*words, "--out", str(tmp_path / name / "run"), *FAST]) == 0
-    weights = [(tmp_path / n / "run" / "encoder.safetensors").read_bytes() for n in ("with", "shuffled", "without")]
+    weights = [
+        (tmp_path / n / "run" / "encoder.safetensors").read_bytes() for n in ("with", "shuffled", "without")
+    ]
     assert weights[0] == weights[1] == weights[2]

@@ -17,9 +17,13 @@ def one_by_one(function, x, *values):
 
 def test_blending_is_torchvisions_brightness_contrast_and_saturation():
     share = Rng(1).uniform(6, low=0.2, high=1.8)
-    assert_close(images.blend(X, 0.0, share), one_by_one(lambda i, f: tv.adjust_brightness(i, float(f)), X, share))
+    assert_close(
+        images.blend(X, 0.0, share), one_by_one(lambda i, f: tv.adjust_brightness(i, float(f)), X, share)
+    )
     mean = images.luma(X).mean((1, 2, 3), keepdim=True)
-    assert_close(images.blend(X, mean, share), one_by_one(lambda i, f: tv.adjust_contrast(i, float(f)), X, share))
+    assert_close(
+        images.blend(X, mean, share), one_by_one(lambda i, f: tv.adjust_contrast(i, float(f)), X, share)
+    )
     assert_close(
         images.blend(X, images.luma(X), share),
         one_by_one(lambda i, f: tv.adjust_saturation(i, float(f)), X, share),

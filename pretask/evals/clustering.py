@@ -21,7 +21,7 @@ def cluster(x: Tensor, clusters: int, seed: int) -> Tensor:
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
 
-    means = KMeans(min(clusters, len(x)), n_init=RESTARTS, random_state=seed)
+    means = KMeans(min(clusters, len(x)), n_init=RESTARTS, random_state=seed)  # type: ignore[arg-type]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # collapsed features have fewer distinct points
         return torch.from_numpy(means.fit_predict(unit(x).cpu().numpy())).long()

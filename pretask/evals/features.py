@@ -10,19 +10,19 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor, nn
 
-from pretask import images
-from pretask.types import Source, UserError
+from pretask import images, loader
+from pretask.evals.holdout import Part
+from pretask.sources.common import bar
+from pretask.types import Batch, Source, UserError
 
 WIDTH = 4096
 """numbers a stage may have"""
@@ -76,30 +76,50 @@ def embed(
     if kept is not None and kept.exists():
         from safetensors.torch import load_file
 
-        return Features(load_file(kept), label, classes, source.name)
+        stages = load_file(kept)
+        if label is None or len(stages["pool"]) == len(label):  # files that cannot be read are not known yet
+            return Features(stages, label, classes, source.name)
 
     was_training = encoder.training
     net = encoder.to(device).to(memory_format=torch.channels_last).eval()
     stages: dict[str, Tensor] = {}
-    parts = torch.arange(len(source)).split(batch)
-    for index in track(
-        parts,
-        f"embedding {source.name}",
-        console=Console(stderr=True),
-        transient=True,
-        disable=not progress,
-    ):
-        x = images.to_float(source.__getitems__(index).image.to(device))
-        for stage, out in net(x.contiguous(memory_format=torch.channels_last)).items():
-            rows = pooled(out.float(), width).cpu()
-            if stage not in stages:
-                stages[stage] = torch.empty(len(source), rows.shape[1], dtype=kind(stage, rows))
-            stages[stage][index] = fitted(rows, stages[stage].dtype)
+    done = 0
+    with bar(progress) as shown:
+        task = shown.add_task(f"embedding {source.name}", total=len(source))
+        for each in batches(source, batch):
+            x = images.to_float(each.image.to(device))
+            for stage, out in net(x.contiguous(memory_format=torch.channels_last)).items():
+                rows = pooled(out.float(), width).cpu()
+                if stage not in stages:
+                    stages[stage] = torch.empty(len(source), rows.shape[1], dtype=kind(stage, rows))
+                stages[stage][done : done + len(x)] = fitted(rows, stages[stage].dtype)
+            done += len(x)
+            shown.advance(task, len(x))
     encoder.train(was_training)
-    features = Features(stages, label, classes, source.name)
+    if (read := readable(source)) is not None:
+        stages = {stage: x[read] for stage, x in stages.items()}
+        label = None if label is None else label[read]
     if kept is not None:
         save(stages, kept)
-    return features
+    return Features(stages, label, classes, source.name)
+
+
+def batches(source: Source, batch: int) -> Iterator[Batch]:
+    """Every sample once, in order; files are decoded ahead."""
+    if isinstance(source, Part):
+        return loader.epoch(source.whole, source.index, batch)
+    return loader.epoch(source, torch.arange(len(source)), batch)
+
+
+def readable(source: Source) -> Tensor | None:
+    """Positions whose own image could be read, where some could not and another stood in."""
+    whole, index = (
+        (source.whole, source.index) if isinstance(source, Part) else (source, torch.arange(len(source)))
+    )
+    if not source.bad or not hasattr(whole, "files"):
+        return None
+    names = whole.files(index)  # pyright: ignore[reportAttributeAccessIssue]
+    return torch.tensor([i for i, name in enumerate(names) if name not in source.bad])
 
 
 def pooled(x: Tensor, width: int = WIDTH) -> Tensor:

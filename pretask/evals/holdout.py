@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from pretask.rng import Rng
-from pretask.types import UserError
+from pretask.types import Batch, Labelled, UserError
 
 
 def ranks(label: Tensor, rng: Rng) -> Tensor:
@@ -33,3 +33,19 @@ def split(label: Tensor, rng: Rng, share: float = 0.2, most: int | None = None) 
         )
     out = ranks(label, rng) < held[label]
     return (~out).nonzero().flatten(), out.nonzero().flatten()
+
+
+class Part:
+    """Some samples of a labelled source, as a source of their own."""
+
+    def __init__(self, whole: Labelled, index: Tensor, name: str):
+        self.whole, self.index, self.name = whole, index, name
+        self.label, self.classes = whole.label[index], whole.classes
+        self.channels, self.size = whole.channels, whole.size
+        self.provides, self.bad = whole.provides, whole.bad
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitems__(self, index: Tensor) -> Batch:
+        return Batch(index, self.whole.__getitems__(self.index[index]).image)

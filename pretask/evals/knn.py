@@ -25,9 +25,7 @@ def unit(x: Tensor) -> Tensor:
     return F.normalize(x.float(), dim=1)
 
 
-def nearest(
-    query: Tensor, gallery: Tensor, k: int, exclude_self: bool = False
-) -> tuple[Tensor, Tensor]:
+def nearest(query: Tensor, gallery: Tensor, k: int, exclude_self: bool = False) -> tuple[Tensor, Tensor]:
     """(Q, D), (N, D) -> cosine similarities and positions (Q, k) of the k most similar rows, best first.
 
     With `exclude_self` the query is the gallery, and nobody is their own neighbour.
@@ -54,7 +52,8 @@ def largest(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
     q, n = x.shape
     whole = n - n % GROUP
     if k * GROUP * 4 > n:
-        return tuple(x.topk(k, 1))
+        value, best = x.topk(k, 1)
+        return value, best
     groups = x[:, :whole].reshape(q, -1, GROUP)
     near = groups.amax(2).topk(k, 1).indices  # (Q, k)
     place = (near[:, :, None] * GROUP + torch.arange(GROUP, device=x.device)).flatten(1)

@@ -52,9 +52,9 @@ def blocks(x: Tensor) -> Sequence[Tensor]:
 
 def standard(x: Tensor) -> tuple[Tensor, Tensor]:
     """(N, D) -> mean (D,) and 1 / standard deviation (D,), which is 0 for a column that does not vary."""
-    total = sum(rows.double().sum(0) for rows in blocks(x))
+    total = torch.stack([rows.double().sum(0) for rows in blocks(x)]).sum(0)
     mean = total / len(x)
-    square = sum((rows.double() - mean).square_().sum(0) for rows in blocks(x))
+    square = torch.stack([(rows.double() - mean).square_().sum(0) for rows in blocks(x)]).sum(0)
     std = (square / len(x)).sqrt()
     varies = std > 1e-6 * mean.abs() + 1e-30  # below that a float32 column holds rounding errors only
     return mean, torch.where(varies, 1 / std.clamp(min=1e-30), 0)
@@ -67,9 +67,7 @@ class Problem:
     on disk.
     """
 
-    def __init__(
-        self, x: Tensor, label: Tensor, classes: int, moments: tuple[Tensor, Tensor] | None = None
-    ):
+    def __init__(self, x: Tensor, label: Tensor, classes: int, moments: tuple[Tensor, Tensor] | None = None):
         self.x, self.label, self.classes = x, label, classes
         self.dtype = torch.promote_types(x.dtype, torch.float32)
         self.mean, self.scale = (s.to(self.dtype) for s in moments or standard(x))

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
-from timm.optim import create_optimizer_v2
+from timm.optim._optim_factory import create_optimizer_v2
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -83,7 +83,7 @@ class Method(nn.Module, ABC, Generic[P]):
         kind = {"sgd": "nesterov" if train.momentum else "momentum", "lars": "nlars", "adamw": "adamw"}[
             train.optimizer
         ]
-        momentum = {} if train.optimizer == "adamw" else {"momentum": train.momentum}
+        momentum: dict[str, Any] = {} if train.optimizer == "adamw" else {"momentum": train.momentum}
         return [
             create_optimizer_v2(groups, opt=kind, lr=train.lr, weight_decay=train.weight_decay, **momentum)
         ]

@@ -86,13 +86,20 @@ def test_the_loss_is_the_mean_over_all_turns(source):
     method = made(source).eval()
     p = method.pretext(batch(source), Rng(1))
     probability = method.logits(p).softmax(1)
-    by_hand = sum(-math.log(row[k]) for row, k in zip(probability.tolist(), p.turn.tolist(), strict=True)) / 64
+    by_hand = (
+        sum(-math.log(row[k]) for row, k in zip(probability.tolist(), p.turn.tolist(), strict=True)) / 64
+    )
     assert_close(method.loss(p).total.item(), by_hand, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
     ("name", "size", "count"),
-    [("nin3", 32, 1_004_484), ("nin4", 32, 1_411_140), ("nin5", 32, 1_817_796), ("alexnet_bn", 224, 57_030_724)],
+    [
+        ("nin3", 32, 1_004_484),
+        ("nin4", 32, 1_411_140),
+        ("nin5", 32, 1_817_796),
+        ("alexnet_bn", 224, 57_030_724),
+    ],
 )
 def test_the_papers_nets_have_the_released_number_of_parameters(name, size, count):
     encoder = encoders.build(name, 3, size)

@@ -1,0 +1,79 @@
+"""The score table in the terminal: the run's features beside what they have to beat."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from pretask.evals.evaluate import PROTOCOL, Scores
+
+COLUMNS = {
+    "knn": "kNN", "linear": "linear", "best linear": "best stage",
+    "1-shot": "1-shot", "5-shot": "5-shot", "10-shot": "10-shot", "100-shot": "100-shot",
+}  # fmt: skip
+MORE = {
+    "nmi": "NMI", "ari": "ARI", "acc": "ACC", "recall@1": "R@1",
+    "rankme": "RankMe", "alpha": "α", "std": "std", "cosine": "cosine",
+}  # fmt: skip
+DECIMALS = {"alpha": 2, "std": 4, "cosine": 3}
+"""of all others 1"""
+
+
+def render(scores: Scores) -> Group:
+    """Two tables of the same rows, 100 columns wide each, and the notes that make their numbers mean something."""
+    return Group(
+        block(scores, COLUMNS),
+        Text(),
+        block(scores, MORE),
+        Text(),
+        *(Text(note, style="dim") for note in notes(scores)),
+    )
+
+
+def block(scores: Scores, columns: Mapping[str, str]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 1))
+    table.add_column("features")
+    there = [e for e in columns if any(r["eval"] == e for r in scores.rows)]
+    for eval in there:
+        table.add_column(columns[eval], justify="right")
+    for name in dict.fromkeys(r["features"] for r in scores.rows):
+        rows = [scores.get(name, eval, "pool" if eval == "linear" else None) for eval in there]
+        own = any(r["own"] for r in rows if r)
+        table.add_row(name, *(cell(r) for r in rows), style="bold" if own else "")
+    return table
+
+
+def cell(row: Mapping[str, Any] | None) -> str:
+    """41.2 ±0.6, and the stage below it where one was chosen."""
+    if row is None:
+        return "–"
+    decimals = DECIMALS.get(row["eval"], 1)
+    text = f"{row['value']:.{decimals}f}"
+    if row["low"] is not None:
+        text += f" ±{(row['high'] - row['low']) / 2:.1f}"
+    stages = dict.fromkeys(c["stage"] for c in row["chosen"] if "stage" in c)
+    return f"{text}\n{', '.join(stages)}" if stages else text
+
+
+def notes(scores: Scores) -> Sequence[str]:
+    data = scores.data
+    own = next(r for r in scores.rows if r["own"])
+    runs = (
+        f", {len(own['values'])} runs (seeds {', '.join(map(str, own['seeds']))})"
+        if len(own["values"]) > 1
+        else ""
+    )
+    lines = [
+        f"%, on {data['test']}, n = {data['n_test']:,}; trained on {data['train']}, n = {data['n_train']:,}; "
+        f"{len(data['classes'])} classes, chance {100 / len(data['classes']):.1f}{runs}",
+        f"± is half of the interval: {PROTOCOL['interval']}.",
+        f"Chosen: {PROTOCOL['chosen']}; no choice sees the test set.",
+    ]
+    for d in scores.differences:
+        if d["minus"].startswith(("untrained", "k-means")) and d["eval"] != "knn":
+            lines.append(
+                f"{d['eval']}: {d['value']:+.1f} [{d['low']:+.1f}, {d['high']:+.1f}] against {d['minus']}"
+            )
+    return [*lines, *scores.skipped]
