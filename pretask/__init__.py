@@ -9,16 +9,15 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pretask.api import embed, evaluate, pretrain
+    from pretask.api import embed, pretrain
     from pretask.features import PretaskFeatures
     from pretask.run import load
 
 __version__ = version("pretask")
-__all__ = ["PretaskFeatures", "__version__", "embed", "evaluate", "load", "pretrain"]
+__all__ = ["PretaskFeatures", "__version__", "embed", "load", "pretrain"]
 
 _HOMES = {
     "pretrain": "pretask.api",
-    "evaluate": "pretask.api",
     "embed": "pretask.api",
     "load": "pretask.run",
     "PretaskFeatures": "pretask.features",
