@@ -158,10 +158,10 @@ def pretrain(
     trainer = Trainer(fabric, solver, source, train, folder, settings.seed, settings.workers)
 
     if resume is None:
+        steps = length(settings, train, trainer, began)
         if fabric.is_global_zero:
             folder.mkdir(parents=True, exist_ok=True)
         fabric.barrier()
-        steps = length(settings, train, trainer, began)
     else:
         steps = old["steps"]
     plan = Plan.of(steps, trainer.per_pass, train.rounds)

@@ -37,7 +37,7 @@ class Features:
     """N samples, as each stage of an encoder shows them; "pool" is the last."""
 
     stages: Mapping[str, Tensor]  # (N, D) each, single or half precision
-    label: Tensor | None  # (N,) int64
+    label: Tensor  # (N,) int64; (0,) of a source without labels
     classes: list[str]
     source: str
 
@@ -54,8 +54,10 @@ class Features:
 
     def rows(self, index: Tensor) -> "Features":
         """The same of some samples."""
-        label = None if self.label is None else self.label[index]
-        return Features({s: x[index] for s, x in self.stages.items()}, label, self.classes, self.source)
+        stages = {stage: x[index] for stage, x in self.stages.items()}
+        return Features(
+            stages, self.label[index] if len(self.label) else self.label, self.classes, self.source
+        )
 
 
 @torch.inference_mode()
@@ -70,14 +72,14 @@ def embed(
     cache: Path | None = None,
 ) -> Features:
     """One pass over `source`, in its order. With `cache`, a folder, the arrays are kept there and found again."""
-    label = getattr(source, "label", None)
+    label = getattr(source, "label", torch.zeros(0, dtype=torch.long))
     classes = list(getattr(source, "classes", []))
     kept = None if cache is None else cache / f"{key(encoder, source, width)}.safetensors"
     if kept is not None and kept.exists():
         from safetensors.torch import load_file
 
         stages = load_file(kept)
-        if label is None or len(stages["pool"]) == len(label):  # files that cannot be read are not known yet
+        if len(stages["pool"]) == len(source):  # files that cannot be read are not known yet
             return Features(stages, label, classes, source.name)
 
     was_training = encoder.training
@@ -98,7 +100,7 @@ def embed(
     encoder.train(was_training)
     if (read := readable(source)) is not None:
         stages = {stage: x[read] for stage, x in stages.items()}
-        label = None if label is None else label[read]
+        label = label[read] if len(label) else label
     if kept is not None:
         save(stages, kept)
     return Features(stages, label, classes, source.name)

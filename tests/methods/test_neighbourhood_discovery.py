@@ -3,7 +3,6 @@
 import math
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -243,22 +242,6 @@ def test_a_state_restored_in_the_middle_of_a_round_keeps_its_anchors():
     costs = [m.loss(m.pretext(batch, Rng(3))).total for m in (method, resumed)]
     assert costs[0] == costs[1]
     assert resumed.anchor.sum() == 20
-
-
-def test_the_surest_digits_have_truer_neighbours(shared_data):
-    """The reason for the curriculum, on pixels: purity at 25 % exceeds that of all, so of random ones, clearly."""
-    data = np.load(shared_data("clustering", "mnist_test3k.npz"))
-    label = torch.from_numpy(data["labels"].astype(np.int64))
-    pixels = torch.from_numpy(data["images"]).flatten(1).float()
-    bank = F.normalize(pixels - pixels.mean(0), dim=1)
-    entropy, neighbour = nd.discover(bank, 1, 0.1)
-    pure = (label[neighbour[:, 0]] == label).float()
-    surest = pure[entropy.argsort()[:750]].mean()
-    spread = math.sqrt(pure.mean() * (1 - pure.mean()) / 750)
-    assert surest > pure.mean() + 3 * spread
-
-
-# ---- views and errors
 
 
 def test_only_the_practical_recipe_mirrors():

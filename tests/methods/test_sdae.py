@@ -330,5 +330,5 @@ def test_digits_it_never_saw_are_restored_better_than_by_doing_nothing(shared_da
         optimizer.step()
     p = method.eval().pretext(everything(unseen), Rng(0, "held out"))
     scored = method.loss(p).parts
-    assert scored["left"] < 0.75 * scored["damage"]
+    assert scored["left"] < 0.85 * scored["damage"]
     assert_close(((method.solve(p)["image"] - p.image) ** 2).mean(), scored["left"])

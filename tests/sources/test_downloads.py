@@ -84,3 +84,16 @@ def test_offline_the_error_is_one_line_with_the_way_out(tmp_path: Path, monkeypa
 def test_the_usual_names_are_known():
     assert {"cifar10", "cifar100", "mnist", "fashionmnist", "svhn", "stl10"} <= set(downloads.names())
     assert not downloads.known("imagefolder")
+
+
+def test_arrays_with_channels_first_are_turned(tmp_path: Path, monkeypatch):
+    class Svhn:  # as SVHN and STL-10 keep their images
+        data = np.stack([DIGITS, DIGITS // 2, DIGITS // 4], 1)
+        labels = np.arange(12)
+
+        def __len__(self) -> int:
+            return 12
+
+    monkeypatch.setattr(downloads, "built", lambda *_: Svhn())
+    image = sources.open("svhn").__getitems__(torch.arange(12)).image
+    assert torch.equal(image, torch.from_numpy(Svhn.data))

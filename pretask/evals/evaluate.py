@@ -1,0 +1,359 @@
+"""From encoders to scores: every protocol on every row, each setting chosen on held-out training samples.
+
+`evaluate` embeds, `measure` scores one pair of training and test features, `combined` puts several runs together.
+The test labels are read for the score alone: no k, penalty or stage depends on them.
+"""
+
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pretask import checkpoint
+from pretask.encoders import Encoder
+from pretask.evals import baselines, clustering, fewshot, knn, linear, retrieval, spread
+from pretask.evals.features import Features, embed
+from pretask.evals.holdout import Part, split
+from pretask.evals.interval import LEVEL, RESAMPLES, interval, over_runs, quantiles, resampled
+from pretask.rng import Rng
+from pretask.types import Labelled, UserError
+
+SCHEMA = 1
+HELD = 10_000
+"""training samples held out, at most, to choose penalty and stage on"""
+FIT = 20_000
+"""training samples, at most, that candidates for penalty and stage are fitted to"""
+QUERIES = 2_000
+"""held-out samples, at most, to choose k on"""
+TEST_SHARE = 0.2
+"""of each class, where no test set is given"""
+PROTOCOL = {
+    "features": "evaluation mode, no augmentation, one pass; maps average-pooled to at most 4096 numbers",
+    "knn": f"pooled features, cosine, votes exp(s/{knn.TEMPERATURE}), k among {list(knn.NEIGHBOURS)}",
+    "linear": "multinomial logistic regression to the optimum on standardised features; penalty among "
+    f"{list(linear.PENALTIES)} (C = 1 / (penalty n))",
+    "best linear": "the same at the stage that is best on held-out training samples",
+    "few-shot": f"linear probe on pooled features of {fewshot.DRAWS} draws, penalty {fewshot.PENALTY} fixed; mean over draws",
+    "clustering": f"k-means of the pooled test features, k = classes, unit length, best of {clustering.RESTARTS}; "
+    "ACC under the best one-to-one map",
+    "recall@K": "hit rate among the K nearest test samples, itself excluded, cosine, pooled features",
+    "label-free": "RankMe, α of the spectrum, mean std per dimension (1/√D at best) and mean cosine of unit rows; test, pooled",
+    "chosen": f"k, penalty and stage on 20 % of the training samples held out (at most {HELD})",
+    "interval": f"{LEVEL:.0%}, bootstrap over test samples ({RESAMPLES} resamples); of several runs Student's t over runs, "
+    "with the variances of runs and of test samples added",
+}
+
+
+@dataclass(frozen=True)
+class Result:
+    """One number on one set of features in one run, before intervals."""
+
+    eval: str
+    stage: str
+    value: float  # %, but for the label-free numbers
+    right: Tensor | None = None  # (N,) of every test sample, 0 … 1: its mean is the value
+    variance: float | None = None  # of the value over test sets, where it is no mean over samples
+    ends: tuple[float, float] | None = None  # and its interval in one run
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What `evaluate` found, and the JSON that it is kept as.
+
+    {"schema": 1, "data": {"train", "n_train", "test", "n_test", "classes"}, "protocol": {eval: sentence},
+     "rows": [row, …], "differences": [difference, …], "skipped": [sentence, …], "seconds": {features: s}}
+
+    row: {"features": whose, "own": true for the runs that are judged, "eval": "knn" | "linear" | "best linear" |
+    "1-shot" … | "nmi" | "ari" | "acc" | "recall@1" … | "rankme" | "alpha" | "std" | "cosine", "stage", "value",
+    "low", "high" (both null where the number has no interval), "n": test samples, "data": the test set's name,
+    "seeds": of the runs, "values": of each run, "chosen": settings of each run}. Values are percentages, but for
+    rankme, alpha, std and cosine. "best linear" has no "stage": its stages are in "chosen".
+
+    difference: {"features", "minus", "eval", "value", "low", "high"}, paired over test samples and runs.
+    """
+
+    data: Mapping[str, Any]
+    rows: Sequence[Mapping[str, Any]]
+    differences: Sequence[Mapping[str, Any]]
+    skipped: Sequence[str]
+    seconds: Mapping[str, float]
+
+    def to_json(self) -> str:
+        whole = {"schema": SCHEMA, "data": self.data, "protocol": PROTOCOL}
+        rest = {k: v for k, v in asdict(self).items() if k != "data"}
+        return json.dumps(whole | rest, indent=2, allow_nan=False)
+
+    def write(self, folder: Path) -> Path:
+        """`scores/TEST.json` in a run's folder."""
+        plain = "".join(c if c.isalnum() or c in "-_." else "-" for c in self.data["test"]).strip("-.")
+        path = folder / "scores" / f"{plain or 'scores'}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        checkpoint.write_text(path, self.to_json() + "\n")
+        return path
+
+    def get(self, features: str, eval: str, stage: str | None = None) -> Mapping[str, Any] | None:
+        """The first row of that name."""
+        return next(
+            (
+                r
+                for r in self.rows
+                if (r["features"], r["eval"]) == (features, eval) and stage in (None, r.get("stage"))
+            ),
+            None,
+        )
+
+
+# ---- the whole
+
+
+def evaluate(
+    encoders: Sequence[Encoder],
+    train: Labelled,
+    test: Labelled | None = None,
+    *,
+    name: str = "encoder",
+    seeds: Sequence[int] = (0,),
+    seed: int = 0,
+    supervised_steps: int | None = None,
+    centres: int = baselines.CENTRES,
+    device: torch.device | str = "cpu",
+    cache: Path | None = None,
+    progress: bool = True,
+) -> Scores:
+    """Score the encoders of runs that differ in their seed alone, beside the rows that every table carries.
+
+    `seeds` are the runs' own, with which the untrained (and, with `supervised_steps`, the supervised) encoders
+    begin; `seed` is that of the split, the draws and k-means. Without `test`, a fifth of each class is set aside.
+    """
+    if len(encoders) != len(seeds):
+        raise UserError(f"{len(encoders)} encoders came with {len(seeds)} seeds; expected one seed for each")
+    train, test = parts(train, seed) if test is None else (train, test)
+    truth = aligned(test, train.classes)
+    check(encoders, train, test)
+
+    def embedded(encoder: nn.Module) -> tuple[Features, Features]:
+        known = {"device": device, "cache": cache, "progress": progress}
+        of_train, of_test = embed(encoder, train, **known), embed(encoder, test, **known)
+        numbered = {int(old): int(new) for old, new in zip(test.label, truth, strict=True)}
+        label = torch.tensor([numbered[int(y)] for y in of_test.label])
+        return of_train, Features(of_test.stages, label, train.classes, test.name)
+
+    def rows() -> Iterator[tuple[str, bool, Iterator[nn.Module]]]:
+        pairs = list(zip(encoders, seeds, strict=True))
+        yield name, True, iter(encoders)
+        yield f"untrained {encoders[0].name}", False, (baselines.untrained(e, s) for e, s in pairs)
+        yield baselines.Pixels.name, False, iter([baselines.Pixels()])
+        yield baselines.Patches.name, False, (baselines.patches(train, centres, s) for s in [seed])
+        if supervised_steps is not None:
+            steps = supervised_steps
+            yield (
+                f"supervised {encoders[0].name}",
+                False,
+                (baselines.supervised(e, train, steps, s, device, progress) for e, s in pairs),
+            )
+
+    found: dict[str, list[list[Result]]] = {}
+    seconds: dict[str, float] = {}
+    for row, _, nets in rows():
+        began, found[row] = time.perf_counter(), []
+        for net in nets:
+            found[row].append(measure(*embedded(net), seed=seed))
+        seconds[row] = round(time.perf_counter() - began, 1)
+    scored = [
+        {"features": row, "own": row == name, **one, "data": test.name, "seeds": list(seeds)[: len(runs)]}
+        for row, runs in found.items()
+        for one in combined(runs, seed)
+    ]
+    data = {"train": train.name, "n_train": len(train), "test": test.name, "n_test": len(test)}
+    return Scores(
+        data | {"classes": list(train.classes)},
+        scored,
+        [d for row in found if row != name for d in differences(name, found[name], row, found[row], seed)],
+        too_few(train),
+        seconds,
+    )
+
+
+def parts(source: Labelled, seed: int) -> tuple[Part, Part]:
+    """A fifth of each class for testing, the rest for training."""
+    kept, out = split(source.label, Rng(seed, "test"), TEST_SHARE)
+    return Part(source, kept, f"{source.name} (80 %)"), Part(source, out, f"{source.name} (20 % set aside)")
+
+
+def aligned(test: Labelled, classes: Sequence[str]) -> Tensor:
+    """(N,): the test labels as numbers of the training set's classes, by name."""
+    unknown = [c for c in test.classes if c not in classes]
+    if unknown:
+        raise UserError(
+            f"{test.name} has classes that the training set lacks: {', '.join(unknown[:5])}; "
+            f"expected only {', '.join(list(classes)[:10])}"
+        )
+    return torch.tensor([list(classes).index(c) for c in test.classes])[test.label]
+
+
+def check(encoders: Sequence[Encoder], train: Labelled, test: Labelled) -> None:
+    if len(train.label.unique()) < 2:
+        raise UserError(f"{train.name} shows {len(train.label.unique())} class; scores need at least 2")
+    for encoder in encoders:
+        for source in (train, test):
+            if (source.channels, source.size) != (encoder.channels, encoder.size):
+                raise UserError(
+                    f"{source.name} holds {source.channels} x {source.size} px images, the encoder takes "
+                    f"{encoder.channels} x {encoder.size}; open it with that size and channels"
+                )
+
+
+# ---- one run
+
+
+def measure(train: Features, test: Features, seed: int = 0) -> list[Result]:
+    """All evaluations of one encoder's features. Its choices see nothing of `test`."""
+    classes = len(train.classes)
+    chosen = choose(train, classes, seed)
+    return [
+        *by_neighbours(train, test, classes, chosen.k),
+        *by_probes(train, test, classes, chosen),
+        *by_few(train, test, classes, seed),
+        *by_clusters(test, seed),
+        *by_retrieval(test),
+        *(Result(e, "pool", v) for e, v in spread.spread(test.stages["pool"]).items() if math.isfinite(v)),
+    ]
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """k, and for every stage its penalty; the best stage is the one most accurate on held-out samples."""
+
+    k: int
+    probes: Mapping[str, linear.Choice]
+
+    @property
+    def stage(self) -> str:
+        """Of equals the deepest."""
+        return max(reversed([*self.probes]), key=lambda stage: self.probes[stage].accuracy)
+
+
+def choose(train: Features, classes: int, seed: int) -> Chosen:
+    label = train.label
+    fit, held = split(label, Rng(seed, "holdout"), most=HELD)
+    pool = train.stages["pool"]
+    few = held[Rng(seed, "queries").permutation(len(held))[:QUERIES]]
+    k = knn.choose(pool[fit], label[fit], pool[few], label[few], classes)
+    if len(fit) > FIT:
+        fit = fit[split(label[fit], Rng(seed, "fit"), FIT / len(fit))[1]]
+    probes = {
+        stage: linear.choose(x[fit], label[fit], x[held], label[held], classes)
+        for stage, x in train.stages.items()
+    }
+    return Chosen(k, probes)
+
+
+def accuracy(eval: str, stage: str, right: Tensor, notes: Mapping[str, Any]) -> Result:
+    return Result(eval, stage, 100 * right.double().mean().item(), right.double(), notes=notes)
+
+
+def by_neighbours(train: Features, test: Features, classes: int, k: int) -> Iterator[Result]:
+    predicted = knn.knn(train.stages["pool"], train.label, test.stages["pool"], classes, k)
+    yield accuracy("knn", "pool", predicted == test.label, {"k": k})
+
+
+def by_probes(train: Features, test: Features, classes: int, chosen: Chosen) -> Iterator[Result]:
+    """A probe at every stage, on all training samples, with the penalty chosen for it."""
+    for stage, x in train.stages.items():
+        choice = chosen.probes[stage]
+        probe = linear.fit(x, train.label, classes, choice.penalty, choice.probe)
+        right, penalty = probe.predict(test.stages[stage]) == test.label, choice.penalty
+        yield accuracy("linear", stage, right, {"penalty": penalty})
+        if stage == chosen.stage:
+            yield accuracy("best linear", "", right, {"stage": stage, "penalty": penalty})
+
+
+def by_few(train: Features, test: Features, classes: int, seed: int) -> Iterator[Result]:
+    x, label, unseen = train.stages["pool"], train.label, test.stages["pool"]
+    for shots in feasible(label):
+        right = fewshot.fewshot(x, label, unseen, test.label, classes, shots, seed).double()
+        draws = (100 * right.mean(1)).tolist()
+        yield accuracy(f"{shots}-shot", "pool", right.mean(0), {"draws": [round(d, 3) for d in draws]})
+
+
+def feasible(label: Tensor) -> list[int]:
+    """How many shots every class that is there has samples for."""
+    count = label.bincount()
+    return [shots for shots in fewshot.SHOTS if shots <= count[count > 0].min()]
+
+
+def too_few(train: Labelled) -> list[str]:
+    """Which rows are missing, and why."""
+    count = train.label.bincount(minlength=len(train.classes))
+    least = int(torch.where(count > 0, count, count.max()).argmin())
+    missing = [f"{shots}-shot" for shots in fewshot.SHOTS if shots not in feasible(train.label)]
+    said = f"no {', '.join(missing)}: class {train.classes[least]!r} has {count[least]} training images"
+    return [said] if missing else []
+
+
+def by_clusters(test: Features, seed: int) -> Iterator[Result]:
+    label = test.label.unique(return_inverse=True)[1]  # numbers of the classes that are there
+    found = clustering.cluster(test.stages["pool"], int(label.max()) + 1, seed)
+    table = clustering.table(label, found)
+    again = resampled(table.ravel(), seed).reshape(-1, *table.shape)
+    for eval, agreement in (("nmi", clustering.nmi), ("ari", clustering.ari)):
+        values = 100 * agreement(again)
+        yield Result(
+            eval,
+            "pool",
+            100 * float(agreement(table)),
+            variance=float(values.var()),
+            ends=quantiles(values),
+        )
+    yield accuracy("acc", "pool", clustering.matched(label, found), {"clusters": int(label.max()) + 1})
+
+
+def by_retrieval(test: Features) -> Iterator[Result]:
+    if len(test) > 1:
+        for k, hit in retrieval.hits(test.stages["pool"], test.label).items():
+            yield accuracy(f"recall@{k}", "pool", hit, {})
+
+
+# ---- several runs
+
+
+def combined(runs: Sequence[Sequence[Result]], seed: int) -> Iterator[dict[str, Any]]:
+    """The same result of every run -> one row with its interval."""
+    n = next(len(r.right) for r in runs[0] if r.right is not None)
+    for group in zip(*runs, strict=True):
+        first, values = group[0], [r.value for r in group]
+        row: dict[str, Any] = {"eval": first.eval} | ({"stage": first.stage} if first.stage else {})
+        row |= {"value": float(np.mean(values)), "low": None, "high": None}
+        if first.right is not None:
+            found = interval(100 * torch.stack([r.right for r in group if r.right is not None]), seed)
+            row |= {"low": found.low, "high": found.high}
+        elif first.ends is not None and len(group) == 1:
+            row |= {"low": first.ends[0], "high": first.ends[1]}
+        elif first.variance is not None:
+            variance = float(np.mean([r.variance for r in group]))
+            found = over_runs(np.array(values), variance, n)
+            row |= {"low": found.low, "high": found.high}
+        yield row | {"n": n, "values": values, "chosen": [dict(r.notes) for r in group]}
+
+
+def differences(
+    name: str, own: Sequence[Sequence[Result]], other: str, theirs: Sequence[Sequence[Result]], seed: int
+) -> Iterator[dict[str, Any]]:
+    """How far a run is above another row, sample by sample; a row of one run stands against each of several."""
+    for eval, stage in (("knn", "pool"), ("linear", "pool"), ("best linear", "")):
+
+        def right(runs: Sequence[Sequence[Result]], what: tuple[str, str] = (eval, stage)) -> Tensor:
+            return torch.stack(
+                [r.right for run in runs for r in run if (r.eval, r.stage) == what and r.right is not None]
+            )
+
+        found = interval(100 * (right(own) - right(theirs)), seed)
+        yield {"features": name, "minus": other, "eval": eval} | asdict(found)
