@@ -1,4 +1,4 @@
-"""The verbs of the command line for Python: pretrain, evaluate, embed."""
+"""The verbs of the command line for Python, on paths and on arrays: pretrain, embed."""
 
 import dataclasses
 import difflib

@@ -1,9 +1,9 @@
-"""The command line: parsing and printing, no logic. Each verb imports what it needs when it is called."""
+"""The command line: which verb is meant, and what is said of a mistake. The verbs are in commands/."""
 
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
+from pretask.commands import verb
 from pretask.errors import UserError
 
 HELP = """\
@@ -49,15 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output, such as `head`, has had enough
         sys.stderr.close()
         return 0
-
-
-def verb(name: str) -> Callable[[list[str]], Any]:
-    from pretask import verbs
-
-    if name not in verbs.VERBS:
-        import difflib
-
-        near = difflib.get_close_matches(name, verbs.VERBS, n=2)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(verbs.VERBS)}"
-        raise UserError(f"no verb is called {name!r}; {hint}")
-    return verbs.VERBS[name]
+    except OSError as failure:  # a full disk, a file that may not be read or written
+        where = f"{failure.filename}: " if failure.filename else ""
+        print(f"pretask: {where}{(failure.strerror or str(failure)).lower()}", file=sys.stderr)
+        return 2

@@ -1,4 +1,4 @@
-"""What a run shows while it goes on: one live line for a person, plain lines for a log file."""
+"""What a person reads: sentences, and of a run that goes on one live line, or plain lines in a log file."""
 
 import math
 import time
@@ -10,6 +10,7 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
+from pretask import distributed
 from pretask.watch import ADVICE, HEALTHY
 
 KNOWN = {
@@ -17,6 +18,12 @@ KNOWN = {
 }  # fmt: skip
 PLAIN_EVERY = 30.0
 """seconds between two lines where no person watches a terminal"""
+
+
+def say(text: str) -> None:
+    """To a person, on standard error, so that standard output stays clean for results; one process speaks for all."""
+    if distributed.rank() == 0:
+        Console(stderr=True, highlight=False, soft_wrap=True).print(text)
 
 
 class Display:
@@ -29,8 +36,6 @@ class Display:
         self.last = -math.inf
 
     def __enter__(self) -> "Display":
-        if self.live:
-            self.live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -44,6 +49,7 @@ class Display:
         self.warned = state
         last = row["step"] + 1 == row["steps"]
         if self.live:
+            self.live.start()  # with the first row: only one of several processes gets any
             self.live.update(self.panel(row), refresh=True)
         elif last or time.monotonic() - self.last > PLAIN_EVERY:
             self.last = time.monotonic()

@@ -153,6 +153,7 @@ class Trainer:
             "weights": self.weights,
             "method": self.method.state_dict(),
             "optimizers": [o.state_dict() for o in self.optimizers],
+            "bad": dict(self.source.bad),
         }
 
     def restore(self, state: Mapping[str, Any]) -> int:
@@ -161,6 +162,7 @@ class Trainer:
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         self.begun, self.weights = state["begun"], state["weights"]
+        self.source.bad.update(state["bad"])
         return state["step"]
 
     def save(self, step: int) -> None:
@@ -171,7 +173,8 @@ class Trainer:
         """The step to start from: a checkpoint's, or 0 after the method has begun."""
         latest = self.folder / checkpoint.LATEST
         if latest.exists():
-            return self.restore(checkpoint.load(latest))
+            with checkpoint.belonging(latest):
+                return self.restore(checkpoint.load(latest))
         self.method.begin(self.context(Plan(1, 1, 1).at(0)))
         return 0
 
@@ -203,23 +206,23 @@ class Trainer:
         self.fabric.barrier()
 
     def seconds_per_step(self, at_least: float) -> float:
-        """Measured on real steps at the start, middle and end of a run, whose traces are then wiped out.
+        """Measured on real steps, for about `at_least` seconds; their traces are then wiped out.
 
-        Methods that work in stages cost differently from stage to stage, hence three places of about
-        `at_least` / 3 seconds each.
+        Methods that work in rounds cost differently from round to round: these are timed at three places.
         """
         self.begin()
         before, rounds = copy.deepcopy(self.state(0)), self.train.rounds
         plan = Plan.of(3 * rounds * self.per_pass, self.per_pass, rounds)
+        places = (0, plan.steps // 2, plan.steps - 1) if rounds > 1 else (0,)
         seconds = []
-        for place in (0, plan.steps // 2, plan.steps - 1):
+        for place in places:
             progress = plan.at(place)
             self.begun = -1
             self.prepare(progress)
             batches = chain.from_iterable(self.batches(plan, progress.epoch, 0) for _ in count())
             self.timed(batches, progress, 2)  # warm up
             roughly = self.timed(batches, progress, 2)
-            steps = self.fabric.broadcast(min(50, max(2, round(at_least / 3 / roughly))))
+            steps = self.fabric.broadcast(min(50, max(2, round(at_least / len(places) / roughly))))
             seconds.append(self.timed(batches, progress, steps))
         self.restore(before)
         return self.fabric.broadcast(sum(seconds) / len(seconds))

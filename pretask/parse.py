@@ -1,17 +1,44 @@
-"""Flags from frozen dataclasses, by tyro; what it complains of becomes one line."""
+"""The words of a command: what it is about, and flags from frozen dataclasses, by tyro."""
 
 import contextlib
+import dataclasses
 import io
 import re
 import sys
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import tyro
 
 from pretask.errors import UserError
 
 T = TypeVar("T")
+
+
+def subject(words: Sequence[str], verb: str, what: str, flags: type[T]) -> tuple[str, T]:
+    """A verb's first word, which is no flag, and its flags; --help instead of the first word is answered."""
+    first, rest = opening(words, verb, what)
+    return first or "", parse(flags, rest if first else ["--help"], f"{verb} {first or what}")
+
+
+def opening(words: Sequence[str], verb: str, what: str) -> tuple[str | None, list[str]]:
+    """The first word, None where help is asked for instead, and the words after it."""
+    if words and words[0] in ("-h", "--help"):
+        return None, []
+    if not words or words[0].startswith("-"):
+        raise UserError(f"pretask {verb} needs a {what} first, then its flags; see pretask {verb} --help")
+    return words[0], list(words[1:])
+
+
+def method_flags(method: str, own: type) -> type[Any]:
+    """The flags of a verb (`run`) and the knobs of a method (`method`) as one dataclass."""
+    from pretask import methods
+
+    config = methods.recipe(method)
+    fields: list[Any] = [("run", own), ("method", config, dataclasses.field(default_factory=config))]
+    made = dataclasses.make_dataclass("Flags", fields, frozen=True)
+    made.__doc__ = own.__doc__
+    return made
 
 
 def parse(kind: type[T], arguments: Sequence[str], verb: str) -> T:

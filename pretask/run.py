@@ -14,14 +14,21 @@ if TYPE_CHECKING:
 
 CARD, LOG, SEEN, SKIPPED, DONE = "run.json", "log.jsonl", "watch.jsonl", "skipped.csv", "DONE"
 WEIGHTS, SHAPE = "encoder.safetensors", "encoder.json"
+DECIDES = {"method", "recipe", "config", "train", "settings", "encoder", "n", "channels", "size", "steps"}
+"""entries of a card without which a run cannot go on"""
 
 
 # ---- rows of numbers
 
 
 def append(path: Path, row: Mapping[str, Any]) -> None:
-    with path.open("a") as file:
-        file.write(json.dumps(row) + "\n")
+    try:
+        with path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+    except OSError as failure:
+        from pretask import checkpoint
+
+        raise checkpoint.Unwritable(path, failure) from None
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -90,19 +97,20 @@ class Run:
         self.folder = Path(folder)
         if not (self.folder / CARD).is_file():
             raise UserError(f"{folder} is not a run: it has no {CARD}")
-        self.card: dict[str, Any] = json.loads((self.folder / CARD).read_text())
+        self.card: dict[str, Any] = read_card(self.folder / CARD)
 
     @cached_property
     def encoder(self) -> "Encoder":
         """The network that was trained, alone, in evaluation mode."""
-        from pretask import encoders
+        from pretask import checkpoint, encoders
 
         if not (self.folder / SHAPE).is_file():
             raise UserError(
                 f"{self.folder} has no trained encoder yet; finish it: pretask pretrain --resume {self.folder}"
             )
-        shape = json.loads((self.folder / SHAPE).read_text())
-        built = encoders.build(shape["name"], shape["channels"], shape["size"])
+        with checkpoint.belonging(self.folder / SHAPE):
+            shape = json.loads((self.folder / SHAPE).read_text())
+            built = encoders.build(shape["name"], shape["channels"], shape["size"])
         load_encoder_weights(built, self.folder)
         return built.eval()
 
@@ -114,7 +122,9 @@ class Run:
         _, _, config, _ = revive(self.card)
         encoder = encoders.build(self.card["encoder"], self.card["channels"], self.card["size"])
         built = config.build(encoder, self.source())
-        built.load_state_dict(checkpoint.load(self.folder / checkpoint.LATEST)["method"])
+        latest = self.folder / checkpoint.LATEST
+        with checkpoint.belonging(latest):
+            built.load_state_dict(checkpoint.load(latest)["method"])
         return built.eval()
 
     def source(self) -> Source:
@@ -129,6 +139,24 @@ class Run:
             root=settings.root,
             max_bad=settings.max_bad,
         )
+
+
+def title(card: Mapping[str, Any]) -> str:
+    """The method as on the command line; one from a file by the file's name."""
+    name = Path(card["method"]).name
+    return name if card.get("recipe", "default") == "default" else f"{name}:{card['recipe']}"
+
+
+def read_card(path: Path) -> dict[str, Any]:
+    """What decided a run; UserError if its file was damaged."""
+    try:
+        card = json.loads(path.read_text())
+        missing = DECIDES - set(card)
+    except (OSError, ValueError, TypeError) as wrong:
+        raise UserError(f"{path} cannot be read: {wrong}") from None
+    if missing:
+        raise UserError(f"{path} lacks {', '.join(sorted(missing))}; it is not the card of a run")
+    return card
 
 
 def load(folder: Path | str) -> Run:

@@ -74,7 +74,7 @@ def write(
         missing=missing,
         card=card,
         verdict=verdict,
-        method=named(card),
+        method=runs.title(card),
         facts=facts(folder, card),
         cells=cells,
         tally=tally(cells),
@@ -110,19 +110,13 @@ def small(picture: Image.Image) -> bool:
     return max(picture.size) <= PHOTO
 
 
-def named(card: Row) -> str:
-    """The method as on the command line; one from a file by the file's name."""
-    recipe = card.get("recipe", "default")
-    return Path(card["method"]).name + ("" if recipe == "default" else f":{recipe}")
-
-
 def facts(folder: Path, card: Row) -> list[tuple[str, str]]:
     """What one wants to know first, in that order; what the card does not say is left out."""
     done = folder / runs.DONE
     processes = card.get("processes", 1)
     device = (card.get("device"), card.get("precision"), f"{processes} processes" if processes > 1 else None)
     known = {
-        "Method": named(card),
+        "Method": runs.title(card),
         "Encoder": card.get("encoder"),
         "Data": card.get("data"),
         "Images": f"{card['n']:,}" if "n" in card else None,

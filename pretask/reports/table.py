@@ -9,35 +9,31 @@ from rich.text import Text
 
 from pretask.evals.evaluate import PROTOCOL, Scores
 
-COLUMNS = {
-    "knn": "kNN", "linear": "linear", "best linear": "best stage",
-    "1-shot": "1-shot", "5-shot": "5-shot", "10-shot": "10-shot", "100-shot": "100-shot",
-}  # fmt: skip
-MORE = {
-    "nmi": "NMI", "ari": "ARI", "acc": "ACC", "recall@1": "R@1",
-    "rankme": "RankMe", "alpha": "α", "std": "std", "cosine": "cosine",
-}  # fmt: skip
+BLOCKS = (
+    {"knn": "kNN", "linear": "linear", "best linear": "best stage"},
+    {"1-shot": "1-shot", "5-shot": "5-shot", "10-shot": "10-shot", "100-shot": "100-shot"},
+    {"nmi": "NMI", "ari": "ARI", "acc": "ACC", "recall@1": "R@1"},
+    {"rankme": "RankMe", "alpha": "α", "std": "std", "cosine": "cosine"},
+)
+"""eval -> heading, for one table after the other; each fits into 80 columns"""
 DECIMALS = {"alpha": 2, "std": 4, "cosine": 3}
 """of all others 1"""
 
 
 def render(scores: Scores) -> Group:
-    """Two tables of the same rows, 100 columns wide each, and the notes that make their numbers mean something."""
-    return Group(
-        block(scores, COLUMNS),
-        Text(),
-        block(scores, MORE),
-        Text(),
-        *(Text(note, style="dim") for note in notes(scores)),
-    )
+    """Tables of the same rows, and the notes that make their numbers mean something."""
+    parts: list[Table | Text] = []
+    for columns in BLOCKS:
+        parts += [block(scores, columns), Text()]
+    return Group(*parts, *(Text(note, style="dim") for note in notes(scores)))
 
 
 def block(scores: Scores, columns: Mapping[str, str]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 1))
-    table.add_column("features")
+    table.add_column("features", no_wrap=True)
     there = [e for e in columns if any(r["eval"] == e for r in scores.rows)]
     for eval in there:
-        table.add_column(columns[eval], justify="right")
+        table.add_column(columns[eval], justify="right", no_wrap=True)
     for name in dict.fromkeys(r["features"] for r in scores.rows):
         rows = [scores.get(name, eval, "pool" if eval == "linear" else None) for eval in there]
         own = any(r["own"] for r in rows if r)
@@ -46,15 +42,15 @@ def block(scores: Scores, columns: Mapping[str, str]) -> Table:
 
 
 def cell(row: Mapping[str, Any] | None) -> str:
-    """41.2 ±0.6, and the stage below it where one was chosen."""
+    """41.2 ±0.6, and the stage in front where one was chosen."""
     if row is None:
         return "–"
     decimals = DECIMALS.get(row["eval"], 1)
     text = f"{row['value']:.{decimals}f}"
     if row["low"] is not None:
         text += f" ±{(row['high'] - row['low']) / 2:.1f}"
-    stages = dict.fromkeys(c["stage"] for c in row["chosen"] if "stage" in c)
-    return f"{text}\n{', '.join(stages)}" if stages else text
+    stages = dict.fromkeys(c["stage"] for c in row["chosen"] if c.get("stage", "pool") != "pool")
+    return f"({', '.join(stages)}) {text}" if stages else text
 
 
 def notes(scores: Scores) -> Sequence[str]:

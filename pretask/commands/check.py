@@ -1,0 +1,40 @@
+"""pretask check METHOD --data PATH: is the method sound on these images?"""
+
+from dataclasses import dataclass
+
+from pretask.display import say
+from pretask.parse import method_flags, opening, parse
+
+
+@dataclass(frozen=True)
+class Flags:
+    """Hold a method to the contract on your images: purity, gradients, chance, collapse, exact resume."""
+
+    data: str
+    """images to try it on"""
+    encoder: str | None = None
+    """the network to try it with (the recipe's)"""
+    size: int | None = None
+    """side of the images, pixels"""
+
+
+def run(words: list[str]) -> int:
+    method, rest = opening(words, "check", "METHOD")
+    if method is None:
+        parse(Flags, ["--help"], "check METHOD")
+        return 0
+    chosen = parse(method_flags(method, Flags), rest, f"check {method}")
+    from pretask import selfhelp
+
+    asked: Flags = chosen.run
+    failures = 0
+    for sentence, failure in selfhelp.check(asked.data, chosen.method, asked.encoder, asked.size):
+        failures += failure is not None
+        say(f"[green]holds[/]   {sentence}" if failure is None else f"[red]broken[/]  {sentence}: {failure}")
+    if failures:
+        say(f"{failures} of the contract's sentences do not hold for {method} on {asked.data}")
+        return 1
+    say(
+        f"{method} is sound on {asked.data}. Next: pretask pretrain {method} --data {asked.data} --budget 10m"
+    )
+    return 0

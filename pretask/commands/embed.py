@@ -1,0 +1,45 @@
+"""pretask embed RUN --data PATH: frozen features, as a table with file names."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pretask.display import say
+from pretask.parse import subject
+
+
+@dataclass(frozen=True)
+class Flags:
+    """Write the frozen features of images to a table, with file names, and to a NumPy array."""
+
+    data: str
+    """images, as for pretrain"""
+    out: Path = Path("features.parquet")
+    """the table; the .npy is written beside it"""
+    stage: str = "pool"
+    """of the encoder; a map is averaged over its places"""
+    batch: int = 256
+    """images at once"""
+    size: int | None = None
+    """side of the images for timm:NAME, pixels (the size its weights were trained at); a run has its own"""
+    root: Path | None = None
+    """where a torchvision data set is"""
+    max_bad: float = 0.1
+    """share of unreadable files at which it stops"""
+
+
+def run(words: list[str]) -> None:
+    what, chosen = subject(words, "embed", "RUN or timm:NAME", Flags)
+    from pretask import embedding, sources
+
+    encoder = embedding.encoder_of(what, chosen.size)
+    source = sources.open(
+        chosen.data,
+        size=encoder.size,
+        channels=encoder.channels,
+        root=chosen.root,
+        max_bad=chosen.max_bad,
+        cache_mb=0,  # each image is looked at once
+    )
+    made = embedding.write(encoder, source, chosen.out, chosen.stage, chosen.batch)
+    left_out = f"; what could not be read is in {made.skipped}" if made.skipped else ""
+    say(f"wrote {made.table} and {made.array} ({made.n} rows of {made.width}){left_out}")

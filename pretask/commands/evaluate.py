@@ -1,0 +1,57 @@
+"""pretask evaluate RUN --data LABELLED: score the frozen features, beside honest baselines."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pretask.display import Display, say
+from pretask.parse import subject
+
+
+@dataclass(frozen=True)
+class Flags:
+    """Score frozen features: kNN, linear probes, few labels, clusters, retrieval; beside raw pixels, k-means patches
+    and the same encoder untrained, with 95 % intervals. Every setting is chosen on training images, never on test."""
+
+    data: str
+    """labelled images: class folders, a .npz, hf:NAME, or a torchvision name"""
+    test: str | None = None
+    """labelled images to score on (a fifth of each class of --data, set aside)"""
+    json: bool = False
+    """print JSON, and nothing else, on standard output"""
+    seeds: int = 1
+    """repeat the run with so many seeds; runs beside it are used, missing ones are trained"""
+    supervised: bool = False
+    """add the same encoder trained with the labels, on as many images as the run saw"""
+    size: int | None = None
+    """side of the images for timm:NAME, pixels (the size its weights were trained at); a run has its own"""
+    root: Path | None = None
+    """where a torchvision data set is"""
+    max_bad: float = 0.1
+    """share of unreadable files at which it stops"""
+
+
+def run(words: list[str]) -> None:
+    what, chosen = subject(words, "evaluate", "RUN or timm:NAME", Flags)
+    from rich.console import Console
+
+    from pretask.evaluating import evaluate
+    from pretask.reports import report, table
+
+    with Display() as display:
+        scores = evaluate(
+            what,
+            chosen.data,
+            chosen.test,
+            seeds=chosen.seeds,
+            supervised=chosen.supervised,
+            size=chosen.size,
+            root=chosen.root,
+            max_bad=chosen.max_bad,
+            tell=display,
+        )
+    if chosen.json:
+        print(scores.to_json())
+    else:
+        Console().print(table.render(scores))
+    if not what.startswith("timm:"):
+        say(f"wrote {what}/scores and {report(what, chosen.test or chosen.data)}")

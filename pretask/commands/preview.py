@@ -1,0 +1,38 @@
+"""pretask preview METHOD --data PATH: draw the puzzles with their answers."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pretask.display import say
+from pretask.parse import method_flags, opening, parse
+
+
+@dataclass(frozen=True)
+class Flags:
+    """Draw a method's puzzles with their answers."""
+
+    data: str
+    """images to make puzzles from"""
+    out: Path | None = None
+    """the picture (preview-METHOD.png)"""
+    rows: int = 8
+    """images"""
+    size: int | None = None
+    """side of the images, pixels"""
+    seed: int = 0
+    """of the puzzles"""
+
+
+def run(words: list[str]) -> None:
+    method, rest = opening(words, "preview", "METHOD")
+    if method is None:
+        parse(Flags, ["--help"], "preview METHOD")
+        return
+    chosen = parse(method_flags(method, Flags), rest, f"preview {method}")
+    from pretask import selfhelp
+
+    asked: Flags = chosen.run
+    picture = selfhelp.preview(asked.data, chosen.method, method, asked.rows, asked.size, asked.seed)
+    out = asked.out or Path(f"preview-{Path(method).stem.replace(':', '-')}.png")
+    picture.save(out)
+    say(f"wrote {out}. Next: pretask check {method} --data {asked.data}")

@@ -1,0 +1,132 @@
+"""From a run and labelled images to its scores, beside honest baselines: `pretask evaluate RUN --data LABELLED`.
+
+With several seeds the run is repeated by its sisters, which differ from it in their seed alone: those that lie
+beside it are used, those that are missing are trained.
+"""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pretask import embedding, pretraining, run, sources
+from pretask.encoders import Encoder
+from pretask.evals import baselines
+from pretask.evals import evaluate as evals
+from pretask.evals.evaluate import Scores
+from pretask.journal import Tell
+from pretask.run import Run
+from pretask.sources import Labelled, memory
+from pretask.sources.common import numbered
+from pretask.types import UserError
+
+
+def evaluate(
+    what: Run | Encoder | str | Path,
+    data: Any,
+    test: Any = None,
+    *,
+    seeds: int = 1,
+    supervised: bool = False,
+    size: int | None = None,
+    root: Path | None = None,
+    max_bad: float = 0.1,
+    progress: bool = True,
+    tell: Tell | None = None,
+) -> Scores:
+    """Score frozen features on labelled images; of a run, the scores are also kept in RUN/scores.
+
+        scores = pretask.evaluate("runs/rotnet-photos-s0", "labelled/", test="held_out/")
+        scores = pretask.evaluate("timm:resnet18", (images, labels))
+
+    `what` is a run, its folder, an encoder, or "timm:NAME" with the weights that timm publishes; `data` and `test`
+    are what `pretrain` takes, with labels, or a pair (images, labels) of arrays. Without `test`, a fifth of each
+    class is set aside. `supervised` adds the same encoder trained with the labels on as many images as the run saw.
+    """
+    loaded = Run(what) if isinstance(what, str | Path) and not str(what).startswith("timm:") else what
+    if not isinstance(loaded, Run):
+        if seeds > 1 or supervised:
+            raise UserError("--seeds and --supervised repeat a run and take its budget; timm:NAME is no run")
+        encoders, name, steps = [embedding.encoder_of(loaded, size)], str(what), None
+        name = name if isinstance(what, str) else encoders[0].name
+        numbers: Sequence[int] = (0,)
+    else:
+        family = sisters(loaded, seeds, tell)
+        encoders, numbers = [each.encoder for each in family], [each.card["seed"] for each in family]
+        name, steps = run.title(loaded.card), budget(loaded) if supervised else None
+    known = {"size": encoders[0].size, "channels": encoders[0].channels, "root": root, "max_bad": max_bad}
+    train, unseen = (None if d is None else labelled(d, progress=progress, **known) for d in (data, test))
+    assert train is not None
+    scores = evals.evaluate(
+        encoders,
+        train,
+        unseen,
+        name=name,
+        seeds=numbers,
+        supervised_steps=steps,
+        device="cuda" if torch.cuda.is_available() else "cpu",
+        progress=progress,
+    )
+    if isinstance(loaded, Run):
+        scores.write(loaded.folder)
+    return scores
+
+
+def labelled(data: Any, *, size: int, channels: int, progress: bool, **known: Any) -> Labelled:
+    """A path or name, or a pair (images, labels), as a labelled source for one encoder."""
+    if isinstance(data, str | Path):
+        return sources.open_labelled(data, size=size, channels=channels, progress=progress, **known)
+    try:
+        images, labels = data
+    except (TypeError, ValueError):
+        raise UserError("labelled images in memory are a pair (images, labels)") from None
+    source, (number, classes) = memory.held(images, size, channels), numbered(np.asarray(labels))
+    if len(number) != len(source):
+        raise UserError(f"{len(source)} images came with {len(number)} labels; expected one for each")
+    return Labelled(source, number, classes)
+
+
+def budget(of: Run) -> int:
+    """Steps in which the supervised row sees as many images as the run did."""
+    return max(1, of.card["steps"] * of.card["train"]["batch"] // baselines.SUPERVISED.batch)
+
+
+# ---- several seeds
+
+
+def sisters(of: Run, count: int, tell: Tell | None) -> list[Run]:
+    """`count` runs with seeds from the run's own on, itself first."""
+    if count < 1:
+        raise UserError(f"--seeds {count} is not a number of runs; give 1 or more")
+    seeds = range(of.card["seed"] + 1, of.card["seed"] + count)
+    return [of, *(sister(of, seed, tell) for seed in seeds)]
+
+
+def sister(of: Run, seed: int, tell: Tell | None) -> Run:
+    """The same run with another seed: found beside it, finished, or trained now."""
+    own = of.card["seed"]
+    plain = re.sub(rf"-s{own}$", "", of.folder.resolve().name)
+    folder = of.folder.resolve().with_name(f"{plain}-s{seed}")
+    if (folder / run.CARD).is_file():
+        check_alike(of, Run(folder))
+        if (folder / run.DONE).exists():
+            return Run(folder)
+        return pretraining.pretrain(None, pretraining.Settings(""), resume=folder, tell=tell)
+    method, settings, config, train = run.revive(of.card)
+    again = dataclasses.replace(settings, out=folder, seed=seed, steps=of.card["steps"], budget=None)
+    return pretraining.pretrain(method, again, config, train, tell=tell)
+
+
+def check_alike(one: Run, other: Run) -> None:
+    """UserError unless two runs differ in their seed alone."""
+    decides = ("method", "recipe", "config", "train", "encoder", "data", "n", "size", "channels", "steps")
+    unlike = [key for key in decides if one.card[key] != other.card[key]]
+    if unlike:
+        raise UserError(
+            f"{other.folder} is not {one.folder} with another seed: they differ in {', '.join(unlike)}; "
+            "move it away, or give --seeds 1"
+        )

@@ -1,0 +1,157 @@
+"""From a run to its scores: the table, the JSON, sisters with other seeds, the demo."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import pretask
+from pretask import run as runs
+from pretask import sources
+from pretask.cli import main
+from pretask.evals import baselines
+from pretask.methods import rotnet
+from pretask.sources import demo
+from pretask.types import UserError
+
+FAST = ["--encoder", "resnet_small:width=8", "--batch", "16", "--steps", "6"]
+DATA = ["--data", "synthetic:120:16", "--test", "synthetic:60:16"]
+
+
+@pytest.fixture(autouse=True)
+def _few_patches(monkeypatch):
+    monkeypatch.setattr(baselines, "SAMPLES", 2000)  # 200,000 take seconds
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "rotnet-s0"
+    assert main(["pretrain", "rotnet", "--data", "synthetic:64:16", "--out", str(folder), *FAST]) == 0
+    return folder
+
+
+def test_json_stands_alone_on_standard_output_and_is_kept_in_the_run(trained, capfd):
+    assert main(["evaluate", str(trained), *DATA, "--json"]) == 0
+    told = capfd.readouterr()
+    scores = json.loads(told.out)
+    assert json.loads(next((trained / "scores").glob("*.json")).read_text()) == scores
+    assert {r["features"] for r in scores["rows"]} == {
+        "rotnet", "untrained resnet_small:width=8", "raw pixels", "k-means patches"
+    }  # fmt: skip
+    stages = {r["stage"] for r in scores["rows"] if r["features"] == "rotnet" and r["eval"] == "linear"}
+    assert stages == {"stem", "stage1", "stage2", "stage3", "pool"}
+    assert "report.html" in told.err and "k-means patches" in (trained / "report.html").read_text()
+
+
+def test_the_table_shows_every_row_within_80_columns(trained, capfd):
+    assert main(["evaluate", str(trained), *DATA]) == 0
+    shown = capfd.readouterr().out
+    for name in ("rotnet", "untrained", "raw pixels", "k-means patches", "best stage", "RankMe", "95%"):
+        assert name in shown
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_a_test_set_is_set_aside_where_none_is_given(trained, capfd):
+    assert main(["evaluate", str(trained), "--data", "synthetic:120:16", "--json"]) == 0
+    data = json.loads(capfd.readouterr().out)["data"]
+    assert (data["n_train"], data["n_test"]) == (96, 24)
+
+
+def test_arrays_from_python_score_as_files_do(trained, tmp_path):
+    source = sources.open_labelled("synthetic:120:16")
+    images = source.images.image.permute(0, 2, 3, 1).numpy()
+    label = source.label.numpy()
+    np.savez(tmp_path / "x.npz", images=images, labels=label, class_names=np.array(source.classes))
+    held = pretask.evaluate(trained, (images, label), progress=False)
+    filed = pretask.evaluate(pretask.load(trained), tmp_path / "x.npz", progress=False)
+    assert [r["value"] for r in held.rows] == [r["value"] for r in filed.rows]
+    with pytest.raises(UserError, match="120 images came with 119 labels"):
+        pretask.evaluate(trained, (images, label[1:]), progress=False)
+    with pytest.raises(UserError, match="pair"):
+        pretask.evaluate(trained, images[0, 0, 0, 0], progress=False)
+
+
+def test_an_encoder_that_belongs_to_no_run_is_scored_too(trained):
+    encoder = pretask.load(trained).encoder
+    own = [r for r in pretask.evaluate(encoder, DATA[1], DATA[3], progress=False).rows if r["own"]]
+    of_run = [r for r in pretask.evaluate(trained, DATA[1], DATA[3], progress=False).rows if r["own"]]
+    assert [r["value"] for r in own] == [r["value"] for r in of_run]
+    with pytest.raises(UserError, match="--seeds"):
+        pretask.evaluate(encoder, DATA[1], seeds=2)
+
+
+def test_seeds_repeat_the_run_and_use_what_lies_beside_it(trained, capfd):
+    assert main(["evaluate", str(trained), *DATA, "--seeds", "2", "--json"]) == 0
+    row = next(r for r in json.loads(capfd.readouterr().out)["rows"] if r["eval"] == "linear")
+    assert row["seeds"] == [0, 1] and len(row["values"]) == 2
+    sister = trained.with_name("rotnet-s1")
+    one, other = (pretask.load(f).card for f in (trained, sister))
+    assert other["seed"] == 1 and other["steps"] == one["steps"] and other["train"] == one["train"]
+    before = (sister / "encoder.safetensors").stat().st_mtime_ns
+    again = pretask.evaluate(trained, DATA[1], DATA[3], seeds=2, progress=False)
+    assert (sister / "encoder.safetensors").stat().st_mtime_ns == before
+    assert again.get("rotnet", "linear", "pool")["values"] == next(
+        r["values"] for r in again.rows if r["eval"] == "linear" and r.get("stage") == "pool"
+    )
+
+
+def test_a_run_that_only_looks_like_a_sister_is_refused(trained, tmp_path, capsys):
+    for seed, lr in ((0, "0.1"), (1, "0.2")):
+        words = ["pretrain", "rotnet", "--data", "synthetic:64:16", "--lr", lr, "--seed", str(seed), *FAST]
+        assert main([*words, "--out", str(tmp_path / f"r-s{seed}")]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", str(tmp_path / "r-s0"), *DATA, "--seeds", "2"]) == 2
+    assert "differ in train" in capsys.readouterr().err
+
+
+def test_supervised_is_a_row_on_request(trained, capfd):
+    assert main(["evaluate", str(trained), *DATA, "--supervised", "--json"]) == 0
+    rows = json.loads(capfd.readouterr().out)["rows"]
+    assert "supervised resnet_small:width=8" in {r["features"] for r in rows}
+
+
+MISTAKES = {
+    "no run": (["evaluate", "no/such/run", *DATA], "is not a run"),
+    "no labels": (["evaluate", "RUN", "--data", "FOLDER"], "has no class folders"),
+    "seeds": (["evaluate", "RUN", *DATA, "--seeds", "0"], "--seeds 0"),
+    "seeds of timm": (["evaluate", "timm:no_such_net", *DATA, "--seeds", "2"], "is no run"),
+    "timm name": (["evaluate", "timm:resnt18", *DATA], "did you mean"),
+    "flag": (["evaluate", "RUN", *DATA, "--seed", "2"], "--seeds"),
+    "no subject": (["evaluate", *DATA], "needs a RUN"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_line_and_code_2(mistake, trained, tmp_path, capsys):
+    words, hint = MISTAKES[mistake]
+    pixels = torch.zeros(8, 8, dtype=torch.uint8).numpy()
+    from PIL import Image
+
+    for i in range(3):
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+    words = [{"RUN": str(trained), "FOLDER": str(tmp_path)}.get(word, word) for word in words]
+    assert main(words) == 2
+    told = capsys.readouterr().err.strip()
+    assert hint in told and len(told.splitlines()) == 1
+
+
+def test_an_unfinished_run_says_how_to_finish_it(tmp_path, capsys):
+    folder = tmp_path / "cut"
+    assert main(["pretrain", "rotnet", "--data", "synthetic:64:16", "--out", str(folder), *FAST]) == 0
+    (folder / runs.SHAPE).unlink()
+    capsys.readouterr()
+    assert main(["evaluate", str(folder), *DATA]) == 2
+    assert f"pretask pretrain --resume {folder}" in capsys.readouterr().err
+
+
+def test_the_demo_goes_the_whole_path(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(demo, "COUNTS", {"train": 400, "test": 150})
+    monkeypatch.setattr(rotnet.Config, "encoder", "resnet_small:width=8")
+    monkeypatch.chdir(tmp_path)
+    assert main(["demo", "--budget", "4s"]) == 0
+    told = capfd.readouterr()
+    assert "k-means patches" in told.out and "runs/demo/report.html" in told.err
+    left = {p.name for p in (tmp_path / "runs" / "demo").iterdir()}
+    assert left >= {"report.html", "preview.png", "scores", "DONE", "encoder.safetensors"}
+    assert main(["demo"]) == 2 and "exists" in capfd.readouterr().err
