@@ -136,42 +136,35 @@ def evaluate(
     if len(encoders) != len(seeds):
         raise UserError(f"{len(encoders)} encoders came with {len(seeds)} seeds; expected one seed for each")
     train, test = parts(train, seed) if test is None else (train, test)
-    truth = aligned(test, train.classes)
     check(encoders, train, test)
+    number = numbers(train, test)
 
     def embedded(encoder: nn.Module) -> tuple[Features, Features]:
         known = {"device": device, "cache": cache, "progress": progress}
         of_train, of_test = embed(encoder, train, **known), embed(encoder, test, **known)
-        numbered = {int(old): int(new) for old, new in zip(test.label, truth, strict=True)}
-        label = torch.tensor([numbered[int(y)] for y in of_test.label])
-        return of_train, Features(of_test.stages, label, train.classes, test.name)
+        return of_train, Features(of_test.stages, number[of_test.label], train.classes, test.name)
 
-    def rows() -> Iterator[tuple[str, bool, Iterator[nn.Module]]]:
-        pairs = list(zip(encoders, seeds, strict=True))
-        yield name, True, iter(encoders)
-        yield f"untrained {encoders[0].name}", False, (baselines.untrained(e, s) for e, s in pairs)
-        yield baselines.Pixels.name, False, iter([baselines.Pixels()])
-        yield baselines.Patches.name, False, (baselines.patches(train, centres, s) for s in [seed])
-        if supervised_steps is not None:
-            steps = supervised_steps
-            yield (
-                f"supervised {encoders[0].name}",
-                False,
-                (baselines.supervised(e, train, steps, s, device, progress) for e, s in pairs),
-            )
+    def rows() -> Iterator[tuple[str, Sequence[int], Iterator[nn.Module]]]:
+        """Whose features, the seeds of its runs, and their networks, each made when it is needed."""
+        first, pairs = encoders[0].name, list(zip(encoders, seeds, strict=True))
+        yield name, seeds, iter(encoders)
+        yield f"untrained {first}", seeds, (baselines.untrained(e, s) for e, s in pairs)
+        yield baselines.Pixels.name, [seed], iter([baselines.Pixels()])
+        yield baselines.Patches.name, [seed], (baselines.patches(train, centres, s) for s in [seed])
+        if (steps := supervised_steps) is not None:
+            trained = (baselines.supervised(e, train, steps, s, device, progress) for e, s in pairs)
+            yield f"supervised {first}", seeds, trained
 
     found: dict[str, list[list[Result]]] = {}
+    scored: list[dict[str, Any]] = []
     seconds: dict[str, float] = {}
-    for row, _, nets in rows():
-        began, found[row] = time.perf_counter(), []
-        for net in nets:
-            found[row].append(measure(*embedded(net), seed=seed))
+    for row, drawn, nets in rows():
+        began = time.perf_counter()
+        found[row] = [measure(*embedded(net), seed=seed) for net in nets]
+        about = {"features": row, "own": row == name}
+        rest = {"data": test.name, "seeds": list(drawn)}
+        scored += [about | one | rest for one in combined(found[row], seed)]
         seconds[row] = round(time.perf_counter() - began, 1)
-    scored = [
-        {"features": row, "own": row == name, **one, "data": test.name, "seeds": list(seeds)[: len(runs)]}
-        for row, runs in found.items()
-        for one in combined(runs, seed)
-    ]
     data = {"train": train.name, "n_train": len(train), "test": test.name, "n_test": len(test)}
     return Scores(
         data | {"classes": list(train.classes)},
@@ -188,15 +181,16 @@ def parts(source: Labelled, seed: int) -> tuple[Part, Part]:
     return Part(source, kept, f"{source.name} (80 %)"), Part(source, out, f"{source.name} (20 % set aside)")
 
 
-def aligned(test: Labelled, classes: Sequence[str]) -> Tensor:
-    """(N,): the test labels as numbers of the training set's classes, by name."""
-    unknown = [c for c in test.classes if c not in classes]
+def numbers(train: Labelled, test: Labelled) -> Tensor:
+    """(K of test,): which class of the training set each class of the test set is, by name; -1 of one without images."""
+    known, shown = ([s.classes[k] for k in s.label.unique().tolist()] for s in (train, test))
+    unknown = [c for c in shown if c not in known]
     if unknown:
         raise UserError(
             f"{test.name} has classes that the training set lacks: {', '.join(unknown[:5])}; "
-            f"expected only {', '.join(list(classes)[:10])}"
+            f"expected only {', '.join(known[:10])}"
         )
-    return torch.tensor([list(classes).index(c) for c in test.classes])[test.label]
+    return torch.tensor([train.classes.index(c) if c in shown else -1 for c in test.classes])
 
 
 def check(encoders: Sequence[Encoder], train: Labelled, test: Labelled) -> None:
@@ -224,7 +218,7 @@ def measure(train: Features, test: Features, seed: int = 0) -> list[Result]:
         *by_few(train, test, classes, seed),
         *by_clusters(test, seed),
         *by_retrieval(test),
-        *(Result(e, "pool", v) for e, v in spread.spread(test.stages["pool"]).items() if math.isfinite(v)),
+        *(Result(e, "pool", v) for e, v in spread.spread(test.stages["pool"]).items()),
     ]
 
 
@@ -326,10 +320,12 @@ def by_retrieval(test: Features) -> Iterator[Result]:
 
 
 def combined(runs: Sequence[Sequence[Result]], seed: int) -> Iterator[dict[str, Any]]:
-    """The same result of every run -> one row with its interval."""
+    """The same result of every run -> one row with its interval; no row where a run has no such number."""
     n = next(len(r.right) for r in runs[0] if r.right is not None)
     for group in zip(*runs, strict=True):
         first, values = group[0], [r.value for r in group]
+        if not all(map(math.isfinite, values)):
+            continue
         row: dict[str, Any] = {"eval": first.eval} | ({"stage": first.stage} if first.stage else {})
         row |= {"value": float(np.mean(values)), "low": None, "high": None}
         if first.right is not None:
@@ -349,11 +345,12 @@ def differences(
 ) -> Iterator[dict[str, Any]]:
     """How far a run is above another row, sample by sample; a row of one run stands against each of several."""
     for eval, stage in (("knn", "pool"), ("linear", "pool"), ("best linear", "")):
-
-        def right(runs: Sequence[Sequence[Result]], what: tuple[str, str] = (eval, stage)) -> Tensor:
-            return torch.stack(
-                [r.right for run in runs for r in run if (r.eval, r.stage) == what and r.right is not None]
-            )
-
-        found = interval(100 * (right(own) - right(theirs)), seed)
+        found = interval(100 * (right(own, eval, stage) - right(theirs, eval, stage)), seed)
         yield {"features": name, "minus": other, "eval": eval} | asdict(found)
+
+
+def right(runs: Sequence[Sequence[Result]], eval: str, stage: str) -> Tensor:
+    """(S, N): which test samples each of S runs got right."""
+    return torch.stack(
+        [r.right for run in runs for r in run if (r.eval, r.stage) == (eval, stage) and r.right is not None]
+    )

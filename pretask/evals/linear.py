@@ -108,9 +108,15 @@ class Problem:
         At p = 1/K the Hessian is (1/K)(I - 11ᵀ/K) ⊗ XᵀX/N + λI (Böhning 1992 bounds it alike everywhere);
         L-BFGS learns the rest.
         """
-        hessian = self.correlation / self.classes
-        hessian.diagonal().add_(penalty + 1e-6)
-        root = torch.linalg.cholesky(hessian)
+        hessian, shift = self.correlation / self.classes, penalty + 1e-6
+        hessian.diagonal().add_(shift)
+        root, failed = torch.linalg.cholesky_ex(hessian)
+        while (
+            failed
+        ):  # columns that repeat each other: only rounding errors are left beside the first of them
+            hessian.diagonal().add_(9 * shift)
+            shift *= 10
+            root, failed = torch.linalg.cholesky_ex(hessian)
 
         def direction(g: Tensor) -> Tensor:
             return torch.cat([torch.cholesky_solve(g[:, :-1].T, root).T, self.classes * g[:, -1:]], 1)

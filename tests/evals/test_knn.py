@@ -1,0 +1,93 @@
+"""The weighted vote of the nearest, against loops that follow the definition."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from pretask.evals import knn
+from pretask.rng import Rng
+
+
+def slow_vote(train: Tensor, label: Tensor, test: Tensor, k: int, temperature: float) -> list[int]:
+    """Class score = Σ exp(cosine / τ) over the neighbours of that class (NPID, eq. 7)."""
+    predicted = []
+    for query in test.tolist():
+        near = sorted(
+            ((cosine(query, row), int(c)) for row, c in zip(train.tolist(), label, strict=True)), reverse=True
+        )
+        score: dict[int, float] = {}
+        for similarity, c in near[:k]:
+            score[c] = score.get(c, 0.0) + math.exp(similarity / temperature)
+        predicted.append(max(score, key=lambda c: score[c]))
+    return predicted
+
+
+def cosine(a: list[float], b: list[float]) -> float:
+    product = sum(x * y for x, y in zip(a, b, strict=True))
+    return product / math.sqrt(sum(x * x for x in a) * sum(y * y for y in b))
+
+
+@pytest.mark.parametrize("k", [1, 7, 40, 60])
+@pytest.mark.parametrize("temperature", [0.07, 1.0])
+def test_the_vote_is_the_papers(k, temperature):
+    rng = Rng(0, "knn")
+    train, label, test = rng.normal(60, 5), rng.integers(60, high=4), rng.normal(50, 5)
+    expected = slow_vote(train, label, test, k, temperature)
+    assert knn.knn(train, label, test, 4, k, temperature).tolist() == expected
+
+
+def test_more_neighbours_than_samples_are_all_of_them():
+    rng = Rng(1, "knn")
+    train, label, test = rng.normal(12, 5), rng.integers(12, high=3), rng.normal(20, 5)
+    assert knn.knn(train, label, test, 3, 200).tolist() == slow_vote(train, label, test, 12, knn.TEMPERATURE)
+
+
+@pytest.mark.parametrize("n", [1, 15, 16, 17, 63, 64, 65, 127, 640, 641, 655, 656, 1000])
+@pytest.mark.parametrize("k", [1, 2, 10])
+def test_the_largest_by_groups_are_the_largest(n, k):
+    k = min(k, n)
+    rng = Rng(n, k)
+    rising = torch.arange(n).expand(3, n)  # the best lie at the end, which fills no whole group
+    x = torch.cat([rng.orders(40, n), rising, rising.flip(1), rising % 16]).float()
+    value, place = knn.largest(x, k)
+    assert_close(value, x.topk(k).values, rtol=0, atol=0)
+    assert_close(x.gather(1, place), value, rtol=0, atol=0)
+    assert all(len(set(row)) == k for row in place.tolist())
+
+
+@pytest.mark.parametrize("n", [9, 200, 700])  # with few and with many groups, in one block and in several
+def test_nobody_is_their_own_neighbour(n, monkeypatch):
+    monkeypatch.setattr(knn, "BLOCK", 64 * n)
+    x = Rng(n, "self").normal(n, 6)
+    similarity, place = knn.nearest(x, x, 5, exclude_self=True)
+    full = torch.nn.functional.cosine_similarity(x[:, None], x[None], dim=2).fill_diagonal_(-2)
+    assert_close(similarity, full.topk(5).values)
+    assert torch.equal(place, full.topk(5).indices)
+
+
+def test_length_does_not_count_and_a_row_of_zeros_is_near_to_nobody():
+    rng = Rng(2, "knn")
+    x, far = rng.normal(50, 4), rng.uniform(50, 1, low=0.1, high=100)
+    query = rng.normal(9, 4)
+    assert torch.equal(knn.nearest(query, x, 3)[1], knn.nearest(query, x * far, 3)[1])
+    assert knn.nearest(torch.zeros(1, 4), x, 3)[0].abs().max() == 0
+
+
+def test_k_is_the_one_with_most_held_out_samples_right_and_the_smaller_of_equals():
+    rng = Rng(0, "knn")
+    rare = torch.tensor([0, 1, 2, 2, 2, 2, 2, 2, 2, 2])
+    label, truth = (rare[rng.integers(n, high=10)] for n in (300, 400))
+    train, held = (rng.normal(len(y), 10) + 1.5 * torch.eye(3, 10)[y] for y in (label, truth))
+    right = {k: int((knn.knn(train, label, held, 3, k) == truth).sum()) for k in (1, 5, 40, 299)}
+    best = max(right.values())
+    assert right[1] < best > right[299]
+    assert knn.choose(train, label, held, truth, 3, (299, 40, 5, 1)) == min(
+        k for k in right if right[k] == best
+    )
+    assert knn.choose(train, label, train, label, 3, (1, 1)) == 1
+    apart = torch.eye(3, 10)[label] + 0.01 * train
+    assert knn.choose(apart, label, apart, label, 3, (20, 10)) == 10
+    assert knn.choose(apart[:8], label[:8], apart, label, 3, (100, 200)) == 8  # no more than there are
