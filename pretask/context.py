@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pretask import images
+from pretask.encoders import Encoder, pooled
 from pretask.rng import Rng
 from pretask.types import Progress, Source
 
@@ -26,19 +26,11 @@ class Context:
     rng: Rng
     folder: Path
 
-    @torch.no_grad()
-    def embed(self, encoder: nn.Module, size: int = 256) -> Tensor:
+    def embed(self, encoder: Encoder, size: int = 1024) -> Tensor:
         """(N, D): pooled features of every sample, in source order, in evaluation mode, without augmentation."""
-        was_training = encoder.training
-        encoder.eval()
-        rows = [
-            encoder(images.to_float(self.source.__getitems__(index).image.to(self.rng.device)))[
-                "pool"
-            ].float()
-            for index in torch.arange(len(self.source)).split(size)
-        ]
-        encoder.train(was_training)
-        return torch.cat(rows)
+        parts = torch.arange(len(self.source)).split(size)
+        rows = [pooled(encoder, self.source.__getitems__(index).image) for index in parts]
+        return torch.cat(rows).to(self.rng.device)
 
     def gather(self, name: str) -> Tensor:
         """(N, …): one aux field of every sample, in source order."""

@@ -10,16 +10,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from pretask import images
-from pretask.encoders import Encoder
+from pretask.encoders import Encoder, pooled
+from pretask.evals import spread as evals
+from pretask.evals.knn import knn
 from pretask.run import append, read
-from pretask.types import Batch, Labelled, Source
+from pretask.types import Labelled, Source
 
 PROBES = 256
 """images whose features are looked at"""
+NEIGHBOURS = 20
+"""that vote on the online kNN (DINO's usual best)"""
 SHARE = 0.01
 """of the run's time that looking may take"""
 
@@ -57,15 +59,9 @@ def spread(z: Tensor) -> Spread:
     z = z.float()
     if not z.isfinite().all():
         return Spread(*(math.nan,) * 4)
-    unit = F.normalize(z, dim=1)
-    n = len(z)
-    cosine = ((unit.sum(0).square().sum() - n) / (n * (n - 1))).item()
     centred = z - z.mean(0)
-    s = torch.linalg.svdvals(centred.double())
-    p = s / s.sum().clamp(min=1e-12)
-    rank = (-(p * p.clamp(min=1e-12).log()).sum()).exp().item()
     relative = (centred.square().sum() / z.square().sum().clamp(min=1e-12)).item()
-    return Spread(unit.std(0).mean().item(), cosine, rank, relative)
+    return Spread(evals.std(z), evals.cosine(z), evals.rankme(centred), relative)
 
 
 def diagnose(now: Spread, first: Spread, loss_fell: bool) -> str:
@@ -83,15 +79,6 @@ def diagnose(now: Spread, first: Spread, loss_fell: bool) -> str:
     if now.rank < 0.25 * first.rank:
         return DIMENSIONAL
     return HEALTHY
-
-
-def knn(train: Tensor, label: Tensor, test: Tensor, truth: Tensor, k: int = 20) -> float:
-    """Accuracy, %, of the similarity-weighted k nearest neighbours at temperature 0.07 (Wu et al. 2018)."""
-    similarity, nearest = (F.normalize(test, dim=1) @ F.normalize(train, dim=1).T).topk(min(k, len(train)))
-    votes = torch.zeros(len(test), int(label.max()) + 1).scatter_add_(
-        1, label[nearest], (similarity / 0.07).exp()
-    )
-    return 100 * (votes.argmax(1) == truth).float().mean().item()
 
 
 class Watch:
@@ -113,17 +100,6 @@ class Watch:
         self.cost = {"look": 0.0, "knn": 0.0}
         self.last = {"look": -math.inf, "knn": -math.inf}
 
-    @torch.no_grad()
-    def features(self, batch: Batch) -> Tensor:
-        was_training = self.encoder.training
-        self.encoder.eval()
-        device = next(self.encoder.parameters()).device
-        rows = [
-            self.encoder(images.to_float(x.to(device)))["pool"].float().cpu() for x in batch.image.split(128)
-        ]
-        self.encoder.train(was_training)
-        return torch.cat(rows)
-
     def due(self, what: str, share: float) -> bool:
         return time.perf_counter() - self.last[what] > self.cost[what] / share
 
@@ -132,7 +108,7 @@ class Watch:
         if not (now or self.due("look", SHARE)):
             return
         began = time.perf_counter()
-        seen = spread(self.features(self.probes))
+        seen = spread(pooled(self.encoder, self.probes.image))
         self.first = self.first or seen
         state = diagnose(seen, self.first, loss_fell)
         if state != self.state:
@@ -145,12 +121,12 @@ class Watch:
         append(self.folder / "watch.jsonl", row)
 
     def nearest(self) -> float:
+        """Accuracy, %, of one half of the labelled images by their neighbours in the other."""
         assert self.labelled is not None
         began = time.perf_counter()
         batch, label = self.labelled
-        z = self.features(batch)
-        half = len(z) // 2
-        accuracy = knn(z[:half], label[:half], z[half:], label[half:])
+        z, half = pooled(self.encoder, batch.image), len(batch) // 2
+        found = knn(z[:half], label[:half], z[half:], int(label.max()) + 1, NEIGHBOURS)
         self.last["knn"] = time.perf_counter()
         self.cost["knn"] = self.last["knn"] - began
-        return accuracy
+        return 100 * (found == label[half:]).float().mean().item()

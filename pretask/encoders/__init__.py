@@ -13,6 +13,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from pretask import images
 from pretask.encoders import classic
 from pretask.types import UserError
 
@@ -73,6 +74,16 @@ class Classic(Encoder):
         for stage, module in self.net.named_children():
             x = named[stage] = module(x)
         return named | {"pool": x.mean((2, 3)) if x.ndim == 4 else x}
+
+
+@torch.no_grad()
+def pooled(encoder: Encoder, image: Tensor, batch: int = 128) -> Tensor:
+    """(N, C, H, W) uint8 -> pooled features (N, D) on the CPU, in evaluation mode; the encoder's mode is restored."""
+    was_training, device = encoder.training, encoder.mean.device
+    encoder.eval()
+    rows = [encoder(images.to_float(x.to(device)))["pool"].float().cpu() for x in image.split(batch)]
+    encoder.train(was_training)
+    return torch.cat(rows)
 
 
 def build(spec: str, channels: int = 3, size: int = 224, pretrained: bool = False) -> Encoder:

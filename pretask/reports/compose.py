@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pretask import checkpoint, images
+from pretask import checkpoint
 from pretask import run as runs
-from pretask.encoders import Encoder
+from pretask.encoders import Encoder, pooled
 from pretask.methods import Method
 from pretask.reports import curves, features, html, sheet
 from pretask.reports.curves import Row
@@ -102,19 +102,12 @@ def puzzles(method: Method[Any], source: Source, seed: int) -> list[sheet.Cell]:
     return sheet.cells(pretext, method.solve(pretext), SHOWN)
 
 
-@torch.no_grad()
 def embed(encoder: Encoder, source: Source, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """Of images from all over the source: positions (N,), pooled features (N, D), pixels (N, C, H, W)."""
     count = min(EMBEDDED, max(FEWEST, EMBEDDED * 64**2 // source.size**2))
     index = Rng(seed, "report", "embed").permutation(len(source))[:count]
-    device = next(encoder.parameters()).device
-    encoder.eval()
-    rows, pixels = [], []
-    for part in index.split(128):
-        image = source.__getitems__(part).image
-        rows.append(encoder(images.to_float(image.to(device)))["pool"].float().cpu().nan_to_num())
-        pixels.append(image)
-    return index, torch.cat(rows), torch.cat(pixels)
+    pixels = source.__getitems__(index).image
+    return index, pooled(encoder, pixels).nan_to_num(), pixels
 
 
 def mapped(z: Tensor, x: Tensor, label: Tensor | None, classes: Sequence[str], seed: int) -> html.Map:
