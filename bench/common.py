@@ -1,0 +1,94 @@
+"""What the benchmarks share: flags, parts that take turns, and a table or JSON at the end.
+
+Other work on a machine comes and goes. Parts that are to be compared therefore take turns, A B C A B C …, and what
+is compared are ratios within one round: a slow minute slows both sides of a ratio.
+"""
+
+import json
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import Any, TypeVar
+
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from pretask.pretraining import fastest_precision, versions
+
+T = TypeVar("T")
+
+
+def flags(kind: type[T], doc: str) -> T:
+    """The command line of a benchmark from its dataclass; `--help` begins with the benchmark's own docstring."""
+    return tyro.cli(kind, description=doc)
+
+
+@dataclass(frozen=True)
+class Goal:
+    """One number beside what it should be: at least `limit`, or less than it."""
+
+    what: str
+    value: float
+    limit: float
+    unit: str
+    less: bool = False
+
+    @property
+    def met(self) -> bool:
+        return self.value < self.limit if self.less else self.value >= self.limit
+
+
+def seconds(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+def alternate(parts: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of every part in every round, after one round that is not counted."""
+    taken = [{name: seconds(work) for name, work in parts.items()} for _ in range(rounds + 1)]
+    return {name: [turn[name] for turn in taken[1:]] for name in parts}
+
+
+def speed(one: Sequence[float], other: Sequence[float]) -> float:
+    """How many times as fast as the other the one is: seconds in each round -> the median ratio."""
+    return median(b / a for a, b in zip(one, other, strict=True))
+
+
+def show(title: str, numbers: Mapping[str, Any], goals: Sequence[Goal], as_json: bool) -> None:
+    """A table for a person; or one JSON object, and nothing else, on standard output."""
+    if as_json:
+        judged = [asdict(goal) | {"met": goal.met} for goal in goals]
+        print(
+            json.dumps({"title": title, "numbers": numbers, "goals": judged, "machine": machine()}, indent=2)
+        )
+        return
+    table = Table("", "measured", "goal", title=title, title_justify="left")
+    for name, value in numbers.items():
+        table.add_row(name, f"{value:,.1f}" if isinstance(value, float) else str(value))
+    table.add_section()
+    for goal in goals:
+        colour, sign = ("green" if goal.met else "red"), ("<" if goal.less else "≥")
+        measured = f"[{colour}]{goal.value:.3g} {goal.unit}[/]"
+        table.add_row(goal.what, measured, f"{sign} {goal.limit:g} {goal.unit}")
+    console = Console()
+    console.print(table)
+    console.print("  ".join(f"{name} {value}" for name, value in machine().items()), highlight=False)
+
+
+def machine() -> dict[str, Any]:
+    """Where the numbers come from."""
+    return {
+        "processor": platform.processor() or platform.machine(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        "precision": fastest_precision(),
+        **{name: found for name, found in versions().items() if name in ("python", "torch", "pretask")},
+    }

@@ -1,0 +1,98 @@
+"""What a user waits for before anything happens, and what a large folder costs in memory (Linux).
+
+Example: python bench/startup.py
+
+It times `pretask --help`, times the opening of a folder of 100,000 images (links to a hundred JPEG files), and
+trains on it and on a folder of a quarter of its size for as many steps, each in a process of its own, to compare
+their peak memory. Images are decoded while training, as those of a folder too large for memory are.
+"""
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import median
+
+from common import Goal, flags, seconds, show
+from PIL import Image
+
+from pretask import sources
+from pretask.pretraining import Settings, pretrain
+from pretask.rng import Rng
+from pretask.sources.synthetic import draw
+
+DISTINCT = 100
+
+
+@dataclass(frozen=True)
+class Flags:
+    files: int = 100_000
+    """images in the larger folder"""
+    steps: int = 20
+    """of training on each folder"""
+    json: bool = False
+    """print JSON, and nothing else, on standard output"""
+
+
+def made(folder: Path, files: int) -> Path:
+    """JPEG files of 32 px, a thousand in each subfolder, which take the space of a hundred."""
+    pixels = draw(DISTINCT, 32, Rng(0, "startup"))[0].permute(0, 2, 3, 1).numpy()
+    for i in range(files):
+        path = folder / f"{i // 1000:03d}" / f"{i:06d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if i < DISTINCT:
+            Image.fromarray(pixels[i]).save(path)
+        else:
+            os.link(folder / "000" / f"{i % DISTINCT:06d}.jpg", path)
+    return folder
+
+
+def help_seconds() -> float:
+    command = [sys.executable, "-m", "pretask", "--help"]
+    return median(seconds(lambda: subprocess.run(command, check=True, capture_output=True)) for _ in range(5))
+
+
+def peak(folder: Path, steps: int) -> int:
+    """Bytes at most in use by a process that trains on `folder`, without its workers."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(trained, folder, steps).result()
+
+
+def trained(folder: Path, steps: int) -> int:
+    source = sources.open(folder, cache_mb=0, progress=False)
+    with tempfile.TemporaryDirectory() as out:
+        settings = Settings(str(folder), Path(out, "run"), encoder="resnet_small:width=8", steps=steps)
+        pretrain("rotnet", settings, source=source)
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found is not None
+    return int(found[1]) * 1024
+
+
+def main() -> None:
+    asked = flags(Flags, __doc__ or "")
+    with tempfile.TemporaryDirectory() as folder:
+        small, large = (made(Path(folder, str(n)), n) for n in (asked.files // 4, asked.files))
+        opening = seconds(lambda: sources.open(large, cache_mb=0, progress=False))
+        peaks = [peak(each, asked.steps) for each in (small, large)]
+    numbers = {"peak on a quarter, MB": peaks[0] / 1e6, "peak on all, MB": peaks[1] / 1e6}
+    goals = [
+        Goal("pretask --help", help_seconds(), 1.0, "s", less=True),
+        Goal(f"opening {asked.files:,} files", opening, 5.0, "s", less=True),
+        Goal(
+            "one more image, at the peak",
+            (peaks[1] - peaks[0]) / (0.75 * asked.files),
+            1000,
+            "bytes",
+            less=True,
+        ),
+    ]
+    show("Startup and memory", numbers, goals, asked.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""Every benchmark runs from end to end on small inputs and tells what it measured; how fast is not judged here."""
+
+import json
+import math
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BENCH = Path(__file__).parents[1] / "bench"
+SMALL = [
+    "--data",
+    "synthetic:32",
+    "--batch",
+    "8",
+    "--steps",
+    "2",
+    "--rounds",
+    "1",
+    "--encoder",
+    "resnet_small",
+]
+PROBES = ["--data", "synthetic:64", "--test", "synthetic:32", "--encoder", "mlp:width=16", "--epochs", "1"]
+
+
+class Bench:
+    """Runs a benchmark in this process, as the command line would, and keeps what it prints."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+        self.monkeypatch, self.capsys = monkeypatch, capsys
+        monkeypatch.syspath_prepend(str(BENCH))
+
+    def page(self, name: str, *arguments: str) -> str:
+        self.monkeypatch.setattr(sys, "argv", [f"bench/{name}.py", *arguments])
+        runpy.run_path(str(BENCH / f"{name}.py"), run_name="__main__")
+        return self.capsys.readouterr().out
+
+    def told(self, name: str, *arguments: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        return judged(self.page(name, *arguments, "--json"))
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Bench:
+    return Bench(monkeypatch, capsys)
+
+
+def judged(page: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What --json prints, which must be all that is printed: the numbers and the goals."""
+    found = json.loads(page)
+    for goal in found["goals"]:
+        assert math.isfinite(goal["value"])
+        assert goal["met"] == (
+            goal["value"] < goal["limit"] if goal["less"] else goal["value"] >= goal["limit"]
+        )
+    return found["numbers"], found["goals"]
+
+
+def test_throughput_from_memory(bench: Bench):
+    pytest.importorskip("lightly")
+    numbers, (own, peer) = bench.told("throughput", *SMALL)
+    assert list(numbers) == ["ours, images/s", "arithmetic, images/s", "LightlySSL, images/s"]
+    ours, limit, rival = numbers.values()  # of a single round, so that its ratios are those of the medians
+    assert own["value"] == pytest.approx(100 * ours / limit) and own["limit"] == 95
+    assert peer["value"] == pytest.approx(ours / rival) and peer["limit"] == 1.4
+
+
+def test_throughput_from_files_is_held_to_the_slower_of_decoding_and_arithmetic(bench: Bench):
+    pytest.importorskip("lightly")
+    numbers, (own, peer) = bench.told("throughput", *SMALL, "--size", "96", "--folder")
+    slower = min(numbers["arithmetic, images/s"], numbers["decoding, images/s"])
+    assert own["value"] == pytest.approx(100 * numbers["ours, images/s"] / slower) and own["limit"] == 90
+    assert peer["limit"] == 2.1
+
+
+def test_evaluation_against_the_classic_probe(bench: Bench):
+    numbers, (faster,) = bench.told("evaluate", *PROBES)
+    assert numbers["images"] == "64 + 32" and numbers["stage"] in ("layer1", "layer2", "layer3", "pool")
+    assert numbers["classic probe, s"] == pytest.approx(90 * numbers["classic probe, s an epoch"])
+    assert faster["value"] == pytest.approx(numbers["classic probe, s"] / numbers["ours, s"])
+    assert all(
+        0 <= numbers[f"{name}, %"] <= 100 for name in ("kNN", "linear", "classic probe after 1 epochs")
+    )
+
+
+def test_the_whole_classic_probe_is_compared_in_accuracy(bench: Bench):
+    numbers, (_, accuracy) = bench.told("evaluate", *PROBES, "--full")
+    assert accuracy["value"] == numbers["linear, %"] - numbers["classic probe after 90 epochs, %"]
+
+
+def test_startup_and_memory():
+    command = [sys.executable, BENCH / "startup.py", "--files", "400", "--steps", "2", "--json"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300
+    )  # its children import its main
+    assert done.returncode == 0, done.stderr
+    numbers, (_, opening, more) = judged(done.stdout)
+    quarter, whole = numbers["peak on a quarter, MB"], numbers["peak on all, MB"]
+    assert quarter > 100 and "400 files" in opening["what"]
+    assert more["value"] == pytest.approx((whole - quarter) * 1e6 / 300)
+
+
+def test_the_watch_has_its_share(bench: Bench):
+    numbers, (share,) = bench.told("watch", "--data", "synthetic:64", "--method", "rotnet", "--steps", "2")
+    assert numbers["looks"] >= 2
+    assert share["value"] == pytest.approx(100 * numbers["looks"] * numbers["s a look"] / numbers["run, s"])
+
+
+def test_without_json_a_table_names_the_goals(bench: Bench):
+    page = bench.page("evaluate", *PROBES)
+    assert "ours of the classic probe" in page and "≥ 30 x" in page
+
+
+@pytest.mark.parametrize("name", ["throughput", "evaluate", "startup", "watch"])
+def test_the_help_explains_what_is_measured(bench: Bench, name: str):
+    with pytest.raises(SystemExit) as end:
+        bench.page(name, "--help")
+    page = bench.capsys.readouterr().out
+    assert not end.value.code
+    assert f"python bench/{name}.py" in page and "--json" in page
