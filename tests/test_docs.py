@@ -1,0 +1,293 @@
+"""What the pages say is so: their commands parse, their links lead somewhere, no method and no knob is left out."""
+
+import dataclasses
+import importlib.util
+import re
+import shlex
+import tomllib
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+from pretask import cli, commands, methods
+
+ROOT = Path(__file__).parents[1]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "CHANGELOG.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]
+PLANTED = "upside_down"
+"""the tutorial's method, put into a folder that the registry walks: a new file with no edit elsewhere"""
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory):
+    """A folder with one more method, known to the registry."""
+    folder = tmp_path_factory.mktemp("methods")
+    tutorial = (ROOT / "docs" / "tutorial.md").read_text()
+    (folder / f"{PLANTED}.py").write_text(re.findall(r"```python\n(.*?)```", tutorial, re.DOTALL)[0])
+    methods.__path__.append(str(folder))
+    yield folder
+    methods.__path__.remove(str(folder))
+
+
+@pytest.fixture(scope="module")
+def hooks(planted):
+    pytest.importorskip("mkdocs")
+    spec = importlib.util.spec_from_file_location("hooks", ROOT / "docs" / "hooks.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def site(hooks, tmp_path_factory):
+    """The built site, with the planted method in it."""
+    from mkdocs.commands.build import build
+    from mkdocs.config import load_config
+
+    out = tmp_path_factory.mktemp("site")
+    build(load_config(str(ROOT / "mkdocs.yml"), site_dir=str(out), strict=True))
+    return out
+
+
+# ---- commands
+
+
+def lines(text):
+    """Every command line of pretask in a page's blocks, and every one between backticks that has flags or a subject."""
+    blocks = re.findall(r"```(?:sh)?\n(.*?)```", text, re.DOTALL)
+    joined = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    found = [m[1] for line in joined if (m := re.match(r"\s*(?:\$ )?(?:torchrun .* -m )?pretask (.*)", line))]
+    prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    return found + [" ".join(m.split()) for m in re.findall(r"`pretask\s([^`]+)`", prose)]
+
+
+COMMANDS = [(page.name, line) for page in PAGES for line in lines(page.read_text())]
+
+
+class Parsed(Exception):
+    """The words were understood; nothing is done with them."""
+
+
+@pytest.fixture
+def understood(monkeypatch, tmp_path, planted):
+    """Words -> whether the real command line parses them; it stops where a verb would begin its work."""
+    from pretask import parse
+
+    real = parse.parse
+
+    def stop(*arguments):
+        real(*arguments)
+        raise Parsed
+
+    monkeypatch.setattr(parse, "parse", stop)
+    monkeypatch.chdir(tmp_path)
+    for name in ("upside_down.py", "my_puzzle.py"):
+        Path(name).write_text((planted / f"{PLANTED}.py").read_text())
+
+    def check(line):
+        words = [{"METHOD": "rotnet"}.get(word, word) for word in shlex.split(line, comments=True)]
+        if len(words) == 1:
+            return words[0] in commands.names()
+        try:
+            return cli.main(words) == 0
+        except Parsed:
+            return True
+        except SystemExit as end:
+            return end.code == 0
+
+    return check
+
+
+def test_the_pages_show_enough_commands_to_be_worth_testing():
+    assert {"README.md", "index.md", "scaling.md", "evaluation.md"} <= {page for page, _ in COMMANDS}
+    assert len(COMMANDS) > 40
+
+
+@pytest.mark.parametrize(("page", "line"), dict.fromkeys(COMMANDS))
+def test_a_command_on_a_page_is_one_that_pretask_knows(page, line, understood, capsys):
+    assert understood(line), capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "pretrian rotnet --data x",
+        "pretrain rotnet --data x --epoch 3",
+        "list --jsn",
+        "pretrai",
+        "export r --to tf",
+    ],
+)
+def test_a_command_with_a_mistake_is_seen(line, understood):
+    assert not understood(line)
+
+
+def test_the_commands_of_the_methods_own_pages_are_known(hooks, understood, capsys):
+    for name in methods.names():
+        shown = lines(hooks.page(name))
+        assert len(shown) >= 4
+        assert all(map(understood, shown)), capsys.readouterr().err
+
+
+def test_every_verb_is_on_the_pages():
+    shown = {line.split()[0] for _, line in COMMANDS}
+    assert shown >= set(commands.names())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_on_a_page_can_be_read(page):
+    for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
+        compile(block, page.name, "exec")
+
+
+def test_the_example_of_keyed_randomness_holds():
+    page = (ROOT / "docs" / "reproducibility.md").read_text()
+    [block] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(block, {})
+
+
+# ---- links
+
+
+def broken(page):
+    """Relative targets of a Markdown page that do not exist."""
+    targets = re.findall(r"\]\(([^)\s]+)\)", page.read_text())
+    local = [t.partition("#")[0] for t in targets if not urlsplit(t).scheme]
+    return [t for t in local if t and not (page.parent / t).exists()]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_pictures_of_a_page_exist(page):
+    assert broken(page) == []
+
+
+def test_a_link_to_nowhere_is_seen(tmp_path):
+    (tmp_path / "there.md").write_text("")
+    (tmp_path / "page.md").write_text(
+        "[a](there.md#x) [b](gone.md) ![c](gone.png) [d](https://example.org/gone)"
+    )
+    assert broken(tmp_path / "page.md") == ["gone.md", "gone.png"]
+
+
+class Targets(HTMLParser):
+    """What a built page points to, and what can be pointed to in it."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.links, self.ids = [], set()
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        given = dict(attrs)
+        self.ids.add(given.get("id"))
+        self.links += [given[a] for a in ("href", "src") if given.get(a)]
+
+
+def test_every_link_of_the_built_site_leads_somewhere(site):
+    pages = {path: Targets(path.read_text()) for path in site.rglob("*.html") if path.name != "404.html"}
+    gone = []
+    for path, page in pages.items():
+        for link in page.links:
+            parts = urlsplit(link)
+            if parts.scheme or parts.netloc:
+                continue
+            target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
+            target = target / "index.html" if target.is_dir() else target
+            if not target.is_file() or (
+                parts.fragment and target in pages and parts.fragment not in pages[target].ids
+            ):
+                gone.append((str(path.relative_to(site)), link))
+    assert gone == []
+
+
+def test_nothing_of_the_site_is_fetched_from_elsewhere(site):
+    fetched = re.compile(r'<(?:script|img|link rel="stylesheet")[^>]*(?:src|href)="https?:')
+    assert [p for p in site.rglob("*.html") if fetched.search(p.read_text())] == []
+
+
+# ---- methods and knobs
+
+
+def test_every_method_has_its_page_picture_and_place_with_no_edit_elsewhere(site):
+    home = (site / "index.html").read_text()
+    assert PLANTED in methods.names()
+    for name in methods.names():
+        assert (site / "methods" / name / "index.html").is_file()
+        assert (site / "methods" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert f"methods/{name}/" in home
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_the_readme_names_every_method(name):
+    assert f"| `{name}` |" in (ROOT / "README.md").read_text()
+
+
+def fields(knobs):
+    """Names and values of all fields, nested ones too."""
+    for field in dataclasses.fields(knobs):
+        value = getattr(knobs, field.name)
+        yield from fields(value) if dataclasses.is_dataclass(value) else [(field.name, value)]
+
+
+def test_the_table_of_knobs_has_every_field_of_every_recipe_with_value_and_sentence(hooks):
+    for name in methods.names():
+        rows = [re.split(r"(?<!\\) \| ", row.strip("| ")) for row in hooks.knobs(name).splitlines()]
+        table = {row[0].strip("`"): row[1:] for row in rows}
+        for column, (_, config) in enumerate(methods.recipes(methods.module(name)).items()):
+            for field, value in [*fields(config()), *fields(config.train), ("encoder", config.encoder)]:
+                shown, said = (
+                    table[f"--{field.replace('_', '-')}"][column],
+                    table[f"--{field.replace('_', '-')}"][-1],
+                )
+                written = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+                assert shown.strip("*") == (written or "none")
+                assert len(said) > 3, f"{name} says nothing of {field}"
+
+
+def test_a_recipes_own_sentence_stands_beside_the_one_it_inherits(hooks):
+    [row] = [row for row in hooks.knobs("rotnet").splitlines() if row.startswith("| `--crop`")]
+    assert "smallest share of the area" in row
+    assert "*paper*: the whole image" in row
+    assert "**1.0**" in row
+    assert "**0.3**" not in row
+
+
+def test_results_are_listed_as_they_come(hooks, tmp_path):
+    assert "Nothing has been recorded yet" in hooks.listing(str(tmp_path))
+    (tmp_path / "results" / "cifar10").mkdir(parents=True)
+    (tmp_path / "results" / "cifar10" / "rotnet.json").write_text("{}")
+    assert "](cifar10/rotnet.json)" in hooks.listing(str(tmp_path))
+
+
+# ---- what the project says of itself
+
+
+def test_version_licence_and_authors_agree():
+    yaml = pytest.importorskip("yaml")
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert str(cited["version"]) == project["version"]
+    assert cited["license"] == project["license"]
+    assert [author["name"] for author in cited["authors"]] == [
+        author["name"] for author in project["authors"]
+    ]
+    assert f"## [{project['version']}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_citation_file_has_what_its_format_asks_for():
+    yaml = pytest.importorskip("yaml")
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert cited["cff-version"] == "1.2.0"
+    assert {"message", "title", "authors"} <= set(cited)
+    known = {"cff-version", "message", "type", "title", "version", "license", "authors", "keywords"}
+    assert set(cited) <= known  # the format allows no others but those it names
+
+
+def test_the_picture_of_the_readme_is_small():
+    assert (ROOT / "docs" / "assets" / "puzzles.png").stat().st_size < 300_000
