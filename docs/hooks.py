@@ -139,8 +139,7 @@ def knobs(name: str) -> str:
     recipes = methods.recipes(methods.module(name))
     columns = [dict(values(config())) for config in recipes.values()]
     base = columns[0]
-    heads = [f"`{called(name, recipe)}`" for recipe in recipes]
-    lines = [f"| knob | {' | '.join(heads)} | what it is |", f"|---|{'---|' * len(heads)}---|"]
+    lines = [f"| knob | {' | '.join(recipes)} | what it is |", f"|---|{'---|' * len(recipes)}---|"]
     for flag in base:
         shown = [
             str(column[flag]) if column[flag] == base[flag] else f"**{column[flag]}**" for column in columns

@@ -1,0 +1,307 @@
+#!/usr/bin/env python3
+"""Make the measured results of this folder again: train, score, keep cards and numbers, write the page.
+
+    python docs/results/make.py EXPERIMENT … --data FOLDER [--runs runs/results]
+    python docs/results/make.py                              only the page, from what is here
+
+FOLDER holds cifar10/, clustering/ and imagenette224/. An experiment that is here is made anew; runs that lie in
+--runs, finished, are used again. Each takes about ten minutes a run on two cores, with nothing else running.
+"""
+
+import argparse
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+CURVE = 100
+"""rows of a run's log that are kept, for a reader to compare a loss curve with"""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Runs of one method that differ in their seed, and what they are scored on; paths below the data folder."""
+
+    title: str
+    method: str
+    train: str
+    labelled: str
+    test: str
+    seeds: int = 3
+    flags: Sequence[str] = ("--budget", "10m")
+    more: Callable[["Experiment", Path, Path], dict[str, Any]] | None = None
+    """what else is measured, from the data and the first run's folder"""
+
+
+def main() -> None:
+    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words.add_argument("experiment", nargs="*", help=", ".join(EXPERIMENTS))
+    words.add_argument("--data", type=Path)
+    words.add_argument("--runs", type=Path, default=Path("runs/results"))
+    chosen = words.parse_args()
+    if unknown := set(chosen.experiment) - set(EXPERIMENTS):
+        words.error(
+            f"there is no experiment {', '.join(sorted(unknown))}; there are {', '.join(EXPERIMENTS)}"
+        )
+    if chosen.experiment and not chosen.data:
+        words.error("--data is missing: the folder that holds cifar10/, clustering/ and imagenette224/")
+    for name in chosen.experiment:
+        make(name, EXPERIMENTS[name], chosen.data, chosen.runs)
+    (HERE / "index.md").write_text(page())
+
+
+def make(name: str, experiment: Experiment, data: Path, runs: Path) -> None:
+    """Train what is missing, score it, and keep what a reader needs in a folder of its own."""
+    first = runs / f"{name}-s0"
+    if not (first / "run.json").exists():
+        words = ["pretrain", experiment.method, "--data", data / experiment.train, "--out", first]
+        pretask([*words, *experiment.flags])
+    sets = ["--data", data / experiment.labelled, "--test", data / experiment.test]
+    scores = pretask(["evaluate", first, *sets, "--seeds", experiment.seeds, "--json"])
+    more = experiment.more(experiment, data, first) if experiment.more else {}
+    kept = HERE / name
+    shutil.rmtree(kept, ignore_errors=True)
+    kept.mkdir()
+    (kept / "scores.json").write_text(plain(scores, data))
+    (kept / "more.json").write_text(json.dumps(more, indent=2) + "\n")
+    for seed in range(experiment.seeds):
+        run = runs / f"{name}-s{seed}"
+        (kept / f"run-s{seed}.json").write_text(plain((run / "run.json").read_text(), data))
+        rows = (run / "log.jsonl").read_text().splitlines(keepends=True)
+        (kept / f"log-s{seed}.jsonl").write_text("".join(rows[:: max(1, len(rows) // CURVE)]))
+
+
+def pretask(words: Sequence[object]) -> str:
+    """Run a command line; what it printed on standard output."""
+    command = [sys.executable, "-m", "pretask", *map(str, words)]
+    print("$", shlex.join(["pretask", *command[3:]]), flush=True)
+    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+
+
+def plain(text: str, data: Path) -> str:
+    """Without this machine's paths."""
+    return text.replace(f"{data}/", "DATA/").replace(f"{data.resolve()}/", "DATA/")
+
+
+# ---- what else is measured
+
+
+def patches_at_equal_time(experiment: Experiment, data: Path, run: Path) -> dict[str, Any]:
+    """k-means patches with as many centres as fit into the time that the run took, embedding included."""
+    from pretask import sources
+    from pretask.evals import baselines, evaluate, features
+
+    took = float((run / "DONE").read_text().split()[0])
+    train, test = (
+        sources.open_labelled(data / part, size=32) for part in (experiment.labelled, experiment.test)
+    )
+
+    def made(centres: int) -> tuple[list[features.Features], float]:
+        began = time.perf_counter()
+        net = baselines.patches(train, centres)
+        return [features.embed(net, part) for part in (train, test)], time.perf_counter() - began
+
+    _, few = made(baselines.CENTRES)
+    centres = int(baselines.CENTRES * took / few)  # the time grows with the centres, all but some seconds
+    found, seconds = made(centres)
+    scores = {(r.eval, r.stage): r.value for r in evaluate.measure(*found)}
+    return {
+        "centres": centres,
+        "seconds": round(seconds),
+        "run_seconds": round(took),
+        "linear": scores["linear", "pool"],
+        "knn": scores["knn", "pool"],
+    }
+
+
+def purity(experiment: Experiment, data: Path, run: Path) -> dict[str, Any]:
+    """At the start of every round: how often a neighbour has the class of its image, among anchors and among all."""
+    import torch
+
+    from pretask import pretraining, sources
+    from pretask.methods import neighbourhood_discovery as nd
+    from pretask.run import Run, read, revive
+
+    label = sources.open_labelled(data / experiment.labelled).label
+    method, settings, config, train = revive(Run(run).card)
+    found: list[tuple[torch.Tensor, torch.Tensor]] = []
+    original = nd.discover
+
+    def heard(*known: Any) -> Any:
+        found.append(original(*known))
+        return found[-1]
+
+    nd.discover = heard
+    again = run.with_name(f"{run.name}-heard")
+    shutil.rmtree(again, ignore_errors=True)
+    steps = Run(run).card["steps"]
+    pretraining.pretrain(
+        method,
+        replace(settings, out=again, steps=steps, budget=None, watch=str(data / experiment.test)),
+        config,
+        train,
+    )
+    nd.discover = original
+    rounds = []
+    for number, (entropy, neighbour) in enumerate(found, 1):
+        pure = (label[neighbour[:, 0]] == label).float()
+        count = len(label) * number // (train.rounds - 1)
+        anchors = entropy.argsort(stable=True)[:count]
+        among, all_ = pure[anchors].mean().item(), pure.mean().item()
+        reach = 1.96 * (among * (1 - among) / count) ** 0.5
+        rounds.append(
+            {"round": number, "anchors": count, "pure": 100 * among, "±": 100 * reach, "of all": 100 * all_}
+        )
+    seen = [row for row in read(again / "watch.jsonl") if "knn" in row]
+    return {"rounds": rounds, "online_knn": [{"step": r["step"], "knn": r["knn"]} for r in seen]}
+
+
+EXPERIMENTS: dict[str, Experiment] = {
+    "rotnet-cifar10": Experiment(
+        "RotNet on CIFAR-10",
+        "rotnet",
+        "cifar10/cifar10_train_full_jpeg.npz",
+        "cifar10/cifar10_train_full_jpeg.npz",
+        "cifar10/cifar10_test_full_jpeg.npz",
+        more=patches_at_equal_time,
+    ),
+    "simclr-cifar10": Experiment(
+        "SimCLR on CIFAR-10",
+        "simclr",
+        "cifar10/cifar10_train_full_jpeg.npz",
+        "cifar10/cifar10_train_full_jpeg.npz",
+        "cifar10/cifar10_test_full_jpeg.npz",
+        more=patches_at_equal_time,
+    ),
+    "and-cifar10": Experiment(
+        "Neighbourhood discovery on 8,000 images of CIFAR-10",
+        "neighbourhood_discovery",
+        "cifar10/cifar10_train.npz",
+        "cifar10/cifar10_train.npz",
+        "cifar10/cifar10_test.npz",
+        more=purity,
+    ),
+    "sdae-mnist": Experiment(
+        "Stacked denoising autoencoder on MNIST",
+        "sdae",
+        "clustering/mnist_train.npz",
+        "clustering/mnist_train.npz",
+        "clustering/mnist_test3k.npz",
+        flags=("--budget", "3m"),
+    ),
+    "rotnet-imagenette": Experiment(
+        "RotNet on Imagenette, from JPEG files",
+        "rotnet",
+        "imagenette224/train",
+        "imagenette224/train",
+        "imagenette224/val",
+        flags=("--budget", "10m", "--size", "64"),
+        seeds=1,
+    ),
+}
+
+
+# ---- the page
+
+
+def page() -> str:
+    """Every experiment that is here, as Markdown."""
+    parts = [
+        "# Measured results\n",
+        "Made by `python docs/results/make.py`, which runs the commands below. Each folder beside this page holds "
+        "the scores, the cards of the runs (settings, versions, device) and a thinned log of each, to compare a "
+        "loss curve with. Values are %, on test images that no choice has seen; ± is half of the 95 % interval.\n",
+    ]
+    for name, experiment in EXPERIMENTS.items():
+        if (HERE / name / "scores.json").exists():
+            parts.append(section(name, experiment))
+    return "\n".join(parts)
+
+
+def section(name: str, experiment: Experiment) -> str:
+    kept = HERE / name
+    scores, card = (json.loads((kept / f).read_text()) for f in ("scores.json", "run-s0.json"))
+    more = json.loads((kept / "more.json").read_text())
+    flags = " ".join(experiment.flags)
+    sets = f"--data DATA/{experiment.labelled} --test DATA/{experiment.test}"
+    lines = [
+        f"\n## {experiment.title}\n",
+        "```",
+        f"pretask pretrain {experiment.method} --data DATA/{experiment.train} --out RUNS/{name}-s0 {flags}",
+        f"pretask evaluate RUNS/{name}-s0 {sets} --seeds {experiment.seeds}",
+        "```\n",
+        f"{card['steps']:,} steps of {card['train']['batch']} images of {card['size']} px with {card['encoder']}, "
+        f"{experiment.seeds} seed{'s' * (experiment.seeds > 1)}; {card['device']}, {card['threads']} threads, "
+        f"{card['precision']}, torch {card['versions']['torch']}.\n",
+        *table(scores),
+        "",
+        *(f"- {said}" for said in differences(scores)),
+        *(f"- {said}" for said in extras(more)),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+SHOWN = (
+    ("knn", "kNN"),
+    ("linear", "linear"),
+    ("best linear", "best stage"),
+    ("10-shot", "10-shot"),
+    ("nmi", "NMI"),
+)
+
+
+def table(scores: dict[str, Any]) -> list[str]:
+    names = dict.fromkeys(r["features"] for r in scores["rows"])
+    lines = [f"| features | {' | '.join(heading for _, heading in SHOWN)} |", "|---|" + "---:|" * len(SHOWN)]
+    return [
+        *lines,
+        *(f"| {name} | {' | '.join(cell(scores, name, e) for e, _ in SHOWN)} |" for name in names),
+    ]
+
+
+def cell(scores: dict[str, Any], name: str, eval: str) -> str:
+    stage = "pool" if eval == "linear" else None
+    rows = [r for r in scores["rows"] if (r["features"], r["eval"]) == (name, eval)]
+    row = next((r for r in rows if stage in (None, r.get("stage"))), None)
+    if row is None:
+        return "–"
+    stages = dict.fromkeys(c["stage"] for c in row["chosen"] if "stage" in c)
+    where = f" ({', '.join(stages)})" if stages else ""
+    return f"{row['value']:.1f} ±{(row['high'] - row['low']) / 2:.1f}{where}"
+
+
+def differences(scores: dict[str, Any]) -> list[str]:
+    return [
+        f"{d['eval']}: {d['value']:+.1f} [{d['low']:+.1f}, {d['high']:+.1f}] against {d['minus']}"
+        for d in scores["differences"]
+    ]
+
+
+def extras(more: dict[str, Any]) -> list[str]:
+    """Sentences for what only this experiment measured."""
+    said = []
+    if "centres" in more:
+        said.append(
+            f"k-means patches at equal time: {more['centres']:,} centres, learned and embedded in "
+            f"{more['seconds']} s (a run took {more['run_seconds']} s): linear {more['linear']:.1f}, "
+            f"kNN {more['knn']:.1f}"
+        )
+    for row in more.get("rounds", ()):
+        said.append(
+            f"round {row['round']}: {row['pure']:.1f} ±{row['±']:.1f} of the {row['anchors']:,} anchors have a "
+            f"neighbour of their class, {row['of all']:.1f} of all images"
+        )
+    if knn := more.get("online_knn"):
+        said.append("online kNN: " + ", ".join(f"{r['knn']:.1f} at step {r['step']:,}" for r in knn))
+    return said
+
+
+if __name__ == "__main__":
+    main()
