@@ -52,15 +52,8 @@ class Features:
     def __len__(self) -> int:
         return len(self.stages["pool"])
 
-    def rows(self, index: Tensor) -> "Features":
-        """The same of some samples."""
-        stages = {stage: x[index] for stage, x in self.stages.items()}
-        return Features(
-            stages, self.label[index] if len(self.label) else self.label, self.classes, self.source
-        )
 
-
-@torch.inference_mode()
+@torch.no_grad()  # inference mode would leave an encoder that cannot be trained any more
 def embed(
     encoder: nn.Module,
     source: Source,

@@ -29,7 +29,8 @@ def split(label: Tensor, rng: Rng, share: float = 0.2, most: int | None = None) 
     held = torch.minimum((share * count).round().clamp(min=1).long(), count - 1)
     if held.clamp(min=0).sum() == 0:
         raise UserError(
-            "every class has a single image, so none can be held out to choose settings on; give at least 2 per class"
+            "every class has a single image, so none can be held out: settings are chosen, and without a test set "
+            "scores are taken, on images held out; give more images per class"
         )
     out = ranks(label, rng) < held[label]
     return (~out).nonzero().flatten(), out.nonzero().flatten()

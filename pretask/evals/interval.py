@@ -51,7 +51,7 @@ def interval(score: Tensor, seed: int = 0) -> Interval:
 
 
 def over_runs(values: np.ndarray, test_variance: float, n: int) -> Interval:
-    """Values (S,) of S runs on one test set of n samples -> their mean, with Student's t.
+    """Values (S,) of S runs on one test set of n samples -> their mean, with Student's t; S may be 1.
 
     Both the seed and the test set are chance: the variances of the mean over either add up. Degrees of freedom
     after Welch and Satterthwaite. In simulations 93 to 99 % of such intervals hold the truth; of two runs that
@@ -60,11 +60,11 @@ def over_runs(values: np.ndarray, test_variance: float, n: int) -> Interval:
     from scipy.stats import t
 
     runs, samples = len(values), max(n, 2)
-    seed_variance = float(np.var(values, ddof=1)) / runs
+    seed_variance = float(np.var(values, ddof=1)) / runs if runs > 1 else 0.0
     total = seed_variance + test_variance
     middle = float(values.mean())
     if total == 0:
         return Interval(middle, middle, middle)
-    freedom = total**2 / (seed_variance**2 / (runs - 1) + test_variance**2 / (samples - 1))
+    freedom = total**2 / (seed_variance**2 / max(runs - 1, 1) + test_variance**2 / (samples - 1))
     reach = float(t.ppf((1 + LEVEL) / 2, freedom)) * total**0.5
     return Interval(middle, middle - reach, middle + reach)

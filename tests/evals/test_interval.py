@@ -54,6 +54,11 @@ def test_over_runs_that_agree_it_is_the_chance_of_the_test_set():
     assert found.high - found.value == pytest.approx(1.96 * 0.5, rel=1e-3)
 
 
+def test_of_one_run_only_the_test_set_is_chance():
+    found = over_runs(np.array([60.0]), 0.25, 100_000)
+    assert (found.low, found.high) == (pytest.approx(60 - 0.98, abs=1e-3), pytest.approx(60 + 0.98, abs=1e-3))
+
+
 def covered(runs: int, of_run: float, of_sample: float, experiments: int = 400, n: int = 500) -> float:
     """Share of made-up experiments whose interval holds the true accuracy.
 

@@ -1,0 +1,218 @@
+"""The rows that every table carries: k-means patches by a slow loop, and networks before any training."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from torch.testing import assert_close
+
+from pretask import api, encoders, sources
+from pretask.evals import baselines, linear
+from pretask.evals.features import embed
+from pretask.rng import Rng
+from pretask.sources.arrays import Arrays
+
+
+def images(n: int, size: int = 32, channels: int = 3) -> torch.Tensor:
+    """Smooth pictures, in which neighbouring pixels are alike."""
+    coarse = Rng(n, size).uniform(n, channels, 8, 8)
+    return torch.nn.functional.interpolate(coarse, size=(size, size), mode="bilinear").clamp(0, 1)
+
+
+def random_patches(n: int, channels: int = 3) -> torch.Tensor:
+    source = Arrays("smooth", (255 * images(50, 32, channels)).to(torch.uint8))
+    return baselines.normalised(baselines.sample_patches(source, n, Rng(0, "patches")))
+
+
+# ---- patches
+
+
+def test_a_patch_is_a_window_of_an_image():
+    source = Arrays("numbered", (torch.arange(3 * 12 * 12) % 251).view(1, 3, 12, 12).to(torch.uint8))
+    image = source.image[0].float()
+    windows = {tuple(image[:, i : i + 6, j : j + 6].flatten().tolist()) for i in range(7) for j in range(7)}
+    found = {tuple(p) for p in baselines.sample_patches(source, 1000, Rng(0)).round().tolist()}
+    assert found == windows  # every place is drawn, and no other
+
+
+def test_normalising_takes_out_brightness_and_contrast():
+    patch = 40 * Rng(1).normal(500, 108) + 100
+    z = baselines.normalised(patch)
+    expected = [(p - p.mean()) / np.sqrt(p.var(ddof=1) + 10) for p in patch.double().numpy()]
+    assert_close(z.double(), torch.from_numpy(np.stack(expected)), atol=1e-4, rtol=1e-4)
+
+
+def test_whitening_gives_the_covariance_of_noise():
+    x = 100 * Rng(2).normal(5000, 20) @ Rng(3).normal(20, 20) + 5
+    mean, zca = baselines.whiten(x)
+    assert_close(((x - mean) @ zca).T.cov(), torch.eye(20), atol=0.02, rtol=0)
+    assert_close(zca, zca.T, atol=1e-4, rtol=0)  # ZCA: no rotation
+
+
+def test_whitening_leaves_alone_what_hardly_varies():
+    x = random_patches(4000)
+    mean, zca = baselines.whiten(x)
+    values, vectors = np.linalg.eigh(np.cov(x.double().numpy().T))
+    expected = vectors @ np.diag(values / (values + baselines.WHITENING)) @ vectors.T
+    assert_close(((x - mean) @ zca).T.cov().double(), torch.from_numpy(expected), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_features_are_those_of_a_loop_over_patches(channels):
+    """Each patch: normalise, whiten, triangle activation; each quadrant: sum (Coates et al. 2011, sec. 3)."""
+    x = random_patches(3000, channels).double()
+    mean, zca = baselines.whiten(x)
+    centres = Rng(4).normal(7, 36 * channels).double()
+    net = baselines.Patches(mean, zca, centres)
+    picture = images(2, 17, channels).double()
+    expected = torch.zeros(2, 4, 7).double()
+    for b in range(2):
+        for i in range(12):
+            for j in range(12):
+                patch = 255 * picture[b, :, i : i + 6, j : j + 6].flatten()
+                z = (patch - patch.mean()) / (patch.var() + 10).sqrt()
+                far = ((z - mean) @ zca - centres).norm(dim=1)
+                expected[b, 2 * (i >= 6) + (j >= 6)] += (far.mean() - far).clamp(min=0)
+    assert_close(net(picture)["pool"], expected.flatten(1), atol=1e-6, rtol=1e-6)
+    single = baselines.Patches(mean.float(), zca.float(), centres.float())(picture.float())["pool"]
+    assert_close(single.double(), expected.flatten(1), atol=0.02, rtol=1e-3)
+
+
+def test_an_odd_map_gives_its_middle_to_the_first_half():
+    quarter = baselines.quadrants(5, 3).argmax(1).view(5, 3)
+    assert quarter.tolist() == [[0, 0, 1]] * 3 + [[2, 2, 3]] * 2
+    assert baselines.quadrants(5, 3).sum(1).eq(1).all()
+
+
+def test_images_in_one_block_or_in_many_have_the_same_features(monkeypatch):
+    mean, zca = baselines.whiten(random_patches(3000))
+    net = baselines.Patches(mean, zca, Rng(5).normal(9, 108))
+    picture = images(5)
+    whole = net(picture)["pool"]
+    monkeypatch.setattr(baselines, "AT_ONCE", 27 * 27 * 9 * 2)
+    assert_close(net(picture)["pool"], whole)
+
+
+@pytest.mark.parametrize(("size", "numbers"), [(20, 1200), (32, 3072), (96, 3072)])
+def test_raw_pixels_are_the_pixels_of_at_most_32_by_32(size, numbers):
+    picture = images(2, size)
+    out = baselines.Pixels()(picture)["pool"]
+    assert out.shape == (2, numbers)
+    if size <= 32:
+        assert torch.equal(out, picture.flatten(1))
+    else:
+        assert_close(out.mean(1), picture.mean((1, 2, 3)), atol=0.01, rtol=0)
+
+
+# ---- k-means
+
+
+def test_distances_are_those_of_cdist():
+    x, y = Rng(6).normal(300, 40), Rng(7).normal(50, 40)
+    assert_close(baselines.distances(x, y), torch.cdist(x, y) ** 2, atol=1e-3, rtol=1e-4)
+    assert baselines.distances(x, x).diagonal().abs().max() < 1e-3
+    assert baselines.distances(x, x).min() >= 0
+
+
+def objective(x: torch.Tensor, centres: torch.Tensor) -> float:
+    return torch.cdist(x.double(), centres.double()).min(1).values.square().mean().item()
+
+
+def test_the_objective_of_k_means_falls_with_every_round():
+    x = Rng(8).normal(3000, 10) + 3 * torch.eye(10)[Rng(9).integers(3000, high=10)]
+    course = [objective(x, baselines.kmeans(x, 25, Rng(10), rounds)) for rounds in range(8)]
+    assert all(later < earlier for earlier, later in pairwise(course))
+    from sklearn.cluster import KMeans
+
+    peer = KMeans(25, n_init=1, init="random", max_iter=12, random_state=0).fit(x.numpy()).inertia_ / 3000
+    assert objective(x, baselines.kmeans(x, 25, Rng(10))) < 1.03 * peer
+
+
+def test_a_round_moves_each_centre_to_the_mean_of_those_near_it(monkeypatch):
+    x = Rng(11).normal(400, 6)
+    before = baselines.kmeans(x, 12, Rng(12), rounds=1)
+    nearest = torch.cdist(x, before).argmin(1)
+    expected = torch.stack([x[nearest == k].mean(0) for k in range(12)])
+    monkeypatch.setattr(baselines, "AT_ONCE", 12 * 33)  # in blocks that do not divide the samples
+    assert_close(baselines.kmeans(x, 12, Rng(12), rounds=2), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_centre_that_nobody_is_near_becomes_a_sample():
+    x = torch.eye(4).repeat(50, 1)  # four places for ten centres
+    centres = baselines.kmeans(x, 10, Rng(13))
+    assert centres.shape == (10, 4) and centres.isfinite().all()
+    assert objective(centres, x[:4]) < 1e-9 and objective(x, centres) < 1e-9
+
+
+def test_patches_are_learned_alike_from_equal_seeds(monkeypatch):
+    monkeypatch.setattr(baselines, "SAMPLES", 2000)
+    source = sources.open("synthetic:40:16")
+    one, two, other = (baselines.patches(source, 5, seed) for seed in (0, 0, 1))
+    assert torch.equal(one.centres, two.centres) and not torch.equal(one.centres, other.centres)
+
+
+def test_on_real_photographs_patches_tell_more_than_pixels(shared_data, monkeypatch):
+    monkeypatch.setattr(baselines, "SAMPLES", 10_000)
+    known = {"progress": False}
+    train = sources.open_labelled(shared_data("cifar10", "cifar10_train.npz"), **known)
+    test = sources.open_labelled(shared_data("cifar10", "cifar10_test.npz"), **known)
+    train, test = (first(source, n) for source, n in ((train, 800), (test, 1000)))
+
+    def accuracy(net: torch.nn.Module) -> float:
+        x, unseen = embed(net, train, **known), embed(net, test, **known)
+        probe = linear.fit(x.stages["pool"], x.label, 10, 1.0)
+        return (probe.predict(unseen.stages["pool"]) == unseen.label).double().mean().item()
+
+    assert accuracy(baselines.patches(train, 40)) > accuracy(baselines.Pixels()) + 0.04
+
+
+def first(source: sources.Labelled, n: int) -> sources.Labelled:
+    image = source.__getitems__(torch.arange(n)).image
+    return sources.Labelled(Arrays(source.name, image), source.label[:n], source.classes)
+
+
+# ---- networks
+
+
+@pytest.mark.parametrize(
+    ("name", "seed"), [("resnet_small:width=8", 0), ("resnet_small:width=8", 3), ("resnet18", 3)]
+)
+def test_the_untrained_encoder_is_the_one_with_which_the_run_began(name, seed, tmp_path):
+    run = api.pretrain(
+        "rotnet", "synthetic:32:32", tmp_path / "run", encoder=name, seed=seed, steps=2, batch=16, lr=0.0,
+        quiet=True,
+    )  # fmt: skip
+    net = run.encoder
+    began = dict(baselines.untrained(net, seed).named_parameters())
+    assert all(torch.equal(began[k], v) for k, v in net.named_parameters())
+    other = dict(baselines.untrained(net, seed + 1).named_parameters())
+    assert not all(torch.equal(other[k], v) for k, v in net.named_parameters())
+
+
+def test_drawing_an_untrained_encoder_leaves_the_random_state_alone():
+    net = encoders.build("resnet_small:width=8", 3, 16)
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    baselines.untrained(net, 0)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_the_supervised_encoder_learns_its_labels_and_nothing_else():
+    train = sources.open_labelled("synthetic:96:16")
+    net = encoders.build("resnet_small:width=8", 3, 16)
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    random_state = torch.random.get_rng_state()
+    one = baselines.supervised(net, train, 40, seed=0, progress=False)
+    assert torch.equal(torch.random.get_rng_state(), random_state) and not one.training
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+
+    def accuracy(net: encoders.Encoder) -> float:
+        found = embed(net, train, progress=False)
+        probe = linear.fit(found.stages["pool"], found.label, 4, 0.1)
+        return (probe.predict(found.stages["pool"]) == found.label).double().mean().item()
+
+    assert accuracy(one) > accuracy(baselines.untrained(net, 0)) + 0.1
+    two = baselines.supervised(net, train, 40, seed=0, progress=False)
+    assert all(torch.equal(v, two.state_dict()[k]) for k, v in one.state_dict().items())

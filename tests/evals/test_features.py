@@ -1,0 +1,204 @@
+"""Features are what the encoder says, in the source's order, computed once and found again."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from pretask import encoders, sources
+from pretask.evals import features
+from pretask.evals.features import embed, pooled
+from pretask.evals.holdout import Part
+from pretask.rng import Rng
+from pretask.sources.arrays import Arrays
+from pretask.types import UserError
+
+
+def source(n: int = 40, seed: int = 0, name: str = "made up") -> sources.Labelled:
+    rng = Rng(seed, "features")
+    image = rng.integers(n, 3, 16, 16, high=256).to(torch.uint8)
+    return sources.Labelled(Arrays(name, image), rng.integers(n, high=3), ["a", "b", "c"])
+
+
+def encoder(seed: int = 0) -> encoders.Encoder:
+    torch.manual_seed(seed)
+    return encoders.build("resnet_small:width=8", 3, 16)
+
+
+class Scaled(nn.Module):
+    """Shows the pixels as a map, times a factor, and their mean as the pool."""
+
+    def __init__(self, factor: float):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"map": self.factor * x, "pool": x.mean((2, 3))}
+
+
+@pytest.mark.parametrize(
+    ("shape", "width", "side"),
+    [
+        ((2, 64, 16, 16), 4096, 8),
+        ((2, 65, 16, 16), 4096, 7),
+        ((2, 8, 4, 4), 4096, 4),  # never finer than the map itself
+        ((2, 8, 3, 5), 4096, 3),
+        ((2, 5000, 2, 2), 4096, 1),  # more channels than numbers: one place each
+    ],
+)
+def test_a_map_is_averaged_over_the_finest_grid_that_fits(shape, width, side):
+    x = Rng(*shape).normal(*shape)
+    out = pooled(x, width)
+    assert out.shape == (2, shape[1] * side * side)
+    h, w = shape[2:]
+    first = x[
+        0, 0, : -(-h // side), : -(-w // side)
+    ].mean()  # the cell in the upper left corner, rounded outwards
+    assert out[0, 0] == pytest.approx(first.item(), abs=1e-5)
+    if h % side == w % side == 0:
+        assert torch.allclose(out.view(2, shape[1], -1).mean(2), x.mean((2, 3)), atol=1e-5)
+    assert side == h or (side + 1) ** 2 * shape[1] > width or side + 1 > min(h, w)
+
+
+def test_every_stage_is_there_in_the_sources_order_whatever_the_batch():
+    net, data = encoder(), source()
+    found = embed(net, data, batch=7, progress=False)
+    assert [*found.stages] == ["stem", "stage1", "stage2", "stage3", "pool"] and len(found) == 40
+    net.eval()
+    for i in (0, 6, 7, 39):
+        alone = net(data.__getitems__(torch.tensor([i])).image.float() / 255)
+        for stage, x in found.stages.items():
+            assert torch.allclose(x[i].float(), pooled(alone[stage])[0], atol=2e-3, rtol=2e-3)
+    assert torch.equal(found.label, data.label) and found.classes == data.classes
+
+
+def test_an_encoder_is_embedded_in_evaluation_mode_and_left_as_it_was():
+    net, data = encoder().train(), source()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    one = embed(net, data, progress=False)
+    assert net.training and all(torch.equal(before[k], v) for k, v in net.state_dict().items())
+    other = embed(net.eval(), data, progress=False)
+    assert not net.training and torch.equal(one.stages["pool"], other.stages["pool"])
+
+
+def test_an_encoder_can_be_trained_after_it_was_embedded():
+    net = encoder()
+    embed(net, source(), progress=False)
+    net(torch.rand(4, 3, 16, 16))["pool"].sum().backward()
+    assert net.net.stem[0].weight.grad.abs().sum() > 0
+
+
+def test_wide_stages_are_kept_in_half_precision_where_their_values_fit():
+    kept = embed(Scaled(1.0), source(), progress=False)
+    assert (kept.stages["map"].dtype, kept.stages["pool"].dtype) == (torch.float16, torch.float32)
+    for factor in (1e6, 1e-6):
+        out = embed(Scaled(factor), source(), progress=False).stages["map"]
+        assert out.dtype == torch.float32
+        assert torch.allclose(out, factor * source().images.image.flatten(1) / 255, rtol=1e-5, atol=0)
+
+
+def test_a_value_that_half_precision_cannot_hold_becomes_its_largest():
+    dim = source()
+    dim.images.image[:20] = 2
+    out = embed(Scaled(1e6), dim, batch=20, progress=False).stages["map"]
+    assert out.dtype == torch.float16 and out.max() == 65504 and out[:20].max() < 1e4
+
+
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf])
+@pytest.mark.parametrize("stage", ["map", "pool"])
+def test_features_that_are_no_numbers_are_one_line(wrong, stage):
+    class Broken(Scaled):
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            out = super().forward(x)
+            return out | {stage: torch.where(out[stage] > 0.5, wrong, out[stage])}
+
+    with pytest.raises(UserError, match=f"{stage!r} of made up hold NaN or infinite") as error:
+        embed(Broken(1.0), source(), progress=False)
+    assert "\n" not in str(error.value)
+
+
+# ---- the cache
+
+
+def counted(net: nn.Module) -> list[int]:
+    """How many images the encoder is shown, call by call."""
+    seen: list[int] = []
+    net.register_forward_hook(lambda module, given, out: seen.append(len(given[0])))
+    return seen
+
+
+def test_what_was_computed_is_found_again(tmp_path):
+    net, data = encoder(), source()
+    seen = counted(net)
+    first = embed(net, data, cache=tmp_path, progress=False)
+    assert sum(seen) == 40
+    again = embed(net, data, cache=tmp_path, progress=False)
+    assert sum(seen) == 40  # not shown a second time
+    assert all(torch.equal(x, again.stages[stage]) for stage, x in first.stages.items())
+    assert torch.equal(again.label, data.label) and again.classes == data.classes
+    assert len(list(tmp_path.iterdir())) == 1  # and nothing half-written
+
+
+def test_any_change_has_a_name_of_its_own():
+    net, data = encoder(), source()
+    names = [features.key(net, data, 4096)]
+    assert features.key(encoder(), source(), 4096) == names[0]
+    names += [features.key(encoder(1), data, 4096), features.key(net, data, 1024)]
+    names += [features.key(net, source(seed=1), 4096), features.key(net, source(name="other"), 4096)]
+    names += [features.key(net, Part(data, torch.arange(39), "made up"), 4096)]
+    with torch.no_grad():
+        net.net.stage3[0].body[1].running_mean[0] += 1e-3  # a buffer, not a weight
+    names.append(features.key(net, data, 4096))
+    net.mean += 0.1
+    names.append(features.key(net, data, 4096))
+    data.label[0] = (data.label[0] + 1) % 3
+    names.append(features.key(net, data, 4096))
+    data.images.image[39, 0, 0, 0] ^= 1
+    names.append(features.key(net, data, 4096))
+    assert len(set(names)) == len(names) == 10 and {len(name) for name in names} == {16}
+
+
+# ---- files
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three classes of eight; one file of each of the first two is no image."""
+    rng = np.random.default_rng(0)
+    for c in "abc":
+        (tmp_path / c).mkdir()
+        for i in range(8):
+            pixels = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / c / f"{i}.png")
+    (tmp_path / "a" / "3.png").write_bytes(b"not an image")
+    (tmp_path / "b" / "7.png").write_bytes((tmp_path / "b" / "7.png").read_bytes()[:60])
+    return tmp_path
+
+
+@pytest.mark.parametrize("cache_mb", [0, 100])  # decoded when needed, and at opening
+def test_unreadable_files_have_no_row_and_their_labels_go_with_them(folder, cache_mb, tmp_path):
+    data = sources.open_labelled(folder, size=16, cache_mb=cache_mb, progress=False)
+    net = Scaled(1.0)
+    found = embed(net, data, progress=False, batch=5, cache=tmp_path / "cache")
+    whole = [(c, i) for c in range(3) for i in range(8) if (c, i) not in {(0, 3), (1, 7)}]
+    assert found.label.tolist() == [c for c, _ in whole] and len(found) == 22
+    for row, (c, i) in zip(found.stages["map"], whole, strict=True):
+        pixels = torch.from_numpy(np.array(Image.open(folder / "abc"[c] / f"{i}.png")))
+        assert torch.allclose(row.float(), pixels.permute(2, 0, 1).flatten() / 255, atol=1e-3)
+    again = embed(net, data, progress=False, batch=5, cache=tmp_path / "cache")
+    assert torch.equal(again.stages["pool"], found.stages["pool"]) and torch.equal(again.label, found.label)
+
+
+def test_a_part_with_unreadable_files_loses_its_own(folder):
+    data = sources.open_labelled(folder, size=16, cache_mb=0, progress=False)
+    part = Part(data, torch.tensor([20, 3, 0, 15, 9]), "part")  # 3 and 15 are no images
+    found = embed(Scaled(1.0), part, progress=False)
+    assert found.label.tolist() == [2, 0, 1]
+    own = data.__getitems__(torch.tensor([20, 0, 9])).image.float() / 255
+    assert torch.allclose(found.stages["pool"], own.mean((2, 3)), atol=1e-5)
+
+
+def test_a_source_without_labels_has_features_all_the_same():
+    bare = embed(Scaled(1.0), source().images, progress=False)
+    assert len(bare) == 40 and len(bare.label) == 0 and bare.classes == []
