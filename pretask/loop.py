@@ -18,7 +18,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pretask import checkpoint, distributed, loader
+from pretask import checkpoint, convolutions, distributed, loader
 from pretask.config import TrainConfig, schedule
 from pretask.context import Context, Finished
 from pretask.journal import Journal
@@ -92,9 +92,7 @@ class Trainer:
         self.weights: Tensor | None = None  # (N,) sampling weights of this epoch
 
         method.to(fabric.device).train()
-        for module in method.modules():  # the layout that convolutions are fastest in
-            if isinstance(module, nn.Conv2d):
-                module.to(memory_format=torch.channels_last)
+        convolutions.quicken(method)
         if distributed.world() > 1:
             distributed.synchronise_norms(method)
         self.solver = fabric.setup_module(Solver(method))
