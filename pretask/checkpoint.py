@@ -2,7 +2,8 @@
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -13,8 +14,28 @@ from pretask.types import UserError
 LATEST, HEALTHY = "checkpoint.pt", "checkpoint-healthy.pt"
 
 
+class Unwritable(UserError):
+    """A full disk, a folder that may not be written: nothing of the file is left, and what was there still is."""
+
+    def __init__(self, path: Path, failure: BaseException):
+        super().__init__(f"could not write {path}: {reason(failure)}")
+
+
+def reason(failure: BaseException) -> str:
+    """The operating system's words; torch.save hides them behind an error of its own."""
+    cause: BaseException | None = failure
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror.lower()
+        cause = cause.__context__
+    return str(failure)
+
+
+# ---- writing
+
+
 def write(path: Path, fill: Callable[[BinaryIO], Any]) -> None:
-    """Let `fill` write the file `path`, all of it or nothing. Raises UserError if the disk is full."""
+    """Let `fill` write the file `path`, all of it or nothing. Raises Unwritable."""
     beside = path.with_name(path.name + ".new")
     try:
         with beside.open("wb") as file:
@@ -23,16 +44,53 @@ def write(path: Path, fill: Callable[[BinaryIO], Any]) -> None:
             os.fsync(file.fileno())
         beside.replace(path)
     except (OSError, RuntimeError) as failure:
-        beside.unlink(missing_ok=True)
-        free = shutil.disk_usage(path.parent).free
-        raise UserError(
-            f"could not write {path} ({failure}); {free / 1e6:.0f} MB are free there. Make room, then go on "
-            f"with: pretask pretrain --resume {path.parent}"
-        ) from None
+        raise Unwritable(path, failure) from None
+    finally:
+        remove(beside)
 
 
 def write_text(path: Path, text: str) -> None:
-    write(path, lambda file: file.write(text.encode()))
+    """As UTF-8; file names that are no UTF-8 keep their bytes."""
+    write(path, lambda file: file.write(text.encode(errors="surrogateescape")))
+
+
+def write_folder(path: Path, fill: Callable[[Path], Any]) -> None:
+    """Let `fill` write the files of a new folder `path`, all of them or nothing. Raises Unwritable."""
+    beside = path.with_name(f".{path.name}.new")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove(beside)  # of a process that was killed
+        beside.mkdir()
+        fill(beside)
+        beside.replace(path)
+        sync(path.parent)
+    except (OSError, Unwritable) as failure:
+        raise Unwritable(path, failure) from None
+    finally:
+        remove(beside)
+
+
+def remove(path: Path) -> None:
+    """A file or folder that may be there."""
+    try:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    except OSError:  # below a file, or on a disk that is read only: then it was never written
+        pass
+
+
+def sync(path: Path) -> None:
+    """Until it is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+# ---- checkpoints
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
@@ -49,8 +107,21 @@ def load(path: Path) -> dict[str, Any]:
         ) from None
 
 
+@contextmanager
+def belonging(path: Path) -> Iterator[None]:
+    """What was read from `path` goes where it belongs in here, or it is named: a file can be wrong in any way."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as wrong:
+        what = f"it lacks {wrong}" if isinstance(wrong, KeyError) else str(wrong).splitlines()[0]
+        raise UserError(f"{path} is damaged, or of another run: {what}") from None
+
+
 def set_aside(folder: Path) -> None:
     """Keep the newest checkpoint, made while all was well, under a name that later ones do not overwrite."""
     latest, kept = folder / LATEST, folder / HEALTHY
     if latest.exists() and not kept.exists():
-        shutil.copyfile(latest, kept)
+        with latest.open("rb") as newest:
+            write(kept, lambda file: shutil.copyfileobj(newest, file))

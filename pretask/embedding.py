@@ -5,6 +5,7 @@ same rows. Both are written as the images come by, so memory does not grow with 
 """
 
 import csv
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from pretask.encoders import Encoder
 from pretask.run import Run
 from pretask.sources import decode
 from pretask.sources.common import Images, bar, check_bad
-from pretask.sources.encoded import ENOUGH, cores
+from pretask.sources.encoded import cores
 from pretask.sources.stream import Stream
 from pretask.types import Batch, UserError
 
@@ -126,7 +127,7 @@ def streamed(source: Stream, batch: int) -> Iterator[Batch]:
             names = source.files(index)
             source.bad.update({n: x for n, x in zip(names, found, strict=True) if isinstance(x, str)})
             start += len(encoded)
-            check_bad(source.name, source.bad, max(start, ENOUGH), source.max_bad)
+            check_bad(source.name, source.bad, len(source), source.max_bad)
             image = np.stack([nothing if isinstance(x, str) else x for x in found])
             yield Batch(index, torch.from_numpy(image))
 
@@ -169,7 +170,7 @@ def write(
     with complete(*targets) as (table, plain, skipped):
         n, width = fill(table, plain, rows(encoder, source, stage, batch), len(source), progress)
         if source.bad:
-            with skipped.open("w", newline="") as file:
+            with skipped.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
                 csv.writer(file).writerows([("file", "reason"), *sorted(source.bad.items())])
     return Written(*targets[:2], targets[2] if source.bad else None, n, width)
 
@@ -200,7 +201,9 @@ def fill(table: Path, plain: Path, found: Iterator[Rows], total: int, progress: 
         names = [name for each in waiting for name in each.files]
         values = np.concatenate([each.features for each in waiting])
         listed = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), width)
-        writer.write_table(pa.Table.from_arrays([pa.array(names, pa.string()), listed], schema=schema))
+        writer.write_table(
+            pa.Table.from_arrays([pa.array(map(printable, names), pa.string()), listed], schema=schema)
+        )
         file.write(values.tobytes())
         waiting.clear()
 
@@ -221,6 +224,11 @@ def fill(table: Path, plain: Path, found: Iterator[Rows], total: int, progress: 
         file.seek(0)
         head(file, n, width)  # NumPy leaves room in the header for the number of rows to grow
     return n, width
+
+
+def printable(name: str) -> str:
+    """A file name that is no UTF-8 with a mark in place of each odd byte; tables hold nothing else."""
+    return os.fsencode(name).decode(errors="replace")
 
 
 def head(file: BinaryIO, n: int, width: int) -> None:

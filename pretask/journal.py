@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from pretask import checkpoint, run
+from pretask import checkpoint, distributed, run
 from pretask.types import Progress, UserError
 from pretask.watch import ADVICE, BROKEN, HEALTHY, Watch
 
@@ -21,7 +21,7 @@ Tell = Callable[[Mapping[str, Any]], None]
 
 
 class Journal:
-    """Rows of log.jsonl, each the mean since the last one, and the run's state of health.
+    """Rows of log.jsonl, each the mean since the last one and over processes, and the run's state of health.
 
     `tell` gets every row as it is written, with what a display needs besides. Only the first process writes.
     """
@@ -36,7 +36,7 @@ class Journal:
         tell: Tell | None = None,
     ):
         self.folder, self.steps, self.batch, self.writes = folder, steps, batch, writes
-        self.watch, self.tell = watch, tell or (lambda row: None)
+        self.watch, self.tell = watch, (tell if writes else None) or (lambda row: None)
         self.every = max(1, steps // ROWS)
         self.losses: list[Tensor] = []
         self.parts: list[Mapping[str, Tensor]] = []
@@ -73,7 +73,7 @@ class Journal:
         last = progress.step == self.steps - 1
         if len(self.losses) < self.every and not last:
             return False
-        losses, now = torch.stack(self.losses).tolist(), time.perf_counter()
+        losses, now = distributed.mean(torch.stack(self.losses)).tolist(), time.perf_counter()
         row = {
             "step": progress.step,
             "epoch": progress.epoch,
@@ -83,7 +83,7 @@ class Journal:
             "waiting": self.waited / (now - self.since),
         }
         for name in parts:
-            row[name] = torch.stack([p[name] for p in self.parts]).mean().item()
+            row[name] = distributed.mean(torch.stack([p[name] for p in self.parts])).mean().item()
         first = progress.step + 1 - len(losses)
         self.losses.clear()
         self.parts.clear()

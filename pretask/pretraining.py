@@ -4,15 +4,18 @@ import csv
 import dataclasses
 import io
 import json
+import logging
 import math
 import os
 import platform
 import re
 import subprocess
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
@@ -20,8 +23,9 @@ from typing import Any, Literal
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.strategies.ddp import DDPStrategy
+from PIL import Image
 
-from pretask import checkpoint, encoders, methods, run, sources
+from pretask import checkpoint, distributed, encoders, methods, run, sources
 from pretask.config import TrainConfig
 from pretask.journal import Journal, Tell
 from pretask.loop import Plan, Trainer
@@ -76,15 +80,21 @@ def fastest_precision() -> Literal["bf16-mixed", "32-true"]:
 
 def engine(settings: Settings, partial: bool) -> Fabric:
     """Lightning Fabric for these settings: one process, several on this machine, or many by torchrun."""
-    many = settings.devices not in ("auto", 1) or int(os.environ.get("WORLD_SIZE", "1")) > 1
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    here = int(
+        os.environ.get("LOCAL_WORLD_SIZE", world)
+    )  # torchrun's; Fabric's own launcher stays on one machine
+    many = settings.devices not in ("auto", 1) or world > 1
     on_cpu = settings.accelerator == "cpu" or not torch.cuda.is_available()
-    devices = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if on_cpu else "auto"
+    devices = here if on_cpu else "auto"
+    logging.getLogger("lightning_fabric").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", ".*`broadcast_buffers` is deprecated")  # its successor is not in 2.5
     ddp = DDPStrategy(find_unused_parameters=partial, broadcast_buffers=False)
     precision = fastest_precision() if settings.precision == "auto" else settings.precision
     return Fabric(
         accelerator="cpu" if on_cpu else settings.accelerator,
         devices=devices if settings.devices == "auto" else settings.devices,
-        num_nodes=int(os.environ.get("WORLD_SIZE", "1")) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
+        num_nodes=world // here,
         strategy=ddp if many or (not on_cpu and torch.cuda.device_count() > 1) else "auto",
         precision=precision,
     )
@@ -128,10 +138,7 @@ def pretrain(
         config = config or methods.recipe(method)()
         train = train or config.train
         folder = named(method, settings)
-        if folder.exists() and any(folder.iterdir()):
-            raise UserError(
-                f"{folder} exists; choose another --out, or go on with: pretask pretrain --resume {folder}"
-            )
+        check_out(folder)
         old: dict[str, Any] = {}
     else:
         folder, old = resume, run.Run(resume).card
@@ -157,25 +164,52 @@ def pretrain(
     fabric.launch()
     trainer = Trainer(fabric, solver, source, train, folder, settings.seed, settings.workers)
 
-    if resume is None:
-        steps = length(settings, train, trainer, began)
-        if fabric.is_global_zero:
-            folder.mkdir(parents=True, exist_ok=True)
+    with distributed.together():
+        steps = old["steps"] if old else length(settings, train, trainer, began)
+        plan = Plan.of(steps, trainer.per_pass, train.rounds)
+        watch = Watch(solver.export(), source, folder, labelled) if fabric.is_global_zero else None
+        if resume is None and fabric.is_global_zero:
+            card = describe(method, settings, config, train, plan, source, fabric, spec, command)
+            picture = preview(solver, source, folder.name, settings.seed)
+            checkpoint.write_folder(folder, partial(first_files, card=card, picture=picture))
         fabric.barrier()
-    else:
-        steps = old["steps"]
-    plan = Plan.of(steps, trainer.per_pass, train.rounds)
-    if resume is None and fabric.is_global_zero:
-        card = describe(method, settings, config, train, plan, source, fabric, spec, command)
-        checkpoint.write_text(folder / run.CARD, json.dumps(card, indent=2, default=str) + "\n")
-        preview(solver, source, folder, settings.seed)
-    watch = Watch(solver.export(), source, folder, labelled) if fabric.is_global_zero else None
-    journal = Journal(folder, plan.steps, train.batch, fabric.is_global_zero, watch, tell)
-    trainer.fit(plan, journal)
-    if fabric.is_global_zero:
-        finish(folder, solver, source, time.monotonic() - began)
-    fabric.barrier()
+        journal = Journal(folder, plan.steps, train.batch, fabric.is_global_zero, watch, tell)
+        try:
+            fit(trainer, plan, journal)
+            if fabric.is_global_zero:
+                finish(folder, solver, time.monotonic() - began)
+        except checkpoint.Unwritable as full:
+            raise UserError(
+                f"{full}. Make room, then go on with: pretask pretrain --resume {folder}"
+            ) from None
+        fabric.barrier()
     return run.Run(folder)
+
+
+def check_out(folder: Path) -> None:
+    """UserError unless a run can be written there: nothing is in the way, and the disk lets us."""
+    if folder.is_dir() and any(folder.iterdir()):
+        raise UserError(
+            f"{folder} exists; choose another --out, or go on with: pretask pretrain --resume {folder}"
+        )
+    there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    if not there.is_dir():
+        raise UserError(f"{there} is a file, so no run can be written to {folder}; choose another --out")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"{there} may not be written to; choose another --out")
+
+
+def fit(trainer: Trainer, plan: Plan, journal: Journal) -> None:
+    """Train to the end; what could not be read is listed however it ends."""
+    bad = trainer.source.bad
+    try:
+        trainer.fit(plan, journal)
+        bad.update(distributed.union(bad))
+    finally:
+        if bad and journal.writes:
+            text = io.StringIO()
+            csv.writer(text).writerows([("file", "reason"), *sorted(bad.items())])
+            checkpoint.write_text(trainer.folder / run.SKIPPED, text.getvalue())
 
 
 def length(settings: Settings, train: TrainConfig, trainer: Trainer, began: float) -> int:
@@ -262,23 +296,24 @@ def commit() -> str | None:
 
 
 @torch.no_grad()
-def preview(method: Method[Any], source: Source, folder: Path, seed: int) -> None:
-    """preview.png: the first puzzles with their answers."""
+def preview(method: Method[Any], source: Source, title: str, seed: int) -> Image.Image:
+    """The first puzzles with their answers."""
     from pretask.reports import sheet
     from pretask.rng import Rng
 
     batch = source.__getitems__(torch.arange(min(8, len(source))))
     device = next(method.parameters()).device
     puzzle = method.pretext(batch.to(device), Rng(seed, "preview", device=device))
-    picture = sheet.puzzles(puzzle, title=folder.name)
+    return sheet.puzzles(puzzle, title=title)
+
+
+def first_files(folder: Path, card: dict[str, Any], picture: Image.Image) -> None:
+    """What a run's folder holds before the first step."""
+    checkpoint.write_text(folder / run.CARD, json.dumps(card, indent=2, default=str) + "\n")
     checkpoint.write(folder / "preview.png", lambda file: picture.save(file, format="PNG"))
 
 
-def finish(folder: Path, method: Method[Any], source: Source, took: float) -> None:
-    """The encoder alone, the list of what could not be read, and the mark of a complete run."""
+def finish(folder: Path, method: Method[Any], took: float) -> None:
+    """The encoder alone, and the mark of a complete run."""
     run.save_encoder(method.export(), folder)
-    if source.bad:
-        text = io.StringIO()
-        csv.writer(text).writerows([("file", "reason"), *sorted(source.bad.items())])
-        checkpoint.write_text(folder / run.SKIPPED, text.getvalue())
     checkpoint.write_text(folder / run.DONE, f"{took:.1f} s\n")

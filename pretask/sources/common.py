@@ -1,5 +1,6 @@
 """What all kinds of source share: how one is asked for, what opening returns, compact names, a bar."""
 
+import math
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -75,19 +76,27 @@ class Texts:
         return Texts.of(self[i] for i in keep)
 
 
-def check_bad(name: str, bad: dict[str, str], seen: int, limit: float) -> None:
-    """Stop when more than `limit` of the images seen were unreadable."""
-    if not bad or len(bad) <= limit * seen:
+def check_bad(name: str, bad: dict[str, str], n: int, limit: float) -> None:
+    """Stop when more than `limit` of `n` images cannot be read."""
+    if not bad or len(bad) <= limit * n:
         return
     some = "; ".join(f"{file}: {why}" for file, why in list(bad.items())[:3])
     raise UserError(
-        f"{name}: {len(bad)} of {seen} images cannot be read ({some}); "
+        f"{name}: {len(bad)} of {n} images cannot be read ({some}); "
         f"at most {limit:.0%} are tolerated. Mend or remove them, or raise --max-bad"
     )
 
 
+def check_sample(name: str, bad: dict[str, str], n: int, limit: float) -> None:
+    """The same of `n` images drawn from many: stop when chance alone does not explain it (3 standard deviations)."""
+    if len(bad) > limit * n + 3 * math.sqrt(limit * (1 - limit) * n):
+        check_bad(name, bad, n, limit)
+
+
 def numbered(labels: np.ndarray, names: Sequence[str] | None = None) -> tuple[Tensor, list[str]]:
     """Labels of any kind -> (N,) int64 and the class names they stand for."""
+    if labels.dtype.kind == "O" or (labels.dtype.kind == "f" and not np.isfinite(labels).all()):
+        raise UserError("some labels are missing, or not a number; leave these images out")
     if names is not None and labels.dtype.kind in "iu":
         if len(labels) and not (labels.min() >= 0 and labels.max() < len(names)):
             raise UserError(

@@ -5,6 +5,8 @@ Transparent pixels become white, as a page shows them. 16-bit values are scaled 
 
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +14,13 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = 2**27
 """larger images are not decoded: 134 million pixels are 400 MB as RGB"""
+MAX_BYTES = 2**30
+"""larger files are not read"""
 ORIENTATION = 0x0112  # EXIF tag
 
 warnings.filterwarnings(
-    "ignore", category=Image.DecompressionBombWarning
-)  # MAX_PIXELS decides, from the header
+    "ignore", module="PIL"
+)  # MAX_PIXELS decides on bombs; other damage is named or mended
 
 Encoded = Path | bytes | Image.Image
 
@@ -27,26 +31,31 @@ class Unreadable(Exception):
 
 def canvas(encoded: Encoded, size: int, channels: int) -> np.ndarray:
     """A file, its bytes or an opened image -> (channels, size, size) uint8."""
-    try:
+    with readable():
         image = opened(encoded)
         if image.format == "JPEG":  # the codec itself reduces by 2, 4 or 8, never below `size`
             image.draft("L" if channels == 1 else None, (size, size))
         image = plain(upright(image), channels)
         pixels = np.asarray(square(image, size))
-    except Unreadable:
-        raise
-    except UnidentifiedImageError:
-        raise Unreadable("not an image") from None
-    except (OSError, SyntaxError, ValueError, EOFError, MemoryError, Image.DecompressionBombError) as error:
-        raise Unreadable(reason(error)) from None
-    return pixels.reshape(size, size, channels).transpose(2, 0, 1)
+        return pixels.reshape(size, size, channels).transpose(2, 0, 1)
 
 
 def short_side(encoded: Encoded) -> int:
     """From the header alone."""
-    try:
+    with readable():
         return min(opened(encoded).size)
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+
+
+@contextmanager
+def readable() -> Iterator[None]:
+    """Whatever a decoder raises in here makes one image Unreadable; each decoder has its own ways to fail."""
+    try:
+        yield
+    except Unreadable:
+        raise
+    except UnidentifiedImageError:
+        raise Unreadable("not an image") from None
+    except Exception as error:
         raise Unreadable(reason(error)) from None
 
 
@@ -54,6 +63,8 @@ def opened(encoded: Encoded) -> Image.Image:
     """Header read, pixels not yet decoded."""
     if isinstance(encoded, Image.Image):
         return encoded
+    if isinstance(encoded, Path) and encoded.stat().st_size > MAX_BYTES:
+        raise Unreadable(f"{encoded.stat().st_size:,} bytes, more than {MAX_BYTES:,}")
     data = encoded if isinstance(encoded, bytes) else encoded.read_bytes()
     if not data:
         raise Unreadable("empty")

@@ -46,10 +46,8 @@ class Samples:
         return str(i)
 
     def read(self, i: int) -> Image.Image:
-        try:
+        with decode.readable():
             image = self.data[i][0]
-        except (SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-            raise decode.Unreadable(decode.reason(error)) from None
         if not isinstance(image, Image.Image):
             raise decode.Unreadable(f"a {type(image).__name__}, not an image")
         return image

@@ -12,20 +12,18 @@ from torch import Tensor
 
 from pretask.sources import decode
 from pretask.sources.arrays import Arrays
-from pretask.sources.common import Asked, Opened, Texts, bar, check_bad
+from pretask.sources.common import Asked, Opened, Texts, bar, check_bad, check_sample
 from pretask.types import Batch, UserError
 
 CHUNK = 32
 """images that one thread decodes in a row"""
-SAMPLE = 64
-"""files whose headers decide the canvas when no size is asked for"""
+SAMPLE = 100
+"""images spread over all of them that are looked at first: for the canvas, and for how many are unreadable"""
 LARGEST = 160
 """canvas chosen without being asked for, pixels"""
 SMALLEST = 16
 TRIES = 100
 """unreadable images in a row after which no stand-in is looked for"""
-ENOUGH = 100
-"""images that must have been seen before their bad share says anything"""
 
 
 class Items(Protocol):
@@ -78,10 +76,8 @@ class Reader:
         raise UserError(f"{self.items.name(i)} and the {TRIES} images after it cannot be read")
 
     def one(self, i: int) -> np.ndarray:
-        try:
+        with decode.readable():
             return decode.canvas(self.items.read(i), self.size, self.channels)
-        except OSError as error:
-            raise decode.Unreadable(decode.reason(error)) from None
 
     def candidates(self, i: int) -> Iterator[int]:
         """i, then those that may stand in for it."""
@@ -95,15 +91,15 @@ class Reader:
 
 
 class Encoded:
-    """A source that decodes what it is asked for."""
+    """A source that decodes what it is asked for; `bad` is what was found amiss before."""
 
     provides: frozenset[str] = frozenset()
 
-    def __init__(self, name: str, reader: Reader, max_bad: float):
+    def __init__(self, name: str, reader: Reader, max_bad: float, bad: dict[str, str] | None = None):
         self.name, self.reader, self.max_bad = name, reader, max_bad
         self.size, self.channels = reader.size, reader.channels
-        self.bad: dict[str, str] = {}
-        self.seen = 0
+        self.bad = dict(bad or {})
+        self.n = len(reader.items) + len(self.bad)  # all there are
 
     def __len__(self) -> int:
         return len(self.reader.items)
@@ -116,18 +112,31 @@ class Encoded:
         image = torch.empty(len(index), self.channels, self.size, self.size, dtype=torch.uint8)
         chunks = index.split(CHUNK)
         parts = [part.numpy() for part in image.split(CHUNK)]
-        for bad, chunk in zip(
-            self.threads.map(self.reader.fill, parts, map(Tensor.tolist, chunks)), chunks, strict=True
-        ):
-            self.note(bad, len(chunk))
+        for bad in self.threads.map(self.reader.fill, parts, map(Tensor.tolist, chunks)):
+            self.note(bad)
         return Batch(index, image)
 
-    def note(self, bad: dict[str, str], seen: int) -> None:
-        """Remember what a reader, here or in a worker, met with among `seen` images."""
+    def note(self, bad: dict[str, str]) -> None:
+        """Remember what a reader, here or in a worker, could not read."""
         self.bad.update(bad)
-        self.seen = min(self.seen + seen, len(self))
-        if self.seen >= min(ENOUGH, len(self)):
-            check_bad(self.name, self.bad, self.seen, self.max_bad)
+        check_bad(self.name, self.bad, self.n, self.max_bad)
+
+    def survey(self) -> None:
+        """Look at a sample first, so that most of a hopeless folder is not trained on before it is called so."""
+        index = sample(len(self))
+        found: dict[str, str] = {}
+        with ThreadPoolExecutor(cores()) as threads:
+            for bad in threads.map(self.unreadable, index):
+                found |= bad
+        check_sample(self.name, found, len(index), self.max_bad)
+        self.note(found)
+
+    def unreadable(self, i: int) -> dict[str, str]:
+        try:
+            self.reader.one(i)
+        except decode.Unreadable as error:
+            return {self.reader.items.name(i): str(error)}
+        return {}
 
     def files(self, index: Tensor) -> list[str]:
         return [self.reader.items.name(i) for i in index.tolist()]
@@ -146,8 +155,8 @@ def collect(
     alike = None if label is None else label.numpy()
     reader = Reader(items, size, channels, alike)
     if len(items) * channels * size**2 > asked.cache_mb * 2**20:
-        source = Encoded(name, reader, asked.max_bad)
-        source.bad.update(bad or {})
+        source = Encoded(name, reader, asked.max_bad, bad)
+        source.survey()
         return Opened(source, label, classes or [])
     return decoded(name, reader, asked, label, classes or [], bad or {})
 
@@ -187,16 +196,22 @@ def decoded(
 
 
 def median_side(name: str, items: Items) -> int:
-    """Of a sample spread evenly over the items, within SMALLEST and LARGEST."""
+    """Of a sample, within SMALLEST and LARGEST."""
     sides, why = [], ""
-    for i in np.unique(np.linspace(0, len(items) - 1, SAMPLE).round().astype(int)).tolist():
+    for i in sample(len(items)):
         try:
-            sides.append(decode.short_side(items.read(i)))
-        except (decode.Unreadable, OSError) as error:
+            with decode.readable():
+                sides.append(decode.short_side(items.read(i)))
+        except decode.Unreadable as error:
             why = f"{items.name(i)}: {error}"
     if not sides:
         raise UserError(f"{name}: none of the images looked at first can be read ({why})")
     return int(np.clip(np.median(sides), SMALLEST, LARGEST))
+
+
+def sample(n: int) -> list[int]:
+    """At most SAMPLE of n positions, evenly spread."""
+    return np.unique(np.linspace(0, n - 1, SAMPLE).round().astype(int)).tolist()
 
 
 def cores() -> int:

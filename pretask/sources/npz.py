@@ -1,6 +1,5 @@
 """`.npz` files: `images` as arrays, or as encoded bytes with their offsets; perhaps with labels."""
 
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,9 @@ from pretask.sources.common import Asked, Opened, bar, numbered
 from pretask.sources.encoded import Packed, collect
 from pretask.types import UserError
 
+DEPTHS = (1, 3, 4)
+"""grey, colour, colour with transparency"""
+
 
 def understands(spec: str) -> bool:
     return spec.endswith(".npz") and Path(spec).expanduser().is_file()
@@ -21,43 +23,67 @@ def understands(spec: str) -> bool:
 
 def load(spec: str, asked: Asked) -> Opened:
     """`images` (N, H, W[, C]) uint8, or `jpeg` and `offsets`; perhaps `labels` and `class_names`."""
-    content = read(Path(spec).expanduser())
+    content, there = read(spec, "images", "jpeg", "offsets")
     name = Path(spec).stem
-    n = len(content["images"]) if "images" in content else len(content["offsets"]) - 1
-    label, classes = None, []
-    if asked.labels and "labels" in content:
-        if content["labels"].shape != (n,):
-            raise UserError(f"{spec}: `labels` has shape {content['labels'].shape}; expected ({n},)")
-        names = content.get("class_names")
-        label, classes = numbered(content["labels"], None if names is None else [str(c) for c in names])
     if "images" in content:
+        check_pixels(content["images"], spec)
+        label, classes = labels(spec, len(content["images"])) if asked.labels else (None, [])
         return Opened(Arrays(name, fitted(content["images"], asked, spec)), label, classes)
-    return collect(name, Packed(content["jpeg"], content["offsets"]), asked, label, classes)
+    if len(content) < 2:
+        raise UserError(f"{spec} holds {there}; expected `images` (N, H, W[, C]) uint8")
+    packed = Packed(content["jpeg"], content["offsets"])
+    check_packed(packed, spec)
+    label, classes = labels(spec, len(packed)) if asked.labels else (None, [])
+    return collect(name, packed, asked, label, classes)
 
 
-def read(path: Path) -> dict[str, np.ndarray]:
-    """The known arrays of a `.npz`; nothing is unpickled."""
-    known = ("images", "jpeg", "offsets", "labels", "class_names")
+def read(spec: str, *wanted: str) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Those of the wanted arrays that there are, and the names of all; nothing is unpickled."""
     try:
-        with np.load(path, allow_pickle=False) as z:
-            content = {key: z[key] for key in known if key in z.files}
-            there = z.files
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} cannot be read as .npz: {decode.reason(error)}") from None
-    if "images" not in content and not {"jpeg", "offsets"} <= set(content):
-        raise UserError(f"{path} holds {there}; expected `images` (N, H, W[, C]) uint8")
-    return content
+        with np.load(Path(spec).expanduser(), allow_pickle=False) as z:
+            return {key: z[key] for key in wanted if key in z.files}, z.files
+    except Exception as error:  # a zip, its compression, the arrays' headers: all can be damaged
+        raise UserError(f"{spec} cannot be read as .npz: {decode.reason(error)}") from None
 
 
-def fitted(pixels: np.ndarray, asked: Asked, name: str) -> Tensor:
-    """(N, H, W) or (N, H, W, C) uint8 -> (N, channels, size, size)."""
-    if pixels.ndim == 3:
-        pixels = pixels[..., None]
-    if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] not in (1, 3, 4) or not len(pixels):
+def labels(spec: str, n: int) -> tuple[Tensor | None, list[str]]:
+    """`labels` (n,), whole numbers or words, and `class_names`."""
+    content, _ = read(spec, "labels", "class_names")
+    if "labels" not in content:
+        return None, []
+    label, names = content["labels"], content.get("class_names")
+    if label.shape != (n,):
+        raise UserError(f"{spec}: `labels` has shape {label.shape}; expected ({n},)")
+    if names is not None and names.ndim != 1:
+        raise UserError(f"{spec}: `class_names` has shape {names.shape}; expected (classes,)")
+    return numbered(label, None if names is None else [str(c) for c in names])
+
+
+def check_pixels(pixels: np.ndarray, name: str) -> None:
+    """Raises UserError unless these are images."""
+    shaped = pixels.ndim == 3 or (pixels.ndim == 4 and pixels.shape[3] in DEPTHS)
+    if pixels.dtype != np.uint8 or not pixels.size or not shaped:
         raise UserError(
             f"{name}: `images` has shape {pixels.shape} and type {pixels.dtype}; "
             "expected uint8 of shape (N, H, W) or (N, H, W, 3)"
         )
+
+
+def check_packed(packed: Packed, name: str) -> None:
+    """Raises UserError unless every image lies within the bytes."""
+    data, offsets = packed.data, packed.offsets
+    if data.dtype != np.uint8 or data.ndim != 1 or offsets.dtype.kind not in "iu" or offsets.ndim != 1:
+        raise UserError(f"{name}: expected `jpeg` (bytes,) uint8 and `offsets` (N + 1,) of whole numbers")
+    ends = offsets.astype(np.int64)
+    if len(ends) < 2 or ends[0] < 0 or (np.diff(ends) < 0).any() or ends[-1] > len(data):
+        raise UserError(f"{name}: `offsets` do not rise from 0 to the {len(data):,} bytes of `jpeg`")
+
+
+def fitted(pixels: np.ndarray, asked: Asked, name: str) -> Tensor:
+    """(N, H, W) or (N, H, W, C) uint8 -> (N, channels, size, size)."""
+    check_pixels(pixels, name)
+    if pixels.ndim == 3:
+        pixels = pixels[..., None]
     n, height, width, depth = pixels.shape
     size, channels = asked.size or min(height, width), asked.channels or (1 if depth == 1 else 3)
     if (height, width, depth) == (size, size, channels):

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pretask.sources import decode, table, tar
 from pretask.sources.common import Asked, Opened, check_bad
-from pretask.sources.encoded import ENOUGH, cores
+from pretask.sources.encoded import cores
 from pretask.types import Batch, UserError
 
 BUFFER = 2048
@@ -68,8 +68,7 @@ class Stream:
     def __init__(self, name: str, rows: Any, column: str, n: int, size: int, channels: int, max_bad: float):
         self.name, self.rows, self.column, self.n = name, rows, column, n
         self.size, self.channels, self.max_bad = size, channels, max_bad
-        self.bad: dict[str, str] = {}
-        self.seen = 0
+        self.bad: dict[str, str] = {}  # of the current pass, whose order gives the rows their numbers
 
     def __len__(self) -> int:
         return self.n
@@ -104,6 +103,7 @@ class Stream:
         """This process's rows of len // batch batches; begins anew where its own shards are fewer."""
         rank, world = share
         own = batch // world
+        self.bad.clear()
         endless = chain.from_iterable(self.once(share, seed) for _ in repeat(None))
         rows = islice(endless, first * own, None)
         with ThreadPoolExecutor(cores()) as threads:
@@ -127,9 +127,7 @@ class Stream:
         images = list(threads.map(one, rows))
         bad = {name: x for name, x in zip(self.files(index), images, strict=True) if isinstance(x, str)}
         self.bad.update(bad)
-        self.seen += len(rows)
-        if self.seen >= ENOUGH or len(bad) == len(rows):
-            check_bad(self.name, self.bad, min(self.seen, len(self)), self.max_bad)
+        check_bad(self.name, self.bad, len(self), self.max_bad)
         readable = [x for x in images if not isinstance(x, str)]
         if not readable:
             why = next(iter(bad.values()))

@@ -4,6 +4,8 @@ The hub is asked only for a name that says so. Rows stay encoded, in a memory ma
 """
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +69,8 @@ def encoded(cell: Any) -> decode.Encoded:
 
 def fetched(spec: str, asked: Asked, streaming: bool) -> tuple[Any, str]:
     """The table of one split, and its name."""
+    if not spec:
+        raise UserError("hf: names no data set; expected hf:USER/DATA, or a parquet file")
     datasets = imported()
     if not asked.progress:
         datasets.disable_progress_bars()
@@ -87,7 +91,8 @@ def fetched(spec: str, asked: Asked, streaming: bool) -> tuple[Any, str]:
         where, name = (repository, config, {}), repository.rpartition("/")[2]
     try:
         kind, config, files = where
-        return datasets.load_dataset(kind, config, **files, split=split, streaming=streaming), name
+        with promptly(datasets) if not files else nullcontext():
+            return datasets.load_dataset(kind, config, **files, split=split, streaming=streaming), name
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise UserError(
             f"{spec} ({split}) cannot be opened: {decode.reason(error.__cause__ or error)}"
@@ -101,6 +106,24 @@ def imported() -> Any:
         raise UserError("this data needs the package `datasets`: pip install 'pretask[hf]'") from None
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries, one warning each
     return datasets
+
+
+@contextmanager
+def promptly(datasets: Any) -> Iterator[None]:
+    """Where the hub cannot be reached its client tries for half a minute; in here it then takes what it has stored."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
+
+    before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
+    try:
+        if not any(before):
+            get_session().head(constants.ENDPOINT, timeout=5)
+    except Exception:  # of whichever library it connects with
+        constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
 
 
 def image_column(features: Any, spec: str) -> str:

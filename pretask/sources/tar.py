@@ -77,9 +77,18 @@ def index(shard: str) -> tuple[dict[str, tuple[str, int, int]], dict[str, bytes]
                 elif suffix == "cls":
                     content = tar.extractfile(member)
                     classes[key] = content.read().strip() if content else b""
+            if following(shard, tar.offset).strip(b"\0"):
+                raise tarfile.ReadError(f"damaged after byte {tar.offset}")
     except (tarfile.TarError, OSError, EOFError) as error:
         raise UserError(f"{shard} cannot be read as tar: {decode.reason(error)}") from None
     return images, classes
+
+
+def following(shard: str, offset: int) -> bytes:
+    """What stands where tarfile saw the end: zeros or nothing, or else a header it could not read."""
+    with open(shard, "rb") as file:
+        file.seek(offset)
+        return file.read(tarfile.BLOCKSIZE)
 
 
 def as_numbers(labels: list[bytes]) -> np.ndarray:

@@ -44,13 +44,13 @@ class Team:
             multiprocessing_context="fork" if sys.platform == "linux" else None,
         )
 
-    def batches(self, rows: list[Tensor], note: Callable[[dict[str, str], int], None]) -> Iterator[Batch]:
-        """Start on the batches of positions `rows`; `note` hears what was unreadable among how many."""
+    def batches(self, rows: list[Tensor], note: Callable[[dict[str, str]], None]) -> Iterator[Batch]:
+        """Start on the batches of positions `rows`; `note` hears what was unreadable."""
         self.todo.fill(rows, len(self.ring))
         return self.joined(rows, note, iter(self.loader))  # forks here, in the thread that asks
 
     def joined(
-        self, rows: list[Tensor], note: Callable[[dict[str, str], int], None], results: Iterator[Any]
+        self, rows: list[Tensor], note: Callable[[dict[str, str]], None], results: Iterator[Any]
     ) -> Iterator[Batch]:
         for index in rows:
             shape = len(index), *self.ring.shape[2:]
@@ -61,7 +61,7 @@ class Team:
                     raise result
                 slot, bad = result
                 part.copy_(self.ring[slot, : len(part)])
-                note(bad, len(part))
+                note(bad)
             yield Batch(index, image)
 
 
