@@ -158,13 +158,14 @@ def patches(source: Source, centres: int = CENTRES, seed: int = 0) -> Patches:
     return Patches(mean, zca, kmeans((sample - mean) @ zca, centres, rng))
 
 
+@torch.random.fork_rng(devices=[])
 def untrained(encoder: Encoder, seed: int) -> Encoder:
     """The encoder as a run with this seed began."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return encoders.build(encoder.name, encoder.channels, encoder.size)
+    torch.manual_seed(seed)
+    return encoders.build(encoder.name, encoder.channels, encoder.size)
 
 
+@torch.random.fork_rng(devices=[])
 def supervised(
     encoder: Encoder,
     source: Labelled,
@@ -175,9 +176,8 @@ def supervised(
 ) -> Encoder:
     """The same encoder, trained for `steps` on images and labels: small shifts, flips, AdamW."""
     net = untrained(encoder, seed).to(device).train()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        head = nn.Linear(net.dim, len(source.classes)).to(device)
+    torch.manual_seed(seed)  # of the head, and of what an encoder drops
+    head = nn.Linear(net.dim, len(source.classes)).to(device)
     train = SUPERVISED
     weights = [*net.parameters(), *head.parameters()]
     optimizer = torch.optim.AdamW(weights, weight_decay=train.weight_decay)

@@ -157,14 +157,14 @@ def test_on_real_photographs_patches_tell_more_than_pixels(shared_data, monkeypa
     known = {"progress": False}
     train = sources.open_labelled(shared_data("cifar10", "cifar10_train.npz"), **known)
     test = sources.open_labelled(shared_data("cifar10", "cifar10_test.npz"), **known)
-    train, test = (first(source, n) for source, n in ((train, 800), (test, 1000)))
+    train, test = (first(source, n) for source, n in ((train, 600), (test, 800)))
 
     def accuracy(net: torch.nn.Module) -> float:
         x, unseen = embed(net, train, **known), embed(net, test, **known)
-        probe = linear.fit(x.stages["pool"], x.label, 10, 1.0)
+        probe = linear.fit(x.stages["pool"], x.label, 10, 0.1)
         return (probe.predict(unseen.stages["pool"]) == unseen.label).double().mean().item()
 
-    assert accuracy(baselines.patches(train, 40)) > accuracy(baselines.Pixels()) + 0.04
+    assert accuracy(baselines.patches(train, 50)) > accuracy(baselines.Pixels()) + 0.06
 
 
 def first(source: sources.Labelled, n: int) -> sources.Labelled:
@@ -215,4 +215,14 @@ def test_the_supervised_encoder_learns_its_labels_and_nothing_else():
 
     assert accuracy(one) > accuracy(baselines.untrained(net, 0)) + 0.1
     two = baselines.supervised(net, train, 40, seed=0, progress=False)
+    assert all(torch.equal(v, two.state_dict()[k]) for k, v in one.state_dict().items())
+
+
+def test_an_encoder_that_drops_paths_is_trained_alike_from_equal_seeds():
+    train = sources.open_labelled("synthetic:16:16")
+    net = encoders.build("resnet18:drop_path_rate=0.5", 3, 16)
+    torch.manual_seed(1)
+    one = baselines.supervised(net, train, 2, seed=0, progress=False)
+    torch.manual_seed(2)
+    two = baselines.supervised(net, train, 2, seed=0, progress=False)
     assert all(torch.equal(v, two.state_dict()[k]) for k, v in one.state_dict().items())
