@@ -77,15 +77,15 @@ class Parsed(Exception):
 @pytest.fixture
 def understood(monkeypatch, tmp_path, planted):
     """Words -> whether the real command line parses them; it stops where a verb would begin its work."""
-    from pretask import parse
+    import tyro
 
-    real = parse.parse
+    real = tyro.cli
 
-    def stop(*arguments):
-        real(*arguments)
+    def stop(*arguments, **options):
+        real(*arguments, **options)
         raise Parsed
 
-    monkeypatch.setattr(parse, "parse", stop)
+    monkeypatch.setattr(tyro, "cli", stop)
     monkeypatch.chdir(tmp_path)
     for name in ("upside_down.py", "my_puzzle.py"):
         Path(name).write_text((planted / f"{PLANTED}.py").read_text())
