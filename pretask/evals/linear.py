@@ -111,9 +111,7 @@ class Problem:
         hessian, shift = self.correlation / self.classes, penalty + 1e-6
         hessian.diagonal().add_(shift)
         root, failed = torch.linalg.cholesky_ex(hessian)
-        while (
-            failed
-        ):  # columns that repeat each other: only rounding errors are left beside the first of them
+        while failed:  # columns repeat each other, and rounding errors decide the sign of what is left
             hessian.diagonal().add_(9 * shift)
             shift *= 10
             root, failed = torch.linalg.cholesky_ex(hessian)
