@@ -29,7 +29,7 @@ def column(values: Tensor) -> Tensor:
 def blend(x: Tensor, other: Tensor | float, share: Tensor) -> Tensor:
     """share · x + (1 - share) · other, kept in [0, 1]; `share` (B,) may exceed 1."""
     share = column(share)
-    return (share * x + (1 - share) * other).clamp_(0, 1)
+    return (share * x).add_((1 - share) * other).clamp_(0, 1)
 
 
 # ---- geometry
@@ -52,10 +52,10 @@ def shift(x: Tensor, rng: Rng, padding: int) -> Tensor:
 
 def crop(x: Tensor, box: Tensor, size: int) -> Tensor:
     """Boxes (B, 4) of centre x, centre y, width, height as fractions of the image -> (B, C, size, size), bilinear."""
-    theta = torch.zeros(len(x), 2, 3, device=x.device)
-    theta[:, 0, 0], theta[:, 1, 1] = box[:, 2], box[:, 3]
-    theta[:, :, 2] = 2 * box[:, :2] - 1
-    grid = F.affine_grid(theta, [len(x), x.shape[1], size, size], align_corners=False)
+    steps = (2 * torch.arange(size, device=x.device) + 1) / size - 1  # pixel centres of a box from -1 to 1
+    at = 2 * box[:, :2, None] - 1 + box[:, 2:, None] * steps  # (B, 2, size), the same of the image
+    across, down = at.unbind(1)
+    grid = torch.stack(torch.broadcast_tensors(across[:, None], down[:, :, None]), -1)  # (B, size, size, 2)
     return F.grid_sample(x, grid, padding_mode="border", align_corners=False)
 
 
@@ -103,17 +103,17 @@ def turn_hue(x: Tensor, turns: Tensor) -> Tensor:
     """The hue of (B, 3, H, W) moved by `turns` (B,) of a full circle, in HSV."""
     r, g, b = x.unbind(1)
     value, low = x.amax(1), x.amin(1)
-    chroma = value - low
-    safe = chroma.clamp(min=1e-8)
-    sector = torch.where(  # (B, H, W) in [0, 6), the place on the colour circle
+    chroma = value - low  # (B, H, W)
+    place = torch.where(
         value == r,
-        (g - b) / safe,
-        torch.where(value == g, (b - r) / safe + 2, (r - g) / safe + 4),
+        g - b,
+        torch.where(value == g, (b - r).add_(chroma, alpha=2), (r - g).add_(chroma, alpha=4)),
     )
-    sector = sector + 6 * turns.view(-1, 1, 1)
-    place = torch.tensor([5.0, 3.0, 1.0], device=x.device).view(3, 1, 1)
-    k = (sector[:, None] + place).remainder_(6)  # (B, 3, H, W)
-    return (value[:, None] - chroma[:, None] * torch.minimum(k, 4 - k).clamp_(0, 1)).clamp_(0, 1)
+    place.div_(chroma.clamp(min=1e-8)).add_(6 * turns.view(-1, 1, 1))  # on the colour circle, 6 around
+    lowest = torch.tensor([3.0, 5.0, 1.0], device=x.device).view(3, 1, 1)  # red is lowest at cyan, …
+    away = place[:, None] - lowest
+    away.sub_((away / 6).round_(), alpha=6).abs_()  # (B, 3, H, W) in [0, 3]
+    return away.sub_(2).clamp_(-1, 0).mul_(chroma[:, None]).add_(value[:, None]).clamp_(0, 1)
 
 
 def jitter(
