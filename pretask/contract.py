@@ -18,7 +18,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from pretask import encoders, images, run
+from pretask import encoders, images, loader, run
 from pretask.config import TrainConfig
 from pretask.context import Context
 from pretask.journal import Journal
@@ -52,8 +52,7 @@ class Case:
 
     @classmethod
     def of(cls, config: MethodConfig, source: Source, encoder: str | None = None, batch: int = 16) -> "Case":
-        index = torch.arange(min(batch, len(source)))
-        return cls(config, source, encoder or config.encoder, source.__getitems__(index))
+        return cls(config, source, encoder or config.encoder, loader.sample(source, batch))
 
     @property
     def train(self) -> TrainConfig:
@@ -111,15 +110,10 @@ def puzzle_is_pure(case: Case) -> None:
 def puzzle_is_shared(case: Case) -> None:
     """Two processes make the puzzles that one would make."""
     method, half = case.begun(), len(case.batch) // 2
-    batch = case.source.__getitems__(torch.arange(2 * half))
     with torch.no_grad():
-        whole = tensors(method.pretext(batch, Rng(1)))
+        whole = tensors(method.pretext(case.batch.rows(slice(0, 2 * half)), Rng(1)))
         parts = [
-            tensors(
-                method.pretext(
-                    case.source.__getitems__(torch.arange(r * half, (r + 1) * half)), Rng(1, share=(r, 2))
-                )
-            )
+            tensors(method.pretext(case.batch.rows(slice(r * half, (r + 1) * half)), Rng(1, share=(r, 2))))
             for r in (0, 1)
         ]
     for together, first, second in zip(whole, *parts, strict=True):

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from pretask import encoders, images, sources
+from pretask import encoders, images, loader, sources
 from pretask.encoders import Encoder, Timm
 from pretask.rng import Rng
 from pretask.run import Run
@@ -79,14 +79,14 @@ def export(run: Run, to: Target, out: Path | None = None) -> Exported:
 
 
 def probes(run: Run) -> tuple[Tensor, str]:
-    """A few of the run's images (B, C, H, W) in [0, 1]; noise where they are gone or only stream by."""
+    """A few of the run's images (B, C, H, W) in [0, 1]; noise where they are gone."""
     settings, size, channels = run.card["settings"], run.card["size"], run.card["channels"]
     root = settings["root"] and Path(settings["root"])
     try:
         source = sources.open(
             settings["data"], size=size, channels=channels, root=root, progress=False, cache_mb=0
         )
-        image = source.__getitems__(torch.arange(min(PROBES, len(source)))).image
+        image = loader.sample(source, PROBES).image
         return images.to_float(image), f"{len(image)} images of {source.name}"
     except UserError:
         noise = Rng(0, "export").uniform(PROBES, channels, size, size)

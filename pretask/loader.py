@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 import torch
 from torch import Tensor
 
+from pretask.rng import Rng
 from pretask.sources.arrays import Arrays
 from pretask.sources.encoded import Encoded, cores
 from pretask.sources.stream import Stream
@@ -45,6 +46,15 @@ def epoch(
     ready = (source.__getitems__(index) for index in rows)
     in_memory = isinstance(source, Arrays) and not source.mapped
     return map(pinned, ready) if in_memory else Ahead(ready)
+
+
+def sample(source: Source, n: int, rng: Rng | None = None) -> Batch:
+    """n images from all over a source: at even distances, or drawn by `rng`; of a stream its first n."""
+    source, n = getattr(source, "images", source), min(n, len(source))
+    if isinstance(source, Stream):
+        return next(source.epoch(n))
+    index = torch.linspace(0, len(source) - 1, n).round().long()
+    return source.__getitems__(index if rng is None else rng.permutation(len(source))[:n])
 
 
 def own(rows: Tensor, share: tuple[int, int]) -> Tensor:

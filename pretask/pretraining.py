@@ -25,7 +25,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.strategies.ddp import DDPStrategy
 from PIL import Image
 
-from pretask import checkpoint, distributed, encoders, methods, run, sources
+from pretask import checkpoint, distributed, encoders, loader, methods, run, sources
 from pretask.config import TrainConfig
 from pretask.journal import Journal, Tell
 from pretask.loop import Plan, Trainer
@@ -301,7 +301,7 @@ def preview(method: Method[Any], source: Source, title: str, seed: int) -> Image
     from pretask.reports import sheet
     from pretask.rng import Rng
 
-    batch = source.__getitems__(torch.arange(min(8, len(source))))
+    batch = loader.sample(source, 8)
     device = next(method.parameters()).device
     puzzle = method.pretext(batch.to(device), Rng(seed, "preview", device=device))
     return sheet.puzzles(puzzle, title=title)

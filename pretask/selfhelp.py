@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from pretask import contract, encoders, sources
+from pretask import contract, encoders, loader, sources
 from pretask.methods import MethodConfig
 from pretask.reports import sheet
 from pretask.rng import Rng
@@ -19,7 +19,7 @@ def preview(
     source = sources.open(data, size=size)
     torch.manual_seed(seed)
     method = config.build(encoders.build(config.encoder, source.channels, source.size), source)
-    batch = source.__getitems__(Rng(seed, "preview", "which").permutation(len(source))[:rows])
+    batch = loader.sample(source, rows, Rng(seed, "preview", "which"))
     with torch.no_grad():
         puzzle: Any = method.pretext(batch, Rng(seed, "preview"))
     return sheet.puzzles(puzzle, rows=rows, title=title)

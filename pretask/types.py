@@ -32,6 +32,9 @@ class Batch:
     def __len__(self) -> int:
         return len(self.index)
 
+    def rows(self, some: slice) -> "Batch":
+        return Batch(self.index[some], self.image[some], {k: v[some] for k, v in self.aux.items()})
+
     def to(self, device: torch.device) -> "Batch":
         def move(t: Tensor) -> Tensor:
             return t.to(device, non_blocking=True)

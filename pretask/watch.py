@@ -9,12 +9,13 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
+from pretask import loader
 from pretask.encoders import Encoder, pooled
 from pretask.evals import spread as evals
 from pretask.evals.knn import knn
+from pretask.rng import Rng
 from pretask.run import append, read
 from pretask.types import Labelled, Source
 
@@ -22,6 +23,8 @@ PROBES = 256
 """images whose features are looked at"""
 NEIGHBOURS = 20
 """that vote on the online kNN (DINO's usual best)"""
+LABELLED = 2000
+"""labelled images that the online kNN is of"""
 SHARE = 0.01
 """of the run's time that looking may take"""
 
@@ -86,12 +89,11 @@ class Watch:
 
     def __init__(self, encoder: Encoder, source: Source, folder: Path, labelled: Labelled | None = None):
         self.encoder, self.folder = encoder, folder
-        step = max(1, len(source) // PROBES)
-        self.probes = source.__getitems__(torch.arange(0, len(source), step)[:PROBES])
+        self.probes = loader.sample(source, PROBES)
         self.labelled = None
         if labelled is not None:
-            order = torch.randperm(len(labelled), generator=torch.Generator().manual_seed(0))[:2000]
-            self.labelled = (labelled.__getitems__(order), labelled.label[order])
+            some = loader.sample(labelled, LABELLED, Rng(0, "watch"))
+            self.labelled = (some, labelled.label[some.index])
         rows = read(folder / "watch.jsonl")
         self.first = (
             Spread(**{k: rows[0][k] for k in ("std", "cosine", "rank", "relative")}) if rows else None

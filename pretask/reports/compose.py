@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pretask import checkpoint
+from pretask import checkpoint, loader
 from pretask import run as runs
 from pretask.encoders import Encoder, pooled
 from pretask.methods import Method
@@ -96,7 +96,7 @@ def compose(
 def puzzles(method: Method[Any], source: Source, seed: int) -> list[sheet.Cell]:
     """Puzzles of a few images with the answers of the method as it is."""
     rng = Rng(seed, "report", device=next(method.parameters()).device)
-    batch = source.__getitems__(Rng(seed, "report", "which").permutation(len(source))[:ASKED])
+    batch = loader.sample(source, ASKED, Rng(seed, "report", "which"))
     method.eval()
     pretext = method.pretext(batch.to(rng.device), rng)
     return sheet.cells(pretext, method.solve(pretext), SHOWN)
@@ -105,9 +105,8 @@ def puzzles(method: Method[Any], source: Source, seed: int) -> list[sheet.Cell]:
 def embed(encoder: Encoder, source: Source, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """Of images from all over the source: positions (N,), pooled features (N, D), pixels (N, C, H, W)."""
     count = min(EMBEDDED, max(FEWEST, EMBEDDED * 64**2 // source.size**2))
-    index = Rng(seed, "report", "embed").permutation(len(source))[:count]
-    pixels = source.__getitems__(index).image
-    return index, pooled(encoder, pixels).nan_to_num(), pixels
+    some = loader.sample(source, count, Rng(seed, "report", "embed"))
+    return some.index, pooled(encoder, some.image).nan_to_num(), some.image
 
 
 def mapped(z: Tensor, x: Tensor, label: Tensor | None, classes: Sequence[str], seed: int) -> html.Map:
