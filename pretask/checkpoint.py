@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,7 +27,7 @@ def reason(failure: BaseException) -> str:
     cause: BaseException | None = failure
     while cause is not None:
         if isinstance(cause, OSError) and cause.strerror:
-            return cause.strerror.lower()
+            return cause.strerror
         cause = cause.__context__
     return str(failure)
 
@@ -100,11 +101,15 @@ def save(path: Path, state: dict[str, Any]) -> None:
 def load(path: Path) -> dict[str, Any]:
     """The saved state, on the CPU; nothing but tensors and plain values is ever unpickled."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(state, dict):
+            raise TypeError(f"it holds a {type(state).__name__}")
     except Exception as failure:
         raise UserError(
-            f"{path} is not a checkpoint that can be read: {str(failure).splitlines()[0]}"
+            f"{path} is not a checkpoint that can be read: {' '.join(str(failure).splitlines()[:1])}"
         ) from None
+    return state
 
 
 @contextmanager

@@ -1,8 +1,10 @@
 """What must hold for every kind of source, whatever lies behind it."""
 
 import io
+import struct
 import tarfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +13,9 @@ import torch
 from PIL import Image
 
 from pretask import loader, sources
+from pretask.cli import main
 from pretask.sources import store
-from pretask.types import UserError
+from pretask.types import Batch, UserError
 
 N, SIZE, CLASSES = 24, 20, ["ant", "bee", "cat"]
 
@@ -32,8 +35,7 @@ def png(pixels: np.ndarray) -> bytes:
 
 
 def folder(at: Path, labels: np.ndarray) -> str:
-    images, order = pictures()
-    for i, (pixels, k) in enumerate(zip(images, order, strict=True)):
+    for i, (pixels, k) in enumerate(zip(pictures()[0], labels, strict=True)):
         path = at / "photos" / CLASSES[k] / "nested" / f"{i:03d} é.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(png(pixels))
@@ -145,6 +147,83 @@ def test_shuffled_labels_change_no_image(kind: str, specs: dict[str, str], tmp_p
     shuffled = KINDS[kind](tmp_path, pictures()[1][::-1].copy())
     before, after = sources.open(specs[kind]), sources.open(shuffled)
     assert torch.equal(before.__getitems__(torch.arange(N)).image, after.__getitems__(torch.arange(N)).image)
+
+
+def digits(at: Path, labels: np.ndarray) -> str:
+    """MNIST's own files, under whose name torchvision finds them."""
+    raw = at / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    images = pictures()[0][..., 0].repeat(2, 1).repeat(2, 2)[:, :28, :28]
+    for part in ("train", "t10k"):
+        head = struct.pack(">iiii", 2051, N, 28, 28)
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(head + images.tobytes())
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">ii", 2049, N) + bytes(labels.tolist()))
+    return "mnist"
+
+
+def unlabelled(kind: str, at: Path, labels: np.ndarray) -> str:
+    """The same images where nothing says what they show."""
+    spec = KINDS[kind](at, labels)
+    if kind == "folder":
+        for path in sorted(Path(spec).rglob("*.png")):
+            path.rename(at / "photos" / path.name)
+    elif spec.endswith(".npz"):
+        arrays = dict(np.load(spec))
+        np.savez(spec, **{key: arrays[key] for key in arrays if key in ("images", "jpeg", "offsets")})
+    elif kind == "prepared":
+        (Path(spec) / "label.npy").unlink()
+    return spec
+
+
+BLIND = [*((kind, how) for kind in KINDS for how in ("shuffled", "absent")), ("digits", "shuffled")]
+
+
+def trained(spec: str, at: Path) -> bytes:
+    """The weights after some steps on `spec`, from the command line."""
+    words = [
+        "pretrain",
+        "rotnet",
+        "--data",
+        spec,
+        "--root",
+        str(at),
+        "--out",
+        str(at / "run"),
+        "--steps",
+        "4",
+    ]
+    assert main([*words, "--encoder", "resnet_small:width=4", "--batch", "8"]) == 0
+    return (at / "run" / "encoder.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], bytes]:
+    @cache
+    def weights(kind: str) -> bytes:
+        at = tmp_path_factory.mktemp(kind)
+        return trained({**KINDS, "digits": digits}[kind](at, pictures()[1]), at)
+
+    return weights
+
+
+@pytest.mark.parametrize(("kind", "how"), BLIND)
+def test_shuffled_or_absent_labels_change_no_weight(kind: str, how: str, expected, tmp_path: Path):
+    labels = np.random.default_rng(1).permutation(pictures()[1])
+    assert labels.tolist() != pictures()[1].tolist()
+    if how == "absent":
+        spec = unlabelled(kind, tmp_path, labels)
+    else:
+        spec = {**KINDS, "digits": digits}[kind](tmp_path, labels)
+    assert trained(spec, tmp_path) == expected(kind)
+
+
+def test_a_batch_has_no_place_for_a_label():
+    image = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
+    for name in ("label", "labels", "class", "target"):
+        with pytest.raises(ValueError, match=name):
+            Batch(torch.arange(2), image, {name: torch.zeros(2)})
+        with pytest.raises(TypeError):
+            Batch(torch.arange(2), image, **{name: torch.zeros(2)})
 
 
 @pytest.mark.parametrize(("kind", "cache"), CASES)

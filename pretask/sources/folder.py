@@ -59,7 +59,7 @@ def inside(root: Path, split: str | None) -> Path:
 
 
 def scan(root: Path) -> tuple[list[bytes], dict[str, str]]:
-    """Relative paths of all images below `root`, sorted; and what could not be looked at.
+    """Relative paths of all images below `root`, in order of file name; and what could not be looked at.
 
     Hidden entries are passed over. Links are followed, real folders first, and no folder is entered twice.
     """
@@ -91,7 +91,12 @@ def scan(root: Path) -> tuple[list[bytes], dict[str, str]]:
                     found.append(relative)
                 else:
                     bad[os.fsdecode(relative)] = "a broken link, or not a file"
-    return sorted(found), bad
+    return sorted(found, key=by_name), bad
+
+
+def by_name(path: bytes) -> tuple[bytes, bytes]:
+    """Which folder a file lies in, its class perhaps, does not decide its place, or a run would depend on it."""
+    return path.rpartition(b"/")[2], path
 
 
 def is_folder(entry: os.DirEntry[bytes]) -> bool:

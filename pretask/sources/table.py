@@ -4,6 +4,7 @@ The hub is asked only for a name that says so. Rows stay encoded, in a memory ma
 """
 
 import logging
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -72,7 +73,7 @@ def fetched(spec: str, asked: Asked, streaming: bool) -> tuple[Any, str]:
     if not spec:
         raise UserError("hf: names no data set; expected hf:USER/DATA, or a parquet file")
     datasets = imported()
-    if not asked.progress:
+    if not (asked.progress and sys.stderr.isatty()):
         datasets.disable_progress_bars()
     path, split = Path(spec).expanduser(), asked.split or "train"
     if path.is_dir():
@@ -105,6 +106,9 @@ def imported() -> Any:
     except ImportError:
         raise UserError("this data needs the package `datasets`: pip install 'pretask[hf]'") from None
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries, one warning each
+    logging.getLogger("datasets").setLevel(
+        logging.CRITICAL
+    )  # what is wrong with a file comes as an error too
     return datasets
 
 

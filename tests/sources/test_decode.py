@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from pretask.sources import decode
 
@@ -179,15 +179,25 @@ def test_what_cannot_be_used_says_why(data: bytes, told: str):
         decode.canvas(data, SIZE, 3)
 
 
+KINDS = ["JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", *(["AVIF"] if features.check("avif") else [])]
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 def test_random_damage_never_escapes_as_another_error():
     rng = np.random.default_rng(0)
-    files = [saved(Image.fromarray(UPRIGHT), kind) for kind in ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF")]
+    files = [saved(Image.fromarray(UPRIGHT), kind) for kind in KINDS]
     for data in files * 50:
-        hurt = np.frombuffer(data, np.uint8).copy()
+        hurt = np.frombuffer(data, np.uint8).copy()[: rng.integers(len(data) // 2, 2 * len(data))]
         hurt[rng.integers(0, len(hurt), 8)] = rng.integers(0, 256, 8)
         with contextlib.suppress(decode.Unreadable):
             assert decode.canvas(hurt.tobytes(), SIZE, 3).shape == (3, SIZE, SIZE)
+
+
+def test_a_file_too_large_to_be_an_image_is_not_read(tmp_path: Path):
+    with (tmp_path / "film.png").open("wb") as film:
+        film.truncate(2**40)  # with holes: it takes no room here, and more than there is in memory
+    with pytest.raises(decode.Unreadable, match="bytes, more than"):
+        decode.canvas(tmp_path / "film.png", SIZE, 3)
 
 
 def test_a_missing_file_is_unreadable(tmp_path: Path):

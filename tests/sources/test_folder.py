@@ -88,7 +88,7 @@ def test_what_workers_meet_is_reported_and_the_batches_are_the_same(mixed: Path)
 def test_a_stand_in_has_the_label_of_the_image_it_stands_for(tmp_path: Path):
     photo(tmp_path / "a/0.png", 10)
     (tmp_path / "a/1.png").write_bytes(b"")  # the next file is of another class
-    photo(tmp_path / "b/0.png", 20)
+    photo(tmp_path / "b/2.png", 20)
     source = sources.open_labelled(tmp_path, max_bad=0.5, cache_mb=0, size=16)
     assert values(source.images) == [10, 10, 20]
     assert source.label.tolist() == [0, 0, 1]
@@ -101,13 +101,39 @@ def test_too_many_bad_files_stop_the_run(mixed: Path, cache: int):
     assert "\n" not in str(caught.value)
 
 
-def test_the_share_is_judged_only_after_enough_images(tmp_path: Path):
-    for i in range(200):
-        photo(tmp_path / f"{i:03d}.png", i)
-    for i in range(4):
-        (tmp_path / f"{i:03d}.png").write_bytes(b"")
+def many(at: Path, n: int, bad: range) -> Path:
+    content = photo(at / "0000.png", 1, 4).read_bytes()
+    for i in range(n):
+        (at / f"{i:04d}.png").write_bytes(b"" if i in bad else content)
+    return at
+
+
+def test_many_bad_files_in_a_row_are_judged_by_their_share_of_all(tmp_path: Path):
+    source = sources.open(many(tmp_path, 1500, range(90)), cache_mb=0, size=16)
+    assert len(source.__getitems__(torch.arange(100))) == 100  # 90 % of those seen are bad, but 6 % of all
+
+
+def test_links_that_lead_nowhere_are_judged_by_their_share_of_all(tmp_path: Path):
+    many(tmp_path, 1500, range(0))
+    for i in range(100):
+        (tmp_path / f"link{i}.png").symlink_to("gone.png")
     source = sources.open(tmp_path, cache_mb=0, size=16)
-    assert len(source.__getitems__(torch.arange(8))) == 8  # half of those seen are bad, but only 2 % of all
+    assert len(source.__getitems__(torch.arange(100))) == 100
+
+
+def test_a_folder_that_is_mostly_bad_is_named_when_it_is_opened(tmp_path: Path):
+    with pytest.raises(UserError, match="of 100 images cannot be read"):
+        sources.open(many(tmp_path, 1500, range(0, 1500, 3)), cache_mb=0, size=16)
+
+
+def test_a_sample_that_chance_explains_does_not_stop_a_run(tmp_path: Path):
+    places = encoded.sample(1500)[
+        :12
+    ]  # 12 of the sample's 100, where 10 % are tolerated; 12 of 1500 in truth
+    many(tmp_path, 1500, range(0))
+    for i in places:
+        (tmp_path / f"{i:04d}.png").write_bytes(b"")
+    assert len(sources.open(tmp_path, cache_mb=0, size=16).bad) == 12
 
 
 def test_only_bad_files_are_an_error_at_once(tmp_path: Path):
@@ -153,7 +179,7 @@ def test_links_are_followed_once_and_loops_end(tmp_path: Path):
     photo(tmp_path / "elsewhere/1.png", 2)
     (tmp_path / "data/linked").symlink_to(tmp_path / "elsewhere")
     source = sources.open(tmp_path / "data", max_bad=0.5)
-    assert source.files(torch.arange(len(source))) == ["linked/1.png", "real/0.png"]
+    assert source.files(torch.arange(len(source))) == ["real/0.png", "linked/1.png"]
     assert set(source.bad) == {"self.png"}
 
 

@@ -251,6 +251,17 @@ def test_a_stream_of_nothing_readable_stops(tmp_path: Path):
         list(loader.epoch(sources.open(f"hf-stream:{tmp_path}/*.parquet#20", size=16), None, 4))
 
 
+def test_a_stream_is_judged_by_the_pass_and_not_by_all_passes_together(tmp_path: Path):
+    cells = [png(i) if i % 15 else b"no" for i in range(N)]  # 7 % bad; each pass gives them other numbers
+    for part, rows in enumerate(np.array_split(np.arange(N), 4)):
+        parquet(tmp_path / f"{part}.parquet", [cells[i] for i in rows], typed=False)
+    source = sources.open(f"hf-stream:{tmp_path}/*.parquet#{N}", size=16)
+    for seed in range(6):
+        order = torch.randperm(N, generator=torch.Generator().manual_seed(seed))
+        assert len(list(loader.epoch(source, order, 10))) == 6
+    assert len(source.bad) == 4
+
+
 def test_a_stream_says_what_it_cannot_do(tmp_path: Path):
     spec = tables(tmp_path)
     source = sources.open(spec)

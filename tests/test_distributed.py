@@ -1,0 +1,104 @@
+"""Two processes, started as a user starts them: they draw the puzzles of one, and end where it does."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from pretask import checkpoint, run
+from pretask.cli import main
+
+WORDS = [
+    "pretrain", "simclr", "--data", "synthetic:64:16", "--steps", "6", "--batch", "16", "--encoder",
+    "resnet_small:width=8", "--optimizer", "sgd", "--lr", "0.02", "--accelerator", "cpu", "--precision",
+    "32-true", "--out",
+]  # fmt: skip
+TWO = ["--devices", "2"]
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "pretask"]
+
+HOSTILE = """
+import os, signal, sys
+from pretask import distributed, loop
+from pretask.cli import main
+from pretask.types import UserError
+
+loop.SAVE_EVERY = 0.0  # a checkpoint after every row
+plain = loop.Trainer.step
+
+def step(self, batch, progress):
+    if progress.step == 4 and sys.argv[1] == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if progress.step == 4 and sys.argv[1] == "mistaken" and distributed.rank() == 1:
+        raise UserError("the second process has something to say")
+    return plain(self, batch, progress)
+
+loop.Trainer.step = step
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+def python(*words: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run to the end; a hang is a failure, and leaves no process behind."""
+    started = subprocess.Popen(
+        [sys.executable, *map(str, words)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "NO_COLOR": "1"},
+        start_new_session=True,
+    )
+    try:
+        out, told = started.communicate(timeout=120)
+    finally:
+        if started.poll() is None:
+            os.killpg(started.pid, 9)
+            started.wait()
+    return subprocess.CompletedProcess(words, started.returncode, out, told)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return checkpoint.load(folder / checkpoint.LATEST)["method"]
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two processes that nobody disturbed."""
+    folder = tmp_path_factory.mktemp("two") / "run"
+    ended = python("-m", "pretask", *WORDS, folder, *TWO)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stderr.count("step 6/6") == 1, "one process speaks for both"
+    assert "Warning" not in ended.stderr
+    return folder
+
+
+def test_two_processes_end_where_one_does(two: Path, tmp_path: Path):
+    assert main([*WORDS, str(tmp_path / "one")]) == 0
+    one, both = weights(tmp_path / "one"), weights(two)
+    for key, value in one.items():
+        assert_close(both[key].float(), value.float(), atol=3e-4, rtol=3e-3, msg=lambda m, k=key: f"{k}: {m}")
+    losses = [[row["loss"] for row in run.read(at / run.LOG)] for at in (tmp_path / "one", two)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3), "the log tells the mean over processes"
+    assert run.load(two).card["processes"] == 2
+
+
+def test_both_killed_and_resumed_by_torchrun_end_with_the_same_weights(two: Path, tmp_path: Path):
+    script, folder = tmp_path / "hostile.py", tmp_path / "run"
+    script.write_text(HOSTILE)
+    assert python(script, "killed", *WORDS, folder, *TWO).returncode == -9
+    assert checkpoint.load(folder / checkpoint.LATEST)["step"] == 4
+    ended = python(*TORCHRUN, "pretrain", "--resume", folder)
+    assert ended.returncode == 0, ended.stderr
+    assert all(torch.equal(value, weights(two)[key]) for key, value in weights(folder).items())
+
+
+def test_a_mistake_in_one_process_ends_both(tmp_path: Path):
+    script = tmp_path / "hostile.py"
+    script.write_text(HOSTILE)
+    ended = python(script, "mistaken", *WORDS, tmp_path / "run", *TWO)
+    assert ended.returncode == 2
+    assert "pretask: the second process has something to say" in ended.stderr
+    assert "Traceback" not in ended.stderr
