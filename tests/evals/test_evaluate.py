@@ -9,8 +9,8 @@ from torch import nn
 
 from pretask import encoders, sources
 from pretask.encoders import Encoder
-from pretask.evals import baselines, fewshot, interval, spread
-from pretask.evals.evaluate import Scores, by_clusters, combined, evaluate
+from pretask.evals import baselines, fewshot, interval, knn, linear, spread
+from pretask.evals.evaluate import Scores, by_clusters, choose, combined, evaluate
 from pretask.evals.features import Features
 from pretask.evals.holdout import split
 from pretask.rng import Rng
@@ -140,6 +140,20 @@ def test_no_choice_depends_on_the_test_labels_or_images(once):
     assert once.get("k-means patches", "linear")["value"] > found.get("k-means patches", "linear")["value"]
     fewer = scored(test=some(TEST, torch.arange(20, 60)), supervised_steps=2)
     assert settings(fewer) == settings(once)
+
+
+def test_settings_are_chosen_on_training_samples_that_nothing_was_fitted_to(monkeypatch):
+    label = Rng(0, "held out").integers(200, high=3)
+    number = torch.arange(200).float()[:, None]  # each sample knows its own place
+    asked = []
+    for module in (knn, linear):
+        monkeypatch.setattr(module, "choose", lambda *given: asked.append(given))
+    choose(Features({"map": number, "pool": number}, label, [*"abc"], "made up"), 3, seed=0)
+    assert len(asked) == 3  # k, and the penalty of either stage
+    for x, y, held, truth, _ in asked:
+        assert sorted([*x.flatten().tolist(), *held.flatten().tolist()]) == list(range(200))
+        assert torch.equal(label[x.flatten().long()], y) and torch.equal(label[held.flatten().long()], truth)
+        assert len(held) == pytest.approx(40, abs=1)
 
 
 def test_classes_are_matched_by_name_where_they_are_numbered_otherwise(once):
