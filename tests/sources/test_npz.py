@@ -154,6 +154,15 @@ def test_encoded_images_that_are_damaged_are_dropped_with_their_labels(tmp_path:
     assert source.files(torch.tensor([2, 3])) == ["2", "4"]
 
 
+@pytest.mark.parametrize(
+    "offsets", [[0, 30, 20, 40], [-5, 10, 20], [0, 20, 401], [0], [0.0, 20.0], [[0, 20]]]
+)
+def test_offsets_that_cannot_be_are_named(tmp_path: Path, offsets: list):
+    path = saved(tmp_path, jpeg=np.zeros(400, np.uint8), offsets=np.array(offsets))
+    with pytest.raises(UserError, match=r"`offsets` (do not rise|\(N \+ 1,\) of whole)"):
+        sources.open(path)
+
+
 def test_the_packed_form_is_decoded(shared_data):
     packed = sources.open_labelled(shared_data("cifar10", "cifar10_test_full_jpeg.npz"))
     arrays = sources.open_labelled(shared_data("cifar10", "cifar10_test.npz"))
