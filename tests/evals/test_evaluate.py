@@ -3,14 +3,17 @@
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
+from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 from torch import nn
 
 from pretask import encoders, sources
 from pretask.encoders import Encoder
-from pretask.evals import baselines, fewshot, interval, knn, linear, spread
-from pretask.evals.evaluate import Scores, by_clusters, choose, combined, evaluate
+from pretask.evals import baselines, fewshot, knn, linear, spread
+from pretask.evals.clustering import cluster
+from pretask.evals.evaluate import Chosen, Scores, by_clusters, by_probes, choose, combined, evaluate
 from pretask.evals.features import Features
 from pretask.evals.holdout import split
 from pretask.rng import Rng
@@ -25,9 +28,9 @@ TEST = sources.open_labelled("synthetic:64:16")
 
 
 @pytest.fixture(autouse=True)
-def _few_patches(monkeypatch):
+def _quick(monkeypatch):
     monkeypatch.setattr(baselines, "SAMPLES", 1000)
-    monkeypatch.setattr(interval, "RESAMPLES", 200)
+    monkeypatch.setattr(fewshot, "DRAWS", 2)
 
 
 def encoder(seed: int = 100) -> Encoder:
@@ -54,7 +57,7 @@ def per_class(source: Labelled, *counts: int) -> torch.Tensor:
 def once():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(baselines, "SAMPLES", 1000)
-        patch.setattr(interval, "RESAMPLES", 200)
+        patch.setattr(fewshot, "DRAWS", 2)
         return scored(supervised_steps=2)
 
 
@@ -156,6 +159,31 @@ def test_settings_are_chosen_on_training_samples_that_nothing_was_fitted_to(monk
         assert len(held) == pytest.approx(40, abs=1)
 
 
+def test_the_best_stage_is_the_most_accurate_on_held_out_samples_and_of_equals_the_deepest():
+    rng = Rng(0, "stages")
+    label = rng.integers(120, high=3)
+    plain, noise = torch.eye(3)[label] + 0.1 * rng.normal(120, 3), rng.normal(120, 3)
+    names = [*"abc"]
+    assert (
+        choose(Features({"one": noise, "two": plain, "pool": noise}, label, names, ""), 3, 0).stage == "two"
+    )
+    assert (
+        choose(Features({"one": plain, "two": plain, "pool": noise}, label, names, ""), 3, 0).stage == "two"
+    )
+
+
+def test_the_probe_that_is_scored_is_fitted_to_all_training_samples():
+    label = torch.arange(90) % 3
+    stages = {"map": torch.eye(3)[label], "pool": Rng(0, "noise").normal(90, 3)}
+    data = Features(stages, label, [*"abc"], "made up")
+    nothing = linear.Probe(torch.zeros(3, 3), torch.zeros(3))  # fitted to a part of them
+    chosen = Chosen(1, {"map": linear.Choice(0.01, 0.4, nothing), "pool": linear.Choice(0.01, 0.3, nothing)})
+    one, best, other = by_probes(data, data, 3, chosen)
+    assert (one.eval, one.stage, one.value) == ("linear", "map", 100)
+    assert (best.eval, best.notes["stage"], best.value) == ("best linear", "map", 100)
+    assert (other.eval, other.stage) == ("linear", "pool") and 33 < other.value < 80
+
+
 def test_classes_are_matched_by_name_where_they_are_numbered_otherwise(once):
     backwards = some(TEST, torch.arange(64), TEST.classes[::-1], 3 - TEST.label)
     for one, other in zip(scored(test=backwards).rows, once.rows, strict=False):
@@ -218,10 +246,16 @@ def test_of_nmi_and_ari_the_interval_is_about_the_value():
     label = rng.integers(200, high=10)
     x = rng.normal(200, 5) + 0.8 * rng.normal(10, 5)[label]
     test = Features({"pool": x}, label, [*"abcdefghij"], "made up")
-    for row in combined([list(by_clusters(test, 0))], 0):
-        assert row["low"] < row["value"] < row["high"]
-        if row["eval"] != "acc":
-            assert row["high"] - row["value"] == pytest.approx(row["value"] - row["low"])
+    found = cluster(x, 10, seed=0)
+    drawn = [rng.integers(200, high=200) for _ in range(400)]
+    peer = {"nmi": normalized_mutual_info_score, "ari": adjusted_rand_score}
+    nmi, ari, acc = combined([list(by_clusters(test, 0))], 0)
+    assert acc["low"] < acc["value"] < acc["high"]
+    for row in (nmi, ari):
+        deviation = 100 * np.std([peer[row["eval"]](label[i], found[i]) for i in drawn])
+        assert row["value"] == pytest.approx(100 * peer[row["eval"]](label, found))
+        assert row["high"] - row["value"] == pytest.approx(1.97 * deviation, rel=0.2)
+        assert row["value"] - row["low"] == pytest.approx(row["high"] - row["value"])
 
 
 # ---- what can hardly be scored
