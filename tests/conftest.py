@@ -1,9 +1,14 @@
 """Where the real data is, and small made-up data for everything else."""
 
+import json
 import os
 from pathlib import Path
 
 import pytest
+
+os.environ["OMP_NUM_THREADS"] = (
+    "1"  # tests fork, which threads do not survive; and two processes beat two threads
+)
 
 DATA = Path(os.environ.get("PRETASK_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 
@@ -19,3 +24,27 @@ def shared_data():
         return path
 
     return find
+
+
+@pytest.fixture(scope="session")
+def run_of():
+    """run_of(encoder, folder) -> the folder of a run, as far as its encoder goes."""
+
+    def made(encoder, folder: Path) -> Path:
+        from pretask.run import CARD, save_encoder
+
+        folder.mkdir(parents=True, exist_ok=True)
+        settings = {"data": f"synthetic:8:{encoder.size}", "root": None}
+        card = {"method": "rotnet", "recipe": "default", "config": {}, "train": {}, "settings": settings}
+        card |= {
+            "encoder": encoder.name,
+            "channels": encoder.channels,
+            "size": encoder.size,
+            "n": 8,
+            "steps": 1,
+        }
+        (folder / CARD).write_text(json.dumps(card))
+        save_encoder(encoder, folder)
+        return folder
+
+    return made

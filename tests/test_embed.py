@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from pretask import cli, embedding, encoders, images, sources
-from pretask.run import CARD, SHAPE, WEIGHTS, save_encoder
+from pretask.run import SHAPE, WEIGHTS
 from pretask.types import UserError
 
 
@@ -31,14 +31,8 @@ def folder(tmp_path):
 
 
 @pytest.fixture
-def run(encoder, tmp_path):
-    """A run's folder, as far as an encoder goes."""
-    made = tmp_path / "run"
-    made.mkdir()
-    (made / CARD).write_text(
-        '{"channels": 3, "size": 32, "settings": {"data": "synthetic:8:32", "root": null}}'
-    )
-    save_encoder(encoder, made)
+def run(encoder, run_of, tmp_path):
+    made = run_of(encoder, tmp_path / "run")
     assert (made / WEIGHTS).exists()
     assert (made / SHAPE).exists()
     return made

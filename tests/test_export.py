@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 from pretask import cli, encoders, exporting, sources
-from pretask.run import CARD, Run, save_encoder
+from pretask.run import CARD, Run
 from pretask.types import UserError
 
 VIT = "vit_tiny_patch16_224:patch_size=4,depth=2,embed_dim=48,num_heads=3"
@@ -20,7 +20,7 @@ KINDS = {"grey": (RESNET, 1, 33), "vit": (VIT, 3, 32), "classic": ("resnet_small
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+def runs(run_of, tmp_path_factory):
     """Folders with an encoder each, whose weights and running statistics are not those of a new net."""
     made = {}
     for kind, (spec, channels, size) in KINDS.items():
@@ -28,11 +28,7 @@ def runs(tmp_path_factory):
         encoder = encoders.build(spec, channels, size).train()
         for _ in range(3):
             encoder(torch.rand(8, channels, size, size))
-        folder = tmp_path_factory.mktemp(kind)
-        data = {"data": "synthetic:8", "root": None}
-        (folder / CARD).write_text(json.dumps({"channels": channels, "size": size, "settings": data}))
-        save_encoder(encoder, folder)
-        made[kind] = folder
+        made[kind] = run_of(encoder, tmp_path_factory.mktemp(kind))
     return made
 
 

@@ -1,6 +1,5 @@
 """Features in scikit-learn: its own battery, its pipelines, and the same numbers as the encoder's."""
 
-import json
 import pickle
 
 import numpy as np
@@ -14,7 +13,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.utils.estimator_checks import check_estimator
 
 from pretask import PretaskFeatures, encoders, images, sources
-from pretask.run import CARD, Run, save_encoder
+from pretask.run import Run
 
 NO_IMAGE = "its table has 2, 5 or 10 columns, which fold to no square image"
 NO_PIXELS = "its numbers exceed 1, so they are no pixels"
@@ -40,24 +39,19 @@ EXPECTED = {
 }
 
 
-def run_of(folder, channels, size, width=4):
-    """A run's folder, as far as an encoder goes."""
+def small(channels, size):
     torch.manual_seed(0)
-    folder.mkdir()
-    card = {"channels": channels, "size": size, "settings": {"data": "synthetic:8", "root": None}}
-    (folder / CARD).write_text(json.dumps(card))
-    save_encoder(encoders.build(f"resnet_small:width={width}", channels, size), folder)
-    return str(folder)
+    return encoders.build("resnet_small:width=4", channels, size)
 
 
 @pytest.fixture(scope="module")
-def grey(tmp_path_factory):
-    return run_of(tmp_path_factory.mktemp("runs") / "grey", 1, 8)
+def grey(run_of, tmp_path_factory):
+    return str(run_of(small(1, 8), tmp_path_factory.mktemp("runs") / "grey"))
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    return run_of(tmp_path_factory.mktemp("runs") / "colour", 3, 32)
+def run(run_of, tmp_path_factory):
+    return str(run_of(small(3, 32), tmp_path_factory.mktemp("runs") / "colour"))
 
 
 @pytest.fixture(scope="module")
@@ -137,8 +131,8 @@ def test_it_drops_into_pipelines_searches_and_cross_validation(run, photos):
     assert not np.isnan(search.cv_results_["mean_test_score"]).any()
 
 
-def test_a_pickle_needs_no_run_folder(tmp_path, photos):
-    folder = run_of(tmp_path / "run", 3, 32)
+def test_a_pickle_needs_no_run_folder(run_of, tmp_path, photos):
+    folder = str(run_of(small(3, 32), tmp_path / "run"))
     fitted = PretaskFeatures(folder).fit(photos[0])
     kept, expected = pickle.dumps(fitted), fitted.transform(photos[0])
     (tmp_path / "run").rename(tmp_path / "gone")

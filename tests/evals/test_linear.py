@@ -178,7 +178,7 @@ def test_two_penalties_in_a_row_that_are_worse_end_the_search(monkeypatch):
     monkeypatch.setattr(
         linear.Problem,
         "solve",
-        lambda self, penalty, start: solved.append(penalty) or solve(self, penalty, start),
+        lambda self, penalty, *rest: solved.append(penalty) or solve(self, penalty, *rest),
     )
     choice = linear.choose(x, label, torch.zeros(3, 40), torch.tensor([0, 1, 2]), 3)  # one of three, always
     assert choice.penalty == 1.0 and solved == [1.0, 0.1, 0.01]
