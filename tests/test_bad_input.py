@@ -213,7 +213,7 @@ def test_a_disk_that_is_read_only_is_one_line(disk: Path, capsys):
     assert pretrain("synthetic:64:16", disk / "runs" / "a", "--steps", "1") == 2
     assert "may not be written to" in said(capsys)
     assert main(["prepare", "synthetic:64:16", "--out", str(disk / "store")]) == 2
-    assert "cannot be written" in said(capsys)
+    assert "could not write" in said(capsys)
 
 
 @pytest.fixture(scope="module")

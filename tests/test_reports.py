@@ -375,14 +375,27 @@ def test_every_picture_has_words_and_headings_descend(page):
 
 def test_the_table_sets_each_score_under_its_own_column_and_row():
     rows = [*SCORES, scored("rotnet", 61.0, own=True, stage="stage3"), scored("raw pixels", 30.0, eval="knn")]
-    table = html.table(rows)
-    assert table.columns == ["linear · pool", "linear · stage3", "knn · pool"]
-    assert [(r.name, r.own, [c.value for c in r.cells]) for r in table.rows] == [
-        ("rotnet", True, ["56.1", "61.0", "–"]),
-        ("raw pixels", False, ["39.0", "–", "30.0"]),
-        ("untrained encoder", False, ["42.8", "–", "–"]),
+    pooled, staged = html.tables(rows)
+    assert (pooled.columns, staged.columns) == (["linear", "knn"], ["stage3"])
+    assert [(r.name, r.own, [c.value for c in r.cells]) for r in pooled.rows] == [
+        ("rotnet", True, ["56.1", "–"]),
+        ("raw pixels", False, ["39.0", "30.0"]),
+        ("untrained encoder", False, ["42.8", "–"]),
     ]
-    assert table.rows[0].cells[0].spread == "±1.0"
+    assert [(r.name, [c.value for c in r.cells]) for r in staged.rows] == [("rotnet", ["61.0"])]
+    assert pooled.rows[0].cells[0].spread == "±1.0"
+
+
+def test_scores_that_belong_together_share_a_table():
+    kinds = {
+        "Frozen features": ("knn", "best linear"),
+        "Linear probe on few images per class": ("1-shot", "100-shot"),
+        "Clusters and retrieval": ("nmi", "acc", "recall@1"),
+        "Without labels": ("rankme", "std"),
+    }
+    tables = html.tables([scored("rotnet", 0.1234, eval=e) for evals in kinds.values() for e in evals])
+    assert {t.title: tuple(t.columns) for t in tables} == kinds
+    assert tables[-1].rows[0].cells[1].value == "0.1234"
 
 
 def test_the_verdict_says_what_is_wrong_since_when_and_what_to_do():

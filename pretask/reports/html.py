@@ -20,6 +20,7 @@ from pretask import run as runs
 from pretask.reports.curves import Plot, Row
 from pretask.reports.features import Neighbour
 from pretask.reports.sheet import LARGEST, Cell, tally
+from pretask.reports.table import DECIMALS
 
 LISTED = 50
 """bad files shown; the rest are in the run folder"""
@@ -82,7 +83,8 @@ def write(
         neighbours=neighbours,
         hits=hits(neighbours),
         map=map,
-        table=table(scores),
+        tables=tables(scores),
+        lead=lead(scores),
         skipped=skipped(folder / runs.SKIPPED),
         listed=LISTED,
         settings=settings(card),
@@ -162,33 +164,57 @@ class Line:
 
 @dataclass(frozen=True)
 class Table:
-    lead: str = ""
-    columns: Sequence[str] = ()
-    rows: Sequence[Line] = ()
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Line]
 
 
-def table(scores: Sequence[Row]) -> Table:
-    """Rows {"features", "eval", "stage", "value", "low", "high", "n", "data", "own"} side by side."""
-    if not scores:
-        return Table()
+def tables(scores: Sequence[Row]) -> list[Table]:
+    """Rows {"features", "eval", "stage", "value", "low", "high", "own"} side by side, in tables of what belongs together."""
     columns = list(dict.fromkeys((s["eval"], s.get("stage", "")) for s in scores))
-    names = dict.fromkeys(s["features"] for s in scores)
     at = {(s["features"], s["eval"], s.get("stage", "")): s for s in scores}
-    own = {s["features"] for s in scores if s.get("own")}
-    rows = [Line(name, name in own, [score(at.get((name, *column))) for column in columns]) for name in names]
+    names = {s["features"]: bool(s.get("own")) for s in scores}
+    found = []
+    for title in dict.fromkeys(group(*column) for column in columns):
+        some = [column for column in columns if group(*column) == title]
+        lines = [
+            Line(name, own, [score(at.get((name, *column))) for column in some])
+            for name, own in names.items()
+        ]
+        lines = [line for line in lines if any(cell != Score() for cell in line.cells)]
+        found.append(Table(title, [heading(*column) for column in some], lines))
+    return found
+
+
+def group(eval: str, stage: str) -> str:
+    """The table that a score belongs to."""
+    if eval == "linear" and stage != "pool":
+        return "Linear probe at each stage"
+    if eval.endswith("-shot"):
+        return "Linear probe on few images per class"
+    if eval in ("nmi", "ari", "acc") or eval.startswith("recall"):
+        return "Clusters and retrieval"
+    return "Without labels" if eval in DECIMALS or eval == "rankme" else "Frozen features"
+
+
+def heading(eval: str, stage: str) -> str:
+    """The stage is said where it is not the pooled features."""
+    return eval if stage in ("", "pool") else stage
+
+
+def lead(scores: Sequence[Row]) -> str:
     sets = dict.fromkeys(f"{s['data']}, n = {s['n']:,}" for s in scores if s.get("data") and s.get("n"))
-    lead = f"On {'; '.join(sets)}. " if sets else ""
-    return Table(
-        f"{lead}± is half of the 95 % interval.", [" · ".join(filter(None, c)) for c in columns], rows
-    )
+    where = f"On {'; '.join(sets)}. " if sets else ""
+    return f"{where}± is half of the 95 % interval."
 
 
 def score(row: Row | None) -> Score:
     if row is None:
         return Score()
+    value = f"{row['value']:.{DECIMALS.get(row['eval'], 1)}f}"
     if row.get("low") is None or row.get("high") is None:
-        return Score(f"{row['value']:.1f}")
-    return Score(f"{row['value']:.1f}", f"±{(row['high'] - row['low']) / 2:.1f}")
+        return Score(value)
+    return Score(value, f"±{(row['high'] - row['low']) / 2:.1f}")
 
 
 def skipped(path: Path) -> list[list[str]]:

@@ -5,9 +5,7 @@ NAME/image.bin      (N, C, H, W) uint8; one more .bin for each further field of 
 NAME/names.bin, names.npy, label.npy
 """
 
-import errno
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from math import prod
@@ -18,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pretask import checkpoint
 from pretask.sources import decode
 from pretask.sources.arrays import Arrays
 from pretask.sources.common import Asked, Images, Opened, Texts, bar
@@ -66,20 +65,8 @@ def prepare(source: Images, out: Path, progress: bool = True) -> None:
     out = Path(out)
     if out.exists():
         raise UserError(f"{out} exists; choose another place or remove it")
-    beside = out.with_name(f".{out.name}.partial")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(beside, ignore_errors=True)  # of a run that was killed
-        check_space(source, out.parent)
-        beside.mkdir()
-        write(source, beside, progress)
-        os.rename(beside, out)
-        sync(out.parent)
-    except OSError as error:
-        why = "the disk is full" if error.errno == errno.ENOSPC else decode.reason(error)
-        raise UserError(f"{out} cannot be written: {why}") from None
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+    check_space(source, next(p for p in out.absolute().parents if p.exists()))
+    checkpoint.write_folder(out, lambda folder: write(source, folder, progress))
 
 
 def check_space(source: Images, folder: Path) -> None:
@@ -119,7 +106,7 @@ def write(source: Images, folder: Path, progress: bool) -> None:
     card = {"name": source.name, "fields": fields, "classes": classes, "bad": source.bad}
     (folder / CARD).write_text(json.dumps(card, indent=1))
     for path in [*folder.iterdir(), folder]:
-        sync(path)
+        checkpoint.sync(path)
 
 
 def batches(source: Images) -> Iterator[Batch]:
@@ -127,12 +114,3 @@ def batches(source: Images) -> Iterator[Batch]:
     if isinstance(source, Stream):
         return source.epoch(min(BATCH, len(source)))
     return (source.__getitems__(index) for index in torch.arange(len(source)).split(BATCH))
-
-
-def sync(path: Path) -> None:
-    """Until it is on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

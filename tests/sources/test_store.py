@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pretask import sources
+from pretask import checkpoint, sources
 from pretask.sources import store
 from pretask.types import Batch, UserError
 
@@ -110,13 +110,13 @@ def test_a_disk_that_is_too_small_is_named_before_anything_is_written(tmp_path: 
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("when", ["sync", "rename"])
+@pytest.mark.parametrize("when", ["sync", "replace"])
 def test_a_disk_that_fills_up_leaves_nothing_behind(tmp_path: Path, monkeypatch, when: str):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(*((store, "sync") if when == "sync" else (os, "rename")), full)
-    with pytest.raises(UserError, match="the disk is full"):
+    monkeypatch.setattr(*((checkpoint, "sync") if when == "sync" else (Path, "replace")), full)
+    with pytest.raises(UserError, match=r"could not write .*out: No space left"):
         store.prepare(sources.open("synthetic:8"), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
@@ -126,12 +126,12 @@ def test_an_interrupted_run_leaves_nothing_and_a_killed_one_is_cleared(tmp_path:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(store, "sync", interrupted)
+        patch.setattr(checkpoint, "sync", interrupted)
         with pytest.raises(KeyboardInterrupt):
             store.prepare(sources.open("synthetic:8"), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
-    (tmp_path / ".out.partial").mkdir()
-    (tmp_path / ".out.partial" / "image.bin").write_bytes(b"half of it")
+    (tmp_path / ".out.new").mkdir()
+    (tmp_path / ".out.new" / "image.bin").write_bytes(b"half of it")
     store.prepare(sources.open("synthetic:8"), tmp_path / "out")
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
     assert len(sources.open(tmp_path / "out")) == 8
