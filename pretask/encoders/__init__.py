@@ -46,6 +46,18 @@ class Encoder(nn.Module):
     def dim(self) -> int:
         return self.widths["pool"]
 
+    @torch.no_grad()
+    def side(self, share: float) -> int:
+        """`share` of the image's side, in pixels; all of it for a net that takes images of one size alone."""
+        wanted, was_training = round(share * self.size), self.training
+        try:
+            self.eval()(torch.zeros(1, self.channels, wanted, wanted))
+        except (RuntimeError, AssertionError):  # a fixed grid of tokens, a layer that takes all pixels
+            return self.size
+        finally:
+            self.train(was_training)
+        return wanted
+
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         return self.stages((image - self.mean) / self.std)
 

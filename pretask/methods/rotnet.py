@@ -28,13 +28,13 @@ TURNS = 4
 class Config(MethodConfig):
     """Turn each image by a multiple of 90 degrees and predict by how much."""
 
-    encoder: ClassVar[str] = "resnet_small"
-    train: ClassVar[TrainConfig] = TrainConfig(
-        epochs=30, batch=64, optimizer="sgd", lr=0.1, weight_decay=5e-4, warmup=0.02
-    )
+    encoder: ClassVar[str] = "resnet_small:width=32"
+    train: ClassVar[TrainConfig] = TrainConfig(epochs=30, batch=64, lr=3e-3, weight_decay=0.01)
 
     crop: float = 0.3
     """smallest share of the area that is shown; 1 shows the whole image, moved by an eighth of its side"""
+    side: float = 0.75
+    """of what a crop shows, as a share of the image's; smaller puzzles, and more of them in the same time"""
 
     def build(self, encoder: Encoder, source: Source) -> "RotNet":
         return RotNet(self, encoder)
@@ -71,13 +71,14 @@ class RotNet(Method[Turned]):
         super().__init__()
         self.config, self.encoder = config, encoder
         self.head = nn.Linear(encoder.dim, TURNS)
+        self.side = encoder.side(config.side)
 
     def pretext(self, batch: Batch, rng: Rng) -> Turned:
-        x, size = images.to_float(batch.image), batch.image.shape[-1]
+        x = images.to_float(batch.image)
         if self.config.crop < 1:
-            x = images.resized_crop(x, size, rng, (self.config.crop, 1.0))
+            x = images.resized_crop(x, self.side, rng, (self.config.crop, 1.0))
         else:
-            x = images.shift(x, rng, size // 8)
+            x = images.shift(x, rng, x.shape[-1] // 8)
         x = images.flip(x, rng)
         turned = torch.stack([x.rot90(k, (2, 3)) for k in range(TURNS)], 1)  # (B, 4, C, H, W)
         return Turned(turned.flatten(0, 1), torch.arange(TURNS, device=x.device).repeat(len(x)))

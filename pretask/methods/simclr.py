@@ -25,10 +25,8 @@ from pretask.types import Batch, Loss, Source
 class Config(MethodConfig):
     """Find the other view of the same image among all views of the batch."""
 
-    encoder: ClassVar[str] = "resnet_small"
-    train: ClassVar[TrainConfig] = TrainConfig(
-        epochs=30, batch=256, optimizer="sgd", lr=0.3, weight_decay=1e-4, warmup=0.05
-    )
+    encoder: ClassVar[str] = "resnet_small:width=32"
+    train: ClassVar[TrainConfig] = TrainConfig(epochs=30, batch=128, lr=3e-3, weight_decay=0.01)
 
     temperature: float = 0.2
     """of the softmax over views (0.1 on ImageNet, 0.5 on CIFAR-10 in the paper)"""
@@ -36,6 +34,8 @@ class Config(MethodConfig):
     """of the projection (sec. 3)"""
     hidden: int = 512
     """of the projection head's hidden layer (2048 in the paper)"""
+    side: float = 0.75
+    """of a view, as a share of the image's; smaller views, and more of them in the same time"""
     views: images.Views = images.Views()
     """how a view is drawn"""
 
@@ -56,6 +56,8 @@ class Paper(Config):
     """of the softmax over views (appendix B.9)"""
     hidden: int = 2048
     """of the projection head's hidden layer"""
+    side: float = 1.0
+    """full size"""
     views: images.Views = images.Views(crop=(0.08, 1.0))
     """jitter of strength 0.5 and no blur (appendix B.9)"""
 
@@ -88,10 +90,11 @@ class SimCLR(Method[TwoViews]):
         super().__init__()
         self.config, self.encoder = config, encoder
         self.head = projector(encoder.dim, config.hidden, config.width)
+        self.side = encoder.side(config.side)
 
     def pretext(self, batch: Batch, rng: Rng) -> TwoViews:
-        x, size = images.to_float(batch.image), batch.image.shape[-1]
-        left, right = (self.config.views(x, size, rng.child(side)) for side in ("left", "right"))
+        x = images.to_float(batch.image)
+        left, right = (self.config.views(x, self.side, rng.child(which)) for which in ("left", "right"))
         return TwoViews(left, right)
 
     def project(self, pretext: TwoViews) -> tuple[Tensor, Tensor]:

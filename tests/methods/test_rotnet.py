@@ -17,8 +17,8 @@ def source():
     return sources.open("synthetic:64:32")
 
 
-def made(source, encoder="resnet_small:width=16", config=None):
-    torch.manual_seed(0)
+def made(source, encoder="resnet_small:width=16", config=None, seed=0):
+    torch.manual_seed(seed)
     config = config or rotnet.Config()
     return config.build(encoders.build(encoder, source.channels, source.size), source)
 
@@ -59,7 +59,7 @@ def test_label_k_is_k_quarter_turns_counter_clockwise(source):
 def test_a_flip_happens_before_the_turn_so_quarter_turns_stay_apart(source):
     """Flipping after the turn would swap 90 with 270 degrees: the upright copy would no longer match its turns."""
     p = made(source).pretext(batch(source, 64), Rng(2))
-    x = p.image.view(64, 4, 3, 32, 32)
+    x = p.image.view(64, 4, 3, 24, 24)
     assert torch.equal(x[:, 1], x[:, 0].rot90(1, (2, 3))) and torch.equal(x[:, 3], x[:, 0].rot90(3, (2, 3)))
     plain = images.to_float(batch(source, 64).image)
     shown = rotnet.Paper(crop=1.0)
@@ -78,8 +78,10 @@ def test_a_flip_happens_before_the_turn_so_quarter_turns_stay_apart(source):
 
 
 def test_the_untrained_loss_is_chance(source):
-    out = made(source).loss(made(source).pretext(batch(source, 64), Rng(1)))
-    assert abs(out.total.item() - math.log(4)) < 0.1 and abs(out.parts["accuracy"].item() - 0.25) < 0.1
+    p = made(source).pretext(batch(source, 64), Rng(1))
+    out = [made(source, seed=seed).loss(p) for seed in range(8)]  # one head's guesses lean to one answer
+    assert abs(torch.stack([o.total for o in out]).mean().item() - math.log(4)) < 0.1
+    assert abs(torch.stack([o.parts["accuracy"] for o in out]).mean().item() - 0.25) < 0.05
 
 
 def test_the_loss_is_the_mean_over_all_turns(source):

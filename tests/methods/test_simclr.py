@@ -71,7 +71,7 @@ def test_two_views_of_an_image_differ_and_both_come_from_it():
     source = sources.open("synthetic:32:32")
     method = simclr.Config().build(encoders.build("resnet_small:width=16", 3, 32), source)
     plain = simclr.images.Views(crop=(1.0, 1.0), jitter=0.0, grey=0.0)
-    whole = simclr.Config(views=plain).build(method.encoder, source)
+    whole = simclr.Config(views=plain, side=1.0).build(method.encoder, source)
     batch = source.__getitems__(torch.arange(32))
     p, q = method.pretext(batch, Rng(1)), whole.pretext(batch, Rng(1))
     assert not torch.equal(p.left, p.right)
