@@ -9,7 +9,7 @@ from pretask import methods, selfhelp
 HERE = Path(__file__).parent / "assets" / "puzzles.png"
 PUZZLES = 4
 """of each method"""
-WIDTH = 1320
+WIDTH = 1400
 """pixels"""
 COLOURS = 128
 """of the palette, which keeps the file small"""
