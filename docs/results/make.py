@@ -69,11 +69,11 @@ def make(name: str, experiment: Experiment, data: Path, runs: Path) -> None:
     kept = HERE / name
     shutil.rmtree(kept, ignore_errors=True)
     kept.mkdir()
-    (kept / "scores.json").write_text(plain(scores, data))
+    (kept / "scores.json").write_text(plain(scores, data, runs))
     (kept / "more.json").write_text(json.dumps(more, indent=2) + "\n")
     for seed in range(experiment.seeds):
         run = runs / f"{name}-s{seed}"
-        (kept / f"run-s{seed}.json").write_text(plain((run / "run.json").read_text(), data))
+        (kept / f"run-s{seed}.json").write_text(plain((run / "run.json").read_text(), data, runs))
         rows = (run / "log.jsonl").read_text().splitlines(keepends=True)
         (kept / f"log-s{seed}.jsonl").write_text("".join(rows[:: max(1, len(rows) // CURVE)]))
 
@@ -85,9 +85,11 @@ def pretask(words: Sequence[object]) -> str:
     return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
 
 
-def plain(text: str, data: Path) -> str:
+def plain(text: str, data: Path, runs: Path) -> str:
     """Without this machine's paths."""
-    return text.replace(f"{data}/", "DATA/").replace(f"{data.resolve()}/", "DATA/")
+    for folder, name in ((data, "DATA"), (runs, "RUNS")):
+        text = text.replace(f"{folder}/", f"{name}/").replace(f"{folder.resolve()}/", f"{name}/")
+    return text
 
 
 # ---- what else is measured
