@@ -1,12 +1,22 @@
 """python -m pretask"""
 
+import os
 import sys
+from collections.abc import Sequence
 
 from pretask.cli import main
 
 
-def run() -> None:
-    sys.exit(main())
+def run(arguments: Sequence[str] | None = None) -> None:
+    code = main(arguments)
+    if code and "torch" in sys.modules:
+        from pretask import distributed
+
+        if distributed.world() > 1:  # threads that still wait for another process would abort an orderly end
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

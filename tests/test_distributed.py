@@ -23,7 +23,7 @@ TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "
 HOSTILE = """
 import os, signal, sys
 from pretask import distributed, loop
-from pretask.cli import main
+from pretask.__main__ import run
 from pretask.types import UserError
 
 loop.SAVE_EVERY = 0.0  # a checkpoint after every row
@@ -37,7 +37,7 @@ def step(self, batch, progress):
     return plain(self, batch, progress)
 
 loop.Trainer.step = step
-sys.exit(main(sys.argv[2:]))
+run(sys.argv[2:])
 """
 
 
