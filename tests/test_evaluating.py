@@ -91,9 +91,35 @@ def test_seeds_repeat_the_run_and_use_what_lies_beside_it(trained, capfd):
     before = (sister / "encoder.safetensors").stat().st_mtime_ns
     again = pretask.evaluate(trained, DATA[1], DATA[3], seeds=2, progress=False)
     assert (sister / "encoder.safetensors").stat().st_mtime_ns == before
-    assert again.get("rotnet", "linear", "pool")["values"] == next(
-        r["values"] for r in again.rows if r["eval"] == "linear" and r.get("stage") == "pool"
-    )
+    both = again.get("rotnet", "linear", "pool")
+    alone = [pretask.evaluate(f, DATA[1], DATA[3], progress=False) for f in (trained, sister)]
+    assert both is not None and both["values"] == [
+        one.get("rotnet", "linear", "pool")["value"] for one in alone
+    ]
+
+
+def mnist(root):
+    """A data set in torchvision's own files, which need --root to be found."""
+    (root / "MNIST" / "raw").mkdir(parents=True)
+    for part, n in (("train", 120), ("t10k", 60)):
+        pixels = np.random.default_rng(n).integers(0, 256, (n, 28, 28), np.uint8)
+        for what, kind, shape, content in (
+            ("images-idx3", 3, (n, 28, 28), pixels),
+            ("labels-idx1", 1, (n,), (np.arange(n) % 10).astype(np.uint8)),
+        ):
+            head = np.array([0x800 + kind, *shape], ">i4").tobytes()
+            (root / "MNIST" / "raw" / f"{part}-{what}-ubyte").write_bytes(head + content.tobytes())
+    return ["--root", str(root)]
+
+
+def test_a_data_set_below_root_is_found_by_the_report_too(tmp_path, capsys):
+    """After training, after scoring and by itself: none of them may end in an error when the work is done."""
+    root, run = mnist(tmp_path / "sets"), str(tmp_path / "run")
+    words = ["pretrain", "rotnet", "--data", "mnist", "--watch", "mnist:test", "--out", run, *root, *FAST]
+    assert main(words) == 0, capsys.readouterr().err
+    assert main(["evaluate", run, "--data", "mnist", "--test", "mnist:test", *root]) == 0
+    assert main(["report", run, "--data", "mnist:test", *root]) == 0
+    assert "Map of the features" in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_a_run_that_only_looks_like_a_sister_is_refused(trained, tmp_path, capsys):

@@ -54,4 +54,5 @@ def run(words: list[str]) -> None:
     else:
         Console().print(table.render(scores))
     if not what.startswith("timm:"):
-        say(f"wrote {what}/scores and {report(what, chosen.test or chosen.data)}")
+        page = report(what, chosen.test or chosen.data, root=chosen.root, max_bad=chosen.max_bad)
+        say(f"wrote {what}/scores and {page}")

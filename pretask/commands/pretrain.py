@@ -44,6 +44,7 @@ def run(words: list[str]) -> None:
     from pretask import distributed
     from pretask.pretraining import Settings, pretrain
     from pretask.reports import report
+    from pretask.run import revive
 
     if words[:1] == ["--resume"]:
         if len(words) < 2:
@@ -61,7 +62,8 @@ def run(words: list[str]) -> None:
         with Display() as display:
             made = pretrain(method, chosen.run, chosen.method, chosen.train, command=command, tell=display)
     if distributed.rank() == 0:
-        page = report(made.folder, made.card["settings"]["watch"])
+        asked = revive(made.card)[1]
+        page = report(made.folder, asked.watch, root=asked.root)
         took = (made.folder / "DONE").read_text().strip()
         say(f"wrote {made.folder} ({made.card['steps']} steps, {took}) and {page}")
         say(f"Next: pretask evaluate {made.folder} --data LABELLED")

@@ -13,10 +13,15 @@ class Flags:
 
     data: str | None = None
     """labelled images for the neighbours and the map (the images of the run, without labels)"""
+    root: Path | None = None
+    """where a torchvision data set is"""
+    max_bad: float = 0.1
+    """share of unreadable files at which it stops"""
 
 
 def run(words: list[str]) -> None:
     folder, chosen = subject(words, "report", "RUN", Flags)
     from pretask.reports import report
 
-    say(f"wrote {report(Path(folder), chosen.data)}; open it in a browser, it needs no network")
+    page = report(folder, chosen.data, root=chosen.root, max_bad=chosen.max_bad)
+    say(f"wrote {page}; open it in a browser, it needs no network")

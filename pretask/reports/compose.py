@@ -29,13 +29,19 @@ FEWEST = 300
 """of whatever size"""
 
 
-def report(folder: Path | str, data: str | Path | None = None) -> Path:
-    """Write report.html and preview.png of a run; neighbours and map are of `data`, labelled, where given."""
+def report(
+    folder: Path | str, data: str | Path | None = None, *, root: Path | None = None, max_bad: float = 0.1
+) -> Path:
+    """Write report.html and preview.png of a run; neighbours and map are of `data`, labelled, where given.
+
+    `root` and `max_bad` are those of `sources.open_labelled`.
+    """
     from pretask import methods, sources
 
     loaded = runs.load(folder)
     card = loaded.card
-    labelled = sources.open_labelled(data, size=card["size"], channels=card["channels"]) if data else None
+    known = {"size": card["size"], "channels": card["channels"], "root": root, "max_bad": max_bad}
+    labelled = sources.open_labelled(data, **known) if data else None
     try:
         about = methods.recipe(f"{card['method']}:{card['recipe']}").__doc__ or ""
         source, method = loaded.source(), loaded.method
