@@ -123,46 +123,47 @@ def patches_at_equal_time(experiment: Experiment, data: Path, run: Path) -> dict
     }
 
 
-def purity(experiment: Experiment, data: Path, run: Path) -> dict[str, Any]:
-    """At the start of every round: how often a neighbour has the class of its image, among anchors and among all."""
-    import torch
-
+def rounds_of(experiment: Experiment, data: Path, run: Path) -> dict[str, Any]:
+    """At the end of every round, on the bank: kNN among the others, and how often a neighbour has the class of its
+    image, among the anchors that the next round begins with and among all. The run is made once more to look at it."""
     from pretask import pretraining, sources
     from pretask.methods import neighbourhood_discovery as nd
-    from pretask.run import Run, read, revive
+    from pretask.run import Run, revive
 
     label = sources.open_labelled(data / experiment.labelled).label
     method, settings, config, train = revive(Run(run).card)
-    found: list[tuple[torch.Tensor, torch.Tensor]] = []
-    original = nd.discover
+    rounds: list[dict[str, Any]] = []
+    discover = nd.discover
 
-    def heard(*known: Any) -> Any:
-        found.append(original(*known))
-        return found[-1]
+    def heard(bank: Any, *knobs: Any) -> Any:
+        entropy, neighbour = discover(bank, *knobs)
+        pure = (label[neighbour[:, 0]] == label).float()
+        anchors = entropy.argsort(stable=True)[: len(label) * (len(rounds) + 1) // (train.rounds - 1)]
+        row = {"knn": share(bank_knn(bank, label)), "anchors": len(anchors)}
+        rounds.append(row | {"pure": share(pure[anchors]), "of all": share(pure)})
+        return entropy, neighbour
 
     nd.discover = heard
-    again = run.with_name(f"{run.name}-heard")
+    again = run.with_name(f"{run.name}-again")
     shutil.rmtree(again, ignore_errors=True)
-    steps = Run(run).card["steps"]
-    pretraining.pretrain(
-        method,
-        replace(settings, out=again, steps=steps, budget=None, watch=str(data / experiment.test)),
-        config,
-        train,
-    )
-    nd.discover = original
-    rounds = []
-    for number, (entropy, neighbour) in enumerate(found, 1):
-        pure = (label[neighbour[:, 0]] == label).float()
-        count = len(label) * number // (train.rounds - 1)
-        anchors = entropy.argsort(stable=True)[:count]
-        among, all_ = pure[anchors].mean().item(), pure.mean().item()
-        reach = 1.96 * (among * (1 - among) / count) ** 0.5
-        rounds.append(
-            {"round": number, "anchors": count, "pure": 100 * among, "±": 100 * reach, "of all": 100 * all_}
-        )
-    seen = [row for row in read(again / "watch.jsonl") if "knn" in row]
-    return {"rounds": rounds, "online_knn": [{"step": r["step"], "knn": r["knn"]} for r in seen]}
+    settings = replace(settings, out=again, steps=Run(run).card["steps"], budget=None)
+    pretraining.pretrain(method, settings, config, train)
+    nd.discover = discover
+    return {"rounds": [*rounds, {"knn": share(bank_knn(Run(again).method.bank, label))}]}
+
+
+def bank_knn(bank: Any, label: Any) -> Any:
+    """(N,) whether the weighted vote of a row's 20 nearest others is for its class."""
+    from pretask.evals import knn
+
+    similarity, index = knn.nearest(bank, bank, 20, exclude_self=True)
+    return (knn.vote(similarity, label[index], int(label.max()) + 1) == label).float()
+
+
+def share(right: Any) -> tuple[float, float]:
+    """(N,) of 0 and 1 -> the mean and half of its 95 % interval, %."""
+    mean = right.mean().item()
+    return 100 * mean, 196 * (mean * (1 - mean) / len(right)) ** 0.5
 
 
 EXPERIMENTS: dict[str, Experiment] = {
@@ -188,7 +189,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         "cifar10/cifar10_train.npz",
         "cifar10/cifar10_train.npz",
         "cifar10/cifar10_test.npz",
-        more=purity,
+        more=rounds_of,
     ),
     "sdae-mnist": Experiment(
         "Stacked denoising autoencoder on MNIST",
@@ -286,6 +287,10 @@ def differences(scores: dict[str, Any]) -> list[str]:
     ]
 
 
+def plus_minus(found: Sequence[float]) -> str:
+    return f"{found[0]:.1f} ±{found[1]:.1f}"
+
+
 def extras(more: dict[str, Any]) -> list[str]:
     """Sentences for what only this experiment measured."""
     said = []
@@ -295,13 +300,14 @@ def extras(more: dict[str, Any]) -> list[str]:
             f"{more['seconds']} s (a run took {more['run_seconds']} s): linear {more['linear']:.1f}, "
             f"kNN {more['knn']:.1f}"
         )
-    for row in more.get("rounds", ()):
-        said.append(
-            f"round {row['round']}: {row['pure']:.1f} ±{row['±']:.1f} of the {row['anchors']:,} anchors have a "
-            f"neighbour of their class, {row['of all']:.1f} of all images"
-        )
-    if knn := more.get("online_knn"):
-        said.append("online kNN: " + ", ".join(f"{r['knn']:.1f} at step {r['step']:,}" for r in knn))
+    for number, row in enumerate(more.get("rounds", ())):
+        text = f"after round {number}: kNN of the bank {plus_minus(row['knn'])}"
+        if "anchors" in row:
+            text += (
+                f"; of the {row['anchors']:,} anchors {plus_minus(row['pure'])} have a neighbour of their class, "
+                f"of all images {plus_minus(row['of all'])}"
+            )
+        said.append(text)
     return said
 
 
