@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from pretask import encoders, images, loader, sources
 from pretask.encoders import Encoder
 from pretask.evals import knn, linear
-from pretask.evals.evaluate import choose
 from pretask.evals.features import embed, pooled
+from pretask.evals.measure import choose
 from pretask.rng import Rng
 from pretask.run import Run
 from pretask.types import Labelled

@@ -16,7 +16,7 @@ from pretask import evals
 from pretask.evals import clustering, fewshot, knn, linear, retrieval, spread
 from pretask.rng import Rng
 
-AROUND = {"baselines", "evaluate", "features", "holdout", "interval"}
+AROUND = {"baselines", "evaluate", "features", "holdout", "interval", "measure"}
 CLASSES = 4
 N, Q, D = 240, 90, 12
 

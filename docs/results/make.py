@@ -98,7 +98,7 @@ def plain(text: str, data: Path, runs: Path) -> str:
 def patches_at_equal_time(experiment: Experiment, data: Path, run: Path) -> dict[str, Any]:
     """k-means patches with as many centres as fit into the time that the run took, embedding included."""
     from pretask import sources
-    from pretask.evals import baselines, evaluate, features
+    from pretask.evals import baselines, features, measure
 
     took = float((run / "DONE").read_text().split()[0])
     train, test = (
@@ -113,7 +113,7 @@ def patches_at_equal_time(experiment: Experiment, data: Path, run: Path) -> dict
     _, few = made(baselines.CENTRES)
     centres = int(baselines.CENTRES * took / few)  # the time grows with the centres, all but some seconds
     found, seconds = made(centres)
-    scores = {(r.eval, r.stage): r.value for r in evaluate.measure(*found)}
+    scores = {(r.eval, r.stage): r.value for r in measure.measure(*found)}
     return {
         "centres": centres,
         "seconds": round(seconds),

@@ -13,9 +13,10 @@ from pretask import encoders, sources
 from pretask.encoders import Encoder
 from pretask.evals import baselines, fewshot, knn, linear, spread
 from pretask.evals.clustering import cluster
-from pretask.evals.evaluate import Chosen, Scores, by_clusters, by_probes, choose, combined, evaluate
+from pretask.evals.evaluate import Scores, combined, evaluate
 from pretask.evals.features import Features
 from pretask.evals.holdout import split
+from pretask.evals.measure import Chosen, by_clusters, by_probes, choose
 from pretask.rng import Rng
 from pretask.sources import Labelled
 from pretask.sources.arrays import Arrays
