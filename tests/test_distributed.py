@@ -102,3 +102,17 @@ def test_a_mistake_in_one_process_ends_both(tmp_path: Path):
     assert ended.returncode == 2
     assert "pretask: the second process has something to say" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def test_a_process_of_several_leaves_with_its_code_whatever_would_abort_its_end():
+    script = """
+import atexit, os
+from pretask import distributed
+from pretask.__main__ import run
+distributed.world = lambda: 2
+atexit.register(os.abort)  # as threads do that still wait for the other process
+run(["pretrain", "rotnot", "--data", "synthetic:8:8"])
+"""
+    ended = python("-c", script)
+    assert ended.returncode == 2
+    assert "rotnet" in ended.stderr
