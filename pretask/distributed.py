@@ -1,7 +1,7 @@
 """What several processes must do together; with one process each function returns what it was given."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import MethodType
 from typing import Any
 
@@ -91,6 +91,73 @@ def union(found: dict[str, str]) -> dict[str, str]:
     parts: list[Any] = [None] * world()
     dist.all_gather_object(parts, found)
     return {key: value for part in parts for key, value in part.items()}
+
+
+# ---- weights that are shared out: each process holds a part of every one
+
+
+def shard(module: nn.Module, mesh: Any) -> nn.Module:
+    """Share out the weights of `module`, in place (FSDP2); they come together for a step, as one unit."""
+    from torch.distributed.fsdp import fully_shard
+
+    for weight in module.parameters():
+        weight.data = weight.data.contiguous()  # it takes no other layout
+    fully_shard(module, mesh=mesh["data_parallel"], reshard_after_forward=False)
+    return module
+
+
+def is_sharded(module: nn.Module) -> bool:
+    if world() == 1:
+        return False
+    from torch.distributed.fsdp import FSDPModule
+
+    return isinstance(module, FSDPModule)
+
+
+def unshard(module: Any) -> None:
+    """Bring the weights together until the next backward pass."""
+    if is_sharded(module):
+        module.unshard()
+
+
+def whole(module: nn.Module) -> AbstractContextManager[None]:
+    """In here every process holds all the weights; what is written to them stays. All processes enter it."""
+    return _whole(module) if is_sharded(module) else nullcontext()
+
+
+@contextmanager
+def _whole(module: Any) -> Iterator[None]:
+    module.reshard()
+    own = list(module.parameters())
+    module.unshard()
+    try:
+        yield
+        with torch.no_grad():
+            for part, every in zip(own, module.parameters(), strict=True):
+                part.copy_(parted(every.detach(), part))
+    finally:
+        module.reshard()
+
+
+def gathered(state: Any) -> Any:
+    """Every shared out tensor nested in `state`, as a whole and on the CPU."""
+    if world() == 1:
+        return state
+    from torch.distributed.tensor import DTensor
+
+    return tree_map(lambda x: x.full_tensor().cpu() if isinstance(x, DTensor) else x, state)
+
+
+def parted(value: Any, like: Any) -> Any:
+    """A whole tensor, the same in all processes, shared out as `like` is."""
+    if world() == 1:
+        return value
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    if not isinstance(like, DTensor) or not isinstance(value, Tensor) or value.shape != like.shape:
+        return value
+    there = value.to(like.device_mesh.device_type)
+    return distribute_tensor(there, like.device_mesh, like.placements, src_data_rank=None)
 
 
 # ---- batch norm

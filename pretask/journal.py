@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -34,8 +35,10 @@ class Journal:
         writes: bool,
         watch: Watch | None,
         tell: Tell | None = None,
+        whole: Callable[[], AbstractContextManager[None]] = nullcontext,
     ):
         self.folder, self.steps, self.batch, self.writes = folder, steps, batch, writes
+        self.whole = whole  # what all processes enter before the watch may use the encoder
         self.watch, self.tell = watch, (tell if writes else None) or (lambda row: None)
         self.every = max(1, steps // ROWS)
         self.losses: list[Tensor] = []
@@ -50,8 +53,9 @@ class Journal:
             run.rewind(self.folder / run.SEEN, step)
             rows = run.read(self.folder / run.LOG)
             self.first_loss = rows[0]["loss"] if rows else math.nan
-        if self.watch:
-            self.watch.look(step, now=True)
+        with self.whole():
+            if self.watch:
+                self.watch.look(step, now=True)
         self.began = self.since = time.perf_counter()
         self.first_step = step
 
@@ -91,7 +95,8 @@ class Journal:
         if self.writes:
             run.append(self.folder / run.LOG, row)
         self.stop_if_broken(first, losses)
-        self.look(row, last)
+        with self.whole():
+            self.look(row, last)
         pace = (now - self.began) / (progress.step + 1 - self.first_step)
         left = pace * (self.steps - 1 - progress.step)
         self.tell({**row, "steps": self.steps, "epochs": progress.epochs, "eta": left})
@@ -121,5 +126,6 @@ class Journal:
             checkpoint.set_aside(self.folder)
 
     def end(self, step: int) -> None:
-        if self.watch and step < self.steps:  # the method finished early
-            self.watch.look(step, now=True)
+        with self.whole():
+            if self.watch and step < self.steps:  # the method finished early
+                self.watch.look(step, now=True)

@@ -8,6 +8,7 @@ import copy
 import math
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import chain, count, islice
 from pathlib import Path
@@ -95,7 +96,8 @@ class Trainer:
         convolutions.quicken(method)
         if distributed.world() > 1:
             distributed.synchronise_norms(method)
-        self.solver = fabric.setup_module(Solver(method))
+        self.wrapped = Solver(method)
+        self.solver = fabric.setup_module(self.wrapped)
         self.optimizers: list[Optimizer] = method.optimizers(train)
         for group in (g for o in self.optimizers for g in o.param_groups):
             group["peak"] = group["lr"]
@@ -108,6 +110,7 @@ class Trainer:
         share = distributed.rank(), distributed.world()
         rng = Rng(self.seed, "pretext", progress.step, device=self.fabric.device, share=share)
         torch.manual_seed(rng.generator.initial_seed() ^ share[0])  # for dropout and its like
+        distributed.unshard(self.wrapped)
         with torch.no_grad():
             pretext = self.method.pretext(batch.to(self.fabric.device), rng)
         total, parts, carry = self.solver(Sealed(pretext))
@@ -135,37 +138,45 @@ class Trainer:
     def prepare(self, progress: Progress) -> None:
         """Let the method prepare its epoch, unless a checkpoint says that it already has."""
         if self.begun < progress.epoch:
-            self.weights = self.method.begin_epoch(self.context(progress))
+            with self.whole():
+                self.weights = self.method.begin_epoch(self.context(progress))
             self.begun = progress.epoch
 
     def context(self, progress: Progress) -> Context:
         rng = Rng(self.seed, "begin", progress.epoch, device=self.fabric.device)
         return Context(self.source, self.optimizers, progress, rng, self.folder)
 
+    def whole(self) -> AbstractContextManager[None]:
+        """In here the method may be used in any way, where its weights are shared out among the processes."""
+        return distributed.whole(self.wrapped)
+
     # ---- memory
 
     def state(self, step: int) -> dict[str, Any]:
+        """Everything that must be remembered; all processes ask for it together."""
         return {
             "step": step,
             "begun": self.begun,
             "weights": self.weights,
-            "method": self.method.state_dict(),
-            "optimizers": [o.state_dict() for o in self.optimizers],
+            "method": distributed.gathered(self.method.state_dict()),
+            "optimizers": [distributed.gathered(o.state_dict()) for o in self.optimizers],
             "bad": dict(self.source.bad),
         }
 
     def restore(self, state: Mapping[str, Any]) -> int:
         """Back to a saved state; returns the step to go on with."""
-        self.method.load_state_dict(state["method"])
+        own = self.method.state_dict()
+        self.method.load_state_dict({k: distributed.parted(x, own.get(k)) for k, x in state["method"].items()})
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+            optimizer.load_state_dict(shared_out(saved, optimizer))
         self.begun, self.weights = state["begun"], state["weights"]
         self.source.bad.update(state["bad"])
         return state["step"]
 
     def save(self, step: int) -> None:
+        state = self.state(step)
         if self.fabric.is_global_zero:
-            checkpoint.save(self.folder / checkpoint.LATEST, self.state(step))
+            checkpoint.save(self.folder / checkpoint.LATEST, state)
 
     def begin(self) -> int:
         """The step to start from: a checkpoint's, or 0 after the method has begun."""
@@ -173,7 +184,8 @@ class Trainer:
         if latest.exists():
             with checkpoint.belonging(latest):
                 return self.restore(checkpoint.load(latest))
-        self.method.begin(self.context(Plan(1, 1, 1).at(0)))
+        with self.whole():
+            self.method.begin(self.context(Plan(1, 1, 1).at(0)))
         return 0
 
     # ---- the run
@@ -194,7 +206,7 @@ class Trainer:
                     step += 1
                     lr = self.optimizers[0].param_groups[0]["lr"]
                     sound = journal.note(progress, loss, parts, lr)
-                    if sound and time.monotonic() - saved > SAVE_EVERY:
+                    if sound and self.fabric.broadcast(time.monotonic() - saved > SAVE_EVERY):
                         self.save(step)
                         saved = time.monotonic()
         except Finished:
@@ -238,6 +250,16 @@ class Trainer:
     def per_pass(self) -> int:
         """Steps in one pass over the source; a last, short batch is left out."""
         return len(self.source) // self.train.batch
+
+
+def shared_out(saved: dict[str, Any], optimizer: Optimizer) -> dict[str, Any]:
+    """What an optimizer remembers of each weight, shared out as the weight is."""
+    weights = [p for group in optimizer.param_groups for p in group["params"]]
+    shared = {
+        i: {name: distributed.parted(value, weights[i]) for name, value in memory.items()}
+        for i, memory in saved["state"].items()
+    }
+    return saved | {"state": shared}
 
 
 def check(method: Method[Any], source: Source, train: TrainConfig) -> None:

@@ -23,6 +23,7 @@ from typing import Any, Literal
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.strategies.ddp import DDPStrategy
+from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
 from PIL import Image
 
 from pretask import checkpoint, distributed, encoders, loader, methods, run, sources
@@ -64,6 +65,8 @@ class Settings:
     """processes that decode images (one less than there are cores, 8 at most)"""
     devices: int | Literal["auto"] = "auto"
     """processes to train with on this machine: GPUs, or 1 on a CPU"""
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """of several processes: each holds the whole network (ddp), or they share it out among them (fsdp)"""
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     """what to train on"""
     precision: Literal["auto", "bf16-mixed", "32-true"] = "auto"
@@ -84,18 +87,26 @@ def engine(settings: Settings, partial: bool) -> Fabric:
     here = int(
         os.environ.get("LOCAL_WORLD_SIZE", world)
     )  # torchrun's; Fabric's own launcher stays on one machine
-    many = settings.devices not in ("auto", 1) or world > 1
     on_cpu = settings.accelerator == "cpu" or not torch.cuda.is_available()
-    devices = here if on_cpu else "auto"
+    count = here if on_cpu else torch.cuda.device_count()
+    if settings.devices != "auto":
+        count = settings.devices
     logging.getLogger("lightning_fabric").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", ".*`broadcast_buffers` is deprecated")  # its successor is not in 2.5
-    ddp = DDPStrategy(find_unused_parameters=partial, broadcast_buffers=False)
+    nodes = world // here
+    strategy: Any = "auto"
+    if count * nodes > 1:
+        strategy = DDPStrategy(find_unused_parameters=partial, broadcast_buffers=False)
+    if settings.strategy == "fsdp":
+        if count * nodes == 1:
+            raise UserError("--strategy fsdp shares a network out among processes; give --devices 2 or more")
+        strategy = ModelParallelStrategy(distributed.shard, count * nodes, tensor_parallel_size=1)
     precision = fastest_precision() if settings.precision == "auto" else settings.precision
     return Fabric(
         accelerator="cpu" if on_cpu else settings.accelerator,
-        devices=devices if settings.devices == "auto" else settings.devices,
-        num_nodes=world // here,
-        strategy=ddp if many or (not on_cpu and torch.cuda.device_count() > 1) else "auto",
+        devices=count,
+        num_nodes=nodes,
+        strategy=strategy,
         precision=precision,
     )
 
@@ -168,16 +179,19 @@ def pretrain(
         steps = old["steps"] if old else length(settings, train, trainer, began)
         plan = Plan.of(steps, trainer.per_pass, train.rounds)
         watch = Watch(solver.export(), source, folder, labelled) if fabric.is_global_zero else None
-        if resume is None and fabric.is_global_zero:
-            card = describe(method, settings, config, train, plan, source, fabric, spec, command)
-            picture = preview(solver, source, folder.name, settings.seed)
-            checkpoint.write_folder(folder, partial(first_files, card=card, picture=picture))
+        if resume is None:
+            with trainer.whole():  # a puzzle may be made with the encoder
+                picture = preview(solver, source, folder.name, settings.seed)
+            if fabric.is_global_zero:
+                card = describe(method, settings, config, train, plan, source, fabric, spec, command)
+                checkpoint.write_folder(folder, partial(first_files, card=card, picture=picture))
         fabric.barrier()
-        journal = Journal(folder, plan.steps, train.batch, fabric.is_global_zero, watch, tell)
+        journal = Journal(folder, plan.steps, train.batch, fabric.is_global_zero, watch, tell, trainer.whole)
         try:
             fit(trainer, plan, journal)
+            run.save_encoder(solver.export(), folder)
             if fabric.is_global_zero:
-                finish(folder, solver, time.monotonic() - began)
+                checkpoint.write_text(folder / run.DONE, f"{time.monotonic() - began:.1f} s\n")
         except checkpoint.Unwritable as full:
             raise UserError(
                 f"{full}. Make room, then go on with: pretask pretrain --resume {folder}"
@@ -311,9 +325,3 @@ def first_files(folder: Path, card: dict[str, Any], picture: Image.Image) -> Non
     """What a run's folder holds before the first step."""
     checkpoint.write_text(folder / run.CARD, json.dumps(card, indent=2, default=str) + "\n")
     checkpoint.write(folder / "preview.png", lambda file: picture.save(file, format="PNG"))
-
-
-def finish(folder: Path, method: Method[Any], took: float) -> None:
-    """The encoder alone, and the mark of a complete run."""
-    run.save_encoder(method.export(), folder)
-    checkpoint.write_text(folder / run.DONE, f"{took:.1f} s\n")

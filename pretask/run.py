@@ -57,9 +57,12 @@ def save_encoder(encoder: "Encoder", folder: Path) -> None:
     """encoder.safetensors, with the names that timm gives the weights, and encoder.json beside it."""
     from safetensors.torch import save
 
-    from pretask import checkpoint
+    from pretask import checkpoint, distributed
 
-    weights = {name: value.contiguous().cpu() for name, value in encoder.net.state_dict().items()}
+    state = distributed.gathered(encoder.net.state_dict())  # by all processes, written by the first
+    if distributed.rank():
+        return
+    weights = {name: value.contiguous().cpu() for name, value in state.items()}
     checkpoint.write(folder / WEIGHTS, lambda file: file.write(save(weights)))
     shape = {
         "name": encoder.name,

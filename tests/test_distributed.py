@@ -30,6 +30,10 @@ loop.SAVE_EVERY = 0.0  # a checkpoint after every row
 plain = loop.Trainer.step
 
 def step(self, batch, progress):
+    if progress.step == 0:
+        weights = list(self.method.parameters())
+        held = sum((p.to_local() if hasattr(p, "to_local") else p).numel() for p in weights)
+        print(f"each holds {held / sum(p.numel() for p in weights):.2f}", file=sys.stderr)
     if progress.step == 4 and sys.argv[1] == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
     if progress.step == 4 and sys.argv[1] == "mistaken" and distributed.rank() == 1:
@@ -93,6 +97,58 @@ def test_both_killed_and_resumed_by_torchrun_end_with_the_same_weights(two: Path
     ended = python(*TORCHRUN, "pretrain", "--resume", folder)
     assert ended.returncode == 0, ended.stderr
     assert all(torch.equal(value, weights(two)[key]) for key, value in weights(folder).items())
+
+
+def test_weights_that_are_shared_out_end_where_whole_ones_do_killed_or_not(two: Path, tmp_path: Path):
+    script, calm, cut = tmp_path / "hostile.py", tmp_path / "calm", tmp_path / "cut"
+    script.write_text(HOSTILE)
+    ended = python(script, "calm", *WORDS, calm, *TWO, "--strategy", "fsdp")
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stderr.count("each holds 0.5") == 2
+    for key, value in weights(two).items():
+        assert_close(weights(calm)[key], value, atol=1e-5, rtol=1e-4, msg=lambda m, k=key: f"{k}: {m}")
+    assert python(script, "killed", *WORDS, cut, *TWO, "--strategy", "fsdp").returncode == -9
+    ended = python(*TORCHRUN, "pretrain", "--resume", cut)
+    assert ended.returncode == 0, ended.stderr
+    assert all(torch.equal(value, weights(calm)[key]) for key, value in weights(cut).items())
+    assert run.load(cut).encoder.net.state_dict().keys() == run.load(two).encoder.net.state_dict().keys()
+
+
+HALVED = """
+import torch
+from pretask.methods import rotnet
+
+class Halved(rotnet.RotNet):
+    def begin(self, context):
+        with torch.no_grad():
+            for weight in self.parameters():
+                weight.mul_(0.5)
+
+class Config(rotnet.Config):
+    def build(self, encoder, source):
+        return Halved(self, encoder)
+"""
+
+
+@pytest.mark.parametrize(
+    ("method", "encoder"),
+    [("neighbourhood_discovery", "resnet_small:width=8"), ("sdae", "mlp:width=16"), ("halved.py", "nin3:width=12")],
+)
+def test_methods_that_use_the_encoder_between_steps_may_share_it_out(method: str, encoder: str, tmp_path: Path):
+    (tmp_path / "halved.py").write_text(HALVED)
+    words = ["pretrain", str(tmp_path / method) if method.endswith(".py") else method, *WORDS[2:]]
+    words[words.index("--encoder") + 1] = encoder
+    ended = python("-m", "pretask", *words, tmp_path / "two", *TWO, "--strategy", "fsdp")
+    assert ended.returncode == 0, ended.stderr
+    assert main([*words, str(tmp_path / "one")]) == 0
+    one, both = weights(tmp_path / "one"), weights(tmp_path / "two")
+    for key, value in one.items():
+        assert_close(both[key].float(), value.float(), atol=3e-4, rtol=3e-3, msg=lambda m, k=key: f"{k}: {m}")
+
+
+def test_one_process_has_nobody_to_share_a_network_with(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main([*WORDS, str(tmp_path / "run"), "--strategy", "fsdp"]) == 2
+    assert "--devices 2" in capsys.readouterr().err
 
 
 def test_a_mistake_in_one_process_ends_both(tmp_path: Path):

@@ -71,7 +71,7 @@ def test_pixels_are_normalised_by_the_nets_own_statistics():
         ("resnt18", "did you mean resnet18"),
         ("resnet_smal", "did you mean resnet_small"),
         ("resnet18:stem", "should read key=value"),
-        ("resnet_small:wide=3", "wide"),
+        ("resnet_small:deep=3", "deep"),
         ("resnet18:no_such_knob=1", "does not take"),
     ],
 )

@@ -1,6 +1,9 @@
 """A stream has no positions, and yet it goes the whole way from the command line."""
 
 import io
+import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -67,3 +70,27 @@ def test_a_sample_is_spread_over_a_source_and_the_first_of_a_stream(stream):
     assert len(loader.sample(source, 100)) == 64
     streamed = sources.open(stream, size=16)
     assert torch.equal(loader.sample(streamed, 5).image, source.image[:5])
+
+
+def test_two_processes_read_different_shards_of_a_stream(stream, tmp_path):
+    """Started from the command line; each prints how bright the images were that it trained on."""
+    out, script = tmp_path / "run", tmp_path / "told.py"
+    script.write_text(
+        "import sys\n"
+        "from pretask import distributed, loop\n"
+        "from pretask.__main__ import run\n"
+        "plain, seen = loop.Trainer.step, []\n"
+        "def step(self, batch, progress):\n"
+        "    seen.extend(batch.image.sum((1, 2, 3)).tolist())\n"
+        "    if progress.step == 3:\n"
+        "        print(f'saw {distributed.rank()}', *sorted(seen), file=sys.stderr)\n"
+        "    return plain(self, batch, progress)\n"
+        "loop.Trainer.step = step\n"
+        "run(sys.argv[1:])\n"
+    )
+    words = ["pretrain", "rotnet", "--data", stream, "--out", str(out), *FAST, "--devices", "2"]
+    ended = subprocess.run([sys.executable, script, *words], capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr
+    told = re.findall(r"saw \d ([\d ]+)", ended.stderr)
+    shards = [sorted(x.sum((1, 2, 3)).tolist()) for x in sources.open("synthetic:64:16").image.split(32)]
+    assert sorted([int(x) for x in each.split()] for each in told) == sorted(shards), "one pass, a shard each"

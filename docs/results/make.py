@@ -173,7 +173,6 @@ EXPERIMENTS: dict[str, Experiment] = {
         "cifar10/cifar10_train_full_jpeg.npz",
         "cifar10/cifar10_train_full_jpeg.npz",
         "cifar10/cifar10_test_full_jpeg.npz",
-        more=patches_at_equal_time,
     ),
     "simclr-cifar10": Experiment(
         "SimCLR on CIFAR-10",
@@ -181,6 +180,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         "cifar10/cifar10_train_full_jpeg.npz",
         "cifar10/cifar10_train_full_jpeg.npz",
         "cifar10/cifar10_test_full_jpeg.npz",
+        more=patches_at_equal_time,
     ),
     "and-cifar10": Experiment(
         "Neighbourhood discovery on 8,000 images of CIFAR-10",

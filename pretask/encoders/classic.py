@@ -81,10 +81,17 @@ class Residual(nn.Module):
 
 
 def resnet_small(
-    channels: int = 3, size: int = 32, width: int = 64, blocks: int = 1, stages: int = 3, stride: int = 2
+    channels: int = 3,
+    size: int = 32,
+    width: int = 64,
+    blocks: int = 1,
+    stages: int = 3,
+    stride: int = 2,
+    wide: int = 0,
 ) -> nn.Sequential:
     """A ResNet for images of 28 to 64 px: a 3x3 stem that halves once, then three stages that end at 1/8.
 
+    `wide` adds a last 1x1 convolution to so many channels: a narrow, fast net whose features are not narrow.
     `blocks=2,stages=4,stride=1` is the ResNet-18 of the CIFAR papers: no halving before the second stage.
     """
     named: dict[str, nn.Module] = {"stem": conv(channels, width, 3, stride)}
@@ -94,6 +101,8 @@ def resnet_small(
         units = [Residual(i if b == 0 else o, o, 2 if s and b == 0 else 1) for b in range(blocks)]
         named[f"stage{s + 1}"] = nn.Sequential(*units)
         i = o
+    if wide:
+        named["wide"] = conv(i, wide, 1)
     return nn.Sequential(OrderedDict(named))
 
 

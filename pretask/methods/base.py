@@ -69,7 +69,11 @@ class Method(nn.Module, ABC, Generic[P]):
         """Before each epoch: cluster, advance a curriculum. May return (N,) sampling weights; may raise Finished."""
 
     def after_step(self, carry: Any, progress: Progress) -> None:
-        """After the optimiser's step: move a teacher, write a memory bank, follow a schedule."""
+        """After the optimiser's step: move a teacher, write a memory bank, follow a schedule.
+
+        Where processes share out the weights (`--strategy fsdp`), each has its part of them here: enough for what
+        is done weight by weight, such as a moving average. Everywhere else the weights are whole.
+        """
 
     def groups(self) -> Iterable[dict[str, Any]]:
         """Optimiser groups: matrices decay, gains and biases do not."""

@@ -25,7 +25,7 @@ from pretask.types import Batch, Loss, Source
 class Config(MethodConfig):
     """Find the other view of the same image among all views of the batch."""
 
-    encoder: ClassVar[str] = "resnet_small:width=32"
+    encoder: ClassVar[str] = "resnet_small:width=32,wide=512"
     train: ClassVar[TrainConfig] = TrainConfig(epochs=30, batch=128, lr=3e-3, weight_decay=0.01)
 
     temperature: float = 0.2
