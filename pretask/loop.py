@@ -166,7 +166,9 @@ class Trainer:
     def restore(self, state: Mapping[str, Any]) -> int:
         """Back to a saved state; returns the step to go on with."""
         own = self.method.state_dict()
-        self.method.load_state_dict({k: distributed.parted(x, own.get(k)) for k, x in state["method"].items()})
+        self.method.load_state_dict(
+            {k: distributed.parted(x, own.get(k)) for k, x in state["method"].items()}
+        )
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(shared_out(saved, optimizer))
         self.begun, self.weights = state["begun"], state["weights"]

@@ -132,9 +132,15 @@ class Config(rotnet.Config):
 
 @pytest.mark.parametrize(
     ("method", "encoder"),
-    [("neighbourhood_discovery", "resnet_small:width=8"), ("sdae", "mlp:width=16"), ("halved.py", "nin3:width=12")],
+    [
+        ("neighbourhood_discovery", "resnet_small:width=8"),
+        ("sdae", "mlp:width=16"),
+        ("halved.py", "nin3:width=12"),
+    ],
 )
-def test_methods_that_use_the_encoder_between_steps_may_share_it_out(method: str, encoder: str, tmp_path: Path):
+def test_methods_that_use_the_encoder_between_steps_may_share_it_out(
+    method: str, encoder: str, tmp_path: Path
+):
     (tmp_path / "halved.py").write_text(HALVED)
     words = ["pretrain", str(tmp_path / method) if method.endswith(".py") else method, *WORDS[2:]]
     words[words.index("--encoder") + 1] = encoder

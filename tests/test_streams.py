@@ -73,7 +73,7 @@ def test_a_sample_is_spread_over_a_source_and_the_first_of_a_stream(stream):
 
 
 def test_two_processes_read_different_shards_of_a_stream(stream, tmp_path):
-    """Started from the command line; each prints how bright the images were that it trained on."""
+    """Started from the command line; each prints the sums of the images of its first epoch."""
     out, script = tmp_path / "run", tmp_path / "told.py"
     script.write_text(
         "import sys\n"
@@ -82,7 +82,7 @@ def test_two_processes_read_different_shards_of_a_stream(stream, tmp_path):
         "plain, seen = loop.Trainer.step, []\n"
         "def step(self, batch, progress):\n"
         "    seen.extend(batch.image.sum((1, 2, 3)).tolist())\n"
-        "    if progress.step == 3:\n"
+        "    if progress.epoch == 0 and len(seen) == 24:\n"
         "        print(f'saw {distributed.rank()}', *sorted(seen), file=sys.stderr)\n"
         "    return plain(self, batch, progress)\n"
         "loop.Trainer.step = step\n"
@@ -92,5 +92,6 @@ def test_two_processes_read_different_shards_of_a_stream(stream, tmp_path):
     ended = subprocess.run([sys.executable, script, *words], capture_output=True, text=True, timeout=120)
     assert ended.returncode == 0, ended.stderr
     told = re.findall(r"saw \d ([\d ]+)", ended.stderr)
-    shards = [sorted(x.sum((1, 2, 3)).tolist()) for x in sources.open("synthetic:64:16").image.split(32)]
-    assert sorted([int(x) for x in each.split()] for each in told) == sorted(shards), "one pass, a shard each"
+    one, other = ({int(x) for x in each.split()} for each in told)
+    first, second = (set(x.sum((1, 2, 3)).tolist()) for x in sources.open("synthetic:64:16").image.split(32))
+    assert (one < first and other < second) or (one < second and other < first)

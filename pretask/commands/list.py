@@ -50,7 +50,7 @@ def described(name: str) -> list[dict[str, Any]]:
     return [
         {
             "method": name if recipe == "default" else f"{name}:{recipe}",
-            "asks": (config.__doc__ or "").splitlines()[0],
+            "asks": methods.asks(config),
             "encoder": config.encoder,
             "needs": sorted(getattr(config, "needs", ())),
             "source": source,

@@ -33,7 +33,7 @@ def flags(method: str) -> type[Any]:
     from pretask.pretraining import Settings
 
     config = methods.recipe(method)
-    doc = f"{(config.__doc__ or '').splitlines()[0]} (encoder: {config.encoder})"
+    doc = f"{methods.asks(config)} (encoder: {config.encoder})"
     fields: list[Any] = [("train", TrainConfig, dataclasses.field(default=config.train))]
     made = dataclasses.make_dataclass("Flags", fields, bases=(method_flags(method, Settings),), frozen=True)
     made.__doc__ = doc

@@ -14,7 +14,7 @@ from types import ModuleType
 from pretask.methods.base import Method, MethodConfig
 from pretask.types import UserError
 
-__all__ = ["Method", "MethodConfig", "module", "names", "recipe", "recipes"]
+__all__ = ["Method", "MethodConfig", "asks", "module", "names", "recipe", "recipes"]
 
 
 def names() -> list[str]:
@@ -65,3 +65,8 @@ def recipe(method: str) -> type[MethodConfig]:
     if (wanted or "default") not in found:
         raise UserError(f"{name} has no recipe {wanted!r}; there are {', '.join(found)}")
     return found[wanted or "default"]
+
+
+def asks(config: type[MethodConfig]) -> str:
+    """What a recipe asks, in one line: the first of its docstring, which a user's own may lack."""
+    return (config.__doc__ or "a puzzle that has no description").strip().splitlines()[0]

@@ -43,7 +43,7 @@ def report(
     known = {"size": card["size"], "channels": card["channels"], "root": root, "max_bad": max_bad}
     labelled = sources.open_labelled(data, **known) if data else None
     try:
-        about = methods.recipe(f"{card['method']}:{card['recipe']}").__doc__ or ""
+        about = methods.asks(methods.recipe(f"{card['method']}:{card['recipe']}"))
         source, method = loaded.source(), loaded.method
     except (UserError, OSError) as gone:  # curves and scores can be shown all the same
         encoder = loaded.encoder if labelled is not None else None
@@ -51,7 +51,7 @@ def report(
     return compose(
         loaded.folder,
         card,
-        about=about.splitlines()[0],
+        about=about,
         method=method,
         encoder=method.export(),
         source=source,
