@@ -65,7 +65,9 @@ def make(name: str, experiment: Experiment, data: Path, runs: Path) -> None:
         pretask([*words, *experiment.flags])
     sets = ["--data", data / experiment.labelled, "--test", data / experiment.test]
     scores = pretask(["evaluate", first, *sets, "--seeds", experiment.seeds, "--json"])
-    more = experiment.more(experiment, data, first) if experiment.more else {}
+    more: dict[str, Any] = {"took": seconds(first)}
+    if experiment.more:
+        more |= experiment.more(experiment, data, first)
     kept = HERE / name
     shutil.rmtree(kept, ignore_errors=True)
     kept.mkdir()
@@ -85,6 +87,11 @@ def pretask(words: Sequence[object]) -> str:
     return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
 
 
+def seconds(run: Path) -> float:
+    """From the first to the last moment of a finished run."""
+    return float((run / "DONE").read_text().split()[0])
+
+
 def plain(text: str, data: Path, runs: Path) -> str:
     """Without this machine's paths."""
     for folder, name in ((data, "DATA"), (runs, "RUNS")):
@@ -100,7 +107,7 @@ def patches_at_equal_time(experiment: Experiment, data: Path, run: Path) -> dict
     from pretask import sources
     from pretask.evals import baselines, features, measure
 
-    took = float((run / "DONE").read_text().split()[0])
+    took = seconds(run)
     train, test = (
         sources.open_labelled(data / part, size=32) for part in (experiment.labelled, experiment.test)
     )
@@ -112,12 +119,11 @@ def patches_at_equal_time(experiment: Experiment, data: Path, run: Path) -> dict
 
     _, few = made(baselines.CENTRES)
     centres = int(baselines.CENTRES * took / few)  # the time grows with the centres, all but some seconds
-    found, seconds = made(centres)
+    found, needed = made(centres)
     scores = {(r.eval, r.stage): r.value for r in measure.measure(*found)}
     return {
         "centres": centres,
-        "seconds": round(seconds),
-        "run_seconds": round(took),
+        "seconds": round(needed),
         "linear": scores["linear", "pool"],
         "knn": scores["knn", "pool"],
     }
@@ -240,8 +246,8 @@ def section(name: str, experiment: Experiment) -> str:
         f"pretask evaluate RUNS/{name}-s0 {sets} --seeds {experiment.seeds}",
         "```\n",
         f"{card['steps']:,} steps of {card['train']['batch']} images of {card['size']} px with {card['encoder']}, "
-        f"{experiment.seeds} seed{'s' * (experiment.seeds > 1)}; {card['device']}, {card['threads']} threads, "
-        f"{card['precision']}, torch {card['versions']['torch']}.\n",
+        f"{experiment.seeds} seed{'s' * (experiment.seeds > 1)}; the first run took {more['took']:.0f} s on "
+        f"{card['device']}, {card['threads']} threads, {card['precision']}, torch {card['versions']['torch']}.\n",
         *table(scores),
         "",
         *(f"- {said}" for said in differences(scores)),
@@ -296,7 +302,7 @@ def extras(more: dict[str, Any]) -> list[str]:
     if "centres" in more:
         said.append(
             f"k-means patches at equal time: {more['centres']:,} centres, learned and embedded in "
-            f"{more['seconds']} s (a run took {more['run_seconds']} s): linear {more['linear']:.1f}, "
+            f"{more['seconds']} s: linear {more['linear']:.1f}, "
             f"kNN {more['knn']:.1f}"
         )
     for number, row in enumerate(more.get("rounds", ())):
