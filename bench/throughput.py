@@ -37,6 +37,8 @@ class Flags:
     """side of the images, pixels"""
     batch: int = 256
     """images per step, of which two views each are drawn"""
+    side: float = 1.0
+    """of our views, as a share of the image's; LightlySSL's are of full size (pretask's default is 0.75)"""
     encoder: str = "resnet18"
     """any timm name, or a classic net"""
     folder: bool = False
@@ -71,7 +73,7 @@ def written(source: Source, folder: Path) -> Path:
 
 def trainer_of(asked: Flags, source: Source) -> Trainer:
     """What `pretask pretrain simclr` would train."""
-    recipe = methods.recipe("simclr")()
+    recipe = dataclasses.replace(methods.recipe("simclr")(), side=asked.side)
     method = recipe.build(encoders.build(asked.encoder, 3, asked.size), source)
     train = dataclasses.replace(recipe.train, batch=asked.batch)
     return Trainer(engine(Settings(asked.data), method.partial), method, source, train, Path())

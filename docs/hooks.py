@@ -1,4 +1,4 @@
-"""What the site adds to the pages in docs/ while it is built: a page for each method, and the list of results.
+"""What the site adds to the pages in docs/ while it is built: a page for each method.
 
 The methods' folder is the registry here too: a new file there has its page, its picture and its place in the
 navigation with no edit of anything. A page is made from the module's docstring and from its Configs.
@@ -12,7 +12,6 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from io import BytesIO
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -25,19 +24,16 @@ from pretask.methods import MethodConfig
 
 IMAGES = "demo:test"
 """what the pictures are drawn from: made on the spot, so that a build needs nothing"""
-RESULTS = "results/index.md"
 
 
 # ---- what mkdocs calls
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Every method below Methods, every written result below Results."""
+    """Every method below Methods."""
     for section in config.nav or []:
         if "Methods" in section:
             section["Methods"] += [{title(name): f"methods/{name}.md"} for name in methods.names()]
-        if "Results" in section:
-            section["Results"] += [page for page in results(config.docs_dir) if page.endswith(".md")]
     return config
 
 
@@ -46,8 +42,6 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         files.append(File.generated(config, f"methods/{name}.md", content=page(name)))
         files.append(File.generated(config, f"methods/{name}.png", content=picture(name)))
     files.append(File.generated(config, "methods/index.md", content=overview()))
-    if RESULTS not in files.src_uris:
-        files.append(File.generated(config, RESULTS, content=listing(config.docs_dir)))
     return files
 
 
@@ -213,26 +207,3 @@ def picture(name: str, rows: int = 8) -> bytes:
     config = methods.recipe(name)()
     selfhelp.preview(IMAGES, config, name, rows).save(file, format="PNG", optimize=True)
     return file.getvalue()
-
-
-# ---- results
-
-
-def results(docs: str) -> list[str]:
-    """What lies in docs/results, but for an index of its own."""
-    found = sorted(p for p in Path(docs, "results").rglob("*") if p.is_file())
-    return [p.relative_to(docs).as_posix() for p in found if p.name not in ("index.md", "README.md")]
-
-
-def listing(docs: str) -> str:
-    rows = [f"- [{Path(file).name}]({Path(file).relative_to('results')})" for file in results(docs)]
-    return "\n".join(
-        [
-            "# Results",
-            "",
-            "Measured with this code: numbers with their intervals, the commands that made them and the cards of",
-            "the runs. How each number comes about is told in [evaluation](../evaluation.md).",
-            "",
-            *(rows or ["Nothing has been recorded yet."]),
-        ]
-    )

@@ -258,13 +258,6 @@ def test_a_recipes_own_sentence_stands_beside_the_one_it_inherits(hooks):
     assert "**0.3**" not in row
 
 
-def test_results_are_listed_as_they_come(hooks, tmp_path):
-    assert "Nothing has been recorded yet" in hooks.listing(str(tmp_path))
-    (tmp_path / "results" / "cifar10").mkdir(parents=True)
-    (tmp_path / "results" / "cifar10" / "rotnet.json").write_text("{}")
-    assert "](cifar10/rotnet.json)" in hooks.listing(str(tmp_path))
-
-
 # ---- what the project says of itself
 
 

@@ -2,7 +2,7 @@
 """Make the measured results of this folder again: train, score, keep cards and numbers, write the page.
 
     python docs/results/make.py EXPERIMENT … --data FOLDER [--runs runs/results]
-    python docs/results/make.py                              only the page, from what is here
+    python docs/results/make.py                              only page and pictures, from what is here
 
 FOLDER holds cifar10/, clustering/ and imagenette224/. An experiment that is here is made anew; runs that lie in
 --runs, finished, are used again. Each takes about ten minutes a run on two cores, with nothing else running.
@@ -19,6 +19,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import page
 
 HERE = Path(__file__).resolve().parent
 CURVE = 100
@@ -39,6 +41,13 @@ class Experiment:
     more: Callable[["Experiment", Path, Path], dict[str, Any]] | None = None
     """what else is measured, from the data and the first run's folder"""
 
+    def pretrain(self, data: Path, run: Path) -> list[str]:
+        return ["pretrain", self.method, "--data", str(data / self.train), "--out", str(run), *self.flags]
+
+    def evaluate(self, data: Path, run: Path) -> list[str]:
+        sets = ["--data", str(data / self.labelled), "--test", str(data / self.test)]
+        return ["evaluate", str(run), *sets, "--seeds", str(self.seeds)]
+
 
 def main() -> None:
     words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -54,25 +63,30 @@ def main() -> None:
         words.error("--data is missing: the folder that holds cifar10/, clustering/ and imagenette224/")
     for name in chosen.experiment:
         make(name, EXPERIMENTS[name], chosen.data, chosen.runs)
-    (HERE / "index.md").write_text(page())
+    page.write(HERE, list(EXPERIMENTS))
 
 
 def make(name: str, experiment: Experiment, data: Path, runs: Path) -> None:
     """Train what is missing, score it, and keep what a reader needs in a folder of its own."""
     first = runs / f"{name}-s0"
     if not (first / "run.json").exists():
-        words = ["pretrain", experiment.method, "--data", data / experiment.train, "--out", first]
-        pretask([*words, *experiment.flags])
-    sets = ["--data", data / experiment.labelled, "--test", data / experiment.test]
-    scores = pretask(["evaluate", first, *sets, "--seeds", experiment.seeds, "--json"])
-    more: dict[str, Any] = {"took": seconds(first)}
+        pretask(experiment.pretrain(data, first))
+    scores = pretask([*experiment.evaluate(data, first), "--json"])
+    about: dict[str, Any] = {
+        "title": experiment.title,
+        "commands": [
+            plain(shlex.join(["pretask", *words(data, first)]), data, runs)
+            for words in (experiment.pretrain, experiment.evaluate)
+        ],
+        "took": seconds(first),
+    }
     if experiment.more:
-        more |= experiment.more(experiment, data, first)
+        about |= experiment.more(experiment, data, first)
     kept = HERE / name
     shutil.rmtree(kept, ignore_errors=True)
     kept.mkdir()
     (kept / "scores.json").write_text(plain(scores, data, runs))
-    (kept / "more.json").write_text(json.dumps(more, indent=2) + "\n")
+    (kept / "about.json").write_text(json.dumps(about, indent=2) + "\n")
     for seed in range(experiment.seeds):
         run = runs / f"{name}-s{seed}"
         (kept / f"run-s{seed}.json").write_text(plain((run / "run.json").read_text(), data, runs))
@@ -80,10 +94,10 @@ def make(name: str, experiment: Experiment, data: Path, runs: Path) -> None:
         (kept / f"log-s{seed}.jsonl").write_text("".join(rows[:: max(1, len(rows) // CURVE)]))
 
 
-def pretask(words: Sequence[object]) -> str:
+def pretask(words: Sequence[str]) -> str:
     """Run a command line; what it printed on standard output."""
-    command = [sys.executable, "-m", "pretask", *map(str, words)]
-    print("$", shlex.join(["pretask", *command[3:]]), flush=True)
+    print("$", shlex.join(["pretask", *words]), flush=True)
+    command = [sys.executable, "-m", "pretask", *words]
     return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
 
 
@@ -121,12 +135,8 @@ def patches_at_equal_time(experiment: Experiment, data: Path, run: Path) -> dict
     centres = int(baselines.CENTRES * took / few)  # the time grows with the centres, all but some seconds
     found, needed = made(centres)
     scores = {(r.eval, r.stage): r.value for r in measure.measure(*found)}
-    return {
-        "centres": centres,
-        "seconds": round(needed),
-        "linear": scores["linear", "pool"],
-        "knn": scores["knn", "pool"],
-    }
+    linear, knn = scores["linear", "pool"], scores["knn", "pool"]
+    return {"patches": {"centres": centres, "seconds": round(needed), "linear": linear, "knn": knn}}
 
 
 def rounds_of(experiment: Experiment, data: Path, run: Path) -> dict[str, Any]:
@@ -214,106 +224,6 @@ EXPERIMENTS: dict[str, Experiment] = {
         seeds=1,
     ),
 }
-
-
-# ---- the page
-
-
-def page() -> str:
-    """Every experiment that is here, as Markdown."""
-    parts = [
-        "# Measured results\n",
-        "Made by `python docs/results/make.py`, which runs the commands below. Each folder beside this page holds "
-        "the scores, the cards of the runs (settings, versions, device) and a thinned log of each, to compare a "
-        "loss curve with. Values are %, on test images that no choice has seen; ± is half of the 95 % interval.\n",
-    ]
-    for name, experiment in EXPERIMENTS.items():
-        if (HERE / name / "scores.json").exists():
-            parts.append(section(name, experiment))
-    return "\n".join(parts)
-
-
-def section(name: str, experiment: Experiment) -> str:
-    kept = HERE / name
-    scores, card = (json.loads((kept / f).read_text()) for f in ("scores.json", "run-s0.json"))
-    more = json.loads((kept / "more.json").read_text())
-    flags = " ".join(experiment.flags)
-    sets = f"--data DATA/{experiment.labelled} --test DATA/{experiment.test}"
-    lines = [
-        f"\n## {experiment.title}\n",
-        "```",
-        f"pretask pretrain {experiment.method} --data DATA/{experiment.train} --out RUNS/{name}-s0 {flags}",
-        f"pretask evaluate RUNS/{name}-s0 {sets} --seeds {experiment.seeds}",
-        "```\n",
-        f"{card['steps']:,} steps of {card['train']['batch']} images of {card['size']} px with {card['encoder']}, "
-        f"{experiment.seeds} seed{'s' * (experiment.seeds > 1)}; the first run took {more['took']:.0f} s on "
-        f"{card['device']}, {card['threads']} threads, {card['precision']}, torch {card['versions']['torch']}.\n",
-        *table(scores),
-        "",
-        *(f"- {said}" for said in differences(scores)),
-        *(f"- {said}" for said in extras(more)),
-    ]
-    return "\n".join(lines) + "\n"
-
-
-SHOWN = (
-    ("knn", "kNN"),
-    ("linear", "linear"),
-    ("best linear", "best stage"),
-    ("10-shot", "10-shot"),
-    ("nmi", "NMI"),
-)
-
-
-def table(scores: dict[str, Any]) -> list[str]:
-    names = dict.fromkeys(r["features"] for r in scores["rows"])
-    lines = [f"| features | {' | '.join(heading for _, heading in SHOWN)} |", "|---|" + "---:|" * len(SHOWN)]
-    return [
-        *lines,
-        *(f"| {name} | {' | '.join(cell(scores, name, e) for e, _ in SHOWN)} |" for name in names),
-    ]
-
-
-def cell(scores: dict[str, Any], name: str, eval: str) -> str:
-    stage = "pool" if eval == "linear" else None
-    rows = [r for r in scores["rows"] if (r["features"], r["eval"]) == (name, eval)]
-    row = next((r for r in rows if stage in (None, r.get("stage"))), None)
-    if row is None:
-        return "–"
-    stages = dict.fromkeys(c["stage"] for c in row["chosen"] if "stage" in c)
-    where = f" ({', '.join(stages)})" if stages else ""
-    return f"{row['value']:.1f} ±{(row['high'] - row['low']) / 2:.1f}{where}"
-
-
-def differences(scores: dict[str, Any]) -> list[str]:
-    return [
-        f"{d['eval']}: {d['value']:+.1f} [{d['low']:+.1f}, {d['high']:+.1f}] against {d['minus']}"
-        for d in scores["differences"]
-    ]
-
-
-def plus_minus(found: Sequence[float]) -> str:
-    return f"{found[0]:.1f} ±{found[1]:.1f}"
-
-
-def extras(more: dict[str, Any]) -> list[str]:
-    """Sentences for what only this experiment measured."""
-    said = []
-    if "centres" in more:
-        said.append(
-            f"k-means patches at equal time: {more['centres']:,} centres, learned and embedded in "
-            f"{more['seconds']} s: linear {more['linear']:.1f}, "
-            f"kNN {more['knn']:.1f}"
-        )
-    for number, row in enumerate(more.get("rounds", ())):
-        text = f"after round {number}: kNN of the bank {plus_minus(row['knn'])}"
-        if "anchors" in row:
-            text += (
-                f"; of the {row['anchors']:,} anchors {plus_minus(row['pure'])} have a neighbour of their class, "
-                f"of all images {plus_minus(row['of all'])}"
-            )
-        said.append(text)
-    return said
 
 
 if __name__ == "__main__":

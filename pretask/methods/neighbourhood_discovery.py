@@ -35,9 +35,9 @@ BLOCK = 2**24
 class Config(MethodConfig):
     """Tell every image from all others, then join the surest with their neighbours, round by round."""
 
-    encoder: ClassVar[str] = "resnet_small"
+    encoder: ClassVar[str] = "resnet_small:width=32"
     train: ClassVar[TrainConfig] = TrainConfig(
-        epochs=50, batch=128, optimizer="sgd", lr=0.03, weight_decay=5e-4, warmup=0.02, rounds=5
+        epochs=50, batch=64, optimizer="sgd", lr=0.03, weight_decay=5e-4, warmup=0.02, rounds=5
     )
 
     temperature: float = 0.1
@@ -50,6 +50,8 @@ class Config(MethodConfig):
     """share of a bank row that stays when its image is seen again"""
     crop: float = 0.2
     """smallest share of the area that a view shows"""
+    side: float = 0.75
+    """of a view, as a share of the image's; smaller views, and more of them in the same time"""
     jitter: float = 0.4
     """strength of the change of brightness, contrast, saturation and hue"""
     grey: float = 0.2
@@ -82,6 +84,8 @@ class Paper(Config):
         rounds=5,
     )
 
+    side: float = 1.0
+    """full size"""
     flip: float = 0.0
     """commented out in the released configuration"""
 
@@ -132,6 +136,7 @@ class NeighbourhoodDiscovery(Method[View]):
         super().__init__()
         self.config, self.encoder = config, encoder
         self.head = nn.Linear(encoder.dim, config.width)
+        self.side = encoder.side(config.side)
         self.register_buffer("bank", torch.zeros(count, config.width))
         self.register_buffer("neighbour", torch.zeros(count, config.neighbours, dtype=torch.int64))
         self.register_buffer("anchor", torch.zeros(count, dtype=torch.bool))
@@ -153,8 +158,8 @@ class NeighbourhoodDiscovery(Method[View]):
 
     def pretext(self, batch: Batch, rng: Rng) -> View:
         c = self.config
-        x, size = images.to_float(batch.image), batch.image.shape[-1]
-        x = images.resized_crop(x, size, rng, (c.crop, 1.0))
+        x = images.to_float(batch.image)
+        x = images.resized_crop(x, self.side, rng, (c.crop, 1.0))
         x = images.jitter(x, rng, c.jitter, c.jitter, c.jitter, c.jitter)
         x = images.grey(x, rng, c.grey) if x.shape[1] == 3 else x
         return View(images.flip(x, rng, c.flip), batch.index)

@@ -1,0 +1,164 @@
+"""The page of the measured results and its pictures, from the folders beside this file."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+Row = Mapping[str, Any]
+
+INTRODUCTION = """\
+# Measured results
+
+Made by `python docs/results/make.py`, which runs the commands below. Each folder beside this page holds the scores, the
+cards of the runs (settings, versions, device) and a thinned log of each, to compare a loss curve with. Values are %, on
+test images that no choice has seen; ± is half of the 95 % interval.
+"""
+SHOWN = (
+    ("knn", "kNN"),
+    ("linear", "linear"),
+    ("best linear", "best stage"),
+    ("10-shot", "10-shot"),
+    ("nmi", "NMI"),
+)
+COLOURS = ("#3f51b5", "#9e9e9e", "#c9a227", "#d1495b")
+"""of the run, the untrained encoder, raw pixels and k-means patches"""
+
+
+def write(folder: Path, names: Sequence[str]) -> None:
+    """index.md, and a picture for each of the experiments `names` that is there."""
+    parts = [INTRODUCTION]
+    for name in names:
+        if (folder / name / "scores.json").exists():
+            parts.append(section(folder / name))
+            picture(folder / name)
+    (folder / "index.md").write_text("\n".join(parts))
+
+
+def section(kept: Path) -> str:
+    """Commands, length, picture, table and differences of one experiment, as Markdown."""
+    scores, card, about = (read(kept / f) for f in ("scores.json", "run-s0.json", "about.json"))
+    seeds = len(scores["rows"][0]["seeds"])
+    return "\n".join(
+        [
+            f"## {about['title']}\n",
+            "```sh",
+            *(command.replace(" --", " \\\n    --") for command in about["commands"]),
+            "```\n",
+            f"{card['steps']:,} steps of {card['train']['batch']} images of {card['size']} px with "
+            f"`{card['encoder']}`, {seeds} seed{'s' * (seeds > 1)}; the first run took {about['took']:.0f} s on "
+            f"{card['device']}, {card['threads']} threads, {card['precision']}, "
+            f"torch {card['versions']['torch']}.\n",
+            f"![Loss of each run, and scores with their intervals]({kept.name}/picture.svg)\n",
+            *table(scores),
+            "",
+            *(f"- {said}" for said in (*differences(scores), *extras(about))),
+            "",
+        ]
+    )
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+# ---- words
+
+
+def features(scores: Row) -> list[str]:
+    """Whose rows the table has, the runs first."""
+    return list(dict.fromkeys(row["features"] for row in scores["rows"]))
+
+
+def find(scores: Row, name: str, eval: str) -> Row | None:
+    stage = "pool" if eval == "linear" else None
+    rows = [r for r in scores["rows"] if (r["features"], r["eval"]) == (name, eval)]
+    return next((r for r in rows if stage in (None, r.get("stage"))), None)
+
+
+def table(scores: Row) -> list[str]:
+    return [
+        f"| features | {' | '.join(heading for _, heading in SHOWN)} |",
+        "|---|" + "---:|" * len(SHOWN),
+        *(
+            f"| {name} | {' | '.join(cell(find(scores, name, eval)) for eval, _ in SHOWN)} |"
+            for name in features(scores)
+        ),
+    ]
+
+
+def cell(row: Row | None) -> str:
+    if row is None:
+        return "–"
+    stages = dict.fromkeys(c["stage"] for c in row["chosen"] if "stage" in c)
+    where = f" ({', '.join(stages)})" if stages else ""
+    return f"{row['value']:.1f} ±{(row['high'] - row['low']) / 2:.1f}{where}"
+
+
+def differences(scores: Row) -> list[str]:
+    """One sentence for each row that the run stands against."""
+    headings, found = dict(SHOWN), scores["differences"]
+    said: dict[str, list[str]] = {d["minus"]: [] for d in found}
+    for d in found:
+        said[d["minus"]].append(
+            f"{headings[d['eval']]} {d['value']:+.1f} [{d['low']:+.1f}, {d['high']:+.1f}]"
+        )
+    return [f"against {other}: {', '.join(each)}" for other, each in said.items()]
+
+
+def plus_minus(found: Sequence[float]) -> str:
+    return f"{found[0]:.1f} ±{found[1]:.1f}"
+
+
+def extras(about: Row) -> list[str]:
+    """Sentences for what only this experiment measured."""
+    said = []
+    if "patches" in about:
+        at = about["patches"]
+        said.append(
+            f"k-means patches at equal time: {at['centres']:,} centres, learned and embedded in "
+            f"{at['seconds']} s: linear {at['linear']:.1f}, kNN {at['knn']:.1f}"
+        )
+    rounds = about.get("rounds", ())
+    for number, row in enumerate(rounds, 1):
+        text = f"when {number} of {len(rounds)} rounds are over: kNN of the bank {plus_minus(row['knn'])}"
+        if "anchors" in row:
+            text += (
+                f"; of the {row['anchors']:,} next anchors {plus_minus(row['pure'])} have a neighbour of their "
+                f"class, of all images {plus_minus(row['of all'])}"
+            )
+        said.append(text)
+    return said
+
+
+# ---- picture
+
+
+def picture(kept: Path) -> None:
+    """picture.svg: the loss of every run on the left, scores with their intervals on the right."""
+    scores = read(kept / "scores.json")
+    figure = Figure(figsize=(9, 2.8), layout="constrained")
+    loss, score = figure.subplots(1, 2, width_ratios=(5, 4))
+    for log in sorted(kept.glob("log-s*.jsonl")):
+        rows = [json.loads(line) for line in log.read_text().splitlines()]
+        loss.plot([r["step"] for r in rows], [r["loss"] for r in rows], color=COLOURS[0], alpha=0.7, lw=1.2)
+    loss.set(xlabel="step", title="loss, one line for each run")
+    shown = SHOWN[:4]
+    for i, (name, colour) in enumerate(zip(features(scores), COLOURS, strict=False)):
+        for j, (eval, _) in enumerate(shown):
+            if row := find(scores, name, eval):
+                y, spread = -j + 0.18 * (1.5 - i), [[row["value"] - row["low"]], [row["high"] - row["value"]]]
+                label = name if j == 0 else None
+                score.errorbar(row["value"], y, xerr=spread, fmt="o", color=colour, ms=4, label=label)
+    score.set(title="accuracy, %", yticks=range(0, -len(shown), -1), yticklabels=[h for _, h in shown])
+    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    for axes in (loss, score):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(color="#e6e6e6", lw=0.8)
+        axes.set_axisbelow(True)
+        axes.title.set_size(10)
+    with rc_context({"svg.hashsalt": "pretask"}):  # the same file from the same numbers
+        figure.savefig(kept / "picture.svg", metadata={"Date": None})
