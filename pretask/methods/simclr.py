@@ -79,7 +79,8 @@ def nt_xent(left: Tensor, right: Tensor, temperature: float, first: int = 0) -> 
     own = torch.arange(first, first + count // distributed.world(), device=left.device)
     rows = torch.cat([own, own + count])  # (2b,) place of the own views among all
     partner = torch.cat([own + count, own])
-    similarity = everything[rows] @ everything.T / temperature  # (2b, 2B)
+    with torch.autocast(left.device.type, enabled=False):  # bfloat16 rounds a logit of 5 by up to 0.02
+        similarity = everything[rows] @ everything.T / temperature  # (2b, 2B)
     similarity = similarity.scatter(1, rows[:, None], -torch.inf)  # a view is not compared with itself
     accuracy = (similarity.argmax(1) == partner).float().mean()
     return F.cross_entropy(similarity, partner), accuracy

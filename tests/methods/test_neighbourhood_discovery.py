@@ -74,6 +74,14 @@ def test_an_anchor_never_costs_more_than_an_instance_and_nothing_among_all():
     assert_close(joined, torch.zeros(20), atol=1e-5, rtol=0)
 
 
+def test_similarities_are_not_rounded_where_the_network_is():
+    z, bank, index = unit(Rng(1), 20, 8), unit(Rng(2), 20, 8), torch.arange(20)
+    _, neighbour = nd.discover(bank, 1, 0.1)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = nd.likelihoods(z, bank, index, neighbour, 0.1)
+    assert_close(half, nd.likelihoods(z, bank, index, neighbour, 0.1), rtol=0, atol=0)
+
+
 def test_the_gradient_is_the_one_derived_by_hand():
     z, bank = unit(Rng(1), 4, 8).requires_grad_(), unit(Rng(2), 12, 8)
     index, neighbour = torch.tensor([0, 3, 7, 11]), torch.tensor([[1, 2], [4, 0], [6, 5], [10, 2]])

@@ -49,6 +49,13 @@ def test_values_and_gradients_are_those_of_an_independent_implementation():
     assert_close(b.grad, d.grad)
 
 
+def test_similarities_are_not_rounded_where_the_network_is():
+    left, right = unit(16, 1), unit(16, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = simclr.nt_xent(left, right, 0.1)[0]
+    assert half == simclr.nt_xent(left, right, 0.1)[0]
+
+
 def test_at_random_the_loss_is_that_of_guessing_among_the_other_views():
     left, right = unit(256, 1, 1024), unit(256, 2, 1024)
     loss, accuracy = simclr.nt_xent(left, right, 1.0)
