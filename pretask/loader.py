@@ -1,8 +1,9 @@
 """One epoch of batches behind one iterator: sliced from memory, or decoded ahead of time by processes."""
 
 import queue
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
 from weakref import WeakKeyDictionary, WeakValueDictionary
@@ -125,7 +126,9 @@ class Ahead:
         if self.thread is not threading.current_thread():
             self.thread.join()
 
-    __del__ = close
+    def __del__(self, ending: Callable[[], bool] = sys.is_finalizing) -> None:
+        if not ending():  # at the end of the interpreter no thread can be waited for
+            self.close()
 
 
 def work(batches: Iterator[Batch], ready: "queue.Queue[Any]", stop: threading.Event) -> None:
