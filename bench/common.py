@@ -6,9 +6,12 @@ is compared are ratios within one round: a slow minute slows both sides of a rat
 
 import json
 import platform
+import shlex
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from statistics import median
 from typing import Any, TypeVar
 
@@ -65,9 +68,8 @@ def show(title: str, numbers: Mapping[str, Any], goals: Sequence[Goal], as_json:
     """A table for a person; or one JSON object, and nothing else, on standard output."""
     if as_json:
         judged = [asdict(goal) | {"met": goal.met} for goal in goals]
-        print(
-            json.dumps({"title": title, "numbers": numbers, "goals": judged, "machine": machine()}, indent=2)
-        )
+        told = {"title": title, "command": command(), "numbers": numbers, "goals": judged}
+        print(json.dumps(told | {"machine": machine()}, indent=2))
         return
     table = Table("", "measured", "goal", title=title, title_justify="left")
     for name, value in numbers.items():
@@ -80,6 +82,13 @@ def show(title: str, numbers: Mapping[str, Any], goals: Sequence[Goal], as_json:
     console = Console()
     console.print(table)
     console.print("  ".join(f"{name} {value}" for name, value in machine().items()), highlight=False)
+
+
+def command() -> str:
+    """What was typed, from the repository's root."""
+    return shlex.join(
+        ["python", f"bench/{Path(sys.argv[0]).name}", *(w for w in sys.argv[1:] if w != "--json")]
+    )
 
 
 def machine() -> dict[str, Any]:

@@ -37,8 +37,6 @@ class Flags:
     """side of the images, pixels"""
     batch: int = 256
     """images per step, of which two views each are drawn"""
-    side: float = 1.0
-    """of our views, as a share of the image's; LightlySSL's are of full size (pretask's default is 0.75)"""
     encoder: str = "resnet18"
     """any timm name, or a classic net"""
     folder: bool = False
@@ -72,8 +70,8 @@ def written(source: Source, folder: Path) -> Path:
 
 
 def trainer_of(asked: Flags, source: Source) -> Trainer:
-    """What `pretask pretrain simclr` would train."""
-    recipe = dataclasses.replace(methods.recipe("simclr")(), side=asked.side)
+    """What `pretask pretrain simclr` would train, with views of full size as LightlySSL's are (default: 0.75)."""
+    recipe = dataclasses.replace(methods.recipe("simclr")(), side=1.0)
     method = recipe.build(encoders.build(asked.encoder, 3, asked.size), source)
     train = dataclasses.replace(recipe.train, batch=asked.batch)
     return Trainer(engine(Settings(asked.data), method.partial), method, source, train, Path())

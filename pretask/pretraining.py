@@ -296,10 +296,19 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """The git commit of this package's source, if it is run from a checkout."""
+    """The git commit of this package's source, if it is run from a checkout; "-dirty" if that was changed since."""
     try:
         told = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
+            [
+                "git",
+                "-C",
+                str(Path(__file__).parent),
+                "describe",
+                "--always",
+                "--dirty",
+                "--abbrev=40",
+                "--exclude=*",
+            ],
             capture_output=True,
             text=True,
             timeout=5,

@@ -1,13 +1,15 @@
 """The verbs from Python do what the command line does, and no label gets in."""
 
 import json
+import re
+import subprocess
 
 import numpy as np
 import pytest
 import torch
 
 import pretask
-from pretask import cli, images, loop, sources
+from pretask import cli, images, loop, pretraining, sources
 from pretask.methods import simclr
 from pretask.sources import memory
 from pretask.types import UserError
@@ -178,3 +180,16 @@ def test_the_card_of_a_run_from_python_can_be_read_by_others(photos):
     assert card["seed"] == 4
     assert card["steps"] == 3
     assert card["settings"]["data"] == "array-in-memory"
+
+
+def test_a_card_names_the_commit_of_the_source_and_says_if_that_was_changed(tmp_path, monkeypatch):
+    file = tmp_path / "pretraining.py"
+    file.write_text("")
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "first"], ["tag", "v1"]):
+        subprocess.run([*git, *words], check=True)
+    monkeypatch.setattr(pretraining, "__file__", str(file))
+    named = pretraining.commit()
+    assert re.fullmatch("[0-9a-f]{40}", named)
+    file.write_text("changed")
+    assert pretraining.commit() == f"{named}-dirty"

@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import re
 import shlex
+import shutil
 import tomllib
 from html.parser import HTMLParser
 from pathlib import Path
@@ -21,6 +22,7 @@ PAGES = [
     *sorted((ROOT / "docs").glob("*.md")),
     ROOT / "docs" / "results" / "index.md",
 ]
+RESULTS = ROOT / "docs" / "results"
 PLANTED = "upside_down"
 """the tutorial's method, put into a folder that the registry walks: a new file with no edit elsewhere"""
 
@@ -257,6 +259,40 @@ def test_a_recipes_own_sentence_stands_beside_the_one_it_inherits(hooks):
     assert "*paper*: the whole image" in row
     assert "**1.0**" in row
     assert "**0.3**" not in row
+
+
+# ---- results
+
+
+@pytest.fixture
+def page(monkeypatch):
+    monkeypatch.syspath_prepend(str(RESULTS))
+    return importlib.import_module("page")
+
+
+def test_the_page_of_results_says_what_its_folders_hold(page, tmp_path):
+    for kept in filter(Path.is_dir, RESULTS.iterdir()):
+        shutil.copytree(kept, tmp_path / kept.name)
+    names = [
+        re.split(r"[/)]", link)[0]
+        for link in re.findall(r"\]\(([^)]*picture.svg)", (RESULTS / "index.md").read_text())
+    ]
+    page.write(tmp_path, names)
+    assert (tmp_path / "index.md").read_text() == (RESULTS / "index.md").read_text()
+    assert len(names) == len([kept for kept in RESULTS.iterdir() if (kept / "scores.json").exists()])
+
+
+def test_the_numbers_of_the_readme_are_those_of_the_results(page):
+    known = {"simclr": "simclr", "rotnet": "rotnet", "k-means patches": "simclr", "raw pixels": "simclr"}
+    rows = re.findall(r"^\| (.+?) \|((?: [*\d.]+ \|){4})$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert len(rows) == 5
+    for name, numbers in rows:
+        plain = name.replace("`", "").partition(",")[0]
+        method = known.get(plain, "simclr")
+        scores = page.read(RESULTS / f"{method}-cifar10" / "scores.json")
+        features = plain if plain in known else page.features(scores)[1]
+        found = [page.find(scores, features, eval)["value"] for eval, _ in page.SHOWN[:4]]
+        assert re.findall(r"[\d.]+", numbers) == [f"{value:.1f}" for value in found], name
 
 
 # ---- what the project says of itself

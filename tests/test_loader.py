@@ -1,6 +1,8 @@
 """The order of an epoch reaches the loop: whole, in shares, from the middle, and whoever decodes."""
 
 import gc
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -159,6 +161,20 @@ def test_the_thread_runs_ahead_but_not_away():
     time.sleep(0.3)
     assert 2 <= len(made) <= 2 + loader.AHEAD
     batches.close()
+
+
+def test_an_epoch_left_unfinished_at_the_end_of_the_program_says_nothing(tmp_path: Path):
+    for i in range(40):
+        Image.new("RGB", (8, 8), (i, i, i)).save(tmp_path / f"{i:02d}.png")
+    script = f"""
+import torch
+from pretask import loader, sources
+source = sources.open({str(tmp_path)!r}, cache_mb=0, progress=False)
+batches = iter(loader.epoch(source, torch.arange(40), 4))
+next(batches)
+"""
+    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (told.returncode, told.stderr) == (0, "")
 
 
 def test_a_source_of_ones_own_needs_only_getitems():

@@ -15,7 +15,8 @@ INTRODUCTION = """\
 
 Made by `python docs/results/make.py`, which runs the commands below. Each folder beside this page holds the scores, the
 cards of the runs (settings, versions, device) and a thinned log of each, to compare a loss curve with. Values are %, on
-test images that no choice has seen; ± is half of the 95 % interval.
+test images that no choice has seen; ± is half of the 95 % interval. The CIFAR-10 here is a copy in JPEG of quality 75, so
+these numbers are not to be compared with published ones.
 """
 SHOWN = (
     ("knn", "kNN"),
@@ -35,7 +36,7 @@ def write(folder: Path, names: Sequence[str]) -> None:
         if (folder / name / "scores.json").exists():
             parts.append(section(folder / name))
             picture(folder / name)
-    (folder / "index.md").write_text("\n".join(parts))
+    (folder / "index.md").write_text("\n".join([*parts, speed(folder / "speed")]))
 
 
 def section(kept: Path) -> str:
@@ -63,6 +64,22 @@ def section(kept: Path) -> str:
 
 def read(path: Path) -> Any:
     return json.loads(path.read_text())
+
+
+def speed(kept: Path) -> str:
+    """What each benchmark in `kept` printed with --json: its ratios beside their goals, and where they come from."""
+    found = [read(path) for path in sorted(kept.glob("*.json"))]
+    lines = []
+    for bench in found:
+        lines.append(f"- `{bench['command']}`")
+        for goal in bench["goals"]:
+            limit = f"{'<' if goal['less'] else '≥'} {goal['limit']:g} {goal['unit']}"
+            met = "" if goal["met"] else ", **not met**"
+            lines.append(f"    - {goal['what']}: {goal['value']:.3g} {goal['unit']} (goal {limit}{met})")
+        lines += [f"    - {bench['remark']}"] if "remark" in bench else []
+    machine = ", ".join(f"{name} {value}" for name, value in found[0]["machine"].items())
+    where = f"Printed with nothing else running on {machine}.\n"
+    return "\n".join(["## Speed\n", where, *lines, ""])
 
 
 # ---- words
@@ -119,7 +136,7 @@ def extras(about: Row) -> list[str]:
     if "patches" in about:
         at = about["patches"]
         said.append(
-            f"k-means patches at equal time: {at['centres']:,} centres, learned and embedded in "
+            f"k-means patches in about the time of the first run: {at['centres']:,} centres, learned and embedded in "
             f"{at['seconds']} s: linear {at['linear']:.1f}, kNN {at['knn']:.1f}"
         )
     rounds = about.get("rounds", ())
@@ -131,7 +148,7 @@ def extras(about: Row) -> list[str]:
                 f"class, of all images {plus_minus(row['of all'])}"
             )
         said.append(text)
-    return said
+    return said + ([about["remark"]] if "remark" in about else [])
 
 
 # ---- picture

@@ -117,6 +117,12 @@ def test_anchors_and_instances_are_scored_each_in_their_way():
     assert_close(found.parts["instance"], instance.mean())
 
 
+@pytest.mark.parametrize(("config", "side"), [(nd.Config(), 12), (nd.Paper(), 16)])
+def test_views_are_smaller_than_the_image_but_for_the_papers(config, side):
+    p = built(config=config).pretext(Pictures(40).__getitems__(torch.arange(4)), Rng(1))
+    assert p.image.shape == (4, 3, side, side)
+
+
 # ---- bank
 
 
