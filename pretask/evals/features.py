@@ -43,7 +43,7 @@ class Features:
 
     def __post_init__(self):
         for stage, x in self.stages.items():
-            if not all(rows.isfinite().all() for rows in x.split(4096)):
+            if not torch.stack(x.aminmax()).isfinite().all():  # NaN is carried through
                 raise UserError(
                     f"the features at {stage!r} of {self.source} hold NaN or infinite values: the run has diverged; "
                     "evaluate an earlier checkpoint, or train again with a smaller learning rate"
@@ -132,9 +132,11 @@ def kind(stage: str, rows: Tensor) -> torch.dtype:
 
 
 def fitted(rows: Tensor, dtype: torch.dtype) -> Tensor:
-    """A later batch may exceed the first; NaN stays NaN, infinity stays infinite."""
+    """Within what dtype can hold: a later batch may exceed the first. NaN stays NaN, infinity stays infinite."""
     top = torch.finfo(dtype).max
-    return torch.where(rows.isfinite(), rows.clamp(-top, top), rows).to(dtype)
+    if rows.abs().max() <= top:  # nearly always, and much cheaper than what follows
+        return rows
+    return torch.where(rows.isfinite(), rows.clamp(-top, top), rows)
 
 
 def key(encoder: nn.Module, source: Source, width: int) -> str:

@@ -105,6 +105,18 @@ def test_a_value_that_half_precision_cannot_hold_becomes_its_largest():
     assert out.dtype == torch.float16 and out.max() == 65504 and out[:20].max() < 1e4
 
 
+def test_an_infinite_value_of_a_later_batch_is_not_taken_for_a_large_one():
+    class Late(Scaled):
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            out = super().forward(x)
+            return out | {"map": torch.where(out["map"] > 0.5, torch.inf, out["map"])}
+
+    dim = source()
+    dim.images.image[:20] = 2
+    with pytest.raises(UserError, match="NaN or infinite"):
+        embed(Late(1.0), dim, batch=20, progress=False)
+
+
 @pytest.mark.parametrize("wrong", [torch.nan, torch.inf])
 @pytest.mark.parametrize("stage", ["map", "pool"])
 def test_features_that_are_no_numbers_are_one_line(wrong, stage):
