@@ -29,7 +29,7 @@ def run(*command: object, **kwargs: object) -> None:
 
 
 def uv() -> str:
-    """The path of uv: the one on this machine, or one installed into .venv/uv."""
+    """The path of uv: the one on this machine, or one installed into .venv-uv."""
     found = shutil.which("uv")
     if found:
         return found
