@@ -40,14 +40,24 @@ def flip(x: Tensor, rng: Rng, p: float = 0.5) -> Tensor:
     return torch.where(rng.coin(len(x), 1, 1, 1, p=p), x.flip(-1), x)
 
 
+def windows(x: Tensor, corner: Tensor, size: int) -> Tensor:
+    """T windows of `size` pixels out of each image, (B, T, C, size, size), uninterpolated.
+
+    corner (B, T, 2): the row and column of each window's upper left pixel; (B, T, C, 2) gives each channel its own.
+    """
+    b, c = x.shape[:2]
+    corner = corner if corner.ndim == 4 else corner[:, :, None]
+    steps = torch.arange(size, device=x.device)
+    rows, columns = corner[..., 0, None] + steps, corner[..., 1, None] + steps  # (B, T, C or 1, size)
+    image = torch.arange(b, device=x.device).view(-1, 1, 1, 1, 1)
+    channel = torch.arange(c, device=x.device).view(-1, 1, 1)
+    return x[image, channel, rows[..., :, None], columns[..., None, :]]
+
+
 def shift(x: Tensor, rng: Rng, padding: int) -> Tensor:
     """A window of the image's own size, out of the image with `padding` black pixels around it."""
-    b, _, h, w = x.shape
-    top, left = rng.integers(b, 2, high=2 * padding + 1).T  # (B,) each
-    rows = (top[:, None] + torch.arange(h, device=x.device))[:, :, None]  # (B, H, 1)
-    columns = (left[:, None] + torch.arange(w, device=x.device))[:, None]  # (B, 1, W)
-    padded = F.pad(x, [padding] * 4).permute(0, 2, 3, 1)
-    return padded[torch.arange(b, device=x.device)[:, None, None], rows, columns].permute(0, 3, 1, 2)
+    corner = rng.integers(len(x), 1, 2, high=2 * padding + 1)
+    return windows(F.pad(x, [padding] * 4), corner, x.shape[-1])[:, 0]
 
 
 def crop(x: Tensor, box: Tensor, size: int) -> Tensor:
@@ -99,21 +109,57 @@ def grey(x: Tensor, rng: Rng, p: float) -> Tensor:
     return torch.where(rng.coin(len(x), 1, 1, 1, p=p), luma(x), x)
 
 
-def turn_hue(x: Tensor, turns: Tensor) -> Tensor:
-    """The hue of (B, 3, H, W) moved by `turns` (B,) of a full circle, in HSV."""
+XYZ = torch.tensor(
+    [[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]]
+) / torch.tensor([[0.95047], [1.0], [1.08883]])
+"""from linear sRGB, in units of the white D65"""
+
+
+def lab(x: Tensor) -> Tensor:
+    """(B, 3, H, W) sRGB -> CIELab under D65: L in [0, 100], a and b within 128 of 0 (IEC 61966-2-1, CIE 15)."""
+    linear = torch.where(x > 0.04045, ((x + 0.055) / 1.055) ** 2.4, x / 12.92)
+    xyz = torch.einsum("dc,bchw->bdhw", XYZ.to(x.device), linear)
+    f = torch.where(xyz > 0.008856, xyz.clamp(min=0.008856) ** (1 / 3), 7.787 * xyz + 16 / 116)
+    fx, fy, fz = f.unbind(1)
+    return torch.stack([116 * fy - 16, 500 * (fx - fy), 200 * (fy - fz)], 1)
+
+
+def from_lab(x: Tensor) -> Tensor:
+    """The inverse of `lab`; colours that sRGB lacks are cut to it."""
+    fy = (x[:, 0] + 16) / 116
+    f = torch.stack([fy + x[:, 1] / 500, fy, fy - x[:, 2] / 200], 1)
+    xyz = torch.where(f > 0.206893, f**3, (f - 16 / 116) / 7.787)
+    linear = torch.einsum("dc,bchw->bdhw", XYZ.inverse().to(x.device), xyz).clamp(0, 1)
+    return torch.where(
+        linear > 0.0031308, 1.055 * linear.clamp(min=1e-6) ** (1 / 2.4) - 0.055, 12.92 * linear
+    )
+
+
+def to_hcv(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(B, 3, H, W) -> hue, 6 once around the circle, chroma and value of HSV, (B, H, W) each; saturation is c / v."""
     r, g, b = x.unbind(1)
     value, low = x.amax(1), x.amin(1)
-    chroma = value - low  # (B, H, W)
-    place = torch.where(
+    chroma = value - low
+    hue = torch.where(
         value == r,
         g - b,
         torch.where(value == g, (b - r).add_(chroma, alpha=2), (r - g).add_(chroma, alpha=4)),
     )
-    place.div_(chroma.clamp(min=1e-8)).add_(6 * turns.view(-1, 1, 1))  # on the colour circle, 6 around
-    lowest = torch.tensor([3.0, 5.0, 1.0], device=x.device).view(3, 1, 1)  # red is lowest at cyan, …
-    away = place[:, None] - lowest
+    return hue.div_(chroma.clamp(min=1e-8)), chroma, value
+
+
+def from_hcv(hue: Tensor, chroma: Tensor, value: Tensor) -> Tensor:
+    """The inverse of `to_hcv`; any hue counts, once around or more."""
+    lowest = torch.tensor([3.0, 5.0, 1.0], device=hue.device).view(3, 1, 1)  # red is lowest at cyan, …
+    away = hue[:, None] - lowest
     away.sub_((away / 6).round_(), alpha=6).abs_()  # (B, 3, H, W) in [0, 3]
     return away.sub_(2).clamp_(-1, 0).mul_(chroma[:, None]).add_(value[:, None]).clamp_(0, 1)
+
+
+def turn_hue(x: Tensor, turns: Tensor) -> Tensor:
+    """The hue of (B, 3, H, W) moved by `turns` (B,) of a full circle, in HSV."""
+    hue, chroma, value = to_hcv(x)
+    return from_hcv(hue.add_(6 * turns.view(-1, 1, 1)), chroma, value)
 
 
 def jitter(
@@ -166,6 +212,12 @@ def blur(x: Tensor, rng: Rng, p: float = 0.5, sigma: tuple[float, float] = (0.1,
     flat = F.conv2d(flat, weight[:, None, None], groups=b * c)
     flat = F.conv2d(flat, weight[:, None, :, None], groups=b * c)
     return torch.where(rng.coin(b, 1, 1, 1, p=p), flat.view(b, c, h, w).clamp(0, 1), x)
+
+
+def standardise(x: Tensor) -> Tensor:
+    """Each channel of each (…, H, W) with mean 0 and standard deviation 1; a constant becomes 0."""
+    centred = x - x.mean((-2, -1), keepdim=True)
+    return centred / centred.square().mean((-2, -1), keepdim=True).sqrt().clamp(min=1 / 255)
 
 
 # ---- the two-view recipe of the contrastive line

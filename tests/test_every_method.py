@@ -11,7 +11,7 @@ SMALL = {"mlp": "mlp:width=32", "resnet50": "resnet_small:width=16", "resnet18":
 
 @pytest.fixture(scope="module")
 def source():
-    return sources.open("synthetic:64:16")
+    return sources.open("synthetic:64:32")
 
 
 def small(encoder: str) -> str:

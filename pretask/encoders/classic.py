@@ -55,6 +55,77 @@ def alexnet_bn(channels: int = 3, size: int = 224) -> nn.Sequential:
     )
 
 
+def cfn(channels: int = 3, size: int = 64) -> nn.Sequential:
+    """A column of the context-free network, conv1 to pool5 (Noroozi & Favaro 2016, released code): AlexNet's with
+    stride 2 and its pooling rounded up, so that a tile of 64 px ends as 3 x 3."""
+
+    def stage(i: int, o: int, kernel: int, groups: int, bias: float, *then: nn.Module, stride: int = 1):
+        layer = nn.Conv2d(i, o, kernel, stride, kernel // 2 if stride == 1 else 0, groups=groups)
+        nn.init.normal_(layer.weight, std=0.01)
+        nn.init.constant_(layer.bias, bias)  # type: ignore[arg-type]
+        return nn.Sequential(layer, nn.ReLU(inplace=True), *then)
+
+    def pool() -> nn.Module:
+        return nn.MaxPool2d(3, 2, ceil_mode=True)
+
+    def norm() -> nn.Module:
+        return nn.LocalResponseNorm(5, 1e-4, 0.75)
+
+    return nn.Sequential(
+        OrderedDict(
+            conv1=stage(channels, 96, 11, 1, 0.0, pool(), norm(), stride=2),
+            conv2=stage(96, 256, 5, 2, 1.0, pool(), norm()),
+            conv3=stage(256, 384, 3, 1, 0.0),
+            conv4=stage(384, 384, 3, 2, 1.0),
+            conv5=stage(384, 256, 3, 2, 1.0, pool()),
+        )
+    )
+
+
+def context_alexnet(channels: int = 3, size: int = 96) -> nn.Sequential:
+    """A tower of context prediction, conv1 to pool5 (Doersch 2015, released code): AlexNet without groups, whose last
+    three convolutions have batch norm without gain and bias; a patch of 96 px ends as 3 x 3."""
+
+    def stage(i: int, o: int, kernel: int, stride: int = 1, *then: nn.Module, norm: bool = False):
+        layer = nn.Conv2d(i, o, kernel, stride, kernel // 2, bias=not norm)
+        nn.init.xavier_uniform_(layer.weight)
+        norms = [nn.BatchNorm2d(o, affine=False)] if norm else []
+        return nn.Sequential(layer, *norms, nn.ReLU(inplace=True), *then)
+
+    def pool() -> nn.Module:
+        return nn.MaxPool2d(3, 2, ceil_mode=True)
+
+    def local() -> nn.Module:
+        return nn.LocalResponseNorm(5, 1e-4, 0.75)
+
+    return nn.Sequential(
+        OrderedDict(
+            conv1=stage(channels, 96, 11, 4, pool(), local()),
+            conv2=stage(96, 256, 5, 1, pool(), local()),
+            conv3=stage(256, 384, 3, norm=True),
+            conv4=stage(384, 384, 3, norm=True),
+            conv5=stage(384, 256, 3, 1, pool(), norm=True),
+        )
+    )
+
+
+def exemplar(channels: int = 3, size: int = 96, patch: int = 32) -> nn.Sequential:
+    """The medium net of Exemplar-CNN, 64c5-128c5-256c5-512f (Dosovitskiy 2014): its fully connected layer is a
+    convolution as wide as a patch of `patch` pixels has become, so that it can look at whole images."""
+
+    def stage(i: int, o: int, kernel: int, padding: int, *then: nn.Module) -> nn.Sequential:
+        return nn.Sequential(nn.Conv2d(i, o, kernel, 1, padding), nn.ReLU(inplace=True), *then)
+
+    return nn.Sequential(
+        OrderedDict(
+            conv1=stage(channels, 64, 5, 2, nn.MaxPool2d(2)),
+            conv2=stage(64, 128, 5, 2, nn.MaxPool2d(2)),
+            conv3=stage(128, 256, 5, 2),
+            fc=stage(256, 512, patch // 4, 0),
+        )
+    )
+
+
 class Residual(nn.Module):
     """Two 3x3 convolutions beside a shortcut, which is pooled and widened where the stage begins."""
 
@@ -128,6 +199,9 @@ NETS: dict[str, Callable[..., nn.Sequential]] = {
     "nin4": lambda **k: nin(4, **k),
     "nin5": lambda **k: nin(5, **k),
     "alexnet_bn": alexnet_bn,
+    "cfn": cfn,
+    "exemplar": exemplar,
+    "context_alexnet": context_alexnet,
     "resnet_small": resnet_small,
     "mlp": mlp,
 }

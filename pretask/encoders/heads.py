@@ -1,8 +1,12 @@
-"""Projection heads."""
+"""What stands between an encoder and an answer."""
 
 from itertools import pairwise
 
-from torch import nn
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pretask.encoders import Encoder
 
 
 def projector(*widths: int) -> nn.Sequential:
@@ -11,3 +15,26 @@ def projector(*widths: int) -> nn.Sequential:
     for a, b in pairwise(widths[:-1]):
         layers += [nn.Linear(a, b, bias=False), nn.BatchNorm1d(b), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers, nn.Linear(widths[-2], widths[-1]))
+
+
+class TileEncoder(nn.Module):
+    """An encoder for tiles much smaller than its images, each seen by itself and already normalised.
+
+    Nets that take images of one size alone, such as transformers, get every tile enlarged to an image of its own.
+    """
+
+    def __init__(self, encoder: Encoder, side: int, flat: bool = False):
+        super().__init__()
+        self.encoder, self.flat, self.side = encoder, flat, encoder.side(side / encoder.size)
+        with torch.no_grad():
+            description, last = self.eval()(torch.zeros(1, encoder.channels, side, side))
+        self.train()
+        self.dim, self.channels = description.shape[1], last.shape[1]
+
+    def forward(self, tile: Tensor) -> tuple[Tensor, Tensor]:
+        """(M, C, t, t) -> its pooled features, or all numbers of its last map if `flat`, (M, dim); and that map."""
+        if self.side != tile.shape[-1]:
+            tile = F.interpolate(tile, size=(self.side,) * 2, mode="bilinear")
+        stages = self.encoder.stages(tile)
+        last = list(stages.values())[-2]
+        return last.flatten(1) if self.flat else stages["pool"], last
