@@ -1,0 +1,220 @@
+"""Context prediction: two patches of an image; where does the second lie, seen from the first?
+
+Doersch, Gupta, Efros: Unsupervised Visual Representation Learning by Context Prediction, ICCV 2015,
+arXiv:1505.05192; numbers without another source are those of the released code. Nine patches are cut from a 3 x 3
+grid with gaps. Every patch is seen alone, and only the head sees two. It must not tell the places by lines that run on
+(gap and jitter), by the colour fringes of lenses (colour dropping or projection), by brightness, or by traces of
+scaling (sec. 3.1).
+
+Cost: nine patches go through the network for each image, and each is used in many pairs.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pretask import images
+from pretask.config import TrainConfig
+from pretask.encoders import Encoder
+from pretask.encoders.heads import TileEncoder
+from pretask.methods.base import Method, MethodConfig
+from pretask.rng import Rng
+from pretask.types import Batch, Loss, Source, UserError
+
+SIDE = 3
+PATCHES = SIDE * SIDE
+PLACES = 8
+AXIS = torch.tensor([[-1.0, 2.0, -1.0]])  # from magenta to green
+PROJECTION = torch.eye(3) - AXIS.T @ AXIS / (AXIS @ AXIS.T)
+"""takes the green-magenta axis out of a colour (sec. 3.1)"""
+
+
+def pairs() -> Tensor:
+    """(40, 3): every two neighbouring cells of the grid, in both orders, and the place of the second.
+
+    Places are numbered by rows: 0 1 2 above, 3 left, 4 right, 5 6 7 below.
+    """
+    found = []
+    for first in range(PATCHES):
+        for second in range(PATCHES):
+            down, right = second // SIDE - first // SIDE, second % SIDE - first % SIDE
+            if max(abs(down), abs(right)) == 1:
+                cell = SIDE * (down + 1) + right + 1
+                found.append([first, second, cell - (cell > PLACES // 2)])
+    return torch.tensor(found)
+
+
+@dataclass(frozen=True)
+class Config(MethodConfig):
+    """Say where a second patch lies, seen from the first."""
+
+    encoder: ClassVar[str] = "resnet_small:width=32"
+    train: ClassVar[TrainConfig] = TrainConfig(epochs=30, batch=64, lr=3e-3, weight_decay=0.01)
+
+    pairs: int = 8
+    """that are asked for each image, of the 40 that the grid has"""
+    patch: float = 0.25
+    """side of a patch, as a share of the image's; three of them and the two gaps between fill it"""
+    gap: float = 0.5
+    """between patches, as a share of their side"""
+    jitter: float = 7 / 96
+    """by which a patch may lie elsewhere in each direction, as a share of its side"""
+    zoom: float = 0.5
+    """smallest share of the image's area that is shown"""
+    colour: Literal["drop", "project", "keep"] = "drop"
+    """against fringes: keep one channel of a patch and put noise into the others, or project all onto two colours"""
+    coarse: float = 0.33
+    """probability that a patch is made coarse, by scaling it down and up"""
+    hidden: int = 512
+    """width of the head's hidden layers"""
+    layers: int = 1
+    """hidden layers of the head"""
+    flat: bool = False
+    """a patch is described by its whole last map in place of the map's mean"""
+
+    def build(self, encoder: Encoder, source: Source) -> "ContextPrediction":
+        return ContextPrediction(self, encoder)
+
+
+@dataclass(frozen=True)
+class Paper(Config):
+    """The released run, with --size 400: patches of 96 px, 504 a step, 1.7 million steps at one learning rate.
+
+    Its 1e-5 is of a loss that is summed over the pairs of a step, about 2,000; here it is their mean.
+    """
+
+    encoder: ClassVar[str] = "context_alexnet"
+    train: ClassVar[TrainConfig] = TrainConfig(
+        epochs=74,
+        batch=56,
+        optimizer="sgd",
+        lr=0.02,
+        momentum=0.0,
+        weight_decay=0.0,
+        warmup=0.0,
+        drops=(1.0,),
+    )
+
+    pairs: int = 40
+    """all of them"""
+    patch: float = 0.24
+    """96 of 400 px"""
+    zoom: float = 1 / 3
+    """150,000 of 450,000 px"""
+    hidden: int = 4096
+    """fc6, fc7 and fc8"""
+    layers: int = 2
+    """fc7 and fc8"""
+    flat: bool = True
+    """3 x 3 x 256 numbers"""
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    patch: Tensor  # (B, 9, C, p, p), rows from the top
+    first: Tensor  # (B, K) of the nine
+    second: Tensor  # (B, K)
+    place: Tensor  # (B, K) of the second, seen from the first
+
+
+def plain_norm(width: int) -> nn.Module:
+    """Batch norm without gain and bias, which could silence a unit for good (footnote 3 of the paper)."""
+    return nn.BatchNorm1d(width, affine=False)
+
+
+class ContextPrediction(Method[Neighbours]):
+    pairs: Tensor  # (40, 3)
+
+    def __init__(self, config: Config, encoder: Encoder):
+        super().__init__()
+        self.config = config
+        self.side = round(config.patch * encoder.size)
+        self.pitch = self.side + round(config.gap * self.side)
+        self.reach = round(config.jitter * self.side)
+        self.spare = encoder.size - 2 * self.pitch - self.side
+        if self.side < 4 or self.spare < 0:
+            raise UserError(
+                f"images of {encoder.size} px give patches of {self.side} px, which lie in a grid of "
+                f"{2 * self.pitch + self.side} px; give a larger --size, or a smaller --patch or --gap"
+            )
+        self.register_buffer("pairs", pairs(), persistent=False)
+        self.patches = TileEncoder(encoder, self.side, config.flat)
+        self.column = nn.Sequential(
+            nn.Linear(self.patches.dim, config.hidden, bias=False),
+            plain_norm(config.hidden),
+            nn.ReLU(inplace=True),
+        )
+        hidden: list[nn.Module] = []
+        for i in range(config.layers):
+            wide = 2 * config.hidden if i == 0 else config.hidden
+            hidden += [
+                nn.Linear(wide, config.hidden, bias=False),
+                plain_norm(config.hidden),
+                nn.ReLU(inplace=True),
+            ]
+        self.head = nn.Sequential(*hidden, nn.Linear(config.hidden, PLACES))
+
+    # ---- the puzzle
+
+    def cut(self, x: Tensor, rng: Rng) -> Tensor:
+        """(B, C, H, W) -> the nine patches of a grid that lies anywhere, each moved a little, (B, 9, C, p, p)."""
+        b, cells = len(x), torch.arange(PATCHES, device=x.device)
+        corner = torch.stack([cells // SIDE, cells % SIDE], 1) * self.pitch  # (9, 2)
+        corner = corner + rng.integers(b, 1, 2, high=self.spare + 1)
+        corner = corner + rng.integers(b, PATCHES, 2, high=2 * self.reach + 1) - self.reach
+        return images.windows(x, corner.clamp(0, x.shape[-1] - self.side), self.side)
+
+    def coarsened(self, patch: Tensor, rng: Rng) -> Tensor:
+        """Scaled down to 1 % of the area at least and up again, each patch with probability `coarse`.
+
+        The side is drawn once for all patches of a step, so that they can be scaled together.
+        """
+        area = rng.whole.uniform(1, low=(10 / 96) ** 2, high=(95 / 96) ** 2).item()
+        low, flat = max(1, int(area**0.5 * self.side)), patch.flatten(0, 1)
+        down = F.interpolate(flat, size=(low, low), mode="bilinear", antialias=True)
+        rough = F.interpolate(down, size=patch.shape[-2:], mode="bilinear").view_as(patch)
+        return torch.where(rng.coin(*patch.shape[:2], 1, 1, 1, p=self.config.coarse), rough, patch)
+
+    def pretext(self, batch: Batch, rng: Rng) -> Neighbours:
+        x = images.to_float(batch.image)
+        x = images.resized_crop(x, x.shape[-1], rng, (self.config.zoom, 1.0), (1.0, 1.0))
+        patch = self.coarsened(self.cut(x, rng), rng)
+        if x.shape[1] == 3 and self.config.colour == "drop":
+            patch = dropped(patch, rng)
+        elif x.shape[1] == 3 and self.config.colour == "project":
+            patch = torch.einsum("dc,bpchw->bpdhw", PROJECTION.to(x.device), patch)
+        patch = patch - patch.mean((-2, -1), keepdim=True)
+        size = patch.square().mean((2, 3, 4), keepdim=True).sqrt()
+        asked = rng.orders(len(x), len(self.pairs))[:, : self.config.pairs]  # (B, K)
+        return Neighbours(patch / size.clamp(min=1e-3), *self.pairs[asked].unbind(-1))
+
+    # ---- the solver
+
+    def logits(self, pretext: Neighbours) -> Tensor:
+        b = len(pretext.patch)
+        described, _ = self.patches(pretext.patch.flatten(0, 1))  # (9·B, D)
+        patch = self.column(described).view(b, PATCHES, -1)
+        row = torch.arange(b, device=patch.device)[:, None]
+        both = torch.cat([patch[row, pretext.first], patch[row, pretext.second]], -1)  # (B, K, 2·hidden)
+        return self.head(both.flatten(0, 1)).view(*pretext.place.shape, PLACES)
+
+    def loss(self, pretext: Neighbours) -> Loss:
+        logits = self.logits(pretext)
+        accuracy = (logits.argmax(-1) == pretext.place).float().mean()
+        return Loss(F.cross_entropy(logits.flatten(0, 1), pretext.place.flatten()), {"accuracy": accuracy})
+
+    def solve(self, pretext: Neighbours) -> Mapping[str, Tensor]:
+        return {"place": self.logits(pretext).argmax(-1)}
+
+    def export(self) -> Encoder:
+        return self.patches.encoder
+
+
+def dropped(patch: Tensor, rng: Rng) -> Tensor:
+    """(B, T, 3, p, p): one random channel of each patch is kept; faint noise, half a grey level, is in the others."""
+    kept = F.one_hot(rng.integers(*patch.shape[:2], high=3), 3)[..., None, None] > 0
+    return torch.where(kept, patch, rng.uniform(*patch.shape, low=-0.5 / 255, high=0.5 / 255))
