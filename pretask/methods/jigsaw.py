@@ -1,0 +1,211 @@
+"""Jigsaw: nine tiles of an image are shuffled; in which of the listed orders do they stand?
+
+Noroozi, Favaro: Unsupervised Learning of Visual Representations by Solving Jigsaw Puzzles, ECCV 2016,
+arXiv:1603.09246. Every tile is seen alone, and only the head sees all nine, in their order (sec. 3.1). Tiles of
+neighbouring cells are kept from fitting by a gap, by their own brightness and contrast, and by channels that are moved
+against each other, which hides the colour fringes of lenses (sec. 3.2).
+
+Cost: the list is made once, by comparing each of its entries with all 362,880 orders of nine (3 s for 1,000).
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from itertools import permutations
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pretask import images
+from pretask.config import TrainConfig
+from pretask.encoders import Encoder
+from pretask.encoders.heads import TileEncoder
+from pretask.methods.base import Method, MethodConfig
+from pretask.rng import Rng
+from pretask.types import Batch, Loss, Source, UserError
+
+SIDE = 3
+TILES = SIDE * SIDE
+
+
+@dataclass(frozen=True)
+class Config(MethodConfig):
+    """Name the order in which nine tiles of an image stand."""
+
+    encoder: ClassVar[str] = "resnet_small:width=32"
+    train: ClassVar[TrainConfig] = TrainConfig(epochs=30, batch=64, lr=3e-3, weight_decay=0.01)
+
+    orders: int = 100
+    """in the list, of the 362,880 that there are"""
+    apart: Literal["mean", "min"] = "mean"
+    """which Hamming distance between the orders of the list is made large, one after the other (the paper: mean)"""
+    window: float = 1.0
+    """side of the square that is cut into nine cells, as a share of the image's; smaller ones lie anywhere"""
+    tile: float = 0.75
+    """side of a tile, as a share of its cell's; it lies anywhere in it"""
+    normalise: bool = True
+    """each channel of each tile to mean 0 and deviation 1 (sec. 3.2; without it 43.5 of 52.6 in table 5)"""
+    fringe: int = 1
+    """pixels by which a channel of a tile is moved at most, up or down and left or right"""
+    grey: float = 0.3
+    """probability that an image loses its colour (sec. 3.2)"""
+    flip: float = 0.5
+    """probability that an image is flipped before it is cut"""
+    width: int = 128
+    """numbers by which a tile is described to the head"""
+    hidden: int = 512
+    """width of the head's hidden layer"""
+    dropout: float = 0.0
+    """of the head's two layers"""
+    flat: bool = False
+    """a tile is described by its whole last map in place of the map's mean"""
+
+    def build(self, encoder: Encoder, source: Source) -> Method[Any]:
+        return Jigsaw(self, encoder)
+
+
+@dataclass(frozen=True)
+class Paper(Config):
+    """The released run, with --size 255: context-free network, cells of 85 px, tiles of 64, 350,000 steps."""
+
+    encoder: ClassVar[str] = "cfn"
+    train: ClassVar[TrainConfig] = TrainConfig(
+        epochs=69,
+        batch=256,
+        optimizer="sgd",
+        lr=0.01,
+        weight_decay=5e-4,
+        warmup=0.0,
+        drops=(0.29, 0.57, 0.86),
+    )
+
+    orders: int = 1000
+    """of the 362,880 that there are"""
+    tile: float = 64 / 85
+    """64 of 85 pixels"""
+    fringe: int = 2
+    """pixels, of 64"""
+    flip: float = 0.0
+    """none in the released code"""
+    width: int = 1024
+    """fc6"""
+    hidden: int = 4096
+    """fc7"""
+    dropout: float = 0.5
+    """after fc6 and fc7"""
+    flat: bool = True
+    """3 x 3 x 256 numbers"""
+
+    def build(self, encoder: Encoder, source: Source) -> Method[Any]:
+        method = Jigsaw(self, encoder)
+        for layer, std, bias in ((method.fc6, 0.005, 1.0), (method.fc7, 0.005, 1.0), (method.fc8, 0.01, 0.0)):
+            nn.init.normal_(layer.weight, std=std)
+            nn.init.constant_(layer.bias, bias)
+        return method
+
+
+@dataclass(frozen=True)
+class Shuffled:
+    tile: Tensor  # (B, 9, C, t, t), as they stand after the shuffle
+    order: Tensor  # (B, 9) the cell that each came from, rows from the top
+    entry: Tensor  # (B,) of the list
+
+
+@cache
+def far_apart(count: int, by: str, seed: int = 0) -> Tensor:
+    """(count, 9): orders of nine tiles, each chosen to be as far as possible from those before it.
+
+    The first is random; then the one whose Hamming distances to the chosen have the largest mean or, with `by` "min",
+    the largest minimum, ties going to the larger mean.
+    """
+    every = torch.from_numpy(np.array(list(permutations(range(TILES))), dtype=np.uint8).T.copy())  # (9, 9!)
+    if not 2 <= count <= every.shape[1]:
+        raise UserError(
+            f"a list of {count} orders was asked for; there are 2 to {every.shape[1]:,} of {TILES} tiles"
+        )
+    chosen = [int(Rng(seed, "orders").integers(1, high=every.shape[1]))]
+    total = torch.zeros(every.shape[1], dtype=torch.int32)
+    least = torch.full_like(total, TILES)
+    while len(chosen) < count:
+        distance = (every != every[:, chosen[-1:]]).sum(0, dtype=torch.int32)
+        total, least = total + distance, torch.minimum(least, distance)
+        worth = total.clone() if by == "mean" else least * (TILES * count) + total
+        worth[chosen] = -1
+        chosen.append(int(worth.argmax()))
+    return every[:, chosen].T.long()
+
+
+@dataclass(frozen=True)
+class Board:
+    """Where tiles lie: `cell` and `side` of a tile in an image, pixels."""
+
+    cell: int
+    side: int
+
+    @classmethod
+    def of(cls, config: Config, size: int) -> "Board":
+        cell = int(config.window * size) // SIDE
+        side = round(config.tile * cell)
+        if side < 8:
+            least = math.ceil(SIDE * math.ceil(7.5 / config.tile) / config.window)
+            raise UserError(f"images of {size} px give tiles of {side} px; give --size {least} or more")
+        return cls(cell, side)
+
+    def cut(self, x: Tensor, fringe: Tensor | int, rng: Rng) -> Tensor:
+        """(B, C, H, W) -> a tile out of each of nine cells, (B, 9, C, t, t); fringe (B, 9, C, 2) moves channels."""
+        b, size, cells = len(x), x.shape[-1], torch.arange(TILES, device=x.device)
+        origin = torch.stack([cells // SIDE, cells % SIDE], 1) * self.cell  # (9, 2)
+        corner = origin + rng.integers(b, 1, 2, high=size - SIDE * self.cell + 1)  # of each cell
+        corner = corner + rng.integers(b, TILES, 2, high=self.cell - self.side + 1)  # of each tile, (B, 9, 2)
+        return images.windows(x, (corner[:, :, None] + fringe).clamp(0, size - self.side), self.side)
+
+
+class Jigsaw(Method[Shuffled]):
+    orders: Tensor  # (N, 9)
+
+    def __init__(self, config: Config, encoder: Encoder):
+        super().__init__()
+        self.config, self.board = config, Board.of(config, encoder.size)
+        self.register_buffer("orders", far_apart(config.orders, config.apart), persistent=False)
+        self.tiles = TileEncoder(encoder, self.board.side, config.flat)
+        self.fc6 = nn.Linear(self.tiles.dim, config.width)  # of each tile alone
+        self.fc7 = nn.Linear(TILES * config.width, config.hidden)
+        self.fc8 = nn.Linear(config.hidden, config.orders)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def pretext(self, batch: Batch, rng: Rng) -> Shuffled:
+        x, reach = images.flip(images.to_float(batch.image), rng, self.config.flip), self.config.fringe
+        plain = rng.coin(len(x), 1, 1, 1, p=self.config.grey)
+        x = torch.where(plain, images.luma(x), x)
+        fringe = rng.integers(len(x), TILES, x.shape[1], 2, high=2 * reach + 1) - reach
+        tile = self.board.cut(x, fringe * ~plain, rng)  # a grey image has no fringes
+        entry = rng.integers(len(x), high=len(self.orders))
+        order = self.orders[entry]  # (B, 9)
+        return Shuffled(tile[rows(order), order], order, entry)
+
+    def logits(self, pretext: Shuffled) -> Tensor:
+        tile = pretext.tile.flatten(0, 1)  # (9·B, C, t, t)
+        described, _ = self.tiles(images.standardise(tile) if self.config.normalise else tile - 0.5)
+        column = self.dropout(self.fc6(described).relu()).view(len(pretext.tile), -1)
+        return self.fc8(self.dropout(self.fc7(column).relu()))  # (B, N)
+
+    def loss(self, pretext: Shuffled) -> Loss:
+        logits = self.logits(pretext)
+        accuracy = (logits.argmax(1) == pretext.entry).float().mean()
+        return Loss(F.cross_entropy(logits, pretext.entry), {"accuracy": accuracy})
+
+    def solve(self, pretext: Shuffled) -> Mapping[str, Tensor]:
+        entry = self.logits(pretext).argmax(1)
+        return {"entry": entry, "order": self.orders[entry]}
+
+    def export(self) -> Encoder:
+        return self.tiles.encoder
+
+
+def rows(places: Tensor) -> Tensor:
+    """(B, 1) to go with places (B, K): x[rows(places), places] takes K members of each sample."""
+    return torch.arange(len(places), device=places.device)[:, None]
