@@ -1,0 +1,144 @@
+"""Damaged jigsaw: nine tiles are shuffled, one is missing, the others have lost their colour; mend all three.
+
+Kim, Cho, Yoo, Kweon: Learning Image Representations by Completing Damaged Jigsaw Puzzles, WACV 2018, arXiv:1802.01880.
+One network, which sees each tile alone, serves three heads: the order of the tiles, the colour of the eight, the colour
+of the ninth. Setting the weights of two heads to 0 leaves the third by itself on the same puzzle (the paper's
+"complicated" single tasks).
+
+Only the abstract of the paper could be read; these are this file's own choices: colours are the ab channels of CIELab
+at 8 x 8 places of a tile; they are scored by the squared error, in units of their usual variance, so that answering
+the mean colour costs about 1; the order is scored in units of ln N, so that guessing costs 1; the three have equal weight. The
+list of orders makes the smallest distance large, because with a hole two orders that differ in two tiles could look the
+same but for one.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pretask import images
+from pretask.encoders import Encoder
+from pretask.encoders.heads import TileEncoder, projector
+from pretask.methods import jigsaw
+from pretask.methods.base import Method
+from pretask.methods.jigsaw import TILES, Board, far_apart, rows
+from pretask.rng import Rng
+from pretask.types import Batch, Loss, Source, UserError
+
+PLACES = 8
+"""of a tile, along each side, whose colour is asked for"""
+VARIANCE = 0.02
+"""about that of ab / 100 in photographs"""
+
+
+@dataclass(frozen=True)
+class Config(jigsaw.Config):
+    """Name the order of grey tiles of which one is missing, and give all nine their colour."""
+
+    apart: Literal["mean", "min"] = "min"
+    """which Hamming distance between the orders of the list is made large, one after the other"""
+    order: float = 1.0
+    """weight of the order; 0 leaves it out"""
+    colour: float = 1.0
+    """weight of the colour of the eight tiles"""
+    inpaint: float = 1.0
+    """weight of the colour of the missing tile"""
+
+    def build(self, encoder: Encoder, source: Source) -> Method[Any]:
+        if encoder.channels != 3:
+            raise UserError(
+                f"damaged_jigsaw asks for colours, but {source.name} has {encoder.channels} channel"
+            )
+        if not self.order + self.colour + self.inpaint > 0:
+            raise UserError("--order, --colour and --inpaint are all 0; give at least one a weight")
+        return DamagedJigsaw(self, encoder)
+
+
+@dataclass(frozen=True)
+class Damaged:
+    tile: Tensor  # (B, 9, 3, t, t), grey, as they stand after the shuffle; the missing one is black
+    missing: Tensor  # (B,) slot of the missing one
+    order: Tensor  # (B, 9) the cell that each came from
+    entry: Tensor  # (B,) of the list
+    whole: Tensor  # (B, 9, 3, t, t) the tiles in colour
+
+
+class DamagedJigsaw(Method[Damaged]):
+    orders: Tensor  # (N, 9)
+
+    def __init__(self, config: Config, encoder: Encoder):
+        super().__init__()
+        self.config, self.board = config, Board.of(config, encoder.size)
+        self.register_buffer("orders", far_apart(config.orders, config.apart), persistent=False)
+        self.tiles = TileEncoder(encoder, self.board.side, config.flat)
+        self.column = nn.Sequential(nn.Linear(self.tiles.dim, config.width), nn.ReLU(inplace=True))
+        self.hole = nn.Parameter(
+            torch.zeros(config.width)
+        )  # how a missing tile is described, the same for all images
+        self.order = projector(TILES * config.width, config.hidden, config.orders)
+        self.context = nn.Linear(TILES * config.width, config.width)
+        self.colour = nn.Sequential(
+            nn.Conv2d(self.tiles.channels + config.width, config.width, 1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(config.width, 2, 3, padding=1),
+        )
+        self.inpaint = projector(config.width + TILES, config.hidden, 2 * PLACES * PLACES)
+
+    def pretext(self, batch: Batch, rng: Rng) -> Damaged:
+        x = images.flip(images.to_float(batch.image), rng, self.config.flip)
+        tile = self.board.cut(x, 0, rng)
+        entry = rng.integers(len(x), high=len(self.orders))
+        order = self.orders[entry]
+        whole = tile[rows(order), order]
+        missing = rng.integers(len(x), high=TILES)
+        light = images.lab(whole.flatten(0, 1))[:, :1].view_as(whole[:, :, :1]) / 100
+        there = torch.arange(TILES, device=x.device) != missing[:, None]  # (B, 9)
+        grey = (light * there[:, :, None, None, None]).expand_as(whole)
+        return Damaged(grey, missing, order, entry, whole)
+
+    def answers(self, pretext: Damaged) -> tuple[Tensor, Tensor]:
+        """Scores of the orders (B, N), and the colour of every tile (B, 9, 2, 8, 8), ab / 100."""
+        b, missing = len(pretext.tile), pretext.missing
+        there = torch.arange(TILES, device=missing.device) != missing[:, None]
+        seen, last = self.tiles(images.standardise(pretext.tile[there]))  # of eight tiles, (8·B, …)
+        column = self.column(seen)
+        board = self.hole.to(column.dtype).repeat(b, TILES, 1)
+        board[there] = column
+        context = self.context(board.flatten(1))  # (B, width)
+        around = context.repeat_interleave(TILES - 1, 0)[..., None, None].expand(-1, -1, PLACES, PLACES)
+        maps = F.interpolate(last, size=(PLACES, PLACES), mode="bilinear")
+        hole = self.inpaint(torch.cat([context, F.one_hot(missing, TILES).to(context.dtype)], 1))
+        colour = hole.view(b, 1, 2, PLACES, PLACES).repeat(1, TILES, 1, 1, 1)
+        colour[there] = self.colour(torch.cat([maps, around], 1))
+        return self.order(board.flatten(1)), colour
+
+    def loss(self, pretext: Damaged) -> Loss:
+        logits, colour = self.answers(pretext)
+        true = images.lab(pretext.whole.flatten(0, 1))[:, 1:] / 100
+        true = F.adaptive_avg_pool2d(true, PLACES).view_as(colour)
+        cost = (colour.float() - true).square().mean((2, 3, 4)) / VARIANCE  # (B, 9)
+        there = torch.arange(TILES, device=cost.device) != pretext.missing[:, None]
+        parts = {
+            "order": F.cross_entropy(logits, pretext.entry) / math.log(len(self.orders)),
+            "colour": cost[there].mean(),
+            "inpaint": cost[~there].mean(),
+        }
+        total = sum(getattr(self.config, name) * value for name, value in parts.items())
+        accuracy = (logits.argmax(1) == pretext.entry).float().mean()
+        return Loss(torch.as_tensor(total), parts | {"accuracy": accuracy})
+
+    def solve(self, pretext: Damaged) -> Mapping[str, Tensor]:
+        logits, colour = self.answers(pretext)
+        entry = logits.argmax(1)
+        light = images.lab(pretext.whole.flatten(0, 1))[:, :1]
+        ab = F.interpolate(100 * colour.float().flatten(0, 1), size=light.shape[-2:], mode="bilinear")
+        whole = images.from_lab(torch.cat([light, ab], 1)).view_as(pretext.whole)
+        return {"entry": entry, "order": self.orders[entry], "whole": whole}
+
+    def export(self) -> Encoder:
+        return self.tiles.encoder

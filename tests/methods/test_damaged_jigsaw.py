@@ -1,0 +1,150 @@
+"""What a damaged jigsaw must show (Kim et al. 2018, as far as it is known, and what follows from its idea)."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from pretask import encoders, images, sources
+from pretask.methods import damaged_jigsaw as dj
+from pretask.rng import Rng
+from pretask.types import Batch, UserError
+
+
+@pytest.fixture(scope="module")
+def source():
+    return sources.open("synthetic:64:48")
+
+
+def made(source, config=None, encoder="resnet_small:width=16"):
+    torch.manual_seed(0)
+    return (config or dj.Config()).build(encoders.build(encoder, source.channels, source.size), source)
+
+
+def batch(source, n=16):
+    return source.__getitems__(torch.arange(n))
+
+
+# ---- the puzzle
+
+
+def test_one_tile_is_missing_and_every_slot_is_as_often(source):
+    method, many = made(source), Batch(torch.arange(900), batch(source, 60).image.repeat(15, 1, 1, 1))
+    missing = torch.cat([method.pretext(many, Rng(k)).missing for k in range(10)])
+    assert (missing.bincount(minlength=9) - 1000).abs().max() < 100
+    p = method.pretext(batch(source), Rng(1))
+    black = ~p.tile.flatten(2).any(2)
+    assert torch.equal(black.nonzero()[:, 1], p.missing)
+
+
+def test_a_missing_slot_says_nothing_of_the_order(source):
+    """The cell that is missing is as often each of the nine, whatever the order."""
+    method, many = made(source), Batch(torch.arange(900), batch(source, 60).image.repeat(15, 1, 1, 1))
+    cell = torch.cat(
+        [p.order[torch.arange(900), p.missing] for k in range(10) for p in [method.pretext(many, Rng(k))]]
+    )
+    assert (cell.bincount(minlength=9) - 1000).abs().max() < 100
+
+
+def test_the_network_sees_no_colour(source):
+    """Another image of the same lightness: the same puzzle, other answers."""
+    x = images.lab(images.to_float(batch(source).image))
+    other = images.from_lab(torch.cat([x[:, :1], 0.5 * x[:, 1:]], 1))
+    method = made(source)
+    p = method.pretext(batch(source), Rng(1))
+    grey = (p.tile == p.tile[:, :, :1]).all()
+    same = images.lab(other)[:, 0] - x[:, 0]
+    assert grey and same.abs().max() < 0.1  # half the colour is within sRGB
+    q = method.pretext(Batch(torch.arange(16), (other * 255).round().to(torch.uint8)), Rng(1))
+    assert_close(p.tile, q.tile, atol=0.01, rtol=0)
+    assert (p.whole - q.whole).abs().max() > 0.05
+
+
+def test_the_missing_tile_reaches_no_input_and_the_inpainting_loss_alone(source):
+    method = made(source).eval()
+    p = method.pretext(batch(source), Rng(1))
+    whole = p.whole.clone()
+    whole[torch.arange(16), p.missing] = 1 - whole[torch.arange(16), p.missing]
+    q = dj.Damaged(p.tile, p.missing, p.order, p.entry, whole)
+    with torch.no_grad():
+        one, other = method.loss(p).parts, method.loss(q).parts
+    assert one["order"] == other["order"] and one["colour"] == other["colour"]
+    assert one["inpaint"] != other["inpaint"]
+
+
+def test_undoing_the_order_shows_the_image_with_a_hole(source):
+    method = made(source, dj.Config(flip=0.0, tile=1.0))
+    p = method.pretext(batch(source), Rng(1))
+    side, rows = p.tile.shape[-1], torch.arange(16)[:, None]
+
+    def picture(tiles):
+        back = torch.empty_like(tiles)
+        back[rows, p.order] = tiles
+        return back.view(16, 3, 3, 3, side, side).permute(0, 3, 1, 4, 2, 5).reshape(16, 3, 3 * side, -1)
+
+    x = images.to_float(batch(source).image)
+    assert torch.equal(picture(p.whole), x)
+    hole = p.order[torch.arange(16), p.missing]
+    there = torch.ones(16, 9, dtype=torch.bool)
+    there[torch.arange(16), hole] = False
+    there = there.view(16, 3, 1, 3, 1).expand(-1, -1, side, -1, side).reshape(16, 1, 3 * side, -1)
+    assert_close(picture(p.tile), (images.lab(x)[:, :1] / 100 * there).expand(-1, 3, -1, -1))
+
+
+def test_the_list_leaves_no_two_orders_that_a_hole_could_confuse(source):
+    orders = made(source).orders
+    different = (orders[:, None] != orders[None]).sum(-1) + 9 * torch.eye(len(orders))
+    assert different.min() >= 3
+
+
+# ---- the heads
+
+
+def test_at_the_start_every_part_costs_about_what_knowing_nothing_costs(source):
+    method = made(source)
+    with torch.no_grad():
+        parts = method.loss(method.pretext(batch(source, 64), Rng(1))).parts
+    assert abs(parts["order"] - 1) < 0.05
+
+
+@pytest.mark.parametrize("alone", ["order", "colour", "inpaint"])
+def test_a_head_without_weight_gets_no_gradient_and_the_others_cost_the_same(source, alone):
+    off = {name: float(name == alone) for name in ("order", "colour", "inpaint")}
+    method, whole = made(source, dj.Config(**off)), made(source)
+    p = method.pretext(batch(source), Rng(1))
+    loss = method.loss(p)
+    assert_close(loss.total, whole.loss(p).parts[alone])
+    loss.total.backward()
+    for name in off:
+        gradients = [w.grad for w in getattr(method, name).parameters()]
+        moved = any(g is not None and bool(g.any()) for g in gradients)
+        assert moved == (name == alone)
+
+
+def test_all_heads_off_is_a_mistake(source):
+    with pytest.raises(UserError, match="all 0"):
+        made(source, dj.Config(order=0.0, colour=0.0, inpaint=0.0))
+
+
+def test_grey_images_are_a_mistake():
+    with pytest.raises(UserError, match="1 channel"):
+        made(sources.open("synthetic:64:48", channels=1))
+
+
+def test_a_missing_tile_is_described_alike_in_all_images(source):
+    """What the network would say of a black tile is not used: batch norm never sees it."""
+    method = made(source).train()
+    seen = []
+    method.tiles.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    method.loss(method.pretext(batch(source), Rng(1)))
+    assert len(seen[0]) == 16 * 8
+    assert seen[0].flatten(1).any(1).all()
+
+
+def test_the_answer_is_the_whole_picture_in_its_own_light(source):
+    method = made(source).eval()
+    p = method.pretext(batch(source), Rng(1))
+    with torch.no_grad():
+        found = method.solve(p)
+    assert found["whole"].shape == p.whole.shape
+    own, answered = (images.lab(x.flatten(0, 1))[:, 0] for x in (p.whole, found["whole"]))
+    assert (own - answered).abs().mean() < 3  # but for colours that sRGB lacks
