@@ -1,6 +1,6 @@
 """pretask: self-supervised visual learning, from a folder of unlabelled images to a trusted score.
 
-The verbs of the command line, from Python: `pretrain`, `evaluate`, `embed`, `report`, `load`; and `PretaskFeatures`, a
+The verbs of the command line, from Python: `pretrain`, `evaluate`, `audit`, `embed`, `report`, `load`; and `PretaskFeatures`, a
 scikit-learn transformer. Nothing heavy is imported before it is used.
 """
 
@@ -10,17 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pretask.api import embed, pretrain
+    from pretask.auditing import audit
     from pretask.evaluating import evaluate
     from pretask.features import PretaskFeatures
     from pretask.reports import report
     from pretask.run import load
 
 __version__ = version("pretask")
-__all__ = ["PretaskFeatures", "__version__", "embed", "evaluate", "load", "pretrain", "report"]
+__all__ = ["PretaskFeatures", "__version__", "audit", "embed", "evaluate", "load", "pretrain", "report"]
 
 _HOMES = {
     "pretrain": "pretask.api",
     "evaluate": "pretask.evaluating",
+    "audit": "pretask.auditing",
     "embed": "pretask.api",
     "report": "pretask.reports",
     "load": "pretask.run",

@@ -30,12 +30,15 @@ def opening(words: Sequence[str], verb: str, what: str) -> tuple[str | None, lis
     return words[0], list(words[1:])
 
 
-def method_flags(method: str, own: type) -> type[Any]:
-    """The flags of a verb (`run`) and the knobs of a method (`method`) as one dataclass."""
+def method_flags(method: str, own: type, trained: bool = False) -> type[Any]:
+    """The flags of a verb (`run`), the knobs of a method (`method`), and how it is `train`ed, as one dataclass."""
     from pretask import methods
+    from pretask.config import TrainConfig
 
     config = methods.recipe(method)
     fields: list[Any] = [("run", own), ("method", config, dataclasses.field(default_factory=config))]
+    if trained:
+        fields.append(("train", TrainConfig, dataclasses.field(default=config.train)))
     made = dataclasses.make_dataclass("Flags", fields, frozen=True)
     made.__doc__ = own.__doc__
     return made

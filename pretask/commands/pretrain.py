@@ -1,6 +1,5 @@
 """pretask pretrain METHOD --data PATH: train without labels; --resume RUN: go on after a crash."""
 
-import dataclasses
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,16 +26,12 @@ class Resume:
 
 
 def flags(method: str) -> type[Any]:
-    """All flags of one method: the run's, the method's own, and how it is trained, with its recipe's defaults."""
+    """All flags of one method, with its recipe's defaults."""
     from pretask import methods
-    from pretask.config import TrainConfig
     from pretask.pretraining import Settings
 
-    config = methods.recipe(method)
-    doc = f"{methods.asks(config)} (encoder: {config.encoder})"
-    fields: list[Any] = [("train", TrainConfig, dataclasses.field(default=config.train))]
-    made = dataclasses.make_dataclass("Flags", fields, bases=(method_flags(method, Settings),), frozen=True)
-    made.__doc__ = doc
+    config, made = methods.recipe(method), method_flags(method, Settings, trained=True)
+    made.__doc__ = f"{methods.asks(config)} (encoder: {config.encoder})"
     return made
 
 

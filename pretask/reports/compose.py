@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pretask import checkpoint, loader
+from pretask import auditing, checkpoint, loader
 from pretask import run as runs
 from pretask.encoders import Encoder, pooled
 from pretask.methods import Method
@@ -23,6 +23,8 @@ ASKED = 8
 """images whose puzzles are shown; a method may make several puzzles of each"""
 SHOWN = 32
 """puzzles at most"""
+CLEANED = 3
+"""puzzles that are shown without each clue"""
 EMBEDDED = 1500
 """images of up to 64 pixels among which neighbours are looked for; fewer of larger ones, to take seconds"""
 FEWEST = 300
@@ -84,6 +86,10 @@ def compose(
         label, classes = (None, []) if labelled is None else (labelled.label[index], labelled.classes)
         lines = features.lines(z, x, label, classes)
         plane = mapped(z, x, label, classes, seed)
+    audit = auditing.read(folder)
+    cleaned = (
+        without_clues(method, source, seed) if audit and method is not None and source is not None else []
+    )
     return html.write(
         folder,
         card,
@@ -95,7 +101,25 @@ def compose(
         neighbours=lines,
         map=plane,
         scores=scores,
+        audit=audit,
+        clues=cleaned,
     )
+
+
+@torch.no_grad()
+def without_clues(method: Method[Any], source: Source, seed: int) -> list[sheet.Cell]:
+    """A few puzzles as they are and without each clue of the audit, side by side."""
+    batch = loader.sample(source, CLEANED, Rng(seed, "report", "which"))
+    device = next(method.parameters()).device
+    columns: dict[str, list[sheet.Cell]] = {}
+    for clue in (None, *auditing.possible(source)):
+        made = auditing.puzzle(method, batch.to(device), clue, Rng(seed, "clues", device=device))
+        if made is not None:
+            columns[clue.name if clue else "as it is"] = sheet.cells(made, {}, CLEANED)
+    return [
+        sheet.Cell(tuple((name, cells[i].pictures[0][1]) for name, cells in columns.items()))
+        for i in range(CLEANED)
+    ]
 
 
 @torch.no_grad()

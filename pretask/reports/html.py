@@ -17,6 +17,7 @@ from PIL import Image
 
 from pretask import checkpoint
 from pretask import run as runs
+from pretask.auditing import Audit
 from pretask.reports.curves import Plot, Row
 from pretask.reports.features import Neighbour
 from pretask.reports.sheet import LARGEST, Cell, tally
@@ -57,6 +58,8 @@ def write(
     neighbours: Sequence[Sequence[Neighbour]] = (),
     map: Map | None = None,
     scores: Sequence[Row] = (),
+    audit: Audit | None = None,
+    clues: Sequence[Cell] = (),
 ) -> Path:
     """`report.html` in the run folder, from its card and whatever else there is to show."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -85,6 +88,8 @@ def write(
         map=map,
         tables=tables(scores),
         lead=lead(scores),
+        audit=audit,
+        clues=clues,
         skipped=skipped(folder / runs.SKIPPED),
         listed=LISTED,
         settings=settings(card),

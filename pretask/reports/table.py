@@ -7,6 +7,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from pretask.auditing import Audit
 from pretask.evals.evaluate import PROTOCOL, Scores
 
 BLOCKS = (
@@ -73,3 +74,26 @@ def notes(scores: Scores) -> Sequence[str]:
                 f"{d['eval']}: {d['value']:+.1f} [{d['low']:+.1f}, {d['high']:+.1f}] against {d['minus']}"
             )
     return [*lines, *scores.skipped]
+
+
+def audited(audit: Audit) -> Group:
+    """What a solver scores without each clue, and how much that explains."""
+    table = Table(box=None, pad_edge=False, padding=(0, 1))
+    table.add_column("without")
+    table.add_column("right, %", justify="right", no_wrap=True)
+    table.add_column("explains, %", justify="right", no_wrap=True)
+    table.add_column("the clue", style="dim")
+    table.add_row("(as it is)", f"{audit.accuracy:.1f}", "", f"chance {audit.chance:.1f}")
+    for f in audit.findings:
+        share = "–" if f.explains is None else f"{f.explains:.0f} [{f.low:.0f}, {f.high:.0f}]"
+        table.add_row(f.clue, f"{f.accuracy:.1f}", share, f.told_by, style="bold" if f.sure else "")
+    return Group(
+        table,
+        Text(),
+        Text(audit.verdict),
+        Text(
+            f"{audit.method} on {audit.data}, {audit.n:,} images. A clue explains at most the share of the accuracy above "
+            "chance that goes with it: some of what an image shows goes too. Brackets: 95 % intervals over images.",
+            style="dim",
+        ),
+    )
