@@ -120,3 +120,14 @@ def test_the_help_explains_what_is_measured(bench: Bench, name: str):
     page = bench.capsys.readouterr().out
     assert not end.value.code
     assert f"python bench/{name}.py" in page and "--json" in page
+
+
+def test_what_puzzles_cost_is_a_share_of_a_step(bench):
+    numbers, goals = bench.told(
+        "puzzles", "--encoder", "resnet_small:width=16", "--tiles", "18", "--rounds", "1"
+    )
+    assert len(goals) == 4
+    for goal in goals:
+        name = goal["what"].split(":")[0]
+        share = numbers[f"{name}: puzzle, ms"] / numbers[f"{name}: step, ms"]
+        assert goal["value"] == pytest.approx(100 * share) and share < 1

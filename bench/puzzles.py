@@ -1,0 +1,77 @@
+"""What it costs to make the puzzles of patches: the share of a training step with tiles of 64 pixels.
+
+Example: python bench/puzzles.py --encoder resnet18
+
+A step is the puzzle, its loss, the gradients and the optimiser's step, on images that are at hand; the puzzle is also
+made alone, in turns with it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import torch
+from common import Goal, alternate, flags, show
+
+from pretask import encoders, methods, sources
+from pretask.methods import Method
+from pretask.rng import Rng
+from pretask.types import Batch
+
+SIZES = {"jigsaw": 255, "damaged_jigsaw": 255, "context_prediction": 256, "exemplar_cnn": 85}
+"""sides of images whose tiles have 64 pixels in the method's own recipe"""
+
+
+@dataclass(frozen=True)
+class Flags:
+    encoder: str = "resnet18"
+    """the network that solves the puzzles"""
+    tiles: int = 288
+    """in a batch, so that every method trains on as many"""
+    rounds: int = 5
+    """in which every part has its turn"""
+    json: bool = False
+    """print JSON, and nothing else, on standard output"""
+
+
+def parts(name: str, asked: Flags) -> tuple[Callable[[], object], Callable[[], object]]:
+    """Making a puzzle, and a whole training step, of one method."""
+    source = sources.open("synthetic:512", size=SIZES[name])
+    config = methods.recipe(name)()
+    method: Method[Any] = config.build(encoders.build(asked.encoder, source.channels, source.size), source)
+    method.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    puzzle = method.pretext(source.__getitems__(torch.arange(2)), Rng(0))
+    per_image = (
+        next(v.shape[1] for v in vars(puzzle).values() if v.ndim == 5) if name != "exemplar_cnn" else 1
+    )
+    batch: Batch = source.__getitems__(torch.arange(asked.tiles // per_image))
+    optimizer = torch.optim.AdamW(method.parameters(), 1e-3)
+
+    @torch.no_grad()
+    def make() -> object:
+        return method.pretext(batch, Rng(0, "puzzle"))
+
+    def step() -> None:
+        optimizer.zero_grad()
+        method.loss(make()).total.backward()
+        optimizer.step()
+
+    return make, step
+
+
+def main() -> None:
+    asked = flags(Flags, __doc__ or "")
+    numbers: dict[str, Any] = {}
+    goals = []
+    for name in SIZES:
+        make, step = parts(name, asked)
+        taken = alternate({"puzzle": make, "step": step}, asked.rounds)
+        numbers |= {f"{name}: {part}, ms": 1000 * median(times) for part, times in taken.items()}
+        share = median(a / b for a, b in zip(taken["puzzle"], taken["step"], strict=True))
+        goals.append(Goal(f"{name}: making the puzzle, of a step", 100 * share, 10, "%", less=True))
+    show(f"Puzzles of patches with {asked.encoder}, {asked.tiles} tiles of 64 px", numbers, goals, asked.json)
+
+
+if __name__ == "__main__":
+    main()
