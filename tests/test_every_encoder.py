@@ -7,7 +7,7 @@ from pretask import encoders
 from pretask.encoders import classic
 from pretask.types import UserError
 
-SMALL = {"alexnet_bn": 64}
+SMALL = {"alexnet_bn": 64, "cfn": 64, "context_alexnet": 96, "exemplar": 48}
 """sides, of those that cannot do with 32 px"""
 TIMM = {
     "resnet18": 32,
