@@ -202,7 +202,7 @@ class ExemplarCNN(Method[Copies]):
         for values in (self.head.weight, self.head.bias):
             total = torch.zeros_like(values).index_add_(0, joined, values[: len(joined)])
             count = joined.bincount(minlength=len(values)).clamp(min=1)
-            values.copy_((total.T / count).T)
+            values.copy_(total / count.view(-1, *[1] * (values.ndim - 1)))
 
     # ---- the puzzle
 
