@@ -1,17 +1,13 @@
 """The contract, for every file in pretask/methods and every recipe in it."""
 
 import pytest
+from small import images_for
 
-from pretask import contract, methods, sources
+from pretask import contract, methods
 
 NAMES = methods.names()
 SMALL = {"mlp": "mlp:width=32", "resnet50": "resnet_small:width=16", "resnet18": "resnet_small:width=16"}
 """the same kind of net, narrower, so that a test takes a second"""
-
-
-@pytest.fixture(scope="module")
-def source():
-    return sources.open("synthetic:64:32")
 
 
 def small(encoder: str) -> str:
@@ -21,9 +17,9 @@ def small(encoder: str) -> str:
 
 @pytest.mark.parametrize("check", contract.CHECKS, ids=lambda c: c.__name__)
 @pytest.mark.parametrize("name", NAMES)
-def test_the_contract(name, check, source):
+def test_the_contract(name, check):
     config = methods.recipe(name)()
-    failure = contract.outcome(check, contract.Case.of(config, source, small(config.encoder)))
+    failure = contract.outcome(check, contract.Case.of(config, images_for(name), small(config.encoder)))
     assert failure is None, failure
 
 

@@ -10,9 +10,10 @@ import pytest
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.strategies import DDPStrategy
+from small import images_for
 from torch.testing import assert_close
 
-from pretask import checkpoint, encoders, loop, methods, run, sources
+from pretask import checkpoint, encoders, loop, methods, run
 from pretask.config import TrainConfig, schedule
 from pretask.errors import UserError
 from pretask.journal import Journal
@@ -21,18 +22,13 @@ from pretask.loop import Plan, Trainer
 NARROW = {"sdae": "mlp:width=24,depth=3"}
 
 
-SIDES = {"jigsaw": 32, "damaged_jigsaw": 32}
-"""of images whose tiles would be too small otherwise"""
-
-
 def trainer(folder, name="simclr", fabric=None, batch=16, **settings):
     torch.manual_seed(0)
-    side = SIDES.get(name, 16)
-    source = sources.open(f"synthetic:64:{side}")
+    source = images_for(name)
     config = methods.recipe(name)()
     plain = {"optimizer": "sgd", "lr": 0.1, "weight_decay": 1e-4, "rounds": config.train.rounds}
     train = TrainConfig(batch=batch, **{**plain, **settings})
-    method = config.build(encoders.build(NARROW.get(name, "resnet_small:width=8"), 3, side), source)
+    method = config.build(encoders.build(NARROW.get(name, "resnet_small:width=8"), 3, source.size), source)
     return Trainer(fabric or Fabric(accelerator="cpu", devices=1), method, source, train, folder)
 
 
@@ -114,19 +110,15 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_weights(name, moment,
     assert steps == list(range(40))
 
 
-GENTLE = {"damaged_jigsaw": 0.001}
-"""learning rates of losses that are steep at first"""
-
-
 def _two(fabric, folder, name):
-    fit(folder, 5, name=name, fabric=fabric, lr=GENTLE.get(name, 0.02))
+    fit(folder, 5, name=name, fabric=fabric, lr=0.02)
 
 
 @pytest.mark.parametrize("name", methods.names())
 def test_two_processes_end_where_one_does(name, tmp_path):
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
-    one = fit(tmp_path / "one", 5, name=name, lr=GENTLE.get(name, 0.02))
+    one = fit(tmp_path / "one", 5, name=name, lr=0.02)
     partial = trainer(tmp_path / "two", name).method.partial
     strategy = DDPStrategy(start_method="fork", find_unused_parameters=partial, broadcast_buffers=False)
     Fabric(accelerator="cpu", devices=2, strategy=strategy).launch(_two, tmp_path / "two", name)
@@ -179,10 +171,10 @@ def test_in_half_precision_the_loss_runs_the_same_course(tmp_path, name):
     def curve(precision):
         folder, fabric = tmp_path / precision, Fabric(accelerator="cpu", devices=1, precision=precision)
         folder.mkdir()
-        fit(folder, 60, name=name, fabric=fabric, optimizer="adamw", lr=3e-3)
+        fit(folder, 100, name=name, fabric=fabric, optimizer="adamw", lr=3e-3)
         losses = torch.tensor([row["loss"] for row in run.read(folder / run.LOG)])
         return losses.view(4, -1).mean(1)
 
     single, half = curve("32-true"), curve("bf16-mixed")
-    assert single[-1] < 0.97 * single[0]
+    assert single[-1] < 0.95 * single[0]
     assert_close(half, single, rtol=0, atol=0.03 * single[0].item())

@@ -7,6 +7,7 @@ from typing import ClassVar
 import pytest
 import torch
 from lightning_fabric import Fabric
+from small import images_for
 
 from pretask import checkpoint, encoders, images, methods, run, sources
 from pretask.config import TrainConfig
@@ -65,10 +66,10 @@ class Config(MethodConfig):
         return Planted(encoder, self.fault)
 
 
-def trained(config, folder, steps=60, side=16):
+def trained(config, folder, steps=60, source=None):
     torch.manual_seed(0)
-    source = sources.open(f"synthetic:64:{side}")
-    method = config.build(encoders.build("resnet_small:width=8", 3, side), source)
+    source = source or sources.open("synthetic:64:16")
+    method = config.build(encoders.build("resnet_small:width=8", 3, source.size), source)
     trainer = Trainer(Fabric(accelerator="cpu", devices=1), method, source, config.train, folder)
     watch = Watch(method.export(), source, folder)
     watch.due = lambda *_: True  # look after every row
@@ -101,8 +102,7 @@ def test_a_healthy_run_is_left_alone(name, tmp_path):
     class Short(methods.recipe(name)):
         train = TrainConfig(**{**vars(methods.recipe(name).train), "batch": 16})
 
-    side = 32 if "jigsaw" in name else 16  # which leaves tiles of 8 pixels
-    assert trained(Short(), tmp_path, steps=40, side=side).state == HEALTHY
+    assert trained(Short(), tmp_path, steps=40, source=images_for(name)).state == HEALTHY
 
 
 def test_spread_of_a_constant_of_one_direction_and_of_a_ball():

@@ -26,14 +26,14 @@ from pretask.encoders import Encoder
 from pretask.encoders.heads import TileEncoder, projector
 from pretask.methods import jigsaw
 from pretask.methods.base import Method
-from pretask.methods.jigsaw import TILES, Board, far_apart, rows
+from pretask.methods.jigsaw import TILES, Board, far_apart, shuffled
 from pretask.rng import Rng
 from pretask.types import Batch, Loss, Source, UserError
 
 PLACES = 8
 """of a tile, along each side, whose colour is asked for"""
-VARIANCE = 0.02
-"""about that of ab / 100 in photographs"""
+SPREAD = 14.0
+"""about the standard deviation of a and b in photographs"""
 
 
 @dataclass(frozen=True)
@@ -92,9 +92,7 @@ class DamagedJigsaw(Method[Damaged]):
     def pretext(self, batch: Batch, rng: Rng) -> Damaged:
         x = images.flip(images.to_float(batch.image), rng, self.config.flip)
         tile = self.board.cut(x, 0, rng)
-        entry = rng.integers(len(x), high=len(self.orders))
-        order = self.orders[entry]
-        whole = tile[rows(order), order]
+        whole, order, entry = shuffled(tile, self.orders, rng)
         missing = rng.integers(len(x), high=TILES)
         light = images.lab(whole.flatten(0, 1))[:, :1].view_as(whole[:, :, :1]) / 100
         there = torch.arange(TILES, device=x.device) != missing[:, None]  # (B, 9)
@@ -102,7 +100,7 @@ class DamagedJigsaw(Method[Damaged]):
         return Damaged(grey, missing, order, entry, whole)
 
     def answers(self, pretext: Damaged) -> tuple[Tensor, Tensor]:
-        """Scores of the orders (B, N), and the colour of every tile (B, 9, 2, 8, 8), ab / 100."""
+        """Scores of the orders (B, N), and the colour of every tile (B, 9, 2, 8, 8), ab / SPREAD."""
         b, missing = len(pretext.tile), pretext.missing
         there = torch.arange(TILES, device=missing.device) != missing[:, None]
         seen, last = self.tiles(images.standardise(pretext.tile[there]))  # of eight tiles, (8·B, …)
@@ -119,9 +117,9 @@ class DamagedJigsaw(Method[Damaged]):
 
     def loss(self, pretext: Damaged) -> Loss:
         logits, colour = self.answers(pretext)
-        true = images.lab(pretext.whole.flatten(0, 1))[:, 1:] / 100
+        true = images.lab(pretext.whole.flatten(0, 1))[:, 1:] / SPREAD
         true = F.adaptive_avg_pool2d(true, PLACES).view_as(colour)
-        cost = (colour.float() - true).square().mean((2, 3, 4)) / VARIANCE  # (B, 9)
+        cost = (colour.float() - true).square().mean((2, 3, 4))  # (B, 9)
         there = torch.arange(TILES, device=cost.device) != pretext.missing[:, None]
         parts = {
             "order": F.cross_entropy(logits, pretext.entry) / math.log(len(self.orders)),
@@ -136,7 +134,7 @@ class DamagedJigsaw(Method[Damaged]):
         logits, colour = self.answers(pretext)
         entry = logits.argmax(1)
         light = images.lab(pretext.whole.flatten(0, 1))[:, :1]
-        ab = F.interpolate(100 * colour.float().flatten(0, 1), size=light.shape[-2:], mode="bilinear")
+        ab = F.interpolate(SPREAD * colour.float().flatten(0, 1), size=light.shape[-2:], mode="bilinear")
         whole = images.from_lab(torch.cat([light, ab], 1)).view_as(pretext.whole)
         return {"entry": entry, "order": self.orders[entry], "whole": whole}
 

@@ -183,9 +183,7 @@ class Jigsaw(Method[Shuffled]):
         x = torch.where(plain, images.luma(x), x)
         fringe = rng.integers(len(x), TILES, x.shape[1], 2, high=2 * reach + 1) - reach
         tile = self.board.cut(x, fringe * ~plain, rng)  # a grey image has no fringes
-        entry = rng.integers(len(x), high=len(self.orders))
-        order = self.orders[entry]  # (B, 9)
-        return Shuffled(tile[rows(order), order], order, entry)
+        return Shuffled(*shuffled(tile, self.orders, rng))
 
     def logits(self, pretext: Shuffled) -> Tensor:
         tile = pretext.tile.flatten(0, 1)  # (9·B, C, t, t)
@@ -206,6 +204,8 @@ class Jigsaw(Method[Shuffled]):
         return self.tiles.encoder
 
 
-def rows(places: Tensor) -> Tensor:
-    """(B, 1) to go with places (B, K): x[rows(places), places] takes K members of each sample."""
-    return torch.arange(len(places), device=places.device)[:, None]
+def shuffled(tile: Tensor, orders: Tensor, rng: Rng) -> tuple[Tensor, Tensor, Tensor]:
+    """(B, 9, …) -> the tiles in one of the orders (N, 9), that order (B, 9), and its entry in the list (B,)."""
+    entry = rng.integers(len(tile), high=len(orders))
+    order = orders[entry]
+    return tile[torch.arange(len(tile), device=tile.device)[:, None], order], order, entry
