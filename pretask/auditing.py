@@ -27,7 +27,7 @@ from pretask.types import Batch, Source, UserError
 
 SCHEMA = 1
 FILE = "audit.json"
-IMAGES = 2_000
+IMAGES = 500
 """whose puzzles are answered, at most"""
 BATCH = 64
 
@@ -87,7 +87,7 @@ def audit(run: Run | Path | str, count: int = IMAGES, *, progress: bool = True) 
     UserError if none of the method's answers is right or wrong.
     """
     run = run if isinstance(run, Run) else Run(run)
-    found = of(run.method, run.source(), title(run.card), count, seed=run.card["seed"], progress=progress)
+    found = of(run.method, run.source, title(run.card), count, seed=run.card["seed"], progress=progress)
     checkpoint.write_text(run.folder / FILE, found.to_json() + "\n")
     return found
 
@@ -146,7 +146,7 @@ class Answers:
 
     name: str
     right: Tensor  # (N,) share of each image's questions that was answered rightly
-    kinds: int  # of answers
+    kinds: int  # of answers, which are numbered from 0
 
 
 def answered(method: Method[Any], some: Batch, clue: Clue | None, seed: int) -> Answers | None:
@@ -163,7 +163,11 @@ def answered(method: Method[Any], some: Batch, clue: Clue | None, seed: int) -> 
         score = ((answer == truth).view(len(batch), -1) & asked).sum(1) / asked.sum(1)
         right.append(score[asked.any(1)].cpu())
         truths.append(truth[truth >= 0].cpu())
-    return Answers(name, torch.cat(right), len(torch.cat(truths).unique()))
+    if not len(torch.cat(truths)):
+        raise UserError(
+            f"none of the {len(some)} images has a right answer to {name}; audit more of them with --images"
+        )
+    return Answers(name, torch.cat(right), int(torch.cat(truths).max()) + 1)
 
 
 def puzzle(method: Method[Any], batch: Batch, clue: Clue | None, rng: Rng) -> Any:

@@ -124,12 +124,13 @@ class Run:
 
         _, _, config, _ = revive(self.card)
         encoder = encoders.build(self.card["encoder"], self.card["channels"], self.card["size"])
-        built = config.build(encoder, self.source())
+        built = config.build(encoder, self.source)
         latest = self.folder / checkpoint.LATEST
         with checkpoint.belonging(latest):
             built.load_state_dict(checkpoint.load(latest)["method"])
         return built.eval()
 
+    @cached_property
     def source(self) -> Source:
         """What the run was trained on, opened again."""
         from pretask import sources

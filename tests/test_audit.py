@@ -11,12 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import pretask
-from pretask import auditing, images, methods
+from pretask import auditing, images, loader, methods
 from pretask.auditing import Answers, Audit, judged
 from pretask.cli import main
-from pretask.clues import CLUES
+from pretask.clues import CLUES, Clue
 from pretask.pretraining import Settings, pretrain
 from pretask.rng import Rng
+from pretask.types import UserError
 
 NAMED = {clue.name: clue for clue in CLUES}
 
@@ -167,6 +168,18 @@ def test_of_nothing_solved_nothing_is_explained():
     assert audit.findings[0].explains is None and "nothing is solved" in audit.verdict
 
 
+def test_without_a_clue_that_is_not_there_every_answer_is_the_same(folder):
+    """So the puzzles are the same, and only the clue differs."""
+    run = pretask.pretrain("rotnet", folder / "x.npz", folder / "same", steps=4, size=24, quiet=True)
+    nothing = Clue("nothing", "nothing", image=lambda x, rng: x + 0 * rng.uniform(*x.shape))
+    some = loader.sample(run.source, 80)
+    with torch.no_grad():
+        puzzle, again = (auditing.puzzle(run.method, some, c, Rng(0, "audit")) for c in (None, nothing))
+        whole, without = (auditing.answered(run.method, some, c, 0) for c in (None, nothing))
+    assert torch.equal(puzzle.image, again.image)
+    assert whole is not None and without is not None and torch.equal(whole.right, without.right)
+
+
 # ---- planted cheats
 
 
@@ -271,6 +284,15 @@ def test_images_without_a_seed_are_left_out(folder):
     )
     audit = pretask.audit(run)
     assert audit.n == 20 and audit.chance == pytest.approx(5)
+    few = dataclasses.replace(loader.sample(run.source, 80), index=(run.method.label < 0).nonzero()[:, 0])
+    with pytest.raises(UserError, match="none of the 60 images"), torch.no_grad():
+        auditing.answered(run.method, few.rows(slice(0, 60)), None, 0)
+
+
+def test_chance_counts_the_answers_that_were_not_seen_too(folder):
+    """Of 100 orders, 80 images show some sixty."""
+    run = pretask.pretrain("jigsaw", folder / "x.npz", folder / "orders", steps=1, quiet=True)
+    assert 1 <= pretask.audit(run).chance < 1.1
 
 
 @pytest.mark.parametrize("words", [["simclr"], ["sdae", "--size", "16"]])

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class OfRun:
     """Score a run's solver again with each known clue taken out of its images: fringes, shading, JPEG's grid, edges, …"""
 
-    images: int = 2000
+    images: int = 500
     """images whose puzzles are answered, at most"""
     json: bool = False
     """print JSON, and nothing else, on standard output"""
@@ -32,15 +32,17 @@ class OfMethod:
     """images to try it on"""
     out: Path | None = None
     """keep the solver as a run, with its report, in this folder"""
-    steps: int = 600
-    """that the solver learns for"""
+    budget: str = "2m"
+    """time in which the solver learns, such as 90s or 10m"""
+    steps: int | None = None
+    """that the solver learns for, in the place of --budget"""
     encoder: str | None = None
     """the network of the solver (the recipe's)"""
     size: int | None = None
     """side of the images, pixels"""
     seed: int = 0
     """of the weights, the order and the puzzles"""
-    images: int = 2000
+    images: int = 500
     """images whose puzzles are answered, at most"""
     json: bool = False
     """print JSON, and nothing else, on standard output"""
@@ -67,12 +69,19 @@ def quickly_trained(method: str, chosen: Any, out: Path) -> "Run":
     from pretask.pretraining import Settings, pretrain
 
     asked: OfMethod = chosen.run
-    auditing.check_choice(chosen.method, sources.open(asked.data, size=asked.size), asked.encoder)
+    source = sources.open(asked.data, size=asked.size)
+    auditing.check_choice(chosen.method, source, asked.encoder)
     settings = Settings(
-        asked.data, out, encoder=asked.encoder, size=asked.size, steps=asked.steps, seed=asked.seed
+        asked.data,
+        out,
+        encoder=asked.encoder,
+        size=asked.size,
+        steps=asked.steps,
+        budget=asked.budget,
+        seed=asked.seed,
     )
     with Display() as display:
-        return pretrain(method, settings, chosen.method, chosen.train, tell=display)
+        return pretrain(method, settings, chosen.method, chosen.train, source=source, tell=display)
 
 
 def show(solver: "Run", images: int, json: bool, kept: bool) -> None:

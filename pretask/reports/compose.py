@@ -46,7 +46,7 @@ def report(
     labelled = sources.open_labelled(data, **known) if data else None
     try:
         about = methods.asks(methods.recipe(f"{card['method']}:{card['recipe']}"))
-        source, method = loaded.source(), loaded.method
+        source, method = loaded.source, loaded.method
     except (UserError, OSError) as gone:  # curves and scores can be shown all the same
         encoder = loaded.encoder if labelled is not None else None
         return compose(loaded.folder, card, encoder=encoder, labelled=labelled, missing=str(gone))
