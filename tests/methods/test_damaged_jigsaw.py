@@ -1,5 +1,7 @@
 """What a damaged jigsaw must show (Kim et al. 2018, as far as it is known, and what follows from its idea)."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -123,6 +125,25 @@ def test_a_head_without_weight_gets_no_gradient_and_the_others_cost_the_same(sou
 def test_all_heads_off_is_a_mistake(source):
     with pytest.raises(UserError, match="all 0"):
         made(source, dj.Config(order=0.0, colour=0.0, inpaint=0.0))
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_the_true_colours_cost_nothing_and_paint_the_picture_and_grey_costs_their_square(source, missing):
+    """Slow, from the definition: a and b at 8 x 8 places of each tile, in units of 14."""
+    method = made(source).eval()
+    p = method.pretext(batch(source, 4), Rng(1))
+    whole = p.whole[:, :, :, 4:5, 4:5].expand_as(p.whole)  # tiles of one colour: nothing is lost at 8 x 8
+    p = dataclasses.replace(p, whole=whole)
+    ab = torch.stack([images.lab(tile)[:, 1:] for tile in whole.unbind(1)], 1)[..., :8, :8]
+    method.answers = lambda pretext: (torch.zeros(4, 100), ab / 14)
+    with torch.no_grad():
+        parts, painted = method.loss(p).parts, method.solve(p)["whole"]
+        assert parts["colour"] < 1e-8 and parts["inpaint"] < 1e-8
+        assert_close(painted, whole, atol=2e-3, rtol=0)
+        method.answers = lambda pretext: (torch.zeros(4, 100), torch.zeros_like(ab))
+        part = method.loss(p).parts["inpaint" if missing else "colour"]
+    hole = torch.arange(9) == p.missing[:, None]
+    assert_close(part, ab[hole == missing].square().mean() / 14**2)
 
 
 def test_grey_images_are_a_mistake():
