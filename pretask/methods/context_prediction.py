@@ -65,7 +65,7 @@ class Config(MethodConfig):
     """by which a patch may lie elsewhere in each direction, as a share of its side"""
     zoom: float = 0.5
     """smallest share of the image's area that is shown"""
-    colour: Literal["drop", "project", "keep"] = "drop"
+    colour: Literal["drop", "project", "keep"] = "project"
     """against fringes: keep one channel of a patch and put noise into the others, or project all onto two colours"""
     coarse: float = 0.33
     """probability that a patch is made coarse, by scaling it down and up"""
@@ -105,6 +105,8 @@ class Paper(Config):
     """96 of 400 px"""
     zoom: float = 1 / 3
     """150,000 of 450,000 px"""
+    colour: Literal["drop", "project", "keep"] = "drop"
+    """as in the released run"""
     hidden: int = 4096
     """fc6, fc7 and fc8"""
     layers: int = 2

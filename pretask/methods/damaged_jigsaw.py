@@ -3,7 +3,8 @@
 Kim, Cho, Yoo, Kweon: Learning Image Representations by Completing Damaged Jigsaw Puzzles, WACV 2018, arXiv:1802.01880.
 One network, which sees each tile alone, serves three heads: the order of the tiles, the colour of the eight, the colour
 of the ninth. Setting the weights of two heads to 0 leaves the third by itself on the same puzzle (the paper's
-"complicated" single tasks).
+"complicated" single tasks). By default some images keep their colour, so that the features can use it later; their
+colour is not asked for.
 
 Only the abstract of the paper could be read; these are this file's own choices: colours are the ab channels of CIELab
 at 8 x 8 places of a tile; they are scored by the squared error, in units of their usual variance, so that answering
@@ -15,18 +16,19 @@ same but for one.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretask import images
+from pretask.config import TrainConfig
 from pretask.encoders import Encoder
 from pretask.encoders.heads import TileEncoder, projector
 from pretask.methods import jigsaw
 from pretask.methods.base import Method
-from pretask.methods.jigsaw import TILES, Board, far_apart, shuffled
+from pretask.methods.jigsaw import TILES, Board, far_apart, guessed, levelled, others, reordered, shuffled
 from pretask.rng import Rng
 from pretask.types import Batch, Loss, Source, UserError
 
@@ -42,6 +44,8 @@ class Config(jigsaw.Config):
 
     apart: Literal["mean", "min"] = "min"
     """which Hamming distance between the orders of the list is made large, one after the other"""
+    grey: float = 0.7
+    """probability that the tiles of an image lose their colour (the paper: 1)"""
     order: float = 1.0
     """weight of the order; 0 leaves it out"""
     colour: float = 1.0
@@ -60,11 +64,38 @@ class Config(jigsaw.Config):
 
 
 @dataclass(frozen=True)
+class Paper(Config):
+    """With --size 255: network, tiles, orders and schedule of jigsaw:paper, for the paper's own could not be read."""
+
+    encoder: ClassVar[str] = jigsaw.Paper.encoder
+    train: ClassVar[TrainConfig] = jigsaw.Paper.train
+
+    orders: int = 1000
+    """of the 362,880 that there are"""
+    tile: float = 64 / 85
+    """64 of 85 pixels"""
+    grey: float = 1.0
+    """all images"""
+    shuffles: int = 1
+    """of an image each time"""
+    width: int = 1024
+    """numbers by which a tile is described to the heads"""
+    hidden: int = 4096
+    """width of the heads' hidden layers"""
+    dropout: float = 0.5
+    """of what describes a tile"""
+    flat: bool = True
+    """3 x 3 x 256 numbers"""
+
+
+@dataclass(frozen=True)
 class Damaged:
-    tile: Tensor  # (B, 9, 3, t, t), grey, as they stand after the shuffle; the missing one is black
+    tile: Tensor  # (B, 9, 3, t, t), most of them grey, as they stand after the shuffle; the missing one is black
+    grey: Tensor  # (B,) whether an image has lost its colour
     missing: Tensor  # (B,) slot of the missing one
     order: Tensor  # (B, 9) the cell that each came from
     entry: Tensor  # (B,) of the list
+    others: Tensor  # (B, K - 1) entries of the further orders that the head is asked for
     whole: Tensor  # (B, 9, 3, t, t) the tiles in colour
 
 
@@ -76,44 +107,46 @@ class DamagedJigsaw(Method[Damaged]):
         self.config, self.board = config, Board.of(config, encoder.size)
         self.register_buffer("orders", far_apart(config.orders, config.apart), persistent=False)
         self.tiles = TileEncoder(encoder, self.board.side, config.flat)
-        self.column = nn.Sequential(nn.Linear(self.tiles.dim, config.width), nn.ReLU(inplace=True))
+        self.column = nn.Sequential(
+            nn.Linear(self.tiles.dim, config.width), nn.ReLU(inplace=True), nn.Dropout(config.dropout)
+        )
         self.hole = nn.Parameter(
             torch.zeros(config.width)
         )  # how a missing tile is described, the same for all images
         self.order = projector(TILES * config.width, config.hidden, config.orders)
         self.context = nn.Linear(TILES * config.width, config.width)
-        self.colour = nn.Sequential(
-            nn.Conv2d(self.tiles.channels + config.width, config.width, 1),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(config.width, 2, 3, padding=1),
-        )
+        self.around = nn.Conv2d(self.tiles.channels + config.width, config.width, 1)
+        self.colour = nn.Conv2d(config.width, 2, 3, padding=1)
         self.inpaint = projector(config.width + TILES, config.hidden, 2 * PLACES * PLACES)
 
     def pretext(self, batch: Batch, rng: Rng) -> Damaged:
-        x = images.flip(images.to_float(batch.image), rng, self.config.flip)
-        tile = self.board.cut(x, 0, rng)
+        x, reach = images.flip(images.to_float(batch.image), rng, self.config.flip), self.config.fringe
+        plain = rng.coin(len(x), 1, 1, 1, p=self.config.grey)
+        fringe = rng.integers(len(x), TILES, 3, 2, high=2 * reach + 1) - reach
+        tile = self.board.cut(x, fringe * ~plain, rng)
         whole, order, entry = shuffled(tile, self.orders, rng)
         missing = rng.integers(len(x), high=TILES)
         light = images.lab(whole.flatten(0, 1))[:, :1].view_as(whole[:, :, :1]) / 100
         there = torch.arange(TILES, device=x.device) != missing[:, None]  # (B, 9)
-        grey = (light * there[:, :, None, None, None]).expand_as(whole)
-        return Damaged(grey, missing, order, entry, whole)
+        seen = torch.where(plain[..., None], light, whole) * there[:, :, None, None, None]
+        return Damaged(seen, plain.flatten(), missing, order, entry, others(tile, self.config, rng), whole)
 
     def answers(self, pretext: Damaged) -> tuple[Tensor, Tensor]:
-        """Scores of the orders (B, N), and the colour of every tile (B, 9, 2, 8, 8), ab / SPREAD."""
+        """Scores of the orders (B, K, N), and the colour of every tile (B, 9, 2, 8, 8), ab / SPREAD."""
         b, missing = len(pretext.tile), pretext.missing
         there = torch.arange(TILES, device=missing.device) != missing[:, None]
-        seen, last = self.tiles(images.standardise(pretext.tile[there]))  # of eight tiles, (8·B, …)
+        seen, last = self.tiles(levelled(pretext.tile[there], self.config))  # of eight tiles, (8·B, …)
         column = self.column(seen)
         board = self.hole.to(column.dtype).repeat(b, TILES, 1)
         board[there] = column
         context = self.context(board.flatten(1))  # (B, width)
-        around = context.repeat_interleave(TILES - 1, 0)[..., None, None].expand(-1, -1, PLACES, PLACES)
-        maps = F.interpolate(last, size=(PLACES, PLACES), mode="bilinear")
+        around = context.repeat_interleave(TILES - 1, 0)[..., None, None].expand(-1, -1, *last.shape[-2:])
+        maps = F.interpolate(self.around(torch.cat([last, around], 1)), size=(PLACES,) * 2, mode="bilinear")
         hole = self.inpaint(torch.cat([context, F.one_hot(missing, TILES).to(context.dtype)], 1))
         colour = hole.view(b, 1, 2, PLACES, PLACES).repeat(1, TILES, 1, 1, 1)
-        colour[there] = self.colour(torch.cat([maps, around], 1))
-        return self.order(board.flatten(1)), colour
+        colour[there] = self.colour(maps.relu())
+        boards = reordered(board, pretext.order, self.orders[pretext.others]).flatten(2)
+        return self.order(boards.flatten(0, 1)).view(*boards.shape[:2], -1), colour
 
     def loss(self, pretext: Damaged) -> Loss:
         logits, colour = self.answers(pretext)
@@ -121,18 +154,19 @@ class DamagedJigsaw(Method[Damaged]):
         true = F.adaptive_avg_pool2d(true, PLACES).view_as(colour)
         cost = (colour.float() - true).square().mean((2, 3, 4))  # (B, 9)
         there = torch.arange(TILES, device=cost.device) != pretext.missing[:, None]
+        asked = there & pretext.grey[:, None]
+        order, accuracy = guessed(logits, pretext)
         parts = {
-            "order": F.cross_entropy(logits, pretext.entry) / math.log(len(self.orders)),
-            "colour": cost[there].mean(),
+            "order": order / math.log(len(self.orders)),
+            "colour": (cost * asked).sum() / asked.sum().clamp(min=1),
             "inpaint": cost[~there].mean(),
         }
         total = sum(getattr(self.config, name) * value for name, value in parts.items())
-        accuracy = (logits.argmax(1) == pretext.entry).float().mean()
-        return Loss(torch.as_tensor(total), parts | {"accuracy": accuracy})
+        return Loss(torch.as_tensor(total), parts | accuracy)
 
     def solve(self, pretext: Damaged) -> Mapping[str, Tensor]:
         logits, colour = self.answers(pretext)
-        entry = logits.argmax(1)
+        entry = logits[:, 0].argmax(1)
         light = images.lab(pretext.whole.flatten(0, 1))[:, :1]
         ab = F.interpolate(SPREAD * colour.float().flatten(0, 1), size=light.shape[-2:], mode="bilinear")
         whole = images.from_lab(torch.cat([light, ab], 1)).view_as(pretext.whole)

@@ -55,6 +55,8 @@ class Config(MethodConfig):
     """probability that an image loses its colour (sec. 3.2)"""
     flip: float = 0.5
     """probability that an image is flipped before it is cut"""
+    shuffles: int = 8
+    """orders that the head is asked for each time; tiles are described once for all (the paper: 1)"""
     width: int = 128
     """numbers by which a tile is described to the head"""
     hidden: int = 512
@@ -91,6 +93,8 @@ class Paper(Config):
     """pixels, of 64"""
     flip: float = 0.0
     """none in the released code"""
+    shuffles: int = 1
+    """of an image each time"""
     width: int = 1024
     """fc6"""
     hidden: int = 4096
@@ -113,6 +117,7 @@ class Shuffled:
     tile: Tensor  # (B, 9, C, t, t), as they stand after the shuffle
     order: Tensor  # (B, 9) the cell that each came from, rows from the top
     entry: Tensor  # (B,) of the list
+    others: Tensor  # (B, K - 1) entries of the further orders that the head is asked for
 
 
 @cache
@@ -183,21 +188,21 @@ class Jigsaw(Method[Shuffled]):
         x = torch.where(plain, images.luma(x), x)
         fringe = rng.integers(len(x), TILES, x.shape[1], 2, high=2 * reach + 1) - reach
         tile = self.board.cut(x, fringe * ~plain, rng)  # a grey image has no fringes
-        return Shuffled(*shuffled(tile, self.orders, rng))
+        return Shuffled(*shuffled(tile, self.orders, rng), others(tile, self.config, rng))
 
     def logits(self, pretext: Shuffled) -> Tensor:
-        tile = pretext.tile.flatten(0, 1)  # (9·B, C, t, t)
-        described, _ = self.tiles(images.standardise(tile) if self.config.normalise else tile - 0.5)
-        column = self.dropout(self.fc6(described).relu()).view(len(pretext.tile), -1)
-        return self.fc8(self.dropout(self.fc7(column).relu()))  # (B, N)
+        """Scores of the orders in the list for the order that is shown and for each of the others, (B, K, N)."""
+        b, tile = len(pretext.tile), pretext.tile.flatten(0, 1)  # (9·B, C, t, t)
+        described, _ = self.tiles(levelled(tile, self.config))
+        column = self.dropout(self.fc6(described).relu()).view(b, TILES, -1)
+        boards = reordered(column, pretext.order, self.orders[pretext.others]).flatten(2)
+        return self.fc8(self.dropout(self.fc7(boards).relu()))
 
     def loss(self, pretext: Shuffled) -> Loss:
-        logits = self.logits(pretext)
-        accuracy = (logits.argmax(1) == pretext.entry).float().mean()
-        return Loss(F.cross_entropy(logits, pretext.entry), {"accuracy": accuracy})
+        return Loss(*guessed(self.logits(pretext), pretext))
 
     def solve(self, pretext: Shuffled) -> Mapping[str, Tensor]:
-        entry = self.logits(pretext).argmax(1)
+        entry = self.logits(pretext)[:, 0].argmax(1)
         return {"entry": entry, "order": self.orders[entry]}
 
     def export(self) -> Encoder:
@@ -209,3 +214,28 @@ def shuffled(tile: Tensor, orders: Tensor, rng: Rng) -> tuple[Tensor, Tensor, Te
     entry = rng.integers(len(tile), high=len(orders))
     order = orders[entry]
     return tile[torch.arange(len(tile), device=tile.device)[:, None], order], order, entry
+
+
+def levelled(tile: Tensor, config: Config) -> Tensor:
+    """(M, C, t, t) in [0, 1] -> as the network takes them."""
+    return images.standardise(tile) if config.normalise else tile - 0.5
+
+
+def others(tile: Tensor, config: Config, rng: Rng) -> Tensor:
+    """(B, K - 1): entries of further orders in which the head sees the tiles of an image."""
+    return rng.integers(len(tile), config.shuffles - 1, high=config.orders)
+
+
+def reordered(board: Tensor, order: Tensor, orders: Tensor) -> Tensor:
+    """(B, 9, D) descriptions of tiles that stand in `order` (B, 9) -> as they stand, then in each of `orders`
+    (B, K - 1, 9): (B, K, 9, D)."""
+    row = torch.arange(len(board), device=board.device)
+    cell = board[row[:, None], order.argsort(1)]  # back in rows
+    return torch.cat([board[:, None], cell[row[:, None, None], orders]], 1)
+
+
+def guessed(logits: Tensor, pretext: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    """(B, K, N) -> the cross-entropy of all K orders, and the share of those that were named rightly."""
+    entry = torch.cat([pretext.entry[:, None], pretext.others], 1)
+    accuracy = (logits.argmax(2) == entry).float().mean()
+    return F.cross_entropy(logits.flatten(0, 1), entry.flatten()), {"accuracy": accuracy}

@@ -12,6 +12,9 @@ from pretask.rng import Rng
 from pretask.types import Batch, UserError
 
 
+GREY = dj.Config(grey=1.0)
+
+
 @pytest.fixture(scope="module")
 def source():
     return sources.open("synthetic:64:48")
@@ -19,7 +22,7 @@ def source():
 
 def made(source, config=None, encoder="resnet_small:width=16"):
     torch.manual_seed(0)
-    return (config or dj.Config()).build(encoders.build(encoder, source.channels, source.size), source)
+    return (config or GREY).build(encoders.build(encoder, source.channels, source.size), source)
 
 
 def batch(source, n=16):
@@ -66,7 +69,7 @@ def test_the_missing_tile_reaches_no_input_and_the_inpainting_loss_alone(source)
     p = method.pretext(batch(source), Rng(1))
     whole = p.whole.clone()
     whole[torch.arange(16), p.missing] = 1 - whole[torch.arange(16), p.missing]
-    q = dj.Damaged(p.tile, p.missing, p.order, p.entry, whole)
+    q = dataclasses.replace(p, whole=whole)
     with torch.no_grad():
         one, other = method.loss(p).parts, method.loss(q).parts
     assert one["order"] == other["order"] and one["colour"] == other["colour"]
@@ -74,7 +77,7 @@ def test_the_missing_tile_reaches_no_input_and_the_inpainting_loss_alone(source)
 
 
 def test_undoing_the_order_shows_the_image_with_a_hole(source):
-    method = made(source, dj.Config(flip=0.0, tile=1.0))
+    method = made(source, dj.Config(grey=1.0, flip=0.0, tile=1.0))
     p = method.pretext(batch(source), Rng(1))
     side, rows = p.tile.shape[-1], torch.arange(16)[:, None]
 
@@ -111,7 +114,7 @@ def test_at_the_start_every_part_costs_about_what_knowing_nothing_costs(source):
 @pytest.mark.parametrize("alone", ["order", "colour", "inpaint"])
 def test_a_head_without_weight_gets_no_gradient_and_the_others_cost_the_same(source, alone):
     off = {name: float(name == alone) for name in ("order", "colour", "inpaint")}
-    method, whole = made(source, dj.Config(**off)), made(source)
+    method, whole = made(source, dj.Config(grey=1.0, **off)), made(source)
     p = method.pretext(batch(source), Rng(1))
     loss = method.loss(p)
     assert_close(loss.total, whole.loss(p).parts[alone])
@@ -135,15 +138,49 @@ def test_the_true_colours_cost_nothing_and_paint_the_picture_and_grey_costs_thei
     whole = p.whole[:, :, :, 4:5, 4:5].expand_as(p.whole)  # tiles of one colour: nothing is lost at 8 x 8
     p = dataclasses.replace(p, whole=whole)
     ab = torch.stack([images.lab(tile)[:, 1:] for tile in whole.unbind(1)], 1)[..., :8, :8]
-    method.answers = lambda pretext: (torch.zeros(4, 100), ab / 14)
+    method.answers = lambda pretext: (torch.zeros(4, 8, 100), ab / 14)
     with torch.no_grad():
         parts, painted = method.loss(p).parts, method.solve(p)["whole"]
         assert parts["colour"] < 1e-8 and parts["inpaint"] < 1e-8
         assert_close(painted, whole, atol=2e-3, rtol=0)
-        method.answers = lambda pretext: (torch.zeros(4, 100), torch.zeros_like(ab))
+        method.answers = lambda pretext: (torch.zeros(4, 8, 100), torch.zeros_like(ab))
         part = method.loss(p).parts["inpaint" if missing else "colour"]
     hole = torch.arange(9) == p.missing[:, None]
     assert_close(part, ab[hole == missing].square().mean() / 14**2)
+
+
+def test_images_that_keep_their_colour_are_not_asked_for_it(source):
+    """Three in ten show all that they hold, but for the missing tile; the colour head learns from the others alone."""
+    method = made(source, dj.Config(fringe=0)).eval()
+    many = Batch(torch.arange(600), batch(source, 60).image.repeat(10, 1, 1, 1))
+    p = method.pretext(many, Rng(1))
+    assert 0.64 < p.grey.float().mean() < 0.76
+    there = torch.arange(9) != p.missing[:, None]
+    assert torch.equal(p.tile[~p.grey][there[~p.grey]], p.whole[~p.grey][there[~p.grey]])
+    assert not p.tile[~there].any()
+    assert (p.tile[p.grey] == p.tile[p.grey][:, :, :1]).all()
+    painted = torch.where(p.grey[:, None, None, None, None], p.whole, 1 - p.whole)
+    with torch.no_grad():
+        one, other = (
+            method.loss(dataclasses.replace(q, whole=w)).parts["colour"]
+            for q, w in ((p, p.whole), (p, painted))
+        )
+    assert one == other
+
+
+def test_the_other_orders_move_the_hole_along(source):
+    method = made(source).eval()
+    p, rows = method.pretext(batch(source, 4), Rng(1)), torch.arange(4)[:, None]
+    cell = torch.empty_like(p.tile)
+    cell[rows, p.order] = p.tile
+    with torch.no_grad():
+        together, _ = method.answers(p)
+        for k, entry in enumerate(p.others.unbind(1)):
+            order = method.orders[entry]
+            tile = cell[rows, order]
+            missing = (~tile.flatten(2).any(2)).nonzero()[:, 1]
+            alone = dataclasses.replace(p, tile=tile, order=order, entry=entry, missing=missing)
+            assert_close(together[:, k + 1], method.answers(alone)[0][:, 0])
 
 
 def test_grey_images_are_a_mistake():

@@ -1,5 +1,6 @@
 """What a faithful jigsaw must show (Noroozi & Favaro 2016 and the released code)."""
 
+import dataclasses
 import math
 
 import pytest
@@ -169,9 +170,41 @@ def test_no_tile_sees_another(source, encoder):
 def test_the_head_sees_the_slots_in_their_order(source):
     method = made(source).eval()
     p = method.pretext(batch(source, 2), Rng(1))
-    turned = jigsaw.Shuffled(p.tile.flip(1), p.order, p.entry)
+    turned = dataclasses.replace(p, tile=p.tile.flip(1))
     with torch.no_grad():
         assert not torch.allclose(method.logits(p), method.logits(turned))
+
+
+def test_another_order_of_the_same_tiles_scores_as_if_they_had_been_shuffled_so(source):
+    method = made(source).eval()
+    p, rows = method.pretext(batch(source, 4), Rng(1)), torch.arange(4)[:, None]
+    cell = torch.empty_like(p.tile)
+    cell[rows, p.order] = p.tile
+    with torch.no_grad():
+        together = method.logits(p)
+        assert together.shape == (4, 8, 100)
+        for k, entry in enumerate(p.others.unbind(1)):
+            order = method.orders[entry]
+            alone = dataclasses.replace(p, tile=cell[rows, order], order=order, entry=entry)
+            assert_close(together[:, k + 1], method.logits(alone)[:, 0])
+
+
+def test_every_order_that_is_asked_for_counts_as_much(source):
+    method = made(source, jigsaw.Config(shuffles=3)).eval()
+    p = method.pretext(batch(source, 4), Rng(1))
+    with torch.no_grad():
+        scores, loss = method.logits(p).log_softmax(2), method.loss(p)
+    truth = [[p.entry[i], *p.others[i]] for i in range(4)]
+    cost = [-scores[i, k, truth[i][k]] for i in range(4) for k in range(3)]
+    assert_close(loss.total, torch.stack(cost).mean())
+
+
+def test_the_orders_asked_for_are_drawn_one_by_one_and_the_paper_has_one(source):
+    p = made(source, jigsaw.Config(shuffles=4)).pretext(batch(source, 64), Rng(1))
+    drawn = torch.cat([p.entry[:, None], p.others], 1)
+    assert drawn.shape == (64, 4) and (drawn[:, 1:] == drawn[:, :1]).float().mean() < 0.1
+    assert len(drawn.unique()) > 80
+    assert jigsaw.Paper().shuffles == 1
 
 
 @pytest.mark.parametrize("config", [jigsaw.Config(), jigsaw.Config(orders=1000)])
