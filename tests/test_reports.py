@@ -108,6 +108,16 @@ def test_a_picture_chosen_among_those_of_the_puzzle_is_judged_and_a_painted_one_
     assert [name for name, _ in painted[0].pictures] == ["image", "image, answered"]
 
 
+def test_several_numbers_of_a_puzzle_are_judged_one_by_one():
+    asked, answered = torch.tensor([[1, 2, 3], [4, 5, 6]]), torch.tensor([[1, 2, 0], [4, 5, 6]])
+    cells = sheet.cells(Puzzle(noise(2, 3, 8, 8), asked), {"turn": answered}, 2)
+    assert [(note.right, note.mark) for (note,) in (c.notes for c in cells)] == [
+        (False, "(2 of 3)"),
+        (True, "(3 of 3)"),
+    ]
+    assert sheet.tally(cells) == "turn: 5 of 6 answered rightly"
+
+
 def test_answers_that_are_not_exact_are_not_judged():
     (cell,) = sheet.cells(Puzzle(noise(1, 1, 8, 8), torch.tensor([0.5])), {"turn": torch.tensor([0.4999])}, 1)
     assert cell.notes[0].right is None

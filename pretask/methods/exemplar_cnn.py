@@ -3,9 +3,10 @@
 Dosovitskiy, Fischer, Springenberg, Riedmiller, Brox: Discriminative Unsupervised Feature Learning with Exemplar
 Convolutional Neural Networks, NIPS 2014 and PAMI 2016, arXiv:1406.6909. Seeds lie where an image changes, in proportion
 to the squared gradient, so that no class is an empty sky. Copies are distorted in place and colour, all at once, out of
-the whole image, so that their borders show what is there. With `exemplar_cnn:clustered` seeds that a first half of the
-run cannot tell apart become one class for the second (PAMI, sec. 3.4; how they are merged is this file's own choice:
-mutual nearest neighbours above a cosine).
+the whole image, so that their borders show what is there. By default colours are changed by half of the published
+ranges, on a logarithmic scale, and the head has a hidden layer: a small net learns more from that. With
+`exemplar_cnn:clustered` seeds that a first half of the run cannot tell apart become one class for the second (PAMI,
+sec. 3.4; how they are merged is this file's own choice: mutual nearest neighbours above a cosine).
 
 Cost: the classifier has one row for each of the N seeds: 32,000 of 512 numbers take 66 MB, and three times as much with
 what AdamW remembers. No copy is kept: the k-th of a seed follows from (seed, k) by a hash.
@@ -24,6 +25,7 @@ from pretask import images
 from pretask.config import TrainConfig
 from pretask.context import Context
 from pretask.encoders import Encoder
+from pretask.encoders.heads import projector
 from pretask.evals import knn
 from pretask.methods.base import Method, MethodConfig
 from pretask.rng import Rng
@@ -44,26 +46,28 @@ class Config(MethodConfig):
     """classes: so many images, or all, give one patch each"""
     copies: int = 0
     """of each seed; 0: a new one every time"""
-    patch: float = 0.75
-    """side of a seed, as a share of the image's"""
+    patch: int = 32
+    """side of a seed, pixels; at most 3/4 of the image's"""
     shift: float = 0.2
     """to either side, as a share of the seed's side"""
     scale: tuple[float, float] = (0.7, 1.4)
     """factor of the seed's side"""
     turn: float = 20.0
     """degrees, to either side"""
-    axes: tuple[float, float] = (0.5, 2.0)
+    axes: tuple[float, float] = (0.71, 1.41)
     """factor of the contrast along each principal axis of colour"""
-    power: tuple[float, float] = (0.25, 4.0)
+    power: tuple[float, float] = (0.5, 2.0)
     """exponent of saturation and value"""
-    stretch: tuple[float, float] = (0.7, 1.4)
+    stretch: tuple[float, float] = (0.84, 1.18)
     """factor of saturation and value"""
-    offset: float = 0.1
+    offset: float = 0.05
     """added to hue, saturation and value at most, or taken away"""
     merge: float = 0.0
     """cosine above which seeds that are each other's nearest become one class in the next round; 0: never"""
     dropout: float = 0.0
-    """of the features, before the classifier"""
+    """of the features, before the head"""
+    hidden: int = 512
+    """width of a layer between features and classes; 0: none"""
 
     def build(self, encoder: Encoder, source: Source) -> "ExemplarCNN":
         return ExemplarCNN(self, encoder, len(source))
@@ -99,10 +103,18 @@ class Paper(Config):
     """classes"""
     copies: int = 100
     """of each seed"""
-    patch: float = 1 / 3
-    """32 of 96 px"""
+    axes: tuple[float, float] = (0.5, 2.0)
+    """factor of the contrast along each principal axis of colour"""
+    power: tuple[float, float] = (0.25, 4.0)
+    """exponent of saturation and value"""
+    stretch: tuple[float, float] = (0.7, 1.4)
+    """factor of saturation and value"""
+    offset: float = 0.1
+    """added to hue, saturation and value at most, or taken away"""
     dropout: float = 0.5
     """of the fully connected layer"""
+    hidden: int = 0
+    """the net has its own"""
 
 
 @dataclass(frozen=True)
@@ -145,11 +157,11 @@ class ExemplarCNN(Method[Copies]):
     def __init__(self, config: Config, encoder: Encoder, count: int):
         super().__init__()
         self.config, self.encoder = config, encoder
-        self.side = round(config.patch * encoder.size)
+        self.side = min(config.patch, 3 * encoder.size // 4)
         if self.side < 8:
             raise UserError(
-                f"images of {encoder.size} px give seeds of {self.side} px; "
-                f"give --size {math.ceil(8 / config.patch)} or more"
+                f"images of {encoder.size} px with --patch {config.patch} give seeds of {self.side} px; "
+                "expected 8 px or more: give --size 11 and --patch 8, or larger ones"
             )
         reach = self.side * (config.scale[1] / 2 * math.sqrt(2) + config.shift)  # of a copy, from its centre
         self.margin = max(self.side // 2, min(math.ceil(reach), encoder.size // 2 - self.side // 8))
@@ -161,7 +173,7 @@ class ExemplarCNN(Method[Copies]):
         self.register_buffer("axes", torch.eye(encoder.channels))
         self.register_buffer("colour", torch.full((encoder.channels,), 0.5))
         self.dropout = nn.Dropout(config.dropout)
-        self.head = nn.Linear(encoder.dim, classes)
+        self.head = projector(*(w for w in (encoder.dim, config.hidden, classes) if w))
 
     def begin(self, context: Context) -> None:
         """Principal axes of the colours of up to 1,024 images."""
@@ -192,14 +204,14 @@ class ExemplarCNN(Method[Copies]):
         cosine, nearest = (found[:, 0] for found in knn.nearest(z, z, 1, exclude_self=True))
         here = torch.arange(len(z), device=z.device)
         pair = (nearest[nearest] == here) & (here < nearest) & (cosine > self.config.merge)
-        label, root = self.label[index], torch.arange(self.head.out_features, device=z.device)
+        label, root = self.label[index], torch.arange(len(self.head[-1].weight), device=z.device)
         root[label[nearest[pair]]] = label[pair]
         while not torch.equal(root, root[root]):  # a class that joins one which joins a third
             root = root[root]
         now = root[: int(label.max()) + 1]
         joined = now.unique(return_inverse=True)[1]  # class before -> class from now on
         self.label[index] = joined[label]
-        for values in (self.head.weight, self.head.bias):
+        for values in self.head[-1].parameters():
             total = torch.zeros_like(values).index_add_(0, joined, values[: len(joined)])
             count = joined.bincount(minlength=len(values)).clamp(min=1)
             values.copy_(total / count.view(-1, *[1] * (values.ndim - 1)))

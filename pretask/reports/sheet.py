@@ -36,15 +36,22 @@ WRONG: Rgb = (190, 38, 38)
 
 @dataclass(frozen=True)
 class Note:
-    """A line below a puzzle: what was asked, what was answered, whether that is right (None: not judged)."""
+    """A line below a puzzle: what was asked, what was answered, which of its numbers are right (none: not judged)."""
 
     name: str
     asked: str = ""
     answered: str = ""
-    right: bool | None = None
+    each: tuple[bool, ...] = ()
+
+    @property
+    def right(self) -> bool | None:
+        """Whether all of it is right; None: not judged."""
+        return all(self.each) if self.each else None
 
     @property
     def mark(self) -> str:
+        if len(self.each) > 1:
+            return f"({sum(self.each)} of {len(self.each)})"
         return {True: "✓", False: "✗", None: ""}[self.right]
 
 
@@ -167,11 +174,11 @@ def countable(x: Tensor) -> bool:
 def numbers(name: str, asked: Tensor | None, answered: Tensor | None) -> list[Note]:
     """One note per sample; answers are judged where they are exact: whole numbers, yes and no."""
     questions, answers = ([] if x is None else [printed(row) for row in x] for x in (asked, answered))
-    right: list[bool] = []
+    right: list[list[bool]] = []
     if asked is not None and answered is not None and asked.shape == answered.shape:
-        right = [] if asked.is_floating_point() else (asked == answered).view(len(asked), -1).all(1).tolist()
+        right = [] if asked.is_floating_point() else (asked == answered).view(len(asked), -1).tolist()
     rows = itertools.zip_longest(questions, answers, right)
-    return [Note(name, q or "", a or "", r) for q, a, r in rows]
+    return [Note(name, q or "", a or "", tuple(r or ())) for q, a, r in rows]
 
 
 def taken_from(answered: Tensor, asked: Tensor) -> bool:
@@ -183,7 +190,7 @@ def taken_from(answered: Tensor, asked: Tensor) -> bool:
 
 def choices(name: str, asked: Tensor, answered: Tensor) -> list[Note]:
     own = (asked == answered).flatten(1).all(1).tolist()
-    return [Note(name, answered="its own" if right else "another's", right=right) for right in own]
+    return [Note(name, answered="its own" if right else "another's", each=(right,)) for right in own]
 
 
 def printed(x: Tensor) -> str:
@@ -194,11 +201,10 @@ def printed(x: Tensor) -> str:
 
 
 def tally(drawn: Sequence[Cell]) -> str:
-    """ "turn: 6 of 8 answered rightly", for every number that was judged."""
+    """ "turn: 6 of 8 answered rightly", of all numbers that were judged."""
     judged: dict[str, list[bool]] = {}
-    for note in (note for cell in drawn for note in cell.notes):
-        if note.right is not None:
-            judged.setdefault(note.name, []).append(note.right)
+    for note in (note for cell in drawn for note in cell.notes if note.each):
+        judged.setdefault(note.name, []).extend(note.each)
     return "; ".join(
         f"{name}: {sum(right)} of {len(right)} answered rightly" for name, right in judged.items()
     )

@@ -15,6 +15,7 @@ from pretask.sources.arrays import Arrays
 from pretask.types import Batch, Progress, UserError
 
 STILL = {"shift": 0.0, "scale": (1.0, 1.0), "turn": 0.0}
+PUBLISHED = {"axes": (0.5, 2.0), "power": (0.25, 4.0), "stretch": (0.7, 1.4), "offset": 0.1}
 PALE = {"axes": (1.0, 1.0), "power": (1.0, 1.0), "stretch": (1.0, 1.0), "offset": 0.0}
 
 
@@ -50,8 +51,8 @@ def test_every_image_gives_one_class_or_as_many_as_were_asked_for(source):
 
 def test_a_classifier_that_knows_nothing_pays_the_logarithm_of_the_classes(source):
     method = made(source, ec.Config())
-    torch.nn.init.zeros_(method.head.weight)
-    torch.nn.init.zeros_(method.head.bias)
+    torch.nn.init.zeros_(method.head[-1].weight)
+    torch.nn.init.zeros_(method.head[-1].bias)
     loss = method.loss(method.pretext(batch(source, 64), Rng(1)))
     assert_close(loss.total.item(), math.log(64), rtol=1e-4, atol=0)
 
@@ -107,7 +108,7 @@ def test_no_seed_lies_where_nothing_is_and_busier_places_are_likelier():
     x[:, :, :, 24::4] = 0.2
     x[:, :, 24:] = 0.5  # the lower half is empty
     source = Arrays("stripes", (x * 255).to(torch.uint8))
-    method = made(source, ec.Config(patch=0.17, **STILL))
+    method = made(source, ec.Config(patch=8, **STILL))
     corner = method.corners(x, torch.arange(400))
     assert (corner[:, 0] < 25).all()
     energy = ec.busy(x[:1], method.side, method.margin)[0].sum(0)  # of each column
@@ -117,7 +118,7 @@ def test_no_seed_lies_where_nothing_is_and_busier_places_are_likelier():
 
 
 def test_a_seed_stays_where_it_is(source):
-    method = made(source, ec.Config(patch=0.5))
+    method = made(source, ec.Config(patch=24))
     x = images.to_float(batch(source).image)
     assert torch.equal(method.corners(x, torch.arange(16)), method.corners(x, torch.arange(16)))
 
@@ -125,20 +126,28 @@ def test_a_seed_stays_where_it_is(source):
 def test_where_the_image_has_room_no_copy_reaches_beyond_it():
     """The published reach: 22.4 (cos 20° + sin 20°) + 6.4 = 35.1 px for patches of 32 in images of 96."""
     method = made(sources.open("synthetic:64:96"), ec.Paper(), "resnet_small:width=8")
+    assert {name: getattr(method.config, name) for name in PUBLISHED} == PUBLISHED
     assert method.side == 32 and 36 <= method.margin <= 44
     assert 22.4 * (math.cos(math.radians(20)) + math.sin(math.radians(20))) + 6.4 < method.margin
 
 
 def test_images_too_small_for_a_seed_say_what_size_is_needed():
     with pytest.raises(UserError, match="--size"):
-        made(sources.open("synthetic:64:16"), ec.Config(patch=0.25))
+        made(sources.open("synthetic:64:8"), ec.Config())
+    with pytest.raises(UserError, match="--patch"):
+        made(sources.open("synthetic:64:16"), ec.Config(patch=4))
+
+
+@pytest.mark.parametrize(("size", "side"), [(32, 24), (48, 32), (96, 32)])
+def test_a_seed_has_32_pixels_and_leaves_room_in_small_images(size, side):
+    assert made(sources.open(f"synthetic:64:{size}"), ec.Config()).side == side
 
 
 # ---- how a copy is distorted
 
 
 def test_without_distortion_a_copy_is_its_seed(source):
-    method = made(source, ec.Config(patch=0.5, **STILL, **PALE))
+    method = made(source, ec.Config(patch=24, **STILL, **PALE))
     method.begin(context(source))
     b = batch(source)
     seed = method.seeds(images.to_float(b.image), b.index)
@@ -190,7 +199,7 @@ def test_all_pixels_of_a_copy_share_one_draw(source):
 
 def test_hue_goes_around_and_saturation_and_value_stay_within_their_ends():
     red = torch.tensor([1.0, 0.05, 0.2]).view(1, 3, 1, 1).expand(64, 3, 4, 4)  # hue 0.97
-    method = made(sources.open("synthetic:64:48"), ec.Config())
+    method = made(sources.open("synthetic:64:48"), ec.Config(**PUBLISHED))
     u = torch.full((10, 64), 0.5)
     u[3:5], u[5:7] = 0.5, -math.log(0.7) / math.log(2)  # powers and factors of 1
     u[9] = 1.0  # 0.1 more hue
@@ -202,7 +211,7 @@ def test_hue_goes_around_and_saturation_and_value_stay_within_their_ends():
 
 
 def test_contrast_is_stretched_along_the_axes_of_colour(source):
-    method = made(source, ec.Config(power=(1.0, 1.0), stretch=(1.0, 1.0), offset=0.0))
+    method = made(source, ec.Config(**PALE | {"axes": (0.5, 2.0)}))
     method.begin(context(source))
     assert_close(method.axes @ method.axes.T, torch.eye(3), atol=1e-5, rtol=0)
     u = torch.full((10, 1), 0.5)  # factor 1 on every axis
@@ -229,15 +238,16 @@ def test_grey_images_are_distorted_too():
 def test_seeds_that_cannot_be_told_apart_become_one_class():
     one = Rng(1).integers(20, 3, 48, 48, high=256).to(torch.uint8)
     twins = Arrays("twins", torch.cat([one, one]))
-    method = made(twins, ec.Clustered(patch=1.0)).train()
-    before = method.head.weight.clone()
+    method = made(twins, ec.Clustered()).train()
+    method.corners = lambda x, index: torch.zeros(len(x), 2, dtype=torch.long)  # twins show the same patch
+    before = method.head[-1].weight.clone()
     method.begin_epoch(context(twins, round=0))
     assert len(method.label.unique()) == 40
     pairs = method.label.view(2, 20).T.clone()
     method.begin_epoch(context(twins, round=1))
     now = method.label.view(2, 20)
     assert torch.equal(now[0], now[1]) and sorted(now[0].tolist()) == list(range(20))
-    assert_close(method.head.weight[now[0]], before[pairs].mean(1))
+    assert_close(method.head[-1].weight[now[0]], before[pairs].mean(1))
     assert method.logits(method.pretext(batch(twins), Rng(1))).shape == (16, 20)
 
 
