@@ -7,27 +7,24 @@ from PIL import Image
 from pretask import methods, selfhelp
 
 HERE = Path(__file__).parent / "assets" / "puzzles.png"
-PUZZLES = 4
-"""of each method"""
-WIDTH = 1400
-"""pixels"""
+PUZZLES, SIZE = 2, 96
+"""of each method; pixels of the images that they are made of"""
 COLOURS = 128
 """of the palette, which keeps the file small"""
 
 
 def poster() -> Image.Image:
-    """A sheet for each method, narrow ones first, as many beside each other as there is room for."""
+    """A sheet for each method, in two columns, each below the shorter one."""
     sheets = [
-        selfhelp.preview("demo:test", methods.recipe(name)(), name, PUZZLES) for name in methods.names()
+        selfhelp.preview("demo:test", methods.recipe(name)(), name, PUZZLES, SIZE) for name in methods.names()
     ]
-    made = Image.new("RGB", (WIDTH, sum(sheet.height for sheet in sheets)), "white")
-    left = top = bottom = 0
-    for sheet in sorted(sheets, key=lambda sheet: sheet.width):
-        if left + sheet.width > WIDTH:
-            left, top = 0, bottom
-        made.paste(sheet, (left, top))
-        left, bottom = left + sheet.width, max(bottom, top + sheet.height)
-    return made.crop((0, 0, WIDTH, bottom))
+    wide, ends = max(sheet.width for sheet in sheets), [0, 0]
+    made = Image.new("RGB", (2 * wide, sum(sheet.height for sheet in sheets)), "white")
+    for sheet in sheets:
+        column = ends.index(min(ends))
+        made.paste(sheet, (column * wide, ends[column]))
+        ends[column] += sheet.height
+    return made.crop((0, 0, made.width, max(ends)))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
 """Each operation on a batch equals torchvision's, image by image, at the parameters that were drawn."""
 
+import numpy as np
 import pytest
 import torch
 import torchvision.transforms.v2.functional as tv
+from skimage import color
 from torch.testing import assert_close
 
 from pretask import images
@@ -99,3 +101,31 @@ def test_a_large_canvas_is_reduced_with_anti_aliasing():
     stripes = (torch.arange(256) % 2).float().expand(8, 3, 256, 256)
     out = images.resized_crop(stripes, 32, Rng(7), scale=(1.0, 1.0), ratio=(1.0, 1.0))
     assert (out - 0.5).abs().max() < 0.1
+
+
+# ---- spaces of colour, against scikit-image
+
+CUBE = torch.stack(torch.meshgrid(*[torch.linspace(0, 1, 18)] * 3, indexing="ij")).view(1, 3, 18 * 18, 18)
+"""every sixteenth value of each channel, and black and white"""
+
+
+def numpy_image(x):
+    return x[0].permute(1, 2, 0).double().numpy()
+
+
+def test_lab_is_scikit_images_in_both_directions():
+    lab = images.lab(CUBE)
+    assert_close(numpy_image(lab), color.rgb2lab(numpy_image(CUBE)), atol=1e-3, rtol=0)
+    beyond = torch.cat([lab[:, :1], lab[:, 1:2], 2 * lab[:, 2:].clamp(max=0)], 1)  # bluer than sRGB can be
+    for x in (lab, beyond):
+        assert_close(numpy_image(images.from_lab(x)), color.lab2rgb(numpy_image(x)), atol=1e-4, rtol=0)
+
+
+def test_hue_chroma_and_value_are_scikit_images():
+    hue, chroma, value = images.to_hcv(CUBE)
+    h, s, v = np.moveaxis(color.rgb2hsv(numpy_image(CUBE)), -1, 0)
+    turned = (hue[0].numpy() - 6 * h + 3) % 6 - 3  # the circle is closed
+    assert_close(turned, np.zeros_like(turned), atol=1e-4, rtol=0)
+    assert_close(value[0].double().numpy(), v, atol=1e-6, rtol=0)
+    assert_close(chroma[0].double().numpy(), s * v, atol=1e-6, rtol=0)
+    assert_close(images.from_hcv(hue, chroma, value), CUBE, atol=1e-6, rtol=0)

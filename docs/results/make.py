@@ -10,6 +10,7 @@ FOLDER holds cifar10/, clustering/ and imagenette224/. An experiment that is her
 
 import argparse
 import json
+import os
 import shlex
 import shutil
 import subprocess
@@ -38,6 +39,8 @@ class Experiment:
     test: str
     seeds: int = 3
     flags: Sequence[str] = ("--budget", "10m")
+    threads: int = 0
+    """of a run, so that several can be made side by side; 0: as many as there are cores"""
     more: Callable[["Experiment", Path, Path], dict[str, Any]] | None = None
     """what else is measured, from the data and the first run's folder"""
 
@@ -70,12 +73,13 @@ def make(name: str, experiment: Experiment, data: Path, runs: Path) -> None:
     """Train what is missing, score it, and keep what a reader needs in a folder of its own."""
     first = runs / f"{name}-s0"
     if not (first / "run.json").exists():
-        pretask(experiment.pretrain(data, first))
-    scores = pretask([*experiment.evaluate(data, first), "--json"])
+        pretask(experiment.pretrain(data, first), experiment.threads)
+    scores = pretask([*experiment.evaluate(data, first), "--json"], experiment.threads)
+    few = [f"OMP_NUM_THREADS={experiment.threads}"] if experiment.threads else []
     about: dict[str, Any] = {
         "title": experiment.title,
         "commands": [
-            plain(shlex.join(["pretask", *words(data, first)]), data, runs)
+            plain(" ".join([*few, shlex.join(["pretask", *words(data, first)])]), data, runs)
             for words in (experiment.pretrain, experiment.evaluate)
         ],
         "took": seconds(first),
@@ -94,11 +98,12 @@ def make(name: str, experiment: Experiment, data: Path, runs: Path) -> None:
         (kept / f"log-s{seed}.jsonl").write_text("".join(rows[:: max(1, len(rows) // CURVE)]))
 
 
-def pretask(words: Sequence[str]) -> str:
+def pretask(words: Sequence[str], threads: int = 0) -> str:
     """Run a command line; what it printed on standard output."""
     print("$", shlex.join(["pretask", *words]), flush=True)
     command = [sys.executable, "-m", "pretask", *words]
-    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+    env = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
+    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=env).stdout
 
 
 def seconds(run: Path) -> float:
@@ -182,22 +187,25 @@ def share(right: Any) -> tuple[float, float]:
     return 100 * mean, 196 * (mean * (1 - mean) / len(right)) ** 0.5
 
 
+def cifar10(title: str, method: str, **more: Any) -> Experiment:
+    train, test = (f"cifar10/cifar10_{part}_full_jpeg.npz" for part in ("train", "test"))
+    return Experiment(f"{title} on CIFAR-10", method, train, train, test, **more)
+
+
+def imagenette(title: str, method: str, **more: Any) -> Experiment:
+    train, test = (f"imagenette224/{part}" for part in ("train", "val"))
+    return Experiment(f"{title} on Imagenette, from JPEG files", method, train, train, test, **more)
+
+
+PATCHES = {
+    "exemplar": ("Exemplar-CNN", "exemplar_cnn"),
+    "context": ("Context prediction", "context_prediction"),
+    "jigsaw": ("Jigsaw", "jigsaw"),
+    "damaged": ("Damaged jigsaw", "damaged_jigsaw"),
+}
 EXPERIMENTS: dict[str, Experiment] = {
-    "rotnet-cifar10": Experiment(
-        "RotNet on CIFAR-10",
-        "rotnet",
-        "cifar10/cifar10_train_full_jpeg.npz",
-        "cifar10/cifar10_train_full_jpeg.npz",
-        "cifar10/cifar10_test_full_jpeg.npz",
-    ),
-    "simclr-cifar10": Experiment(
-        "SimCLR on CIFAR-10",
-        "simclr",
-        "cifar10/cifar10_train_full_jpeg.npz",
-        "cifar10/cifar10_train_full_jpeg.npz",
-        "cifar10/cifar10_test_full_jpeg.npz",
-        more=patches_at_equal_time,
-    ),
+    "rotnet-cifar10": cifar10("RotNet", "rotnet"),
+    "simclr-cifar10": cifar10("SimCLR", "simclr", more=patches_at_equal_time),
     "and-cifar10": Experiment(
         "Neighbourhood discovery on 8,000 images of CIFAR-10",
         "neighbourhood_discovery",
@@ -214,15 +222,15 @@ EXPERIMENTS: dict[str, Experiment] = {
         "clustering/mnist_test3k.npz",
         flags=("--budget", "3m"),
     ),
-    "rotnet-imagenette": Experiment(
-        "RotNet on Imagenette, from JPEG files",
-        "rotnet",
-        "imagenette224/train",
-        "imagenette224/train",
-        "imagenette224/val",
-        flags=("--budget", "10m", "--size", "64"),
-        seeds=1,
-    ),
+    "rotnet-imagenette": imagenette("RotNet", "rotnet", flags=("--budget", "10m", "--size", "64"), seeds=1),
+    **{
+        f"{short}-imagenette": imagenette(*named, threads=1, flags=("--budget", "12m", "--size", "96"))
+        for short, named in PATCHES.items()
+    },
+    **{
+        f"{short}-cifar10": cifar10(*named, threads=1, flags=("--budget", "12m"))
+        for short, named in PATCHES.items()
+    },
 }
 
 

@@ -52,7 +52,7 @@ def section(kept: Path) -> str:
             "```\n",
             f"{card['steps']:,} steps of {card['train']['batch']} images of {card['size']} px with "
             f"`{card['encoder']}`, {seeds} seed{'s' * (seeds > 1)}; the first run took {about['took']:.0f} s on "
-            f"{card['device']}, {card['threads']} threads, {card['precision']}, "
+            f"{card['device']}, {card['threads']} thread{'s' * (card['threads'] > 1)}, {card['precision']}, "
             f"torch {card['versions']['torch']}.\n",
             f"![Loss of each run, and scores with their intervals]({kept.name}/picture.svg)\n",
             *table(scores),

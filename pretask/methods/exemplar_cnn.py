@@ -204,12 +204,12 @@ class ExemplarCNN(Method[Copies]):
         cosine, nearest = (found[:, 0] for found in knn.nearest(z, z, 1, exclude_self=True))
         here = torch.arange(len(z), device=z.device)
         pair = (nearest[nearest] == here) & (here < nearest) & (cosine > self.config.merge)
-        label, root = self.label[index], torch.arange(len(self.head[-1].weight), device=z.device)
+        label = self.label[index]
+        root = torch.arange(int(label.max()) + 1, device=z.device)
         root[label[nearest[pair]]] = label[pair]
         while not torch.equal(root, root[root]):  # a class that joins one which joins a third
             root = root[root]
-        now = root[: int(label.max()) + 1]
-        joined = now.unique(return_inverse=True)[1]  # class before -> class from now on
+        joined = root.unique(return_inverse=True)[1]  # class before -> class from now on
         self.label[index] = joined[label]
         for values in self.head[-1].parameters():
             total = torch.zeros_like(values).index_add_(0, joined, values[: len(joined)])
