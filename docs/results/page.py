@@ -37,7 +37,8 @@ def write(folder: Path, names: Sequence[str]) -> None:
         if (folder / name / "scores.json").exists():
             parts.append(section(folder / name))
             picture(folder / name)
-    (folder / "index.md").write_text("\n".join([*parts, speed(folder / "speed")]))
+    parts += [orderings(folder / "orderings"), speed(folder / "speed")]
+    (folder / "index.md").write_text("\n".join(parts))
 
 
 def section(kept: Path) -> str:
@@ -65,6 +66,32 @@ def section(kept: Path) -> str:
 
 def read(path: Path) -> Any:
     return json.loads(path.read_text())
+
+
+def orderings(kept: Path) -> str:
+    """A table for each study: what the paper says, what came out."""
+    lines = [
+        "## Orderings that the papers report, in small\n",
+        "Made by `python docs/results/orderings.py` on Imagenette at 96 px: as many steps for each arm, on one core, "
+        "scored by the linear probe on pooled features. *Solved* is the share of puzzles at the end of training, which "
+        "is another puzzle in every arm.\n",
+    ]
+    for path in sorted(kept.glob("*.json")):
+        study = read(path)
+        lines += [
+            f"**`{study['method']}`**: {study['paper']}\n",
+            "| arm | solved | linear | against the first |",
+            "|---|---:|---:|---:|",
+        ]
+        for arm in study["arms"]:
+            at, less = arm["linear"], arm["difference"]
+            against = (
+                "" if less is None else f"{less['value']:+.1f} [{less['low']:+.1f}, {less['high']:+.1f}]"
+            )
+            score = f"{at['value']:.1f} ±{(at['high'] - at['low']) / 2:.1f}"
+            lines.append(f"| {arm['arm']}: `{arm['command']}` | {arm['solved']:.1f} | {score} | {against} |")
+        lines.append("")
+    return "\n".join(lines)
 
 
 def speed(kept: Path) -> str:
