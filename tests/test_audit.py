@@ -217,7 +217,8 @@ def test_fringes_are_named_and_dropping_colours_makes_them_vanish(tmp_path):
 
 def test_lines_through_tiles_without_gaps_are_named_and_gaps_make_them_vanish(tmp_path):
     """Doersch et al. 2015, sec. 3.1: lines and textures that run on."""
-    x, knobs = lined(3000, 64), {"coarse": 0.0, "pairs": 40, "flat": True, "hidden": 256}
+    x = lined(3000, 64)
+    knobs = {"coarse": 0.0, "colour": "drop", "pairs": 40, "flat": True, "hidden": 256}
     cheat = audited(tmp_path / "a", "context_prediction", x, 300, gap=0.0, jitter=0.0, **knobs)
     assert named(cheat, "edges") and cheat.accuracy > 30
     defended = audited(tmp_path / "b", "context_prediction", x, 300, **knobs)
