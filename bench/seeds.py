@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from common import Goal, alternate, flags, show
 
-from pretask import encoders, methods
+from pretask import encoders
+from pretask.methods.exemplar_cnn import Config
 from pretask.rng import Rng
 from pretask.sources.arrays import Arrays
 
@@ -38,7 +39,7 @@ class Flags:
 def step_with(seeds: int, asked: Flags) -> tuple[Callable[[], None], Callable[[], float]]:
     """A training step with so many classes; and the MB of what is trained, with gradients and what AdamW remembers."""
     source = Arrays("noise", Rng(0, "noise").integers(seeds, 3, SIZE, SIZE, high=256).to(torch.uint8))
-    config = methods.recipe("exemplar_cnn")(seeds=seeds)
+    config = Config(seeds=seeds)
     method: Any = config.build(encoders.build(asked.encoder, 3, SIZE), source)
     batch = source.__getitems__(torch.arange(asked.batch))
     optimizer = torch.optim.AdamW(method.parameters(), 1e-3)
