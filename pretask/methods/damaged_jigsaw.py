@@ -46,6 +46,8 @@ class Config(jigsaw.Config):
     """which Hamming distance between the orders of the list is made large, one after the other"""
     grey: float = 0.7
     """probability that the tiles of an image lose their colour (the paper: 1)"""
+    shuffles: int = 1
+    """orders that the head is asked for each time; tiles are described once for all"""
     order: float = 1.0
     """weight of the order; 0 leaves it out"""
     colour: float = 1.0
@@ -76,8 +78,6 @@ class Paper(Config):
     """64 of 85 pixels"""
     grey: float = 1.0
     """all images"""
-    shuffles: int = 1
-    """of an image each time"""
     width: int = 1024
     """numbers by which a tile is described to the heads"""
     hidden: int = 4096
@@ -158,7 +158,7 @@ class DamagedJigsaw(Method[Damaged]):
         order, accuracy = guessed(logits, pretext)
         parts = {
             "order": order / math.log(len(self.orders)),
-            "colour": (cost * asked).sum() / asked.sum().clamp(min=1),
+            "colour": (cost * asked).sum() / there.sum(),  # a count that is the same in every process
             "inpaint": cost[~there].mean(),
         }
         total = sum(getattr(self.config, name) * value for name, value in parts.items())

@@ -11,7 +11,7 @@ from pretask.methods import damaged_jigsaw as dj
 from pretask.rng import Rng
 from pretask.types import Batch, UserError
 
-GREY = dj.Config(grey=1.0)
+GREY = dj.Config(grey=1.0, shuffles=8)
 
 
 @pytest.fixture(scope="module")
