@@ -52,7 +52,7 @@ def pairs() -> Tensor:
 class Config(MethodConfig):
     """Say where a second patch lies, seen from the first."""
 
-    encoder: ClassVar[str] = "resnet_small:width=32"
+    encoder: ClassVar[str] = "resnet_small:width=32,wide=512"
     train: ClassVar[TrainConfig] = TrainConfig(epochs=30, batch=64, lr=3e-3, weight_decay=0.01)
 
     pairs: int = 8

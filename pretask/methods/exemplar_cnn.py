@@ -39,7 +39,7 @@ DRAWS = 16
 class Config(MethodConfig):
     """Name the seed patch of which a distorted copy was made."""
 
-    encoder: ClassVar[str] = "resnet_small:width=32"
+    encoder: ClassVar[str] = "resnet_small:width=32,wide=512"
     train: ClassVar[TrainConfig] = TrainConfig(epochs=30, batch=256, lr=3e-3, weight_decay=0.01)
 
     seeds: int = 8000

@@ -36,7 +36,7 @@ TILES = SIDE * SIDE
 class Config(MethodConfig):
     """Name the order in which nine tiles of an image stand."""
 
-    encoder: ClassVar[str] = "resnet_small:width=32"
+    encoder: ClassVar[str] = "resnet_small:width=32,wide=512"
     train: ClassVar[TrainConfig] = TrainConfig(epochs=30, batch=64, lr=3e-3, weight_decay=0.01)
 
     orders: int = 100
