@@ -97,11 +97,11 @@ def resized_crop(
 
 
 def luma(x: Tensor) -> Tensor:
-    """(B, 3, H, W) -> (B, 1, H, W); an image of one channel is its own."""
-    if x.shape[1] == 1:
+    """(…, 3, H, W) -> (…, 1, H, W); an image of one channel is its own."""
+    if x.shape[-3] == 1:
         return x
-    r, g, b = x.unbind(1)
-    return (LUMA[0] * r).add_(g, alpha=LUMA[1]).add_(b, alpha=LUMA[2])[:, None]
+    r, g, b = x.unbind(-3)
+    return (LUMA[0] * r).add_(g, alpha=LUMA[1]).add_(b, alpha=LUMA[2]).unsqueeze(-3)
 
 
 def grey(x: Tensor, rng: Rng, p: float) -> Tensor:

@@ -37,7 +37,9 @@ def write(folder: Path, names: Sequence[str]) -> None:
         if (folder / name / "scores.json").exists():
             parts.append(section(folder / name))
             picture(folder / name)
-    parts += [orderings(folder / "orderings"), speed(folder / "speed")]
+    if studies := sorted((folder / "orderings").glob("*.json")):
+        parts.append(orderings([read(path) for path in studies]))
+    parts.append(speed(folder / "speed"))
     (folder / "index.md").write_text("\n".join(parts))
 
 
@@ -68,7 +70,7 @@ def read(path: Path) -> Any:
     return json.loads(path.read_text())
 
 
-def orderings(kept: Path) -> str:
+def orderings(studies: Sequence[Row]) -> str:
     """A table for each study: what the paper says, what came out."""
     lines = [
         "## Orderings that the papers report, in small\n",
@@ -76,8 +78,7 @@ def orderings(kept: Path) -> str:
         "scored by the linear probe on pooled features. *Solved* is the share of puzzles at the end of training, which "
         "is another puzzle in every arm.\n",
     ]
-    for path in sorted(kept.glob("*.json")):
-        study = read(path)
+    for study in studies:
         lines += [
             f"**`{study['method']}`**: {study['paper']}\n",
             "| arm | solved | linear | against the first |",

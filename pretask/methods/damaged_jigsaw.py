@@ -28,7 +28,17 @@ from pretask.encoders import Encoder
 from pretask.encoders.heads import TileEncoder, projector
 from pretask.methods import jigsaw
 from pretask.methods.base import Method
-from pretask.methods.jigsaw import TILES, Board, far_apart, guessed, levelled, others, reordered, shuffled
+from pretask.methods.jigsaw import (
+    TILES,
+    Board,
+    cut,
+    far_apart,
+    guessed,
+    levelled,
+    others,
+    reordered,
+    shuffled,
+)
 from pretask.rng import Rng
 from pretask.types import Batch, Loss, Source, UserError
 
@@ -72,19 +82,23 @@ class Paper(Config):
     encoder: ClassVar[str] = jigsaw.Paper.encoder
     train: ClassVar[TrainConfig] = jigsaw.Paper.train
 
-    orders: int = 1000
+    orders: int = jigsaw.Paper.orders
     """of the 362,880 that there are"""
-    tile: float = 64 / 85
+    tile: float = jigsaw.Paper.tile
     """64 of 85 pixels"""
     grey: float = 1.0
     """all images"""
-    width: int = 1024
+    flip: float = jigsaw.Paper.flip
+    """none in the released code of jigsaw"""
+    shuffles: int = jigsaw.Paper.shuffles
+    """of an image each time"""
+    width: int = jigsaw.Paper.width
     """numbers by which a tile is described to the heads"""
-    hidden: int = 4096
+    hidden: int = jigsaw.Paper.hidden
     """width of the heads' hidden layers"""
-    dropout: float = 0.5
+    dropout: float = jigsaw.Paper.dropout
     """of what describes a tile"""
-    flat: bool = True
+    flat: bool = jigsaw.Paper.flat
     """3 x 3 x 256 numbers"""
 
 
@@ -120,16 +134,13 @@ class DamagedJigsaw(Method[Damaged]):
         self.inpaint = projector(config.width + TILES, config.hidden, 2 * PLACES * PLACES)
 
     def pretext(self, batch: Batch, rng: Rng) -> Damaged:
-        x, reach = images.flip(images.to_float(batch.image), rng, self.config.flip), self.config.fringe
-        plain = rng.coin(len(x), 1, 1, 1, p=self.config.grey)
-        fringe = rng.integers(len(x), TILES, 3, 2, high=2 * reach + 1) - reach
-        tile = self.board.cut(x, fringe * ~plain, rng)
+        tile, plain = cut(images.to_float(batch.image), self.board, self.config, rng)
         whole, order, entry = shuffled(tile, self.orders, rng)
-        missing = rng.integers(len(x), high=TILES)
+        missing = rng.integers(len(tile), high=TILES)
         light = images.lab(whole.flatten(0, 1))[:, :1].view_as(whole[:, :, :1]) / 100
-        there = torch.arange(TILES, device=x.device) != missing[:, None]  # (B, 9)
-        seen = torch.where(plain[..., None], light, whole) * there[:, :, None, None, None]
-        return Damaged(seen, plain.flatten(), missing, order, entry, others(tile, self.config, rng), whole)
+        there = torch.arange(TILES, device=tile.device) != missing[:, None]  # (B, 9)
+        seen = torch.where(plain[:, None, None, None, None], light, whole) * there[:, :, None, None, None]
+        return Damaged(seen, plain, missing, order, entry, others(tile, self.config, rng), whole)
 
     def answers(self, pretext: Damaged) -> tuple[Tensor, Tensor]:
         """Scores of the orders (B, K, N), and the colour of every tile (B, 9, 2, 8, 8), ab / SPREAD."""

@@ -183,11 +183,8 @@ class Jigsaw(Method[Shuffled]):
         self.dropout = nn.Dropout(config.dropout)
 
     def pretext(self, batch: Batch, rng: Rng) -> Shuffled:
-        x, reach = images.flip(images.to_float(batch.image), rng, self.config.flip), self.config.fringe
-        plain = rng.coin(len(x), 1, 1, 1, p=self.config.grey)
-        x = torch.where(plain, images.luma(x), x)
-        fringe = rng.integers(len(x), TILES, x.shape[1], 2, high=2 * reach + 1) - reach
-        tile = self.board.cut(x, fringe * ~plain, rng)  # a grey image has no fringes
+        tile, plain = cut(images.to_float(batch.image), self.board, self.config, rng)
+        tile = torch.where(plain[:, None, None, None, None], images.luma(tile), tile)
         return Shuffled(*shuffled(tile, self.orders, rng), others(tile, self.config, rng))
 
     def logits(self, pretext: Shuffled) -> Tensor:
@@ -207,6 +204,17 @@ class Jigsaw(Method[Shuffled]):
 
     def export(self) -> Encoder:
         return self.tiles.encoder
+
+
+def cut(x: Tensor, board: Board, config: Config, rng: Rng) -> tuple[Tensor, Tensor]:
+    """(B, C, H, W) -> nine tiles of each image (B, 9, C, t, t), and whether they are to lose their colour (B,).
+
+    Those that are have no fringes. Images are flipped as `config` says.
+    """
+    x, reach = images.flip(x, rng, config.flip), config.fringe
+    plain = rng.coin(len(x), p=config.grey)
+    fringe = rng.integers(len(x), TILES, x.shape[1], 2, high=2 * reach + 1) - reach
+    return board.cut(x, fringe * ~plain[:, None, None, None], rng), plain
 
 
 def shuffled(tile: Tensor, orders: Tensor, rng: Rng) -> tuple[Tensor, Tensor, Tensor]:

@@ -77,6 +77,7 @@ def test_the_published_geometry():
     source = sources.open("synthetic:64:400")
     method = made(source, cp.Paper(), "context_alexnet")
     assert (method.side, method.pitch, method.reach) == (96, 144, 7)
+    assert method.config.colour == "drop"
     at = torch.stack(torch.meshgrid(torch.arange(400), torch.arange(400), indexing="ij")).float()
     corner = method.cut(at.expand(200, 2, -1, -1), Rng(1))[..., 0, 0].view(200, 3, 3, 2)
     gap = torch.cat(

@@ -4,10 +4,12 @@ import dataclasses
 
 import pytest
 import torch
+from tiles import back, picture
 from torch.testing import assert_close
 
 from pretask import encoders, images, sources
 from pretask.methods import damaged_jigsaw as dj
+from pretask.methods import jigsaw
 from pretask.rng import Rng
 from pretask.types import Batch, UserError
 
@@ -78,20 +80,13 @@ def test_the_missing_tile_reaches_no_input_and_the_inpainting_loss_alone(source)
 def test_undoing_the_order_shows_the_image_with_a_hole(source):
     method = made(source, dj.Config(grey=1.0, flip=0.0, tile=1.0))
     p = method.pretext(batch(source), Rng(1))
-    side, rows = p.tile.shape[-1], torch.arange(16)[:, None]
-
-    def picture(tiles):
-        back = torch.empty_like(tiles)
-        back[rows, p.order] = tiles
-        return back.view(16, 3, 3, 3, side, side).permute(0, 3, 1, 4, 2, 5).reshape(16, 3, 3 * side, -1)
-
-    x = images.to_float(batch(source).image)
-    assert torch.equal(picture(p.whole), x)
+    x, side = images.to_float(batch(source).image), p.tile.shape[-1]
+    assert torch.equal(picture(p.whole, p.order), x)
     hole = p.order[torch.arange(16), p.missing]
     there = torch.ones(16, 9, dtype=torch.bool)
     there[torch.arange(16), hole] = False
     there = there.view(16, 3, 1, 3, 1).expand(-1, -1, side, -1, side).reshape(16, 1, 3 * side, -1)
-    assert_close(picture(p.tile), (images.lab(x)[:, :1] / 100 * there).expand(-1, 3, -1, -1))
+    assert_close(picture(p.tile, p.order), (images.lab(x)[:, :1] / 100 * there).expand(-1, 3, -1, -1))
 
 
 def test_the_list_leaves_no_two_orders_that_a_hole_could_confuse(source):
@@ -170,8 +165,7 @@ def test_images_that_keep_their_colour_are_not_asked_for_it(source):
 def test_the_other_orders_move_the_hole_along(source):
     method = made(source).eval()
     p, rows = method.pretext(batch(source, 4), Rng(1)), torch.arange(4)[:, None]
-    cell = torch.empty_like(p.tile)
-    cell[rows, p.order] = p.tile
+    cell = back(p.tile, p.order)
     with torch.no_grad():
         together, _ = method.answers(p)
         for k, entry in enumerate(p.others.unbind(1)):
@@ -180,6 +174,14 @@ def test_the_other_orders_move_the_hole_along(source):
             missing = (~tile.flatten(2).any(2)).nonzero()[:, 1]
             alone = dataclasses.replace(p, tile=tile, order=order, entry=entry, missing=missing)
             assert_close(together[:, k + 1], method.answers(alone)[0][:, 0])
+
+
+def test_the_paper_recipe_is_that_of_jigsaw_with_every_image_grey():
+    ours, theirs = dj.Paper(), jigsaw.Paper()
+    for name in ("orders", "tile", "width", "hidden", "dropout", "flat", "flip", "shuffles"):
+        assert getattr(ours, name) == getattr(theirs, name), name
+    assert (ours.encoder, ours.train) == (theirs.encoder, theirs.train)
+    assert (ours.grey, ours.shuffles, ours.apart) == (1.0, 1, "min")
 
 
 def test_grey_images_are_a_mistake():

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 from torch.testing import assert_close
 
 from pretask import encoders, images, sources
@@ -129,6 +130,16 @@ def test_where_the_image_has_room_no_copy_reaches_beyond_it():
     assert {name: getattr(method.config, name) for name in PUBLISHED} == PUBLISHED
     assert method.side == 32 and 36 <= method.margin <= 44
     assert 22.4 * (math.cos(math.radians(20)) + math.sin(math.radians(20))) + 6.4 < method.margin
+
+
+def test_by_default_colours_change_by_half_of_the_published_ranges_and_the_head_has_a_layer(source):
+    ours, paper = ec.Config(), ec.Paper()
+    for name in ("axes", "power", "stretch"):
+        half = [math.log(x) / 2 for x in getattr(paper, name)]
+        assert_close([math.log(x) for x in getattr(ours, name)], half, atol=0.01, rtol=0)
+    assert ours.offset == paper.offset / 2
+    assert [m.out_features for m in made(source, ours).head if isinstance(m, nn.Linear)] == [512, 64]
+    assert [m.out_features for m in made(source, paper, "exemplar").head] == [64]
 
 
 def test_images_too_small_for_a_seed_say_what_size_is_needed():

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from tiles import back, picture
 from torch.testing import assert_close
 
 from pretask import encoders, images, sources
@@ -76,11 +77,8 @@ def test_a_list_cannot_be_longer_than_there_are_orders(source):
 def test_undoing_the_order_puts_the_tiles_back_in_rows(source):
     method = made(source, jigsaw.Config(grey=0.0, flip=0.0, fringe=0, tile=1.0))
     p = method.pretext(batch(source), Rng(1))
-    back = torch.empty_like(p.tile)
-    back[torch.arange(16)[:, None], p.order] = p.tile
-    side = p.tile.shape[-1]
-    image = back.view(16, 3, 3, 3, side, side).permute(0, 3, 1, 4, 2, 5).reshape(16, 3, 3 * side, 3 * side)
-    assert torch.equal(image, images.to_float(batch(source).image))  # 48 px are nine cells of 16
+    image = images.to_float(batch(source).image)
+    assert torch.equal(picture(p.tile, p.order), image)  # 48 px are nine cells of 16
     assert torch.equal(method.orders[p.entry], p.order)
 
 
@@ -178,8 +176,7 @@ def test_the_head_sees_the_slots_in_their_order(source):
 def test_another_order_of_the_same_tiles_scores_as_if_they_had_been_shuffled_so(source):
     method = made(source).eval()
     p, rows = method.pretext(batch(source, 4), Rng(1)), torch.arange(4)[:, None]
-    cell = torch.empty_like(p.tile)
-    cell[rows, p.order] = p.tile
+    cell = back(p.tile, p.order)
     with torch.no_grad():
         together = method.logits(p)
         assert together.shape == (4, 8, 100)
