@@ -114,6 +114,8 @@ def test_channels_of_a_colour_image_are_moved_apart_by_whole_pixels_and_those_of
     for grey, largest in ((0.0, 4), (1.0, 0)):
         method = made(sources.open("synthetic:64:48"), jigsaw.Config(grey=grey, flip=0.0, fringe=2))
         tile = method.pretext(source, Rng(1)).tile[:, 4:5]  # far from the border
+        level = tile * 255 / 4
+        assert_close(level, level.round(), atol=0.01, rtol=0)  # no mean of channels that were moved apart
         apart = (tile[:, :, 0] - tile[:, :, 1]) * 255 / 4
         inner = apart.flatten(1)
         assert_close(inner, inner[:, :1].expand_as(inner), atol=1e-3, rtol=0)
@@ -130,6 +132,14 @@ def test_three_in_ten_images_are_grey_all_nine_tiles_alike(source):
     grey = (tile[:, :, 0] == tile[:, :, 1]).flatten(2).all(2)
     assert (grey.all(1) | ~grey.any(1)).float().mean() > 0.95  # a tile may be grey by itself
     assert 0.24 < grey.all(1).float().mean() < 0.36
+
+
+def test_half_of_the_images_are_mirrored_whole(source):
+    ramp = torch.arange(48, dtype=torch.uint8).expand(400, 3, 48, 48) * 4  # brighter to the right
+    tile = made(source, jigsaw.Config(grey=0.0)).pretext(Batch(torch.arange(400), ramp), Rng(1)).tile
+    mirrored = (tile[..., -1] < tile[..., 0]).flatten(1)
+    assert torch.equal(mirrored.all(1), mirrored.any(1))
+    assert 0.42 < mirrored.all(1).float().mean() < 0.58
 
 
 def test_images_too_small_for_tiles_say_what_size_is_needed():
