@@ -56,8 +56,6 @@ class Config(jigsaw.Config):
     """which Hamming distance between the orders of the list is made large, one after the other"""
     grey: float = 0.7
     """probability that the tiles of an image lose their colour (the paper: 1)"""
-    shuffles: int = 1
-    """orders that the head is asked for each time; tiles are described once for all"""
     order: float = 1.0
     """weight of the order; 0 leaves it out"""
     colour: float = 1.0

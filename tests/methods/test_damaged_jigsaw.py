@@ -13,7 +13,7 @@ from pretask.methods import jigsaw
 from pretask.rng import Rng
 from pretask.types import Batch, UserError
 
-GREY = dj.Config(grey=1.0, shuffles=8)
+GREY = dj.Config(grey=1.0)
 
 
 @pytest.fixture(scope="module")
