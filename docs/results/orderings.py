@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 SEEDS = 3
-COMMON = ("--size", "96", "--steps", "400")
+COMMON = ("--size", "96", "--steps", "300")
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,7 @@ STUDIES = {
         "exemplar_cnn",
         {
             "a new copy every time": (),
-            "100 copies of each seed": ("--copies", "100"),
-            "16 copies": ("--copies", "16"),
+            "16 copies of each seed": ("--copies", "16"),
             "4 copies": ("--copies", "4"),
             "1 copy": ("--copies", "1"),
         },
@@ -69,7 +69,7 @@ STUDIES = {
     "jigsaw-shuffles": Study(
         "Not in the paper: how many orders the head is asked for each time.",
         "jigsaw",
-        {"8 orders of an image": (), "1": ("--shuffles", "1"), "32": ("--shuffles", "32")},
+        {"8 orders of an image": (), "1 order": ("--shuffles", "1")},
     ),
     "damaged-heads": Study(
         "The three tasks together beat each of them alone (abstract).",
@@ -97,7 +97,7 @@ def main() -> None:
     for name in asked.study or STUDIES:
         study = STUDIES[name]
         runs = [
-            [asked.runs / f"{name}-{arm}-s{seed}" for seed in range(SEEDS)] for arm in range(len(study.arms))
+            [folder(asked.runs, study, flags, seed) for seed in range(SEEDS)] for flags in study.arms.values()
         ]
         with ThreadPoolExecutor(os.cpu_count()) as several:
             made = [
@@ -113,10 +113,16 @@ def main() -> None:
         print(name, "done", flush=True)
 
 
+def folder(runs: Path, study: Study, flags: Sequence[str], seed: int) -> Path:
+    """Of one run; arms that several studies have in common are made once."""
+    return runs / "-".join([study.method, *(flag.removeprefix("--") for flag in flags), f"s{seed}"])
+
+
 def pretrained(study: Study, flags: Sequence[str], train: Path, seed: int, run: Path) -> None:
-    """One run on one core, unless it is there."""
+    """One run on one core, unless it is there; one that was cut off is begun anew."""
     if (run / "DONE").exists():
         return
+    shutil.rmtree(run, ignore_errors=True)
     words = [*command(study, flags), "--data", str(train), "--seed", str(seed), "--out", str(run)]
     print("$", shlex.join(words), flush=True)
     subprocess.run([sys.executable, "-m", *words], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
