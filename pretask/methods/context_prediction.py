@@ -9,6 +9,7 @@ scaling (sec. 3.1).
 Cost: nine patches go through the network for each image, and each is used in many pairs.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -134,14 +135,18 @@ class ContextPrediction(Method[Neighbours]):
     def __init__(self, config: Config, encoder: Encoder):
         super().__init__()
         self.config = config
-        self.side = round(config.patch * encoder.size)
-        self.pitch = self.side + round(config.gap * self.side)
+        self.side = int(config.patch * encoder.size)
+        self.pitch = self.side + int(config.gap * self.side)
         self.reach = round(config.jitter * self.side)
         self.spare = encoder.size - 2 * self.pitch - self.side
-        if self.side < 4 or self.spare < 0:
+        if config.patch * (3 + 2 * config.gap) > 1:
             raise UserError(
-                f"images of {encoder.size} px give patches of {self.side} px, which lie in a grid of "
-                f"{2 * self.pitch + self.side} px; give a larger --size, or a smaller --patch or --gap"
+                f"three patches of {config.patch:g} of an image and two gaps of {config.gap:g} of a patch are wider than "
+                "the image; give a smaller --patch or --gap"
+            )
+        if self.side < 4:
+            raise UserError(
+                f"images of {encoder.size} px give patches of {self.side} px; give --size {math.ceil(4 / config.patch)} or more"
             )
         self.register_buffer("pairs", pairs(), persistent=False)
         self.patches = TileEncoder(encoder, self.side, config.flat)

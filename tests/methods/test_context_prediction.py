@@ -97,11 +97,13 @@ def test_jitter_is_whole_pixels_in_every_direction_and_balanced():
     assert rest.min() >= -3 and rest.max() <= method.spare + 3
 
 
-def test_images_too_small_for_the_grid_say_so():
-    with pytest.raises(UserError, match="larger --size"):
-        made(sources.open("synthetic:64:16"), cp.Config(patch=0.5))
-    with pytest.raises(UserError, match="larger --size"):
-        made(sources.open("synthetic:64:16"), cp.Config(patch=0.1))
+def test_what_does_not_fit_says_what_would():
+    with pytest.raises(UserError, match="smaller --patch"):
+        made(sources.open("synthetic:64:16"), cp.Config(patch=0.3))
+    with pytest.raises(UserError, match="--size 16 or more"):
+        made(sources.open("synthetic:64:12"), cp.Config())
+    for size in range(16, 100):
+        assert made(sources.open(f"synthetic:64:{size}"), cp.Config(), "resnet_small:width=4").spare >= 0
 
 
 # ---- against shortcuts
