@@ -1,6 +1,6 @@
 """What many classes cost Exemplar-CNN: time and memory of a training step as the seeds grow to 32,000.
 
-Example: python bench/seeds.py --encoder resnet_small:width=32
+Example: python bench/seeds.py --seeds 2000 32000
 
 A step is the puzzle, its loss, the gradients and AdamW's step, on images that are at hand.
 """
@@ -24,7 +24,7 @@ SIZE = 32
 
 @dataclass(frozen=True)
 class Flags:
-    encoder: str = "resnet_small:width=32"
+    encoder: str = Config.encoder
     """the network that solves the puzzles"""
     seeds: tuple[int, ...] = (2000, 8000, 32000)
     """classes, one for each image"""
