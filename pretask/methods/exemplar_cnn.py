@@ -141,12 +141,17 @@ def between(u: Tensor, low: float, high: float) -> Tensor:
 
 def busy(x: Tensor, side: int, margin: int) -> Tensor:
     """(B, C, H, W) -> mean squared gradient of the patch around every centre that is `margin` from the border, (B, h, w)."""
-    steps = F.pad(images.luma(x), (1, 1, 1, 1), mode="replicate")
+    inset = margin - side // 2  # of the patches' upper left pixels
+    ring = max(inset - 1, 0)
+    grey = images.luma(x[..., ring : x.shape[-2] - ring, ring : x.shape[-1] - ring])
+    steps = grey if inset else F.pad(grey, (1, 1, 1, 1), mode="replicate")
     across, down = steps[..., 1:-1, 2:] - steps[..., 1:-1, :-2], steps[..., 2:, 1:-1] - steps[..., :-2, 1:-1]
-    rows = F.avg_pool2d(across.square() + down.square(), (side, 1), 1)
-    energy = F.avg_pool2d(rows, (1, side), 1)[:, 0]  # patches by their upper left pixels
-    inset = margin - side // 2
-    return energy[:, inset : energy.shape[1] - inset, inset : energy.shape[2] - inset] if inset else energy
+    energy = (across.square() + down.square())[:, 0]
+    for axis in (1, 2):  # a mean over a window is a difference of two running sums
+        ends = F.pad(energy.cumsum(axis), (1, 0) if axis == 2 else (0, 0, 1, 0))
+        windows = ends.shape[axis] - side
+        energy = (ends.narrow(axis, side, windows) - ends.narrow(axis, 0, windows)) / side
+    return energy
 
 
 class ExemplarCNN(Method[Copies]):
