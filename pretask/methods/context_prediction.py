@@ -141,12 +141,13 @@ class ContextPrediction(Method[Neighbours]):
         self.spare = encoder.size - 2 * self.pitch - self.side
         if config.patch * (3 + 2 * config.gap) > 1:
             raise UserError(
-                f"three patches of {config.patch:g} of an image and two gaps of {config.gap:g} of a patch are wider than "
-                "the image; give a smaller --patch or --gap"
+                f"three patches of {config.patch:g} of an image and two gaps of {config.gap:g} of a patch are "
+                "wider than the image; give a smaller --patch or --gap"
             )
         if self.side < 4:
             raise UserError(
-                f"images of {encoder.size} px give patches of {self.side} px; give --size {math.ceil(4 / config.patch)} or more"
+                f"images of {encoder.size} px give patches of {self.side} px; "
+                f"give --size {math.ceil(4 / config.patch)} or more"
             )
         self.register_buffer("pairs", pairs(), persistent=False)
         self.patches = TileEncoder(encoder, self.side, config.flat)

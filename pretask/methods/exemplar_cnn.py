@@ -147,10 +147,11 @@ def busy(x: Tensor, side: int, margin: int) -> Tensor:
     steps = grey if inset else F.pad(grey, (1, 1, 1, 1), mode="replicate")
     across, down = steps[..., 1:-1, 2:] - steps[..., 1:-1, :-2], steps[..., 2:, 1:-1] - steps[..., :-2, 1:-1]
     energy = (across.square() + down.square())[:, 0]
-    for axis in (1, 2):  # a mean over a window is a difference of two running sums
-        ends = F.pad(energy.cumsum(axis), (1, 0) if axis == 2 else (0, 0, 1, 0))
-        windows = ends.shape[axis] - side
-        energy = (ends.narrow(axis, side, windows) - ends.narrow(axis, 0, windows)) / side
+    for _ in range(
+        2
+    ):  # along rows, then along columns: a mean over a window is a difference of two running sums
+        ends = F.pad(energy.cumsum(2), (1, 0))
+        energy = ((ends[..., side:] - ends[..., :-side]) / side).mT
     return energy
 
 

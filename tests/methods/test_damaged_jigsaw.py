@@ -162,6 +162,25 @@ def test_images_that_keep_their_colour_are_not_asked_for_it(source):
     assert one == other
 
 
+def test_two_halves_of_a_batch_cost_and_teach_what_the_whole_does(source):
+    """So that several processes learn what one would, however the images that keep their colour are dealt out."""
+    method = made(source, dj.Config()).eval().double()
+    p = method.pretext(batch(source), Rng(3))
+    p = dataclasses.replace(p, tile=p.tile.double())  # the colours are scored in single precision
+    assert p.grey[:8].sum() != p.grey[8:].sum()
+
+    def taught(*puzzles):
+        method.zero_grad()
+        total = torch.stack([method.loss(q).total for q in puzzles]).mean()
+        total.backward()
+        return [total.detach(), *(w.grad.clone() for w in method.parameters())]
+
+    fields = {f.name: getattr(p, f.name).split(8) for f in dataclasses.fields(p)}
+    halves = [dj.Damaged(**{name: parts[i] for name, parts in fields.items()}) for i in (0, 1)]
+    for one, both in zip(taught(p), taught(*halves), strict=True):
+        assert_close(both, one, atol=1e-7, rtol=1e-5)
+
+
 def test_the_other_orders_move_the_hole_along(source):
     method = made(source).eval()
     p, rows = method.pretext(batch(source, 4), Rng(1)), torch.arange(4)[:, None]

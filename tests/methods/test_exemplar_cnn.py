@@ -103,6 +103,27 @@ def test_seeds_are_drawn_in_proportion_to_the_squared_gradient():
     assert flat.max() < 1e-6 * energy.max()
 
 
+@pytest.mark.parametrize("margin", [4, 5, 7])
+def test_how_busy_a_patch_is_is_the_mean_of_its_squared_gradients(margin):
+    """Slow, pixel by pixel; beyond the border an image goes on as it ends."""
+    x = Rng(1).uniform(2, 3, 18, 21)
+    found = ec.busy(x, 8, margin)
+    assert found.shape == (2, 18 - 2 * margin + 1, 21 - 2 * margin + 1)
+    for image, energies in zip(images.luma(x)[:, 0], found, strict=True):
+
+        def at(row, column, image=image):
+            return image[min(max(row, 0), 17), min(max(column, 0), 20)]
+
+        for i, j in ((0, 0), (1, 3), (energies.shape[0] - 1, energies.shape[1] - 1)):
+            top, left = i + margin - 4, j + margin - 4
+            energy = [
+                (at(r, c + 1) - at(r, c - 1)) ** 2 + (at(r + 1, c) - at(r - 1, c)) ** 2
+                for r in range(top, top + 8)
+                for c in range(left, left + 8)
+            ]
+            assert_close(energies[i, j], torch.stack(energy).mean())
+
+
 def test_no_seed_lies_where_nothing_is_and_busier_places_are_likelier():
     x = torch.zeros(400, 3, 48, 48)
     x[:, :, :, :24:4] = 0.4
