@@ -228,7 +228,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         for short, named in PATCHES.items()
     },
     **{
-        f"{short}-cifar10": cifar10(*named, threads=1, flags=("--budget", "12m"))
+        f"{short}-cifar10": cifar10(*named, threads=1)
         for short, named in PATCHES.items()
     },
 }

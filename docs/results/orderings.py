@@ -79,7 +79,7 @@ STUDIES = {
             "order alone": ("--colour", "0", "--inpaint", "0"),
             "colour alone": ("--order", "0", "--inpaint", "0"),
             "missing tile alone": ("--order", "0", "--colour", "0"),
-            "all three, every image grey": ("--grey", "1"),
+            "all three, with equal weight": ("--colour", "1", "--inpaint", "1"),
         },
     ),
 }
