@@ -188,8 +188,9 @@ def choice(method: Method[Any], puzzle: Any) -> tuple[str, Tensor, Tensor]:
         truth = getattr(puzzle, name)
         if not truth.is_floating_point() and truth.ndim <= 2 and truth.dtype != torch.bool:
             return name, answer, truth
+    name = type(method).__module__.rpartition(".")[2].removeprefix("pretask_method_")
     raise UserError(
-        f"{type(method).__name__} has no answer that is right or wrong, so there is nothing to audit; "
+        f"{name} has no answer that is right or wrong, so there is nothing to audit; "
         "methods with a choice are, for example, jigsaw, context_prediction and rotnet"
     )
 

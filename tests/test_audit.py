@@ -299,7 +299,10 @@ def test_chance_counts_the_answers_that_were_not_seen_too(folder):
 @pytest.mark.parametrize("words", [["simclr"], ["sdae", "--size", "16"]])
 def test_a_method_without_right_and_wrong_is_one_line(folder, words, capsys):
     assert main(["audit", words[0], "--data", str(folder / "x.npz"), "--steps", "2", *words[1:]]) == 2
-    assert "nothing to audit" in capsys.readouterr().err
+    assert (
+        f"{words[0]} has no answer that is right or wrong, so there is nothing to audit"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_folder_that_is_no_run_is_one_line(folder, capsys):
