@@ -95,9 +95,7 @@ def audit(run: Run | Path | str, count: int = IMAGES, *, progress: bool = True) 
 @torch.no_grad()
 def check_choice(config: MethodConfig, source: Source, encoder: str | None) -> None:
     """UserError before any training if none of the method's answers will be right or wrong."""
-    method = config.build(
-        encoders.build(encoder or config.encoder, source.channels, source.size), source
-    ).eval()
+    method = config.build(encoders.build(config.spec(encoder), source.channels, source.size), source).eval()
     choice(method, method.pretext(loader.sample(source, 2), Rng(0, "audit")))
 
 

@@ -52,7 +52,7 @@ class Case:
 
     @classmethod
     def of(cls, config: MethodConfig, source: Source, encoder: str | None = None, batch: int = 16) -> "Case":
-        return cls(config, source, encoder or config.encoder, loader.sample(source, batch))
+        return cls(config, source, config.spec(encoder), loader.sample(source, batch))
 
     @property
     def train(self) -> TrainConfig:

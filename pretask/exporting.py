@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from pretask import encoders, images, loader, sources
-from pretask.encoders import Encoder, Timm
+from pretask.encoders import SEES, Encoder, Timm
 from pretask.rng import Rng
 from pretask.run import Run
 from pretask.types import UserError
@@ -53,6 +53,11 @@ def export(run: Run, to: Target, out: Path | None = None) -> Exported:
     if form.timm_only and not isinstance(encoder, Timm):
         raise UserError(
             f"{encoder.name} is no timm model, so {to} cannot build it; use --to torch or --to onnx"
+        )
+    if encoder.sees and to == "hf":
+        raise UserError(
+            f"{encoder.name} sees the {encoder.sees} of images, which transformers' image processors cannot make; "
+            "use --to timm, torch or onnx"
         )
     out = out or run.folder / form.name
     if out.exists():
@@ -199,13 +204,14 @@ def write_timm(encoder: Encoder, path: Path) -> None:
     weights = {name: value.contiguous() for name, value in net.state_dict().items()}
     save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
     published = net.pretrained_cfg
-    size = [encoder.channels, encoder.size, encoder.size]
+    size = [len(encoder.mean), encoder.size, encoder.size]
     config = {
         "architecture": built(encoder)[0],
         "model_args": built(encoder)[1],
         "model_type": "timm_wrapper",
         "num_classes": 0,
         "num_features": encoder.dim,
+        "sees": encoder.sees,
         "pretrained_cfg": {
             "input_size": size,
             "fixed_input_size": bool(published.get("fixed_input_size")),
@@ -223,7 +229,8 @@ def write_timm(encoder: Encoder, path: Path) -> None:
 def built(encoder: Encoder) -> tuple[str, dict[str, Any]]:
     """The timm name, and what `timm.create_model` is told besides."""
     name, arguments = encoders.parse(encoder.name)
-    return name, {"in_chans": encoder.channels, **encoders.sized(name, encoder.size), **arguments}
+    arguments.pop("sees", None)
+    return name, {"in_chans": len(encoder.mean), **encoders.sized(name, encoder.size), **arguments}
 
 
 def statistics(values: Tensor) -> list[float]:
@@ -233,7 +240,7 @@ def statistics(values: Tensor) -> list[float]:
 
 def normalised(config: Mapping[str, Any], image: Tensor) -> Tensor:
     mean, std = (torch.tensor(config["pretrained_cfg"][key]).view(-1, 1, 1) for key in ("mean", "std"))
-    return (image - mean) / std
+    return ((SEES[config["sees"]](image) if config["sees"] else image) - mean) / std
 
 
 def load_timm(path: Path) -> Foreign:
@@ -248,6 +255,11 @@ def load_timm(path: Path) -> Foreign:
 
 def use_timm(path: Path, encoder: Encoder) -> str:
     name, arguments = built(encoder)
+    pixels = (
+        f"the {encoder.sees} of images, (B, 1, {encoder.size}, {encoder.size})"
+        if encoder.sees
+        else image_of(encoder)
+    )
     told = "".join(f", {key}={value!r}" for key, value in arguments.items())
     mean, std = statistics(encoder.mean), statistics(encoder.std)
     return f"""\
@@ -257,7 +269,7 @@ from safetensors.torch import load_file
 model = timm.create_model("{name}", num_classes=0{told}).eval()
 model.load_state_dict(load_file("{path / "model.safetensors"}"), strict=True)
 mean, std = torch.tensor({mean}).view(-1, 1, 1), torch.tensor({std}).view(-1, 1, 1)
-features = model((pixels - mean) / std)  # pixels {image_of(encoder)} in [0, 1] -> (B, {encoder.dim})"""
+features = model((pixels - mean) / std)  # pixels: {pixels} in [0, 1] -> (B, {encoder.dim})"""
 
 
 def load_hf(path: Path) -> Foreign:

@@ -109,6 +109,11 @@ def grey(x: Tensor, rng: Rng, p: float) -> Tensor:
     return torch.where(rng.coin(len(x), 1, 1, 1, p=p), luma(x), x)
 
 
+def mean(x: Tensor) -> Tensor:
+    """(B, 3, H, W) -> the mean of the channels, (B, 1, H, W)."""
+    return x.mean(1, keepdim=True)
+
+
 XYZ = torch.tensor(
     [[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]]
 ) / torch.tensor([[0.95047], [1.0], [1.08883]])
@@ -122,6 +127,11 @@ def lab(x: Tensor) -> Tensor:
     f = torch.where(xyz > 0.008856, xyz.clamp(min=0.008856) ** (1 / 3), 7.787 * xyz + 16 / 116)
     fx, fy, fz = f.unbind(1)
     return torch.stack([116 * fy - 16, 500 * (fx - fy), 200 * (fy - fz)], 1)
+
+
+def lightness(x: Tensor) -> Tensor:
+    """(B, 3, H, W) -> L of CIELab in [0, 1], (B, 1, H, W)."""
+    return lab(x)[:, :1] / 100
 
 
 def from_lab(x: Tensor) -> Tensor:

@@ -166,7 +166,7 @@ def pretrain(
             settings.watch, size=source.size, channels=source.channels, root=settings.root
         )
     torch.manual_seed(settings.seed)
-    spec = settings.encoder or config.encoder
+    spec = config.spec(settings.encoder)
     encoder = encoders.build(spec, source.channels, source.size)
     solver = config.build(encoder, source)
     if settings.init and resume is None:

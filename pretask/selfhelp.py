@@ -18,7 +18,7 @@ def preview(
     """A contact sheet of puzzles with their answers."""
     source = sources.open(data, size=size)
     torch.manual_seed(seed)
-    method = config.build(encoders.build(config.encoder, source.channels, source.size), source)
+    method = config.build(encoders.build(config.spec(), source.channels, source.size), source)
     batch = loader.sample(source, rows, Rng(seed, "preview", "which"))
     with torch.no_grad():
         puzzle: Any = method.pretext(batch, Rng(seed, "preview"))

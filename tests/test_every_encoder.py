@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pretask import encoders
+from pretask import encoders, images
 from pretask.encoders import classic
 from pretask.types import UserError
 
@@ -65,6 +65,25 @@ def test_pixels_are_normalised_by_the_nets_own_statistics():
         torch.testing.assert_close(encoder(image)["pool"], encoder.net((image - mean) / std))
 
 
+@pytest.mark.parametrize("spec", ["resnet18", "resnet_small:width=8", "timm:resnet10t"])
+@pytest.mark.parametrize("sees", encoders.SEES)
+def test_a_net_that_sees_one_channel_is_blind_to_the_rest(spec, sees):
+    """Colours that have the same lightness or mean are the same to it; what it sees can be given to it as well."""
+    encoder = encoders.build(encoders.seeing(spec, sees), 3, 32).eval()
+    assert next(encoder.net.parameters()).shape[1] == 1 and encoder.channels == 3
+    image = 0.3 + 0.4 * torch.rand(2, 3, 32, 32)
+    light = images.lab(image)
+    other = {
+        "lightness": images.from_lab(torch.cat([light[:, :1], 0.8 * light[:, 1:]], 1)),
+        "mean": image + 0.1 * torch.tensor([1.0, -2.0, 1.0]).view(3, 1, 1),
+    }[sees]
+    with torch.no_grad():
+        expected = encoder(image)["pool"]
+        torch.testing.assert_close(encoder(other)["pool"], expected, atol=1e-4, rtol=1e-3)
+        torch.testing.assert_close(encoder.look(encoders.SEES[sees](image))["pool"], expected)
+        assert (encoder(image.flip(0))["pool"] - expected).abs().max() > 1e-3
+
+
 @pytest.mark.parametrize(
     ("spec", "hint"),
     [
@@ -73,8 +92,14 @@ def test_pixels_are_normalised_by_the_nets_own_statistics():
         ("resnet18:stem", "should read key=value"),
         ("resnet_small:deep=3", "deep"),
         ("resnet18:no_such_knob=1", "does not take"),
+        ("resnet18:sees=red", "sees is one of lightness, mean"),
     ],
 )
 def test_a_mistake_in_a_name_is_the_users_to_mend(spec, hint):
     with pytest.raises(UserError, match=hint):
         encoders.build(spec, 3, 32)
+
+
+def test_lightness_is_of_colour_images():
+    with pytest.raises(UserError, match="sees the lightness of colour images; these have 1 channel"):
+        encoders.build("resnet18:sees=lightness", 1, 32)

@@ -10,13 +10,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
-from pretask import cli, encoders, exporting, sources
+from pretask import cli, encoders, exporting, images, sources
 from pretask.run import CARD, Run
 from pretask.types import UserError
 
 VIT = "vit_tiny_patch16_224:patch_size=4,depth=2,embed_dim=48,num_heads=3"
 RESNET = "resnet10t:stem_width=16"
-KINDS = {"grey": (RESNET, 1, 33), "vit": (VIT, 3, 32), "classic": ("resnet_small:width=8", 1, 28)}
+KINDS = {
+    "grey": (RESNET, 1, 33),
+    "light": (f"{RESNET},sees=lightness", 3, 33),
+    "vit": (VIT, 3, 32),
+    "classic": ("resnet_small:width=8", 1, 28),
+}
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +100,12 @@ def test_onnxruntime_loads_it_with_every_stage_and_any_batch(taken, kind):
         for stage, given in zip(names, session.run(None, {"image": image[:n].numpy()}), strict=True):
             assert_close(torch.from_numpy(given), expected[stage][:n], atol=1e-4, rtol=1e-4)
     assert_close(lines(made, image.numpy()), expected["pool"], atol=1e-4, rtol=1e-4)
+
+
+def test_timm_is_given_what_the_net_sees(taken):
+    made, _, image, expected = taken("light", "timm")
+    assert "the lightness of images, (B, 1, 33, 33)" in made.usage
+    assert_close(lines(made, images.lightness(image)), expected["pool"], atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["grey", "vit"])
@@ -176,6 +187,7 @@ def test_a_run_whose_images_are_gone_is_compared_on_noise(runs, tmp_path):
     [
         ("classic", "timm", "no timm model, so timm cannot build it; use --to torch or --to onnx"),
         ("classic", "hf", "use --to torch or --to onnx"),
+        ("light", "hf", "sees the lightness of images"),
         ("vit", "keras", "keras"),
         ("vit", "torch", "exists; choose another --out"),
     ],

@@ -227,10 +227,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         f"{short}-imagenette": imagenette(*named, threads=1, flags=("--budget", "12m", "--size", "96"))
         for short, named in PATCHES.items()
     },
-    **{
-        f"{short}-cifar10": cifar10(*named, threads=1)
-        for short, named in PATCHES.items()
-    },
+    **{f"{short}-cifar10": cifar10(*named, threads=1) for short, named in PATCHES.items()},
 }
 
 

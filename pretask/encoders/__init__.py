@@ -1,12 +1,13 @@
 """Encoders: any timm model by its timm name, or one of the classic nets in `classic.py`.
 
 `build("resnet18")`, `build("vit_tiny_patch16_224:patch_size=4")`, `build("nin4")`. Arguments after the colon go to
-`timm.create_model` (or to the classic net) as they are.
+`timm.create_model` (or to the classic net) as they are, but for `sees`: "resnet18:sees=lightness" is a net of one
+channel that gets the lightness of the images it is given.
 """
 
 import ast
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import timm
@@ -16,6 +17,9 @@ from torch import Tensor, nn
 from pretask import images
 from pretask.encoders import classic
 from pretask.types import UserError
+
+SEES: Mapping[str, Callable[[Tensor], Tensor]] = {"lightness": images.lightness, "mean": images.mean}
+"""what is left of a colour image, (B, 3, H, W) -> (B, 1, H, W), before a net gets it"""
 
 STAGES = 4
 """of a plain transformer, whose blocks are all alike, this many are looked at"""
@@ -31,9 +35,11 @@ class Encoder(nn.Module):
     mean: Tensor  # (C, 1, 1)
     std: Tensor
 
-    def __init__(self, name: str, net: nn.Module, channels: int, size: int, mean: Any, std: Any):
+    def __init__(
+        self, name: str, net: nn.Module, channels: int, size: int, mean: Any, std: Any, sees: str = ""
+    ):
         super().__init__()
-        self.name, self.net, self.channels, self.size = name, net, channels, size
+        self.name, self.net, self.channels, self.size, self.sees = name, net, channels, size, sees
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
         with torch.no_grad():
@@ -59,7 +65,11 @@ class Encoder(nn.Module):
         return wanted
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
-        return self.stages((image - self.mean) / self.std)
+        return self.look(SEES[self.sees](image) if self.sees else image)
+
+    def look(self, seen: Tensor) -> dict[str, Tensor]:
+        """The same for what the net sees of an image, in [0, 1]."""
+        return self.stages((seen - self.mean) / self.std)
 
     def stages(self, x: Tensor) -> dict[str, Tensor]:
         """The same for an input that is already normalised."""
@@ -104,28 +114,39 @@ def build(spec: str, channels: int = 3, size: int = 224, pretrained: bool = Fals
     A transformer is built for this image size. Raises UserError for a name that neither timm nor this package has.
     """
     name, arguments = parse(spec)
+    sees = arguments.pop("sees", "")
+    if sees and sees not in SEES:
+        raise UserError(f"encoder {spec!r}: sees is one of {', '.join(SEES)}")
+    if sees and channels != 3:
+        raise UserError(f"encoder {spec!r} sees the {sees} of colour images; these have {channels} channel")
+    inner = 1 if sees else channels
     if name in classic.NETS:
         try:
-            net = classic.NETS[name](channels=channels, size=size, **arguments)
+            net = classic.NETS[name](channels=inner, size=size, **arguments)
         except TypeError as wrong:
             raise UserError(f"encoder {spec!r}: {wrong}") from None
         mean, std = (0.0, 1.0) if name in classic.PLAIN else (0.5, 0.25)
-        return Classic(spec, net, channels, size, (mean,) * channels, (std,) * channels)
+        return Classic(spec, net, channels, size, (mean,) * inner, (std,) * inner, sees)
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, [*classic.NETS, *timm.list_models()], n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else "pretask list --encoders shows what there is"
         raise UserError(f"no encoder is called {name!r}; {hint}")
     try:
         net = timm.create_model(
-            name, pretrained=pretrained, num_classes=0, in_chans=channels, **sized(name, size), **arguments
+            name, pretrained=pretrained, num_classes=0, in_chans=inner, **sized(name, size), **arguments
         )
         config: Any = net.pretrained_cfg
-        mean, std = fitted(config["mean"], channels), fitted(config["std"], channels)
-        return Timm(spec, net, channels, size, mean, std)
+        mean, std = fitted(config["mean"], inner), fitted(config["std"], inner)
+        return Timm(spec, net, channels, size, mean, std, sees)
     except (TypeError, ValueError, AssertionError, RuntimeError, AttributeError) as wrong:
         raise UserError(
             f"encoder {spec!r} does not take {channels} x {size} x {size} images: {wrong}"
         ) from None
+
+
+def seeing(spec: str, sees: str) -> str:
+    """`spec`, told what the net sees."""
+    return f"{spec}{',' if ':' in spec.removeprefix('timm:') else ':'}sees={sees}" if sees else spec
 
 
 def parse(spec: str) -> tuple[str, dict[str, Any]]:

@@ -9,6 +9,7 @@ from timm.optim._optim_factory import create_optimizer_v2
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from pretask import encoders
 from pretask.config import TrainConfig
 from pretask.context import Context
 from pretask.encoders import Encoder
@@ -23,7 +24,13 @@ class MethodConfig:
     """Knobs of one method, with the recipe it is trained by. `build` is the way to a module."""
 
     encoder: ClassVar[str] = "resnet18"
+    sees: ClassVar[str] = ""
+    """what of an image any encoder gets, by a name of encoders.SEES; "": all of it"""
     train: ClassVar[TrainConfig] = TrainConfig()
+
+    def spec(self, encoder: str | None = None) -> str:
+        """The encoder to build: `encoder`, or the recipe's, that sees what it may."""
+        return encoders.seeing(encoder or self.encoder, self.sees)
 
     def build(self, encoder: Encoder, source: Source) -> "Method[Any]":
         """The method, untrained, on `encoder`. `source` tells its length and image size, no more."""
