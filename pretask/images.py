@@ -120,6 +120,10 @@ XYZ = torch.tensor(
 """from linear sRGB, in units of the white D65"""
 
 
+AB_SPREAD = 14.0
+"""about the standard deviation of a and b in photographs"""
+
+
 def lab(x: Tensor) -> Tensor:
     """(B, 3, H, W) sRGB -> CIELab under D65: L in [0, 100], a and b within 128 of 0 (IEC 61966-2-1, CIE 15)."""
     linear = torch.where(x > 0.04045, ((x + 0.055) / 1.055) ** 2.4, x / 12.92)

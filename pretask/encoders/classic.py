@@ -109,6 +109,58 @@ def context_alexnet(channels: int = 3, size: int = 96) -> nn.Sequential:
     )
 
 
+def colornet(channels: int = 1, size: int = 256) -> nn.Sequential:
+    """The colorization net of Zhang et al. 2016 (released code), conv1 to conv7: VGG without pooling, ends at 1/8; its
+    fifth and sixth block are dilated. Batch norm, without gain and bias, once a block."""
+
+    def stage(i: int, o: int, count: int, stride: int = 1, dilation: int = 1) -> nn.Sequential:
+        layers: list[nn.Module] = []
+        for number in range(count):
+            step = stride if number == count - 1 else 1
+            layers += [
+                nn.Conv2d(o if number else i, o, 3, step, dilation, dilation),
+                nn.ReLU(inplace=True),
+            ]
+        return nn.Sequential(*layers, nn.BatchNorm2d(o, affine=False))
+
+    return nn.Sequential(
+        OrderedDict(
+            conv1=stage(channels, 64, 2, stride=2),
+            conv2=stage(64, 128, 2, stride=2),
+            conv3=stage(128, 256, 3, stride=2),
+            conv4=stage(256, 512, 3),
+            conv5=stage(512, 512, 3, dilation=2),
+            conv6=stage(512, 512, 3, dilation=2),
+            conv7=stage(512, 512, 3),
+        )
+    )
+
+
+def color_alexnet(channels: int = 1, size: int = 180) -> nn.Sequential:
+    """The feature-learning net of Zhang et al. 2016 (released code), conv1 to fc7: AlexNet with batch norm after every
+    convolution, its first wide layer a dilated 6x6 convolution; the last pooling does not halve, so it ends at 1/16."""
+
+    def stage(
+        i: int, o: int, kernel: int, stride: int = 1, groups: int = 1, pool: int = 0, dilation: int = 1
+    ):
+        reach = dilation * (kernel - 1)
+        layer = nn.Conv2d(i, o, kernel, stride, (reach + 1) // 2, dilation, groups)
+        pools = [nn.MaxPool2d(3, pool, 1)] if pool else []
+        return nn.Sequential(layer, nn.ReLU(inplace=True), *pools, nn.BatchNorm2d(o, affine=False))
+
+    return nn.Sequential(
+        OrderedDict(
+            conv1=stage(channels, 96, 11, stride=4, pool=2),
+            conv2=stage(96, 256, 5, groups=2, pool=2),
+            conv3=stage(256, 384, 3),
+            conv4=stage(384, 384, 3, groups=2),
+            conv5=stage(384, 256, 3, groups=2, pool=1),
+            fc6=stage(256, 4096, 6, dilation=2),
+            fc7=stage(4096, 4096, 1),
+        )
+    )
+
+
 def exemplar(channels: int = 3, size: int = 96, patch: int = 32) -> nn.Sequential:
     """The medium net of Exemplar-CNN, 64c5-128c5-256c5-512f (Dosovitskiy 2014): its fully connected layer is a
     convolution as wide as a patch of `patch` pixels has become, so that it can look at whole images."""
@@ -202,6 +254,8 @@ NETS: dict[str, Callable[..., nn.Sequential]] = {
     "cfn": cfn,
     "exemplar": exemplar,
     "context_alexnet": context_alexnet,
+    "colornet": colornet,
+    "color_alexnet": color_alexnet,
     "resnet_small": resnet_small,
     "mlp": mlp,
 }

@@ -45,8 +45,6 @@ from pretask.types import Batch, Loss, Source, UserError
 
 PLACES = 8
 """of a tile, along each side, whose colour is asked for"""
-SPREAD = 14.0
-"""about the standard deviation of a and b in photographs"""
 
 
 @dataclass(frozen=True)
@@ -146,7 +144,7 @@ class DamagedJigsaw(Method[Damaged]):
         return Damaged(seen, plain, missing, order, entry, others(tile, self.config, rng), whole)
 
     def answers(self, pretext: Damaged) -> tuple[Tensor, Tensor]:
-        """Scores of the orders (B, K, N), and the colour of every tile (B, 9, 2, 8, 8), ab / SPREAD."""
+        """Scores of the orders (B, K, N), and the colour of every tile (B, 9, 2, 8, 8), ab / images.AB_SPREAD."""
         b, missing = len(pretext.tile), pretext.missing
         there = torch.arange(TILES, device=missing.device) != missing[:, None]
         seen, last = self.tiles(levelled(pretext.tile[there], self.config))  # of eight tiles, (8·B, …)
@@ -164,7 +162,7 @@ class DamagedJigsaw(Method[Damaged]):
 
     def loss(self, pretext: Damaged) -> Loss:
         logits, colour = self.answers(pretext)
-        true = images.lab(pretext.whole.flatten(0, 1))[:, 1:] / SPREAD
+        true = images.lab(pretext.whole.flatten(0, 1))[:, 1:] / images.AB_SPREAD
         true = F.adaptive_avg_pool2d(true, PLACES).view_as(colour)
         cost = (colour.float() - true).square().mean((2, 3, 4))  # (B, 9)
         there = torch.arange(TILES, device=cost.device) != pretext.missing[:, None]
@@ -182,7 +180,9 @@ class DamagedJigsaw(Method[Damaged]):
         logits, colour = self.answers(pretext)
         entry = logits[:, 0].argmax(1)
         light = images.lab(pretext.whole.flatten(0, 1))[:, :1]
-        ab = F.interpolate(SPREAD * colour.float().flatten(0, 1), size=light.shape[-2:], mode="bilinear")
+        ab = F.interpolate(
+            images.AB_SPREAD * colour.float().flatten(0, 1), size=light.shape[-2:], mode="bilinear"
+        )
         whole = images.from_lab(torch.cat([light, ab], 1)).view_as(pretext.whole)
         return {"entry": entry, "order": self.orders[entry], "whole": whole}
 

@@ -1,0 +1,307 @@
+"""What a faithful colorization must show (Zhang et al. 2016 and the released code)."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from pretask import contract, encoders, images, sources
+from pretask.methods import colorization as cz
+from pretask.rng import Rng
+from pretask.types import Batch, UserError
+
+COUNTS = (5, 8, 10, 12, 14, 15, 16, 16, 17, 18, 18, 18, 19, 20, 19, 20, 20, 19, 19, 10)
+"""bins of each a, from -90 to 100 (released list)"""
+
+
+@pytest.fixture(scope="module")
+def source():
+    return sources.open("synthetic:64:32")
+
+
+def made(source, config=None, encoder="resnet_small:width=16", seed=0):
+    torch.manual_seed(seed)
+    config = config or cz.Config()
+    return config.build(encoders.build(config.spec(encoder), source.channels, source.size), source)
+
+
+def batch(source, n=16):
+    return source.__getitems__(torch.arange(n))
+
+
+def ab(*colours):
+    """Colours (a, b) as a map of one place for each sample."""
+    return torch.tensor(colours).float().view(-1, 2, 1, 1)
+
+
+# ---- bins and soft answers
+
+
+def test_the_bins_are_the_released_list():
+    assert cz.BINS.shape == (313, 2) and len(cz.BINS.unique(dim=0)) == 313
+    assert (cz.BINS % 10 == 0).all() and cz.BINS[120].tolist() == [0, 0]
+    assert tuple(cz.BINS[:, 0].unique_consecutive(return_counts=True)[1].tolist()) == COUNTS
+    assert (cz.BINS[:, 0].diff() >= 0).all()
+    for a in cz.BINS[:, 0].unique():
+        assert (cz.BINS[cz.BINS[:, 0] == a, 1].diff() == 10).all()
+
+
+@pytest.mark.parametrize(
+    ("colour", "neighbours", "expected"),
+    [
+        ((0, 0), 5, (0.6488, 0.0878, 0.0878, 0.0878, 0.0878)),
+        ((3, 4), 5, (0.4062, 0.2723, 0.1825, 0.1224, 0.0166)),
+        ((0, 0), 10, (0.6192, *(0.0838,) * 4, *(0.0113,) * 4, 0.0002)),
+        ((0, 0), 1, (1.0,)),
+    ],
+)
+def test_soft_answers_have_their_golden_shares(colour, neighbours, expected):
+    _, share = cz.encode(ab(colour), neighbours)
+    assert_close(share.flatten(), torch.tensor(expected), atol=5e-5, rtol=0)
+
+
+def test_soft_answers_are_the_formula_written_as_loops(source):
+    colours = images.lab(images.to_float(batch(source, 2).image))[:, 1:, ::8, ::8]
+    nearest, share = cz.encode(colours, 5)
+    assert nearest.shape == share.shape == (2, 5, 4, 4)
+    for i in range(2):
+        for y in range(4):
+            for x in range(4):
+                a, b = colours[i, :, y, x].tolist()
+                far = sorted(((a - p) ** 2 + (b - q) ** 2, k) for k, (p, q) in enumerate(cz.BINS.tolist()))
+                mass = [math.exp(-d / (2 * 5.0**2)) for d, _ in far[:5]]
+                assert nearest[i, :, y, x].tolist() == [k for _, k in far[:5]]
+                assert_close(share[i, :, y, x], torch.tensor(mass) / sum(mass), atol=1e-5, rtol=0)
+
+
+def test_of_bins_at_equal_distance_the_first_is_nearest():
+    nearest, share = cz.encode(ab((5, 5)), 5)
+    four = [k for k, bin in enumerate(cz.BINS.tolist()) if bin in ([0, 0], [0, 10], [10, 0], [10, 10])]
+    assert nearest.flatten().tolist()[:4] == four
+    assert_close(share.flatten()[:4], share.flatten()[:1].expand(4))
+
+
+# ---- what a place counts
+
+
+def test_weights_are_one_on_average_and_all_one_when_colours_count_alike():
+    share = cz.smoothed(torch.randint(0, 1000, (313,), generator=torch.Generator().manual_seed(0)).float())
+    for uniform in (0.25, 0.5, 0.75):
+        weight = cz.weights(share, uniform)
+        assert_close((share * weight).sum(), torch.tensor(1.0))
+        low, high = ((1 - uniform) * s + uniform / 313 for s in (share.min(), share.max()))
+        assert_close(weight.max() / weight.min(), high / low)
+        assert weight.argmax() == share.argmin()
+    assert_close(cz.weights(share, 1.0), torch.ones(313))
+
+
+def test_smoothing_moves_mass_to_the_neighbours_and_loses_none():
+    count = torch.zeros(313)
+    count[[0, 120, 312]] = torch.tensor([1.0, 7.0, 2.0])
+    share = cz.smoothed(count)
+    expected = [0.0] * 313
+    for source, n in ((0, 1.0), (120, 7.0), (312, 2.0)):  # as loops
+        mass = [
+            math.exp(-((a - cz.BINS[source, 0]) ** 2 + (b - cz.BINS[source, 1]) ** 2) / 50)
+            for a, b in cz.BINS.tolist()
+        ]
+        expected = [e + n / 10 * m / sum(mass) for e, m in zip(expected, mass, strict=True)]
+    assert_close(share, torch.tensor(expected), atol=1e-6, rtol=1e-4)
+    assert_close(share.sum(), torch.tensor(1.0))
+
+
+def test_the_shares_are_those_of_the_users_own_images():
+    """Red images alone: red is common and counts little, all else is rare."""
+    red = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
+    red[:, 0] = 200
+    only = sources.open("synthetic:64:32")
+    only.image[:] = red
+    method = contract.Case.of(cz.Config(), only, "resnet_small:width=16").begun()
+    nearest, _ = cz.encode(images.lab(images.to_float(red))[:, 1:, :1, :1], 1)
+    assert method.share.argmax() == nearest and method.weight.argmin() == nearest
+    assert method.weight[nearest.flatten()] < 1 < method.weight.median()
+    assert_close((method.share * method.weight).sum(), torch.tensor(1.0))
+
+
+# ---- the mean that is painted
+
+
+def test_the_annealed_mean_goes_from_the_mean_to_the_mode():
+    p = torch.full((1, 313, 1, 1), 1e-9)
+    p[:, 120], p[:, 300] = 0.6, 0.4
+    logits, (one, other) = p.log() + 3, cz.BINS[[120, 300]]
+    for temperature, share in ((1.0, 0.6), (0.38, 0.744), (0.01, 1.0)):
+        found = cz.annealed_mean(logits, temperature).flatten()
+        assert_close(found, share * one + (1 - share) * other, atol=0.15, rtol=0)
+    by_formula = (p.log() / 0.38).exp()
+    by_formula = (by_formula / by_formula.sum()).flatten() @ cz.BINS
+    assert_close(cz.annealed_mean(logits, 0.38).flatten(), by_formula)
+
+
+# ---- the puzzle
+
+
+def test_the_true_colours_on_the_lightness_are_the_image(source):
+    p = made(source, cz.Config(every=1)).pretext(batch(source), Rng(1))
+    assert_close(images.from_lab(torch.cat([100 * p.light, p.ab], 1)), p.image, atol=1 / 255, rtol=0)
+
+
+def test_colours_are_asked_for_at_single_pixels(source):
+    method = made(source)
+    p = method.pretext(batch(source), Rng(1))
+    whole = images.lab(p.image)
+    assert p.image.shape[-1] == 24 and p.ab.shape == (16, 2, 6, 6)
+    for y in range(6):
+        for x in range(6):
+            assert torch.equal(p.ab[:, :, y, x], whole[:, 1:, 4 * y, 4 * x])
+
+
+def test_windows_are_parts_of_the_image_or_of_its_mirror_image(source):
+    b = batch(source)
+    p, x = made(source).pretext(b, Rng(1)), images.to_float(b.image)
+    places = set()
+    for i in range(len(x)):
+        for mirrored, whole in ((False, x[i]), (True, x[i].flip(-1))):
+            for top in range(9):
+                for left in range(9):
+                    if torch.equal(whole[:, top : top + 24, left : left + 24], p.image[i]):
+                        places.add((i, mirrored, top, left))
+    assert {i for i, *_ in places} == set(range(16))
+    assert len({place[1:] for place in places}) > 8
+
+
+def test_the_network_sees_lightness_and_nothing_else(source):
+    method = made(source).eval()
+    p = method.pretext(batch(source), Rng(1))
+    other = images.from_lab(torch.cat([100 * p.light, 0.3 * images.lab(p.image)[:, 1:]], 1))
+    with torch.no_grad():
+        expected = method.answer(p.light)
+        assert next(method.encoder.net.parameters()).shape[1] == 1
+        assert_close(method.head(list(method.encoder(other).values())[-2]), expected, atol=1e-3, rtol=1e-3)
+
+
+# ---- the loss
+
+
+def test_the_loss_is_the_formula_written_as_loops(source):
+    method = contract.Case.of(cz.Config(), source, "resnet_small:width=16").begun().eval()
+    p = method.pretext(batch(source, 4), Rng(1))
+    with torch.no_grad():
+        logits = nn.functional.interpolate(method.answer(p.light), size=(6, 6), mode="bilinear")
+        loss = method.loss(p)
+    total, plain = 0.0, 0.0
+    for i in range(4):
+        coloured = max(abs(v) for v in p.ab[i].flatten().tolist()) > 5
+        for y in range(6):
+            for x in range(6):
+                far = (cz.BINS - p.ab[i, :, y, x]).square().sum(1)
+                five = far.argsort(stable=True)[:5]
+                z = (-far[five] / 50).exp()
+                cost = -(z / z.sum() * logits[i, :, y, x].log_softmax(0)[five]).sum().item()
+                plain += cost / 144
+                total += coloured * method.weight[five[0]].item() * cost / 144
+    assert loss.total.item() == pytest.approx(total, rel=1e-4)
+    assert loss.parts["unweighted"].item() == pytest.approx(plain, rel=1e-4)
+
+
+def test_without_an_opinion_every_answer_costs_ln_313(source):
+    method = made(source)
+    nn.init.zeros_(method.head.weight)
+    nn.init.zeros_(method.head.bias)
+    loss = method.loss(method.pretext(batch(source), Rng(1)))
+    assert loss.parts["unweighted"].item() == pytest.approx(math.log(313), abs=1e-4)
+
+
+def test_the_first_loss_is_that_of_a_guess(source):
+    method = contract.Case.of(cz.Config(), source, "resnet_small:width=16").begun()
+    with torch.no_grad():
+        parts = method.loss(method.pretext(batch(source), Rng(1))).parts
+    assert abs(parts["unweighted"].item() - math.log(313)) < 0.3
+
+
+@pytest.mark.parametrize("regress", [False, True])
+def test_images_without_colour_teach_nothing(source, regress):
+    b = batch(source)
+    grey = b.image.float().mean(1, keepdim=True).expand_as(b.image).to(torch.uint8)
+    method = made(source, cz.Config(regress=regress))
+    loss = method.loss(method.pretext(Batch(b.index, grey), Rng(1)))
+    loss.total.backward()
+    assert loss.total == 0 and all(not p.grad.any() for p in method.parameters() if p.grad is not None)
+    half = torch.cat([grey[:8], b.image[8:]])
+    p = method.pretext(Batch(b.index, half), Rng(1))
+    assert p.coloured.tolist() == [False] * 8 + [True] * 8
+
+
+def test_a_rare_colour_counts_more_and_only_by_its_weight(source):
+    """Weighing the loss is weighing the gradient of each place."""
+    method = made(source).eval()
+    p = method.pretext(batch(source, 2), Rng(1))
+    nearest = cz.encode(p.ab, 1)[0].flatten()
+
+    def gradient(weight):
+        method.weight.copy_(weight)
+        method.zero_grad()
+        method.loss(p).total.backward()
+        return method.head.bias.grad.clone()
+
+    each = [gradient(torch.nn.functional.one_hot(k, 313).float()) for k in nearest.unique()]
+    weight = torch.rand(313)
+    assert_close(
+        gradient(weight),
+        sum(weight[k] * g for k, g in zip(nearest.unique(), each, strict=True)),
+        atol=1e-6,
+        rtol=1e-3,
+    )
+
+
+def test_regression_scores_the_squared_error(source):
+    method = made(source, cz.Config(regress=True)).eval()
+    p = method.pretext(batch(source), Rng(1))
+    nn.init.zeros_(method.head.weight)
+    nn.init.zeros_(method.head.bias)
+    mine = ((p.ab / 14).square().sum(1) / 2).mean()
+    assert_close(method.loss(p).total, mine)
+    assert_close(method.solve(p)["image"], images.from_lab(torch.cat([100 * p.light, 0 * p.image[:, :2]], 1)))
+
+
+# ---- recipes
+
+
+def test_a_sure_answer_paints_the_picture(source):
+    """Undo: an answer that names the true bin everywhere gives the image back, up to the width of a bin."""
+    method = made(source, cz.Config(every=1, neighbours=1, side=1.0))
+    p = method.pretext(batch(source), Rng(1))
+    nearest, _ = cz.encode(p.ab, 1)
+    sure = 100 * nn.functional.one_hot(nearest[:, 0], 313).movedim(-1, 1).float()
+    method.answer = lambda light: sure
+    lab = images.lab(method.solve(p)["image"])
+    inside = (images.lab(p.image)[:, 1:].abs().amax(1) < 40) & (p.light[:, 0] > 0.2) & (p.light[:, 0] < 0.8)
+    far = (lab - images.lab(p.image))[:, 1:].square().sum(1).sqrt()[inside]
+    assert far.median() < 5 and (far < 7.5).float().mean() > 0.95
+
+
+def test_the_papers_nets_have_their_sizes():
+    big = sources.open("synthetic:2:256")
+    paper = made(big, cz.Paper(), cz.Paper.encoder)
+    assert sum(p.numel() for p in paper.parameters()) == 32_230_393
+    with torch.no_grad():
+        assert paper.answer(torch.zeros(1, 1, 256, 256)).shape == (1, 313, 64, 64)
+        assert paper.side == 176 and paper.pretext(batch(big, 1), Rng(0)).ab.shape == (1, 2, 44, 44)
+        features = made(big, cz.Features(), cz.Features.encoder)
+        assert features.side == 180 and features.pretext(batch(big, 1), Rng(0)).ab.shape == (1, 2, 23, 23)
+        assert features.encoder.widths["fc7"] == 4096
+
+
+def test_the_papers_norms_have_no_gain():
+    for net in ("colornet", "color_alexnet"):
+        norms = [m for m in encoders.build(net, 1, 64).modules() if isinstance(m, nn.BatchNorm2d)]
+        assert len(norms) == 7 and not any(m.affine for m in norms)
+
+
+def test_grey_sources_and_impossible_shares_are_one_line():
+    with pytest.raises(UserError, match="sees the lightness of colour images"):
+        made(sources.open("synthetic:8:32", channels=1))
+    with pytest.raises(UserError, match="--uniform 0 is not a share"):
+        made(sources.open("synthetic:8:32"), cz.Config(uniform=0.0))
