@@ -19,6 +19,7 @@ pretask: learn to see from unlabelled images, and find out what it was worth.
   pretask preview METHOD --data PATH                 draw the puzzles with their answers
   pretask check METHOD --data PATH                   is the method sound on these images? a minute
   pretask audit METHOD --data PATH                   is the puzzle solved by cheating? some minutes
+  pretask colorize RUN --data PATH                   paint grey images, by a run that learned to colour
   pretask embed RUN --data PATH                      write features to a table
   pretask export RUN --to timm|torch|onnx|hf         take the encoder elsewhere
   pretask prepare PATH --out STORE                   decode once, train faster

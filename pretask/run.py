@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Any
 from pretask.types import Source, UserError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from pretask.encoders import Encoder
     from pretask.methods import Method
+    from pretask.types import Batch
 
 CARD, LOG, SEEN, SKIPPED, DONE = "run.json", "log.jsonl", "watch.jsonl", "skipped.csv", "DONE"
 WEIGHTS, SHAPE = "encoder.safetensors", "encoder.json"
@@ -93,6 +96,24 @@ def load_encoder_weights(encoder: "Encoder", path: Path) -> None:
 # ---- a run
 
 
+class Described:
+    """The images that a run was trained on, as far as its card tells: enough to build its method without them."""
+
+    provides: frozenset[str] = frozenset()
+
+    def __init__(self, card: Mapping[str, Any]):
+        self.name, self.n, self.channels, self.size = card["data"], card["n"], card["channels"], card["size"]
+        self.bad: dict[str, str] = {}
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitems__(self, index: "Tensor") -> "Batch":
+        raise UserError(
+            f"the images of {self.name} are not open; a run's card knows their number and size alone"
+        )
+
+
 class Run:
     """A trained run, read from its folder; its parts are built when they are first asked for."""
 
@@ -124,7 +145,7 @@ class Run:
 
         _, _, config, _ = revive(self.card)
         encoder = encoders.build(self.card["encoder"], self.card["channels"], self.card["size"])
-        built = config.build(encoder, self.source)
+        built = config.build(encoder, Described(self.card))
         latest = self.folder / checkpoint.LATEST
         with checkpoint.belonging(latest):
             built.load_state_dict(checkpoint.load(latest)["method"])

@@ -194,7 +194,11 @@ class Colorization(Method[Colourless]):
         counts = self.weight[nearest[:, 0]] * pretext.coloured[:, None, None]  # eq. 3
         return Loss((counts * cost).mean(), {"unweighted": cost.mean()})
 
-    def colours(self, light: Tensor, temperature: float | None = None) -> Tensor:
+    def colours(self, image: Tensor, temperature: float | None = None) -> Tensor:
+        """(B, 3, H, W), grey or not -> the ab that its lightness suggests, (B, 2, H, W)."""
+        return self.painted(images.lightness(image), temperature)
+
+    def painted(self, light: Tensor, temperature: float | None = None) -> Tensor:
         """(B, 1, H, W) lightness, 0 … 1 -> (B, 2, H, W) ab."""
         answer = self.answer(light)
         if self.config.regress:
@@ -204,7 +208,7 @@ class Colorization(Method[Colourless]):
         return F.interpolate(ab, size=light.shape[-2:], mode="bilinear")
 
     def solve(self, pretext: Colourless) -> Mapping[str, Tensor]:
-        lab = torch.cat([100 * pretext.light, self.colours(pretext.light)], 1)
+        lab = torch.cat([100 * pretext.light, self.painted(pretext.light)], 1)
         return {"image": images.from_lab(lab)}
 
     def export(self) -> Encoder:

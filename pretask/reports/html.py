@@ -62,17 +62,7 @@ def write(
     clues: Sequence[Cell] = (),
 ) -> Path:
     """`report.html` in the run folder, from its card and whatever else there is to show."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    engine = Environment(
-        loader=PackageLoader("pretask.reports", ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    engine.filters |= {"uri": uri, "small": small}
-    page = engine.get_template("report.html.j2").render(
+    page = template("report.html.j2").render(
         title=folder.resolve().name,
         about=about,
         missing=missing,
@@ -99,15 +89,30 @@ def write(
     return folder / "report.html"
 
 
-def uri(picture: Image.Image) -> str:
-    """The picture as a data: address: small ones exact, photographs as JPEG at the size they are shown."""
+def template(name: str) -> Any:
+    """One of the .j2 files beside this one; whatever is filled in is escaped."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    engine = Environment(
+        loader=PackageLoader("pretask.reports", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    engine.filters |= {"uri": uri, "small": small}
+    return engine.get_template(name)
+
+
+def uri(picture: Image.Image, side: int = LARGEST) -> str:
+    """The picture as a data: address: small ones exact, photographs as JPEG of at most `side` pixels."""
     buffer = io.BytesIO()
     if small(picture):
         picture.save(buffer, "PNG", optimize=True)
         kind = "png"
     else:
         picture = picture.copy()
-        picture.thumbnail((LARGEST, LARGEST), Image.Resampling.LANCZOS)
+        picture.thumbnail((side, side), Image.Resampling.LANCZOS)
         picture.save(buffer, "JPEG", quality=85)
         kind = "jpeg"
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -1,7 +1,7 @@
 """The score table in the terminal: the run's features beside what they have to beat."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Group
 from rich.table import Table
@@ -9,6 +9,9 @@ from rich.text import Text
 
 from pretask.auditing import Audit
 from pretask.evals.evaluate import PROTOCOL, Scores
+
+if TYPE_CHECKING:
+    from pretask.colorizing import Coloured
 
 BLOCKS = (
     {"knn": "kNN", "linear": "linear", "best linear": "best stage"},
@@ -94,6 +97,26 @@ def audited(audit: Audit) -> Group:
         Text(
             f"{audit.method} on {audit.data}, {audit.n:,} images. A clue explains at most the share of the accuracy above "
             "chance that goes with it: some of what an image shows goes too. Brackets: 95 % intervals over images.",
+            style="dim",
+        ),
+    )
+
+
+def coloured(made: "Coloured") -> Group:
+    """How near painted colours are to the true ones, beside no colours at all."""
+    table = Table(box=None, pad_edge=False, padding=(0, 1))
+    table.add_column("colours")
+    table.add_column("AuC, %", justify="right", no_wrap=True)
+    table.add_column("every colour alike, %", justify="right", no_wrap=True)
+    for score in made.scores:
+        cells = (f"{i.value:.1f} [{i.low:.1f}, {i.high:.1f}]" for i in (score.raw, score.balanced))
+        table.add_row(score.colours, *cells)
+    return Group(
+        table,
+        Text(),
+        Text(
+            f"Over {made.judged:,} images that have colours. AuC: the share of places whose ab is within a distance of "
+            "the truth, averaged over distances from 0 to 150. Brackets: 95 % intervals over images.",
             style="dim",
         ),
     )

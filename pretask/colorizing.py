@@ -1,0 +1,219 @@
+"""Grey photographs in colour, by a run that learned to colour: `pretask colorize RUN --data PATH`
+
+Colours are found at the size that the run was trained at and laid over each image's own lightness, at its own size.
+Where images have colours, the answers are scored against them (Zhang et al. 2016, arXiv:1603.08511, sec. 3.1).
+"""
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from pretask import checkpoint, images
+from pretask.embedding import batches
+from pretask.evals.interval import RESAMPLES, Interval, quantiles
+from pretask.methods.colorization import BINS, GREY, encode, smoothed
+from pretask.reports import sheet, turing
+from pretask.run import Run, title
+from pretask.sources import decode
+from pretask.sources.common import Images, bar
+from pretask.sources.encoded import Encoded
+from pretask.types import UserError
+
+SCHEMA = 1
+LARGEST = 1600
+"""pixels of the longer side; larger images are reduced"""
+SHOWN = 32
+"""images on the sheet and, at most, pairs of the page"""
+PLACES = 224
+"""of an image, along its shorter side, at which its colours are judged, at most twice as many"""
+FURTHEST = 150.0
+"""distance in ab at which the area under the curve ends (sec. 3.1)"""
+
+
+@dataclass(frozen=True)
+class Score:
+    """How near the painted colours are to the true ones, % (sec. 3.1): the share of places within a distance in ab,
+    averaged over distances from 0 to 150. `balanced`: every colour counts alike, by its share in these images."""
+
+    colours: str
+    raw: Interval
+    balanced: Interval
+
+
+@dataclass(frozen=True)
+class Coloured:
+    """What was made: pictures in `folder`, and the scores of the images that have colours."""
+
+    folder: Path
+    n: int
+    skipped: int
+    judged: int
+    scores: Sequence[Score]
+
+    def to_json(self) -> str:
+        return json.dumps({"schema": SCHEMA} | asdict(self) | {"folder": str(self.folder)}, indent=2)
+
+
+def colorize(
+    run: Run | Path | str,
+    source: Images,
+    out: Path,
+    temperature: float | None = None,
+    *,
+    progress: bool = True,
+) -> Coloured:
+    """Every image of `source` in colour, as PNG in `out`, with sheet.png, turing.html and scores.json beside them.
+
+    `source` is opened with `cache_mb=0`, so that files keep their own size. `temperature` is that of the method's
+    answer; None: its own. UserError if the run's method paints no colours.
+    """
+    run = run if isinstance(run, Run) else Run(run)
+    paint = painter(run)
+    if out.exists():
+        raise UserError(f"{out} exists; choose another --out")
+    judge, cells, pairs, taken = Judge(), [], [], set[str]()
+    with bar(progress) as shown:
+        for name, image in shown.track(originals(source), total=len(source), description="colouring"):
+            with torch.inference_mode():
+                light = images.lab(image)[:, :1]
+                ab = paint(light, temperature)
+                painted = sheet.pictures(images.from_lab(torch.cat([light, ab], 1)))[0]
+            path = out / png(name, taken)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            checkpoint.write(path, lambda file, picture=painted: picture.save(file, format="PNG"))
+            coloured = judge.see(ab, images.lab(image)[:, 1:])
+            if len(cells) < SHOWN:
+                true = sheet.pictures(image)[0]
+                grey = sheet.pictures(light / 100)[0]
+                cells.append(cell({"lightness": grey, "painted": painted, "as it was": true}))
+                pairs += [(true, painted)] if coloured else []
+    if not taken:
+        raise UserError(f"none of the images of {source.name} can be read")
+    about = f"{run.folder.resolve().name} on {source.name}"
+    picture = sheet.paint(cells, title=about, subtitle="")
+    checkpoint.write(out / "sheet.png", lambda file: picture.save(file, format="PNG"))
+    if pairs:
+        turing.write(out / "turing.html", pairs, about, run.card["seed"])
+    if source.bad:
+        checkpoint.write_text(out / "skipped.csv", listed(source.bad))
+    made = Coloured(out, len(taken), len(source.bad), len(judge.seen), judge.scores(run.card["seed"]))
+    checkpoint.write_text(out / "scores.json", made.to_json() + "\n")
+    return made
+
+
+def painter(run: Run) -> Callable[[Tensor, float | None], Tensor]:
+    """Lightness (1, 1, H, W), 0 … 100, of any size -> ab (1, 2, H, W), by the run's method at the size that it knows."""
+    method: Any = run.method
+    if not hasattr(method, "colours"):
+        raise UserError(f"{title(run.card)} paints no colours; runs of colorization and color_proxy do")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    method.to(device)
+    size = run.card["size"]
+    any_form = method.export().side(0.5) < size
+
+    def paint(light: Tensor, temperature: float | None) -> Tensor:
+        grey = images.from_lab(F.pad(light, (0, 0, 0, 0, 0, 2)))
+        h, w = grey.shape[2:]
+        short = min(h, w)
+        form = (round(size * h / short), round(size * w / short)) if any_form else (size, size)
+        small = F.interpolate(grey.to(device), size=form, mode="bilinear", antialias=True)
+        return F.interpolate(method.colours(small, temperature), size=(h, w), mode="bilinear").cpu()
+
+    return paint
+
+
+def originals(source: Images) -> Iterator[tuple[str, Tensor]]:
+    """Name and pixels (1, 3, H, W) in [0, 1] of every readable image: of files and records at their own size."""
+    if not isinstance(source, Encoded):
+        for each in batches(source, 64):
+            for name, image in zip(source.files(each.index), images.to_float(each.image), strict=True):
+                if name not in source.bad:
+                    yield name, image[None]
+        return
+    for i in range(len(source)):
+        name = source.reader.items.name(i)
+        try:
+            with decode.readable():
+                image = decode.plain(decode.upright(decode.opened(source.reader.items.read(i))), 3)
+                image.thumbnail((LARGEST, LARGEST))
+                pixels = torch.from_numpy(np.array(image))
+        except decode.Unreadable as error:
+            source.note({name: str(error)})
+            continue
+        yield name, images.to_float(pixels.permute(2, 0, 1)[None])
+
+
+def png(name: str, taken: set[str]) -> str:
+    """Where an image goes below the folder: its own name, ending in .png; two that differ in their ending keep it."""
+    plain = str(Path(name).with_suffix(".png"))
+    path = plain if plain not in taken else f"{name}.png"
+    taken.add(path)
+    return path
+
+
+def cell(looks: Mapping[str, Image.Image]) -> sheet.Cell:
+    return sheet.Cell(tuple((name, decode.square(picture, sheet.TILE)) for name, picture in looks.items()))
+
+
+def listed(bad: Mapping[str, str]) -> str:
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows([("file", "reason"), *sorted(bad.items())])
+    return text.getvalue()
+
+
+class Judge:
+    """Sums of how near painted colours are to the true ones, image by image and true colour by true colour."""
+
+    def __init__(self) -> None:
+        self.seen: list[Sums] = []
+
+    def see(self, ab: Tensor, true: Tensor) -> bool:
+        """Painted and true (1, 2, H, W); an image without colour is not judged. Whether it was."""
+        if true.abs().amax() <= GREY:
+            return False
+        every = max(1, min(true.shape[2:]) // PLACES)
+        ab, true = ab[..., ::every, ::every], true[..., ::every, ::every]
+        kind = encode(true, 1)[0].flatten()
+        near = [(1 - (x - true).norm(dim=1).flatten() / FURTHEST).clamp(min=0) for x in (ab, 0 * ab)]
+        sums = [torch.zeros(len(BINS)).index_add_(0, kind, x) for x in near]
+        self.seen.append(Sums(kind.bincount(minlength=len(BINS)).float(), *sums))
+        return True
+
+    def scores(self, seed: int) -> list[Score]:
+        """Of the painted images and of the same without any colour, with intervals over images."""
+        if not self.seen:
+            return []
+        count, *sums = (torch.stack(x).double() for x in zip(*self.seen, strict=True))  # (N, 313) each
+        share = smoothed(count.sum(0).float()).double()
+        even = torch.where(count.sum(0) > 0, 1 / share, 0)  # λ = 0 in eq. 4
+        draws = np.random.default_rng(seed).multinomial(
+            len(count), np.full(len(count), 1 / len(count)), RESAMPLES
+        )
+        whole = np.vstack([np.ones(len(count)), draws])  # (1 + R, N): as it is, then drawn anew
+
+        def ratio(above: Tensor, weight: Tensor) -> Interval:
+            """Of weighted sums over all places."""
+            means = 100 * (whole @ (above @ weight).numpy()) / (whole @ (count @ weight).numpy())
+            return Interval(float(means[0]), *quantiles(means[1:]))
+
+        alike = torch.ones(len(BINS), dtype=torch.float64)
+        return [
+            Score(name, ratio(x, alike), ratio(x, even))
+            for name, x in zip(("painted", "none"), sums, strict=True)
+        ]
+
+
+class Sums(NamedTuple):
+    places: Tensor  # (313,) places of each true colour
+    painted: Tensor  # (313,) how near their painted colours are, 0 … 1, summed
+    none: Tensor  # (313,) the same without colour
