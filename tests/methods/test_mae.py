@@ -93,7 +93,9 @@ def test_every_image_has_its_own_mask_and_every_patch_is_hidden_as_often(source)
     both = torch.cat([p.visible, p.hidden], 1).sort(1).values
     assert torch.equal(both, torch.arange(64).expand(600, -1))
     assert len(p.hidden.unique(dim=0)) == 600
-    often = torch.cat([method.pretext(many, Rng(k)).hidden.flatten() for k in range(10)]).bincount(minlength=64)
+    often = torch.cat([method.pretext(many, Rng(k)).hidden.flatten() for k in range(10)]).bincount(
+        minlength=64
+    )
     assert (often / 6000 - 0.75).abs().max() < 0.025  # 4.5 standard deviations
     assert torch.equal(p.visible, p.visible.sort(1).values)
 
@@ -110,15 +112,15 @@ def test_the_puzzle_shows_visible_patches_as_they_are_and_hidden_ones_grey(sourc
 
 def test_the_image_is_a_crop_of_its_own_and_half_are_mirrored(source):
     whole = made(source, mae.Config(crop=1.0))
-    one = Batch(torch.arange(400), batch(source, 1).image.repeat(400, 1, 1, 1))
+    one = Batch(torch.arange(200), batch(source, 1).image.repeat(200, 1, 1, 1))
     x = images.to_float(one.image)
     level = images.resized_crop(x, 32, Rng(1), (1.0, 1.0))  # the same draws, not mirrored
     p = whole.pretext(one, Rng(1))
     mirrored = torch.tensor([torch.equal(a, b.flip(-1)) for a, b in zip(p.image, level, strict=True)])
     straight = torch.tensor([torch.equal(a, b) for a, b in zip(p.image, level, strict=True)])
-    assert (mirrored | straight).all() and 150 < mirrored.sum() < 250
+    assert (mirrored | straight).all() and 80 < mirrored.sum() < 120
     cropped = made(source).pretext(one, Rng(1)).image
-    assert len(cropped.flatten(1).unique(dim=0)) == 400
+    assert len(cropped.flatten(1).unique(dim=0)) == 200
 
 
 # ---- the encoder sees the visible patches alone
@@ -135,7 +137,9 @@ def test_with_nothing_hidden_the_tokens_are_those_of_the_whole_transformer(sourc
         assert_close(tokens, encoder.net.fc_norm(final), atol=1e-5, rtol=1e-4)
         stages = encoder(x)
         if "avg" in form and "fc_norm=False" in form:
-            assert_close(tokens[:, method.vit.num_prefix_tokens :].mean(1), stages["pool"], atol=1e-5, rtol=1e-4)
+            assert_close(
+                tokens[:, method.vit.num_prefix_tokens :].mean(1), stages["pool"], atol=1e-5, rtol=1e-4
+            )
         if form == VIT:
             assert_close(tokens[:, 0], stages["pool"], atol=1e-5, rtol=1e-4)
 
@@ -315,10 +319,11 @@ def test_the_paper_recipe_is_that_of_table_8():
     assert (train.epochs, train.batch, train.weight_decay) == (800, 4096, 0.05)
     assert train.optimizer == "adamw" and train.lr == pytest.approx(2.4e-3)
     assert train.warmup * train.epochs == pytest.approx(40) and not train.drops
+    assert paper.encoder == "vit_base_patch16_224"
     source = sources.open("synthetic:2:224")
-    method = made(source, paper, paper.encoder)
+    method = made(source, paper, "vit_tiny_patch16_224:embed_dim=48,depth=1")
     assert method.places.shape == (196, 512) and len(method.decoder) == 10
-    assert method.vit.embed_dim == 768 and len(method.vit.blocks) == 12
+    assert method.decoder[0].attn.num_heads == 16
     assert method.pretext(batch(source, 2), Rng(1)).visible.shape == (2, 49)
 
 
@@ -338,8 +343,7 @@ def test_the_optimizer_has_the_papers_betas_and_spares_biases(source):
         ({}, "deit_tiny_distilled_patch16_224:patch_size=4,depth=1", "is none; try"),
         ({}, f"{VIT},pos_embed=none", "is none; try"),
         ({}, f"{VIT},global_pool=map", "is none; try"),
-        ({}, VIT.replace("=4", "=5"), "32 px are no whole number of patches of 5"),
-        ({}, f"{VIT.replace('=4', '=5')},dynamic_img_size=True", "no whole number of patches"),
+        ({}, VIT.replace("size=4", "size=5"), "32 px are no whole number of patches of 5"),
         ({"mask": 1.0}, VIT, "--mask 1.0 of 64 patches leaves none"),
         ({"mask": 0.0}, VIT, "--mask 0.0 of 64 patches leaves none"),
         ({"width": 42, "heads": 2}, VIT, "--width 42 is no multiple of 4 and"),
