@@ -1,7 +1,20 @@
-"""The smallest made-up images that a method can make its puzzle of."""
+"""The smallest made-up images that a method can make its puzzle of, and a small net of the kind that it trains."""
 
 from pretask import encoders, methods, sources
 from pretask.types import Source, UserError
+
+SMALL = {
+    "mlp": "mlp:width=32",
+    "resnet50": "resnet_small:width=16",
+    "resnet18": "resnet_small:width=16",
+    "vit_tiny_patch16_224": "vit_tiny_patch16_224:patch_size=4,embed_dim=48,depth=2,global_pool=avg,fc_norm=False",
+}
+"""the same kind of net, narrower, so that a test takes a second"""
+
+
+def small(encoder: str) -> str:
+    name = encoder.split(":")[0]
+    return SMALL.get(name, f"{name}:width=16")
 
 
 def images_for(name: str) -> Source:
@@ -10,7 +23,7 @@ def images_for(name: str) -> Source:
     while True:
         source = sources.open(f"synthetic:64:{side}")
         try:
-            config.build(encoders.build("resnet_small:width=8", 3, side), source)
+            config.build(encoders.build(small(config.encoder), 3, side), source)
         except UserError:
             assert side < 256, f"{name} takes no images of up to {side} px"
             side *= 2

@@ -1,18 +1,11 @@
 """The contract, for every file in pretask/methods and every recipe in it."""
 
 import pytest
-from small import images_for
+from small import images_for, small
 
 from pretask import contract, methods
 
 NAMES = methods.names()
-SMALL = {"mlp": "mlp:width=32", "resnet50": "resnet_small:width=16", "resnet18": "resnet_small:width=16"}
-"""the same kind of net, narrower, so that a test takes a second"""
-
-
-def small(encoder: str) -> str:
-    name = encoder.split(":")[0]
-    return SMALL.get(name, f"{name}:width=16")
 
 
 @pytest.mark.parametrize("check", contract.CHECKS, ids=lambda c: c.__name__)

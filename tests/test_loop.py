@@ -10,7 +10,7 @@ import pytest
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.strategies import DDPStrategy
-from small import images_for
+from small import images_for, small
 from torch.testing import assert_close
 
 from pretask import checkpoint, encoders, loop, methods, run
@@ -19,7 +19,7 @@ from pretask.errors import UserError
 from pretask.journal import Journal
 from pretask.loop import Plan, Trainer
 
-NARROW = {"sdae": "mlp:width=24,depth=3"}
+NARROW = {"sdae": "mlp:width=24,depth=3", "mae": small(methods.recipe("mae").encoder)}
 FLAGS = {"damaged_jigsaw": {"shuffles": 2}}
 """of the test with two processes: asked for its 8 orders, a unit near 0 goes on or off by rounding; that they cost the
 same in halves is a test of its own"""

@@ -7,7 +7,7 @@ from typing import ClassVar
 import pytest
 import torch
 from lightning_fabric import Fabric
-from small import images_for
+from small import images_for, small
 
 from pretask import checkpoint, encoders, images, methods, run, sources
 from pretask.config import TrainConfig
@@ -66,10 +66,10 @@ class Config(MethodConfig):
         return Planted(encoder, self.fault)
 
 
-def trained(config, folder, steps=60, source=None):
+def trained(config, folder, steps=60, source=None, encoder="resnet_small:width=8"):
     torch.manual_seed(0)
     source = source or sources.open("synthetic:64:16")
-    method = config.build(encoders.build("resnet_small:width=8", 3, source.size), source)
+    method = config.build(encoders.build(encoder, 3, source.size), source)
     trainer = Trainer(Fabric(accelerator="cpu", devices=1), method, source, config.train, folder)
     watch = Watch(method.export(), source, folder)
     watch.due = lambda *_: True  # look after every row
@@ -102,7 +102,8 @@ def test_a_healthy_run_is_left_alone(name, tmp_path):
     class Short(methods.recipe(name)):
         train = TrainConfig(**{**vars(methods.recipe(name).train), "batch": 16})
 
-    assert trained(Short(), tmp_path, steps=40, source=images_for(name)).state == HEALTHY
+    watch = trained(Short(), tmp_path, steps=40, source=images_for(name), encoder=small(Short.encoder))
+    assert watch.state == HEALTHY
 
 
 def test_spread_of_a_constant_of_one_direction_and_of_a_ball():

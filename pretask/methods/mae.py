@@ -1,0 +1,228 @@
+"""Masked autoencoder: hide three quarters of an image's patches and paint them from the rest.
+
+He, Chen, Xie, Li, Dollár, Girshick: Masked Autoencoders Are Scalable Vision Learners, CVPR 2022, arXiv:2111.06377. The
+idea is that of BERT (Devlin et al., NAACL 2019, arXiv:1810.04805), which hides 15 % of the words; an image repeats
+itself more, so more must go before painting takes knowing what is shown. The encoder, a vision transformer, is given
+the visible patches alone, which also makes a step cheap; a small decoder gets its tokens, one learned token for every
+hidden patch, and the place of each (sec. 3). Only hidden patches are scored. Places are sines and cosines that are not
+learned, in both halves (appendix A.1): a short run has no time to find out which patches are neighbours.
+
+Differs from the paper: targets are plain pixels, not those less the data set's mean; crops are bilinear.
+
+Cost: as the number of patches, so that is what to choose. At 32 px patches of 4 px make 64; larger images want larger
+patches: at 96 px `--encoder vit_tiny_patch16_224:patch_size=12,…` makes as many.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
+from timm.models.vision_transformer import Block, VisionTransformer, init_weights_vit_timm
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from pretask import images
+from pretask.config import TrainConfig
+from pretask.encoders import SEES, Encoder
+from pretask.methods.base import Method, MethodConfig
+from pretask.rng import Rng
+from pretask.types import Batch, Loss, Source, UserError
+
+EPS = 1e-6
+"""added to the variance of a patch (released code)"""
+GREY = 0.5
+"""in the place of hidden patches; nothing learns from it"""
+
+
+@dataclass(frozen=True)
+class Config(MethodConfig):
+    """Paint the hidden three quarters of an image from the patches that are left."""
+
+    encoder: ClassVar[str] = (
+        "vit_tiny_patch16_224:patch_size=4,embed_dim=128,depth=4,num_heads=4,global_pool=avg,fc_norm=False"
+    )
+    train: ClassVar[TrainConfig] = TrainConfig(epochs=30, batch=64, lr=2e-3, weight_decay=0.05)
+
+    mask: float = 0.75
+    """share of the patches that are hidden (sec. 4.1)"""
+    normalise: bool = True
+    """paint each patch less its own mean, in units of its own standard deviation (sec. 4.1)"""
+    crop: float = 0.2
+    """smallest share of the area that is shown (released code)"""
+    width: int = 64
+    """of the decoder's tokens, a multiple of 4 and of `heads`"""
+    blocks: int = 1
+    """of the decoder"""
+    heads: int = 4
+    """of the decoder's attention"""
+
+    def build(self, encoder: Encoder, source: Source) -> "MAE":
+        net: Any = encoder.net
+        if type(net) is not VisionTransformer or net.attn_pool is not None or net.pos_embed is None:
+            raise UserError(
+                f"mae takes patches away from a plain vision transformer, and {encoder.name} is none; "
+                f"try --encoder {self.encoder}"
+            )
+        if any(encoder.size % side for side in net.patch_embed.patch_size):
+            raise UserError(
+                f"images of {encoder.size} px are no whole number of patches of {net.patch_embed.patch_size[0]}; "
+                "give another --size, or --encoder with another patch_size"
+            )
+        if not 0 < self.hidden(net.patch_embed.num_patches) < net.patch_embed.num_patches:
+            raise UserError(
+                f"--mask {self.mask} of {net.patch_embed.num_patches} patches leaves none to "
+                "see or none to paint; the paper hides 0.75"
+            )
+        if self.width % 4 or self.width % self.heads:
+            raise UserError(
+                f"--width {self.width} is no multiple of 4 and of --heads {self.heads}; try {16 * self.heads}"
+            )
+        return MAE(self, encoder)
+
+    def hidden(self, patches: int) -> int:
+        return patches - round((1 - self.mask) * patches)
+
+
+@dataclass(frozen=True)
+class Paper(Config):
+    """ViT-B/16 on ImageNet, with --size 224: 800 epochs in batches of 4096 (table 8, released code)."""
+
+    encoder: ClassVar[str] = "vit_base_patch16_224"
+    train: ClassVar[TrainConfig] = TrainConfig(
+        epochs=800,
+        batch=4096,
+        lr=1.5e-4 * 4096 / 256,  # linear scaling
+        weight_decay=0.05,
+        warmup=40 / 800,
+    )
+
+    width: int = 512
+    """of the decoder's tokens (table 1b)"""
+    blocks: int = 8
+    """of the decoder (table 1a)"""
+    heads: int = 16
+    """of the decoder's attention (released code)"""
+
+
+@dataclass(frozen=True)
+class Masked:
+    shown: Tensor  # (B, C, H, W), hidden patches grey
+    image: Tensor  # (B, C, H, W), whole
+    visible: Tensor  # (B, V) numbers of patches, row by row
+    hidden: Tensor  # (B, M) the others
+
+
+def patches(x: Tensor, side: tuple[int, int]) -> Tensor:
+    """(B, C, H, W) -> (B, N, C·h·w): patches of h x w pixels, row by row."""
+    x = x.unfold(2, side[0], side[0]).unfold(3, side[1], side[1])  # (B, C, rows, columns, h, w)
+    return x.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
+
+
+def unpatched(x: Tensor, grid: tuple[int, int], side: tuple[int, int]) -> Tensor:
+    """The inverse of `patches`, for a grid of rows x columns."""
+    x = x.view(len(x), *grid, -1, *side).permute(0, 3, 1, 4, 2, 5)
+    return x.flatten(4, 5).flatten(2, 3)
+
+
+def pick(x: Tensor, which: Tensor) -> Tensor:
+    """(B, N, D), (B, M) -> (B, M, D): of each image its own rows."""
+    return x.gather(1, which[..., None].expand(-1, -1, x.shape[-1]))
+
+
+def put(x: Tensor, which: Tensor, rows: Tensor) -> Tensor:
+    """`x` (B, N, D) with `rows` (B, M, D) in the places `which` (B, M)."""
+    return x.scatter(1, which[..., None].expand_as(rows), rows)
+
+
+def places(grid: tuple[int, int], width: int) -> Tensor:
+    """(rows · columns, width): sines and cosines of the row and of the column, in width / 4 wavelengths each."""
+    return build_sincos2d_pos_embed(list(grid), width)
+
+
+def level(patch: Tensor) -> tuple[Tensor, Tensor]:
+    """(…, D) -> mean and standard deviation of each patch (…, 1), over all pixels and colours of it."""
+    return patch.mean(-1, keepdim=True), (patch.var(-1, keepdim=True) + EPS).sqrt()
+
+
+class MAE(Method[Masked]):
+    places: Tensor  # (N, width)
+
+    def __init__(self, config: Config, encoder: Encoder):
+        super().__init__()
+        self.config, self.encoder = config, encoder
+        self.grid, self.side = self.vit.patch_embed.grid_size, self.vit.patch_embed.patch_size
+        pixels = encoder.channels * self.side[0] * self.side[1]
+        self.narrow = nn.Linear(self.vit.embed_dim, config.width)
+        self.unknown = nn.Parameter(torch.zeros(config.width))
+        self.decoder = nn.Sequential(
+            *(Block(config.width, config.heads, qkv_bias=True) for _ in range(config.blocks)),
+            nn.LayerNorm(config.width),
+            nn.Linear(config.width, pixels),
+        )
+        for module in (self.narrow, *self.decoder.modules()):
+            init_weights_vit_timm(module)
+        nn.init.normal_(self.unknown, std=0.02)
+        self.register_buffer("places", places(self.grid, config.width), persistent=False)
+        own = self.vit.pos_embed.requires_grad_(False)  # (1, P + N, D), or (1, N, D) without the prefix
+        own.data[:, -len(self.places) :] = places(self.grid, self.vit.embed_dim)
+
+    @property
+    def vit(self) -> Any:
+        return self.encoder.net
+
+    def pretext(self, batch: Batch, rng: Rng) -> Masked:
+        x = images.to_float(batch.image)
+        x = images.flip(images.resized_crop(x, x.shape[-1], rng, (self.config.crop, 1.0)), rng)
+        patch = patches(x, self.side)
+        n = patch.shape[1]
+        order = rng.child("hidden").orders(len(x), n)
+        hidden, visible = order.split([self.config.hidden(n), n - self.config.hidden(n)], 1)
+        grey = torch.full_like(pick(patch, hidden), GREY)
+        shown = unpatched(put(patch, hidden, grey), self.grid, self.side)
+        return Masked(shown, x, visible.sort(1).values, hidden.sort(1).values)
+
+    def encode(self, shown: Tensor, visible: Tensor) -> Tensor:
+        """(B, C, H, W), (B, V) -> (B, P + V, D): P prefix tokens, such as the class token, and the visible patches."""
+        e, vit = self.encoder, self.vit
+        seen = SEES[e.sees](shown) if e.sees else shown
+        tokens = vit._pos_embed(vit.patch_embed((seen - e.mean) / e.std))  # (B, P + N, D)
+        prefix, patch = tokens[:, : vit.num_prefix_tokens], tokens[:, vit.num_prefix_tokens :]
+        tokens = vit.blocks(vit.norm_pre(torch.cat([prefix, pick(patch, visible)], 1)))
+        return vit.fc_norm(vit.norm(tokens))  # a ViT has the one or the other
+
+    def painted(self, pretext: Masked) -> Tensor:
+        """(B, M, C·h·w), what the decoder makes of every hidden patch; normalised if targets are."""
+        tokens = self.narrow(self.encode(pretext.shown, pretext.visible))
+        prefix, known = tokens[:, : self.vit.num_prefix_tokens], tokens[:, self.vit.num_prefix_tokens :]
+        known = known + self.places[pretext.visible]
+        unknown = self.unknown + self.places[pretext.hidden]  # (B, M, width)
+        x = self.decoder(torch.cat([prefix, known, unknown.to(known.dtype)], 1))
+        return x[:, -unknown.shape[1] :].float()
+
+    def loss(self, pretext: Masked) -> Loss:
+        target = pick(patches(pretext.image, self.side), pretext.hidden)  # (B, M, C·h·w)
+        if self.config.normalise:
+            mean, std = level(target)
+            target = (target - mean) / std
+        return Loss((self.painted(pretext) - target).square().mean())
+
+    def solve(self, pretext: Masked) -> Mapping[str, Tensor]:
+        """The image, hidden patches as painted; normalised ones get the mean and contrast of the true patch."""
+        patch, painted = patches(pretext.image, self.side), self.painted(pretext)
+        if self.config.normalise:
+            mean, std = level(pick(patch, pretext.hidden))
+            painted = painted * std + mean
+        return {"image": unpatched(put(patch, pretext.hidden, painted), self.grid, self.side).clamp(0, 1)}
+
+    def optimizers(self, train: TrainConfig) -> list[Optimizer]:
+        """AdamW with betas of 0.9 and 0.95 (table 8)."""
+        made = super().optimizers(train)
+        for group in made[0].param_groups:
+            group |= {"betas": (0.9, 0.95)} if "betas" in group else {}
+        return made
+
+    def export(self) -> Encoder:
+        """All patches go through it. No loss is on the class token, so by default it pools the mean of the others."""
+        return self.encoder
