@@ -5,7 +5,7 @@ idea is that of BERT (Devlin et al., NAACL 2019, arXiv:1810.04805), which hides 
 itself more, so more must go before painting takes knowing what is shown. The encoder, a vision transformer, is given
 the visible patches alone, which also makes a step cheap; a small decoder gets its tokens, one learned token for every
 hidden patch, and the place of each (sec. 3). Only hidden patches are scored. Places are sines and cosines that are not
-learned, in both halves (appendix A.1): a short run has no time to find out which patches are neighbours.
+learned, in both halves (appendix A.1).
 
 Differs from the paper: targets are plain pixels, not those less the data set's mean; crops are bilinear.
 
