@@ -145,6 +145,7 @@ def evaluate(
         of_train, of_test = (embed(net, source, cache=cache, **known) for source in (train, test))
         chosen = choose(of_train, len(train.classes), seed)
         yield from measure(of_train, of_test, chosen, seed)
+        del of_train, of_test  # gigabytes, and the maps need as much
         if not isinstance(net, Encoder) or row not in (name, untrained):
             return
         if nonlinear:

@@ -32,7 +32,7 @@ from pretask.types import Labelled, UserError
 SHOTS = (10, 100)
 """labelled images per class, beside all of them; each is among those of fewshot.py"""
 STEPS = 1000
-"""of one network, for every number of labels: a minute or two at 32 px"""
+"""of one network, for every number of labels: two minutes of one core for a small net at 32 px"""
 TRAIN = TrainConfig(batch=64, lr=1e-3, weight_decay=0.05, warmup=0.1)
 DECAY = 0.75
 """share of the learning rate that is left one layer further down; a network without pretraining gets all of it"""
