@@ -32,6 +32,8 @@ def evaluate(
     *,
     seeds: int = 1,
     supervised: bool = False,
+    finetune: bool = False,
+    nonlinear: bool = False,
     size: int | None = None,
     root: Path | None = None,
     max_bad: float = 0.1,
@@ -46,6 +48,7 @@ def evaluate(
     `what` is a run, its folder, an encoder, or "timm:NAME" with the weights that timm publishes; `data` and `test`
     are what `pretrain` takes, with labels, or a pair (images, labels) of arrays. Without `test`, a fifth of each
     class is set aside. `supervised` adds the same encoder trained with the labels on as many images as the run saw.
+    `finetune` adds the encoder trained on, with few labels and all; `nonlinear` RotNet's two probes on its best map.
     """
     loaded = Run(what) if isinstance(what, str | Path) and not str(what).startswith("timm:") else what
     if not isinstance(loaded, Run):
@@ -68,6 +71,8 @@ def evaluate(
         name=name,
         seeds=numbers,
         supervised_steps=steps,
+        finetune=finetune,
+        nonlinear=nonlinear,
         device="cuda" if torch.cuda.is_available() else "cpu",
         progress=progress,
     )

@@ -10,7 +10,7 @@ import pretask
 from pretask import run as runs
 from pretask import sources
 from pretask.cli import main
-from pretask.evals import baselines
+from pretask.evals import baselines, finetune, nonlinear
 from pretask.methods import rotnet
 from pretask.sources import demo
 from pretask.types import UserError
@@ -135,6 +135,30 @@ def test_supervised_is_a_row_on_request(trained, capfd):
     assert main(["evaluate", str(trained), *DATA, "--supervised", "--json"]) == 0
     rows = json.loads(capfd.readouterr().out)["rows"]
     assert "supervised resnet_small:width=8" in {r["features"] for r in rows}
+
+
+def test_fine_tuning_and_non_linear_probes_are_columns_on_request(trained, capfd, monkeypatch):
+    for module in (finetune, nonlinear):
+        monkeypatch.setattr(module, "STEPS", 2)
+    assert main(["evaluate", str(trained), *DATA, "--finetune", "--nonlinear"]) == 0
+    shown = capfd.readouterr().out
+    for heading in (
+        "MLP probe",
+        "conv probe",
+        "tuned 10-shot",
+        "fine-tuned",
+        "finetune: ",
+        "against untrained",
+    ):
+        assert heading in shown
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "Non-linear probes" in (trained / "report.html").read_text()
+    assert main(["evaluate", str(trained), *DATA, "--finetune", "--json"]) == 0
+    scores = json.loads(capfd.readouterr().out)
+    assert {r["features"] for r in scores["rows"] if r["eval"] == "finetune"} == {
+        "rotnet", "untrained resnet_small:width=8"
+    }  # fmt: skip
+    assert "mlp" not in {r["eval"] for r in scores["rows"]}
 
 
 MISTAKES = {

@@ -1,20 +1,24 @@
 """What must hold for every evaluation in pretask/evals, whatever it measures.
 
-An evaluation is a module that is called on features; the other modules of the folder make features, splits,
-intervals or the whole. A new one is named here, or the first test fails.
+An evaluation is a module that is called on features, or on an encoder that it looks into or trains on; the other
+modules of the folder make features, splits, intervals or the whole. A new one is named here, or the first test fails.
 """
 
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from pretask import evals
-from pretask.evals import clustering, fewshot, knn, linear, retrieval, spread
+from pretask import encoders, evals, sources
+from pretask.encoders import Encoder
+from pretask.evals import clustering, fewshot, finetune, knn, linear, nonlinear, retrieval, spread
+from pretask.evals.holdout import Part
+from pretask.evals.measure import Chosen, Result
 from pretask.rng import Rng
+from pretask.sources import Labelled
 
 AROUND = {"baselines", "evaluate", "features", "holdout", "interval", "measure"}
 CLASSES = 4
@@ -54,10 +58,18 @@ CHOOSE: dict[str, Callable[..., Any]] = {
     "linear": lambda x, label, held, truth: linear.choose(x, label, held, truth, CLASSES).penalty,
 }
 every = pytest.mark.parametrize("name", ALL)
+NOTHING = linear.Probe(torch.zeros(CLASSES, 1), torch.zeros(CLASSES))
+CHOSEN = Chosen(1, {s: linear.Choice(0.1, 0.5, NOTHING) for s in ("stem", "stage1", "stage2")})
+THROUGH: dict[str, Callable[..., Iterator[Result]]] = {
+    "finetune": lambda *given: finetune.by_finetuning(*given, seed=0, run=0, progress=False),
+    "nonlinear": lambda *given: nonlinear.by_maps(*given, CHOSEN, seed=0, progress=False),
+}
+"""evaluation -> what it finds of an encoder, a training set and a test set"""
+through = pytest.mark.parametrize("name", THROUGH)
 
 
 def test_every_module_of_the_folder_is_held_to_this():
-    assert {m.name for m in pkgutil.iter_modules(evals.__path__)} == {*ALL, *AROUND}
+    assert {m.name for m in pkgutil.iter_modules(evals.__path__)} == {*ALL, *THROUGH, *AROUND}
 
 
 @every
@@ -130,3 +142,53 @@ def test_classes_without_training_samples_are_never_predicted(name):
         assert not found[given["truth"] == 1].any() and found.any()
     else:
         assert set(found.tolist()) <= {0, 2, 3}
+
+
+# ---- evaluations that are called on an encoder
+
+
+def encoder() -> Encoder:
+    torch.manual_seed(0)
+    return encoders.build("resnet_small:width=4,stages=2", 3, 16)
+
+
+def looked(name: str, net: Encoder, test: Labelled | Part) -> Tensor:
+    """(R, Q) what R results say of each test image."""
+    train = sources.open_labelled("synthetic:64:16")
+    return torch.stack([r.right for r in THROUGH[name](net, train, test) if r.right is not None])
+
+
+@pytest.fixture
+def pictures(monkeypatch) -> Labelled:
+    for module in (finetune, nonlinear):
+        monkeypatch.setattr(module, "STEPS", 2)
+    return sources.open_labelled("synthetic:48:16")
+
+
+@through
+def test_the_encoder_and_the_random_state_are_left_alone(name, pictures):
+    net = encoder()
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    state = torch.random.get_rng_state()
+    looked(name, net, pictures)
+    assert torch.equal(torch.random.get_rng_state(), state) and net.training
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+    assert all(p.grad is None and p.requires_grad for p in net.parameters())
+
+
+@through
+def test_what_was_drawn_before_and_the_order_of_the_test_set_have_no_say(name, pictures):
+    net, order = encoder(), Rng(1).permutation(48)
+    torch.manual_seed(1)
+    one = looked(name, net, pictures)
+    torch.manual_seed(2)
+    assert torch.equal(one[:, order], looked(name, net, Part(pictures, order, "moved")))
+
+
+@through
+def test_no_answer_depends_on_the_test_labels(name, pictures):
+    """Each image gets one answer: over all constant labels, every image is right exactly once."""
+    net, once = encoder(), 0
+    for k in range(CLASSES):
+        once = once + looked(name, net, Labelled(pictures.images, torch.full((48,), k), pictures.classes))
+    assert torch.equal(once, torch.ones_like(once))

@@ -401,6 +401,8 @@ def test_scores_that_belong_together_share_a_table():
         "Frozen features": ("knn", "best linear"),
         "Linear probe on few images per class": ("1-shot", "100-shot"),
         "Clusters and retrieval": ("nmi", "acc", "recall@1"),
+        "Non-linear probes on the best map": ("mlp", "conv"),
+        "Encoder and classifier trained on": ("finetune 10-shot", "finetune"),
         "Without labels": ("rankme", "std"),
     }
     tables = html.tables([scored("rotnet", 0.1234, eval=e) for evals in kinds.values() for e in evals])

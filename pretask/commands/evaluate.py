@@ -22,6 +22,10 @@ class Flags:
     """repeat the run with so many seeds; runs beside it are used, missing ones are trained"""
     supervised: bool = False
     """add the same encoder trained with the labels, on as many images as the run saw"""
+    finetune: bool = False
+    """add the encoder trained on with 10 labels a class, 100 and all, beside the untrained one; takes minutes"""
+    nonlinear: bool = False
+    """add RotNet's two non-linear probes, on the map that is best on held-out training images; takes minutes"""
     size: int | None = None
     """side of the images for timm:NAME, pixels (the size its weights were trained at); a run has its own"""
     root: Path | None = None
@@ -44,6 +48,8 @@ def run(words: list[str]) -> None:
             chosen.test,
             seeds=chosen.seeds,
             supervised=chosen.supervised,
+            finetune=chosen.finetune,
+            nonlinear=chosen.nonlinear,
             size=chosen.size,
             root=chosen.root,
             max_bad=chosen.max_bad,

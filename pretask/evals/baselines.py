@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretask import encoders, images
-from pretask.config import TrainConfig, schedule
+from pretask.config import TrainConfig
 from pretask.encoders import Encoder
+from pretask.evals import finetune
 from pretask.rng import Rng
-from pretask.sources.common import bar
 from pretask.types import Labelled, Source
 
 CANVAS = 32
@@ -165,7 +165,6 @@ def untrained(encoder: Encoder, seed: int) -> Encoder:
     return encoders.build(encoder.name, encoder.channels, encoder.size)
 
 
-@torch.random.fork_rng(devices=[])
 def supervised(
     encoder: Encoder,
     source: Labelled,
@@ -174,27 +173,8 @@ def supervised(
     device: torch.device | str = "cpu",
     progress: bool = True,
 ) -> Encoder:
-    """The same encoder, trained for `steps` on images and labels: small shifts, flips, AdamW."""
-    net = untrained(encoder, seed).to(device).train()
-    torch.manual_seed(seed)  # of the head, and of what an encoder drops
-    head = nn.Linear(net.dim, len(source.classes)).to(device)
-    train = SUPERVISED
-    weights = [*net.parameters(), *head.parameters()]
-    optimizer = torch.optim.AdamW(weights, weight_decay=train.weight_decay)
-    batch = min(train.batch, len(source))
-    per_pass = len(source) // batch
-    with bar(progress) as shown:
-        for step in shown.track(range(steps), description="training with labels"):
-            epoch, place = divmod(step, per_pass)
-            order = Rng(seed, "supervised", "order", epoch).permutation(len(source))
-            index = order[place * batch : (place + 1) * batch]
-            rng = Rng(seed, "supervised", step, device=device)
-            x = images.to_float(source.__getitems__(index).image.to(device))
-            x = images.flip(images.shift(x, rng.child("shift"), padding=x.shape[-1] // 8), rng.child("flip"))
-            loss = F.cross_entropy(head(net(x)["pool"]), source.label[index].to(device))
-            for group in optimizer.param_groups:
-                group["lr"] = train.lr * schedule(train, step / steps)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+    """The same encoder, trained for `steps` on images and labels: fine-tuning of one that has learnt nothing."""
+    net, every = untrained(encoder, seed), torch.arange(len(source))
+    known = {"name": "supervised", "device": device, "progress": progress}
+    finetune.fit(net, source, every, SUPERVISED, steps, seed, decay=1.0, **known)
     return net.eval()

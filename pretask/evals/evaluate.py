@@ -4,6 +4,7 @@
 runs together.
 """
 
+import copy
 import json
 import math
 import time
@@ -19,10 +20,12 @@ from torch import Tensor, nn
 from pretask import checkpoint
 from pretask.encoders import Encoder
 from pretask.evals import baselines, clustering, fewshot, knn, linear
-from pretask.evals.features import Features, embed
+from pretask.evals import finetune as tuning
+from pretask.evals import nonlinear as probing
+from pretask.evals.features import embed
 from pretask.evals.holdout import Part, split
 from pretask.evals.interval import LEVEL, RESAMPLES, interval, over_runs
-from pretask.evals.measure import HELD, Result, feasible, measure
+from pretask.evals.measure import HELD, Result, choose, feasible, measure
 from pretask.rng import Rng
 from pretask.types import Labelled, UserError
 
@@ -40,10 +43,22 @@ PROTOCOL = {
     "ACC under the best one-to-one map",
     "recall@K": "hit rate among the K nearest test samples, itself excluded, cosine, pooled features",
     "label-free": "RankMe, α of the spectrum, mean std per dimension (1/√D at best) and mean cosine of unit rows; test, pooled",
+    "finetune": f"on request: encoder and linear classifier trained on the labels, AdamW, lr {tuning.TRAIN.lr}, layer decay "
+    f"{tuning.DECAY} (untrained: 1), shifts and flips, {tuning.STEPS} steps of {tuning.TRAIN.batch} images at any number of "
+    "labels; nothing chosen, last weights; N-shot: one draw for each run",
+    "mlp, conv": "on request: RotNet's two non-linear probes, SGD, lr 0.1 falling in its proportions, "
+    f"{probing.STEPS} steps of {probing.SGD.batch}; frozen map, no augmentation, pooled to {probing.SIDE} x {probing.SIDE} at "
+    "most; the map that the linear probe is best on among held-out training samples",
     "chosen": f"k, penalty and stage on 20 % of the training samples held out (at most {HELD})",
     "interval": f"{LEVEL:.0%}, bootstrap over test samples ({RESAMPLES} resamples); of NMI, ARI and several runs "
     "Student's t, with the variances of runs and of test samples added",
 }
+
+COMPARED = (
+    *(("knn", "pool"), ("linear", "pool"), ("best linear", ""), ("mlp", ""), ("conv", "")),
+    *((tuning.eval_name(shots), "") for shots in (*tuning.SHOTS, None)),
+)
+"""(eval, stage) of which differences are taken, where both rows have them"""
 
 
 @dataclass(frozen=True)
@@ -54,10 +69,11 @@ class Scores:
      "rows": [row, …], "differences": [difference, …], "skipped": [sentence, …], "seconds": {features: s}}
 
     row: {"features": whose, "own": true for the runs that are judged, "eval": "knn" | "linear" | "best linear" |
-    "1-shot" … | "nmi" | "ari" | "acc" | "recall@1" … | "rankme" | "alpha" | "std" | "cosine", "stage", "value",
-    "low", "high" (both null where the number has no interval), "n": test samples, "data": the test set's name,
-    "seeds": of the runs, "values": of each run, "chosen": settings of each run, and a few-shot score's draws}. Values are percentages, but for
-    rankme, alpha, std and cosine. "best linear" has no "stage": its stages are in "chosen".
+    "1-shot" … | "nmi" | "ari" | "acc" | "recall@1" … | "rankme" | "alpha" | "std" | "cosine" | "mlp" | "conv" |
+    "finetune" | "finetune 10-shot" | "finetune 100-shot", "stage", "value", "low", "high" (both null where the number
+    has no interval), "n": test samples, "data": the test set's name, "seeds": of the runs, "values": of each run,
+    "chosen": settings of each run, and a few-shot score's draws}. Values are percentages, but for rankme, alpha, std
+    and cosine. "best linear", "mlp" and "conv" have no "stage": their stages are in "chosen"; "finetune" has none.
 
     difference: {"features", "minus", "eval", "value", "low", "high"}, paired over test samples and runs.
     """
@@ -105,6 +121,8 @@ def evaluate(
     seeds: Sequence[int] = (0,),
     seed: int = 0,
     supervised_steps: int | None = None,
+    finetune: bool = False,
+    nonlinear: bool = False,
     centres: int = baselines.CENTRES,
     device: torch.device | str = "cpu",
     cache: Path | None = None,
@@ -114,23 +132,33 @@ def evaluate(
 
     `seeds` are the runs' own, with which the untrained (and, with `supervised_steps`, the supervised) encoders
     begin; `seed` is that of the split, the draws and k-means. Without `test`, a fifth of each class is set aside.
+    `finetune` and `nonlinear` take the encoders and the untrained ones through finetune.py and nonlinear.py.
     """
     if len(encoders) != len(seeds):
         raise UserError(f"{len(encoders)} encoders came with {len(seeds)} seeds; expected one seed for each")
     train, test = parts(train, seed) if test is None else (train, test)
     check(encoders, train, test)
-    number = numbers(train, test)
+    test, untrained = renumbered(test, train), f"untrained {encoders[0].name}"
+    known = {"device": device, "progress": progress}
 
-    def embedded(encoder: nn.Module) -> tuple[Features, Features]:
-        known = {"device": device, "cache": cache, "progress": progress}
-        of_train, of_test = embed(encoder, train, **known), embed(encoder, test, **known)
-        return of_train, Features(of_test.stages, number[of_test.label], train.classes, test.name)
+    def results(row: str, net: nn.Module, run: int) -> Iterator[Result]:
+        of_train, of_test = (embed(net, source, cache=cache, **known) for source in (train, test))
+        chosen = choose(of_train, len(train.classes), seed)
+        yield from measure(of_train, of_test, chosen, seed)
+        del of_train, of_test  # gigabytes, and the maps need as much
+        if not isinstance(net, Encoder) or row not in (name, untrained):
+            return
+        if nonlinear:
+            yield from probing.by_maps(net, train, test, chosen, seed=run, **known)
+        if finetune:
+            decay = tuning.DECAY if row == name else 1.0
+            yield from tuning.by_finetuning(net, train, test, seed=seed, run=run, decay=decay, **known)
 
     def rows() -> Iterator[tuple[str, Sequence[int], Iterator[nn.Module]]]:
         """Whose features, the seeds of its runs, and their networks, each made when it is needed."""
         first, pairs = encoders[0].name, list(zip(encoders, seeds, strict=True))
         yield name, seeds, iter(encoders)
-        yield f"untrained {first}", seeds, (baselines.untrained(e, s) for e, s in pairs)
+        yield untrained, seeds, (baselines.untrained(e, s) for e, s in pairs)
         yield baselines.Pixels.name, [seed], iter([baselines.Pixels()])
         yield baselines.Patches.name, [seed], (baselines.patches(train, centres, s) for s in [seed])
         if (steps := supervised_steps) is not None:
@@ -142,7 +170,7 @@ def evaluate(
     seconds: dict[str, float] = {}
     for row, drawn, nets in rows():
         began = time.perf_counter()
-        found[row] = [measure(*embedded(net), seed=seed) for net in nets]
+        found[row] = [[*results(row, net, run)] for net, run in zip(nets, drawn, strict=True)]
         about = {"features": row, "own": row == name}
         rest = {"data": test.name, "seeds": list(drawn)}
         scored += [about | one | rest for one in combined(found[row], seed)]
@@ -152,7 +180,7 @@ def evaluate(
         data | {"classes": list(train.classes)},
         scored,
         [d for row in found if row != name for d in differences(name, found[name], row, found[row], seed)],
-        too_few(train),
+        [*too_few(train, finetune), *flat(encoders[0], nonlinear)],
         seconds,
     )
 
@@ -175,6 +203,13 @@ def numbers(train: Labelled, test: Labelled) -> Tensor:
     return torch.tensor([train.classes.index(c) if c in shown else -1 for c in test.classes])
 
 
+def renumbered(test: Labelled, train: Labelled) -> Labelled:
+    """The test set with its classes numbered as those of the training set."""
+    other = copy.copy(test)
+    other.label, other.classes = numbers(train, test)[test.label], train.classes
+    return other
+
+
 def check(encoders: Sequence[Encoder], train: Labelled, test: Labelled) -> None:
     if len(train.label.unique()) < 2:
         raise UserError(f"{train.name} shows {len(train.label.unique())} class; scores need at least 2")
@@ -187,13 +222,21 @@ def check(encoders: Sequence[Encoder], train: Labelled, test: Labelled) -> None:
                 )
 
 
-def too_few(train: Labelled) -> list[str]:
-    """Which rows are missing, and why."""
+def too_few(train: Labelled, finetune: bool = False) -> list[str]:
+    """Which numbers of shots are missing, and why."""
     count = train.label.bincount(minlength=len(train.classes))
     least = int(torch.where(count > 0, count, count.max()).argmin())
-    missing = [f"{shots}-shot" for shots in fewshot.SHOTS if shots not in feasible(train.label)]
+    lacking = [shots for shots in fewshot.SHOTS if shots not in feasible(train.label)]
+    missing = [f"{shots}-shot" for shots in lacking]
+    missing += [tuning.eval_name(shots) for shots in lacking if finetune and shots in tuning.SHOTS]
     said = f"no {', '.join(missing)}: class {train.classes[least]!r} has {count[least]} training images"
     return [said] if missing else []
+
+
+def flat(encoder: Encoder, nonlinear: bool) -> list[str]:
+    """Why the non-linear probes are missing, where they were asked for."""
+    missing = nonlinear and not probing.maps(encoder)
+    return [f"no mlp, conv: {encoder.name} has no map of more than one place"] if missing else []
 
 
 # ---- several runs
@@ -227,7 +270,9 @@ def differences(
     name: str, own: Sequence[Sequence[Result]], other: str, theirs: Sequence[Sequence[Result]], seed: int
 ) -> Iterator[dict[str, Any]]:
     """How far a run is above another row, sample by sample; a row of one run stands against each of several."""
-    for eval, stage in (("knn", "pool"), ("linear", "pool"), ("best linear", "")):
+    for eval, stage in COMPARED:
+        if not (alike(own, eval, stage) and alike(theirs, eval, stage)):
+            continue
         found = interval(100 * (right(own, eval, stage) - right(theirs, eval, stage)), seed)
         yield {"features": name, "minus": other, "eval": eval} | asdict(found)
 

@@ -99,11 +99,12 @@ def embed(
     return Features(stages, label, classes, source.name)
 
 
-def batches(source: Source, batch: int) -> Iterator[Batch]:
-    """Every sample once, in order; files are decoded ahead."""
+def batches(source: Source, batch: int, order: Tensor | None = None) -> Iterator[Batch]:
+    """The samples at `order` (M,), or every one once; files are decoded ahead."""
+    order = torch.arange(len(source)) if order is None else order
     if isinstance(source, Part):
-        return loader.epoch(source.whole, source.index, batch)
-    return loader.epoch(source, torch.arange(len(source)), batch)
+        return loader.epoch(source.whole, source.index[order], batch)
+    return loader.epoch(source, order, batch)
 
 
 def readable(source: Source) -> Tensor | None:

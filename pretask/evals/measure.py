@@ -3,7 +3,7 @@
 The test labels are read for the score alone: no k, penalty or stage depends on them.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,10 +35,9 @@ class Result:
     notes: Mapping[str, Any] = field(default_factory=dict)
 
 
-def measure(train: Features, test: Features, seed: int = 0) -> list[Result]:
-    """All evaluations of one encoder's features. Its choices see nothing of `test`."""
+def measure(train: Features, test: Features, chosen: "Chosen", seed: int = 0) -> list[Result]:
+    """All evaluations of one encoder's features. What was chosen has seen nothing of `test`."""
     classes = len(train.classes)
-    chosen = choose(train, classes, seed)
     return [
         *by_neighbours(train, test, classes, chosen.k),
         *by_probes(train, test, classes, chosen),
@@ -58,8 +57,11 @@ class Chosen:
 
     @property
     def stage(self) -> str:
-        """Of equals the deepest."""
-        return max(reversed([*self.probes]), key=lambda stage: self.probes[stage].accuracy)
+        return self.best([*self.probes])
+
+    def best(self, stages: Sequence[str]) -> str:
+        """Of some stages, from shallow to deep; of equals the deepest."""
+        return max(reversed(stages), key=lambda stage: self.probes[stage].accuracy)
 
 
 def choose(train: Features, classes: int, seed: int) -> Chosen:

@@ -200,6 +200,10 @@ def group(eval: str, stage: str) -> str:
     """The table that a score belongs to."""
     if eval == "linear" and stage != "pool":
         return "Linear probe at each stage"
+    if eval.startswith("finetune"):
+        return "Encoder and classifier trained on"
+    if eval in ("mlp", "conv"):
+        return "Non-linear probes on the best map"
     if eval.endswith("-shot"):
         return "Linear probe on few images per class"
     if eval in ("nmi", "ari", "acc") or eval.startswith("recall"):

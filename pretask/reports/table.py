@@ -17,9 +17,11 @@ BLOCKS = (
     {"knn": "kNN", "linear": "linear", "best linear": "best stage"},
     {"1-shot": "1-shot", "5-shot": "5-shot", "10-shot": "10-shot", "100-shot": "100-shot"},
     {"nmi": "NMI", "ari": "ARI", "acc": "ACC", "recall@1": "R@1"},
+    {"mlp": "MLP probe", "conv": "conv probe"},
+    {"finetune 10-shot": "tuned 10-shot", "finetune 100-shot": "tuned 100-shot", "finetune": "fine-tuned"},
     {"rankme": "RankMe", "alpha": "α", "std": "std", "cosine": "cosine"},
 )
-"""eval -> heading, for one table after the other; each fits into 80 columns"""
+"""eval -> heading, for one table after the other, of what there is; each fits into 80 columns"""
 DECIMALS = {"alpha": 2, "std": 4, "cosine": 3}
 """of all others 1"""
 
@@ -28,7 +30,8 @@ def render(scores: Scores) -> Group:
     """Tables of the same rows, and the notes that make their numbers mean something."""
     parts: list[Table | Text] = []
     for columns in BLOCKS:
-        parts += [block(scores, columns), Text()]
+        if any(r["eval"] in columns for r in scores.rows):
+            parts += [block(scores, columns), Text()]
     return Group(*parts, *(Text(note, style="dim") for note in notes(scores)))
 
 
@@ -40,8 +43,9 @@ def block(scores: Scores, columns: Mapping[str, str]) -> Table:
         table.add_column(columns[eval], justify="right", no_wrap=True)
     for name in dict.fromkeys(r["features"] for r in scores.rows):
         rows = [scores.get(name, eval, "pool" if eval == "linear" else None) for eval in there]
-        own = any(r["own"] for r in rows if r)
-        table.add_row(name, *(cell(r) for r in rows), style="bold" if own else "")
+        if any(rows):
+            own = any(r["own"] for r in rows if r)
+            table.add_row(name, *(cell(r) for r in rows), style="bold" if own else "")
     return table
 
 

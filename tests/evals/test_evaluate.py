@@ -11,7 +11,7 @@ from torch import nn
 
 from pretask import encoders, sources
 from pretask.encoders import Encoder
-from pretask.evals import baselines, fewshot, knn, linear, spread
+from pretask.evals import baselines, fewshot, finetune, knn, linear, nonlinear, spread
 from pretask.evals.clustering import cluster
 from pretask.evals.evaluate import Scores, combined, evaluate
 from pretask.evals.features import Features
@@ -215,6 +215,77 @@ def test_without_a_test_set_a_fifth_of_each_class_is_set_aside():
     assert (data["n_train"], data["n_test"]) == (len(kept), len(out)) == (96, 24)
     share = TRAIN.label[out].bincount() / TRAIN.label.bincount()
     assert ((share - 0.2).abs() < 0.02).all()
+
+
+# ---- on request
+
+
+@pytest.fixture(scope="module")
+def more():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(baselines, "SAMPLES", 1000)
+        patch.setattr(fewshot, "DRAWS", 2)
+        patch.setattr(finetune, "STEPS", 3)
+        patch.setattr(nonlinear, "STEPS", 3)
+        yield scored(encoder(100), encoder(101), seeds=[8, 9], finetune=True, nonlinear=True)
+
+
+FURTHER = ["mlp", "conv", "finetune 10-shot", "finetune"]
+
+
+def test_fine_tuning_and_non_linear_probes_are_rows_of_the_encoders_on_request(more, once):
+    for row in ("own", *OTHERS):
+        there = [r["eval"] for r in more.rows if r["features"] == row and r["eval"] in FURTHER]
+        assert there == (FURTHER if row in ("own", OTHERS[0]) else [])
+    assert not {r["eval"] for r in once.rows} & {*FURTHER}
+    assert more.skipped == ["no 100-shot, finetune 100-shot: class 'tent' has 27 training images"]
+    for eval in FURTHER:
+        for row in (more.get("own", eval), more.get(OTHERS[0], eval)):
+            assert (
+                "stage" not in row and len(row["values"]) == 2 and row["seeds"] == [8, 9] and row["n"] == 64
+            )
+            assert row["low"] <= row["value"] <= row["high"]
+    stages = [c["stage"] for c in more.get("own", "mlp")["chosen"]]
+    assert {*stages} <= {"stem", "stage1", "stage2"}
+    json.loads(more.to_json())
+
+
+def test_their_differences_are_paired_with_the_untrained_encoder_alone(more):
+    of = [(d["minus"], d["eval"]) for d in more.differences if d["eval"] in FURTHER]
+    assert sorted(of) == sorted((OTHERS[0], eval) for eval in FURTHER)
+    for d in more.differences:
+        if d["eval"] in FURTHER:
+            own, other = more.get("own", d["eval"]), more.get(OTHERS[0], d["eval"])
+            assert d["value"] == pytest.approx(own["value"] - other["value"])
+            assert d["low"] <= d["value"] <= d["high"]
+
+
+def test_the_untrained_encoder_is_trained_at_one_rate_and_each_run_on_its_own_draw(monkeypatch):
+    asked = []
+    monkeypatch.setattr(finetune, "by_finetuning", lambda *a, **k: asked.append((a[0], k)) or iter(()))
+    scored(encoder(100), encoder(101), seeds=[8, 9], seed=5, finetune=True)
+    assert [(k["decay"], k["run"], k["seed"]) for _, k in asked] == [
+        (finetune.DECAY, 8, 5), (finetune.DECAY, 9, 5), (1.0, 8, 5), (1.0, 9, 5)
+    ]  # fmt: skip
+    fresh = baselines.untrained(encoder(), 8).state_dict()
+    assert all(torch.equal(v, fresh[k]) for k, v in asked[2][0].state_dict().items() if "running" not in k)
+
+
+def test_fine_tuning_matches_the_classes_of_the_test_set_by_name(more, monkeypatch):
+    monkeypatch.setattr(finetune, "STEPS", 3)
+    monkeypatch.setattr(nonlinear, "STEPS", 3)
+    backwards = some(TEST, torch.arange(64), TEST.classes[::-1], 3 - TEST.label)
+    known = {"seeds": [8, 9], "finetune": True, "nonlinear": True}
+    found = scored(encoder(100), encoder(101), test=backwards, **known)
+    for eval in FURTHER:
+        assert found.get("own", eval)["values"] == more.get("own", eval)["values"]
+
+
+def test_an_encoder_without_maps_says_that_it_has_no_map_to_probe():
+    net = encoders.build("mlp:width=8,depth=2", 3, 16)
+    found = scored(net, nonlinear=True)
+    assert found.get("own", "mlp") is None and found.get("own", "conv") is None
+    assert found.skipped[-1] == "no mlp, conv: mlp:width=8,depth=2 has no map of more than one place"
 
 
 # ---- several seeds

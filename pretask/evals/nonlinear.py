@@ -1,0 +1,129 @@
+"""Non-linear probes: a multi-layer perceptron and a block of convolutions on a frozen map.
+
+RotNet's two (Gidaris et al. 2018, arXiv:1803.07728, released code), with its optimiser and the shape of its schedule.
+Differs: 500 steps in place of 100 epochs; the map is computed once, without augmentation, where RotNet shifts and
+flips; maps larger than 8 x 8 are average-pooled to that, and kept in half precision; the map is the one that a linear
+probe does best on among held-out training samples, and the last weights are scored, where RotNet's configurations
+select an epoch by test accuracy.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pretask.config import TrainConfig
+from pretask.encoders import Encoder
+from pretask.encoders.classic import conv
+from pretask.encoders.heads import projector
+from pretask.evals.features import embed
+from pretask.evals.finetune import Classified, descend, passes
+from pretask.evals.measure import Chosen, Result, accuracy
+from pretask.types import Labelled
+
+SIDE = 8
+"""of a map, at most: what RotNet's last maps have"""
+MEMORY = 1 << 31
+"""bytes that the maps of a training set may take; those of more or wider ones are pooled further"""
+WIDTH = 192
+"""channels of the convolutions"""
+STEPS = 500
+"""of one probe: half a minute to a few minutes"""
+SGD = TrainConfig(batch=128, optimizer="sgd", lr=0.1, weight_decay=5e-4, warmup=0.0, drop=0.2)
+TRAIN: Mapping[str, TrainConfig] = {
+    "mlp": replace(SGD, drops=(0.2, 0.4, 0.45)),  # epochs 20, 40 and 45 of 100
+    "conv": replace(SGD, drops=(0.35, 0.7, 0.85)),
+}
+
+
+def mlp(channels: int, side: int, classes: int) -> nn.Sequential:
+    """(B, C, s, s) -> (B, K): two hidden layers of 20 units a class."""
+    hidden = min(20 * classes, 2048)
+    return nn.Sequential(nn.Flatten(), *projector(channels * side**2, hidden, hidden, classes))
+
+
+def block(channels: int, classes: int) -> nn.Sequential:
+    """(B, C, s, s) -> (B, K): one more block of the network in network, averaged over its places."""
+    convolutions = conv(channels, WIDTH, 3), conv(WIDTH, WIDTH, 1), conv(WIDTH, WIDTH, 1)
+    return nn.Sequential(*convolutions, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(WIDTH, classes))
+
+
+class Map(nn.Module):
+    """One stage of an encoder, in the form that `embed` takes."""
+
+    def __init__(self, encoder: Encoder, stage: str):
+        super().__init__()
+        self.encoder, self.stage = encoder, stage
+        self.train(encoder.training)  # to which `embed` returns
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        x = self.encoder(image)[self.stage]
+        return {"map": x, "pool": x.mean((2, 3))}
+
+
+@torch.no_grad()
+def maps(encoder: Encoder) -> list[str]:
+    """The stages that have more than one place, from shallow to deep."""
+    was_training = encoder.training
+    shape = encoder.channels, encoder.size, encoder.size
+    stages = encoder.eval()(torch.zeros(1, *shape, device=encoder.mean.device))
+    encoder.train(was_training)
+    return [stage for stage, x in stages.items() if x.ndim == 4 and x.shape[-1] > 1]
+
+
+def by_maps(
+    encoder: Encoder,
+    train: Labelled,
+    test: Labelled,
+    chosen: Chosen,
+    *,
+    seed: int,
+    device: torch.device | str = "cpu",
+    progress: bool = True,
+) -> Iterator[Result]:
+    """Both probes on the map that `chosen` found best; none of an encoder without maps. The encoder stays as it is."""
+    stages = maps(encoder)
+    if not stages:
+        return
+    stage, known = chosen.best(stages), {"device": device, "progress": progress}
+    channels = encoder.widths[stage]
+    width = min(SIDE**2 * channels, MEMORY // 2 // len(train))
+    shown = embed(Map(encoder, stage), train, width=width, **known)
+    side = math.isqrt(shown.stages["map"].shape[1] // channels)
+    x = shown.stages["map"].view(-1, channels, side, side)
+    for name in ("mlp", "conv"):
+        head = fit(name, x, shown.label, len(train.classes), seed, device, progress)
+        probed = Classified(encoder, nn.Sequential(nn.AdaptiveAvgPool2d(side), head), stage)
+        found = embed(probed, test, **known)
+        right = found.stages["pool"].argmax(1) == found.label
+        yield accuracy(name, "", right, {"stage": stage, "side": side})
+
+
+@torch.random.fork_rng(devices=[])
+def fit(
+    name: str,
+    x: Tensor,
+    label: Tensor,
+    classes: int,
+    seed: int,
+    device: torch.device | str = "cpu",
+    progress: bool = True,
+) -> nn.Sequential:
+    """Maps (N, C, s, s), (N,) -> the probe of that name after STEPS steps."""
+    train, (n, channels, side, _) = TRAIN[name], x.shape
+    batch = min(train.batch, n)
+    torch.manual_seed(seed)
+    head = mlp(channels, side, classes) if name == "mlp" else block(channels, classes)
+    head.to(device).train()
+    losses = (
+        F.cross_entropy(head(x[rows].float().to(device)), label[rows].to(device))
+        for rows in passes(n, batch, STEPS, seed).split(batch)
+    )
+    optimizer = torch.optim.SGD(
+        head.parameters(), momentum=train.momentum, nesterov=True, weight_decay=train.weight_decay
+    )
+    descend(optimizer, losses, train, STEPS, f"{name} probe", progress)
+    return head.eval()

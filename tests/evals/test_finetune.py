@@ -1,0 +1,288 @@
+"""Fine-tuning: every weight learns at the rate of its layer, the encoder that was given stays, no test label is read."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from pretask import encoders, sources
+from pretask.config import TrainConfig
+from pretask.encoders import Encoder
+from pretask.evals import fewshot, finetune
+from pretask.evals.features import embed
+from pretask.evals.holdout import Part
+from pretask.sources import Labelled
+from pretask.sources.arrays import Arrays
+from pretask.types import UserError
+
+TRAIN = sources.open_labelled("synthetic:96:16")
+TEST = sources.open_labelled("synthetic:64:16")
+SMALL = "resnet_small:width=4,stages=2"
+VIT = "vit_tiny_patch16_224:patch_size=8,depth=3,embed_dim=24,num_heads=2"
+
+
+@pytest.fixture(autouse=True)
+def _few_steps(monkeypatch):
+    monkeypatch.setattr(finetune, "STEPS", 3)
+
+
+def encoder(name: str = SMALL, seed: int = 0, size: int = 16) -> Encoder:
+    torch.manual_seed(seed)
+    return encoders.build(name, 3, size)
+
+
+def fitted(net: Encoder, source=TRAIN, steps: int = 3, seed: int = 0, decay: float = 0.5, **train):
+    given = {"batch": 32, "lr": 1e-3, "warmup": 0.0} | train
+    index = torch.arange(len(source))
+    return finetune.fit(
+        net, source, index, TrainConfig(**given), steps, seed, decay, name="toy", device="cpu", progress=False
+    )
+
+
+def tuned(net: Encoder, train=TRAIN, test=TEST, **known) -> dict[str, finetune.Result]:
+    known = {"seed": 0, "run": 0, "progress": False} | known
+    return {r.eval: r for r in finetune.by_finetuning(net, train, test, **known)}
+
+
+def bright(n: int, classes: int = 3, seed: int = 0) -> Labelled:
+    """Pictures whose brightness is their class."""
+    generator = torch.Generator().manual_seed(seed)
+    label = torch.arange(n) % classes
+    noise = torch.randint(0, 40, (n, 3, 16, 16), generator=generator)
+    image = (noise + 80 * label.view(-1, 1, 1, 1)).to(torch.uint8)
+    return Labelled(Arrays("bright", image), label, [*"abc"[:classes]])
+
+
+# ---- layers
+
+
+LAYERS = {
+    "resnet18": ["conv1 bn1", *(f"layer{i}.{j}" for i in range(1, 5) for j in range(2))],
+    VIT: ["cls_token pos_embed patch_embed", "blocks.0", "blocks.1", "blocks.2 norm"],
+    SMALL: ["stem", "stage1", "stage2"],
+    "nin3:width=12": ["conv1", "conv2", "conv3"],
+}
+"""what lies in each layer, from the pixels up"""
+
+
+def expected_scale(name: str, parameter: str, decay: float) -> float:
+    layers = LAYERS[name]
+    for k, prefixes in enumerate(layers):
+        for prefix in prefixes.split():
+            if parameter == prefix or parameter.startswith(prefix + "."):
+                return decay ** (len(layers) - k)
+    raise AssertionError(parameter)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_every_parameter_is_in_one_group_at_the_rate_of_its_layer(name):
+    net = encoder(name)
+    groups = finetune.groups(net, 0.05, 0.7)
+    scale = [(id(p), g["lr_scale"], g["weight_decay"]) for g in groups for p in g["params"]]
+    assert sorted(i for i, _, _ in scale) == sorted(id(p) for p in net.parameters())
+    of = {i: (s, w) for i, s, w in scale}
+    for parameter, p in net.net.named_parameters():
+        assert of[id(p)][0] == pytest.approx(expected_scale(name, parameter, 0.7)), parameter
+        free = p.ndim <= 1 or parameter in ("cls_token", "pos_embed")
+        assert of[id(p)][1] == (0.0 if free else 0.05), parameter
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_without_decay_every_layer_has_all_of_the_rate(name):
+    assert {g["lr_scale"] for g in finetune.groups(encoder(name), 0.05, 1.0)} == {1.0}
+
+
+@pytest.mark.parametrize("name", [SMALL, VIT])
+def test_the_first_step_moves_each_layer_by_its_rate(name):
+    """Adam's first step is the learning rate times the sign of the gradient: m / √v = ±1."""
+    net = encoder(name)
+    before = {k: v.detach().clone() for k, v in net.net.named_parameters()}
+    probe = fitted(net, steps=1, lr=1e-3, weight_decay=0.0)
+    for parameter, now in net.net.named_parameters():
+        moved = (now - before[parameter]).abs().max().item()
+        assert moved == pytest.approx(1e-3 * expected_scale(name, parameter, 0.5), rel=0.01), parameter
+    torch.manual_seed(0)
+    head = nn.Linear(net.dim, 4)  # as it began
+    assert (probe.head.weight - head.weight).abs().max().item() == pytest.approx(1e-3, rel=0.01)
+
+
+def test_the_rate_rises_and_falls_as_the_schedule_says():
+    seen, train = [], TrainConfig(lr=0.4, warmup=0.25)
+    weight = nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([{"params": [weight], "lr_scale": 0.5}], lr=9.0)
+    optimizer.register_step_pre_hook(lambda o, *_: seen.append(o.param_groups[0]["lr"]))
+    finetune.descend(optimizer, (weight.sum() for _ in range(8)), train, 8, "toy", False)
+    cosine = [(1 + math.cos(math.pi * (s / 8 - 0.25) / 0.75)) / 2 for s in range(2, 8)]
+    assert seen == pytest.approx([0.2 * x for x in (0.0, 0.5, *cosine)])
+    assert weight.item() == pytest.approx(-sum(seen), rel=1e-5)  # each step was taken, none twice
+
+
+# ---- what is trained
+
+
+@pytest.mark.parametrize("name", [SMALL, "resnet18", VIT])
+def test_all_weights_change_but_not_those_of_the_encoder_that_was_given(name, monkeypatch):
+    net = encoder(name).eval()
+    for p in net.parameters():
+        p.requires_grad_(False)  # as one may hold a frozen net
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    kept = []
+    fit = finetune.fit
+    monkeypatch.setattr(finetune, "fit", lambda *a, **k: kept.append(fit(*a, **k)) or kept[-1])
+    state = torch.random.get_rng_state()
+    tuned(net)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items()) and not net.training
+    for trained in kept:
+        assert trained.encoder is not net and not trained.training
+        for k, v in trained.encoder.named_parameters():
+            assert not torch.equal(v, before[k]), k
+
+
+def test_at_rate_0_nothing_is_learnt():
+    net = encoder()
+    before = {k: v.detach().clone() for k, v in net.named_parameters()}
+    found = fitted(net, steps=5, lr=0.0)
+    assert all(torch.equal(v, before[k]) for k, v in net.named_parameters())
+    torch.manual_seed(0)
+    assert torch.equal(found.head.weight, nn.Linear(net.dim, 4).weight)
+
+
+def test_it_learns_what_can_be_learnt_and_guesses_what_cannot(monkeypatch):
+    monkeypatch.setattr(finetune, "STEPS", 60)
+    monkeypatch.setattr(finetune, "TRAIN", TrainConfig(batch=32, lr=0.01))
+    net, train, test = encoder(), bright(90), bright(60, seed=1)
+    assert tuned(net, train, test)["finetune"].value > 90
+    noise = torch.randint(0, 3, (300,), generator=torch.Generator().manual_seed(5))
+    test = bright(300, seed=2)
+    test.label = noise
+    assert 20 < tuned(net, train, test)["finetune"].value < 47  # 33.3, four standard deviations
+
+
+def test_a_network_that_knows_the_task_already_is_above_one_that_does_not(monkeypatch):
+    """With a rate so small that a few steps move little but the head."""
+    monkeypatch.setattr(finetune, "STEPS", 8)
+    train, test = bright(90), bright(90, seed=1)
+    taught, fresh = encoder(), encoder()
+    fitted(taught, train, steps=80, decay=1.0, lr=3e-3)
+    assert tuned(taught, train, test)["finetune"].value > tuned(fresh, train, test)["finetune"].value + 15
+
+
+def test_equal_seeds_give_equal_weights_and_other_seeds_do_not():
+    def weights(seed: int, before: int) -> torch.Tensor:
+        net = encoder("resnet10t:stem_width=8,drop_path_rate=0.5", size=32)
+        torch.manual_seed(before)  # what was drawn before has no say, in dropped paths neither
+        source = sources.open_labelled("synthetic:32:32")
+        return torch.cat([p.detach().flatten() for p in fitted(net, source, seed=seed).parameters()])
+
+    assert torch.equal(weights(0, 1), weights(0, 2))
+    assert not torch.equal(weights(0, 1), weights(1, 1))
+
+
+# ---- what is shown
+
+
+def test_images_are_shown_with_their_own_labels_and_all_alike_often():
+    """Each image knows its number, in all of its pixels; flips leave them, shifts bring black ones in."""
+    number = torch.arange(1, 51)
+    image = number.view(-1, 1, 1, 1).expand(50, 3, 16, 16).to(torch.uint8)
+    source = Labelled(Arrays("numbered", image), number * 3 % 50, [str(i) for i in range(50)])
+    index = torch.arange(10, 40)  # 30 images: batches of 8, three a pass, 6 images left out of each
+    shown = []
+    for x, label in finetune.shifted(source, index, 8, 9, 0, "cpu"):
+        seen = (255 * x.amax((1, 2, 3))).round().long()
+        assert torch.equal(label, seen * 3 % 50)
+        shown.append(seen)
+    assert len(shown) == 9 and all(len(s) == 8 for s in shown)
+    for k in range(3):
+        once = torch.cat(shown[3 * k : 3 * k + 3])
+        assert len(once.unique()) == 24 and once.min() >= 11 and once.max() <= 40
+    assert not torch.equal(shown[0], shown[3])
+    part = Part(source, index, "part")  # by its own numbers the same pictures, with the same labels
+    for (x, label), seen in zip(finetune.shifted(part, torch.arange(30), 8, 9, 0, "cpu"), shown, strict=True):
+        assert torch.equal((255 * x.amax((1, 2, 3))).round().long(), seen)
+        assert torch.equal(label, seen * 3 % 50)
+
+
+def test_views_are_shifted_by_up_to_an_eighth_and_half_of_them_flipped():
+    image = torch.full((1, 1, 16, 16), 100, dtype=torch.uint8)
+    image[..., 8:] = 200  # bright on the right
+    source = Labelled(Arrays("half", image.expand(64, 3, 16, 16).clone()), torch.zeros(64).long(), ["a"])
+    ((x, _),) = finetune.shifted(source, torch.arange(64), 64, 1, 0, "cpu")
+    flipped = x[:, 0, 8, 2] > x[:, 0, 8, 13]
+    assert 16 < flipped.sum() < 48
+    black = (x[:, 0] == 0).all(2).sum(1)  # rows
+    assert black.max() == 2 and black.min() == 0
+
+
+def test_draws_have_exact_counts_and_are_those_of_the_run(monkeypatch):
+    train = sources.open_labelled("synthetic:480:16")
+    asked = []
+
+    def fit(net, source, index, *rest, **known):
+        asked.append(index)
+        return finetune.Classified(net, nn.Linear(net.dim, 4))
+
+    monkeypatch.setattr(finetune, "fit", fit)
+    found = tuned(encoder(), train, run=3)
+    assert [*found] == ["finetune 10-shot", "finetune 100-shot", "finetune"]
+    assert [r.notes["images"] for r in found.values()] == [40, 400, 480]
+    for index, shots in zip(asked, (10, 100), strict=False):
+        assert train.label[index].bincount().tolist() == [shots] * 4 and len(index.unique()) == 4 * shots
+        assert torch.equal(index, fewshot.draw(train.label, shots, 0, 3))
+    assert torch.equal(asked[2], torch.arange(480))
+    few = asked[0]
+    tuned(encoder(), train, run=4)
+    assert not torch.equal(asked[3], few)
+
+
+def test_unreadable_images_are_not_learnt_from(monkeypatch):
+    index = []
+    monkeypatch.setattr(finetune, "readable", lambda source: torch.tensor([*range(10, 96)]))
+    monkeypatch.setattr(
+        finetune, "fit",
+        lambda net, source, there, *rest, **k: index.append(there) or finetune.Classified(net, nn.Linear(net.dim, 4)),
+    )  # fmt: skip
+    tuned(encoder())
+    assert len(index) == 2 and all(i.min() >= 10 for i in index)  # 10 shots and all
+
+
+def test_shots_that_some_class_lacks_are_left_out():
+    assert [*tuned(encoder())] == ["finetune 10-shot", "finetune"]
+    few = Part(TRAIN, torch.cat([(TRAIN.label == c).nonzero().flatten()[:9] for c in range(4)]), "few")
+    assert [*tuned(encoder(), few)] == ["finetune"]
+
+
+# ---- honest scores
+
+
+def test_test_labels_are_read_for_the_score_alone():
+    train, test, net = bright(60), bright(40, seed=1), encoder()
+    probe = finetune.fit(
+        encoder(), train, torch.arange(60), finetune.TRAIN, 3, 0, finetune.DECAY, name="", device="cpu", progress=False
+    )  # fmt: skip
+    said = embed(probe, test, progress=False).stages["pool"].argmax(1)
+    for label in (test.label, test.label.flip(0), torch.full((40,), 2)):
+        test.label = label
+        result = tuned(net, train, test)["finetune"]
+        assert torch.equal(result.right, (said == label).double())
+        assert result.value == pytest.approx(100 * result.right.mean().item())
+
+
+def test_the_score_is_that_of_the_last_weights_in_evaluation_mode():
+    net = encoder()
+    probe = fitted(net, steps=4)
+    assert not probe.training and not net.training
+    with torch.no_grad():
+        x = TEST.__getitems__(torch.arange(8)).image.float() / 255
+        whole, alone = probe(x)["pool"], probe(x[:1])["pool"]
+    assert_close(whole[:1], alone, atol=1e-5, rtol=1e-4)  # no statistics of the batch
+
+
+def test_a_loss_that_is_no_number_is_said():
+    net = encoder()
+    nn.init.constant_(net.net.stage2[0].body[0].weight, torch.nan)
+    with pytest.raises(UserError, match="toy diverged"):
+        fitted(net)
