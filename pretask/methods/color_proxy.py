@@ -54,7 +54,7 @@ class Config(MethodConfig):
 
     targets: Targets = "hue_chroma"
     """histograms of hue and chroma; histograms of a and b; or a and b themselves, by squared error"""
-    places: int = 32
+    places: int = 16
     """of an image at which colours are asked for, new ones each time (paper: 128 or 256 of 224 x 224)"""
     window: int = 1
     """pixels along a side around a place whose colours are counted; 1: its own colour alone (2016: 7 of 224)"""
