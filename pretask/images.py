@@ -170,6 +170,18 @@ def from_hcv(hue: Tensor, chroma: Tensor, value: Tensor) -> Tensor:
     return away.sub_(2).clamp_(-1, 0).mul_(chroma[:, None]).add_(value[:, None]).clamp_(0, 1)
 
 
+def tinted(grey: Tensor, hue: Tensor, chroma: Tensor) -> Tensor:
+    """Hue, 6 once around, and chroma (B, H, W) put on the grey of (B, 1, H, W) -> (B, 3, H, W), of the same mean.
+
+    x = grey + chroma · (pure - mean(pure)), where pure is the hue at its fullest, from 0 to 1. A chroma that would
+    leave [0, 1] is cut; the mean of the channels stays.
+    """
+    pure = from_hcv(hue, torch.ones_like(hue), torch.ones_like(hue))
+    middle = mean(pure)  # in [1/3, 2/3]
+    room = torch.minimum(grey / middle, (1 - grey) / (1 - middle))
+    return grey + torch.minimum(chroma[:, None], room) * (pure - middle)
+
+
 def turn_hue(x: Tensor, turns: Tensor) -> Tensor:
     """The hue of (B, 3, H, W) moved by `turns` (B,) of a full circle, in HSV."""
     hue, chroma, value = to_hcv(x)

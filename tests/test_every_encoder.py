@@ -7,8 +7,10 @@ from pretask import encoders, images
 from pretask.encoders import classic
 from pretask.types import UserError
 
-SMALL = {"alexnet_bn": 64, "cfn": 64, "context_alexnet": 96, "exemplar": 48}
+SMALL = {"alexnet_bn": 64, "cfn": 64, "color_vgg16": 48, "context_alexnet": 96, "exemplar": 48}
 """sides, of those that cannot do with 32 px"""
+NARROW = {"color_vgg16": "color_vgg16:width=8,wide=64"}
+"""in place of those with a hundred million weights"""
 TIMM = {
     "resnet18": 32,
     "resnet10t:stem_width=16": 48,
@@ -16,7 +18,7 @@ TIMM = {
     "mobilenetv3_small_050": 64,
     "vit_tiny_patch16_224:patch_size=8,depth=8": 32,
 }
-SPECS = {**{name: SMALL.get(name, 32) for name in classic.NETS}, **TIMM}
+SPECS = {**{NARROW.get(name, name): SMALL.get(name, 32) for name in classic.NETS}, **TIMM}
 ONE_SIZE = {"mlp", "alexnet_bn", "vit_tiny_patch16_224:patch_size=8,depth=8"}
 
 

@@ -178,6 +178,24 @@ def exemplar(channels: int = 3, size: int = 96, patch: int = 32) -> nn.Sequentia
     )
 
 
+def color_vgg16(channels: int = 1, size: int = 224, width: int = 64, wide: int = 4096) -> nn.Sequential:
+    """VGG-16 as a colorizer reads it (Larsson 2016 and 2017, released code): each of its 13 convolutions, and fc6 and
+    fc7 as convolutions of 7x7 and 1x1, is a stage; batch norm without gain and bias. 12,416 channels in all."""
+
+    def stage(i: int, o: int, kernel: int, *then: nn.Module) -> nn.Sequential:
+        layer = nn.Conv2d(i, o, kernel, 1, kernel // 2, bias=False)
+        return nn.Sequential(*then, layer, nn.BatchNorm2d(o, affine=False), nn.ReLU(inplace=True))
+
+    named, i = {}, channels
+    for block, (times, layers) in enumerate([(1, 2), (2, 2), (4, 3), (8, 3), (8, 3)]):
+        for n in range(layers):
+            pool = [nn.MaxPool2d(2)] if block and n == 0 else []
+            named[f"conv{block + 1}_{n + 1}"] = stage(i, times * width, 3, *pool)
+            i = times * width
+    named["fc6"], named["fc7"] = stage(i, wide, 7, nn.MaxPool2d(2)), stage(wide, wide, 1)
+    return nn.Sequential(OrderedDict(named))
+
+
 class Residual(nn.Module):
     """Two 3x3 convolutions beside a shortcut, which is pooled and widened where the stage begins."""
 
@@ -256,6 +274,7 @@ NETS: dict[str, Callable[..., nn.Sequential]] = {
     "context_alexnet": context_alexnet,
     "colornet": colornet,
     "color_alexnet": color_alexnet,
+    "color_vgg16": color_vgg16,
     "resnet_small": resnet_small,
     "mlp": mlp,
 }
