@@ -130,6 +130,28 @@ def test_arrays_can_be_painted_and_json_is_alone(run, tmp_path, capsys):
     assert sorted(p.name for p in out.glob("[0-9].png")) == [f"{i}.png" for i in range(5)]
 
 
+def test_the_colour_proxy_paints_too(photos, tmp_path):
+    """Wide and tall images, each on its own lightness, in other colours when the temperature is another."""
+    run = pretask.pretrain(
+        "color_proxy",
+        "synthetic:64:32",
+        tmp_path / "run",
+        steps=20,
+        batch=16,
+        encoder="resnet_small:width=16",
+        quiet=True,
+    )
+    out = tmp_path / "out"
+    made = colorizing.colorize(
+        run, sources.open(str(photos), size=32, channels=3, max_bad=0.5, cache_mb=0), out
+    )
+    assert made.n == 5 and made.judged == 4 and Image.open(out / "deep" / "tall.png").size == (40, 70)
+    paint, light = colorizing.painter(run), 20 + 60 * torch.rand(1, 1, 40, 60)
+    with torch.inference_mode():
+        assert torch.equal(paint(light, None), paint(light, 1.0))
+        assert (paint(light, 1.0) - paint(light, 0.1)).abs().max() > 0.1
+
+
 def test_mistakes_are_one_line(run, photos, tmp_path, capsys):
     other = pretask.pretrain("rotnet", "synthetic:64:32", tmp_path / "rot", steps=2, quiet=True).folder
     for words, said in (

@@ -226,15 +226,19 @@ class ColorProxy(Method[Sampled]):
         n, m = min(h, PAINTED), min(w, PAINTED)
         down, across = (torch.linspace(0, end - 1, k, device=grey.device) for end, k in ((h, n), (w, m)))
         at = torch.cartesian_prod(down, across).expand(len(grey), -1, -1)  # (B, n·m, 2)
-        answers = (self.answers(layers, some) / temperature for some in at.split(CHUNK, 1))
-        colour = torch.cat([self.expected(each) for each in answers], 1).transpose(1, 2).unflatten(2, (n, m))
+        answers = (self.answers(layers, some) for some in at.split(CHUNK, 1))
+        colour = torch.cat([self.expected(each, temperature) for each in answers], 1)
+        colour = colour.transpose(1, 2).unflatten(2, (n, m))
         return self.painted(grey, F.interpolate(colour, (h, w), mode="bilinear", align_corners=True))
 
-    def expected(self, answers: Tensor) -> Tensor:
+    def expected(self, answers: Tensor, temperature: float = 1.0) -> Tensor:
         """(B, N, 2, K) -> cosine and sine of the hue and the chroma, (B, N, 3), or a and b, (B, N, 2)."""
         if self.config.targets == "lab":
             return images.AB_SPREAD * answers[..., 0]
-        p, middle = answers.softmax(-1), (torch.arange(BINS, device=answers.device) + 0.5) / BINS
+        p, middle = (
+            (answers / temperature).softmax(-1),
+            (torch.arange(BINS, device=answers.device) + 0.5) / BINS,
+        )
         if self.config.targets == "lab_histogram":
             return 2 * WIDEST * (p @ middle - 0.5)
         turn = 2 * math.pi * middle
