@@ -34,6 +34,7 @@ SHOTS = (10, 100)
 STEPS = 1000
 """of one network, for every number of labels: two minutes of one core for a small net at 32 px"""
 TRAIN = TrainConfig(batch=64, lr=1e-3, weight_decay=0.05, warmup=0.1)
+"""not tuned, neither for encoders that know something nor for those that do not"""
 DECAY = 0.75
 """share of the learning rate that is left one layer further down; a network without pretraining gets all of it"""
 

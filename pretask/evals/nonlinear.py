@@ -31,7 +31,7 @@ MEMORY = 1 << 31
 WIDTH = 192
 """channels of the convolutions"""
 STEPS = 500
-"""of one probe: half a minute to a few minutes"""
+"""of one probe: seconds (mlp), a minute or more of one core (conv)"""
 SGD = TrainConfig(batch=128, optimizer="sgd", lr=0.1, weight_decay=5e-4, warmup=0.0, drop=0.2)
 TRAIN: Mapping[str, TrainConfig] = {
     "mlp": replace(SGD, drops=(0.2, 0.4, 0.45)),  # epochs 20, 40 and 45 of 100
