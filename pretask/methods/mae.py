@@ -75,6 +75,11 @@ class Config(MethodConfig):
                 f"--mask {self.mask} of {net.patch_embed.num_patches} patches leaves none to "
                 "see or none to paint; the paper hides 0.75"
             )
+        if net.embed_dim % 4:
+            raise UserError(
+                f"mae gives each of {encoder.name}'s patches a place of sines and cosines; "
+                f"its width {net.embed_dim} is no multiple of 4"
+            )
         if self.width % 4 or self.width % self.heads:
             raise UserError(
                 f"--width {self.width} is no multiple of 4 and of --heads {self.heads}; try {16 * self.heads}"

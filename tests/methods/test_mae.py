@@ -347,6 +347,11 @@ def test_the_optimizer_has_the_papers_betas_and_spares_biases(source):
         ({"mask": 1.0}, VIT, "--mask 1.0 of 64 patches leaves none"),
         ({"mask": 0.0}, VIT, "--mask 0.0 of 64 patches leaves none"),
         ({"width": 42, "heads": 2}, VIT, "--width 42 is no multiple of 4 and"),
+        (
+            {},
+            "vit_tiny_patch16_224:patch_size=4,embed_dim=18,num_heads=3,depth=1",
+            "width 18 is no multiple of 4",
+        ),
         ({"width": 64, "heads": 3}, VIT, "and of --heads 3; try 48"),
     ],
 )
