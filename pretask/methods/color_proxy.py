@@ -60,6 +60,8 @@ class Config(MethodConfig):
     """pixels along a side around a place whose colours are counted; 1: its own colour alone (2016: 7 of 224)"""
     hidden: int = 256
     """width of the head's hidden layer (paper: 1024)"""
+    dropout: float = 0.0
+    """of the head's hidden layer (paper: 0.5)"""
     crop: float = 0.3
     """smallest share of the area that is shown; 1 shows the whole image"""
     side: float = 0.75
@@ -92,6 +94,8 @@ class Paper(Config):
     """pixels (2016)"""
     hidden: int = 1024
     """width of the head's hidden layer"""
+    dropout: float = 0.5
+    """of the head's hidden layer"""
     crop: float = (352 / 600) ** 2
     """352 px of a shorter side of 352 to 600 (2016)"""
     side: float = 1.0
@@ -175,7 +179,7 @@ class ColorProxy(Method[Sampled]):
             )
         answers = 1 if config.targets == "lab" else BINS
         self.hidden = nn.Linear(sum(x.shape[1] for x in layers), config.hidden)
-        self.dropout = nn.Dropout(0.5)
+        self.dropout = nn.Dropout(config.dropout)
         self.heads = nn.ModuleDict({name: nn.Linear(config.hidden, answers) for name in self.names})
         nn.init.normal_(self.hidden.weight, std=1e-4)  # so that the start is uniform (released code)
         for linear in (self.hidden, *self.heads.values()):
