@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pretask import checkpoint, encoders, images, loader
+from pretask import checkpoint, encoders, images, loader, methods
 from pretask.clues import CLUES, Clue
 from pretask.evals.interval import RESAMPLES, quantiles
 from pretask.methods import Method, MethodConfig
@@ -186,9 +186,8 @@ def choice(method: Method[Any], puzzle: Any) -> tuple[str, Tensor, Tensor]:
         truth = getattr(puzzle, name)
         if not truth.is_floating_point() and truth.ndim <= 2 and truth.dtype != torch.bool:
             return name, answer, truth
-    name = type(method).__module__.rpartition(".")[2].removeprefix("pretask_method_")
     raise UserError(
-        f"{name} has no answer that is right or wrong, so there is nothing to audit; "
+        f"{methods.called(method)} has no answer that is right or wrong, so there is nothing to audit; "
         "methods with a choice are, for example, jigsaw, context_prediction and rotnet"
     )
 

@@ -4,8 +4,6 @@ Colours are found at the size that the run was trained at and laid over each ima
 Where images have colours, the answers are scored against them (Zhang et al. 2016, arXiv:1603.08511, sec. 3.1).
 """
 
-import csv
-import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -25,7 +23,7 @@ from pretask.methods.colorization import BINS, GREY, encode, smoothed
 from pretask.reports import sheet, turing
 from pretask.run import Run, title
 from pretask.sources import decode
-from pretask.sources.common import Images, bar
+from pretask.sources.common import Images, bar, listed
 from pretask.sources.encoded import Encoded
 from pretask.types import UserError
 
@@ -36,6 +34,8 @@ SHOWN = 32
 """images on the sheet and, at most, pairs of the page"""
 PLACES = 224
 """of an image, along its shorter side, at which its colours are judged, at most twice as many"""
+LONG = 4
+"""times its shorter side that an image is looked at; longer ones are shortened"""
 FURTHEST = 150.0
 """distance in ab at which the area under the curve ends (sec. 3.1)"""
 
@@ -78,10 +78,12 @@ def colorize(
     answer; None: its own. UserError if the run's method paints no colours.
     """
     run = run if isinstance(run, Run) else Run(run)
+    if temperature is not None and not temperature > 0:
+        raise UserError(f"--temperature {temperature:g} is not above 0; the paper paints with 0.38")
     paint = painter(run)
     if out.exists():
         raise UserError(f"{out} exists; choose another --out")
-    judge, cells, pairs, taken = Judge(), [], [], set[str]()
+    judge, cells, pairs, taken = Judge(), [], [], {Path("sheet.png")}
     with bar(progress) as shown:
         for name, image in shown.track(originals(source), total=len(source), description="colouring"):
             with torch.inference_mode():
@@ -97,7 +99,7 @@ def colorize(
                 grey = sheet.pictures(light / 100)[0]
                 cells.append(cell({"lightness": grey, "painted": painted, "as it was": true}))
                 pairs += [(true, painted)] if coloured else []
-    if not taken:
+    if not cells:
         raise UserError(f"none of the images of {source.name} can be read")
     about = f"{run.folder.resolve().name} on {source.name}"
     picture = sheet.paint(cells, title=about, subtitle="")
@@ -106,7 +108,7 @@ def colorize(
         turing.write(out / "turing.html", pairs, about, run.card["seed"])
     if source.bad:
         checkpoint.write_text(out / "skipped.csv", listed(source.bad))
-    made = Coloured(out, len(taken), len(source.bad), len(judge.seen), judge.scores(run.card["seed"]))
+    made = Coloured(out, len(taken) - 1, len(source.bad), len(judge.seen), judge.scores(run.card["seed"]))
     checkpoint.write_text(out / "scores.json", made.to_json() + "\n")
     return made
 
@@ -125,7 +127,8 @@ def painter(run: Run) -> Callable[[Tensor, float | None], Tensor]:
         grey = images.from_lab(F.pad(light, (0, 0, 0, 0, 0, 2)))
         h, w = grey.shape[2:]
         short = min(h, w)
-        form = (round(size * h / short), round(size * w / short)) if any_form else (size, size)
+        sides = (min(LONG * size, round(size * side / short)) for side in (h, w))
+        form = tuple(sides) if any_form else (size, size)
         small = F.interpolate(grey.to(device), size=form, mode="bilinear", antialias=True)
         return F.interpolate(method.colours(small, temperature), size=(h, w), mode="bilinear").cpu()
 
@@ -153,22 +156,18 @@ def originals(source: Images) -> Iterator[tuple[str, Tensor]]:
         yield name, images.to_float(pixels.permute(2, 0, 1)[None])
 
 
-def png(name: str, taken: set[str]) -> str:
-    """Where an image goes below the folder: its own name, ending in .png; two that differ in their ending keep it."""
-    plain = str(Path(name).with_suffix(".png"))
-    path = plain if plain not in taken else f"{name}.png"
+def png(name: str, taken: set[Path]) -> Path:
+    """Where an image goes, never out of the folder: its own name, ending in .png; beside its own ending if taken."""
+    plain = Path(*(part for part in Path(name).parts if part not in ("..", Path(name).anchor)))
+    path = plain.with_suffix(".png")
+    while path in taken:
+        path = plain = plain.with_name(f"{plain.name}.png")
     taken.add(path)
     return path
 
 
 def cell(looks: Mapping[str, Image.Image]) -> sheet.Cell:
     return sheet.Cell(tuple((name, decode.square(picture, sheet.TILE)) for name, picture in looks.items()))
-
-
-def listed(bad: Mapping[str, str]) -> str:
-    text = io.StringIO(newline="")
-    csv.writer(text).writerows([("file", "reason"), *sorted(bad.items())])
-    return text.getvalue()
 
 
 class Judge:

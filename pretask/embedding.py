@@ -4,7 +4,6 @@
 same rows. Both are written as the images come by, so memory does not grow with their number.
 """
 
-import csv
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +21,7 @@ from pretask import encoders, images, loader
 from pretask.encoders import Encoder
 from pretask.run import Run
 from pretask.sources import decode
-from pretask.sources.common import Images, bar, check_bad
+from pretask.sources.common import Images, bar, check_bad, listed
 from pretask.sources.encoded import cores
 from pretask.sources.stream import Stream
 from pretask.types import Batch, UserError
@@ -170,8 +169,7 @@ def write(
     with complete(*targets) as (table, plain, skipped):
         n, width = fill(table, plain, rows(encoder, source, stage, batch), len(source), progress)
         if source.bad:
-            with skipped.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-                csv.writer(file).writerows([("file", "reason"), *sorted(source.bad.items())])
+            skipped.write_bytes(listed(source.bad).encode(errors="surrogateescape"))
     return Written(*targets[:2], targets[2] if source.bad else None, n, width)
 
 

@@ -19,7 +19,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pretask import checkpoint, convolutions, distributed, loader
+from pretask import checkpoint, convolutions, distributed, loader, methods
 from pretask.config import TrainConfig, schedule
 from pretask.context import Context, Finished
 from pretask.journal import Journal
@@ -269,7 +269,7 @@ def check(method: Method[Any], source: Source, train: TrainConfig) -> None:
     missing = method.needs - source.provides
     if missing:
         raise UserError(
-            f"{type(method).__name__} needs {', '.join(sorted(missing))} with every image; "
+            f"{methods.called(method)} needs {', '.join(sorted(missing))} with every image; "
             f"{source.name} provides {', '.join(sorted(source.provides)) or 'images alone'}"
         )
     if len(source) < train.batch:

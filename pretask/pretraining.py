@@ -1,8 +1,6 @@
 """From a method's name and a folder of images to a trained encoder in a run folder."""
 
-import csv
 import dataclasses
-import io
 import json
 import logging
 import math
@@ -31,6 +29,7 @@ from pretask.config import TrainConfig
 from pretask.journal import Journal, Tell
 from pretask.loop import Plan, Trainer
 from pretask.methods import Method, MethodConfig
+from pretask.sources.common import listed
 from pretask.types import Source, UserError
 from pretask.watch import Watch
 
@@ -221,9 +220,7 @@ def fit(trainer: Trainer, plan: Plan, journal: Journal) -> None:
         bad.update(distributed.union(bad))
     finally:
         if bad and journal.writes:
-            text = io.StringIO()
-            csv.writer(text).writerows([("file", "reason"), *sorted(bad.items())])
-            checkpoint.write_text(trainer.folder / run.SKIPPED, text.getvalue())
+            checkpoint.write_text(trainer.folder / run.SKIPPED, listed(bad))
 
 
 def length(settings: Settings, train: TrainConfig, trainer: Trainer, began: float) -> int:

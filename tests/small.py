@@ -23,7 +23,7 @@ def images_for(name: str) -> Source:
     while True:
         source = sources.open(f"synthetic:64:{side}")
         try:
-            config.build(encoders.build(small(config.encoder), 3, side), source)
+            config.build(encoders.build(config.spec(small(config.encoder)), 3, side), source)
         except UserError:
             assert side < 256, f"{name} takes no images of up to {side} px"
             side *= 2

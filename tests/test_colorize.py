@@ -2,6 +2,7 @@
 
 import json
 import math
+import tarfile
 
 import numpy as np
 import pytest
@@ -77,6 +78,35 @@ def test_the_temperature_reaches_the_answer(run):
         assert paint(light, None).shape == (1, 2, 48, 48)
         assert torch.equal(paint(light, None), paint(light, 0.38))
         assert (paint(light, 1.0) - paint(light, 0.38)).abs().max() > 1
+
+
+def test_no_image_takes_the_place_of_another_or_leaves_the_folder(run, tmp_path):
+    """Names that end alike, that are the sheet's, and, from a shard, that climb."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    image = Image.fromarray(sources.open("synthetic:1:32").image[0].permute(1, 2, 0).numpy())
+    for name in ("sheet.jpg", "a.jpg", "a.png", "a.png.jpg", "a.png.webp"):
+        image.save(folder / name)
+    made = colorizing.colorize(
+        run, sources.open(str(folder), size=32, channels=3, cache_mb=0), tmp_path / "out"
+    )
+    assert made.n == 5 == len([*(tmp_path / "out").glob("*.png")]) - 1
+    assert Image.open(tmp_path / "out" / "sheet.png").width > 100
+
+    with tarfile.open(tmp_path / "shard.tar", "w") as tar:
+        tar.add(folder / "a.jpg", "../../escaped.jpg")
+        tar.add(folder / "a.jpg", "/above.jpg")
+    source = sources.open(str(tmp_path / "shard.tar"), size=32, channels=3, cache_mb=0)
+    assert colorizing.colorize(run, source, tmp_path / "deep" / "deeper" / "out").n == 2
+    inside = {p.name for p in (tmp_path / "deep" / "deeper" / "out").rglob("*.png")}
+    assert inside == {"sheet.png", "escaped.png", "above.png"}
+    assert not [*tmp_path.rglob("escaped.png")][1:] and not [*tmp_path.rglob("above.png")][1:]
+
+
+def test_a_strip_is_looked_at_shortened(run):
+    """A panorama of one pixel's height would else be enlarged to millions."""
+    ab = colorizing.painter(Run(run))(torch.full((1, 1, 1, 1500), 50.0), None)
+    assert ab.shape == (1, 2, 1, 1500)
 
 
 def test_the_score_is_the_area_under_the_curve_written_as_loops():
@@ -160,6 +190,7 @@ def test_mistakes_are_one_line(run, photos, tmp_path, capsys):
             "rotnet paints no colours; runs of colorization and color_proxy do",
         ),
         ([str(run), "--out", str(photos)], "exists; choose another --out"),
+        ([str(run), "--out", str(tmp_path / "new"), "--temperature", "0"], "--temperature 0 is not above 0"),
     ):
         assert main(["colorize", *words, "--data", str(photos), "--max-bad", "0.5"]) == 2
         told = capsys.readouterr().err

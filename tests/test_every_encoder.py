@@ -31,6 +31,7 @@ def test_pixels_become_stages_and_rows(spec, channels):
         stages = encoder(torch.rand(2, channels, size, size))
     assert list(stages)[-1] == "pool" and stages["pool"].shape == (2, encoder.dim)
     assert {name: x.shape[1] for name, x in stages.items()} == encoder.widths
+    assert encoder.sides == {name: x.shape[-1] for name, x in stages.items() if x.ndim == 4}
     assert len(stages) >= 3
     sides = [x.shape[-1] for x in stages.values() if x.ndim == 4]
     assert sides == sorted(sides, reverse=True)
@@ -100,6 +101,12 @@ def test_a_net_that_sees_one_channel_is_blind_to_the_rest(spec, sees):
 def test_a_mistake_in_a_name_is_the_users_to_mend(spec, hint):
     with pytest.raises(UserError, match=hint):
         encoders.build(spec, 3, 32)
+
+
+def test_channels_that_do_not_fit_are_not_stretched_to_fit():
+    for spec, channels in (("resnet_small:width=8", 1), ("resnet_small:width=8,sees=mean", 3)):
+        with pytest.raises(ValueError, match=f"channels, not {channels}"):
+            encoders.build(spec, 3, 32).look(torch.rand(2, channels, 32, 32))
 
 
 def test_lightness_is_of_colour_images():

@@ -31,7 +31,8 @@ def trainer(folder, name="simclr", fabric=None, batch=16, flags=None, **settings
     config = methods.recipe(name)(**(flags or {}))
     plain = {"optimizer": "sgd", "lr": 0.1, "weight_decay": 1e-4, "rounds": config.train.rounds}
     train = TrainConfig(batch=batch, **{**plain, **settings})
-    method = config.build(encoders.build(NARROW.get(name, "resnet_small:width=8"), 3, source.size), source)
+    encoder = config.spec(NARROW.get(name, "resnet_small:width=8"))
+    method = config.build(encoders.build(encoder, 3, source.size), source)
     return Trainer(fabric or Fabric(accelerator="cpu", devices=1), method, source, train, folder)
 
 

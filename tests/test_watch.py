@@ -69,7 +69,7 @@ class Config(MethodConfig):
 def trained(config, folder, steps=60, source=None, encoder="resnet_small:width=8"):
     torch.manual_seed(0)
     source = source or sources.open("synthetic:64:16")
-    method = config.build(encoders.build(encoder, 3, source.size), source)
+    method = config.build(encoders.build(config.spec(encoder), 3, source.size), source)
     trainer = Trainer(Fabric(accelerator="cpu", devices=1), method, source, config.train, folder)
     watch = Watch(method.export(), source, folder)
     watch.due = lambda *_: True  # look after every row

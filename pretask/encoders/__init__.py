@@ -47,6 +47,8 @@ class Encoder(nn.Module):
             stages = self.eval()(torch.zeros(1, channels, size, size))
             self.train(was_training)
         self.widths: dict[str, int] = {stage: x.shape[1] for stage, x in stages.items()}
+        self.sides: dict[str, int] = {stage: x.shape[-1] for stage, x in stages.items() if x.ndim == 4}
+        """of the stages that are maps, from shallow to deep"""
 
     @property
     def dim(self) -> int:
@@ -65,11 +67,21 @@ class Encoder(nn.Module):
         return wanted
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
-        return self.look(SEES[self.sees](image) if self.sees else image)
+        return self.stages(self.normalised(self.seen(image)))
+
+    def seen(self, image: Tensor) -> Tensor:
+        """What the net is given of an image, in [0, 1]: one channel if the spec says so."""
+        return SEES[self.sees](image) if self.sees else image
+
+    def normalised(self, seen: Tensor) -> Tensor:
+        """By the mean and standard deviation of what the net is given."""
+        if seen.shape[1] != len(self.mean):  # else it would be broadcast, and nobody told
+            raise ValueError(f"{self.name} is given {len(self.mean)} channels, not {seen.shape[1]}")
+        return (seen - self.mean) / self.std
 
     def look(self, seen: Tensor) -> dict[str, Tensor]:
-        """The same for what the net sees of an image, in [0, 1]."""
-        return self.stages((seen - self.mean) / self.std)
+        """The stages of what is `seen` of an image, for a method whose puzzle holds no more."""
+        return self.stages(self.normalised(seen))
 
     def stages(self, x: Tensor) -> dict[str, Tensor]:
         """The same for an input that is already normalised."""

@@ -40,15 +40,14 @@ DECAY = 0.75
 
 
 class Classified(nn.Module):
-    """An encoder and what a head makes of one of its stages: {"pool": (B, K) logits}, so that `embed` can ask it."""
+    """An encoder and what a head makes of its pooled features: {"pool": (B, K) logits}, so that `embed` can ask it."""
 
-    def __init__(self, encoder: nn.Module, head: nn.Module, stage: str = "pool"):
+    def __init__(self, encoder: nn.Module, head: nn.Module):
         super().__init__()
-        self.encoder, self.head, self.stage = encoder, head, stage
-        self.train(encoder.training)  # to which `embed` returns
+        self.encoder, self.head = encoder, head
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
-        return {"pool": self.head(self.encoder(image)[self.stage])}
+        return {"pool": self.head(self.encoder(image)["pool"])}
 
 
 def eval_name(shots: int | None) -> str:

@@ -19,8 +19,8 @@ from pretask.config import TrainConfig
 from pretask.encoders import Encoder
 from pretask.encoders.classic import conv
 from pretask.encoders.heads import projector
-from pretask.evals.features import embed
-from pretask.evals.finetune import Classified, descend, passes
+from pretask.evals.features import BATCH, embed
+from pretask.evals.finetune import descend, passes
 from pretask.evals.measure import Chosen, Result, accuracy
 from pretask.types import Labelled
 
@@ -64,14 +64,9 @@ class Map(nn.Module):
         return {"map": x, "pool": x.mean((2, 3))}
 
 
-@torch.no_grad()
 def maps(encoder: Encoder) -> list[str]:
     """The stages that have more than one place, from shallow to deep."""
-    was_training = encoder.training
-    shape = encoder.channels, encoder.size, encoder.size
-    stages = encoder.eval()(torch.zeros(1, *shape, device=encoder.mean.device))
-    encoder.train(was_training)
-    return [stage for stage, x in stages.items() if x.ndim == 4 and x.shape[-1] > 1]
+    return [stage for stage, side in encoder.sides.items() if side > 1]
 
 
 def by_maps(
@@ -91,15 +86,14 @@ def by_maps(
     stage, known = chosen.best(stages), {"device": device, "progress": progress}
     channels = encoder.widths[stage]
     width = min(SIDE**2 * channels, MEMORY // 2 // len(train))
-    shown = embed(Map(encoder, stage), train, width=width, **known)
+    shown, unseen = (embed(Map(encoder, stage), part, width=width, **known) for part in (train, test))
     side = math.isqrt(shown.stages["map"].shape[1] // channels)
-    x = shown.stages["map"].view(-1, channels, side, side)
+    x, y = (each.stages["map"].view(-1, channels, side, side) for each in (shown, unseen))
     for name in ("mlp", "conv"):
         head = fit(name, x, shown.label, len(train.classes), seed, device, progress)
-        probed = Classified(encoder, nn.Sequential(nn.AdaptiveAvgPool2d(side), head), stage)
-        found = embed(probed, test, **known)
-        right = found.stages["pool"].argmax(1) == found.label
-        yield accuracy(name, "", right, {"stage": stage, "side": side})
+        with torch.no_grad():
+            said = torch.cat([head(rows.float().to(device)).argmax(1).cpu() for rows in y.split(BATCH)])
+        yield accuracy(name, "", said == unseen.label, {"stage": stage, "side": side})
 
 
 @torch.random.fork_rng(devices=[])

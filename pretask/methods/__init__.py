@@ -10,11 +10,15 @@ import pkgutil
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from pretask.methods.base import Method, MethodConfig
 from pretask.types import UserError
 
-__all__ = ["Method", "MethodConfig", "asks", "module", "names", "recipe", "recipes"]
+__all__ = ["Method", "MethodConfig", "asks", "called", "module", "names", "recipe", "recipes"]
+
+OUTSIDE = "pretask_method_"
+"""in front of the name of a file outside of the package, among Python's modules"""
 
 
 def names() -> list[str]:
@@ -36,7 +40,7 @@ def module(name: str) -> ModuleType:
 def outside(path: Path) -> ModuleType:
     if not path.is_file():
         raise UserError(f"no method file at {path}; write one with a `Config`, as the tutorial shows")
-    name = f"pretask_method_{path.stem}"
+    name = f"{OUTSIDE}{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path.resolve())
     assert spec is not None and spec.loader is not None
     found = importlib.util.module_from_spec(spec)
@@ -45,6 +49,11 @@ def outside(path: Path) -> ModuleType:
     if not hasattr(found, "Config"):
         raise UserError(f"{path} defines no `Config`; a method file needs one, as the tutorial shows")
     return found
+
+
+def called(method: Method[Any]) -> str:
+    """The name of the file that a method is from: as on the command line, but for folder and ending."""
+    return type(method).__module__.rpartition(".")[2].removeprefix(OUTSIDE)
 
 
 def recipes(of: ModuleType) -> dict[str, type[MethodConfig]]:

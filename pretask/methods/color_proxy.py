@@ -68,8 +68,10 @@ class Config(MethodConfig):
     """of what a crop shows, as a share of the image's; smaller puzzles, and more of them in the same time"""
 
     def build(self, encoder: Encoder, source: Source) -> "ColorProxy":
-        if encoder.channels != 3:
-            raise UserError(f"color_proxy asks for colours, but {source.name} has {encoder.channels} channel")
+        if not encoder.sides:
+            raise UserError(
+                f"color_proxy reads maps, and {encoder.name} makes none; try resnet_small or resnet18"
+            )
         return ColorProxy(self, encoder)
 
 
@@ -171,14 +173,10 @@ class ColorProxy(Method[Sampled]):
         self.side = encoder.side(config.side)
         self.margin = max(round(self.side / 7), config.window // 2)  # 32 of 224 px (released code)
         with torch.no_grad():
-            layers = maps(encoder.eval(), torch.zeros(1, 1, encoder.size, encoder.size))
-            self.strides = strides(encoder)
-        if len(layers) == 1:
-            raise UserError(
-                f"color_proxy reads maps, and {encoder.name} makes none; try resnet_small or resnet18"
-            )
+            self.strides = strides(encoder.eval())
         answers = 1 if config.targets == "lab" else BINS
-        self.hidden = nn.Linear(sum(x.shape[1] for x in layers), config.hidden)
+        width = 1 + sum(encoder.widths[stage] for stage in encoder.sides)  # with the image itself
+        self.hidden = nn.Linear(width, config.hidden)
         self.dropout = nn.Dropout(config.dropout)
         self.heads = nn.ModuleDict({name: nn.Linear(config.hidden, answers) for name in self.names})
         nn.init.normal_(self.hidden.weight, std=1e-4)  # so that the start is uniform (released code)
@@ -222,7 +220,9 @@ class ColorProxy(Method[Sampled]):
 
     def colours(self, image: Tensor, temperature: float | None = None) -> Tensor:
         """(B, 3, H, W), grey or not -> the ab that the mean of its channels suggests, (B, 2, H, W)."""
-        return images.lab(self.coloured(images.mean(image), temperature or 1.0))[:, 1:]
+        return images.lab(self.coloured(images.mean(image), 1.0 if temperature is None else temperature))[
+            :, 1:
+        ]
 
     def coloured(self, grey: Tensor, temperature: float = 1.0) -> Tensor:
         """(B, 1, H, W) -> (B, 3, H, W), by what is expected at up to PAINTED places along a side."""

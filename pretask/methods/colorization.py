@@ -65,6 +65,12 @@ class Config(MethodConfig):
     def build(self, encoder: Encoder, source: Source) -> "Colorization":
         if not 0 < self.uniform <= 1:
             raise UserError(f"--uniform {self.uniform:g} is not a share above 0, up to 1")
+        if not 1 <= self.neighbours <= len(BINS):
+            raise UserError(f"--neighbours {self.neighbours} is not between 1 and the {len(BINS)} bins")
+        if not encoder.sides:
+            raise UserError(
+                f"colorization reads a map, and {encoder.name} makes none; try resnet_small or resnet18"
+            )
         return Colorization(self, encoder)
 
 
@@ -112,7 +118,7 @@ class Colourless:
 def encode(ab: Tensor, neighbours: int) -> tuple[Tensor, Tensor]:
     """(B, 2, h, w) -> the nearest bins and their shares, exp(-d² / 2σ²) normalised, (B, k, h, w) each, nearest first.
 
-    Of bins at equal distance the one with the lower number is nearer.
+    Of bins at equal distance, up to 0.06 in d², the one with the lower number is nearer.
     """
     flat = ab.movedim(1, -1).flatten(0, -2)  # (M, 2)
     bins = BINS.to(ab.device)
@@ -126,9 +132,8 @@ def encode(ab: Tensor, neighbours: int) -> tuple[Tensor, Tensor]:
 
 def smoothed(count: Tensor) -> Tensor:
     """(313,) how often each bin was nearest -> the share of each colour, smoothed by a Gaussian (sec. 2.2)."""
-    kernel = (-torch.cdist(BINS, BINS).square() / (2 * SIGMA**2)).softmax(
-        0
-    )  # (to, from): a bin's mass stays whole
+    near = -torch.cdist(BINS, BINS).square() / (2 * SIGMA**2)
+    kernel = near.softmax(0)  # (to, from): what a bin has is handed on whole
     return kernel @ (count / count.sum())
 
 
@@ -152,7 +157,8 @@ class Colorization(Method[Colourless]):
         super().__init__()
         self.config, self.encoder = config, encoder
         self.side = encoder.side(config.side)
-        channels = list(encoder.widths.values())[-2]  # of the last map
+        self.last = [*encoder.sides][-1]  # the deepest map
+        channels = encoder.widths[self.last]
         answer = nn.Conv2d(config.decoder or channels, 2 if config.regress else len(BINS), 1)
         self.head = nn.Sequential(*decoder(channels, config.decoder), answer) if config.decoder else answer
         self.register_buffer("share", torch.full((len(BINS),), 1 / len(BINS)))
@@ -181,7 +187,7 @@ class Colorization(Method[Colourless]):
 
     def answer(self, light: Tensor) -> Tensor:
         """(B, 1, H, W) lightness, 0 … 1 -> (B, 313, h, w) logits, or (B, 2, h, w) ab / AB_SPREAD by regression."""
-        return self.head(list(self.encoder.look(light).values())[-2])
+        return self.head(self.encoder.look(light)[self.last])
 
     def loss(self, pretext: Colourless) -> Loss:
         answer = self.answer(pretext.light)
@@ -204,7 +210,7 @@ class Colorization(Method[Colourless]):
         if self.config.regress:
             ab = images.AB_SPREAD * answer.float()
         else:
-            ab = annealed_mean(answer, temperature or self.config.temperature)
+            ab = annealed_mean(answer, self.config.temperature if temperature is None else temperature)
         return F.interpolate(ab, size=light.shape[-2:], mode="bilinear")
 
     def solve(self, pretext: Colourless) -> Mapping[str, Tensor]:

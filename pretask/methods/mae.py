@@ -5,7 +5,7 @@ idea is that of BERT (Devlin et al., NAACL 2019, arXiv:1810.04805), which hides 
 itself more, so more must go before painting takes knowing what is shown. The encoder, a vision transformer, is given
 the visible patches alone, which also makes a step cheap; a small decoder gets its tokens, one learned token for every
 hidden patch, and the place of each (sec. 3). Only hidden patches are scored. Places are sines and cosines that are not
-learned, in both halves (appendix A.1).
+learned, in both halves (appendix A.1); the untrained encoder that stands beside a run's scores has timm's random ones.
 
 Differs from the paper: targets are plain pixels, not those less the data set's mean; crops are bilinear.
 
@@ -25,7 +25,7 @@ from torch.optim import Optimizer
 
 from pretask import images
 from pretask.config import TrainConfig
-from pretask.encoders import SEES, Encoder
+from pretask.encoders import Encoder
 from pretask.methods.base import Method, MethodConfig
 from pretask.rng import Rng
 from pretask.types import Batch, Loss, Source, UserError
@@ -190,9 +190,8 @@ class MAE(Method[Masked]):
 
     def encode(self, shown: Tensor, visible: Tensor) -> Tensor:
         """(B, C, H, W), (B, V) -> (B, P + V, D): P prefix tokens, such as the class token, and the visible patches."""
-        e, vit = self.encoder, self.vit
-        seen = SEES[e.sees](shown) if e.sees else shown
-        tokens = vit._pos_embed(vit.patch_embed((seen - e.mean) / e.std))  # (B, P + N, D)
+        vit, pixels = self.vit, self.encoder.normalised(self.encoder.seen(shown))
+        tokens = vit._pos_embed(vit.patch_embed(pixels))  # (B, P + N, D)
         prefix, patch = tokens[:, : vit.num_prefix_tokens], tokens[:, vit.num_prefix_tokens :]
         tokens = vit.blocks(vit.norm_pre(torch.cat([prefix, pick(patch, visible)], 1)))
         return vit.fc_norm(vit.norm(tokens))  # a ViT has the one or the other

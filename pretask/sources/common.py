@@ -1,8 +1,10 @@
 """What all kinds of source share: how one is asked for, what opening returns, compact names, a bar."""
 
+import csv
+import io
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -85,6 +87,13 @@ def check_bad(name: str, bad: dict[str, str], n: int, limit: float) -> None:
         f"{name}: {len(bad)} of {n} images cannot be read ({some}); "
         f"at most {limit:.0%} are tolerated. Mend or remove them, or raise --max-bad"
     )
+
+
+def listed(bad: Mapping[str, str]) -> str:
+    """What could not be read and why, as the CSV that every verb leaves."""
+    text = io.StringIO()
+    csv.writer(text).writerows([("file", "reason"), *sorted(bad.items())])
+    return text.getvalue()
 
 
 def check_sample(name: str, bad: dict[str, str], n: int, limit: float) -> None:

@@ -305,3 +305,8 @@ def test_grey_sources_and_impossible_shares_are_one_line():
         made(sources.open("synthetic:8:32", channels=1))
     with pytest.raises(UserError, match="--uniform 0 is not a share"):
         made(sources.open("synthetic:8:32"), cz.Config(uniform=0.0))
+    for count in (0, 314):
+        with pytest.raises(UserError, match=f"--neighbours {count} is not between 1 and the 313"):
+            made(sources.open("synthetic:8:32"), cz.Config(neighbours=count))
+    with pytest.raises(UserError, match="reads a map, and mlp:width=16,sees=lightness makes none"):
+        made(sources.open("synthetic:8:32"), encoder="mlp:width=16")
