@@ -80,6 +80,27 @@ def test_the_temperature_reaches_the_answer(run):
         assert (paint(light, 1.0) - paint(light, 0.38)).abs().max() > 1
 
 
+def test_who_knows_the_colours_paints_the_photograph(run, tmp_path, monkeypatch):
+    """The method is shown an image in its own form, as large as it knows along the shorter side."""
+    (tmp_path / "photos").mkdir()
+    true = sources.open("synthetic:1:64").image[0, :, :40].permute(1, 2, 0).numpy()
+    Image.fromarray(true).save(tmp_path / "photos" / "wide.png")
+    lab = images.lab(images.to_float(torch.from_numpy(true).permute(2, 0, 1)[None]))
+    looked = []
+
+    def colours(image, temperature=None):
+        looked.append(image)
+        return torch.nn.functional.interpolate(lab[:, 1:], size=image.shape[2:], mode="bilinear")
+
+    known = Run(run)
+    monkeypatch.setattr(known.method, "colours", colours)
+    source = sources.open(str(tmp_path / "photos"), size=32, channels=3, cache_mb=0)
+    made = colorizing.colorize(known, source, tmp_path / "out")
+    assert looked[0].shape == (1, 3, 32, 51) and (looked[0][:, 0] - looked[0][:, 2]).abs().max() < 1e-4
+    painted = np.array(Image.open(tmp_path / "out" / "wide.png")).astype(float)
+    assert np.median(np.abs(painted - true)) < 6 and made.scores[0].raw.value > 97 > made.scores[1].raw.value
+
+
 def test_no_image_takes_the_place_of_another_or_leaves_the_folder(run, tmp_path):
     """Names that end alike, that are the sheet's, and, from a shard, that climb."""
     folder = tmp_path / "photos"

@@ -536,35 +536,35 @@ def test_a_real_browser_finds_all_sections_and_no_script(page, tmp_path):
 
 
 def test_a_real_browser_tallies_the_guesses_of_a_visitor(tmp_path):
-    """Eight pairs; the visitor always points at the left. Nothing is loaded, each image is what it is said to be."""
+    """Nine pairs; the visitor always points at the left. Nothing is loaded, each image is what it is said to be."""
     rng = np.random.default_rng(0)
     pairs = [
-        tuple(Image.fromarray(rng.integers(0, 255, (20, 30, 3), np.uint8)) for _ in "ab") for _ in range(8)
+        tuple(Image.fromarray(rng.integers(0, 255, (20, 30, 3), np.uint8)) for _ in "ab") for _ in range(9)
     ]
     page = turing.write(tmp_path / "turing.html", pairs, "run <on> photos", 0)
     text = page.read_text()
     known = json.loads(re.search(r"const pairs = (.*);", text)[1])
     left = [one["painted"] == 0 for one in known]
-    assert 0 < sum(left) < 8
+    assert 0 < sum(left) < 9
     for one, (real, painted) in zip(known, pairs, strict=True):
         assert one["sides"][one["painted"]] == html.uri(painted)
         assert one["sides"][1 - one["painted"]] == html.uri(real)
     assert "run &lt;on&gt; photos" in text and "http" not in text
 
     visit = """<script>
-    for (let i = 0; i < 8; i++) {
+    for (let i = 0; i < 9; i++) {
       const left = document.querySelector('#pair button'), next = document.getElementById('next');
       if (!left.firstElementChild.src.startsWith('data:') || !next.hidden) throw i;
       left.click(); left.click();
-      if (next.hidden !== (i === 7)) throw i;
+      if (next.hidden !== (i === 8)) throw i;
       next.click();
     }
     </script></body>"""
     file = tmp_path / "visited.html"
     file.write_text(text.replace("</body>", visit))
     dom = browse(tmp_path, file, "--dump-dom")
-    assert f'data-tally="{8 - sum(left)} of 8"' in dom
-    assert f"in {8 - sum(left)} of 8" in dom and "That was the last pair" in dom
+    assert f'data-tally="{9 - sum(left)} of 9"' in dom
+    assert f"in {9 - sum(left)} of 9" in dom and "That was the last pair" in dom
 
 
 def test_the_page_is_dark_for_those_who_want_it_dark(page, tmp_path):

@@ -169,7 +169,8 @@ def test_windows_are_parts_of_the_image_or_of_its_mirror_image(source):
                     if torch.equal(whole[:, top : top + 24, left : left + 24], p.image[i]):
                         places.add((i, mirrored, top, left))
     assert {i for i, *_ in places} == set(range(16))
-    assert len({place[1:] for place in places}) > 8
+    assert len({place[2:] for place in places}) > 8
+    assert {mirrored for _, mirrored, *_ in places} == {False, True}
 
 
 def test_the_network_sees_lightness_and_nothing_else(source):
@@ -189,6 +190,7 @@ def test_the_loss_is_the_formula_written_as_loops(source):
     method = contract.Case.of(cz.Config(), source, "resnet_small:width=16").begun().eval()
     p = method.pretext(batch(source, 4), Rng(1))
     with torch.no_grad():
+        method.head.weight *= 30  # an opinion that differs from place to place
         logits = nn.functional.interpolate(method.answer(p.light), size=(6, 6), mode="bilinear")
         loss = method.loss(p)
     total, plain = 0.0, 0.0
@@ -264,6 +266,13 @@ def test_regression_scores_the_squared_error(source):
     mine = ((p.ab / 14).square().sum(1) / 2).mean()
     assert_close(method.loss(p).total, mine)
     assert_close(method.solve(p)["image"], images.from_lab(torch.cat([100 * p.light, 0 * p.image[:, :2]], 1)))
+
+
+def test_regression_weighs_all_colours_alike(source):
+    """The paper's L2 baseline is not rebalanced."""
+    method = contract.Case.of(cz.Config(regress=True), source, "resnet_small:width=16").begun()
+    assert_close(method.weight, torch.ones(313))
+    assert method.share.max() > 0.01
 
 
 # ---- recipes
