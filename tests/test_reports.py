@@ -559,11 +559,12 @@ def test_a_real_browser_tallies_the_guesses_of_a_visitor(tmp_path):
       if (next.hidden !== (i === 8)) throw i;
       next.click();
     }
+    document.body.dataset.visit = 'over';
     </script></body>"""
     file = tmp_path / "visited.html"
     file.write_text(text.replace("</body>", visit))
     dom = browse(tmp_path, file, "--dump-dom")
-    assert f'data-tally="{9 - sum(left)} of 9"' in dom
+    assert 'data-visit="over"' in dom and f'data-tally="{9 - sum(left)} of 9"' in dom
     assert f"in {9 - sum(left)} of 9" in dom and "That was the last pair" in dom
 
 
