@@ -20,7 +20,11 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from pretask.pretraining import fastest_precision, versions
+from pretask.config import TrainConfig
+from pretask.loop import Trainer
+from pretask.methods import Method
+from pretask.pretraining import Settings, engine, fastest_precision, versions
+from pretask.types import Source
 
 T = TypeVar("T")
 
@@ -57,6 +61,11 @@ def alternate(parts: Mapping[str, Callable[[], object]], rounds: int) -> dict[st
     """Seconds of every part in every round, after one round that is not counted."""
     taken = [{name: seconds(work) for name, work in parts.items()} for _ in range(rounds + 1)]
     return {name: [turn[name] for turn in taken[1:]] for name in parts}
+
+
+def trainer(method: Method[Any], source: Source, train: TrainConfig) -> Trainer:
+    """What `pretask pretrain` would train with: its precision, layout and optimizer."""
+    return Trainer(engine(Settings(source.name), method.partial), method, source, train, Path())
 
 
 def speed(one: Sequence[float], other: Sequence[float]) -> float:

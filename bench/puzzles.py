@@ -2,8 +2,8 @@
 
 Example: python bench/puzzles.py --encoder resnet18
 
-A step is the puzzle, its loss, the gradients and the optimiser's step, on images that are at hand; the puzzle is also
-made alone, in turns with it.
+A step is what `pretask pretrain` does for one, on images that are at hand; the puzzle is also made alone, in turns with
+it.
 """
 
 from collections.abc import Callable
@@ -12,9 +12,10 @@ from statistics import median
 from typing import Any
 
 import torch
-from common import Goal, alternate, flags, show
+from common import Goal, alternate, flags, show, trainer
 
-from pretask import encoders, methods, sources
+from pretask import encoders, memory, methods, sources
+from pretask.loop import Plan
 from pretask.methods import Method
 from pretask.rng import Rng
 from pretask.types import Batch
@@ -46,24 +47,18 @@ def parts(name: str, asked: Flags) -> tuple[Callable[[], object], Callable[[], o
     source = sources.open("synthetic:512", size=size)
     config = methods.recipe(name)(**differs)
     method: Method[Any] = config.build(encoders.build(asked.encoder, source.channels, source.size), source)
-    method.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     puzzle = method.pretext(source.__getitems__(torch.arange(2)), Rng(0))
     per_image = (
         next(v.shape[1] for v in vars(puzzle).values() if v.ndim == 5) if name != "exemplar_cnn" else 1
     )
     batch: Batch = source.__getitems__(torch.arange(asked.tiles // per_image))
-    optimizer = torch.optim.AdamW(method.parameters(), 1e-3)
+    trained, moment = trainer(method, source, config.train), Plan(1, 1, 1).at(0)
 
     @torch.no_grad()
     def make() -> object:
         return method.pretext(batch, Rng(0, "puzzle"))
 
-    def step() -> None:
-        optimizer.zero_grad()
-        method.loss(make()).total.backward()
-        optimizer.step()
-
-    return make, step
+    return make, lambda: trained.step(batch, moment)
 
 
 def main() -> None:
@@ -72,7 +67,8 @@ def main() -> None:
     goals = []
     for name in CASES:
         make, step = parts(name, asked)
-        taken = alternate({"puzzle": make, "step": step}, asked.rounds)
+        with memory.kept():
+            taken = alternate({"puzzle": make, "step": step}, asked.rounds)
         numbers |= {f"{name}: {part}, ms": 1000 * median(times) for part, times in taken.items()}
         share = median(a / b for a, b in zip(taken["puzzle"], taken["step"], strict=True))
         goals.append(Goal(f"{name}: making the puzzle, of a step", 100 * share, 10, "%", less=True))

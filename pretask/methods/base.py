@@ -94,10 +94,8 @@ class Method(nn.Module, ABC, Generic[P]):
         kind = {"sgd": "nesterov" if train.momentum else "momentum", "lars": "nlars", "adamw": "adamw"}[
             train.optimizer
         ]
-        momentum: dict[str, Any] = {} if train.optimizer == "adamw" else {"momentum": train.momentum}
-        return [
-            create_optimizer_v2(groups, opt=kind, lr=train.lr, weight_decay=train.weight_decay, **momentum)
-        ]
+        rule: dict[str, Any] = {"fused": True} if train.optimizer == "adamw" else {"momentum": train.momentum}
+        return [create_optimizer_v2(groups, opt=kind, lr=train.lr, weight_decay=train.weight_decay, **rule)]
 
     def forward(self, pretext: P) -> Loss:
         return self.loss(pretext)
