@@ -124,18 +124,28 @@ AB_SPREAD = 14.0
 """about the standard deviation of a and b in photographs"""
 
 
+def linear(x: Tensor) -> Tensor:
+    """sRGB -> proportional to light, both in [0, 1] (IEC 61966-2-1)."""
+    power, line = x.clamp(min=0.04045), x.clamp(max=0.04045)  # the one goes on where the other ends
+    return power.add_(0.055).div_(1.055).log2_().mul_(2.4).exp2_().add_(line.sub_(0.04045), alpha=1 / 12.92)
+
+
+def perceived(x: Tensor) -> Tensor:
+    """Light, of white's -> as it is perceived, both in [0, 1]: the cube root, but for the darkest (CIE 15)."""
+    root, line = x.clamp(min=0.008856), x.clamp(max=0.008856)
+    return root.log2_().div_(3).exp2_().add_(line.sub_(0.008856), alpha=7.787)
+
+
 def lab(x: Tensor) -> Tensor:
-    """(B, 3, H, W) sRGB -> CIELab under D65: L in [0, 100], a and b within 128 of 0 (IEC 61966-2-1, CIE 15)."""
-    linear = torch.where(x > 0.04045, ((x + 0.055) / 1.055) ** 2.4, x / 12.92)
-    xyz = torch.einsum("dc,bchw->bdhw", XYZ.to(x.device), linear)
-    f = torch.where(xyz > 0.008856, xyz.clamp(min=0.008856) ** (1 / 3), 7.787 * xyz + 16 / 116)
-    fx, fy, fz = f.unbind(1)
+    """(B, 3, H, W) sRGB -> CIELab under D65: L in [0, 100], a and b within 128 of 0."""
+    fx, fy, fz = perceived(torch.einsum("dc,bchw->bdhw", XYZ.to(x.device), linear(x))).unbind(1)
     return torch.stack([116 * fy - 16, 500 * (fx - fy), 200 * (fy - fz)], 1)
 
 
 def lightness(x: Tensor) -> Tensor:
-    """(B, 3, H, W) -> L of CIELab in [0, 1], (B, 1, H, W)."""
-    return lab(x)[:, :1] / 100
+    """(B, 3, H, W) sRGB -> L of CIELab in [0, 1], (B, 1, H, W)."""
+    luminance = torch.einsum("c,bchw->bhw", XYZ[1].to(x.device), linear(x))[:, None]
+    return perceived(luminance).mul_(1.16).sub_(0.16)
 
 
 def from_lab(x: Tensor) -> Tensor:

@@ -193,6 +193,12 @@ def cifar10(title: str, method: str, **more: Any) -> Experiment:
     return Experiment(f"{title} on CIFAR-10", method, train, train, test, **more)
 
 
+def small_cifar10(title: str, method: str, train: str, **more: Any) -> Experiment:
+    """Scored with a fifth of the labels, so that a score takes minutes."""
+    labelled, test = (f"cifar10/cifar10_{part}.npz" for part in ("train", "test"))
+    return Experiment(title, method, f"cifar10/cifar10_train_{train}.npz", labelled, test, **more)
+
+
 def imagenette(title: str, method: str, **more: Any) -> Experiment:
     train, test = (f"imagenette224/{part}" for part in ("train", "val"))
     return Experiment(f"{title} on Imagenette, from JPEG files", method, train, train, test, **more)
@@ -203,6 +209,11 @@ PATCHES = {
     "context": ("Context prediction", "context_prediction"),
     "jigsaw": ("Jigsaw", "jigsaw"),
     "damaged": ("Damaged jigsaw", "damaged_jigsaw"),
+}
+COLOUR = {
+    "colorization": ("Colorization", "colorization"),
+    "proxy": ("Colour proxy", "color_proxy"),
+    "mae": ("Masked autoencoder", "mae"),
 }
 EXPERIMENTS: dict[str, Experiment] = {
     "rotnet-cifar10": cifar10("RotNet", "rotnet"),
@@ -229,6 +240,19 @@ EXPERIMENTS: dict[str, Experiment] = {
         for short, named in PATCHES.items()
     },
     **{f"{short}-cifar10": cifar10(*named, threads=1) for short, named in PATCHES.items()},
+    "context-lossless": small_cifar10(
+        "Context prediction on 4,000 images of CIFAR-10 that were never JPEG",
+        "context_prediction",
+        "lossless4k",
+        threads=1,
+        flags=("--budget", "5m"),
+    ),
+    **{
+        f"{short}-cifar10": small_cifar10(
+            f"{title} on CIFAR-10", method, "full_jpeg", threads=1, flags=("--budget", "5m")
+        )
+        for short, (title, method) in COLOUR.items()
+    },
 }
 
 

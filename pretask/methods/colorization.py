@@ -167,23 +167,22 @@ class Colorization(Method[Colourless]):
     def begin(self, context: Context) -> None:
         count = torch.zeros(len(BINS))
         for image in loader.sample(context.source, SAMPLE, context.rng.whole).image.split(100):
-            nearest, _ = encode(self.places(images.lab(images.to_float(image))), 1)
+            nearest, _ = encode(self.true(images.to_float(image)), 1)
             count += nearest.flatten().bincount(minlength=len(BINS))
         share = smoothed(count)
         self.share.copy_(share)
         self.weight.copy_(weights(share, 1.0 if self.config.regress else self.config.uniform))
 
-    def places(self, lab: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, 2, h, w): the colours of single pixels, `every` so many."""
-        return lab[:, 1:, :: self.config.every, :: self.config.every]
+    def true(self, x: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, 2, h, w): ab of single pixels, `every` so many."""
+        return images.lab(x[:, :, :: self.config.every, :: self.config.every])[:, 1:]
 
     def pretext(self, batch: Batch, rng: Rng) -> Colourless:
         x = images.to_float(batch.image)
         corner = rng.integers(len(x), 1, 2, high=x.shape[-1] - self.side + 1)
         x = images.flip(images.windows(x, corner, self.side)[:, 0], rng)
-        lab = images.lab(x)
-        ab = self.places(lab)
-        return Colourless(lab[:, :1] / 100, x, ab, ab.abs().amax((1, 2, 3)) > GREY)
+        ab = self.true(x)
+        return Colourless(images.lightness(x), x, ab, ab.abs().amax((1, 2, 3)) > GREY)
 
     def answer(self, light: Tensor) -> Tensor:
         """(B, 1, H, W) lightness, 0 … 1 -> (B, 313, h, w) logits, or (B, 2, h, w) ab / AB_SPREAD by regression."""
