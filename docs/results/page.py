@@ -27,6 +27,7 @@ SHOWN = (
     ("10-shot", "10-shot"),
     ("nmi", "NMI"),
 )
+CLUES = ("edges", "JPEG grid", "fringes", "shading", "fine traces")
 COLOURS = ("#3f51b5", "#9e9e9e", "#c9a227", "#d1495b")
 """of the run, the untrained encoder, raw pixels and k-means patches"""
 
@@ -40,7 +41,7 @@ def write(folder: Path, names: Sequence[str]) -> None:
             picture(folder / name)
     if studies := sorted((folder / "orderings").glob("*.json")):
         parts.append(orderings([read(path) for path in studies]))
-    parts.append(speed(folder / "speed"))
+    parts += [audits(folder / "audits"), speed(folder / "speed")]
     (folder / "index.md").write_text("\n".join(parts))
 
 
@@ -94,6 +95,23 @@ def orderings(studies: Sequence[Row]) -> str:
             lines.append(f"| {arm['arm']}: `{arm['command']}` | {arm['solved']:.1f} | {score} | {against} |")
         lines.append("")
     return "\n".join(lines)
+
+
+def audits(kept: Path) -> str:
+    """How far runs solved their puzzle by each clue: the files are what `pretask audit RUN --json` printed, and how the
+    run was made."""
+    lines = [
+        "## Audits\n",
+        "What `pretask audit` said of runs of some minutes: how many answers were right, and how much of what is above "
+        "chance goes with a clue, %, at most; what it means is told in [shortcuts](../shortcuts.md#two-that-were-caught).\n",
+        f"| run | right | chance | {' | '.join(CLUES)} |",
+        "|---|---:|---:|" + "---:|" * len(CLUES),
+    ]
+    for found in (read(path) for path in sorted(kept.glob("*.json"))):
+        clues = {each["clue"]: each for each in found["findings"]}
+        shares = " | ".join("{explains:.0f} [{low:.0f}, {high:.0f}]".format(**clues[clue]) for clue in CLUES)
+        lines.append(f"| `{found['command']}` | {found['accuracy']:.1f} | {found['chance']:.1f} | {shares} |")
+    return "\n".join([*lines, ""])
 
 
 def speed(kept: Path) -> str:
