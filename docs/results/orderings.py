@@ -163,7 +163,7 @@ def compared(study: Study, runs: Sequence[Sequence[Path]], train: Path, test: Pa
     arms = [
         {
             "arm": name,
-            "command": shlex.join(command(study, flags)),
+            "command": shlex.join([*command(study, flags), "--data", "DATA/imagenette224/train"]),
             "solved": sum(map(solved, arm)) / len(arm),
             "linear": asdict(interval(100 * score)),
             "difference": asdict(interval(100 * (score - scored[0]))) if number else None,
