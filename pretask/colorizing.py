@@ -43,11 +43,13 @@ FURTHEST = 150.0
 @dataclass(frozen=True)
 class Score:
     """How near the painted colours are to the true ones, % (sec. 3.1): the share of places within a distance in ab,
-    averaged over distances from 0 to 150. `balanced`: every colour counts alike, by its share in these images."""
+    averaged over distances from 0 to 150. `balanced`: every colour counts alike, by its share in these images.
+    And how colourful they are: `chroma`, the mean distance from grey in ab."""
 
     colours: str
     raw: Interval
     balanced: Interval
+    chroma: Interval
 
 
 @dataclass(frozen=True)
@@ -171,7 +173,9 @@ def cell(looks: Mapping[str, Image.Image]) -> sheet.Cell:
 
 
 class Judge:
-    """Sums of how near painted colours are to the true ones, image by image and true colour by true colour."""
+    """Sums of how near colours are to the true ones, image by image and true colour by true colour."""
+
+    JUDGED = ("painted", "none", "true")
 
     def __init__(self) -> None:
         self.seen: list[Sums] = []
@@ -182,37 +186,43 @@ class Judge:
             return False
         every = max(1, min(true.shape[2:]) // PLACES)
         ab, true = ab[..., ::every, ::every], true[..., ::every, ::every]
-        kind = encode(true, 1)[0].flatten()
-        near = [(1 - (x - true).norm(dim=1).flatten() / FURTHEST).clamp(min=0) for x in (ab, 0 * ab)]
-        sums = [torch.zeros(len(BINS)).index_add_(0, kind, x) for x in near]
-        self.seen.append(Sums(kind.bincount(minlength=len(BINS)).float(), *sums))
+        kind, judged = encode(true, 1)[0].flatten(), torch.cat([ab, 0 * ab, true])
+        near = (1 - (judged - true).norm(dim=1).flatten(1) / FURTHEST).clamp(min=0)  # (3, H·W)
+        summed = torch.zeros(len(judged), len(BINS)).index_add_(1, kind, near)
+        chroma = judged.norm(dim=1).sum((1, 2))
+        self.seen.append(Sums(kind.bincount(minlength=len(BINS)).float(), summed, chroma))
         return True
 
     def scores(self, seed: int) -> list[Score]:
-        """Of the painted images and of the same without any colour, with intervals over images."""
+        """Of the painted images, of the same without any colour, and of the true ones; intervals over images."""
         if not self.seen:
             return []
-        count, *sums = (torch.stack(x).double() for x in zip(*self.seen, strict=True))  # (N, 313) each
+        count, near, chroma = (torch.stack(x).double() for x in zip(*self.seen, strict=True))
         share = smoothed(count.sum(0).float()).double()
+        alike = torch.ones(len(BINS), dtype=torch.float64)
         even = torch.where(count.sum(0) > 0, 1 / share, 0)  # λ = 0 in eq. 4
         draws = np.random.default_rng(seed).multinomial(
             len(count), np.full(len(count), 1 / len(count)), RESAMPLES
         )
         whole = np.vstack([np.ones(len(count)), draws])  # (1 + R, N): as it is, then drawn anew
 
-        def ratio(above: Tensor, weight: Tensor) -> Interval:
-            """Of weighted sums over all places."""
-            means = 100 * (whole @ (above @ weight).numpy()) / (whole @ (count @ weight).numpy())
+        def ratio(above: Tensor, below: Tensor) -> Interval:
+            """Of sums over all places, (N,) each."""
+            means = (whole @ above.numpy()) / (whole @ below.numpy())
             return Interval(float(means[0]), *quantiles(means[1:]))
 
-        alike = torch.ones(len(BINS), dtype=torch.float64)
         return [
-            Score(name, ratio(x, alike), ratio(x, even))
-            for name, x in zip(("painted", "none"), sums, strict=True)
+            Score(
+                name,
+                ratio(100 * near[:, i] @ alike, count @ alike),
+                ratio(100 * near[:, i] @ even, count @ even),
+                ratio(chroma[:, i], count @ alike),
+            )
+            for i, name in enumerate(self.JUDGED)
         ]
 
 
 class Sums(NamedTuple):
     places: Tensor  # (313,) places of each true colour
-    painted: Tensor  # (313,) how near their painted colours are, 0 … 1, summed
-    none: Tensor  # (313,) the same without colour
+    near: Tensor  # (3, 313) how near the judged colours of these places are, 0 … 1, summed
+    chroma: Tensor  # (3,) how far from grey they are, summed over all places

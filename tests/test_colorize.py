@@ -138,9 +138,9 @@ def test_the_score_is_the_area_under_the_curve_written_as_loops():
     judge = colorizing.Judge()
     for i in range(3):
         assert judge.see(ab[i : i + 1], true[i : i + 1])
-    painted, none = judge.scores(0)
+    painted, none, truth = judge.scores(0)
 
-    nearest, far, farther = [], [], []
+    nearest, far, farther, vivid = [], [], [], []
     for i in range(3):
         for y in range(6):
             for x in range(6):
@@ -148,6 +148,7 @@ def test_the_score_is_the_area_under_the_curve_written_as_loops():
                 nearest.append(min(range(313), key=lambda k: math.dist((a, b), cz.BINS[k].tolist())))
                 far.append(math.dist((a, b), ab[i, :, y, x].tolist()))
                 farther.append(math.hypot(a, b))
+                vivid.append(math.hypot(*ab[i, :, y, x].tolist()))
     share = cz.smoothed(torch.tensor(nearest).bincount(minlength=313).float())
     weight = 1 / share[nearest].double().numpy()
     steps = np.linspace(0, 150, 15001)
@@ -157,14 +158,18 @@ def test_the_score_is_the_area_under_the_curve_written_as_loops():
         assert score.raw.value == pytest.approx(100 * curve.mean(), abs=0.05)
         assert score.balanced.value == pytest.approx(100 * balanced.mean(), abs=0.05)
         assert score.raw.low < score.raw.value < score.raw.high
+    for score, chroma in ((painted, vivid), (none, [0]), (truth, farther)):
+        assert score.chroma.value == pytest.approx(np.mean(chroma), abs=1e-3)
+    assert painted.chroma.low < painted.chroma.value < painted.chroma.high
 
 
 def test_the_truth_scores_100_and_grey_images_are_not_judged():
     judge = colorizing.Judge()
     true = images.lab(images.to_float(sources.open("synthetic:4:32").image))[:, 1:]
     assert judge.see(true[:1], true[:1]) and not judge.see(true[:1], 0 * true[:1])
-    painted, none = judge.scores(0)
+    painted, none, truth = judge.scores(0)
     assert painted.raw.value == pytest.approx(100) and painted.balanced.value == pytest.approx(100)
+    assert (truth.raw, truth.balanced, truth.chroma) == (painted.raw, painted.balanced, painted.chroma)
     assert none.raw.value < 99
     assert colorizing.Judge().scores(0) == []
 
@@ -176,7 +181,8 @@ def test_arrays_can_be_painted_and_json_is_alone(run, tmp_path, capsys):
         main(["colorize", str(run), "--data", str(tmp_path / "some.npz"), "--out", str(out), "--json"]) == 0
     )
     told = json.loads(capsys.readouterr().out)
-    assert told["n"] == told["judged"] == 5 and [s["colours"] for s in told["scores"]] == ["painted", "none"]
+    assert told["n"] == told["judged"] == 5
+    assert [s["colours"] for s in told["scores"]] == ["painted", "none", "true"]
     assert json.loads((out / "scores.json").read_text()) == told
     assert sorted(p.name for p in out.glob("[0-9].png")) == [f"{i}.png" for i in range(5)]
 

@@ -112,15 +112,18 @@ def coloured(made: "Coloured") -> Group:
     table.add_column("colours")
     table.add_column("AuC, %", justify="right", no_wrap=True)
     table.add_column("every colour alike, %", justify="right", no_wrap=True)
+    table.add_column("chroma", justify="right", no_wrap=True)
     for score in made.scores:
-        cells = (f"{i.value:.1f} [{i.low:.1f}, {i.high:.1f}]" for i in (score.raw, score.balanced))
+        shown = (score.raw, score.balanced, score.chroma)
+        cells = (f"{i.value:.1f} [{i.low:.1f}, {i.high:.1f}]" for i in shown)
         table.add_row(score.colours, *cells)
     return Group(
         table,
         Text(),
         Text(
             f"Over {made.judged:,} images that have colours. AuC: the share of places whose ab is within a distance of "
-            "the truth, averaged over distances from 0 to 150. Brackets: 95 % intervals over images.",
+            "the truth, averaged over distances from 0 to 150; chroma: their mean distance from grey. Brackets: 95 % "
+            "intervals over images.",
             style="dim",
         ),
     )
