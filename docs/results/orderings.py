@@ -9,6 +9,7 @@ Each takes some minutes. What came out is kept in orderings/STUDY.json, and `mak
 
 import argparse
 import json
+import math
 import os
 import shlex
 import shutil
@@ -79,7 +80,26 @@ STUDIES = {
             "order alone": ("--colour", "0", "--inpaint", "0"),
             "colour alone": ("--order", "0", "--inpaint", "0"),
             "missing tile alone": ("--order", "0", "--colour", "0"),
-            "all three, with equal weight": ("--colour", "1", "--inpaint", "1"),
+        },
+    ),
+    "colour-loss": Study(
+        "Classification with rare colours weighed up paints better than without, and that better than regression; "
+        "what it is worth as features is told of the first alone (sec. 3.1).",
+        "colorization",
+        {
+            "rare colours weighed up, soft answers": (),
+            "all colours alike": ("--uniform", "1"),
+            "the nearest bin alone": ("--neighbours", "1"),
+            "squared error of ab": ("--regress",),
+        },
+    ),
+    "proxy-loss": Study(
+        "The loss matters (abstract); histograms come first.",
+        "color_proxy",
+        {
+            "histograms of hue and chroma": (),
+            "histograms of a and b": ("--targets", "lab_histogram"),
+            "squared error of a and b": ("--targets", "lab"),
         },
     ),
 }
@@ -154,9 +174,9 @@ def compared(study: Study, runs: Sequence[Sequence[Path]], train: Path, test: Pa
         return features.Features({"pool": f.stages["pool"]}, f.label, f.classes, f.source)
 
     def solved(run: Path) -> float:
-        """The share of puzzles solved in the last tenth of a run, %."""
+        """The share of puzzles solved in the last tenth of a run, %; NaN of puzzles that are not right or wrong."""
         rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-        last = [row["accuracy"] for row in rows[-max(1, len(rows) // 10) :]]
+        last = [row.get("accuracy", math.nan) for row in rows[-max(1, len(rows) // 10) :]]
         return 100 * sum(last) / len(last)
 
     scored = [torch.stack([right(run) for run in arm]) for arm in runs]
@@ -164,7 +184,7 @@ def compared(study: Study, runs: Sequence[Sequence[Path]], train: Path, test: Pa
         {
             "arm": name,
             "command": shlex.join([*command(study, flags), "--data", "DATA/imagenette224/train"]),
-            "solved": sum(map(solved, arm)) / len(arm),
+            "solved": None if math.isnan(share := sum(map(solved, arm)) / len(arm)) else share,
             "linear": asdict(interval(100 * score)),
             "difference": asdict(interval(100 * (score - scored[0]))) if number else None,
         }

@@ -92,7 +92,8 @@ def orderings(studies: Sequence[Row]) -> str:
                 "" if less is None else f"{less['value']:+.1f} [{less['low']:+.1f}, {less['high']:+.1f}]"
             )
             score = f"{at['value']:.1f} ±{(at['high'] - at['low']) / 2:.1f}"
-            lines.append(f"| {arm['arm']}: `{arm['command']}` | {arm['solved']:.1f} | {score} | {against} |")
+            solved = "–" if arm["solved"] is None else f"{arm['solved']:.1f}"
+            lines.append(f"| {arm['arm']}: `{arm['command']}` | {solved} | {score} | {against} |")
         lines.append("")
     return "\n".join(lines)
 
