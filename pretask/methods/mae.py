@@ -5,7 +5,8 @@ idea is that of BERT (Devlin et al., NAACL 2019, arXiv:1810.04805), which hides 
 itself more, so more must go before painting takes knowing what is shown. The encoder, a vision transformer, is given
 the visible patches alone, which also makes a step cheap; a small decoder gets its tokens, one learned token for every
 hidden patch, and the place of each (sec. 3). Only hidden patches are scored. Places are sines and cosines that are not
-learned, in both halves (appendix A.1); the untrained encoder that stands beside a run's scores has timm's random ones.
+learned, in both halves, and weights begin as Glorot's (appendix A.1): small ones, such as timm's, leave a narrow network
+for hundreds of steps where it paints nothing but greys. The untrained encoder that stands beside a run's scores has timm's.
 
 Differs from the paper: targets are plain pixels, not those less the data set's mean; crops are bilinear.
 
@@ -19,7 +20,7 @@ from typing import Any, ClassVar
 
 import torch
 from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
-from timm.models.vision_transformer import Block, VisionTransformer, init_weights_vit_timm
+from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -151,6 +152,14 @@ def level(patch: Tensor) -> tuple[Tensor, Tensor]:
     return patch.mean(-1, keepdim=True), (patch.var(-1, keepdim=True) + EPS).sqrt()
 
 
+def glorot(module: nn.Module) -> None:
+    """Xavier-uniform weights, and biases of 0; a patch's embedding counts as a linear layer (released code)."""
+    if isinstance(module, nn.Linear | nn.Conv2d):
+        nn.init.xavier_uniform_(module.weight.view(len(module.weight), -1))
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
 class MAE(Method[Masked]):
     places: Tensor  # (N, width)
 
@@ -166,8 +175,8 @@ class MAE(Method[Masked]):
             nn.LayerNorm(config.width),
             nn.Linear(config.width, pixels),
         )
-        for module in (self.narrow, *self.decoder.modules()):
-            init_weights_vit_timm(module)
+        self.apply(glorot)
+        nn.init.normal_(self.decoder[-1].weight, std=0.02)  # begins with the mean
         nn.init.normal_(self.unknown, std=0.02)
         self.register_buffer("places", places(self.grid, config.width), persistent=False)
         own = self.vit.pos_embed.requires_grad_(False)  # (1, P + N, D), or (1, N, D) without the prefix

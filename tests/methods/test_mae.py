@@ -237,6 +237,24 @@ def test_every_token_of_the_decoder_is_told_its_own_place(source):
 # ---- the loss
 
 
+def test_all_weights_begin_as_glorots_but_the_last_that_paint(source):
+    """Appendix A.1: uniform within sqrt(6 / (inputs + outputs)), in the encoder too; biases are 0."""
+    method = made(source)
+    linear = {
+        name: m for name, m in method.named_modules() if isinstance(m, torch.nn.Linear | torch.nn.Conv2d)
+    }
+    (last,) = (name for name, m in linear.items() if m is method.decoder[-1])
+    assert sum(name.startswith("encoder.") for name in linear) == 1 + 4 * 2  # patches; two blocks
+    assert len(linear) == 1 + 4 * 2 + 1 + 4 + 1
+    for name, module in linear.items():
+        rows = module.weight.flatten(1)
+        assert not module.bias.any()
+        if name != last:
+            bound = math.sqrt(6 / sum(rows.shape))
+            assert bound * 0.99 < rows.abs().max() <= bound
+            assert rows.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.05)
+
+
 @pytest.mark.parametrize("normalise", [True, False])
 def test_the_loss_is_the_mean_squared_error_over_hidden_patches(source, normalise):
     """Slow, from the text: the mean and the unbiased variance of each patch are over its pixels and colours."""
