@@ -41,7 +41,7 @@ def write(folder: Path, names: Sequence[str]) -> None:
             picture(folder / name)
     if studies := sorted((folder / "orderings").glob("*.json")):
         parts.append(orderings([read(path) for path in studies]))
-    parts += [audits(folder / "audits"), speed(folder / "speed")]
+    parts += [paintings(folder / "painting"), audits(folder / "audits"), speed(folder / "speed")]
     (folder / "index.md").write_text("\n".join(parts))
 
 
@@ -91,11 +91,34 @@ def orderings(studies: Sequence[Row]) -> str:
             against = (
                 "" if less is None else f"{less['value']:+.1f} [{less['low']:+.1f}, {less['high']:+.1f}]"
             )
-            score = f"{at['value']:.1f} ±{(at['high'] - at['low']) / 2:.1f}"
+            score = spread(at)
             solved = "–" if arm["solved"] is None else f"{arm['solved']:.1f}"
             lines.append(f"| {arm['arm']}: `{arm['command']}` | {solved} | {score} | {against} |")
         lines.append("")
     return "\n".join(lines)
+
+
+def paintings(kept: Path) -> str:
+    """How near painted colours are to the true ones: the files are what `pretask colorize --json` printed, and how."""
+    lines = [
+        "## Painting\n",
+        "What `pretask colorize` said: AuC, once over all places and once with every colour alike, %, and the mean distance "
+        "from grey ([what they are](../colorize.md)). Low temperatures paint the likeliest colour, 1 the mean of all.\n",
+        "| colours | AuC | every colour alike | chroma |",
+        "|---|---:|---:|---:|",
+    ]
+    rows: dict[str, str] = {}
+    for found in (read(path) for path in sorted(kept.glob("*.json"))):
+        for score in found["scores"]:
+            numbers = " | ".join(spread(score[name]) for name in ("raw", "balanced", "chroma"))
+            name = f"`{found['command']}`" if score["colours"] == "painted" else score["colours"]
+            rows.setdefault(name, f"| {name} | {numbers} |")
+    last = [rows.pop(name) for name in ("none", "true")]
+    return "\n".join([*lines, *rows.values(), *last, ""])
+
+
+def spread(score: Row) -> str:
+    return f"{score['value']:.1f} ±{(score['high'] - score['low']) / 2:.1f}"
 
 
 def audits(kept: Path) -> str:
@@ -162,7 +185,7 @@ def cell(row: Row | None) -> str:
         return "–"
     stages = dict.fromkeys(c["stage"] for c in row["chosen"] if "stage" in c)
     where = f" ({', '.join(stages)})" if stages else ""
-    return f"{row['value']:.1f} ±{(row['high'] - row['low']) / 2:.1f}{where}"
+    return f"{spread(row)}{where}"
 
 
 def differences(scores: Row) -> list[str]:
