@@ -23,6 +23,8 @@ from typing import Any
 
 import page
 
+from pretask.methods.mae import Config as MAE
+
 HERE = Path(__file__).resolve().parent
 CURVE = 100
 """rows of a run's log that are kept, for a reader to compare a loss curve with"""
@@ -253,6 +255,19 @@ EXPERIMENTS: dict[str, Experiment] = {
         )
         for short, (title, method) in COLOUR.items()
     },
+    **{
+        f"{short}-imagenette": imagenette(*named, threads=1, flags=("--budget", "5m", "--size", "96"))
+        for short, named in COLOUR.items()
+        if short != "mae"
+    },
+    "mae-imagenette": imagenette(
+        *COLOUR["mae"],
+        threads=1,
+        flags=(
+            *("--budget", "10m", "--size", "96", "--encoder"),
+            MAE.encoder.replace("patch_size=4", "patch_size=12"),  # as many patches as of 32 px
+        ),
+    ),
 }
 
 
