@@ -187,13 +187,18 @@ def studied(study: "Study") -> Group:
     """A table for each question."""
     parts: list[Table | Text] = []
     for grid in grids(study):
-        table = Table(box=None, pad_edge=False, padding=(0, 1), title=grid.question, title_justify="left")
+        table = Table(box=None, pad_edge=False, padding=(0, 1))
         table.add_column(grid.first, no_wrap=True)
         for column in grid.columns:
             table.add_column(column, justify="right", no_wrap=True)
         for name, cells in grid.lines:
             table.add_row(name, *map(measured, cells))
-        parts += [table, *(Text(sentence, style="dim") for sentence in grid.skipped), Text()]
+        parts += [
+            Text(grid.question, style="bold"),
+            table,
+            *(Text(sentence, style="dim") for sentence in grid.skipped),
+            Text(),
+        ]
     data = study.data
     runs = max(len(answer.seeds) for answer in study.answers.values())
     return Group(

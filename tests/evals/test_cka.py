@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from pretask.evals.cka import cka, centred, shares
+from pretask.evals.cka import centred, cka, shares
 from pretask.rng import Rng
 
 
