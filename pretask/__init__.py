@@ -1,7 +1,7 @@
 """pretask: self-supervised visual learning, from a folder of unlabelled images to a trusted score.
 
-The verbs of the command line, from Python: `pretrain`, `evaluate`, `study`, `audit`, `embed`, `report`, `load`; and `PretaskFeatures`, a
-scikit-learn transformer. Nothing heavy is imported before it is used.
+The verbs of the command line, from Python: `pretrain`, `evaluate`, `study`, `audit`, `embed`, `report`, `load`; and
+`PretaskFeatures`, a scikit-learn transformer. Nothing heavy is imported before it is used.
 """
 
 from importlib import import_module
