@@ -223,10 +223,19 @@ class Subject:
     def tuned(self, index: Tensor) -> finetune.Classified:
         """A copy trained on, with a new classifier, from the labelled images at `index`."""
         if len(index) not in self.latest:
+            self.latest.clear()
             net = copy.deepcopy(self.encoder).requires_grad_()
-            known = {"name": f"{self.name}, {len(index):,} labels", **self.bench.known}
-            settings = finetune.TRAIN, finetune.STEPS, self.seed, self.decay
-            self.latest = {len(index): finetune.fit(net, self.bench.train, index, *settings, **known)}
+            self.latest[len(index)] = finetune.fit(
+                net,
+                self.bench.train,
+                index,
+                finetune.TRAIN,
+                finetune.STEPS,
+                self.seed,
+                self.decay,
+                name=f"{self.name}, {len(index):,} labels",
+                **self.bench.known,
+            )
         return self.latest[len(index)]
 
 

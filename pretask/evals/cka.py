@@ -23,7 +23,7 @@ class Likeness:
 def cka(x: Tensor, y: Tensor) -> Likeness:
     """(N, D), (N, E) -> how alike. The variance is the infinitesimal jackknife's, which the bootstrap tends to."""
     x, y = centred(x), centred(y)
-    both, left, right = shares(x, y), shares(x, x), shares(y, y)  # (N,) each
+    both, left, right = shares(x, y)
     value = both.sum() / (left.sum() * right.sum()).sqrt()
     pull = value * (
         2 * both / both.sum() - left / left.sum() - right / right.sum()
@@ -39,8 +39,13 @@ def centred(x: Tensor) -> Tensor:
     return x / torch.where(most > 1e-12 * size, most, 0)  # what is below that is rounding alone
 
 
-def shares(x: Tensor, y: Tensor) -> Tensor:
-    """(N, D), (N, E), centred -> (N,) each sample's part of ‖xᵀy‖² = Σ_ij (x_i·x_j)(y_i·y_j), in the cheaper form."""
+def shares(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(N, D), (N, E), centred -> (N,) each sample's part of ‖XᵀY‖² = Σ_ij (x_i·x_j)(y_i·y_j), ‖XᵀX‖² and ‖YᵀY‖².
+
+    By N x N products or D x E ones, whichever are smaller.
+    """
     if len(x) < max(x.shape[1], y.shape[1]):
-        return ((x @ x.T) * (y @ y.T)).sum(1)
-    return ((x @ (x.T @ y)) * y).sum(1)
+        k, m = x @ x.T, y @ y.T
+        return (k * m).sum(1), k.square().sum(1), m.square().sum(1)
+    both, left, right = (((a @ (a.T @ b)) * b).sum(1) for a, b in ((x, y), (x, x), (y, y)))
+    return both, left, right

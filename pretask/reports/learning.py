@@ -75,10 +75,12 @@ def picture(grid: Grid) -> str:
     at = places(grid)
     for i, column in enumerate(grid.columns):
         colour, dashes = look(i, column)
-        there = [(x, cells[i]) for x, (_, cells) in zip(at, grid.lines, strict=True) if cells[i] is not None]
-        x, cells = [x for x, _ in there], [cell for _, cell in there]
-        y, ends = [c["value"] for c in cells], [[c[end] for c in cells] for end in ("low", "high")]
-        axes.fill_between(x, *ends, color=colour, alpha=0.15, linewidth=0)
+        there = [(x, c) for x, (_, cells) in zip(at, grid.lines, strict=True) if (c := cells[i])]
+        x, y, low, high = (
+            [x for x, _ in there],
+            *([c[v] for _, c in there] for v in ("value", "low", "high")),
+        )
+        axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
         axes.plot(x, y, color=colour, linestyle=dashes, linewidth=1.8, marker="o", markersize=3.5)
     axes.xaxis.set_major_locator(FixedLocator(at))
     axes.xaxis.set_minor_locator(NullLocator())
