@@ -309,7 +309,7 @@ def how_many_labels(pairs: Sequence[Pair], bench: Bench, shares: Sequence[float]
         for subjects in zip(*pairs, strict=True):
             drawn = [labels(label, share, subject.seed) for subject in subjects]
             results = [
-                [few_probed(*subject.features, few), tuned(subject, bench.positions[few])]
+                [few_probed(subject.features, few), tuned(subject, bench.positions[few])]
                 for subject, few in zip(subjects, drawn, strict=True)
             ]
             yield from rows(subjects, results, share=share, images=len(drawn[0]))
@@ -326,8 +326,9 @@ def labels(label: Tensor, share: float, seed: int) -> Tensor:
     return (ranks(label, Rng(seed, "labels")) < per_class(label, share)[label]).nonzero().flatten()
 
 
-def few_probed(train: Features, test: Features, few: Tensor) -> Result:
+def few_probed(features: tuple[Features, Features], few: Tensor) -> Result:
     """The linear probe of the samples `few`; its penalty is chosen on some of them, or is that of few shots."""
+    train, test = features
     x, label = train.stages["pool"], train.label[few]
     count = label.bincount()
     if count[count > 0].min() >= ENOUGH:

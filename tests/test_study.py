@@ -184,7 +184,7 @@ def test_with_few_labels_the_probe_is_that_of_few_shots_and_with_all_that_of_eva
     x, y = (f.stages["pool"] for f in (train, test))
     few = fewshot.draw(train.label, 3, 0, 0)
     expected = fewshot.fewshot(x, train.label, y, test.label, 4, 3, 0)[0]
-    found = studying.few_probed(train, test, few).right
+    found = studying.few_probed((train, test), few).right
     assert found is not None and (found != expected).sum() <= 1  # one may lie on the edge that rounding moves
 
 
@@ -196,12 +196,12 @@ def test_what_has_no_label_has_no_say(share):
     other = (train.label + 1) % 4
     other[few] = train.label[few]
     changed = Features(train.stages, other, train.classes, train.source)
-    one, two = (studying.few_probed(each, test, few) for each in (train, changed))
+    one, two = (studying.few_probed((each, test), few) for each in (train, changed))
     assert one.right is not None and two.right is not None and torch.equal(one.right, two.right)
     once: Tensor | int = 0
     for k in range(4):
         constant = Features(test.stages, torch.full((90,), k), test.classes, test.source)
-        once = once + studying.few_probed(train, constant, few).right
+        once = once + studying.few_probed((train, constant), few).right
     assert torch.equal(once, torch.ones(90).double())
 
 
