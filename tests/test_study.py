@@ -234,7 +234,11 @@ def found(trained, tmp_path_factory):
     fits, real = [], finetune.fit
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(finetune, "STEPS", 3)
-        patch.setattr(finetune, "fit", lambda *given, **known: fits.append(given[2]) or real(*given, **known))
+        patch.setattr(
+            finetune,
+            "fit",
+            lambda *given, **known: fits.append((len(given[2]), given[6])) or real(*given, **known),
+        )
         made = studying.study(trained, DATA[1], DATA[3], shares=(0.5, 0.001, 0.002, 1.0), progress=False)
     return json.loads(made.to_json()), fits
 
@@ -262,7 +266,10 @@ def test_the_three_questions_are_answered(found, trained):
         assert row["features"] == ("rotnet" if row["own"] else "untrained resnet_small:width=8")
     assert len(answer["answers"]["data"]["skipped"]) == 2  # shares smaller than a batch
     assert len(answer["answers"]["labels"]["skipped"]) == 1  # the same images as before
-    assert [len(f) for f in fits] == [4, 4, 61, 61, 120, 120]  # those on all labels serve the change too
+    both = finetune.DECAY, 1.0  # of the run, and of the network from scratch
+    assert fits == [
+        (n, decay) for n in (4, 61, 120) for decay in both
+    ]  # those on all labels serve the change too
 
 
 def test_the_ends_of_the_curves_are_the_scores_of_evaluate(found, trained, monkeypatch):
