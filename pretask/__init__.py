@@ -1,7 +1,7 @@
 """pretask: self-supervised visual learning, from a folder of unlabelled images to a trusted score.
 
-The verbs of the command line, from Python: `pretrain`, `evaluate`, `audit`, `embed`, `report`, `load`; and `PretaskFeatures`, a
-scikit-learn transformer. Nothing heavy is imported before it is used.
+The verbs of the command line, from Python: `pretrain`, `evaluate`, `study`, `audit`, `embed`, `report`, `load`; and
+`PretaskFeatures`, a scikit-learn transformer. Nothing heavy is imported before it is used.
 """
 
 from importlib import import_module
@@ -15,13 +15,25 @@ if TYPE_CHECKING:
     from pretask.features import PretaskFeatures
     from pretask.reports import report
     from pretask.run import load
+    from pretask.studying import study
 
 __version__ = version("pretask")
-__all__ = ["PretaskFeatures", "__version__", "audit", "embed", "evaluate", "load", "pretrain", "report"]
+__all__ = [
+    "PretaskFeatures",
+    "__version__",
+    "audit",
+    "embed",
+    "evaluate",
+    "load",
+    "pretrain",
+    "report",
+    "study",
+]
 
 _HOMES = {
     "pretrain": "pretask.api",
     "evaluate": "pretask.evaluating",
+    "study": "pretask.studying",
     "audit": "pretask.auditing",
     "embed": "pretask.api",
     "report": "pretask.reports",

@@ -14,9 +14,10 @@ from pretask.display import Display
 from pretask.encoders import Encoder
 from pretask.methods import MethodConfig
 from pretask.pretraining import Settings
-from pretask.run import Run
+from pretask.run import Run, revive
 from pretask.sources import memory
 from pretask.sources.common import Images
+from pretask.sources.share import count
 from pretask.types import UserError
 
 
@@ -30,6 +31,7 @@ def pretrain(
     size: int | None = None,
     steps: int | None = None,
     budget: str | None = None,
+    share: float = 1.0,
     seed: int = 0,
     init: str | Path | None = None,
     watch: str | Path | None = None,
@@ -63,6 +65,7 @@ def pretrain(
             size=size,
             steps=steps,
             budget=budget,
+            share=share,
             seed=seed,
             init=Path(init) if init else None,
             watch=str(watch) if watch else None,
@@ -111,7 +114,7 @@ def again(folder: Path, data: Any) -> Images | None:
     if data is None or is_spec(data):
         return None
     images = memory.held(data, card["size"], card["channels"])
-    if len(images) != card["n"]:
+    if count(len(images), revive(card)[1].share) != card["n"]:
         raise UserError(f"{folder} was trained on {card['n']} images, but the array holds {len(images)}")
     return images
 

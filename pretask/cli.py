@@ -14,6 +14,7 @@ pretask: learn to see from unlabelled images, and find out what it was worth.
   pretask pretrain --resume RUN                      go on after a crash
   pretask evaluate RUN --data LABELLED               score the frozen features, beside honest baselines
   pretask report RUN [--data LABELLED]               one offline page: curves, puzzles, neighbours, scores
+  pretask study RUN --data LABELLED                  how much data, how many labels, how much do features change?
 
   pretask list                                       methods and what they ask
   pretask preview METHOD --data PATH                 draw the puzzles with their answers

@@ -115,23 +115,31 @@ def sister(of: Run, seed: int, tell: Tell | None) -> Run:
     """The same run with another seed: found beside it, finished, or trained now."""
     own = of.card["seed"]
     plain = re.sub(rf"-s{own}$", "", of.folder.resolve().name)
-    folder = of.folder.resolve().with_name(f"{plain}-s{seed}")
+    return repeated(of, of.folder.resolve().with_name(f"{plain}-s{seed}"), tell, seed=seed)
+
+
+def repeated(of: Run, folder: Path, tell: Tell | None, **change: Any) -> Run:
+    """The same run with a setting changed: found in `folder`, finished, or trained now."""
+    method, settings, config, train = run.revive(of.card)
+    again = dataclasses.replace(settings, out=folder, steps=of.card["steps"], budget=None, **change)
     if (folder / run.CARD).is_file():
-        check_alike(of, Run(folder))
+        check_alike(of, Run(folder), again, " and ".join(change))
         if (folder / run.DONE).exists():
             return Run(folder)
         return pretraining.pretrain(None, pretraining.Settings(""), resume=folder, tell=tell)
-    method, settings, config, train = run.revive(of.card)
-    again = dataclasses.replace(settings, out=folder, seed=seed, steps=of.card["steps"], budget=None)
     return pretraining.pretrain(method, again, config, train, tell=tell)
 
 
-def check_alike(one: Run, other: Run) -> None:
-    """UserError unless two runs differ in their seed alone."""
-    decides = ("method", "recipe", "config", "train", "encoder", "data", "n", "size", "channels", "steps")
+def check_alike(one: Run, other: Run, wanted: pretraining.Settings, changed: str) -> None:
+    """UserError unless two runs differ as is wanted, and in nothing else."""
+    decides = ("method", "recipe", "config", "train", "encoder", "data", "size", "channels", "steps")
     unlike = [key for key in decides if one.card[key] != other.card[key]]
+    settings = run.revive(other.card)[1]
+    unlike += [key for key in ("seed", "share") if getattr(settings, key) != getattr(wanted, key)]
+    if wanted.share == run.revive(one.card)[1].share and one.card["n"] != other.card["n"]:
+        unlike.append("n")
     if unlike:
         raise UserError(
-            f"{other.folder} is not {one.folder} with another seed: they differ in {', '.join(unlike)}; "
-            "move it away, or give --seeds 1"
+            f"{other.folder} is not {one.folder} with another {changed}: they differ in {', '.join(unlike)}; "
+            "move it away"
         )

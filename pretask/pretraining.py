@@ -29,7 +29,8 @@ from pretask.config import TrainConfig
 from pretask.journal import Journal, Tell
 from pretask.loop import Plan, Trainer
 from pretask.methods import Method, MethodConfig
-from pretask.sources.common import listed
+from pretask.sources.common import Images, listed
+from pretask.sources.share import drawn
 from pretask.types import Source, UserError
 from pretask.watch import Watch
 
@@ -50,6 +51,8 @@ class Settings:
     """length of the run in steps, in the place of --epochs"""
     budget: str | None = None
     """length of the run in time, such as 90s, 10m or 2h: the first steps are timed, then the number is fixed"""
+    share: float = 1.0
+    """of the images to train on, drawn at random by the seed"""
     seed: int = 0
     """of the weights, the order and the puzzles"""
     init: Path | None = None
@@ -132,7 +135,7 @@ def pretrain(
     train: TrainConfig | None = None,
     *,
     resume: Path | None = None,
-    source: Source | None = None,
+    source: Images | None = None,
     command: Sequence[str] = (),
     tell: Tell | None = None,
 ) -> run.Run:
@@ -159,6 +162,7 @@ def pretrain(
 
     if source is None:
         source = sources.open(settings.data, size=settings.size, root=settings.root, max_bad=settings.max_bad)
+    source = drawn(source, settings.share, settings.seed)
     labelled = None
     if settings.watch:
         labelled = sources.open_labelled(

@@ -155,15 +155,17 @@ class Run:
     def source(self) -> Source:
         """What the run was trained on, opened again."""
         from pretask import sources
+        from pretask.sources.share import drawn
 
         _, settings, _, _ = revive(self.card)
-        return sources.open(
+        whole = sources.open(
             settings.data,
             size=self.card["size"],
             channels=self.card["channels"],
             root=settings.root,
             max_bad=settings.max_bad,
         )
+        return drawn(whole, settings.share, settings.seed)
 
 
 def title(card: Mapping[str, Any]) -> str:

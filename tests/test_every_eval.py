@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pretask import encoders, evals, sources
 from pretask.encoders import Encoder
-from pretask.evals import clustering, fewshot, finetune, knn, linear, nonlinear, retrieval, spread
+from pretask.evals import cka, clustering, fewshot, finetune, knn, linear, nonlinear, retrieval, spread
 from pretask.evals.holdout import Part
 from pretask.evals.measure import Chosen, Result
 from pretask.rng import Rng
@@ -52,7 +52,10 @@ PREDICT: dict[str, Callable[..., Tensor]] = {
     "retrieval": lambda x, label, unseen, truth: per_sample(retrieval.hits(unseen, truth)),
 }
 """evaluation -> what it says of each test sample (Q, …)"""
-ALL = PREDICT | {"spread": lambda x, label, unseen, truth: numbers(spread.spread(unseen))}
+ALL = PREDICT | {
+    "spread": lambda x, label, unseen, truth: numbers(spread.spread(unseen)),
+    "cka": lambda x, label, unseen, truth: numbers(vars(cka.cka(unseen, unseen.abs()))),
+}
 CHOOSE: dict[str, Callable[..., Any]] = {
     "knn": lambda x, label, held, truth: knn.choose(x, label, held, truth, CLASSES),
     "linear": lambda x, label, held, truth: linear.choose(x, label, held, truth, CLASSES).penalty,

@@ -91,8 +91,7 @@ class Scores:
 
     def write(self, folder: Path) -> Path:
         """`scores/TEST.json` in a run's folder."""
-        plain = "".join(c if c.isalnum() or c in "-_." else "-" for c in self.data["test"]).strip("-.")
-        path = folder / "scores" / f"{plain or 'scores'}.json"
+        path = folder / "scores" / file_name(self.data["test"])
         path.parent.mkdir(parents=True, exist_ok=True)
         checkpoint.write_text(path, self.to_json() + "\n")
         return path
@@ -107,6 +106,12 @@ class Scores:
             ),
             None,
         )
+
+
+def file_name(test: str) -> str:
+    """That of what was found on a test set."""
+    plain = "".join(c if c.isalnum() or c in "-_." else "-" for c in test).strip("-.")
+    return f"{plain or 'scores'}.json"
 
 
 # ---- the whole
@@ -242,9 +247,12 @@ def flat(encoder: Encoder, nonlinear: bool) -> list[str]:
 # ---- several runs
 
 
-def combined(runs: Sequence[Sequence[Result]], seed: int) -> Iterator[dict[str, Any]]:
-    """The same result of every run -> one row with its interval; no row where a run has no such number."""
-    n = next(len(r.right) for r in runs[0] if r.right is not None)
+def combined(runs: Sequence[Sequence[Result]], seed: int, n: int | None = None) -> Iterator[dict[str, Any]]:
+    """The same result of every run -> one row with its interval; no row where a run has no such number.
+
+    `n` is the number of test samples, where no result says something of each.
+    """
+    n = n or next(len(r.right) for r in runs[0] if r.right is not None)
     for first in runs[0]:
         group = alike(runs, first.eval, first.stage)
         values = [r.value for r in group]

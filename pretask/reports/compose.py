@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pretask import auditing, checkpoint, loader
+from pretask import auditing, checkpoint, loader, studying
 from pretask import run as runs
 from pretask.encoders import Encoder, pooled
 from pretask.methods import Method
-from pretask.reports import curves, features, html, sheet
+from pretask.reports import curves, features, html, learning, sheet
 from pretask.reports.curves import Row
 from pretask.rng import Rng
 from pretask.types import Labelled, Source, UserError
@@ -103,6 +103,7 @@ def compose(
         scores=scores,
         audit=audit,
         clues=cleaned,
+        studies=[(s.data, learning.answers(s)) for s in studying.read(folder)],
     )
 
 

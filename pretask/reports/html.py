@@ -20,6 +20,7 @@ from pretask import run as runs
 from pretask.auditing import Audit
 from pretask.reports.curves import Plot, Row
 from pretask.reports.features import Neighbour
+from pretask.reports.learning import Answer
 from pretask.reports.sheet import LARGEST, Cell, tally
 from pretask.reports.table import DECIMALS
 
@@ -60,6 +61,7 @@ def write(
     scores: Sequence[Row] = (),
     audit: Audit | None = None,
     clues: Sequence[Cell] = (),
+    studies: Sequence[tuple[Row, Sequence[Answer]]] = (),
 ) -> Path:
     """`report.html` in the run folder, from its card and whatever else there is to show."""
     page = template("report.html.j2").render(
@@ -80,6 +82,7 @@ def write(
         lead=lead(scores),
         audit=audit,
         clues=clues,
+        studies=studies,
         skipped=skipped(folder / runs.SKIPPED),
         listed=LISTED,
         settings=settings(card),
@@ -273,6 +276,7 @@ def next_steps(folder: Path, card: Row) -> list[tuple[str, str]]:
     run = shlex.quote(str(folder))
     steps = [
         ("Score the encoder on labelled images", f"pretask evaluate {run} --data LABELLED"),
+        ("Ask how much data and how many labels it takes", f"pretask study {run} --data LABELLED"),
         ("Write features of your own images", f"pretask embed {run} --data IMAGES"),
         ("Take the weights elsewhere", f"pretask export {run} --to timm"),
     ]

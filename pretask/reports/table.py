@@ -1,6 +1,7 @@
 """The score table in the terminal: the run's features beside what they have to beat."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group
@@ -12,6 +13,7 @@ from pretask.evals.evaluate import PROTOCOL, Scores
 
 if TYPE_CHECKING:
     from pretask.colorizing import Coloured
+    from pretask.studying import Study
 
 BLOCKS = (
     {"knn": "kNN", "linear": "linear", "best linear": "best stage"},
@@ -127,3 +129,96 @@ def coloured(made: "Coloured") -> Group:
             style="dim",
         ),
     )
+
+
+ASKED = {
+    "data": ("How much data?", "trained on"),
+    "labels": ("How many labels?", "labels"),
+    "change": ("How much do features change in fine-tuning?", "stage"),
+}
+"""question -> as it is asked, and what the rows of its answer are"""
+WAYS = {
+    ("knn", True): "kNN",
+    ("linear", True): "linear",
+    ("linear", False): "untrained, linear",
+    ("finetune", True): "fine-tuned",
+    ("finetune", False): "from scratch",
+    ("cka", True): "CKA",
+    ("cka", False): "untrained, CKA",
+}
+"""(eval, of the run or of the untrained encoder) -> heading"""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The answer to one question: rows of images, labels or stages, columns of what was measured."""
+
+    question: str
+    first: str
+    columns: Sequence[str]
+    lines: Sequence[tuple[str, Sequence[Mapping[str, Any] | None]]]
+    skipped: Sequence[str]
+
+
+def grids(study: "Study") -> list[Grid]:
+    """What a study found, for the terminal and for the page."""
+    found = []
+    for ask, answer in study.answers.items():
+        name = one_of_each if ask == "change" else one_of_shares
+        at = {(name(row), way(ask, row)): row for row in answer.rows}
+        names, ways = (list(dict.fromkeys(key[i] for key in at)) for i in (0, 1))
+        ways = [w for w in WAYS.values() if w in ways]
+        lines = [(n, [at.get((n, w)) for w in ways]) for n in names]
+        found.append(Grid(*ASKED[ask], ways, lines, answer.skipped))
+    return found
+
+
+def way(ask: str, row: Mapping[str, Any]) -> str:
+    """The untrained encoder is the row of no images where data is asked for, else a column."""
+    return WAYS[row["eval"], row["own"] or ask == "data"]
+
+
+def one_of_each(row: Mapping[str, Any]) -> str:
+    return row["stage"]
+
+
+def one_of_shares(row: Mapping[str, Any]) -> str:
+    return f"{row['images']:,} ({100 * row['share']:g} %)" if row["share"] else "0 (untrained)"
+
+
+def studied(study: "Study") -> Group:
+    """A table for each question."""
+    parts: list[Table | Text] = []
+    for grid in grids(study):
+        table = Table(box=None, pad_edge=False, padding=(0, 1))
+        table.add_column(grid.first, no_wrap=True)
+        for column in grid.columns:
+            table.add_column(column, justify="right", no_wrap=True)
+        for name, cells in grid.lines:
+            table.add_row(name, *map(measured, cells))
+        parts += [
+            Text(grid.question, style="bold"),
+            table,
+            *(Text(sentence, style="dim") for sentence in grid.skipped),
+            Text(),
+        ]
+    data = study.data
+    runs = max(len(answer.seeds) for answer in study.answers.values())
+    return Group(
+        *parts,
+        Text(
+            f"{study.method}, labelled {data['train']}, n = {data['n_train']:,}; scores in % on {data['test']}, "
+            f"n = {data['n_test']:,}, {len(data['classes'])} classes, chance {100 / len(data['classes']):.1f}"
+            f"{f'; {runs} runs' if runs > 1 else ''}. CKA: 1 is unchanged up to rotation and scale. ± is half of the "
+            "95 % interval.",
+            style="dim",
+        ),
+    )
+
+
+def measured(row: Mapping[str, Any] | None) -> str:
+    """41.2 ±0.6; CKA has two decimals."""
+    if row is None:
+        return "–"
+    decimals = 2 if row["eval"] == "cka" else 1
+    return f"{row['value']:.{decimals}f} ±{(row['high'] - row['low']) / 2:.{decimals}f}"

@@ -50,6 +50,22 @@ class Packed:
         return self.data[self.offsets[i] : self.offsets[i + 1]].tobytes()
 
 
+class Chosen:
+    """Some of many encoded images, numbered from 0."""
+
+    def __init__(self, items: Items, index: np.ndarray):
+        self.items, self.index = items, index  # (M,) int64
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def name(self, i: int) -> str:
+        return self.items.name(int(self.index[i]))
+
+    def read(self, i: int) -> decode.Encoded:
+        return self.items.read(int(self.index[i]))
+
+
 class Reader:
     """Decodes positions; the part of a source that travels to the workers.
 
@@ -140,6 +156,13 @@ class Encoded:
 
     def files(self, index: Tensor) -> list[str]:
         return [self.reader.items.name(i) for i in index.tolist()]
+
+    def some(self, index: Tensor) -> "Encoded":
+        """The images at `index` as a source of their own: none but they stand in for one that is unreadable."""
+        items = Chosen(self.reader.items, index.numpy())
+        made = Encoded(self.name, Reader(items, self.size, self.channels), self.max_bad, self.bad)
+        made.n = self.n  # `bad` is of all there are
+        return made
 
 
 def collect(

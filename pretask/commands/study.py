@@ -1,0 +1,60 @@
+"""pretask study RUN --data LABELLED: how much data, how many labels, how much do features change?"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pretask.display import Display, say
+from pretask.parse import subject
+
+
+@dataclass(frozen=True)
+class Flags:
+    """Ask a run of any method three questions. data: what is it worth on fewer images? It is trained again on shares of its
+    images. labels: what is it worth with fewer labels, frozen and trained on, beside the same network from scratch? change:
+    how like themselves do its features stay, stage by stage, when it is trained on? The first takes as long as the run for
+    every share, the others minutes."""
+
+    data: str
+    """labelled images: class folders, a .npz, hf:NAME, or a torchvision name"""
+    test: str | None = None
+    """labelled images to score on (a fifth of each class of --data, set aside)"""
+    ask: tuple[Literal["data", "labels", "change"], ...] = ("data", "labels", "change")
+    """the questions; answers to the others stay"""
+    shares: tuple[float, ...] = ()
+    """of the run's images and of the labels (data: 0.1 0.3, beside 0 and 1; labels: 0.01 0.1 1)"""
+    seeds: int = 1
+    """ask so many runs with other seeds too; those beside it are used, missing ones are trained"""
+    json: bool = False
+    """print JSON, and nothing else, on standard output"""
+    root: Path | None = None
+    """where a torchvision data set is"""
+    max_bad: float = 0.1
+    """share of unreadable files at which it stops"""
+
+
+def run(words: list[str]) -> None:
+    what, chosen = subject(words, "study", "RUN", Flags)
+    from rich.console import Console
+
+    from pretask.reports import report, table
+    from pretask.studying import study
+
+    with Display() as display:
+        found = study(
+            what,
+            chosen.data,
+            chosen.test,
+            ask=chosen.ask,
+            shares=chosen.shares,
+            seeds=chosen.seeds,
+            root=chosen.root,
+            max_bad=chosen.max_bad,
+            tell=display,
+        )
+    if chosen.json:
+        print(found.to_json())
+    else:
+        Console().print(table.studied(found))
+    page = report(what, chosen.test or chosen.data, root=chosen.root, max_bad=chosen.max_bad)
+    say(f"wrote {what}/study and {page}")
