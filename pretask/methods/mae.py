@@ -170,13 +170,14 @@ class MAE(Method[Masked]):
         pixels = encoder.channels * self.side[0] * self.side[1]
         self.narrow = nn.Linear(self.vit.embed_dim, config.width)
         self.unknown = nn.Parameter(torch.zeros(config.width))
+        answer = nn.Linear(config.width, pixels)
         self.decoder = nn.Sequential(
             *(Block(config.width, config.heads, qkv_bias=True) for _ in range(config.blocks)),
             nn.LayerNorm(config.width),
-            nn.Linear(config.width, pixels),
+            answer,
         )
         self.apply(glorot)
-        nn.init.normal_(self.decoder[-1].weight, std=0.02)  # begins with the mean
+        nn.init.normal_(answer.weight, std=0.02)  # begins with the mean
         nn.init.normal_(self.unknown, std=0.02)
         self.register_buffer("places", places(self.grid, config.width), persistent=False)
         own = self.vit.pos_embed.requires_grad_(False)  # (1, P + N, D), or (1, N, D) without the prefix
