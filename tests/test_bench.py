@@ -113,7 +113,7 @@ def test_without_json_a_table_names_the_goals(bench: Bench):
     assert "ours of the classic probe" in page and "≥ 30 x" in page
 
 
-@pytest.mark.parametrize("name", ["throughput", "evaluate", "startup", "watch", "puzzles", "seeds"])
+@pytest.mark.parametrize("name", ["throughput", "evaluate", "startup", "watch", "puzzles", "seeds", "lab"])
 def test_the_help_explains_what_is_measured(bench: Bench, name: str):
     with pytest.raises(SystemExit) as end:
         bench.page(name, "--help")
@@ -135,7 +135,11 @@ def test_what_puzzles_cost_is_a_share_of_a_step(bench):
 
 def test_what_many_classes_cost_is_weights_gradients_and_two_moments_of_each(bench):
     few = ("--encoder", "resnet_small:width=16", "--batch", "8", "--rounds", "1", "--seeds", "64", "640")
-    numbers, (share,) = bench.told("seeds", *few)
+    numbers, _ = bench.told("seeds", *few)
     small, large = (numbers[f"{n} seeds: weights, gradients and AdamW, MB"] for n in (64, 640))
     assert large - small == pytest.approx(576 * 513 * 4 * 4 / 1e6)  # a row of 512 and its bias, four times
-    assert share["value"] == pytest.approx(numbers["640 seeds: step, ms"] / numbers["64 seeds: step, ms"])
+
+
+def test_what_lab_costs_is_a_share_of_a_step(bench):
+    numbers, (share,) = bench.told("lab", "--rounds", "1")
+    assert share["value"] == pytest.approx(100 * numbers["Lab, ms"] / numbers["step, ms"])
