@@ -25,10 +25,8 @@ def cka(x: Tensor, y: Tensor) -> Likeness:
     x, y = centred(x), centred(y)
     both, left, right = shares(x, y)
     value = both.sum() / (left.sum() * right.sum()).sqrt()
-    pull = value * (
-        2 * both / both.sum() - left / left.sum() - right / right.sum()
-    )  # of each sample on the value
-    return Likeness(value.item(), pull.square().sum().item())
+    pulls = 2 * both / both.sum() - left / left.sum() - right / right.sum()  # of each sample on ln CKA
+    return Likeness(value.item(), (value * pulls).square().sum().item())
 
 
 def centred(x: Tensor) -> Tensor:
