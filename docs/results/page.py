@@ -240,9 +240,9 @@ def picture(kept: Path) -> None:
     for i, (name, colour) in enumerate(zip(features(scores), COLOURS, strict=False)):
         for j, (eval, _) in enumerate(shown):
             if row := find(scores, name, eval):
-                y, spread = -j + 0.18 * (1.5 - i), [[row["value"] - row["low"]], [row["high"] - row["value"]]]
-                label = name if j == 0 else None
-                score.errorbar(row["value"], y, xerr=spread, fmt="o", color=colour, ms=4, label=label)
+                y, bar = -j + 0.18 * (1.5 - i), [[row["value"] - row["low"]], [row["high"] - row["value"]]]
+                label = name.partition(":")[0] if j == 0 else None  # the table has an encoder's arguments
+                score.errorbar(row["value"], y, xerr=bar, fmt="o", color=colour, ms=4, label=label)
     score.set(title="accuracy, %", yticks=range(0, -len(shown), -1), yticklabels=[h for _, h in shown])
     figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     for axes in (loss, score):
