@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pretask.config import TrainConfig
-from pretask.loop import Trainer
+from pretask.loop import Plan, Trainer
 from pretask.methods import Method
 from pretask.pretraining import Settings, engine, fastest_precision, versions
 from pretask.types import Source
@@ -61,6 +61,10 @@ def alternate(parts: Mapping[str, Callable[[], object]], rounds: int) -> dict[st
     """Seconds of every part in every round, after one round that is not counted."""
     taken = [{name: seconds(work) for name, work in parts.items()} for _ in range(rounds + 1)]
     return {name: [turn[name] for turn in taken[1:]] for name in parts}
+
+
+FIRST = Plan(1, 1, 1).at(0)
+"""where a run of one step stands"""
 
 
 def trainer(method: Method[Any], source: Source, train: TrainConfig) -> Trainer:

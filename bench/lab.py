@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from statistics import median
 
 import torch
-from common import Goal, alternate, flags, show, trainer
+from common import FIRST, Goal, alternate, flags, show, trainer
 
 from pretask import encoders, images, memory, sources
-from pretask.loop import Plan
 from pretask.methods.colorization import Config
 
 
@@ -33,7 +32,7 @@ def main() -> None:
     source = sources.open("synthetic:512", size=asked.size)
     encoder = config.spec(None)
     method = config.build(encoders.build(encoder, source.channels, source.size), source)
-    trained, moment = trainer(method, source, config.train), Plan(1, 1, 1).at(0)
+    trained = trainer(method, source, config.train)
     batch = source.__getitems__(torch.arange(config.train.batch))
     x = images.to_float(batch.image)[:, :, : method.side, : method.side].contiguous()
 
@@ -42,7 +41,7 @@ def main() -> None:
         method.true(x)
 
     with memory.kept():
-        taken = alternate({"Lab": convert, "step": lambda: trained.step(batch, moment)}, asked.rounds)
+        taken = alternate({"Lab": convert, "step": lambda: trained.step(batch, FIRST)}, asked.rounds)
     share = median(a / b for a, b in zip(taken["Lab"], taken["step"], strict=True))
     numbers = {f"{part}, ms": 1000 * median(times) for part, times in taken.items()}
     goal = Goal("Lab, of a step", 100 * share, 3, "%", less=True)

@@ -12,10 +12,9 @@ from statistics import median
 from typing import Any
 
 import torch
-from common import Goal, alternate, flags, show, trainer
+from common import FIRST, Goal, alternate, flags, show, trainer
 
 from pretask import encoders, memory, methods, sources
-from pretask.loop import Plan
 from pretask.methods import Method
 from pretask.rng import Rng
 from pretask.types import Batch
@@ -52,13 +51,13 @@ def parts(name: str, asked: Flags) -> tuple[Callable[[], object], Callable[[], o
         next(v.shape[1] for v in vars(puzzle).values() if v.ndim == 5) if name != "exemplar_cnn" else 1
     )
     batch: Batch = source.__getitems__(torch.arange(asked.tiles // per_image))
-    trained, moment = trainer(method, source, config.train), Plan(1, 1, 1).at(0)
+    trained = trainer(method, source, config.train)
 
     @torch.no_grad()
     def make() -> object:
         return method.pretext(batch, Rng(0, "puzzle"))
 
-    return make, lambda: trained.step(batch, moment)
+    return make, lambda: trained.step(batch, FIRST)
 
 
 def main() -> None:

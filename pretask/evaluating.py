@@ -54,12 +54,13 @@ def evaluate(
     if not isinstance(loaded, Run):
         if seeds > 1 or supervised:
             raise UserError("--seeds and --supervised repeat a run and take its budget; timm:NAME is no run")
-        encoders, name, steps = [embedding.encoder_of(loaded, size)], str(what), None
+        encoders, fresh, name, steps = [embedding.encoder_of(loaded, size)], [], str(what), None
         name = name if isinstance(what, str) else encoders[0].name
         numbers: Sequence[int] = (0,)
     else:
         family = sisters(loaded, seeds, tell)
-        encoders, numbers = [each.encoder for each in family], [each.card["seed"] for each in family]
+        encoders, fresh = [each.encoder for each in family], [each.untrained for each in family]
+        numbers = [each.card["seed"] for each in family]
         name, steps = run.title(loaded.card), budget(loaded) if supervised else None
     known = {"size": encoders[0].size, "channels": encoders[0].channels, "root": root, "max_bad": max_bad}
     train, unseen = (None if d is None else labelled(d, progress=progress, **known) for d in (data, test))
@@ -70,6 +71,7 @@ def evaluate(
         unseen,
         name=name,
         seeds=numbers,
+        fresh=fresh,
         supervised_steps=steps,
         finetune=finetune,
         nonlinear=nonlinear,

@@ -127,13 +127,13 @@ AB_SPREAD = 14.0
 def linear(x: Tensor) -> Tensor:
     """sRGB -> proportional to light, both in [0, 1] (IEC 61966-2-1)."""
     power, line = x.clamp(min=0.04045), x.clamp(max=0.04045)  # the one goes on where the other ends
-    return power.add_(0.055).div_(1.055).log2_().mul_(2.4).exp2_().add_(line.sub_(0.04045), alpha=1 / 12.92)
+    return line.sub_(0.04045).div_(12.92).add_(power.add_(0.055).div_(1.055).log2_().mul_(2.4).exp2_())
 
 
 def perceived(x: Tensor) -> Tensor:
     """Light, of white's -> as it is perceived, both in [0, 1]: the cube root, but for the darkest (CIE 15)."""
     root, line = x.clamp(min=0.008856), x.clamp(max=0.008856)
-    return root.log2_().div_(3).exp2_().add_(line.sub_(0.008856), alpha=7.787)
+    return line.sub_(0.008856).mul_(7.787).add_(root.log2_().div_(3).exp2_())
 
 
 def lab(x: Tensor) -> Tensor:
@@ -144,8 +144,9 @@ def lab(x: Tensor) -> Tensor:
 
 def lightness(x: Tensor) -> Tensor:
     """(B, 3, H, W) sRGB -> L of CIELab in [0, 1], (B, 1, H, W)."""
-    luminance = torch.einsum("c,bchw->bhw", XYZ[1].to(x.device), linear(x))[:, None]
-    return perceived(luminance).mul_(1.16).sub_(0.16)
+    r, g, b = linear(x).split(1, 1)
+    red, green, blue = XYZ[1].tolist()
+    return perceived((red * r).add_(g, alpha=green).add_(b, alpha=blue)).mul_(1.16).sub_(0.16)
 
 
 def from_lab(x: Tensor) -> Tensor:

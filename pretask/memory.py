@@ -1,8 +1,8 @@
 """Memory that a process has freed, kept for its next step.
 
 glibc gives every large array back to the system when it is freed and asks for the next one page by page. Training on
-a CPU frees and asks for the same arrays at every step, which costs a tenth of its time and half of a puzzle's. Large
-arrays of other threads than the main one are mapped as before.
+a CPU frees and asks for the same arrays at every step, which costs up to a tenth of its time and half of a puzzle's.
+Large arrays of other threads than the main one are mapped as before.
 """
 
 import ctypes

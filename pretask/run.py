@@ -141,15 +141,30 @@ class Run:
     @cached_property
     def method(self) -> "Method[Any]":
         """The whole solver with its heads and banks, from the newest checkpoint, in evaluation mode."""
-        from pretask import checkpoint, encoders
+        from pretask import checkpoint
 
-        _, _, config, _ = revive(self.card)
-        encoder = encoders.build(self.card["encoder"], self.card["channels"], self.card["size"])
-        built = config.build(encoder, Described(self.card))
+        built = self.drawn()
         latest = self.folder / checkpoint.LATEST
         with checkpoint.belonging(latest):
             built.load_state_dict(checkpoint.load(latest)["method"])
         return built.eval()
+
+    @cached_property
+    def untrained(self) -> "Encoder":
+        """The network as the run began, `--init` aside: some methods draw its first weights themselves."""
+        import torch
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.card["seed"])
+            return self.drawn().export().eval()
+
+    def drawn(self) -> "Method[Any]":
+        """The solver with weights drawn anew."""
+        from pretask import encoders
+
+        _, _, config, _ = revive(self.card)
+        encoder = encoders.build(self.card["encoder"], self.card["channels"], self.card["size"])
+        return config.build(encoder, Described(self.card))
 
     @cached_property
     def source(self) -> Source:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pretask import checkpoint, run
 from pretask.encoders import Encoder
-from pretask.evals import baselines, evaluate, fewshot, finetune, linear, measure
+from pretask.evals import evaluate, fewshot, finetune, linear, measure
 from pretask.evals.cka import cka
 from pretask.evals.features import Features, embed, readable
 from pretask.evals.holdout import Part, ranks
@@ -208,8 +208,8 @@ class Subject:
 
     @classmethod
     def untrained(cls, trained: Run, bench: Bench) -> "Subject":
-        net, seed = baselines.untrained(trained.encoder, trained.card["seed"]), trained.card["seed"]
-        return cls(f"untrained {net.name}", net, seed, False, bench)
+        net = trained.untrained
+        return cls(f"untrained {net.name}", net, trained.card["seed"], False, bench)
 
     @cached_property
     def features(self) -> tuple[Features, Features]:

@@ -135,9 +135,10 @@ def test_what_puzzles_cost_is_a_share_of_a_step(bench):
 
 def test_what_many_classes_cost_is_weights_gradients_and_two_moments_of_each(bench):
     few = ("--encoder", "resnet_small:width=16", "--batch", "8", "--rounds", "1", "--seeds", "64", "640")
-    numbers, _ = bench.told("seeds", *few)
+    numbers, (share,) = bench.told("seeds", *few)
     small, large = (numbers[f"{n} seeds: weights, gradients and AdamW, MB"] for n in (64, 640))
     assert large - small == pytest.approx(576 * 513 * 4 * 4 / 1e6)  # a row of 512 and its bias, four times
+    assert share["value"] == pytest.approx(numbers["640 seeds: step, ms"] / numbers["64 seeds: step, ms"])
 
 
 def test_what_lab_costs_is_a_share_of_a_step(bench):

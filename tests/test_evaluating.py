@@ -205,3 +205,22 @@ def test_the_demo_goes_the_whole_path(tmp_path, monkeypatch, capfd):
     left = {p.name for p in (tmp_path / "runs" / "demo").iterdir()}
     assert left >= {"report.html", "preview.png", "scores", "DONE", "encoder.safetensors"}
     assert main(["demo"]) == 2 and "exists" in capfd.readouterr().err
+
+
+def test_a_run_that_learned_nothing_is_no_better_than_its_untrained_row(tmp_path):
+    """MAE draws the first weights itself, so the network as its own library draws it would be another."""
+    small = "vit_tiny_patch16_224:patch_size=4,embed_dim=48,depth=2,num_heads=4,global_pool=avg,fc_norm=False"
+    still = pretask.pretrain(
+        "mae", "synthetic:64:16", tmp_path / "mae-s0", encoder=small, steps=2, batch=16, lr=0.0, quiet=True
+    )
+    scores = pretask.evaluate(still, DATA[1], DATA[3], seeds=2, progress=False)
+    ours, untrained = (
+        [(r["eval"], r.get("stage"), r["values"]) for r in scores.rows if r["features"] == name]
+        for name in ("mae", f"untrained {small}")
+    )
+    assert ours == untrained and len(ours) > 10
+    found = pretask.study(still, DATA[1], DATA[3], ask=["data"], shares=[1.0], progress=False)
+    begun, whole = (
+        [r["value"] for r in found.answers["data"].rows if r["share"] == share] for share in (0, 1)
+    )
+    assert begun == whole

@@ -116,6 +116,7 @@ def numpy_image(x):
 def test_lab_is_scikit_images_in_both_directions():
     lab = images.lab(CUBE)
     assert_close(numpy_image(lab), color.rgb2lab(numpy_image(CUBE)), atol=1e-3, rtol=0)
+    assert_close(100 * images.lightness(CUBE), lab[:, :1], atol=1e-3, rtol=0)
     beyond = torch.cat([lab[:, :1], lab[:, 1:2], 2 * lab[:, 2:].clamp(max=0)], 1)  # bluer than sRGB can be
     for x in (lab, beyond):
         assert_close(numpy_image(images.from_lab(x)), color.lab2rgb(numpy_image(x)), atol=1e-4, rtol=0)
@@ -129,3 +130,13 @@ def test_hue_chroma_and_value_are_scikit_images():
     assert_close(value[0].double().numpy(), v, atol=1e-6, rtol=0)
     assert_close(chroma[0].double().numpy(), s * v, atol=1e-6, rtol=0)
     assert_close(images.from_hcv(hue, chroma, value), CUBE, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("seen", [images.lab, images.lightness])
+def test_lab_can_be_trained_through(seen):
+    """Its gradient is what the difference of two near colours says, for dark ones too."""
+    x, move = 0.01 + 0.9 * torch.rand(2, 3, 8, 8) ** 3, 1e-3 * torch.randn(2, 3, 8, 8)
+    x.requires_grad_()
+    seen(x).square().sum().backward()
+    ahead, behind = (seen(x.detach() + way * move).double().square().sum() for way in (1, -1))
+    assert (x.grad * move).sum().item() == pytest.approx(((ahead - behind) / 2).item(), rel=0.02, abs=0.05)

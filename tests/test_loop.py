@@ -170,15 +170,16 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_no_half_of_a_new_one(tmp_path
 
 @pytest.mark.parametrize("name", methods.names())
 def test_in_half_precision_the_loss_runs_the_same_course(tmp_path, name):
-    """Emulated on any CPU; each quarter of the curve lies within 5 % of where the curve begins."""
+    """Emulated on any CPU; each quarter of the curve lies within 3 % of where the curve begins. At a rate so low that
+    the loss does not follow the rounding of its first steps: at 3e-3 one thousandth on a weight moves it by a percent."""
 
     def curve(precision):
         folder, fabric = tmp_path / precision, Fabric(accelerator="cpu", devices=1, precision=precision)
         folder.mkdir()
-        fit(folder, 100, name=name, fabric=fabric, optimizer="adamw", lr=3e-3)
+        fit(folder, 100, name=name, fabric=fabric, optimizer="adamw", lr=1e-3)
         losses = torch.tensor([row["loss"] for row in run.read(folder / run.LOG)])
         return losses.view(4, -1).mean(1)
 
     single, half = curve("32-true"), curve("bf16-mixed")
     assert single[-1] < 0.95 * single[0]
-    assert_close(half, single, rtol=0, atol=0.05 * single[0].item())
+    assert_close(half, single, rtol=0, atol=0.03 * single[0].item())

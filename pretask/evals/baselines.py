@@ -160,7 +160,7 @@ def patches(source: Source, centres: int = CENTRES, seed: int = 0) -> Patches:
 
 @torch.random.fork_rng(devices=[])
 def untrained(encoder: Encoder, seed: int) -> Encoder:
-    """The encoder as a run with this seed began."""
+    """The encoder with weights drawn by its own rule; a run's `untrained` is the one with which it began."""
     torch.manual_seed(seed)
     return encoders.build(encoder.name, encoder.channels, encoder.size)
 

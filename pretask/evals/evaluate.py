@@ -124,6 +124,7 @@ def evaluate(
     *,
     name: str = "encoder",
     seeds: Sequence[int] = (0,),
+    fresh: Sequence[Encoder] = (),
     seed: int = 0,
     supervised_steps: int | None = None,
     finetune: bool = False,
@@ -135,8 +136,9 @@ def evaluate(
 ) -> Scores:
     """Score the encoders of runs that differ in their seed alone, beside the rows that every table carries.
 
-    `seeds` are the runs' own, with which the untrained (and, with `supervised_steps`, the supervised) encoders
-    begin; `seed` is that of the split, the draws and k-means. Without `test`, a fifth of each class is set aside.
+    `fresh` are the encoders as their runs began, the untrained row; without them it is drawn with `seeds`, the runs'
+    own, as the supervised encoders are (with `supervised_steps`). `seed` is that of the split, the draws and k-means.
+    Without `test`, a fifth of each class is set aside.
     `finetune` and `nonlinear` take the encoders and the untrained ones through finetune.py and nonlinear.py.
     """
     if len(encoders) != len(seeds):
@@ -163,7 +165,7 @@ def evaluate(
         """Whose features, the seeds of its runs, and their networks, each made when it is needed."""
         first, pairs = encoders[0].name, list(zip(encoders, seeds, strict=True))
         yield name, seeds, iter(encoders)
-        yield untrained, seeds, (baselines.untrained(e, s) for e, s in pairs)
+        yield untrained, seeds, iter(fresh or [baselines.untrained(e, s) for e, s in pairs])
         yield baselines.Pixels.name, [seed], iter([baselines.Pixels()])
         yield baselines.Patches.name, [seed], (baselines.patches(train, centres, s) for s in [seed])
         if (steps := supervised_steps) is not None:

@@ -6,7 +6,7 @@ itself more, so more must go before painting takes knowing what is shown. The en
 the visible patches alone, which also makes a step cheap; a small decoder gets its tokens, one learned token for every
 hidden patch, and the place of each (sec. 3). Only hidden patches are scored. Places are sines and cosines that are not
 learned, in both halves, and weights begin as Glorot's (appendix A.1): small ones, such as timm's, leave a narrow network
-for hundreds of steps where it paints nothing but greys. The untrained encoder that stands beside a run's scores has timm's.
+for hundreds of steps where it paints nothing but greys.
 
 Differs from the paper: targets are plain pixels, not those less the data set's mean; crops are bilinear.
 

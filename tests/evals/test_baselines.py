@@ -5,9 +5,10 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from small import images_for, small
 from torch.testing import assert_close
 
-from pretask import api, encoders, sources
+from pretask import api, encoders, methods, sources
 from pretask.evals import baselines, linear
 from pretask.evals.features import embed
 from pretask.rng import Rng
@@ -188,6 +189,27 @@ def test_the_untrained_encoder_is_the_one_with_which_the_run_began(name, seed, t
     assert all(torch.equal(began[k], v) for k, v in net.named_parameters())
     other = dict(baselines.untrained(net, seed + 1).named_parameters())
     assert not all(torch.equal(other[k], v) for k, v in net.named_parameters())
+
+
+@pytest.mark.parametrize("method", methods.names())
+def test_every_run_knows_the_encoder_with_which_it_began(method, tmp_path):
+    """Also where a method draws the first weights itself; and it is what the row of the untrained encoder scores."""
+    size, net = images_for(method).size, small(methods.recipe(method)().encoder)
+    run = api.pretrain(
+        method,
+        f"synthetic:64:{size}",
+        tmp_path / "run",
+        encoder=net,
+        seed=3,
+        steps=2,
+        batch=16,
+        lr=0.0,
+        quiet=True,
+    )
+    random_state = torch.random.get_rng_state()
+    began = dict(run.untrained.named_parameters())
+    assert torch.equal(torch.random.get_rng_state(), random_state) and not run.untrained.training
+    assert all(torch.equal(began[k], v) for k, v in run.encoder.named_parameters())
 
 
 def test_drawing_an_untrained_encoder_leaves_the_random_state_alone():
