@@ -212,6 +212,7 @@ PATCHES = {
     "jigsaw": ("Jigsaw", "jigsaw"),
     "damaged": ("Damaged jigsaw", "damaged_jigsaw"),
 }
+AT_64 = ("--size", "64", "--steps", "1500")
 COLOUR = {
     "colorization": ("Colorization", "colorization"),
     "proxy": ("Colour proxy", "color_proxy"),
@@ -248,6 +249,17 @@ EXPERIMENTS: dict[str, Experiment] = {
         "lossless4k",
         threads=1,
         flags=("--budget", "5m"),
+    ),
+    "jigsaw-grid": small_cifar10(
+        "Jigsaw on CIFAR-10 at 64 px", "jigsaw", "full_jpeg", seeds=1, threads=1, flags=AT_64
+    ),
+    "jigsaw-no-grid": small_cifar10(
+        "Jigsaw on CIFAR-10 at 64 px, with cells as wide as JPEG's blocks",
+        "jigsaw",
+        "full_jpeg",
+        seeds=1,
+        threads=1,
+        flags=(*AT_64, "--window", "0.75"),
     ),
     **{
         f"{short}-cifar10": small_cifar10(

@@ -78,8 +78,8 @@ def orderings(studies: Sequence[Row]) -> str:
     lines = [
         "## Orderings that the papers report, in small\n",
         "Made by `python docs/results/orderings.py` on Imagenette at 96 px: as many steps for each arm, on one core, "
-        "scored by the linear probe on pooled features. *Solved* is the share of puzzles at the end of training, which "
-        "is another puzzle in every arm.\n",
+        "scored by the linear probe on pooled features. *Solved* is the share of puzzles at the end of training, %, which "
+        "is another puzzle in every arm; where the head that tells it is not trained, it stays at chance.\n",
     ]
     for study in studies:
         lines += [
@@ -92,9 +92,8 @@ def orderings(studies: Sequence[Row]) -> str:
             against = (
                 "" if less is None else f"{less['value']:+.1f} [{less['low']:+.1f}, {less['high']:+.1f}]"
             )
-            score = spread(at)
             solved = "–" if arm["solved"] is None else f"{arm['solved']:.1f}"
-            lines.append(f"| {arm['arm']}: `{arm['command']}` | {solved} | {score} | {against} |")
+            lines.append(f"| {arm['arm']}: `{arm['command']}` | {solved} | {spread(at)} | {against} |")
         lines.append("")
     return "\n".join(lines)
 
@@ -143,16 +142,15 @@ def speed(kept: Path) -> str:
     """What each benchmark in `kept` printed with --json: its ratios beside their goals, and where they come from."""
     lines = []
     for bench in (read(path) for path in sorted(kept.glob("*.json"))):
-        machine = bench["machine"]
-        lines.append(f"- `{bench['command']}` ({machine['instructions']}, {machine['precision']})")
+        lines.append(
+            "- `{command}` ({instructions}, {precision}, torch {torch})".format(**bench, **bench["machine"])
+        )
         for goal in bench["goals"]:
             limit = f"{'<' if goal['less'] else '≥'} {goal['limit']:g} {goal['unit']}"
             met = "" if goal["met"] else ", **not met**"
             lines.append(f"    - {goal['what']}: {goal['value']:.3g} {goal['unit']} (goal {limit}{met})")
-        if not bench["goals"]:
-            lines += [f"    - {name}: {value:.0f}" for name, value in bench["numbers"].items()]
         lines += [f"    - {bench['remark']}"] if "remark" in bench else []
-    where = "Printed with nothing else running on two cores of an x86-64 processor, PyTorch 2.15.\n"
+    where = "Printed on two cores of an x86-64 processor, with nothing else running.\n"
     return "\n".join(["## Speed\n", where, *lines, ""])
 
 

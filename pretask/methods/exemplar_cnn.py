@@ -9,7 +9,7 @@ ranges, on a logarithmic scale, and the head has a hidden layer: a small net lea
 sec. 3.4; how they are merged is this file's own choice: mutual nearest neighbours above a cosine).
 
 Cost: the classifier has one row for each of the N seeds: 32,000 of 512 numbers take 66 MB, four times as much with their
-gradients and what AdamW remembers, and a step of 256 images of 32 px takes two and a half times as long as with 2,000
+gradients and what AdamW remembers, and a step of 256 images of 32 px takes 2.2 times as long as with 2,000
 (bench/seeds.py). No copy is kept: the k-th of a seed follows from (seed, k) by a hash.
 """
 
