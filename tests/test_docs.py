@@ -1,6 +1,7 @@
 """What the pages say is so: their commands parse, their links lead somewhere, no method and no knob is left out."""
 
 import dataclasses
+import importlib
 import importlib.util
 import re
 import shlex
@@ -11,6 +12,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from PIL import Image
 
 from pretask import cli, commands, methods
 
@@ -319,5 +321,9 @@ def test_the_citation_file_has_what_its_format_asks_for():
     assert set(cited) <= known  # the format allows no others but those it names
 
 
-def test_the_picture_of_the_readme_is_small():
-    assert (ROOT / "docs" / "assets" / "puzzles.png").stat().st_size < 300_000
+def test_the_picture_of_the_readme_is_small_and_shows_every_method(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    monkeypatch.setattr(methods, "__path__", [*methods.__path__][:1])  # without the planted one
+    poster = importlib.import_module("poster")
+    assert poster.HERE.stat().st_size < 300_000
+    assert Image.open(poster.HERE).size == poster.poster().size  # one method more, and it is higher
