@@ -122,9 +122,10 @@ MISTAKES = {
         ["pretrain", "rotnet:papr", "--data", "synthetic"],
         "no recipe 'papr'; there are default, paper",
     ),
-    "flag": (["pretrain", "rotnet", "--data", "synthetic", "--epoch", "3"], "--epochs"),
+    "flag": (["pretrain", "rotnet", "--data", "synthetic", "--epoch", "3"], "did you mean --epochs"),
     "value": (["pretrain", "rotnet", "--data", "synthetic", "--lr", "fast"], "could not convert"),
-    "no data": (["pretrain", "rotnet"], "Missing"),
+    "no data": (["pretrain", "rotnet"], "missing: --data"),
+    "flag for data": (["pretrain", "rotnet", "--dta", "synthetic"], "; unrecognized: --dta synthetic;"),
     "path": (["pretrain", "rotnet", "--data", "no/such/folder"], "neither a file or folder"),
     "encoder": (
         ["pretrain", "rotnet", "--data", "synthetic:64:16", "--encoder", "resnt18"],
