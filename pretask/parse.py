@@ -67,12 +67,13 @@ def parse(kind: type[T], arguments: Sequence[str], verb: str) -> T:
 
 
 def one_line(box: str, verb: str) -> str:
-    """tyro's framed message without its frame, its examples and its repetition."""
+    """tyro's framed message without its frame (lines of hyphens where the output has no others), its examples and its
+    repetition."""
     lines = [re.sub(r"^[│╭╰\s]+|[│╮╯\s]+$", "", line) for line in box.splitlines()]
-    lines = [line for line in lines if line and not set(line) <= set("─ ")]
+    lines = [line for line in lines if line and not set(line) <= set("─- ")]
     lines = [re.sub(r"^─+\s*(.*?)\s*─*$", r"\1:", line) for line in lines]
     text = " ".join(line for line in lines if not line.startswith(("For full helptext", f"pretask {verb}")))
-    text = re.sub(r"^[\w ]+ ?(?:options|error):\s*", "", text)
+    text = re.sub(r"^[\w ]+? (?:options|error):?\s*", "", text)
     text = re.sub(r"\s*Argument helptext:.*", "", text)
     text = re.sub(r"\s*\((?:default|required)[^)]*\)", "", text)
     text = re.sub(r"Missing from [^:]*:", "missing:", text)
