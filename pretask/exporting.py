@@ -44,7 +44,10 @@ class Exported:
 
 
 def export(run: Run, to: Target, out: Path | None = None) -> Exported:
-    """Write the run's encoder for another program, at `out` or inside the run's folder, and compare."""
+    """Write the run's encoder for another program, at `out` or inside the run's folder, and compare.
+
+    A file gets the suffix that its program knows it by, where `out` has another.
+    """
     form = FORMS[to]
     absent = [package for package in form.packages if find_spec(package) is None]
     if absent:
@@ -59,7 +62,8 @@ def export(run: Run, to: Target, out: Path | None = None) -> Exported:
             f"{encoder.name} sees the {encoder.sees} of images, which transformers' image processors cannot make; "
             "use --to timm, torch or onnx"
         )
-    out = out or run.folder / form.name
+    out, suffix = out or run.folder / form.name, Path(form.name).suffix
+    out = out if not suffix or out.suffix == suffix else out.with_name(out.name + suffix)
     if out.exists():
         raise UserError(f"{out} exists; choose another --out")
     image, compared = probes(run)

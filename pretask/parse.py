@@ -77,5 +77,7 @@ def one_line(box: str, verb: str) -> str:
     text = re.sub(r"\s*Argument helptext:.*", "", text)
     text = re.sub(r"\s*\((?:default|required)[^)]*\)", "", text)
     text = re.sub(r"Missing from [^:]*:", "missing:", text)
-    text = text.replace(" Unrecognized options:", "; unrecognized:").replace(" Perhaps you meant:", "; did you mean")
+    text = text.replace(" Unrecognized options:", "; unrecognized:").replace(
+        " Perhaps you meant:", "; did you mean"
+    )
     return f"{text.rstrip('. ')}; pretask {verb} --help lists the flags"

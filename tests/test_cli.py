@@ -106,8 +106,9 @@ def test_list_names_every_method_and_recipe(capsys):
 
 
 def test_preview_check_report_and_prepare(trained, tmp_path, capsys):
-    assert main(["preview", "simclr", "--data", "synthetic:64:16", "--out", str(tmp_path / "p.png")]) == 0
-    assert (tmp_path / "p.png").stat().st_size > 1000
+    drawn = tmp_path / "new" / "p.png"
+    assert main(["preview", "simclr", "--data", "synthetic:64:16", "--out", str(drawn)]) == 0
+    assert drawn.stat().st_size > 1000
     assert main(["check", "rotnet", "--data", "synthetic:32:16", "--encoder", "resnet_small:width=8"]) == 0
     assert "sound" in capsys.readouterr().err
     assert main(["prepare", "synthetic:32:16", "--out", str(tmp_path / "store")]) == 0
@@ -127,6 +128,7 @@ MISTAKES = {
     "no data": (["pretrain", "rotnet"], "missing: --data"),
     "flag for data": (["pretrain", "rotnet", "--dta", "synthetic"], "; unrecognized: --dta synthetic;"),
     "path": (["pretrain", "rotnet", "--data", "no/such/folder"], "neither a file or folder"),
+    "picture": (["preview", "rotnet", "--data", "synthetic:8:16", "--out", "drawn.pgn"], "name a picture"),
     "encoder": (
         ["pretrain", "rotnet", "--data", "synthetic:64:16", "--encoder", "resnt18"],
         "did you mean resnet18",

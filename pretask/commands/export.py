@@ -15,7 +15,7 @@ class Flags:
     to: Literal["timm", "torch", "onnx", "hf"]
     """timm and hf: a folder that timm or transformers loads; torch: a program that needs PyTorch alone; onnx"""
     out: Path | None = None
-    """what is written (timm, encoder.pt2, encoder.onnx or hf, in the run's folder)"""
+    """what is written (timm, encoder.pt2, encoder.onnx or hf, in the run's folder); its suffix is added if missing"""
 
 
 def run(words: list[str]) -> None:

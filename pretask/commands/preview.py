@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pretask.display import say
+from pretask.errors import UserError
 from pretask.parse import method_flags, opening, parse
 
 
@@ -34,5 +35,9 @@ def run(words: list[str]) -> None:
     asked: Flags = chosen.run
     picture = selfhelp.preview(asked.data, chosen.method, method, asked.rows, asked.size, asked.seed)
     out = asked.out or Path(f"preview-{Path(method).stem.replace(':', '-')}.png")
-    picture.save(out)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(out)
+    except ValueError as wrong:  # a suffix that Pillow does not know
+        raise UserError(f"{out}: {wrong}; name a picture, such as puzzles.png") from None
     say(f"wrote {out}. Next: pretask check {method} --data {asked.data}")
