@@ -17,8 +17,8 @@ Made by `python docs/results/make.py`, which runs the commands below. Each folde
 cards of the runs (settings, versions, device) and a thinned log of each, to compare a loss curve with. Values are %, on
 test images that no choice has seen; ± is half of the 95 % interval. The CIFAR-10 here is a copy in JPEG of quality 75, so
 these numbers are not to be compared with published ones; where a command says `cifar10_train.npz`, it was scored with
-8,000 labels on 2,000 test images, so that sections compare within themselves. A minute is worth two to three times as
-many steps on a processor with bf16 as on one without: the line below the commands says which it was. RotNet, neighbourhood
+8,000 labels on 2,000 test images, so that sections compare within themselves. A minute is worth about twice as many
+steps on a processor with bf16 as on one without: the line below the commands says which it was. RotNet, neighbourhood
 discovery and the denoising autoencoder were scored while the probe's penalty was searched in whole decades; now that it is
 halves of them, expect differences of some tenths where they are made again.
 """

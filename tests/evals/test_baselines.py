@@ -193,7 +193,7 @@ def test_the_untrained_encoder_is_the_one_with_which_the_run_began(name, seed, t
 
 @pytest.mark.parametrize("method", methods.names())
 def test_every_run_knows_the_encoder_with_which_it_began(method, tmp_path):
-    """Also where a method draws the first weights itself; and it is what the row of the untrained encoder scores."""
+    """Also where a method draws the first weights itself: a run that does not learn ends with them."""
     size, net = images_for(method).size, small(methods.recipe(method)().encoder)
     run = api.pretrain(
         method,
