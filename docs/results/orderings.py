@@ -43,6 +43,7 @@ STUDIES = {
         {
             "a new copy every time": (),
             "16 copies of each seed": ("--copies", "16"),
+            "4 copies": ("--copies", "4"),
             "1 copy": ("--copies", "1"),
         },
     ),
