@@ -23,7 +23,7 @@ from rich.table import Table
 from pretask.config import TrainConfig
 from pretask.loop import Plan, Trainer
 from pretask.methods import Method
-from pretask.pretraining import Settings, engine, fastest_precision, versions
+from pretask.pretraining import Settings, engine, precision_of, versions
 from pretask.types import Source
 
 T = TypeVar("T")
@@ -111,6 +111,6 @@ def machine() -> dict[str, Any]:
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
-        "precision": fastest_precision(),
+        "precision": precision_of(Settings("")),
         **{name: found for name, found in versions().items() if name in ("python", "torch", "pretask")},
     }

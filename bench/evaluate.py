@@ -19,6 +19,7 @@ from common import Goal, flags, seconds, show
 from torch import Tensor, nn
 
 from pretask import encoders, images, loader, sources
+from pretask.device import find_device
 from pretask.encoders import Encoder
 from pretask.evals import knn, linear
 from pretask.evals.features import embed, pooled
@@ -57,7 +58,9 @@ class Ours:
 
     def __call__(self) -> None:
         started = perf_counter()
-        seen, unseen = (embed(self.encoder, s, progress=False) for s in (self.train, self.test))
+        seen, unseen = (
+            embed(self.encoder, s, device=find_device(), progress=False) for s in (self.train, self.test)
+        )
         self.embedding = perf_counter() - started
         classes = len(seen.classes)
         chosen = choose(seen, classes, seed=0)
@@ -72,9 +75,12 @@ class Classic:
     """SGD on one stage, through the encoder in evaluation mode; the learning rate falls tenfold twice."""
 
     def __init__(self, encoder: Encoder, stage: str, train: Labelled, epochs: int):
-        self.encoder, self.stage, self.train, self.epochs = encoder.eval(), stage, train, epochs
+        self.device = find_device()
+        self.encoder, self.stage = encoder.to(self.device).eval(), stage
+        self.train = train
         width = self.features(torch.zeros(1, encoder.channels, encoder.size, encoder.size)).shape[1]
-        self.head = nn.Sequential(nn.BatchNorm1d(width, affine=False), nn.Linear(width, len(train.classes)))
+        head = nn.Sequential(nn.BatchNorm1d(width, affine=False), nn.Linear(width, len(train.classes)))
+        self.head = head.to(self.device)
         self.optimizer = torch.optim.SGD(self.head.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
         thirds = [round(epochs / 3), round(2 * epochs / 3)]
         self.schedule = torch.optim.lr_scheduler.MultiStepLR(self.optimizer, thirds)
@@ -83,17 +89,19 @@ class Classic:
     @torch.no_grad()
     def features(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, D)"""
-        return pooled(self.encoder(x.contiguous(memory_format=torch.channels_last))[self.stage])
+        x = x.to(self.device, memory_format=torch.channels_last)
+        return pooled(self.encoder(x)[self.stage])
 
     def epoch(self) -> None:
         self.head.train()
         order = Rng(0, "order", self.done).permutation(len(self.train))
         for step, batch in enumerate(loader.epoch(self.train, order, BATCH)):
-            rng = Rng(0, "view", self.done, step)
-            view = images.resized_crop(images.to_float(batch.image), self.encoder.size, rng, (0.08, 1.0))
+            rng = Rng(0, "view", self.done, step, device=self.device)
+            x = images.to_float(batch.image.to(self.device))
+            view = images.resized_crop(x, self.encoder.size, rng, (0.08, 1.0))
             logits = self.head(self.features(images.flip(view, rng)))
             self.optimizer.zero_grad()
-            F.cross_entropy(logits, self.train.label[batch.index]).backward()
+            F.cross_entropy(logits, self.train.label[batch.index].to(self.device)).backward()
             self.optimizer.step()
         self.schedule.step()
         self.done += 1
@@ -102,7 +110,7 @@ class Classic:
     def accuracy(self, test: Labelled) -> float:
         self.head.eval()
         batches = loader.epoch(test, torch.arange(len(test)), BATCH)
-        rows = [self.head(self.features(images.to_float(batch.image))).argmax(1) for batch in batches]
+        rows = [self.head(self.features(images.to_float(batch.image))).argmax(1).cpu() for batch in batches]
         return percent(torch.cat(rows), test.label)
 
 

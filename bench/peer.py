@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from pretask.device import find_device
 from pretask.encoders import Encoder
 from pretask.sources.encoded import cores
 
@@ -61,7 +62,7 @@ def lightly(images: Tensor | Path, encoder: Encoder, order: Tensor, batch: int) 
         num_workers=cores(),
         persistent_workers=True,
     )
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = find_device()
     model = Model(encoder).to(device)
     criterion = NTXentLoss()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.06)

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from pretask import checkpoint, images
+from pretask.device import find_device
 from pretask.embedding import batches
 from pretask.evals.interval import RESAMPLES, Interval, quantiles
 from pretask.methods.colorization import BINS, GREY, encode, smoothed
@@ -120,7 +121,7 @@ def painter(run: Run) -> Callable[[Tensor, float | None], Tensor]:
     method: Any = run.method
     if not hasattr(method, "colours"):
         raise UserError(f"{title(run.card)} paints no colours; runs of colorization and color_proxy do")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = find_device()
     method.to(device)
     size = run.card["size"]
     any_form = method.export().side(0.5) < size

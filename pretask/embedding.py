@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from pretask import encoders, images, loader
+from pretask.device import find_device
 from pretask.encoders import Encoder
 from pretask.run import Run
 from pretask.sources import decode
@@ -80,7 +81,7 @@ def check_stage(encoder: Encoder, stage: str) -> None:
 def rows(encoder: Encoder, source: Images, stage: str = "pool", batch: int = 256) -> Iterator["Rows"]:
     """Features of every readable image, `batch` at a time; unreadable ones are in `source.bad`."""
     check_stage(encoder, stage)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = find_device()
     home, was_training = encoder.mean.device, encoder.training
     encoder.to(device).eval()
     try:

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from pretask import embedding, pretraining, run, sources
+from pretask.device import find_device
 from pretask.encoders import Encoder
 from pretask.evals import baselines
 from pretask.evals import evaluate as evals
@@ -75,7 +75,7 @@ def evaluate(
         supervised_steps=steps,
         finetune=finetune,
         nonlinear=nonlinear,
-        device="cuda" if torch.cuda.is_available() else "cpu",
+        device=find_device(),
         progress=progress,
     )
     if isinstance(loaded, Run):

@@ -55,7 +55,7 @@ def sample(source: Source, n: int, rng: Rng | None = None) -> Batch:
     if isinstance(source, Stream):
         return next(source.epoch(n))
     index = torch.linspace(0, len(source) - 1, n).round().long()
-    return source.__getitems__(index if rng is None else rng.permutation(len(source))[:n])
+    return source.__getitems__(index if rng is None else rng.permutation(len(source))[:n].cpu())
 
 
 def own(rows: Tensor, share: tuple[int, int]) -> Tensor:

@@ -8,7 +8,7 @@ import copy
 import math
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import chain, count, islice
 from pathlib import Path
@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim import Optimizer
 
 from pretask import checkpoint, convolutions, distributed, loader, methods
 from pretask.config import TrainConfig, schedule
 from pretask.context import Context, Finished
+from pretask.device import attention
 from pretask.journal import Journal
 from pretask.methods.base import Method
 from pretask.rng import Rng
@@ -68,12 +68,6 @@ class Solver(nn.Module):
         with attention():
             loss: Loss = self.method(sealed.pretext)
         return loss.total, dict(loss.parts), loss.carry
-
-
-def attention() -> AbstractContextManager[Any]:
-    """In bfloat16 on a CPU, the plain products: for a few tens of tokens the gradient of PyTorch's fused kernel takes
-    ten times as long as theirs, and for 200 the two are even."""
-    return sdpa_kernel(SDPBackend.MATH) if torch.is_autocast_enabled("cpu") else nullcontext()
 
 
 class Sealed:

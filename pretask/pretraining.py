@@ -26,6 +26,7 @@ from PIL import Image
 
 from pretask import checkpoint, distributed, encoders, loader, memory, methods, run, sources
 from pretask.config import TrainConfig
+from pretask.device import Precision, fastest, find_device
 from pretask.journal import Journal, Tell
 from pretask.loop import Plan, Trainer
 from pretask.methods import Method, MethodConfig
@@ -75,21 +76,13 @@ class Settings:
     """bf16 where the hardware has it"""
 
 
-def fastest_precision() -> Literal["bf16-mixed", "32-true"]:
-    """bf16 where the processor multiplies it natively: emulated, it is slower than float32."""
-    if torch.cuda.is_available():
-        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
-    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return "bf16-mixed" if native else "32-true"
-
-
 def engine(settings: Settings, partial: bool) -> Fabric:
     """Lightning Fabric for these settings: one process, several on this machine, or many by torchrun."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     here = int(
         os.environ.get("LOCAL_WORLD_SIZE", world)
     )  # torchrun's; Fabric's own launcher stays on one machine
-    on_cpu = settings.accelerator == "cpu" or not torch.cuda.is_available()
+    on_cpu = device_type(settings) == "cpu"
     count = here if on_cpu else torch.cuda.device_count()
     if settings.devices != "auto":
         count = settings.devices
@@ -103,14 +96,21 @@ def engine(settings: Settings, partial: bool) -> Fabric:
         if count * nodes == 1:
             raise UserError("--strategy fsdp shares a network out among processes; give --devices 2 or more")
         strategy = ModelParallelStrategy(distributed.shard, count * nodes, tensor_parallel_size=1)
-    precision = fastest_precision() if settings.precision == "auto" else settings.precision
     return Fabric(
         accelerator="cpu" if on_cpu else settings.accelerator,
         devices=count,
         num_nodes=nodes,
         strategy=strategy,
-        precision=precision,
+        precision=precision_of(settings),
     )
+
+
+def device_type(settings: Settings) -> Literal["cpu", "cuda"]:
+    return "cpu" if settings.accelerator == "cpu" else find_device()
+
+
+def precision_of(settings: Settings) -> Precision:
+    return fastest(device_type(settings)) if settings.precision == "auto" else settings.precision
 
 
 def seconds(budget: str) -> float:
@@ -273,7 +273,7 @@ def describe(
         "seed": settings.seed,
         "steps": plan.steps,
         "epochs": plan.epochs,
-        "precision": fastest_precision() if settings.precision == "auto" else settings.precision,
+        "precision": precision_of(settings),
         "device": torch.cuda.get_device_name()
         if fabric.device.type == "cuda"
         else platform.processor() or "cpu",

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from pretask import checkpoint, run
+from pretask.device import find_device
 from pretask.encoders import Encoder
 from pretask.evals import evaluate, fewshot, finetune, linear, measure
 from pretask.evals.cka import cka
@@ -183,7 +184,7 @@ class Bench:
 
     @property
     def known(self) -> dict[str, Any]:
-        return {"device": "cuda" if torch.cuda.is_available() else "cpu", "progress": self.progress}
+        return {"device": find_device(), "progress": self.progress}
 
     @property
     def positions(self) -> Tensor:

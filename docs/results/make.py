@@ -43,6 +43,8 @@ class Experiment:
     flags: Sequence[str] = ("--budget", "10m")
     threads: int = 0
     """of a run, so that several can be made side by side; 0: as many as there are cores"""
+    scores: Sequence[str] = ()
+    """that are asked for beside the usual ones"""
     more: Callable[["Experiment", Path, Path], dict[str, Any]] | None = None
     """what else is measured, from the data and the first run's folder"""
 
@@ -51,7 +53,7 @@ class Experiment:
 
     def evaluate(self, data: Path, run: Path) -> list[str]:
         sets = ["--data", str(data / self.labelled), "--test", str(data / self.test)]
-        return ["evaluate", str(run), *sets, "--seeds", str(self.seeds)]
+        return ["evaluate", str(run), *sets, "--seeds", str(self.seeds), *self.scores]
 
 
 def main() -> None:
@@ -263,7 +265,12 @@ EXPERIMENTS: dict[str, Experiment] = {
     ),
     **{
         f"{short}-cifar10": small_cifar10(
-            f"{title} on CIFAR-10", method, "full_jpeg", threads=1, flags=("--budget", "5m")
+            f"{title} on CIFAR-10",
+            method,
+            "full_jpeg",
+            threads=1,
+            flags=("--budget", "5m"),
+            scores=("--finetune",) if short == "mae" else (),
         )
         for short, (title, method) in COLOUR.items()
     },

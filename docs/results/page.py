@@ -29,6 +29,11 @@ SHOWN = (
     ("10-shot", "10-shot"),
     ("nmi", "NMI"),
 )
+ON_REQUEST = (
+    ("finetune 10-shot", "tuned 10-shot"),
+    ("finetune 100-shot", "tuned 100-shot"),
+    ("finetune", "fine-tuned"),
+)
 CLUES = ("edges", "JPEG grid", "fringes", "shading", "fine traces")
 COLOURS = ("#3f51b5", "#9e9e9e", "#c9a227", "#d1495b")
 """of the run, the untrained encoder, raw pixels and k-means patches"""
@@ -170,11 +175,13 @@ def find(scores: Row, name: str, eval: str) -> Row | None:
 
 
 def table(scores: Row) -> list[str]:
+    there = {row["eval"] for row in scores["rows"]}
+    shown = [*SHOWN, *(column for column in ON_REQUEST if column[0] in there)]
     return [
-        f"| features | {' | '.join(heading for _, heading in SHOWN)} |",
-        "|---|" + "---:|" * len(SHOWN),
+        f"| features | {' | '.join(heading for _, heading in shown)} |",
+        "|---|" + "---:|" * len(shown),
         *(
-            f"| {name} | {' | '.join(cell(find(scores, name, eval)) for eval, _ in SHOWN)} |"
+            f"| {name} | {' | '.join(cell(find(scores, name, eval)) for eval, _ in shown)} |"
             for name in features(scores)
         ),
     ]
@@ -190,7 +197,7 @@ def cell(row: Row | None) -> str:
 
 def differences(scores: Row) -> list[str]:
     """One sentence for each row that the run stands against."""
-    headings, found = dict(SHOWN), scores["differences"]
+    headings, found = dict([*SHOWN, *ON_REQUEST]), scores["differences"]
     said: dict[str, list[str]] = {d["minus"]: [] for d in found}
     for d in found:
         said[d["minus"]].append(

@@ -84,7 +84,7 @@ def embed(
         for each in batches(source, batch):
             x = images.to_float(each.image.to(device))
             for stage, out in net(x.contiguous(memory_format=torch.channels_last)).items():
-                rows = pooled(out.float(), width).cpu()
+                rows = pooled(out.float(), width)
                 if stage not in stages:
                     stages[stage] = torch.empty(len(source), rows.shape[1], dtype=kind(stage, rows))
                 stages[stage][done : done + len(x)] = fitted(rows, stages[stage].dtype)
@@ -133,11 +133,11 @@ def kind(stage: str, rows: Tensor) -> torch.dtype:
 
 
 def fitted(rows: Tensor, dtype: torch.dtype) -> Tensor:
-    """Within what dtype can hold: a later batch may exceed the first. NaN stays NaN, infinity stays infinite."""
+    """As dtype, within what it can hold: a later batch may exceed the first. NaN stays NaN, infinity stays infinite."""
     top = torch.finfo(dtype).max
     if rows.abs().max() <= top:  # nearly always, and much cheaper than what follows
-        return rows
-    return torch.where(rows.isfinite(), rows.clamp(-top, top), rows)
+        return rows.to(dtype)
+    return torch.where(rows.isfinite(), rows.clamp(-top, top), rows).to(dtype)
 
 
 def key(encoder: nn.Module, source: Source, width: int) -> str:

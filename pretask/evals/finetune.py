@@ -8,7 +8,7 @@ released code). The last weights are scored, and nothing is chosen.
 """
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from pretask import convolutions, images
 from pretask.config import TrainConfig, schedule
+from pretask.device import autocast
 from pretask.encoders import Encoder, Timm
 from pretask.evals.features import batches, embed, readable
 from pretask.evals.fewshot import draw
@@ -106,11 +107,18 @@ def fit(
         *param_groups_weight_decay(net.head, train.weight_decay),
     ]
     losses = (
-        F.cross_entropy(net(x)["pool"], label)
+        cost(lambda x: net(x)["pool"], x, label)
         for x, label in shifted(source, index, min(train.batch, len(index)), steps, seed, device)
     )
     descend(torch.optim.AdamW(weights), losses, train, steps, name, progress)
     return net.eval()
+
+
+def cost(net: Callable[[Tensor], Tensor], x: Tensor, label: Tensor) -> Tensor:
+    """Mean cross-entropy of the logits net(x), which are made in the device's fastest format."""
+    with autocast(x.device):
+        logits = net(x)
+    return F.cross_entropy(logits.float(), label)
 
 
 def groups(encoder: Encoder, weight_decay: float, decay: float) -> list[dict[str, Any]]:

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretask.config import TrainConfig
@@ -20,7 +19,7 @@ from pretask.encoders import Encoder
 from pretask.encoders.classic import conv
 from pretask.encoders.heads import projector
 from pretask.evals.features import BATCH, embed
-from pretask.evals.finetune import descend, passes
+from pretask.evals.finetune import cost, descend, passes
 from pretask.evals.measure import Chosen, Result, accuracy
 from pretask.types import Labelled
 
@@ -113,7 +112,7 @@ def fit(
     head = mlp(channels, side, classes) if name == "mlp" else block(channels, classes)
     head.to(device).train()
     losses = (
-        F.cross_entropy(head(x[rows].float().to(device)), label[rows].to(device))
+        cost(head, x[rows].float().to(device), label[rows].to(device))
         for rows in passes(n, batch, STEPS, seed).split(batch)
     )
     optimizer = torch.optim.SGD(

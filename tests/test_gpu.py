@@ -1,0 +1,118 @@
+"""On a GPU: the same costs as on the CPU, training in bfloat16, an exact place to resume from, and every verb."""
+
+import copy
+import dataclasses
+import json
+
+import pytest
+import torch
+from small import images_for, small
+from torch import Tensor
+
+import pretask
+from pretask import contract, embedding, loop, methods, pretraining
+from pretask.cli import main
+from pretask.methods import recipe
+from pretask.pretraining import Settings
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
+NAMES = methods.names()
+
+
+def settings(name, out, steps=6):
+    encoder, source = small(recipe(name)().encoder), images_for(name)
+    return Settings(source.name, out=out, encoder=encoder, steps=steps, precision="32-true")
+
+
+@pytest.fixture
+def exact(monkeypatch):
+    """No tf32: 10 bits of mantissa would hide a wrong term."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
+def moved(puzzle):
+    return dataclasses.replace(
+        puzzle,
+        **{
+            f.name: value.cuda()
+            for f in dataclasses.fields(puzzle)
+            if isinstance(value := getattr(puzzle, f.name), Tensor)
+        },
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_puzzle_costs_the_same(name, exact):
+    config = recipe(name)()
+    case = contract.Case.of(config, images_for(name), small(config.encoder))
+    here = case.begun()
+    there, puzzle = copy.deepcopy(here).cuda(), case.puzzle(here)
+    costs = [contract.at_same_chance(m.loss, p).total for m, p in ((here, puzzle), (there, moved(puzzle)))]
+    torch.testing.assert_close(costs[1].cpu(), costs[0], rtol=1e-4, atol=1e-5)
+    gradients = []
+    for method, cost in zip((here, there), costs, strict=True):
+        cost.backward()
+        gradients.append(
+            torch.cat([p.grad.cpu().flatten() for p in method.parameters() if p.grad is not None])
+        )
+    error = (gradients[1] - gradients[0]).norm() / gradients[0].norm()
+    assert error < 1e-2, f"gradients differ by {error:.1%}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_trains_in_bfloat16(name, tmp_path):
+    wanted = dataclasses.replace(settings(name, tmp_path / "run"), precision="auto")
+    config = recipe(name)()
+    run = pretraining.pretrain(name, wanted, config, dataclasses.replace(config.train, batch=16))
+    assert run.card["device"] == torch.cuda.get_device_name()
+    assert run.card["precision"] == "bf16-mixed"
+    rows = [json.loads(row) for row in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert len(rows) == run.card["steps"]
+    x = pretask.embed(run, run.card["data"])
+    assert x.shape[0] == 64
+    assert torch.from_numpy(x).isfinite().all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_run_that_was_cut_off_goes_on_from_where_it_was(name, tmp_path, monkeypatch):
+    """Not to the bit: some of CUDA's sums add in any order."""
+    monkeypatch.setattr(loop, "SAVE_EVERY", 0.0)
+    config = recipe(name)()
+    train = dataclasses.replace(config.train, batch=16)
+
+    def cut(row):
+        if row["step"] == 3:
+            raise KeyboardInterrupt
+
+    whole = pretraining.pretrain(name, settings(name, tmp_path / "whole"), config, train)
+    with pytest.raises(KeyboardInterrupt):
+        pretraining.pretrain(name, settings(name, tmp_path / "parts"), config, train, tell=cut)
+    parts = pretraining.pretrain(None, Settings(""), resume=tmp_path / "parts")
+    begun, end, other = (flat(e) for e in (whole.untrained, whole.encoder, parts.encoder))
+    travelled, apart = (end - begun).norm(), (end - other).norm()
+    assert apart < 0.05 * travelled, f"{apart:.2g} apart after a way of {travelled:.2g}"
+
+
+def flat(encoder):
+    return torch.cat([p.detach().flatten() for p in encoder.parameters()])
+
+
+def test_features_are_those_of_the_cpu(exact, monkeypatch, tmp_path):
+    run = pretraining.pretrain("rotnet", settings("rotnet", tmp_path / "run", steps=2))
+    there = pretask.embed(run, "synthetic:32:16")
+    monkeypatch.setattr(embedding, "find_device", lambda: "cpu")
+    torch.testing.assert_close(there, pretask.embed(run, "synthetic:32:16"), rtol=1e-3, atol=1e-4)
+
+
+def test_every_verb(tmp_path, capsys):
+    run, data = str(tmp_path / "run"), "demo"
+    for words in (
+        ["pretrain", "colorization", "--data", data, "--steps", "4", "--batch", "32", "--out", run],
+        ["preview", "colorization", "--data", data, "--out", str(tmp_path / "puzzles.png")],
+        ["evaluate", run, "--data", data, "--test", f"{data}:test", "--finetune", "--nonlinear"],
+        ["embed", run, "--data", data, "--out", str(tmp_path / "features")],
+        ["colorize", run, "--data", data, "--out", str(tmp_path / "painted")],
+        ["export", run, "--to", "torch", "--out", str(tmp_path / "net.pt")],
+        ["report", run],
+    ):
+        assert not main(words), f"pretask {' '.join(words)}\n{capsys.readouterr()}"
