@@ -10,6 +10,10 @@ os.environ["OMP_NUM_THREADS"] = (
     "1"  # tests fork, which threads do not survive; and two processes beat two threads
 )
 
+GPU = bool(os.environ.get("PRETASK_TEST_GPU"))
+if not GPU:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # what is proved to the bit is proved on a CPU, on any machine
+
 DATA = Path(os.environ.get("PRETASK_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 
 

@@ -1,4 +1,7 @@
-"""On a GPU: the same costs as on the CPU, training in bfloat16, an exact place to resume from, and every verb."""
+"""On a GPU: the same costs as on the CPU, training in bfloat16, an exact place to resume from, and every verb.
+
+All other tests use the CPU, also where there is a GPU: PRETASK_TEST_GPU=1 python3 dev.py test tests/test_gpu.py
+"""
 
 import copy
 import dataclasses
@@ -12,10 +15,13 @@ from torch import Tensor
 import pretask
 from pretask import contract, embedding, loop, methods, pretraining
 from pretask.cli import main
+from pretask.evals import finetune, nonlinear
 from pretask.methods import recipe
 from pretask.pretraining import Settings
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
+pytestmark = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="needs a CUDA device and PRETASK_TEST_GPU=1"
+)
 NAMES = methods.names()
 
 
@@ -104,7 +110,9 @@ def test_features_are_those_of_the_cpu(exact, monkeypatch, tmp_path):
     torch.testing.assert_close(there, pretask.embed(run, "synthetic:32:16"), rtol=1e-3, atol=1e-4)
 
 
-def test_every_verb(tmp_path, capsys):
+def test_every_verb(tmp_path, capsys, monkeypatch):
+    for module in (finetune, nonlinear):
+        monkeypatch.setattr(module, "STEPS", 20)
     run, data = str(tmp_path / "run"), "demo"
     for words in (
         ["pretrain", "colorization", "--data", data, "--steps", "4", "--batch", "32", "--out", run],

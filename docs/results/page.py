@@ -148,15 +148,17 @@ def speed(kept: Path) -> str:
     """What each benchmark in `kept` printed with --json: its ratios beside their goals, and where they come from."""
     lines = []
     for bench in (read(path) for path in sorted(kept.glob("*.json"))):
-        lines.append(
-            "- `{command}` ({instructions}, {precision}, torch {torch})".format(**bench, **bench["machine"])
-        )
+        on = bench["machine"]
+        device = on["instructions"] if on["gpu"] == "none" else on["gpu"]
+        lines.append(f"- `{bench['command']}` ({device}, {on['precision']}, torch {on['torch']})")
         for goal in bench["goals"]:
             limit = f"{'<' if goal['less'] else '≥'} {goal['limit']:g} {goal['unit']}"
             met = "" if goal["met"] else ", **not met**"
             lines.append(f"    - {goal['what']}: {goal['value']:.3g} {goal['unit']} (goal {limit}{met})")
         lines += [f"    - {bench['remark']}"] if "remark" in bench else []
-    where = "Printed on two cores of an x86-64 processor, with nothing else running.\n"
+    where = (
+        "Printed on two cores of an x86-64 processor, or one GPU and 16 cores, with nothing else running.\n"
+    )
     return "\n".join(["## Speed\n", where, *lines, ""])
 
 
