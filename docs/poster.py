@@ -14,10 +14,11 @@ COLOURS = 128
 
 
 def poster() -> Image.Image:
-    """A sheet for each method, in two columns, each below the shorter one."""
-    sheets = [
-        selfhelp.preview("demo:test", methods.recipe(name)(), name, PUZZLES, SIZE) for name in methods.names()
-    ]
+    """A sheet for each kind of puzzle, under the names of all methods that ask it, in two columns, each below the shorter."""
+    kinds: dict[bytes, list[str]] = {}
+    for name in methods.names():
+        kinds.setdefault(drawn(name, "").tobytes(), []).append(name)
+    sheets = [drawn(names[0], ", ".join(names)) for names in kinds.values()]
     wide, ends = max(sheet.width for sheet in sheets), [0, 0]
     made = Image.new("RGB", (2 * wide, sum(sheet.height for sheet in sheets)), "white")
     for sheet in sheets:
@@ -25,6 +26,10 @@ def poster() -> Image.Image:
         made.paste(sheet, (column * wide, ends[column]))
         ends[column] += sheet.height
     return made.crop((0, 0, made.width, max(ends)))
+
+
+def drawn(name: str, title: str) -> Image.Image:
+    return selfhelp.preview("demo:test", methods.recipe(name)(), title, PUZZLES, SIZE)
 
 
 if __name__ == "__main__":

@@ -123,7 +123,7 @@ class Trainer:
             if self.train.clip:
                 self.fabric.clip_gradients(self.solver, stepper, max_norm=self.train.clip)
             for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * schedule(self.train, progress.fraction)
+                group["lr"] = rate(group, self.train, progress.fraction)
             stepper.step()
         with torch.no_grad():
             self.method.after_step(distributed.gather_rows(carry), progress)
@@ -254,6 +254,13 @@ class Trainer:
     def per_pass(self) -> int:
         """Steps in one pass over the source; a last, short batch is left out."""
         return len(self.source) // self.train.batch
+
+
+def rate(group: dict[str, Any], train: TrainConfig, fraction: float) -> float:
+    """A group's learning rate at a fraction of the run; see Method.groups."""
+    if fraction < group.get("after", 0.0):
+        return 0.0
+    return group["peak"] * (1.0 if group.get("steady") else schedule(train, fraction))
 
 
 def shared_out(saved: dict[str, Any], optimizer: Optimizer) -> dict[str, Any]:

@@ -19,7 +19,8 @@ from pretask.errors import UserError
 from pretask.journal import Journal
 from pretask.loop import Plan, Trainer
 
-NARROW = {"sdae": "mlp:width=24,depth=3", "mae": small(methods.recipe("mae").encoder)}
+VITS = [name for name in methods.names() if methods.recipe(name).encoder.startswith("vit")]
+NARROW = {"sdae": "mlp:width=24,depth=3"} | {name: small(methods.recipe(name).encoder) for name in VITS}
 FLAGS = {"damaged_jigsaw": {"shuffles": 2}}
 """of the test with two processes: asked for its 8 orders, a unit near 0 goes on or off by rounding; that they cost the
 same in halves is a test of its own"""
@@ -170,16 +171,21 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_no_half_of_a_new_one(tmp_path
 
 @pytest.mark.parametrize("name", methods.names())
 def test_in_half_precision_the_loss_runs_the_same_course(tmp_path, name):
-    """Emulated on any CPU; each quarter of the curve lies within 3 % of where the curve begins. At a rate so low that
-    the loss does not follow the rounding of its first steps: at 3e-3 one thousandth on a weight moves it by a percent."""
+    """Emulated on any CPU; each quarter of the curve lies within 3 % of where the curve begins, or of the cosine's two.
+    At a rate so low that the loss does not follow the rounding of its first steps: at 3e-3 one thousandth on a weight
+    moves it by a percent."""
+    rate, span = {"simsiam": (3e-4, 2.0)}.get(name, (1e-3, None))
 
     def curve(precision):
         folder, fabric = tmp_path / precision, Fabric(accelerator="cpu", devices=1, precision=precision)
         folder.mkdir()
-        fit(folder, 100, name=name, fabric=fabric, optimizer="adamw", lr=1e-3)
+        fit(folder, 100, name=name, fabric=fabric, optimizer="adamw", lr=rate)
         losses = torch.tensor([row["loss"] for row in run.read(folder / run.LOG)])
         return losses.view(4, -1).mean(1)
 
     single, half = curve("32-true"), curve("bf16-mixed")
-    assert single[-1] < 0.95 * single[0]
-    assert_close(half, single, rtol=0, atol=0.03 * single[0].item())
+    span = span or single[0].item()
+    assert (
+        single[-1] - single[0]
+    ).abs() > 0.01 * span  # moco's rises while its queue fills with what is hard
+    assert_close(half, single, rtol=0, atol=0.03 * span)

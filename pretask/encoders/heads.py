@@ -1,12 +1,17 @@
 """What stands between an encoder and an answer."""
 
+import copy
+import math
 from itertools import pairwise
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretask.encoders import Encoder
+
+M = TypeVar("M", bound=nn.Module)
 
 
 def projector(*widths: int) -> nn.Sequential:
@@ -15,6 +20,23 @@ def projector(*widths: int) -> nn.Sequential:
     for a, b in pairwise(widths[:-1]):
         layers += [nn.Linear(a, b, bias=False), nn.BatchNorm1d(b), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers, nn.Linear(widths[-2], widths[-1]))
+
+
+def teacher_of(module: M) -> M:
+    """A copy that no gradient reaches; `follow` moves it."""
+    return copy.deepcopy(module).requires_grad_(False)
+
+
+@torch.no_grad()
+def follow(teacher: nn.Module, student: nn.Module, keep: float) -> None:
+    """Every weight of the teacher moves a step towards the student's: keep · θ' + (1 - keep) · θ."""
+    for own, new in zip(teacher.parameters(), student.parameters(), strict=True):
+        own.lerp_(new, 1 - keep)
+
+
+def rising(start: float, fraction: float) -> float:
+    """From `start` to 1 along half a cosine: how much a teacher keeps, at a fraction of the run."""
+    return 1 - (1 - start) * (1 + math.cos(math.pi * fraction)) / 2
 
 
 class TileEncoder(nn.Module):

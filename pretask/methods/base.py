@@ -83,7 +83,10 @@ class Method(nn.Module, ABC, Generic[P]):
         """
 
     def groups(self) -> Iterable[dict[str, Any]]:
-        """Optimiser groups: matrices decay, gains and biases do not."""
+        """Optimiser groups: matrices decay, gains and biases do not.
+
+        The learning rate of a "steady" group never falls; one with "after" stands still up to that fraction of the run.
+        """
         trained = [p for p in self.parameters() if p.requires_grad]
         yield {"params": [p for p in trained if p.ndim > 1]}
         yield {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0}

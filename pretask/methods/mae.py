@@ -19,14 +19,14 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
-from timm.models.vision_transformer import Block, VisionTransformer
+from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pretask import images
 from pretask.config import TrainConfig
 from pretask.encoders import Encoder
+from pretask.encoders.vit import encode, fix_places, patches, pick, places, plain, put, unpatched
 from pretask.methods.base import Method, MethodConfig
 from pretask.rng import Rng
 from pretask.types import Batch, Loss, Source, UserError
@@ -60,26 +60,11 @@ class Config(MethodConfig):
     """of the decoder's attention"""
 
     def build(self, encoder: Encoder, source: Source) -> "MAE":
-        net: Any = encoder.net
-        if type(net) is not VisionTransformer or net.attn_pool is not None or net.pos_embed is None:
-            raise UserError(
-                f"mae takes patches away from a plain vision transformer, and {encoder.name} is none; "
-                f"try --encoder {self.encoder}"
-            )
-        if any(encoder.size % side for side in net.patch_embed.patch_size):
-            raise UserError(
-                f"images of {encoder.size} px are no whole number of patches of {net.patch_embed.patch_size[0]}; "
-                "give another --size, or --encoder with another patch_size"
-            )
+        net = plain(encoder, "mae", self.encoder)
         if not 0 < self.hidden(net.patch_embed.num_patches) < net.patch_embed.num_patches:
             raise UserError(
                 f"--mask {self.mask} of {net.patch_embed.num_patches} patches leaves none to "
                 "see or none to paint; the paper hides 0.75"
-            )
-        if net.embed_dim % 4:
-            raise UserError(
-                f"mae gives each of {encoder.name}'s patches a place of sines and cosines; "
-                f"its width {net.embed_dim} is no multiple of 4"
             )
         if self.width % 4 or self.width % self.heads:
             raise UserError(
@@ -120,33 +105,6 @@ class Masked:
     hidden: Tensor  # (B, M) the others
 
 
-def patches(x: Tensor, side: tuple[int, int]) -> Tensor:
-    """(B, C, H, W) -> (B, N, C·h·w): patches of h x w pixels, row by row."""
-    x = x.unfold(2, side[0], side[0]).unfold(3, side[1], side[1])  # (B, C, rows, columns, h, w)
-    return x.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
-
-
-def unpatched(x: Tensor, grid: tuple[int, int], side: tuple[int, int]) -> Tensor:
-    """The inverse of `patches`, for a grid of rows x columns."""
-    x = x.view(len(x), *grid, -1, *side).permute(0, 3, 1, 4, 2, 5)
-    return x.flatten(4, 5).flatten(2, 3)
-
-
-def pick(x: Tensor, which: Tensor) -> Tensor:
-    """(B, N, D), (B, M) -> (B, M, D): of each image its own rows."""
-    return x.gather(1, which[..., None].expand(-1, -1, x.shape[-1]))
-
-
-def put(x: Tensor, which: Tensor, rows: Tensor) -> Tensor:
-    """`x` (B, N, D) with `rows` (B, M, D) in the places `which` (B, M)."""
-    return x.scatter(1, which[..., None].expand_as(rows), rows)
-
-
-def places(grid: tuple[int, int], width: int) -> Tensor:
-    """(rows · columns, width): sines and cosines of the row and of the column, in width / 4 wavelengths each."""
-    return build_sincos2d_pos_embed(list(grid), width)
-
-
 def level(patch: Tensor) -> tuple[Tensor, Tensor]:
     """(…, D) -> mean and standard deviation of each patch (…, 1), over all pixels and colours of it."""
     return patch.mean(-1, keepdim=True), (patch.var(-1, keepdim=True) + EPS).sqrt()
@@ -180,8 +138,7 @@ class MAE(Method[Masked]):
         nn.init.normal_(answer.weight, std=0.02)  # begins with the mean
         nn.init.normal_(self.unknown, std=0.02)
         self.register_buffer("places", places(self.grid, config.width), persistent=False)
-        own = self.vit.pos_embed.requires_grad_(False)  # (1, P + N, D), or (1, N, D) without the prefix
-        own.data[:, -len(self.places) :] = places(self.grid, self.vit.embed_dim)
+        fix_places(self.vit)
 
     @property
     def vit(self) -> Any:
@@ -198,17 +155,9 @@ class MAE(Method[Masked]):
         shown = unpatched(put(patch, hidden, grey), self.grid, self.side)
         return Masked(shown, x, visible.sort(1).values, hidden.sort(1).values)
 
-    def encode(self, shown: Tensor, visible: Tensor) -> Tensor:
-        """(B, C, H, W), (B, V) -> (B, P + V, D): P prefix tokens, such as the class token, and the visible patches."""
-        vit, pixels = self.vit, self.encoder.normalised(self.encoder.seen(shown))
-        tokens = vit._pos_embed(vit.patch_embed(pixels))  # (B, P + N, D)
-        prefix, patch = tokens[:, : vit.num_prefix_tokens], tokens[:, vit.num_prefix_tokens :]
-        tokens = vit.blocks(vit.norm_pre(torch.cat([prefix, pick(patch, visible)], 1)))
-        return vit.fc_norm(vit.norm(tokens))  # a ViT has the one or the other
-
     def painted(self, pretext: Masked) -> Tensor:
         """(B, M, C·h·w), what the decoder makes of every hidden patch; normalised if targets are."""
-        tokens = self.narrow(self.encode(pretext.shown, pretext.visible))
+        tokens = self.narrow(encode(self.encoder, pretext.shown, pretext.visible))
         prefix, known = tokens[:, : self.vit.num_prefix_tokens], tokens[:, self.vit.num_prefix_tokens :]
         known = known + self.places[pretext.visible]
         unknown = self.unknown + self.places[pretext.hidden]  # (B, M, width)

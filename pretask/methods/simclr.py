@@ -16,17 +16,13 @@ from pretask import distributed, images
 from pretask.config import TrainConfig
 from pretask.encoders import Encoder
 from pretask.encoders.heads import projector
-from pretask.methods.base import Method, MethodConfig
-from pretask.rng import Rng
-from pretask.types import Batch, Loss, Source
+from pretask.types import Loss, Source
+from pretask.views import OfTwoViews, TwoViews, ViewsConfig
 
 
 @dataclass(frozen=True)
-class Config(MethodConfig):
+class Config(ViewsConfig):
     """Find the other view of the same image among all views of the batch."""
-
-    encoder: ClassVar[str] = "resnet_small:width=32,wide=512"
-    train: ClassVar[TrainConfig] = TrainConfig(epochs=30, batch=128, lr=3e-3, weight_decay=0.01)
 
     temperature: float = 0.2
     """of the softmax over views (0.1 on ImageNet, 0.5 on CIFAR-10 in the paper)"""
@@ -34,10 +30,6 @@ class Config(MethodConfig):
     """of the projection (sec. 3)"""
     hidden: int = 512
     """of the projection head's hidden layer (2048 in the paper)"""
-    side: float = 0.75
-    """of a view, as a share of the image's; smaller views, and more of them in the same time"""
-    views: images.Views = images.Views()
-    """how a view is drawn"""
 
     def build(self, encoder: Encoder, source: Source) -> "SimCLR":
         return SimCLR(self, encoder)
@@ -62,12 +54,6 @@ class Paper(Config):
     """jitter of strength 0.5 and no blur (appendix B.9)"""
 
 
-@dataclass(frozen=True)
-class TwoViews:
-    left: Tensor  # (B, C, H, W)
-    right: Tensor
-
-
 def nt_xent(left: Tensor, right: Tensor, temperature: float, first: int = 0) -> tuple[Tensor, Tensor]:
     """Normalised temperature-scaled cross-entropy (eq. 1) of 2b views of this process among all 2B.
 
@@ -86,21 +72,13 @@ def nt_xent(left: Tensor, right: Tensor, temperature: float, first: int = 0) -> 
     return F.cross_entropy(similarity, partner), accuracy
 
 
-class SimCLR(Method[TwoViews]):
+class SimCLR(OfTwoViews):
     def __init__(self, config: Config, encoder: Encoder):
-        super().__init__()
-        self.config, self.encoder = config, encoder
+        super().__init__(config, encoder)
         self.head = projector(encoder.dim, config.hidden, config.width)
-        self.side = encoder.side(config.side)
-
-    def pretext(self, batch: Batch, rng: Rng) -> TwoViews:
-        x = images.to_float(batch.image)
-        left, right = (self.config.views(x, self.side, rng.child(which)) for which in ("left", "right"))
-        return TwoViews(left, right)
 
     def project(self, pretext: TwoViews) -> tuple[Tensor, Tensor]:
-        both = torch.cat([pretext.left, pretext.right])
-        z = F.normalize(self.head(self.encoder(both)["pool"]).float(), dim=1)
+        z = F.normalize(self.head(self.encoder(pretext.both)["pool"]).float(), dim=1)
         left, right = z.chunk(2)
         return left, right  # (B, D) each
 
@@ -113,6 +91,3 @@ class SimCLR(Method[TwoViews]):
     def solve(self, pretext: TwoViews) -> Mapping[str, Tensor]:
         left, right = self.project(pretext)
         return {"right": pretext.right[(left @ right.T).argmax(1)]}
-
-    def export(self) -> Encoder:
-        return self.encoder

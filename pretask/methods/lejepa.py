@@ -1,0 +1,113 @@
+"""LeJEPA: all views of an image should lie together, and the images should be spread like a round Gaussian.
+
+Balestriero, LeCun: LeJEPA: Provable and Scalable Self-Supervised Learning Without the Heuristics, 2025,
+arXiv:2511.08544. No teacher, no predictor, no stopped gradient: what keeps all images from getting the same features is
+SIGReg, a test of normality along random directions that are drawn anew at every step. With several processes it is of
+the batches of all of them.
+
+Cost of SIGReg: views · batch · directions · 17 sines and cosines.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pretask import distributed
+from pretask.config import TrainConfig
+from pretask.encoders import Encoder
+from pretask.encoders.heads import projector
+from pretask.rng import Rng
+from pretask.types import Batch, Loss, Source
+from pretask.views import Crops, CropsConfig, OfCrops
+
+NODES, REACH = 17, 3.0
+"""of the integral: where the characteristic functions are compared, from 0 to 3 (released code)"""
+
+
+@dataclass(frozen=True)
+class Config(CropsConfig):
+    """Bring all views of an image together, and spread the images like a round Gaussian."""
+
+    gaussian: float = 0.02
+    """λ, weight of the test of normality; 1 - λ is that of the distance between views (released code)"""
+    directions: int = 256
+    """along which normality is tested (256 to 1024 in the paper)"""
+    width: int = 64
+    """of the projection"""
+    hidden: int = 512
+    """of the projector's two hidden layers (2048 in the released code)"""
+
+    def build(self, encoder: Encoder, source: Source) -> "LeJEPA":
+        return LeJEPA(self, encoder)
+
+
+@dataclass(frozen=True)
+class Paper(Config):
+    """ViT-S/8 on Imagenette, with --size 128: AdamW, 800 epochs, 2 large and 6 small views (released demo)."""
+
+    encoder: ClassVar[str] = "vit_small_patch8_224:dynamic_img_size=True"
+    train: ClassVar[TrainConfig] = TrainConfig(epochs=800, batch=256, lr=2e-3, weight_decay=0.05)
+
+    side: float = 1.0
+    """full size"""
+    small: int = 6
+    """small views"""
+    small_side: float = 0.4375
+    """98 px for 224"""
+    directions: int = 1024
+    """of the test"""
+    hidden: int = 2048
+    """of the hidden layers"""
+
+
+@dataclass(frozen=True)
+class Sketched(Crops):
+    seed: Tensor  # () of the directions
+
+
+def directions(width: int, count: int, rng: Rng) -> Tensor:
+    """(width, count): unit columns, evenly from all directions."""
+    return F.normalize(rng.normal(width, count), dim=0)
+
+
+def sigreg(z: Tensor, along: Tensor) -> Tensor:
+    """Sketched isotropic Gaussian regularisation of (…, B, D), along unit columns (D, M): a mean over … and columns.
+
+    Epps and Pulley's statistic of z·a against N(0, 1): B ∫ |φ̂(t) - φ(t)|² φ(t) dt with φ(t) = exp(-t²/2), by the
+    trapezoidal rule on [0, 3], doubled because the integrand is even. About 1 for a Gaussian, 0.40 B for zeros.
+    """
+    t = torch.linspace(0, REACH, NODES, device=z.device)
+    phi = (-(t**2) / 2).exp()
+    weight = phi * 2 * REACH / (NODES - 1)
+    weight[[0, -1]] /= 2
+    angle = (z @ along)[..., None] * t  # (…, B, M, T)
+    error = (angle.cos().mean(-3) - phi).square() + angle.sin().mean(-3).square()  # (…, M, T)
+    return z.shape[-2] * (error @ weight).mean()
+
+
+class LeJEPA(OfCrops):
+    def __init__(self, config: Config, encoder: Encoder):
+        super().__init__(config, encoder)
+        self.head = projector(encoder.dim, config.hidden, config.hidden, config.width)
+
+    def pretext(self, batch: Batch, rng: Rng) -> Sketched:
+        views = super().pretext(batch, rng)
+        seed = rng.child("directions").whole.integers(1, high=2**31)[0]
+        return Sketched(views.left, views.right, views.small, seed)
+
+    def loss(self, pretext: Crops) -> Loss:
+        assert isinstance(pretext, Sketched)
+        c = self.config
+        z = self.through(
+            lambda image: self.head(self.encoder(image)["pool"]).float(), pretext
+        )  # (2 + V, B, D)
+        every = distributed.gather(z.transpose(0, 1).contiguous()).transpose(0, 1)
+        along = directions(c.width, c.directions, Rng(int(pretext.seed), "directions", device=z.device))
+        apart = (z - z.mean(0)).square().mean()
+        with torch.autocast(z.device.type, enabled=False):
+            normality = sigreg(every, along)
+        total = (1 - c.gaussian) * apart + c.gaussian * normality
+        return Loss(total, {"apart": apart, "normality": normality})

@@ -1,0 +1,198 @@
+"""What a faithful I-JEPA must show (Assran et al. 2023, and the authors' released code)."""
+
+import dataclasses
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.testing import assert_close
+
+from pretask import encoders, sources
+from pretask.encoders.vit import encode, patches, put, unpatched
+from pretask.methods import ijepa
+from pretask.rng import Rng
+from pretask.types import Progress, UserError
+
+VIT = "vit_tiny_patch16_224:patch_size=4,embed_dim=48,depth=2,global_pool=avg,fc_norm=False,class_token=False"
+
+
+@pytest.fixture(scope="module")
+def source():
+    return sources.open("synthetic:64:32")
+
+
+def made(source, encoder=VIT, **knobs):
+    torch.manual_seed(0)
+    return ijepa.Config(**knobs).build(encoders.build(encoder, source.channels, source.size), source)
+
+
+def puzzle(method, source, seed=0, n=16):
+    return method.pretext(source.__getitems__(torch.arange(n)), Rng(seed))
+
+
+# ---- blocks
+
+
+@pytest.mark.parametrize(
+    ("area", "aspect", "sides"),
+    [(0.15, 1.0, (3, 3)), (0.2, 1.5, (4, 3)), (0.2, 0.75, (3, 4)), (1.0, 1.0, (8, 8)), (1.0, 4.0, (8, 4))],
+)
+def test_a_block_has_its_area_and_aspect_and_fits(area, aspect, sides):
+    assert ijepa.extent(torch.tensor(area), torch.tensor(aspect), (8, 8)) == sides
+
+
+def test_a_block_lies_anywhere_that_it_fits():
+    at = ijepa.placed((2, 3), (4, 5), Rng(0).uniform(500, 2))
+    assert at.shape == (500, 4, 5) and (at.sum((1, 2)) == 6).all()
+    corners = {(int(rows.any(1).int().argmax()), int(rows.any(0).int().argmax())) for rows in at}
+    assert corners == {(r, c) for r in range(3) for c in range(3)}
+    for one in at:
+        rows, columns = one.any(1).nonzero()[:, 0], one.any(0).nonzero()[:, 0]
+        assert one[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].all()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_four_rectangles_of_one_size_and_a_context_that_shares_no_patch_with_them(source, seed):
+    p = puzzle(made(source), source, seed)
+    assert p.hidden.shape[:2] == (16, 4) and 6 <= p.hidden.shape[2] <= 15
+    for visible, blocks in zip(p.visible, p.hidden, strict=True):
+        assert len(set(visible.tolist())) == len(visible) >= ijepa.LEAST
+        assert not set(visible.tolist()) & set(blocks.flatten().tolist())
+        for block in blocks:
+            rows, columns = (block // 8).unique(), (block % 8).unique()
+            assert len(rows) * len(columns) == len(block)
+            assert rows[-1] - rows[0] + 1 == len(rows) and columns[-1] - columns[0] + 1 == len(columns)
+
+
+def test_a_context_that_is_left_next_to_nothing_is_the_whole_rest(source):
+    method = made(source, context=(0.02, 0.02))
+    p = puzzle(method, source)
+    assert p.visible.shape[1] >= ijepa.LEAST
+
+
+def test_contexts_reach_all_of_an_image(source):
+    method = made(source)
+    seen = torch.cat([puzzle(method, source, seed).visible.flatten() for seed in range(20)]).bincount(
+        minlength=64
+    )
+    assert (seen > 0).all() and seen.max() < 6 * seen.float().mean()
+
+
+def test_the_puzzle_shows_the_context_as_it_is_and_the_rest_grey(source):
+    p = puzzle(made(source), source)
+    shown, whole = patches(p.shown, (4, 4)), patches(p.image, (4, 4))
+    for i in range(16):
+        context = torch.zeros(64, dtype=torch.bool)
+        context[p.visible[i]] = True
+        assert torch.equal(shown[i][context], whole[i][context])
+        assert (shown[i][~context] == ijepa.GREY).all()
+
+
+# ---- foreseeing
+
+
+def test_what_is_hidden_changes_the_target_and_nothing_that_the_solver_sees(source):
+    method = made(source).eval()
+    p = puzzle(method, source)
+    flat = p.hidden.flatten(1)
+    loud = unpatched(put(patches(p.image, (4, 4)), flat, torch.rand(*flat.shape, 48)), (8, 8), (4, 4))
+    louder = dataclasses.replace(p, image=loud)
+    with torch.no_grad():
+        assert torch.equal(method.foreseen(p), method.foreseen(louder))
+        assert (method.target(p) - method.target(louder)).abs().mean() > 0.05
+
+
+def test_the_loss_is_smooth_l1_to_the_teachers_normalised_tokens(source):
+    method = made(source).eval()
+    p = puzzle(method, source, n=4)
+    with torch.no_grad():
+        tokens = method.teacher.net.forward_features((p.image - method.teacher.mean) / method.teacher.std)
+        said, total, count = method.foreseen(p), 0.0, 0
+        for i in range(4):
+            for m, block in enumerate(p.hidden[i]):
+                for t, place in enumerate(block):
+                    token = tokens[i, place]
+                    token = (token - token.mean()) / (token.var(correction=0) + 1e-5).sqrt()
+                    d = (said[i, m, t] - token).abs()
+                    total += torch.where(d < 1, d.square() / 2, d - 0.5).sum()
+                    count += len(d)
+        assert_close(method.loss(p).total, total / count)
+
+
+def test_each_block_is_foreseen_by_itself_and_each_patch_by_its_place(source):
+    method = made(source).eval()
+    p = puzzle(method, source)
+    alone = dataclasses.replace(p, hidden=p.hidden[:, 2:3])
+    mixed = torch.randperm(p.hidden.shape[2])
+    with torch.no_grad():
+        every = method.foreseen(p)
+        assert_close(method.foreseen(alone), every[:, 2:3], atol=1e-5, rtol=1e-4)
+        other = method.foreseen(dataclasses.replace(p, hidden=p.hidden[..., mixed]))
+        assert_close(other, every[:, :, mixed], atol=1e-5, rtol=1e-4)
+        assert (every[:, 0, 0] - every[:, 0, 1]).abs().mean() > 1e-3
+
+
+@pytest.mark.parametrize("form", [VIT, VIT.replace(",class_token=False", ""), f"{VIT},reg_tokens=2"])
+def test_prefix_tokens_go_along(source, form):
+    method = made(source, form).eval()
+    p = puzzle(method, source, n=4)
+    tokens = encode(method.encoder, p.shown, p.visible)
+    assert tokens.shape[1] == p.visible.shape[1] + method.encoder.net.num_prefix_tokens
+    assert method.foreseen(p).shape == (*p.hidden.shape, 48) == method.target(p).shape
+
+
+# ---- the teacher
+
+
+def test_no_gradient_reaches_the_teacher_and_it_follows(source):
+    method = made(source)
+    method.loss(puzzle(method, source)).total.backward()
+    assert all(p.grad is None for p in method.teacher.parameters())
+    before = [p.clone() for p in method.teacher.parameters()]
+    for p in method.encoder.parameters():
+        p.data += 1
+    method.after_step(None, Progress(0, 10, 0, 1))
+    for old, p in zip(before, method.teacher.parameters(), strict=True):
+        assert_close(p, old + 0.004, rtol=0, atol=1e-5)
+
+
+def test_the_teacher_is_exported(source):
+    method = made(source)
+    assert method.export() is method.teacher
+
+
+def test_with_a_gradient_through_the_teacher_all_patches_get_the_same_features(source):
+    """A planted collapse: student and target are one network, both trained."""
+
+    def spread(planted):
+        method = made(source)
+        if planted:
+            del method.teacher
+            method.teacher = method.encoder
+            method.target = lambda p: type(method).target.__wrapped__(method, p)
+        optimizer = torch.optim.AdamW([p for p in method.parameters() if p.requires_grad], lr=1e-3)
+        for step in range(40):
+            loss = method.loss(puzzle(method, source, step, 32)).total
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        x = method.encoder.eval()(puzzle(method, source, 99, 32).image)["pool"]
+        return F.normalize(x, dim=1).std(0).mean().item()
+
+    assert spread(True) < 0.5 * spread(False)
+
+
+# ---- what cannot be
+
+
+@pytest.mark.parametrize(
+    ("encoder", "knobs", "said"),
+    [
+        ("resnet_small:width=8", {}, "plain vision transformer"),
+        (VIT.replace("patch_size=4", "patch_size=16"), {}, "16 patches or more"),
+        (VIT, {"width": 30}, "no multiple of 4"),
+    ],
+)
+def test_what_cannot_be_is_said_in_one_line(source, encoder, knobs, said):
+    with pytest.raises(UserError, match=said):
+        made(source, encoder, **knobs)

@@ -1,0 +1,145 @@
+"""What a faithful MoCo must show (He et al. 2020, eq. 1 and algorithm 1; Chen et al. 2021, algorithm 1)."""
+
+import dataclasses
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.testing import assert_close
+
+from pretask import encoders, sources
+from pretask.context import Context
+from pretask.methods import moco
+from pretask.rng import Rng
+from pretask.types import Progress
+
+NOW = Progress(0, 10, 0, 1)
+
+
+def unit(n, seed, d=8):
+    return F.normalize(Rng(seed).normal(n, d), dim=1)
+
+
+def made(**knobs):
+    torch.manual_seed(0)
+    source = sources.open("synthetic:32:16")
+    config = dataclasses.replace(moco.Config(queue=64), **knobs)
+    method = config.build(encoders.build("resnet_small:width=16", 3, 16), source).train()
+    method.begin(Context(source, [], NOW, Rng(0, "begin"), Path()))
+    method.puzzle = method.pretext(source.__getitems__(torch.arange(32)), Rng(0))
+    return method
+
+
+def test_the_loss_is_the_papers_equation():
+    q, k, queue, t = unit(4, 1), unit(4, 2), unit(7, 3), 0.3
+    slow = 0.0
+    for i in range(4):
+        right = math.exp(float(q[i] @ k[i]) / t)
+        slow -= math.log(right / (right + sum(math.exp(float(q[i] @ other) / t) for other in queue))) / 4
+    assert_close(moco.among_earlier(q, k, queue, t)[0].item(), slow)
+    every = torch.cat([k, queue])
+    slow = -sum(
+        math.log(math.exp(float(q[i] @ k[i]) / t) / sum(math.exp(float(q[i] @ e) / t) for e in every))
+        for i in range(4)
+    )
+    assert_close(moco.among(q, every, torch.arange(4), t)[0].item(), slow / 4)
+
+
+def test_values_and_gradients_are_those_of_an_independent_implementation():
+    lightly = pytest.importorskip("lightly.loss")
+    theirs = lightly.NTXentLoss(temperature=0.2, memory_bank_size=(16, 8))
+    queue = unit(16, 3)
+    theirs.memory_bank.bank = queue.clone()
+    theirs.memory_bank.bank_ptr = torch.zeros(1, dtype=torch.int64)
+    a, b = Rng(1).normal(6, 8).requires_grad_(), Rng(2).normal(6, 8)
+    c = a.detach().clone().requires_grad_()
+    ours = moco.among_earlier(F.normalize(a, dim=1), F.normalize(b, dim=1), queue, 0.2)[0]
+    other = theirs(c, b)
+    ours.backward()
+    other.backward()
+    assert_close(ours, other)
+    assert_close(a.grad, c.grad)
+
+
+def test_at_random_the_loss_is_that_of_guessing_among_all_keys():
+    q, k, queue = unit(64, 1, 2048), unit(64, 2, 2048), unit(511, 3, 2048)
+    loss, accuracy = moco.among_earlier(q, k, queue, 1.0)
+    assert abs(loss - math.log(512)) < 0.02 and accuracy < 0.1
+
+
+def test_queries_are_of_the_left_view_by_the_student_and_keys_of_the_right_one_by_the_teacher():
+    method = made()
+    with torch.no_grad():
+        for p in method.teacher.parameters():
+            p.mul_(1.3)
+    method.eval()
+    p, (encoder, head) = method.puzzle, method.teacher
+    q = F.normalize(method.head(method.encoder(p.left)["pool"]), dim=1)
+    k = F.normalize(head(encoder(p.right)["pool"]), dim=1)
+    assert_close(method.loss(p).total, moco.among_earlier(q, k, method.queue, 0.2)[0])
+    assert_close(method.loss(p).carry, k)
+    assert not method.loss(p).carry.requires_grad
+
+
+def test_the_oldest_keys_leave_the_queue_first():
+    method = made(queue=10)
+    old, first, second = method.queue.clone(), unit(4, 5, 128), unit(8, 6, 128)
+    assert_close(old.norm(dim=1), torch.ones(10))
+    method.after_step(first, NOW)
+    assert torch.equal(method.queue, torch.cat([first, old[4:]]))
+    method.after_step(second, NOW)
+    assert torch.equal(method.queue, torch.cat([second[6:], first[2:], second[:6]])) and method.place == 2
+
+
+def test_more_keys_than_places_leave_the_last():
+    method, key = made(queue=10), unit(32, 5, 128)
+    method.after_step(key, NOW)
+    assert torch.equal(method.queue, key[-10:])
+
+
+def test_with_a_queue_the_teacher_keeps_the_same_share_throughout():
+    for queue, kept in ((64, 0.99), (0, 0.995)):
+        method = made(queue=queue)
+        before = [p.clone() for p in method.teacher.parameters()]
+        for p in (*method.encoder.parameters(), *method.head.parameters()):
+            p.data += 1
+        method.after_step(unit(32, 1, 128), Progress(5, 10, 0, 1))
+        for old, p in zip(before, method.teacher.parameters(), strict=True):
+            assert_close(p, old + (1 - kept), rtol=0, atol=1e-6)
+
+
+def test_version_3_asks_both_views_among_the_batch_through_a_predictor():
+    method = made(queue=0).eval()
+    p, t, (encoder, head) = method.puzzle, 0.2, method.teacher
+    q1, q2 = (
+        F.normalize(method.predictor(method.head(method.encoder(x)["pool"])), dim=1)
+        for x in (p.left, p.right)
+    )
+    k1, k2 = (F.normalize(head(encoder(x)["pool"]), dim=1) for x in (p.left, p.right))
+    own = torch.arange(32)
+    expected = F.cross_entropy(q1 @ k2.T / t, own) + F.cross_entropy(q2 @ k1.T / t, own)
+    assert_close(method.loss(p).total, 2 * t * expected)
+    assert method.loss(p).carry is None
+
+
+@pytest.mark.parametrize("queue", [64, 0])
+def test_no_gradient_reaches_the_teacher(queue):
+    method = made(queue=queue)
+    method.loss(method.puzzle).total.backward()
+    assert all(p.grad is None for p in method.teacher.parameters())
+    assert all(p.grad is not None for p in method.head.parameters())
+
+
+def test_recipes_are_those_of_the_two_versions():
+    v2, v3 = moco.Paper(), moco.PaperV3()
+    assert (v2.queue, v2.keep, v2.temperature, v2.train.optimizer, v2.train.lr) == (
+        65_536,
+        0.999,
+        0.2,
+        "sgd",
+        0.03,
+    )
+    assert (v3.queue, v3.keep, v3.train.lr, v3.train.batch) == (0, 0.996, 4.8, 4096)
+    assert v3.pair()[0] != v3.pair()[1] and v2.pair()[0] == v2.pair()[1]

@@ -1,0 +1,91 @@
+"""What a faithful SimSiam must show (Chen and He 2021, eq. 1 and algorithm 1)."""
+
+import math
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from pretask import encoders, sources
+from pretask.config import TrainConfig
+from pretask.loop import rate
+from pretask.methods import simsiam
+from pretask.rng import Rng
+
+
+@pytest.fixture
+def method():
+    torch.manual_seed(0)
+    source = sources.open("synthetic:32:16")
+    made = simsiam.Config().build(encoders.build("resnet_small:width=16", 3, 16), source).train()
+    made.puzzle = made.pretext(source.__getitems__(torch.arange(32)), Rng(0))
+    return made
+
+
+def test_the_closeness_is_the_papers_equation_and_no_gradient_flows_through_what_is_foreseen():
+    lightly = pytest.importorskip("lightly.loss")
+    p, z, other = (Rng(s).normal(5, 8).requires_grad_() for s in (1, 2, 1))
+    slow = sum(
+        sum(u * v for u, v in zip(a, b, strict=True)) / math.hypot(*a) / math.hypot(*b)
+        for a, b in zip(p.tolist(), z.tolist(), strict=True)
+    )
+    found = simsiam.closeness(p, z)
+    assert_close(found.item(), slow / 5)
+    (-found).backward()
+    lightly.NegativeCosineSimilarity()(other, z.detach()).backward()
+    assert_close(p.grad, other.grad)
+    assert z.grad is None
+
+
+def test_each_view_foresees_the_other(method):
+    method.eval()
+    p = method.puzzle
+    (z1, z2) = (method.head(method.encoder(x)["pool"]) for x in (p.left, p.right))
+    crossed = simsiam.closeness(method.predictor(z1), z2) + simsiam.closeness(method.predictor(z2), z1)
+    assert_close(method.loss(p).total, -crossed / 2)
+
+
+def test_the_log_tells_a_collapse(method):
+    assert method.loss(method.puzzle).parts["std"] > 0.3
+    with torch.no_grad():
+        method.head[0][-1].weight.zero_()  # the norm behind it then gives 0 for all
+        method.head[0][-1].bias.zero_()
+    assert method.loss(method.puzzle).parts["std"] < 1e-3
+
+
+def test_without_the_stopped_gradient_all_images_get_the_same_features(method, monkeypatch):
+    """The paper's figure 2, in small: the loss falls to its minimum and the features lose their spread."""
+
+    def trained(stop):
+        torch.manual_seed(0)
+        net = simsiam.Config().build(
+            encoders.build("resnet_small:width=16", 3, 16), sources.open("synthetic:32:16")
+        )
+        if not stop:
+            cosine = torch.nn.functional.cosine_similarity
+            monkeypatch.setattr(simsiam, "closeness", lambda p, z: cosine(p.float(), z.float(), dim=1).mean())
+        optimizer = torch.optim.AdamW(net.train().parameters(), lr=3e-3)
+        batch = sources.open("synthetic:32:16").__getitems__(torch.arange(32))
+        for step in range(60):
+            loss = net.loss(net.pretext(batch, Rng(step)))
+            optimizer.zero_grad()
+            loss.total.backward()
+            optimizer.step()
+        return loss.total.item(), loss.parts["std"].item()
+
+    healthy, collapsed = trained(True), trained(False)
+    assert collapsed[0] < healthy[0] - 0.2
+    assert collapsed[1] < 0.6 < 0.85 < healthy[1]
+
+
+def test_the_predictors_learning_rate_stays(method):
+    train = TrainConfig(lr=0.1, warmup=0.0)
+    (optimizer,) = method.optimizers(train)
+    foresees = {id(p) for p in method.predictor.parameters()}
+    for group in optimizer.param_groups:
+        steady = {id(p) for p in group["params"]} <= foresees
+        group["peak"] = group["lr"]
+        assert rate(group, train, 0.9) == pytest.approx(
+            0.1 if steady else 0.1 * (1 + math.cos(0.9 * math.pi)) / 2
+        )
+    assert sum(len(g["params"]) for g in optimizer.param_groups) == len([*method.parameters()])
