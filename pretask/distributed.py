@@ -176,13 +176,14 @@ def synchronise_norms(module: nn.Module) -> None:
 def _global_norm(norm: Any, x: Tensor) -> Tensor:
     if not norm.training:
         return type(norm).forward(norm, x)
-    axes = [0, *range(2, x.ndim)]
-    moments = torch.stack([x.float().mean(axes), x.float().square().mean(axes)])  # (2, C)
-    mean, square = _Sum.apply(moments) / world()  # type: ignore[operator]
+    axes, rows = [0, *range(2, x.ndim)], x.numel() // x.shape[1]
+    sums = [x.float().sum(axes), x.float().square().sum(axes), x.new_full(x.shape[1:2], rows).float()]
+    total, square, count = _Sum.apply(torch.stack(sums))  # type: ignore[misc]  # some may hold more rows than others
+    mean, square = total / count, square / count
     variance = (square - mean**2).clamp(min=0)
     if norm.track_running_stats:
         with torch.no_grad():
-            n = x.numel() / x.shape[1] * world()
+            n = count[0]
             norm.num_batches_tracked += 1
             norm.running_mean.lerp_(mean, norm.momentum)
             norm.running_var.lerp_(variance * n / (n - 1), norm.momentum)

@@ -187,5 +187,5 @@ def test_in_half_precision_the_loss_runs_the_same_course(tmp_path, name):
     span = span or single[0].item()
     assert (
         single[-1] - single[0]
-    ).abs() > 0.01 * span  # moco's rises while its queue fills with what is hard
+    ).abs() > 0.005 * span  # moco's rises while its queue fills with what is hard
     assert_close(half, single, rtol=0, atol=0.03 * span)
