@@ -27,6 +27,8 @@ class TrainConfig:
     """fractions of a round at which the learning rate falls by `drop`; none: half a cosine to 0"""
     drop: float = 0.1
     """factor of each fall"""
+    rises: tuple[float, ...] = ()
+    """fractions of a round at which one fall is taken back"""
     clip: float = 0.0
     """largest norm of the gradient; 0: no limit"""
     rounds: int = 1
@@ -39,5 +41,5 @@ def schedule(train: TrainConfig, fraction: float) -> float:
     if f < train.warmup:
         return f / train.warmup
     if train.drops:
-        return train.drop ** sum(f >= at for at in train.drops)
+        return train.drop ** (sum(f >= at for at in train.drops) - sum(f >= at for at in train.rises))
     return (1 + math.cos(math.pi * (f - train.warmup) / (1 - train.warmup))) / 2

@@ -8,7 +8,7 @@ would make 90 and 270 degrees the same puzzle.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +36,7 @@ class Config(MethodConfig):
     side: float = 0.75
     """of what a crop shows, as a share of the image's; smaller puzzles, and more of them in the same time"""
 
-    def build(self, encoder: Encoder, source: Source) -> "RotNet":
+    def build(self, encoder: Encoder, source: Source) -> Method[Any]:
         return RotNet(self, encoder)
 
 
@@ -66,6 +66,16 @@ class Turned:
     turn: Tensor  # (4·B,) quarter turns counter-clockwise
 
 
+def turned(image: Tensor, side: int, crop: float, rng: Rng) -> Turned:
+    """One view of each image, of `side` pixels and at least `crop` of the area, in all four turns."""
+    x = images.to_float(image)
+    whole = crop == 1
+    x = images.shift(x, rng, x.shape[-1] // 8) if whole else images.resized_crop(x, side, rng, (crop, 1.0))
+    x = images.flip(x, rng)
+    four = torch.stack([x.rot90(k, (2, 3)) for k in range(TURNS)], 1)  # (B, 4, C, H, W)
+    return Turned(four.flatten(0, 1), torch.arange(TURNS, device=x.device).repeat(len(x)))
+
+
 class RotNet(Method[Turned]):
     def __init__(self, config: Config, encoder: Encoder):
         super().__init__()
@@ -74,14 +84,7 @@ class RotNet(Method[Turned]):
         self.side = encoder.side(config.side)
 
     def pretext(self, batch: Batch, rng: Rng) -> Turned:
-        x = images.to_float(batch.image)
-        if self.config.crop < 1:
-            x = images.resized_crop(x, self.side, rng, (self.config.crop, 1.0))
-        else:
-            x = images.shift(x, rng, x.shape[-1] // 8)
-        x = images.flip(x, rng)
-        turned = torch.stack([x.rot90(k, (2, 3)) for k in range(TURNS)], 1)  # (B, 4, C, H, W)
-        return Turned(turned.flatten(0, 1), torch.arange(TURNS, device=x.device).repeat(len(x)))
+        return turned(batch.image, self.side, self.config.crop, rng)
 
     def logits(self, pretext: Turned) -> Tensor:
         return self.head(self.encoder(pretext.image)["pool"])  # (4·B, 4)
