@@ -21,6 +21,7 @@ pretask: learn to see from unlabelled images, and find out what it was worth.
   pretask check METHOD --data PATH                   is the method sound on these images? a minute
   pretask audit METHOD --data PATH                   is the puzzle solved by cheating? some minutes
   pretask colorize RUN --data PATH                   paint grey images, by a run that learned to colour
+  pretask cluster RUN --data PATH --clusters K       sort images into clusters, a sheet of each
   pretask embed RUN --data PATH                      write features to a table
   pretask export RUN --to timm|torch|onnx|hf         take the encoder elsewhere
   pretask prepare PATH --out STORE                   decode once, train faster

@@ -264,6 +264,21 @@ def mlp(channels: int = 1, size: int = 28, width: int = 1000, depth: int = 3) ->
     return nn.Sequential(stages)
 
 
+def jule(
+    channels: int = 1, size: int = 32, width: int = 50, blocks: int = 2, pools: int = 0
+) -> nn.Sequential:
+    """The nets of JULE (Yang 2016, released code): 5x5 convolutions without border, the first `pools` of them pooled, 0:
+    all; 1250 numbers of an image of 32 px. `blocks=2,pools=1` is for MNIST, `blocks=1` for 16 px, `blocks=4` for 128."""
+    stages = OrderedDict()
+    for b in range(blocks):
+        layer = nn.Conv2d(width if b else channels, width, 5)
+        nn.init.normal_(layer.weight, std=0.01)
+        nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+        pool = [nn.MaxPool2d(2, ceil_mode=True)] if b < (pools or blocks) else []
+        stages[f"conv{b + 1}"] = nn.Sequential(layer, nn.BatchNorm2d(width), nn.ReLU(inplace=True), *pool)
+    return nn.Sequential(stages | {"flat": nn.Flatten()})
+
+
 NETS: dict[str, Callable[..., nn.Sequential]] = {
     "nin3": lambda **k: nin(3, **k),
     "nin4": lambda **k: nin(4, **k),
@@ -277,6 +292,7 @@ NETS: dict[str, Callable[..., nn.Sequential]] = {
     "color_vgg16": color_vgg16,
     "resnet_small": resnet_small,
     "mlp": mlp,
+    "jule": jule,
 }
 
 PLAIN = frozenset({"mlp"})

@@ -43,8 +43,11 @@ def matched(label: Tensor, cluster: Tensor) -> Tensor:
     return meaning[cluster] == label
 
 
-def nmi(tables: np.ndarray) -> np.ndarray:
-    """(…, K, K) counts -> (…) mutual information over the mean entropy of classes and clusters."""
+def nmi(tables: np.ndarray, geometric: bool = False) -> np.ndarray:
+    """(…, K, K) counts -> (…) mutual information over the mean entropy of classes and clusters.
+
+    `geometric`: over the root of their product, as agglomerative clustering is scored (JULE, arXiv:1604.03628).
+    """
     p = tables / tables.sum((-2, -1), keepdims=True)
 
     def entropy(q: np.ndarray) -> np.ndarray:
@@ -52,7 +55,7 @@ def nmi(tables: np.ndarray) -> np.ndarray:
 
     classes, clusters = entropy(p.sum(-1)), entropy(p.sum(-2))
     both = entropy(p.reshape(*p.shape[:-2], -1))
-    mean = (classes + clusters) / 2
+    mean = np.sqrt(classes * clusters) if geometric else (classes + clusters) / 2
     return np.where(mean > 0, (classes + clusters - both) / np.where(mean > 0, mean, 1), 1.0)
 
 

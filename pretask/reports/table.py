@@ -12,6 +12,7 @@ from pretask.auditing import Audit
 from pretask.evals.evaluate import PROTOCOL, Scores
 
 if TYPE_CHECKING:
+    from pretask.clustering import Clusters
     from pretask.colorizing import Coloured
     from pretask.studying import Study
 
@@ -24,6 +25,8 @@ BLOCKS = (
     {"rankme": "RankMe", "alpha": "α", "std": "std", "cosine": "cosine"},
 )
 """eval -> heading, for one table after the other, of what there is; each fits into 80 columns"""
+MANY = 20
+"""sizes of clusters that are told"""
 DECIMALS = {"alpha": 2, "std": 4, "cosine": 3}
 """of all others 1"""
 
@@ -129,6 +132,24 @@ def coloured(made: "Coloured") -> Group:
             style="dim",
         ),
     )
+
+
+def clustered(made: "Clusters") -> Group:
+    """How large the clusters are and, where there are labels, how well they agree."""
+    sizes = sorted(made.sizes, reverse=True)
+    shown = ", ".join(f"{n:,}" for n in sizes[:MANY]) + (", …" if len(sizes) > MANY else "")
+    how = "k-means" if made.by == "kmeans" else "agglomerative, on nearest neighbours"
+    parts = [
+        Text(f"{made.n:,} images of {made.data} by {made.subject} ({how}): {len(sizes)} clusters of {shown}")
+    ]
+    if made.nmi and made.acc:
+        scores = (
+            f"{name} {i.value:.1f} [{i.low:.1f}, {i.high:.1f}]"
+            for name, i in (("NMI", made.nmi), ("ACC", made.acc))
+        )
+        note = "%, against the labels, which nothing else has seen. NMI: geometric mean. Brackets: 95 % intervals over images."
+        parts += [Text("   ".join(scores), style="bold"), Text(note, style="dim")]
+    return Group(*parts)
 
 
 ASKED = {

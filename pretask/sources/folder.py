@@ -11,6 +11,9 @@ from pretask.types import UserError
 
 SUFFIXES = frozenset(b"jpg jpeg jpe jfif png apng webp bmp dib tif tiff gif pgm ppm pbm pnm avif jp2".split())
 
+LOOSE = "lies outside the class folders"
+"""why an image has no label"""
+
 
 class Files:
     """Paths below a folder, in one array."""
@@ -43,7 +46,7 @@ def load(spec: str, asked: Asked) -> Opened:
         found = [path for path in found if b"/" in path]
         if not found:
             raise UserError(f"{root} has no class folders; expected {root}/CLASS/IMAGE, one folder per class")
-        bad |= {os.fsdecode(path): "lies outside the class folders" for path in loose}
+        bad |= {os.fsdecode(path): LOOSE for path in loose}
         label, classes = numbered(np.array([os.fsdecode(path.split(b"/")[0]) for path in found]))
     return collect(root.resolve().name, Files(str(root), Texts.of(found)), asked, label, classes, bad)
 

@@ -1,0 +1,61 @@
+"""pretask cluster RUN --data PATH --clusters K: images sorted into clusters."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pretask.display import say
+from pretask.parse import subject
+
+
+@dataclass(frozen=True)
+class Flags:
+    """Sort images into clusters by what a run makes of them, or timm:NAME, or `pixels`, the baseline; a method, such as
+    jule, is trained on the images first. A table of file names, a sheet of each cluster and, where the data has labels,
+    NMI and ACC. No label is seen before the score."""
+
+    data: str
+    """images: a folder, a .npz, .parquet or .tar file, hf:NAME, or a torchvision name"""
+    clusters: int
+    """how many"""
+    out: Path = Path("clusters")
+    """the folder that is made"""
+    by: Literal["links", "kmeans"] = "links"
+    """agglomerative, on the graph of nearest neighbours, or k-means"""
+    json: bool = False
+    """print the summary as JSON, and nothing else, on standard output"""
+    batch: int = 256
+    """images at once"""
+    size: int | None = None
+    """side of the images for timm:NAME and pixels; a run has its own"""
+    seed: int = 0
+    """of k-means, and of the intervals"""
+    root: Path | None = None
+    """where a torchvision data set is"""
+    max_bad: float = 0.1
+    """share of unreadable files at which it stops"""
+
+
+def run(words: list[str]) -> None:
+    what, chosen = subject(words, "cluster", "RUN, METHOD, timm:NAME or pixels", Flags)
+    from rich.console import Console
+
+    from pretask import clustering
+    from pretask.reports import table
+    from pretask.sources.common import Asked
+
+    clustering.refuse(chosen.out)  # before a method is trained
+    seen_by = clustering.subject(what, chosen.size, chosen.batch, chosen.clusters, chosen.data)
+    asked = Asked(seen_by.size, seen_by.channels, chosen.root, chosen.max_bad)
+    made = clustering.cluster(
+        seen_by, clustering.opened(chosen.data, asked), chosen.clusters, chosen.out, chosen.by, chosen.seed
+    )
+    if chosen.json:
+        print(made.to_json())
+    else:
+        Console().print(table.clustered(made))
+    skipped = f"; {made.skipped} could not be read, see {made.folder / 'skipped.csv'}" if made.skipped else ""
+    say(
+        f"wrote {made.n} images in {len(made.sizes)} clusters to {made.folder}{skipped}. "
+        f"Look at {made.folder / 'cluster-000.png'}"
+    )

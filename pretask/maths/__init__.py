@@ -1,0 +1,1 @@
+"""Pure functions that a paper names, and that more than one part of the package needs."""

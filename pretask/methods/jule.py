@@ -1,0 +1,245 @@
+"""JULE: images are put into clusters, the network learns the clusters, and by what it has learnt clusters merge.
+
+Yang, Parikh, Batra: Joint Unsupervised Learning of Deep Representations and Image Clusters, CVPR 2016,
+arXiv:1604.03628; numbers without another source are those of the released code. The run begins with chains of nearest
+neighbours in raw pixels, about a quarter as many clusters as images. A period trains on the clusters there are; then all
+images are embedded and a share `unroll` of the clusters merges, period by period, until `clusters` are left, and the
+last period trains on those. `pretask cluster RUN` then clusters the images anew by what was learnt in the end.
+
+Cost: before each period one pass over the images, N²·160 multiplications for the nearest neighbours, in blocks, and the
+merging of maths/agglomeration.py: 70,000 images take minutes. Triplets of a batch are made of its own images, P pairs of
+a cluster times 20 numbers.
+
+Differs: the periods share the run's epochs evenly, so a short run merges several times at once; images of more than
+32 px are reduced before their pixels are compared; negatives are spread evenly over the batch, all of its images being
+one order, and may repeat where there are fewer than 20; the learning rate falls along half a cosine; momentum is
+Nesterov's. The affinities of the weighted triplets are exp(-d² / mean d² of the batch), and their negatives are of any
+other cluster: one far away has almost no affinity, nor gradient. Where a cluster has one image in a batch it makes no
+pair, so of many small clusters in a large set little is learnt: take large batches.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pretask import distributed, images
+from pretask.config import TrainConfig
+from pretask.context import Context
+from pretask.encoders import Encoder
+from pretask.evals.baselines import reduced
+from pretask.maths import agglomeration
+from pretask.methods.base import Method, MethodConfig
+from pretask.rng import Rng
+from pretask.types import Batch, Loss, Source, UserError
+
+
+@dataclass(frozen=True)
+class Config(MethodConfig):
+    """Tell clusters of images apart, merge the nearest, and begin again with fewer."""
+
+    encoder: ClassVar[str] = "jule"
+    train: ClassVar[TrainConfig] = TrainConfig(
+        epochs=80, batch=100, optimizer="sgd", lr=0.01, weight_decay=5e-5, warmup=0.0
+    )
+
+    clusters: int = 10
+    """that are left in the end; the only thing to be known of the images"""
+    unroll: float = 0.9
+    """η: share of the clusters that merges between two periods (paper: 0.9, faces 0.2)"""
+    loss: Literal["margin", "affinity"] = "margin"
+    """of triplets: the released code's, on squared distances, or the paper's, weighted and on affinities"""
+    margin: float = 0.2
+    """m: by how much another cluster's image should be further away (0.2 to 1)"""
+    own: float = 1.0
+    """γ: weight of the images' own cluster (released code: 1, with the margin; paper: 2, with affinities)"""
+    negatives: int = 20
+    """of other clusters for each pair; one less than there are clusters, if that is fewer"""
+    width: int = 160
+    """of the embedding, a vector of length 1"""
+    neighbours: int = 20
+    """K_s: links of an image, for merging (10 to 100)"""
+    rivals: int = 5
+    """K_c: neighbouring clusters of which the one to merge with should stand out (1 to 10)"""
+    exact: bool = True
+    """affinities as if computed anew after each merge; False: the released code's fast mode, which leaves some out"""
+
+    def build(self, encoder: Encoder, source: Source) -> "Jule":
+        if not 2 <= self.clusters <= len(source) // 2:
+            raise UserError(
+                f"{len(source)} images cannot end as {self.clusters} clusters; "
+                f"expected --clusters from 2 to {len(source) // 2}"
+            )
+        if not 0 < self.unroll <= 1:
+            raise UserError(
+                f"--unroll {self.unroll:g} is no share of the clusters; expected above 0, at most 1"
+            )
+        return Jule(self, encoder, len(source))
+
+
+@dataclass(frozen=True)
+class Paper(Config):
+    """MNIST's 10,000 test images: two convolutions, four periods of 20 epochs, the fast mode."""
+
+    encoder: ClassVar[str] = "jule:pools=1"
+    train: ClassVar[TrainConfig] = TrainConfig(
+        epochs=80,
+        batch=100,
+        optimizer="sgd",
+        lr=0.01,
+        weight_decay=5e-5,
+        warmup=0.0,
+        drops=(0.25, 0.5, 0.75),
+        drop=0.87,  # (1 + 0.0001 · step)^-0.75 over 8,000 steps comes to 0.64
+    )
+
+    exact: bool = False
+    """the released code's default"""
+
+
+@dataclass(frozen=True)
+class Clustered:
+    image: Tensor  # (B, C, H, W)
+    label: Tensor  # (B,) the cluster that it is in
+    draw: Tensor  # (B,) in [0, 1), decides its negatives
+
+
+def course(first: int, last: int, unroll: float) -> list[int]:
+    """How many clusters each period trains on, from `first` to `last`: a share `unroll` of them less each time."""
+    counts = [first]
+    while counts[-1] > last:
+        counts.append(max(last, counts[-1] - math.ceil(unroll * counts[-1])))
+    return counts
+
+
+def triplets(label: Tensor, draw: Tensor, negatives: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(B,), (B,) -> anchors (P,), positives (P,), negatives (P, T): places in the batch of every pair of a cluster, once.
+
+    Negatives are of other clusters, T at equal steps around all there are, from a place that the draws decide.
+    None of a cluster that has the batch to itself.
+    """
+    same = label[:, None] == label
+    others = (~same).sum(1)  # (B,)
+    anchor, positive = (same.triu(1) & (others > 0)[:, None]).nonzero().T
+    order = same.long().argsort(dim=1, stable=True)  # (B, B), in each row the others first
+    steps = torch.arange(negatives, device=label.device) / negatives
+    turn = ((draw[anchor] + draw[positive])[:, None] + steps) % 1  # (P, T)
+    count = others[anchor][:, None]
+    place = (turn * count).long().minimum(count - 1)
+    return anchor, positive, order[anchor].gather(1, place)
+
+
+def margin_loss(z: Tensor, places: tuple[Tensor, Tensor, Tensor], own: float, margin: float) -> Tensor:
+    """Mean of max(0, γ·|a - p|² - |a - n|² + m) over the triplets of z (B, D); 0 if there are none."""
+    near, far = distances(z, places)
+    return mean((own * near[:, None] - far + margin).relu())
+
+
+def affinity_loss(z: Tensor, places: tuple[Tensor, Tensor, Tensor], own: float) -> Tensor:
+    """Mean of γ·(1 - A(a, p)) + A(a, n), A = exp(-d² / mean d²): the paper's weighted triplets, but for a constant."""
+    near, far = distances(z, places)
+    scale = (2 - 2 * z.detach().mean(0).square().sum()).clamp(min=1e-6)  # mean of all squared distances
+    return mean(own * (1 - (-near / scale).exp())[:, None] + (-far / scale).exp())
+
+
+def distances(z: Tensor, places: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Squared ones of z (B, D) unit rows, from anchors to positives (P,) and to negatives (P, T)."""
+    anchor, positive, negative = places
+    squared = 2 - 2 * z @ z.T
+    return squared[anchor, positive], squared[anchor[:, None], negative]
+
+
+def mean(x: Tensor) -> Tensor:
+    """Of all numbers; 0 of none, with a gradient of 0."""
+    return x.sum() / max(1, x.numel())
+
+
+class Jule(Method[Clustered]):
+    label: Tensor  # (N,) the cluster of each image
+    first: Tensor  # () clusters at the beginning
+    period: Tensor  # () how often clusters have merged
+
+    def __init__(self, config: Config, encoder: Encoder, count: int):
+        super().__init__()
+        self.config, self.encoder = config, encoder
+        self.head = nn.Linear(encoder.dim, config.width)
+        nn.init.normal_(self.head.weight, std=0.01)
+        nn.init.zeros_(self.head.bias)
+        self.register_buffer("label", torch.zeros(count, dtype=torch.int64))
+        self.register_buffer("first", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("period", torch.zeros((), dtype=torch.int64))
+
+    # ---- clusters
+
+    def begin(self, context: Context) -> None:
+        """Chains of nearest neighbours in raw pixels."""
+        agglomeration.compiled()  # a missing package is told now, not after the first period
+        parts = torch.arange(len(self.label)).split(1024)
+        rows = [raw(images.to_float(context.source.__getitems__(i).image)) for i in parts]
+        _, nearest = agglomeration.neighbours(torch.cat(rows).to(self.label.device), 1)
+        self.label.copy_(agglomeration.chains(nearest[:, 0]))
+        self.first.copy_(self.label.max() + 1)
+
+    def begin_epoch(self, context: Context) -> None:
+        """Merge as far as the period that this epoch is in."""
+        counts = course(int(self.first), self.config.clusters, self.config.unroll)
+        now = context.progress
+        due = math.ceil((now.epoch + 1) * len(counts) / now.epochs) - 1  # the last epoch is in the last one
+        if due > int(self.period):
+            self.merge(self.embedded(context.embed(self.encoder)), counts[due])
+            self.period.fill_(due)
+
+    @torch.no_grad()
+    def merge(self, z: Tensor, clusters: int) -> None:
+        c = self.config
+        distance, index = agglomeration.neighbours(z, min(c.neighbours, len(z) - 1))
+        merged = agglomeration.agglomerate(
+            agglomeration.graph(distance, index),
+            self.label,
+            z,
+            clusters,
+            rivals=c.rivals,
+            exact=c.exact,
+            rescued=agglomeration.RESCUE * c.clusters,
+        )
+        self.label.copy_(merged)
+
+    @torch.no_grad()
+    def embedded(self, pool: Tensor) -> Tensor:
+        """Pooled features (N, D) -> embeddings (N, 160) by which images are clustered."""
+        return F.normalize(self.head(pool.to(self.label.device)).float(), dim=1)
+
+    # ---- the puzzle and its solver
+
+    def pretext(self, batch: Batch, rng: Rng) -> Clustered:
+        image = images.to_float(batch.image)
+        return Clustered(image, self.label[batch.index], rng.uniform(len(batch)))
+
+    def loss(self, pretext: Clustered) -> Loss:
+        c = self.config
+        z = F.normalize(self.head(self.encoder(pretext.image)["pool"]).float(), dim=1)  # (B, D)
+        z = distributed.gather(z)  # pairs are of the batch of all processes
+        label, draw = distributed.gather_rows((pretext.label, pretext.draw))
+        many = max(1, min(c.negatives, int(self.label.max())))
+        places = triplets(label, draw, many)
+        with torch.autocast(z.device.type, enabled=False):  # a difference of distances is small
+            if c.loss == "margin":
+                total = margin_loss(z, places, c.own, c.margin)
+            else:
+                total = affinity_loss(z, places, c.own)
+            near, far = distances(z.detach(), places)
+        closer = mean((near[:, None] < far).float())
+        pairs = torch.tensor(float(len(near)), device=z.device)
+        return Loss(total, {"closer": closer, "pairs": pairs, "clusters": self.label.max() + 1.0})
+
+    def export(self) -> Encoder:
+        return self.encoder
+
+
+def raw(x: Tensor) -> Tensor:
+    """(B, C, H, W) in [0, 1] -> pixels (B, D) of at most 32 x 32, rows longer than 1 shortened to 1."""
+    pixels = reduced(x).flatten(1)
+    return pixels / pixels.norm(dim=1, keepdim=True).clamp(min=1)

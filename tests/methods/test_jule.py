@@ -1,0 +1,347 @@
+"""JULE: both losses by loops, who is in a triplet, when clusters merge and by what, that no label is near."""
+
+import inspect
+import itertools
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.testing import assert_close
+
+import pretask
+from pretask import encoders, images
+from pretask.context import Context
+from pretask.evals import clustering
+from pretask.maths import agglomeration as ag
+from pretask.methods import jule
+from pretask.rng import Rng
+from pretask.types import Batch, Progress, UserError
+
+SMALL = "jule:width=8"
+
+
+class Pictures:
+    """Images of noise around four means, one after the other; who is of which is told to tests alone."""
+
+    name, provides, bad, channels, size = "pictures", frozenset(), {}, 3, 16
+
+    def __init__(self, n: int = 80):
+        self.truth = torch.arange(n) % 4
+        mean = Rng(0, "means").uniform(4, 3, 16, 16, high=255)
+        self.image = (mean[self.truth] + 60 * Rng(0).normal(n, 3, 16, 16)).clamp(0, 255).to(torch.uint8)
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    def __getitems__(self, index: Tensor) -> Batch:
+        return Batch(index, self.image[index])
+
+
+def at(epoch: int, epochs: int, source: Pictures) -> Context:
+    return Context(source, [], Progress(epoch, epochs, epoch, epochs), Rng(0, "begin", epoch), Path())
+
+
+def built(source: Pictures | None = None, **knobs) -> jule.Jule:
+    source = source or Pictures()
+    torch.manual_seed(0)
+    config = jule.Config(**{"clusters": 4, "unroll": 0.5} | knobs)
+    method = config.build(encoders.build(SMALL, 3, 16), source).train()
+    method.begin(at(0, 1, source))
+    return method
+
+
+def groups(label: Tensor) -> set[frozenset[int]]:
+    return {frozenset((label == c).nonzero()[:, 0].tolist()) for c in label.unique()}
+
+
+def unit(rng: Rng, *shape: int) -> Tensor:
+    return F.normalize(rng.normal(*shape), dim=1)
+
+
+# ---- triplets
+
+
+def test_every_pair_of_a_cluster_is_in_once_with_distinct_images_of_others():
+    label = Rng(1).integers(60, high=7)
+    anchor, positive, negative = jule.triplets(label, Rng(2).uniform(60), 20)
+    pairs = list(zip(anchor.tolist(), positive.tolist(), strict=True))
+    assert pairs == [(i, j) for i, j in itertools.combinations(range(60), 2) if label[i] == label[j]]
+    assert (label[negative] != label[anchor][:, None]).all()
+    assert all(len(set(row)) == 20 for row in negative.tolist())
+
+
+@pytest.mark.parametrize(
+    ("clusters", "each", "negatives", "expected"), [(10, 10, 9, 4050), (50, 2, 20, 1000)]
+)
+def test_there_are_as_many_triplets_as_published(clusters, each, negatives, expected):
+    label = torch.arange(clusters).repeat(each)
+    assert jule.triplets(label, Rng(1).uniform(100), negatives)[2].numel() == expected
+
+
+def test_negatives_are_any_of_the_others_equally_often():
+    label = torch.tensor([0, 0, 1, 2, 3, 3, 4])
+    count = torch.zeros(7)
+    for seed in range(2000):
+        anchor, _, negative = jule.triplets(label, Rng(seed).uniform(7), 2)
+        count += negative[anchor == 0].flatten().bincount(minlength=7)
+    assert count[:2].sum() == 0
+    assert_close(count[2:] / 2000, torch.full((5,), 2 / 5), atol=0.05, rtol=0)
+
+
+def test_fewer_others_than_negatives_are_taken_more_than_once():
+    anchor, _, negative = jule.triplets(torch.tensor([0, 0, 0, 1, 2]), Rng(1).uniform(5), 20)
+    assert len(anchor) == 3
+    for row in negative.tolist():
+        assert set(row) == {3, 4} and abs(row.count(3) - row.count(4)) <= 2
+
+
+@pytest.mark.parametrize("label", [[0, 0, 0, 0], [0, 1, 2, 3]])
+@pytest.mark.parametrize("loss", ["margin", "affinity"])
+def test_a_batch_of_one_cluster_or_of_single_images_teaches_nothing(label, loss):
+    method = built(loss=loss)
+    p = jule.Clustered(torch.rand(4, 3, 16, 16), torch.tensor(label), torch.rand(4))
+    found = method.loss(p)
+    found.total.backward()
+    assert found.total == 0 and found.parts["pairs"] == 0
+    assert all(p.grad is None or not p.grad.any() for p in method.parameters())
+
+
+# ---- losses
+
+
+def case():
+    label = torch.tensor([0, 0, 1, 1, 1, 2])
+    places = jule.triplets(label, Rng(2).uniform(6), 2)
+    return unit(Rng(1), 6, 8).double().requires_grad_(), places
+
+
+def triples(places):
+    for a, p, row in zip(*(x.tolist() for x in places), strict=True):
+        yield from ((a, p, n) for n in row)
+
+
+@pytest.mark.parametrize(("own", "margin"), [(1.0, 0.2), (2.0, 1.0)])
+def test_the_margin_loss_is_that_of_a_loop(own, margin):
+    rows, places = case()
+    z, terms = rows.detach(), []
+    for a, p, n in triples(places):
+        near, far = (sum((float(z[a, i]) - float(z[b, i])) ** 2 for i in range(8)) for b in (p, n))
+        terms.append(max(0.0, own * near - far + margin))
+    assert sum(t > 0 for t in terms) > 0
+    assert_close(jule.margin_loss(z, places, own, margin).item(), sum(terms) / len(terms))
+
+
+@pytest.mark.parametrize("own", [1.0, 2.0])
+def test_the_affinity_loss_is_the_papers_of_a_loop_but_for_a_constant(own):
+    rows, places = case()
+    z = rows.detach()
+
+    def squared(i, j):
+        return sum((float(z[i, k]) - float(z[j, k])) ** 2 for k in range(8))
+
+    scale = sum(squared(i, j) for i in range(6) for j in range(6)) / 36
+    terms = []
+    for a, p, n in triples(places):
+        terms.append(-(own * math.exp(-squared(a, p) / scale) - math.exp(-squared(a, n) / scale)))
+    assert_close(jule.affinity_loss(z, places, own).item(), own + sum(terms) / len(terms))
+
+
+def test_the_gradient_of_the_margin_loss_is_that_of_finite_differences():
+    z, places = case()
+    assert torch.autograd.gradcheck(lambda z: jule.margin_loss(z, places, 1.0, 5.0), z)
+
+
+def test_all_parts_of_a_triplet_are_moved():
+    """The released code's own gradient reached the anchors alone."""
+    z, _ = case()
+    for loss in (jule.margin_loss, jule.affinity_loss):
+        knobs = (1.0, 1.0)[: 2 if loss is jule.margin_loss else 1]
+        places = torch.tensor([0]), torch.tensor([1]), torch.tensor([[2]])
+        (gradient,) = torch.autograd.grad(loss(z, places, *knobs), z)
+        assert gradient[:3].abs().amax(1).min() > 1e-3 and not gradient[3:].any()
+
+
+def test_images_that_all_look_alike_cost_the_margin():
+    method, source = built(), Pictures()
+    p = method.pretext(source.__getitems__(torch.arange(40)), Rng(1))
+    alike = jule.Clustered(torch.full_like(p.image, 0.5), p.label, p.draw)
+    found = method.loss(alike)
+    assert found.parts["pairs"] > 0
+    assert_close(found.total.item(), 0.2, atol=1e-5, rtol=0)
+
+
+def test_the_loss_is_near_the_margin_at_first_and_which_one_is_chosen():
+    source = Pictures()
+    batch = source.__getitems__(torch.arange(80))
+    for loss, low, high in (("margin", 0.0, 0.3), ("affinity", 0.3, 1.2)):
+        method = built(source, loss=loss)
+        p = method.pretext(batch, Rng(1))
+        found, z = method.loss(p), F.normalize(method.head(method.encoder(p.image)["pool"]), dim=1)
+        places = jule.triplets(p.label, p.draw, min(20, int(method.label.max())))
+        if loss == "margin":
+            assert_close(found.total, jule.margin_loss(z, places, 1.0, 0.2))
+        else:
+            assert_close(found.total, jule.affinity_loss(z, places, 1.0))
+        assert low < found.total.item() < high
+
+
+# ---- clusters
+
+
+def test_the_puzzle_shows_each_image_with_its_own_cluster():
+    method, source = built(), Pictures()
+    index = torch.tensor([7, 3, 79, 12])
+    p = method.pretext(source.__getitems__(index), Rng(1))
+    assert torch.equal(p.label, method.label[index])
+    assert torch.equal((255 * p.image).round().to(torch.uint8), source.image[index])
+
+
+def test_it_begins_with_chains_in_pixels():
+    method, source = built(), Pictures()
+    x = source.image.flatten(1).double() / 255
+    x = x / x.norm(dim=1, keepdim=True).clamp(min=1)
+    nearest = torch.cdist(x, x).fill_diagonal_(math.inf).argmin(1)
+    assert groups(method.label) == groups(ag.chains(nearest))
+    assert int(method.first) == len(groups(method.label)) <= 40
+
+
+def test_pixels_are_shortened_to_one_never_lengthened_and_large_images_are_reduced():
+    x = torch.stack([torch.full((1, 8, 8), v) for v in (0.01, 1.0)])
+    assert_close(jule.raw(x).norm(dim=1), torch.tensor([0.08, 1.0]))
+    assert jule.raw(torch.rand(2, 3, 64, 64)).shape == (2, 3 * 32 * 32)
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "unroll", "expected"),
+    [
+        (1000, 10, 0.9, [1000, 100, 10]),
+        (17, 10, 0.9, [17, 10]),
+        (10, 10, 0.9, [10]),
+        (5, 10, 0.9, [5]),
+        (11, 2, 0.5, [11, 5, 2]),
+    ],
+)
+def test_the_number_of_clusters_falls_by_its_share_and_never_below_the_wanted(first, last, unroll, expected):
+    assert jule.course(first, last, unroll) == expected
+
+
+def test_a_fifth_at_a_time_takes_twenty_rounds():
+    assert 19 <= len(jule.course(1000, 10, 0.2)) - 1 <= 21
+    assert jule.course(1000, 10, 0.2)[:3] == [1000, 800, 640]
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3, 4, 5, 7, 12])
+def test_clusters_merge_at_the_beginning_of_a_period_alone_and_the_last_has_as_many_as_wanted(epochs):
+    source = Pictures()
+    method = built(source)
+    counts = jule.course(int(method.first), 4, 0.5)
+    seen, before = [], groups(method.label)
+    for epoch in range(epochs):
+        method.begin_epoch(at(epoch, epochs, source))
+        now = groups(method.label)
+        assert sum(map(len, now)) == 80
+        assert all(any(old <= new for new in now) for old in before)  # merged, never split
+        assert len(now) == counts[int(method.period)]
+        if len(now) == len(before):
+            assert now == before
+        method.begin_epoch(at(epoch, epochs, source))
+        assert groups(method.label) == now  # asked again, nothing moves
+        seen.append(len(now))
+        before = now
+    assert seen[-1] == 4
+    if epochs >= len(counts):
+        assert list(dict.fromkeys(seen)) == counts
+        assert max(map(seen.count, counts)) - min(map(seen.count, counts)) <= 1
+
+
+def test_clusters_merge_by_what_the_network_makes_of_the_images(monkeypatch):
+    """By the graph of the head's unit rows in evaluation mode, not by pixels."""
+    source = Pictures()
+    method = built(source, neighbours=5, exact=False, rivals=3)
+    asked = {}
+    real = ag.agglomerate
+
+    def watched(w, label, x, clusters, **knobs):
+        asked.update(w=w, x=x, knobs=knobs)
+        return real(w, label, x, clusters, **knobs)
+
+    monkeypatch.setattr(ag, "agglomerate", watched)
+    method.begin_epoch(at(9, 10, source))
+    assert method.training
+    method.eval()
+    with torch.no_grad():
+        z = F.normalize(method.head(method.encoder(images.to_float(source.image))["pool"]), dim=1)
+    assert_close(asked["x"], z)
+    assert asked["w"].nnz == 80 * 5
+    assert asked["knobs"] == {"rivals": 3, "exact": False, "rescued": 80}
+
+
+def test_a_run_finds_the_four_means_and_no_one_told_it(tmp_path):
+    """Labels are in the file; the same file without them gives the same run."""
+    source, label = Pictures(), []
+    for truth in (source.truth, None):
+        path = tmp_path / f"{len(label)}.npz"
+        named = {} if truth is None else {"labels": truth.numpy()}
+        np.savez(path, images=source.image.permute(0, 2, 3, 1).numpy(), **named)
+        run = pretask.pretrain(
+            "jule",
+            path,
+            tmp_path / f"run{len(label)}",
+            config={"clusters": 4},
+            encoder=SMALL,
+            epochs=4,
+            batch=40,
+            quiet=True,
+        )
+        label.append(run.method.label)
+    assert torch.equal(*label)
+    assert clustering.nmi(clustering.table(source.truth, label[0])) > 0.9
+
+
+def test_nothing_in_it_reads_labels_of_the_source():
+    assert ".label" not in inspect.getsource(jule).replace("self.label", "").replace("pretext.label", "")
+    assert set(Batch.__dataclass_fields__) == {"index", "image", "aux"}
+
+
+def test_a_state_restored_between_two_merges_goes_on_with_its_clusters():
+    source = Pictures()
+    method = built(source)
+    method.begin_epoch(at(2, 5, source))
+    resumed = jule.Config(clusters=4, unroll=0.5).build(encoders.build(SMALL, 3, 16), source)
+    resumed.load_state_dict(method.state_dict())
+    for m in (method, resumed.train()):
+        m.begin_epoch(at(4, 5, source))
+    assert torch.equal(method.label, resumed.label)
+    assert int(resumed.period) == int(method.period) > 0
+
+
+# ---- recipes
+
+
+def test_the_papers_nets_come_to_the_published_widths():
+    for spec, channels, size, dim in (
+        ("jule:blocks=1", 1, 16, 1800),
+        ("jule:pools=1", 1, 28, 3200),
+        ("jule", 3, 32, 1250),
+        ("jule:blocks=4", 1, 128, 1250),
+    ):
+        assert encoders.build(spec, channels, size).dim == dim
+
+
+def test_the_papers_recipe_comes_to_the_published_learning_rate():
+    from pretask.config import schedule
+
+    train = jule.Paper.train
+    for fraction, step in ((0.0, 0), (0.12, 1000), (0.37, 3000), (0.62, 5000), (0.99, 8000)):
+        assert_close(schedule(train, fraction), (1 + 1e-4 * step) ** -0.75, atol=0.09, rtol=0)
+
+
+@pytest.mark.parametrize("knobs", [{"clusters": 1}, {"clusters": 41}, {"unroll": 0.0}, {"unroll": 1.5}])
+def test_what_cannot_be_is_a_one_line_error(knobs):
+    source = Pictures()
+    with pytest.raises(UserError, match="expected"):
+        jule.Config(**knobs).build(encoders.build(SMALL, 3, 16), source)

@@ -1,0 +1,198 @@
+"""Images sorted into clusters: what is written, who is in which, what is said of mistakes."""
+
+import csv
+import json
+import sys
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+import pretask
+from pretask import clustering, embedding, encoders, sources
+from pretask.cli import main
+from pretask.evals.knn import unit
+from pretask.maths import agglomeration
+from pretask.rng import Rng
+from pretask.run import Run
+from pretask.sources.common import Asked
+
+
+@pytest.fixture(scope="module")
+def kinds():
+    """(60, 16, 16, 3): noise around three means, in turn."""
+    mean = Rng(0, "means").uniform(3, 16, 16, 3, high=255)
+    noisy = mean[torch.arange(60) % 3] + 25 * Rng(1).normal(60, 16, 16, 3)
+    return noisy.clamp(0, 255).to(torch.uint8).numpy()
+
+
+@pytest.fixture
+def photos(kinds, tmp_path):
+    """Class folders, with a file that cannot be read."""
+    for i, pixels in enumerate(kinds):
+        path = tmp_path / "photos" / "abc"[i % 3] / f"{i:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
+    (tmp_path / "photos" / "a" / "30.png").write_bytes(b"no picture")
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def plain(kinds, tmp_path):
+    """The same images without labels."""
+    np.savez(tmp_path / "plain.npz", images=kinds)
+    return tmp_path / "plain.npz"
+
+
+@pytest.fixture
+def run(run_of, tmp_path):
+    torch.manual_seed(0)
+    return run_of(encoders.build("resnet_small:width=8", 3, 16).eval(), tmp_path / "run")
+
+
+def rows(out):
+    with (out / "clusters.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("by", ["links", "kmeans"])
+def test_pixels_are_sorted_and_every_file_is_named_with_its_cluster(photos, tmp_path, capsys, by):
+    out = tmp_path / "out"
+    words = ["cluster", "pixels", "--data", str(photos), "--clusters", "3", "--out", str(out), "--by", by]
+    assert main(words) == 0
+    told = capsys.readouterr()
+    assert "NMI 100.0" in told.out and "ACC 100.0" in told.out and "20, 20, 19" in told.out
+    assert "wrote 59 images in 3 clusters" in told.err and "1 could not be read" in told.err
+    found = rows(out)
+    assert len(found) == 59 and "a/30.png" not in {row["file"] for row in found}
+    of = {row["file"]: row["cluster"] for row in found}
+    for name in "abc":
+        assert len({c for file, c in of.items() if file.startswith(name)}) == 1
+    table = pq.read_table(out / "clusters.parquet").to_pydict()
+    assert table["file"] == [row["file"] for row in found]
+    assert table["cluster"] == [int(row["cluster"]) for row in found]
+    np.testing.assert_allclose(table["distance"], [float(row["distance"]) for row in found], rtol=1e-4)
+    assert "30.png,not an image" in (out / "skipped.csv").read_text()
+    assert sorted(p.name for p in out.glob("*.png")) == [f"cluster-{c:03}.png" for c in range(3)]
+
+
+def test_without_labels_there_is_no_score_and_the_same_clusters(photos, plain, tmp_path, capsys):
+    assert (
+        main(
+            [
+                "cluster",
+                "pixels",
+                "--data",
+                str(plain),
+                "--clusters",
+                "3",
+                "--out",
+                str(tmp_path / "o"),
+                "--json",
+            ]
+        )
+        == 0
+    )
+    told = json.loads(capsys.readouterr().out)
+    assert told["nmi"] is None and told["acc"] is None and told["sizes"] == [20, 20, 20]
+    assert json.loads((tmp_path / "o" / "summary.json").read_text()) == told
+    assert [int(row["cluster"]) for row in rows(tmp_path / "o")] == [0, 1, 2] * 20  # as they appear
+
+
+def test_labels_reach_the_score_alone(kinds, tmp_path):
+    made = []
+    for name, label in (("true", np.arange(60) % 3), ("false", np.arange(60) // 20)):
+        np.savez(tmp_path / f"{name}.npz", images=kinds, labels=label)
+        data = clustering.opened(str(tmp_path / f"{name}.npz"), Asked())
+        made.append(clustering.cluster(clustering.subject("pixels"), data, 3, tmp_path / name))
+    assert rows(tmp_path / "true") == rows(tmp_path / "false")
+    assert made[0].nmi.value == pytest.approx(100) and made[1].nmi.value < 20
+    assert made[0].acc.value == 100 and made[1].acc.value < 50
+
+
+def test_an_image_outside_of_the_class_folders_is_sorted_too_and_nothing_scored(photos, tmp_path, capsys):
+    (photos / "b" / "01.png").rename(photos / "01.png")
+    out = tmp_path / "out"
+    assert main(["cluster", "pixels", "--data", str(photos), "--clusters", "3", "--out", str(out)]) == 0
+    assert "NMI" not in capsys.readouterr().out
+    of = {row["file"]: row["cluster"] for row in rows(out)}
+    assert len(of) == 59 and of["01.png"] == of["b/04.png"]
+
+
+def test_a_run_is_clustered_by_its_pooled_features(run, plain, tmp_path):
+    out = tmp_path / "out"
+    assert main(["cluster", str(run), "--data", str(plain), "--clusters", "4", "--out", str(out)]) == 0
+    x = unit(torch.from_numpy(embedding.array(Run(run).encoder, sources.open(plain, size=16), "pool")))
+    expected = agglomeration.cluster(x, 4)
+    assert [int(row["cluster"]) for row in rows(out)] == expected.tolist()
+    mean = torch.stack([x[expected == c].mean(0) for c in range(4)])
+    far = (x - mean[expected]).norm(dim=1)
+    np.testing.assert_allclose([float(row["distance"]) for row in rows(out)], far, rtol=1e-4, atol=1e-6)
+
+
+def test_a_method_is_trained_first_and_a_run_of_jule_seen_by_its_own_head(
+    plain, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+
+    def small(method, data, config):
+        asked.append((method, config))
+        knobs = {"encoder": "jule:width=8", "epochs": 1, "batch": 20, "quiet": True}
+        return train(method, data, tmp_path / "trained", config=config, **knobs)
+
+    asked, train = [], pretask.pretrain
+    monkeypatch.setattr("pretask.api.pretrain", small)
+    assert main(["cluster", "jule", "--data", str(plain), "--clusters", "3", "--out", "out"]) == 0
+    assert asked == [("jule", {"clusters": 3})]
+    method = Run(tmp_path / "trained").method
+    pool = torch.from_numpy(embedding.array(method.encoder, sources.open(plain)))
+    z = method.embedded(pool)
+    assert z.shape == (60, 160)
+    assert [int(row["cluster"]) for row in rows(tmp_path / "out")] == agglomeration.cluster(z, 3).tolist()
+
+
+def test_a_sheet_shows_the_images_of_its_cluster_the_nearest_first(plain, tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(clustering, "SHOWN", 5)
+    monkeypatch.setattr(
+        clustering.sheet, "images", lambda x, title: shown.append((x, title)) or Image.new("RGB", (9, 9))
+    )
+    data = clustering.opened(str(plain), Asked())
+    clustering.cluster(clustering.subject("pixels"), data, 3, tmp_path / "out")
+    for c, (x, title) in enumerate(shown):
+        mine = [
+            (float(row["distance"]), int(row["file"]))
+            for row in rows(tmp_path / "out")
+            if row["cluster"] == str(c)
+        ]
+        nearest = [i for _, i in sorted(mine)[:5]]
+        assert torch.equal(x, data.images.__getitems__(torch.tensor(nearest)).image)
+        assert title == f"cluster {c}: 20 images, the 5 nearest to its mean"
+
+
+def test_mistakes_are_one_line_and_leave_nothing(run, plain, tmp_path, capsys):
+    new = str(tmp_path / "new")
+    for words, said in (
+        ([str(run), "--clusters", "3", "--out", str(tmp_path)], "exists; choose another --out"),
+        ([str(run), "--clusters", "61", "--out", new], "60 images make no 61 clusters"),
+        (["pixels", "--clusters", "0", "--out", new], "60 images make no 0 clusters"),
+        ([str(tmp_path / "gone"), "--clusters", "3", "--out", new], "is not a run"),
+        (["pixels", "--out", new], "clusters"),
+    ):
+        assert main(["cluster", *words, "--data", str(plain)]) == 2
+        told = capsys.readouterr().err
+        assert said in told and told.count("\n") == 1
+    assert not (tmp_path / "new").exists()
+
+
+def test_without_numba_the_command_says_what_to_install(plain, tmp_path, monkeypatch, capsys):
+    for name in [n for n in sys.modules if n.startswith("pretask.maths.merging")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delattr("pretask.maths.merging", raising=False)
+    monkeypatch.setitem(sys.modules, "numba", None)
+    words = ["cluster", "pixels", "--data", str(plain), "--clusters", "3", "--out", str(tmp_path / "o")]
+    assert main(words) == 2
+    assert "pip install 'pretask[cluster]'" in capsys.readouterr().err
+    assert main([*words, "--by", "kmeans"]) == 0  # which needs none
