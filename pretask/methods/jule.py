@@ -4,7 +4,7 @@ Yang, Parikh, Batra: Joint Unsupervised Learning of Deep Representations and Ima
 arXiv:1604.03628; numbers without another source are those of the released code. The run begins with chains of nearest
 neighbours in raw pixels, about a quarter as many clusters as images. A period trains on the clusters there are; then all
 images are embedded and a share `unroll` of the clusters merges, period by period, until `clusters` are left, and the
-last period trains on those. `pretask cluster RUN` then clusters the images anew by what was learnt in the end.
+last period trains on those. `pretask cluster` then clusters the images anew by what was learnt in the end.
 
 Cost: before each period one pass over the images, N²·160 multiplications for the nearest neighbours, in blocks, and the
 merging of maths/agglomeration.py: 70,000 images take minutes. Triplets of a batch are made of its own images, P pairs of
