@@ -176,7 +176,8 @@ class IBOT(DINO):
 
         where = hidden.flatten(1)  # (2B, N)
         target = assigned(patch[where], self.patch_centre, self.sharpness)  # (M, K)
-        log_p = (self.head(patches[where]) / t).log_softmax(1)
+        foreseen = self.head(patches)[where]  # batch norms see all patches, as the teacher's do
+        log_p = (foreseen / t).log_softmax(1)
         of_patches = each_image(-(target * log_p).sum(1), where)
         carry = image.mean(0, keepdim=True), patch.mean((0, 1))[None]
         return Loss(of_images + of_patches, {"images": of_images, "patches": of_patches}, carry)

@@ -221,6 +221,17 @@ def test_patches_that_are_not_hidden_are_not_scored(source):
     assert torch.equal(gradient.abs().sum(2) > 0, both(p).flatten(1))
 
 
+@pytest.mark.parametrize("hidden", [0, 1])
+def test_a_batch_may_hide_one_patch_or_none(source, hidden):
+    method = made(source, ibot.Config(**NARROW, masked=0.0))
+    p = puzzle(method, source)
+    p.left_hidden[0, 0, :hidden] = True
+    loss = method.loss(p)
+    loss.total.backward()
+    assert loss.total.isfinite() and all(x.isfinite().all() for x in method.state_dict().values())
+    assert (loss.parts["patches"] > 0) == hidden
+
+
 def test_without_any_hidden_patch_the_loss_of_patches_is_0_and_that_of_images_is_dinos(source):
     method = made(source, ibot.Config(**NARROW, masked=0.0))
     p = puzzle(method, source)
