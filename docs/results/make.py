@@ -214,6 +214,20 @@ PATCHES = {
     "jigsaw": ("Jigsaw", "jigsaw"),
     "damaged": ("Damaged jigsaw", "damaged_jigsaw"),
 }
+GROUPING = {
+    "byol": "BYOL",
+    "simsiam": "SimSiam",
+    "moco": "MoCo v2",
+    "barlow_twins": "Barlow Twins",
+    "vicreg": "VICReg",
+    "swav": "SwAV",
+    "dino": "DINO",
+    "ibot": "iBOT",
+    "ijepa": "I-JEPA",
+    "lejepa": "LeJEPA",
+    "rotation_decoupling": "Rotation feature decoupling",
+    "jule": "JULE",
+}
 AT_64 = ("--size", "64", "--steps", "1500")
 COLOUR = {
     "colorization": ("Colorization", "colorization"),
@@ -287,6 +301,10 @@ EXPERIMENTS: dict[str, Experiment] = {
             MAE.encoder.replace("patch_size=4", "patch_size=12"),  # as many patches as of 32 px
         ),
     ),
+    **{
+        f"{method}-cifar10": small_cifar10(f"{title} on CIFAR-10", method, "full_jpeg", threads=1)
+        for method, title in GROUPING.items()
+    },
 }
 
 
