@@ -105,22 +105,25 @@ def orderings(studies: Sequence[Row]) -> str:
 
 
 def paintings(kept: Path) -> str:
-    """How near painted colours are to the true ones: the files are what `pretask colorize --json` printed, and how."""
+    """How near painted colours are to the true ones, a table for each folder of `kept`, named after its images: the files
+    are what `pretask colorize --json` printed, and how."""
     lines = [
         "## Painting\n",
         "What `pretask colorize` said: AuC, once over all places and once with every colour alike, %, and the mean distance "
-        "from grey ([what they are](../colorize.md)). Low temperatures paint the likeliest colour, 1 the mean of all.\n",
-        "| colours | AuC | every colour alike | chroma |",
-        "|---|---:|---:|---:|",
+        "from grey ([what they are](../colorize.md)). Low temperatures paint the likeliest colour, 1 the mean of all. The "
+        "runs of the second table are those of the [orderings](#orderings-that-the-papers-report-in-small): 300 steps each.\n",
     ]
-    rows: dict[str, str] = {}
-    for found in (read(path) for path in sorted(kept.glob("*.json"))):
-        for score in found["scores"]:
-            numbers = " | ".join(spread(score[name]) for name in ("raw", "balanced", "chroma"))
-            name = f"`{found['command']}`" if score["colours"] == "painted" else score["colours"]
-            rows.setdefault(name, f"| {name} | {numbers} |")
-    last = [rows.pop(name) for name in ("none", "true")]
-    return "\n".join([*lines, *rows.values(), *last, ""])
+    for images in sorted(kept.iterdir()):
+        lines += ["| colours | AuC | every colour alike | chroma |", "|---|---:|---:|---:|"]
+        rows: dict[str, str] = {}
+        for found in (read(path) for path in sorted(images.glob("*.json"))):
+            for score in found["scores"]:
+                numbers = " | ".join(spread(score[name]) for name in ("raw", "balanced", "chroma"))
+                name = f"`{found['command']}`" if score["colours"] == "painted" else score["colours"]
+                rows.setdefault(name, f"| {name} | {numbers} |")
+        last = [rows.pop(name) for name in ("none", "true")]
+        lines += [*rows.values(), *last, ""]
+    return "\n".join(lines)
 
 
 def spread(score: Row) -> str:
