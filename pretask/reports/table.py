@@ -1,5 +1,6 @@
 """The score table in the terminal: the run's features beside what they have to beat."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -42,7 +43,7 @@ def render(scores: Scores) -> Group:
 
 def block(scores: Scores, columns: Mapping[str, str]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 1))
-    table.add_column("features", no_wrap=True)
+    table.add_column("features", overflow="fold")  # numbers are never cut, names wrap
     there = [e for e in columns if any(r["eval"] == e for r in scores.rows)]
     for eval in there:
         table.add_column(columns[eval], justify="right", no_wrap=True)
@@ -50,8 +51,13 @@ def block(scores: Scores, columns: Mapping[str, str]) -> Table:
         rows = [scores.get(name, eval, "pool" if eval == "linear" else None) for eval in there]
         if any(rows):
             own = any(r["own"] for r in rows if r)
-            table.add_row(name, *(cell(r) for r in rows), style="bold" if own else "")
+            table.add_row(brief(name), *(cell(r) for r in rows), style="bold" if own else "")
     return table
+
+
+def brief(name: str) -> str:
+    """Without the options of an encoder, which the run card has: "untrained resnet_small:width=32" is so wide."""
+    return re.sub(r":\w+=\S*", "", name)
 
 
 def cell(row: Mapping[str, Any] | None) -> str:
@@ -83,7 +89,7 @@ def notes(scores: Scores) -> Sequence[str]:
     for d in scores.differences:
         if d["minus"].startswith(("untrained", "k-means")) and d["eval"] != "knn":
             lines.append(
-                f"{d['eval']}: {d['value']:+.1f} [{d['low']:+.1f}, {d['high']:+.1f}] against {d['minus']}"
+                f"{d['eval']}: {d['value']:+.1f} [{d['low']:+.1f}, {d['high']:+.1f}] against {brief(d['minus'])}"
             )
     return [*lines, *scores.skipped]
 
