@@ -10,8 +10,7 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from pretask import distributed
-from pretask.watch import ADVICE, HEALTHY
+from pretask.states import ADVICE, HEALTHY
 
 KNOWN = {
     "step", "steps", "epoch", "epochs", "loss", "lr", "images_per_s", "waiting", "eta", "state", "since", "knn"
@@ -22,6 +21,8 @@ PLAIN_EVERY = 30.0
 
 def say(text: str) -> None:
     """To a person, on standard error, so that standard output stays clean for results; one process speaks for all."""
+    from pretask import distributed  # torch takes seconds to import, and --help speaks too
+
     if distributed.rank() == 0:
         Console(stderr=True, highlight=False, soft_wrap=True).print(text)
 

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from pretask import checkpoint, distributed, run
+from pretask.states import ADVICE, BROKEN, HEALTHY
 from pretask.types import Progress, UserError
-from pretask.watch import ADVICE, BROKEN, HEALTHY, Watch
+from pretask.watch import Watch
 
 ROWS = 500
 """about how many rows of numbers a run leaves in its log"""

@@ -17,6 +17,7 @@ from pretask.evals import spread as evals
 from pretask.evals.knn import knn
 from pretask.rng import Rng
 from pretask.run import append, read
+from pretask.states import BROKEN, COMPLETE, DIMENSIONAL, HEALTHY, SHORTCUT
 from pretask.types import Labelled, Source
 
 PROBES = 256
@@ -27,20 +28,6 @@ LABELLED = 2000
 """labelled images that the online kNN is of"""
 SHARE = 0.01
 """of the run's time that looking may take"""
-
-HEALTHY, COMPLETE, DIMENSIONAL, SHORTCUT, BROKEN = (
-    "healthy",
-    "complete collapse",
-    "dimensional collapse",
-    "loss falls while features are constant",
-    "loss is not finite",
-)
-ADVICE = {
-    COMPLETE: "every image gets the same features: lower --lr, lengthen --warmup, check stop-gradient or negatives",
-    DIMENSIONAL: "features span almost no dimensions: a larger --batch, a weaker --weight-decay or a lower --lr",
-    SHORTCUT: "the puzzle is solved without looking at the image: look at `pretask preview`, run `pretask check`",
-    BROKEN: "lower --lr, set --clip 1, or run with --precision 32-true",
-}
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,9 @@ from pretask.journal import Journal
 from pretask.loop import Plan, Trainer
 from pretask.methods import Method, MethodConfig
 from pretask.rng import Rng
+from pretask.states import COMPLETE, DIMENSIONAL, HEALTHY, SHORTCUT
 from pretask.types import Loss
-from pretask.watch import COMPLETE, DIMENSIONAL, HEALTHY, SHORTCUT, Watch, spread
+from pretask.watch import Watch, spread
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from pretask.methods import Method
 from pretask.reports import curves, features, html, learning, sheet
 from pretask.reports.curves import Row
 from pretask.rng import Rng
+from pretask.states import ADVICE, HEALTHY
 from pretask.types import Labelled, Source, UserError
-from pretask.watch import ADVICE, HEALTHY
 
 ASKED = 8
 """images whose puzzles are shown; a method may make several puzzles of each"""

@@ -2,10 +2,13 @@
 
 import json
 import math
+import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 from torch import nn
 
@@ -17,6 +20,7 @@ from pretask.evals.evaluate import Scores, combined, evaluate
 from pretask.evals.features import Features
 from pretask.evals.holdout import split
 from pretask.evals.measure import Chosen, by_clusters, by_probes, choose
+from pretask.reports import table
 from pretask.rng import Rng
 from pretask.sources import Labelled
 from pretask.sources.arrays import Arrays
@@ -76,6 +80,17 @@ def test_every_table_carries_its_rows(once):
         assert list(dict.fromkeys(r["eval"] for r in once.rows if r["features"] == row)) == evals
     stages = [r["stage"] for r in once.rows if r["features"] == "own" and r["eval"] == "linear"]
     assert stages == ["stem", "stage1", "stage2", "pool"]
+
+
+def test_in_80_columns_every_number_is_whole_however_long_the_name_of_the_encoder(once):
+    name = "untrained vit_tiny_patch16_224:patch_size=4,embed_dim=128,depth=4,num_heads=4,global_pool=avg"
+    rows = [{**r, "features": name} if r["features"].startswith("untrained") else r for r in once.rows]
+    with open(os.devnull, "w") as nowhere:
+        console = Console(width=80, record=True, file=nowhere)
+        console.print(table.render(replace(once, rows=rows)))
+    shown = console.export_text()
+    assert "…" not in shown and all(len(line) <= 80 for line in shown.splitlines())
+    assert "untrained vit_tiny_patch16_224 " in shown and table.cell(once.get("own", "knn")) in shown
 
 
 def test_the_json_is_valid_and_holds_no_nan(once):
