@@ -145,12 +145,17 @@ def nearest_mean(a, alive, total, size):
 
 
 @compiled
-def chosen(alive, score, partner, total, size, rescue):
-    """The two clusters to merge; with `rescue`, one that is near to none goes first, to the nearest mean."""
-    best, lonely = -1, -1
+def chosen(alive, score, partner, total, size, rescue, clusters, least):
+    """The two clusters to merge; with `rescue`, one that is near to none goes first, to the nearest mean; without, the
+    smallest goes first where no more than `clusters` are as large as `least`."""
+    best, lonely, tiny, large = -1, -1, -1, 0
     for c in range(len(alive)):
         if not alive[c]:
             continue
+        if size[c] >= least:
+            large += 1
+        elif tiny < 0 or size[c] < size[tiny]:
+            tiny = c
         if partner[c] < 0:
             if lonely < 0 or size[c] < size[lonely]:
                 lonely = c
@@ -158,11 +163,15 @@ def chosen(alive, score, partner, total, size, rescue):
             best = c
     if lonely >= 0 and (rescue or best < 0):
         return lonely, nearest_mean(lonely, alive, total, size)
+    if not rescue and tiny >= 0 and large <= clusters:
+        return tiny, partner[tiny] if partner[tiny] >= 0 else nearest_mean(tiny, alive, total, size)
     return best, partner[best]
 
 
 @compiled
-def merge(ptr, other, own, back, graph, owner, total, clusters, rescued, local, rivals, weight, exact):
+def merge(
+    ptr, other, own, back, graph, owner, total, clusters, rescued, rivals, weight, exact, wanted, least
+):
     """Merges until `clusters` are left. Rows in CSR order; owner (N,) is written, numbers of clusters with gaps."""
     n, count = len(owner), len(ptr) - 1
     first, after = np.full(count, -1), np.empty(len(other), np.int64)
@@ -184,13 +193,12 @@ def merge(ptr, other, own, back, graph, owner, total, clusters, rescued, local, 
         last[c] = m
         size[c] += 1
 
-    many, one = np.zeros(rivals), np.zeros(1)
-    best = many if count > local else one
+    best = np.zeros(rivals)
     for c in range(count):
         score[c], partner[c] = scored(c, first, after, other, own, back, size, weight, best)
     left = count
     while left > clusters:
-        a, b = chosen(alive, score, partner, total, size, left > rescued)
+        a, b = chosen(alive, score, partner, total, size, left > rescued, wanted, least)
         if size[b] > size[a] or (size[b] == size[a] and b < a):
             a, b = b, a  # the smaller one is walked through
         joined(a, b, first, after, other, own, back, at)
@@ -209,12 +217,6 @@ def merge(ptr, other, own, back, graph, owner, total, clusters, rescued, local, 
         while e >= 0:
             renamed(other[e], a, b, own[e], back[e], first, after, other, own, back)
             e = after[e]
-        if left == local:  # from here on the nearest alone decides
-            best = one
-            for c in range(count):
-                if alive[c]:
-                    score[c], partner[c] = scored(c, first, after, other, own, back, size, weight, best)
-            continue
         e = first[a]
         while e >= 0:
             c = other[e]

@@ -13,9 +13,10 @@ a cluster times 20 numbers.
 Differs: the periods share the run's epochs evenly, so a short run merges several times at once; images of more than
 32 px are reduced before their pixels are compared; negatives are spread evenly over the batch, all of its images being
 one order, and may repeat where there are fewer than 20; the learning rate falls along half a cosine; momentum is
-Nesterov's. The affinities of the weighted triplets are exp(-d² / mean d² of the batch), and their negatives are of any
-other cluster: one far away has almost no affinity, nor gradient. Where a cluster has one image in a batch it makes no
-pair, so of many small clusters in a large set little is learnt: take large batches.
+Nesterov's; a few outliers do not end as a cluster (maths/agglomeration.py). The affinities of the weighted triplets are
+exp(-d² / mean d² of the batch), and their negatives are of any other cluster: one far away has almost no affinity, nor
+gradient. Where a cluster has one image in a batch it makes no pair, so of many small clusters in a large set little is
+learnt: take large batches.
 """
 
 import math
@@ -64,6 +65,8 @@ class Config(MethodConfig):
     """K_s: links of an image, for merging (10 to 100)"""
     rivals: int = 5
     """K_c: neighbouring clusters of which the one to merge with should stand out (1 to 10)"""
+    smallest: float = agglomeration.SMALLEST
+    """share of the mean size below which an outlier's cluster is not kept as one of the `clusters` (paper: all are)"""
     exact: bool = True
     """affinities as if computed anew after each merge; False: the released code's fast mode, which leaves some out"""
 
@@ -98,6 +101,8 @@ class Paper(Config):
 
     exact: bool = False
     """the released code's default"""
+    smallest: float = 0.0
+    """every cluster counts"""
 
 
 @dataclass(frozen=True)
@@ -160,7 +165,6 @@ def mean(x: Tensor) -> Tensor:
 class Jule(Method[Clustered]):
     label: Tensor  # (N,) the cluster of each image
     first: Tensor  # () clusters at the beginning
-    period: Tensor  # () how often clusters have merged
 
     def __init__(self, config: Config, encoder: Encoder, count: int):
         super().__init__()
@@ -170,7 +174,6 @@ class Jule(Method[Clustered]):
         nn.init.zeros_(self.head.bias)
         self.register_buffer("label", torch.zeros(count, dtype=torch.int64))
         self.register_buffer("first", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("period", torch.zeros((), dtype=torch.int64))
 
     # ---- clusters
 
@@ -188,9 +191,8 @@ class Jule(Method[Clustered]):
         counts = course(int(self.first), self.config.clusters, self.config.unroll)
         now = context.progress
         due = math.ceil((now.epoch + 1) * len(counts) / now.epochs) - 1  # the last epoch is in the last one
-        if due > int(self.period):
+        if int(self.label.max()) + 1 > counts[due]:
             self.merge(self.embedded(context.embed(self.encoder)), counts[due])
-            self.period.fill_(due)
 
     @torch.no_grad()
     def merge(self, z: Tensor, clusters: int) -> None:
@@ -203,7 +205,8 @@ class Jule(Method[Clustered]):
             clusters,
             rivals=c.rivals,
             exact=c.exact,
-            rescued=agglomeration.RESCUE * c.clusters,
+            wanted=c.clusters,
+            smallest=c.smallest,
         )
         self.label.copy_(merged)
 

@@ -114,6 +114,13 @@ def test_nobody_is_its_own_neighbour_even_among_copies_and_far_from_the_origin()
     assert ag.neighbours(near, 1)[1][:, 0].tolist() == [1, 0, 3, 2]
 
 
+def test_small_distances_far_from_the_mean_are_exact():
+    at = torch.tensor([0.0, 0.01, 0.03, 0.07])
+    distance, index = ag.neighbours(torch.cat([at - 1000, at + 1000])[:, None], 3)
+    assert index[[1, 5]].tolist() == [[0, 2, 3], [4, 6, 7]]
+    assert_close(distance[1], torch.tensor([1e-4, 4e-4, 36e-4]), rtol=0.05, atol=0)
+
+
 def test_the_graph_has_k_links_a_row_none_to_itself_and_a_bandwidth_of_the_mean_square():
     distance, index = ag.neighbours(Rng(1).normal(80, 3), 7)
     for a in (1.0, 0.5):
@@ -229,16 +236,6 @@ def test_singletons_can_be_merged_too():
         assert groups(ag.agglomerate(w, label, x, clusters, rescued=1000)) == groups(expected)
 
 
-def test_the_local_structure_counts_down_to_so_many_clusters():
-    x, w, label = drawn(n=200, width=3, seed=2)
-    whole, some, none = (ag.agglomerate(w, label, x, 12, local=n, rescued=0) for n in (0, 30, 10**6))
-    plain = ag.agglomerate(w, label, x, 12, weight=0.0, rescued=0)
-    assert groups(none) == groups(plain) != groups(whole)
-    thirty = ag.agglomerate(w, label, x, 30, rescued=0)
-    assert groups(thirty) != groups(ag.agglomerate(w, label, x, 30, weight=0.0, rescued=0))
-    assert groups(some) == groups(ag.agglomerate(w, thirty, x, 12, weight=0.0, rescued=0))
-
-
 def test_the_fast_mode_leaves_out_what_is_linked_to_one_part_each_way():
     """m -> a and b -> m: in the exact mode, m is near a ∪ b; in the fast mode it never is."""
     w = np.zeros((8, 8))
@@ -299,6 +296,41 @@ def test_clusters_near_to_none_join_the_nearest_mean():
     found = ag.agglomerate(csr_array(w), label, x, 2)
     assert found.tolist() == [0, 0, 0, 0, 1, 1]  # of equal ones the first is taken, and the second is nearest
     assert ag.agglomerate(csr_array(w), label, x, 1).tolist() == [0] * 6
+
+
+def test_the_mean_of_a_union_is_that_of_all_its_samples():
+    w = np.zeros((8, 8))
+    for i in (0, 2, 4, 6):
+        w[i, i + 1] = w[i + 1, i] = 1.0
+    x = torch.tensor([[10.0], [11.0], [13.0], [14.0], [17.2], [18.2], [28.0], [29.0]])
+    found = ag.agglomerate(csr_array(w), torch.arange(4).repeat_interleave(2), x, 2)
+    assert found.tolist() == [0] * 6 + [1] * 2  # 17.7 is nearer to 12 than to 28.5
+
+
+def test_digits_are_found_in_pixels_and_three_odd_ones_are_no_digit(shared_data):
+    digits = np.load(shared_data("clustering", "mnist_test3k.npz"))
+    x = torch.from_numpy(digits["images"]).flatten(1) / 255
+    x, label = x / x.norm(dim=1, keepdim=True), torch.from_numpy(digits["labels"]).long()
+
+    def nmi(found):
+        return float(clustering.nmi(clustering.table(label, found), geometric=True))
+
+    found, every = ag.cluster(x, 10), ag.cluster(x, 10, smallest=0.0)
+    assert every.bincount().min() < 15 <= found.bincount().min()
+    assert nmi(found) > 0.74 > 0.6 > nmi(clustering.cluster(x, 10, 0))
+
+
+def test_outliers_wait_until_few_clusters_are_left_and_go_to_their_nearest():
+    """Four pairs, the last of them single: it is below the least size as soon as no more than two are not."""
+    x = torch.tensor([[0.0], [1.0], [3.0], [4.0], [20.0], [21.0], [30.0]])
+    w, label = np.zeros((7, 7)), torch.tensor([0, 0, 1, 1, 2, 2, 3])
+    for i, j, v in ((0, 1, 1.0), (2, 3, 1.0), (4, 5, 1.0), (1, 2, 0.9), (3, 4, 0.5), (6, 0, 1e-6)):
+        w[i, j] = w[j, i] = v
+    least = {"smallest": 0.5}  # of 7 / 2 samples: 1.75
+    assert ag.agglomerate(csr_array(w), label, x, 3, wanted=2, **least).tolist() == [0, 0, 0, 0, 1, 1, 2]
+    assert ag.agglomerate(csr_array(w), label, x, 2, **least).tolist() == [0, 0, 0, 0, 1, 1, 0]
+    assert ag.agglomerate(csr_array(w), label, x, 2).tolist() == [0, 0, 0, 0, 0, 0, 1]
+    assert ag.agglomerate(csr_array(w), label, x, 2, rescued=0, **least).tolist() == [0, 0, 0, 0, 0, 0, 1]
 
 
 def test_while_many_are_left_the_lonely_go_first_and_later_the_near():
