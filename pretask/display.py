@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from rich.console import Console
@@ -25,6 +26,12 @@ def say(text: str) -> None:
 
     if distributed.rank() == 0:
         Console(stderr=True, highlight=False, soft_wrap=True).print(text)
+
+
+def busy(what: str) -> AbstractContextManager[object]:
+    """Something moves on a terminal for as long as this goes on."""
+    console = Console(stderr=True)
+    return console.status(what) if console.is_terminal else nullcontext()
 
 
 class Display:

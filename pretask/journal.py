@@ -44,21 +44,18 @@ class Journal:
         self.every = max(1, steps // ROWS)
         self.losses: list[Tensor] = []
         self.parts: list[Mapping[str, Tensor]] = []
-        self.first_loss = math.nan
         self.waited = 0.0
 
-    def start(self, step: int) -> None:
-        """Rows of `step` and later, left by a run that was cut off, are forgotten; the features get a first look."""
+    def start(self, progress: Progress) -> None:
+        """Rows of this step and later, left by a run that was cut off, are forgotten; the features get a first look."""
         if self.writes:
-            run.rewind(self.folder / run.LOG, step)
-            run.rewind(self.folder / run.SEEN, step)
-            rows = run.read(self.folder / run.LOG)
-            self.first_loss = rows[0]["loss"] if rows else math.nan
+            run.rewind(self.folder / run.LOG, progress.step)
+            run.rewind(self.folder / run.SEEN, progress.step)
         with self.whole():
             if self.watch:
-                self.watch.look(step, now=True)
+                self.watch.look(progress, now=True)
         self.began = self.since = time.perf_counter()
-        self.first_step = step
+        self.first_step = progress.step
 
     def waiting(self, items: Iterable[T]) -> Iterator[T]:
         """The same items; the time until each arrives is counted."""
@@ -97,7 +94,7 @@ class Journal:
             run.append(self.folder / run.LOG, row)
         self.stop_if_broken(first, losses)
         with self.whole():
-            self.look(row, last)
+            self.look(progress, row, last)
         pace = (now - self.began) / (progress.step + 1 - self.first_step)
         left = pace * (self.steps - 1 - progress.step)
         self.tell({**row, "steps": self.steps, "epochs": progress.epochs, "eta": left})
@@ -114,19 +111,17 @@ class Journal:
             f"{self.folder / checkpoint.LATEST}. {ADVICE[BROKEN]}"
         )
 
-    def look(self, row: dict[str, Any], last: bool) -> None:
+    def look(self, progress: Progress, row: dict[str, Any], last: bool) -> None:
         """Let the watch look if it is due; when health is lost, the checkpoint from before is set aside."""
         if self.watch is None:
             return
-        if math.isnan(self.first_loss):
-            self.first_loss = row["loss"]
         was = self.watch.state
-        self.watch.look(row["step"], row["loss"] < 0.8 * self.first_loss, now=last)
+        self.watch.look(progress, now=last)
         row |= {"state": self.watch.state, "since": self.watch.since, "knn": self.watch.knn}
         if was == HEALTHY != self.watch.state:
             checkpoint.set_aside(self.folder)
 
-    def end(self, step: int) -> None:
+    def end(self, progress: Progress) -> None:
         with self.whole():
-            if self.watch and step < self.steps:  # the method finished early
-                self.watch.look(step, now=True)
+            if self.watch and progress.step < self.steps:  # the method finished early
+                self.watch.look(progress, now=True)

@@ -91,6 +91,7 @@ class Trainer:
         check(method, source, train)
         self.fabric, self.method, self.source, self.train = fabric, method, source, train
         self.folder, self.seed, self.workers = folder, seed, workers
+        self.ready = False  # whether the method has begun
         self.begun = -1  # the last epoch that `begin_epoch` has prepared
         self.weights: Tensor | None = None  # (N,) sampling weights of this epoch
 
@@ -183,13 +184,15 @@ class Trainer:
             checkpoint.save(self.folder / checkpoint.LATEST, state)
 
     def begin(self) -> int:
-        """The step to start from: a checkpoint's, or 0 after the method has begun."""
+        """The step to start from: a checkpoint's, or 0 after the method has begun, which it does once."""
         latest = self.folder / checkpoint.LATEST
         if latest.exists():
             with checkpoint.belonging(latest):
                 return self.restore(checkpoint.load(latest))
-        with self.whole():
-            self.method.begin(self.context(Plan(1, 1, 1).at(0)))
+        if not self.ready:
+            with self.whole():
+                self.method.begin(self.context(Plan(1, 1, 1).at(0)))
+            self.ready = True
         return 0
 
     # ---- the run
@@ -197,7 +200,7 @@ class Trainer:
     def fit(self, plan: Plan, journal: Journal) -> None:
         """Train to the end of `plan`, or until the method has nothing left to learn."""
         step = self.begin()
-        journal.start(step)
+        journal.start(plan.at(step))
         self.save(step)
         saved = time.monotonic()
         try:
@@ -216,7 +219,7 @@ class Trainer:
         except Finished:
             pass
         self.save(step)
-        journal.end(step)
+        journal.end(plan.at(step))
         self.fabric.barrier()
 
     def seconds_per_step(self, at_least: float) -> float:

@@ -11,6 +11,7 @@ import subprocess
 import time
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -27,6 +28,7 @@ from PIL import Image
 from pretask import checkpoint, distributed, encoders, loader, memory, methods, run, sources
 from pretask.config import TrainConfig
 from pretask.device import Precision, fastest, find_device
+from pretask.display import busy
 from pretask.journal import Journal, Tell
 from pretask.loop import Plan, Trainer
 from pretask.methods import Method, MethodConfig
@@ -179,9 +181,12 @@ def pretrain(
     trainer = Trainer(fabric, solver, source, train, folder, settings.seed, settings.workers)
 
     with distributed.together(), memory.kept():
-        steps = old["steps"] if old else length(settings, train, trainer, began)
+        with busy("getting ready") if tell and fabric.is_global_zero else nullcontext():
+            if resume is None:
+                trainer.begin()
+            steps = old["steps"] if old else length(settings, train, trainer, began)
         plan = Plan.of(steps, trainer.per_pass, train.rounds)
-        watch = Watch(solver.export(), source, folder, labelled) if fabric.is_global_zero else None
+        watch = Watch(solver, source, folder, labelled) if fabric.is_global_zero else None
         if resume is None:
             with trainer.whole():  # a puzzle may be made with the encoder
                 picture = preview(solver, source, folder.name, settings.seed)

@@ -6,22 +6,32 @@ live only in the watch set that the user gave.
 
 import math
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Any, TypeVar
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from pretask import loader
-from pretask.encoders import Encoder, pooled
+from pretask import distributed, loader
+from pretask.encoders import pooled
 from pretask.evals import spread as evals
 from pretask.evals.knn import knn
+from pretask.methods.base import Method
 from pretask.rng import Rng
 from pretask.run import append, read
-from pretask.states import BROKEN, COMPLETE, DIMENSIONAL, HEALTHY, SHORTCUT
-from pretask.types import Labelled, Source
+from pretask.states import BLIND, BROKEN, COMPLETE, DIMENSIONAL, HEALTHY, SHORTCUT
+from pretask.types import Batch, Labelled, Progress, Source
+
+T = TypeVar("T")
 
 PROBES = 256
 """images whose features are looked at"""
+PUZZLES = 64
+"""of them whose puzzle is made, to ask what the solver pays for wrong answers"""
 NEIGHBOURS = 20
 """that vote on the online kNN (DINO's usual best)"""
 LABELLED = 2000
@@ -54,37 +64,88 @@ def spread(z: Tensor) -> Spread:
     return Spread(evals.std(z), evals.cosine(z), evals.rankme(centred), relative)
 
 
-def diagnose(now: Spread, first: Spread, loss_fell: bool) -> str:
-    """The state of features that were `first` before training.
+@dataclass(frozen=True)
+class Costs:
+    """What a solver pays for the puzzles of some images, and for the same ones with the answers of other images."""
+
+    paid: float
+    swapped: float
+
+
+@torch.no_grad()
+def costs(method: Method[Any], batch: Batch) -> Costs:
+    """The first field of a puzzle is what the solver is shown: it stays, all others move on by half a batch and a row."""
+    device = next(method.parameters()).device
+    with still(method), distributed.alone():
+        puzzle = method.pretext(batch.to(device), Rng(0, "watch"))
+        answers = {f.name: getattr(puzzle, f.name) for f in fields(puzzle)[1:]}
+        moved = {name: x.roll(len(x) // 2 + 1, 0) for name, x in answers.items() if getattr(x, "ndim", 0)}
+        swapped = method.loss(replace(puzzle, **moved)).total.item() if moved else math.nan
+        return Costs(method.loss(puzzle).total.item(), swapped)
+
+
+@contextmanager
+def still(net: nn.Module) -> Iterator[None]:
+    """In here a network answers as in training, batch norms by the batch, but nothing is left out and nothing changes."""
+    modes = [(module, module.training) for module in net.modules()]
+    norms = [m for m, training in modes if training and isinstance(m, _BatchNorm) and m.track_running_stats]
+    net.eval()
+    for norm in norms:
+        norm.training, norm.track_running_stats = True, False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
+        for module, training in modes:
+            module.training = training
+
+
+def diagnose(now: Spread, first: Spread, asked: Costs, start: Costs) -> str:
+    """The state of features that were `first` before training, and of a solver that paid `start`.
 
     Untrained networks already map images close together, so the thresholds are relative to them. Measured on
     planted faults and healthy runs: a collapse leaves under 0.1 % of the untrained variance, a healthy run of
     rotation prediction as little as 6 %; one planted direction leaves under a fifth of the untrained rank,
     a healthy contrastive run dips to a third.
+
+    Batch norms keep an encoder's features apart where all that follows has collapsed. Then the loss, once it has
+    fallen, is the same with the answers of other images: planted, it differs by under 0.1 % of the fall, in healthy
+    runs by 10 % and more. A solver that is still at chance differs by noise, and has hardly fallen.
     """
     if not math.isfinite(now.relative):
         return BROKEN
+    fell = start.paid - asked.paid
     if now.relative < 0.005 * first.relative:
-        return SHORTCUT if loss_fell else COMPLETE
+        return SHORTCUT if fell > 0.2 * abs(start.paid) else COMPLETE
     if now.rank < 0.25 * first.rank:
         return DIMENSIONAL
+    if fell > 0.02 * abs(start.paid) and abs(asked.swapped - asked.paid) < 0.002 * fell:
+        return BLIND
     return HEALTHY
+
+
+def told(kind: type[T], row: Mapping[str, Any]) -> T:
+    """What a row of watch.jsonl says, as it was written."""
+    return kind(**{f.name: row[f.name] for f in fields(kind)})  # type: ignore[arg-type]
 
 
 class Watch:
     """Looks at the encoder now and then, never for more than SHARE of the time; keeps what it saw in watch.jsonl."""
 
-    def __init__(self, encoder: Encoder, source: Source, folder: Path, labelled: Labelled | None = None):
-        self.encoder, self.folder = encoder, folder
-        self.probes = loader.sample(source, PROBES)
+    def __init__(self, method: Method[Any], source: Source, folder: Path, labelled: Labelled | None = None):
+        self.method, self.encoder, self.folder = method, method.export(), folder
+        self.probes, self.puzzles = (loader.sample(source, n) for n in (PROBES, PUZZLES))
         self.labelled = None
         if labelled is not None:
             some = loader.sample(labelled, LABELLED, Rng(0, "watch"))
             self.labelled = (some, labelled.label[some.index])
         rows = read(folder / "watch.jsonl")
-        self.first = (
-            Spread(**{k: rows[0][k] for k in ("std", "cosine", "rank", "relative")}) if rows else None
-        )
+        self.first = told(Spread, rows[0]) if rows else None
+        self.starts: dict[int, Costs] = {}  # the first of each round
+        for row in rows:
+            if "paid" in row:
+                self.starts.setdefault(row["round"], told(Costs, row))
         self.state, self.since, self.knn = HEALTHY, 0, math.nan
         self.cost = {"look": 0.0, "knn": 0.0}
         self.last = {"look": -math.inf, "knn": -math.inf}
@@ -92,19 +153,25 @@ class Watch:
     def due(self, what: str, share: float) -> bool:
         return time.perf_counter() - self.last[what] > self.cost[what] / share
 
-    def look(self, step: int, loss_fell: bool = False, now: bool = False) -> None:
-        """Look if it is time, or `now`."""
+    def look(self, progress: Progress, now: bool = False) -> None:
+        """Look if it is time, or `now`. What a solver pays is compared within a round of the method."""
         if not (now or self.due("look", SHARE)):
             return
         began = time.perf_counter()
-        seen = spread(pooled(self.encoder, self.probes.image))
+        seen, asked = spread(pooled(self.encoder, self.probes.image)), costs(self.method, self.puzzles)
         self.first = self.first or seen
-        state = diagnose(seen, self.first, loss_fell)
+        state = diagnose(seen, self.first, asked, self.starts.setdefault(progress.round, asked))
         if state != self.state:
-            self.state, self.since = state, step
+            self.state, self.since = state, progress.step
         self.last["look"] = time.perf_counter()
         self.cost["look"] = self.last["look"] - began
-        row = {"step": step, **asdict(seen), "state": state}
+        row = {
+            "step": progress.step,
+            "round": progress.round,
+            **asdict(seen),
+            **asdict(asked),
+            "state": state,
+        }
         if self.labelled is not None and (now or self.due("knn", 2 * SHARE)):
             row["knn"] = self.knn = self.nearest()
         append(self.folder / "watch.jsonl", row)

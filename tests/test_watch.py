@@ -1,24 +1,28 @@
 """Planted collapses are named, and healthy runs are left alone."""
 
+import itertools
 import math
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import pytest
 import torch
+import torch.nn.functional as F
 from lightning_fabric import Fabric
 from small import images_for, small
 
 from pretask import checkpoint, encoders, images, methods, run, sources
 from pretask.config import TrainConfig
+from pretask.context import Context
 from pretask.errors import UserError
 from pretask.journal import Journal
 from pretask.loop import Plan, Trainer
-from pretask.methods import Method, MethodConfig
+from pretask.methods import Method, MethodConfig, byol, dino, ibot, jule, lejepa, moco, simsiam, swav, vicreg
 from pretask.rng import Rng
-from pretask.states import COMPLETE, DIMENSIONAL, HEALTHY, SHORTCUT
-from pretask.types import Loss
-from pretask.watch import Watch, spread
+from pretask.states import BLIND, COMPLETE, DIMENSIONAL, HEALTHY, SHORTCUT
+from pretask.types import Loss, Progress
+from pretask.watch import Costs, Watch, costs, diagnose, spread
 
 
 @dataclass(frozen=True)
@@ -67,13 +71,14 @@ class Config(MethodConfig):
         return Planted(encoder, self.fault)
 
 
-def trained(config, folder, steps=60, source=None, encoder="resnet_small:width=8"):
+def trained(config, folder, steps=60, source=None, encoder="resnet_small:width=8", every=1):
     torch.manual_seed(0)
     source = source or sources.open("synthetic:64:16")
     method = config.build(encoders.build(config.spec(encoder), 3, source.size), source)
     trainer = Trainer(Fabric(accelerator="cpu", devices=1), method, source, config.train, folder)
-    watch = Watch(method.export(), source, folder)
-    watch.due = lambda *_: True  # look after every row
+    watch = Watch(method, source, folder)
+    turn = itertools.count()
+    watch.due = lambda *_: next(turn) % every == 0
     trainer.fit(Plan.of(steps, 4, config.train.rounds), Journal(folder, steps, 16, True, watch))
     return watch
 
@@ -90,6 +95,63 @@ def test_a_planted_collapse_is_named_and_the_last_healthy_weights_are_kept(fault
     assert next(r["step"] for r in rows if r["state"] == watch.state) <= watch.since
     kept = checkpoint.load(tmp_path / checkpoint.HEALTHY)
     assert kept["step"] <= watch.since
+
+
+def alike(p, z):
+    return F.cosine_similarity(p.float(), z.float(), dim=1).mean()
+
+
+def sharpened(taught, centre, sharpness):
+    return (taught / sharpness).softmax(1)
+
+
+def both_learn(self, pretext):
+    """BYOL without a teacher: both sides of the loss have a gradient."""
+    z = self.head(self.encoder(pretext.both)["pool"])
+    return Loss(2 - 2 * alike(self.predictor(z), torch.cat(z.chunk(2)[::-1])))
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What keeps a method from collapse, taken away."""
+
+    of: Any
+    knobs: Mapping[str, Any] = field(default_factory=dict)
+    instead: Mapping[str, Any] = field(default_factory=dict)
+
+
+FAULTS = {
+    "simsiam, no stop-gradient": Fault(simsiam, instead={"closeness": alike}),
+    "byol, no teacher": Fault(byol, instead={"BYOL.loss": both_learn}),
+    "moco, no negatives": Fault(
+        moco, {"keep": 0.9}, {"among_earlier": lambda q, k, *_: (1 - alike(q, k), torch.zeros(()))}
+    ),
+    "vicreg, no variance and no covariance": Fault(vicreg, {"variance": 0.0, "covariance": 0.0}),
+    "vicreg, no variance": Fault(vicreg, {"variance": 0.0}),
+    "lejepa, no Gaussian": Fault(lejepa, {"gaussian": 0.0}),
+    "swav, no equal shares": Fault(swav, instead={"codes": lambda s, epsilon, _: (s / epsilon).softmax(1)}),
+    "dino, no centring": Fault(dino, {"keep": 0.9}, {"assigned": sharpened}),
+    "dino, no sharpening": Fault(dino, {"keep": 0.9, "sharp": (1.0, 1.0)}),
+    "ibot, no centring": Fault(ibot, {"keep": 0.9}, {"assigned": sharpened}),
+    "jule, no other clusters": Fault(
+        jule, instead={"margin_loss": lambda z, places, *_: jule.mean(jule.distances(z, places)[0])}
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_every_method_without_what_keeps_it_from_collapse_is_named(fault, tmp_path, monkeypatch):
+    planted = FAULTS[fault]
+    for where, what in planted.instead.items():
+        monkeypatch.setattr(f"{planted.of.__name__}.{where}", what)
+
+    class Fast(planted.of.Config):
+        train = TrainConfig(batch=32, optimizer="adamw", lr=3e-3, weight_decay=0.0)
+
+    encoder, source = small(Fast.encoder), sources.open("synthetic:128:16")
+    watch = trained(Fast(**planted.knobs), tmp_path, 100, source, encoder, every=10)
+    assert watch.state in (BLIND, DIMENSIONAL)
+    assert 0 < watch.since < 100
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_says_since_when(tmp_path):
@@ -117,10 +179,59 @@ def test_spread_of_a_constant_of_one_direction_and_of_a_ball():
     assert math.isnan(spread(torch.full((8, 4), math.nan)).rank)
 
 
-def test_looking_changes_nothing(tmp_path):
+@pytest.mark.parametrize("name", methods.names())
+def test_looking_changes_nothing(name, tmp_path):
+    config, source = methods.recipe(name)(), images_for(name)
+    method = config.build(encoders.build(config.spec(small(config.encoder)), 3, source.size), source).train()
+    method.begin(Context(source, [], Progress(0, 0, 9, 9), Rng(0), tmp_path))
+    next(method.children()).eval()
+    before, state = {k: v.clone() for k, v in method.state_dict().items()}, torch.get_rng_state()
+    modes = [m.training for m in method.modules()]
+    labelled = sources.open_labelled(f"synthetic:64:{source.size}")
+    Watch(method, source, tmp_path, labelled).look(Progress(0, 9, 0, 9), now=True)
+    assert torch.equal(state, torch.get_rng_state()) and modes == [m.training for m in method.modules()]
+    assert all(torch.equal(v, before[k]) for k, v in method.state_dict().items())
+    assert all(m.track_running_stats for m in method.modules() if isinstance(m, torch.nn.BatchNorm2d))
+
+
+def test_answers_of_other_images_cost_a_solver_that_can_see_more():
+    """A rotation network that answers right: of a batch, each image gets the turn of another."""
+    source = sources.open("synthetic:8:16")
+    method = methods.recipe("rotnet")().build(encoders.build("resnet_small:width=8", 3, 16), source)
+    logits = torch.eye(4).repeat(8, 1) * 3
+    method.logits = lambda puzzle: logits
+    found = costs(method, source.__getitems__(torch.arange(8)))
+    right = math.log(3 + math.exp(3))
+    assert found.paid == pytest.approx(right - 3, rel=1e-5) and found.swapped == pytest.approx(
+        right, rel=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("first", "paid", "swapped", "expected"),
+    [
+        (2.0, 1.0, 1.001, BLIND),
+        (2.0, 1.0, 1.1, HEALTHY),  # another answer costs more
+        (2.0, 1.99, 1.99, HEALTHY),  # it has hardly fallen
+        (2.0, 3.0, 3.0, HEALTHY),  # nor here
+        (2.0, 1.0, math.nan, HEALTHY),  # a puzzle of one field has no answer to swap
+        (-0.1, -0.9, -0.9, BLIND),
+        (-0.1, -0.9, -0.5, HEALTHY),
+    ],
+)
+def test_blind_is_a_loss_that_fell_and_does_not_mind(first, paid, swapped, expected):
+    ball = spread(Rng(0).normal(64, 16))
+    assert diagnose(ball, ball, Costs(paid, swapped), Costs(first, first)) == expected
+
+
+def test_what_is_paid_is_compared_within_a_round(tmp_path):
+    """As where layers are trained one by one, with a loss of another size."""
     source = sources.open("synthetic:64:16")
-    encoder = encoders.build("resnet_small:width=8", 3, 16).train()
-    before, state = {k: v.clone() for k, v in encoder.state_dict().items()}, torch.get_rng_state()
-    Watch(encoder, source, tmp_path, sources.open_labelled("synthetic:64:16")).look(0, now=True)
-    assert encoder.training and torch.equal(state, torch.get_rng_state())
-    assert all(torch.equal(v, before[k]) for k, v in encoder.state_dict().items())
+    method = methods.recipe("rotnet")().build(encoders.build("resnet_small:width=8", 3, 16), source)
+    watch = Watch(method, source, tmp_path)
+    watch.starts[0] = Costs(500.0, 500.0)
+    method.logits = lambda puzzle: torch.zeros(len(puzzle.turn), 4)  # 1.386, whatever the image
+    for step, round, state in ((0, 0, BLIND), (1, 1, HEALTHY), (2, 1, HEALTHY), (3, 0, BLIND)):
+        watch.look(Progress(step, 9, 0, 9, round, 2), now=True)
+        assert watch.state == state
+    assert Watch(method, source, tmp_path).starts.keys() == {0, 1}

@@ -11,7 +11,7 @@ merging of maths/agglomeration.py: 70,000 images take minutes. Triplets of a bat
 a cluster times 20 numbers.
 
 Differs: the periods share the run's epochs evenly, so a short run merges several times at once; images of more than
-32 px are reduced before their pixels are compared; negatives are spread evenly over the batch, all of its images being
+1,024 numbers are reduced before their pixels are compared; negatives are spread evenly over the batch, all of its images being
 one order, and may repeat where there are fewer than 20; the learning rate falls along half a cosine; momentum is
 Nesterov's; a few outliers do not end as a cluster (maths/agglomeration.py). The affinities of the weighted triplets are
 exp(-d² / mean d² of the batch), and their negatives are of any other cluster: one far away has almost no affinity, nor
@@ -31,11 +31,13 @@ from pretask import distributed, images
 from pretask.config import TrainConfig
 from pretask.context import Context
 from pretask.encoders import Encoder
-from pretask.evals.baselines import reduced
 from pretask.maths import agglomeration
 from pretask.methods.base import Method, MethodConfig
 from pretask.rng import Rng
 from pretask.types import Batch, Loss, Source, UserError
+
+NUMBERS = 1024
+"""of an image, at most, when its pixels are compared: 32 px in grey, 18 in colour"""
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Config(MethodConfig):
 
     clusters: int = 10
     """that are left in the end; the only thing to be known of the images"""
-    unroll: float = 0.9
+    unroll: float = 0.2
     """η: share of the clusters that merges between two periods (paper: 0.9, faces 0.2)"""
     loss: Literal["margin", "affinity"] = "margin"
     """of triplets: the released code's, on squared distances, or the paper's, weighted and on affinities"""
@@ -103,6 +105,8 @@ class Paper(Config):
     """the released code's default"""
     smallest: float = 0.0
     """every cluster counts"""
+    unroll: float = 0.9
+    """of all but the faces"""
 
 
 @dataclass(frozen=True)
@@ -243,6 +247,9 @@ class Jule(Method[Clustered]):
 
 
 def raw(x: Tensor) -> Tensor:
-    """(B, C, H, W) in [0, 1] -> pixels (B, D) of at most 32 x 32, rows longer than 1 shortened to 1."""
-    pixels = reduced(x).flatten(1)
+    """(B, C, H, W) in [0, 1] -> pixels (B, D), reduced to at most NUMBERS; rows longer than 1 are shortened to 1."""
+    side = math.isqrt(NUMBERS // x.shape[1])
+    if x.shape[2] * x.shape[3] > side**2:
+        x = F.interpolate(x, size=(side, side), mode="bilinear", antialias=True)
+    pixels = x.flatten(1)
     return pixels / pixels.norm(dim=1, keepdim=True).clamp(min=1)

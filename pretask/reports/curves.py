@@ -24,6 +24,8 @@ SAID = {
     "cosine": "Cosine between images",
     "rank": "Effective rank of features",
     "relative": "Differing features (share)",
+    "paid": "Loss on the same puzzles",
+    "swapped": "Loss with answers of other images",
     "knn": "Online kNN accuracy, %",
 }
 """titles of the numbers every run has; a method's own parts keep their names"""

@@ -212,7 +212,8 @@ def test_it_begins_with_chains_in_pixels():
 def test_pixels_are_shortened_to_one_never_lengthened_and_large_images_are_reduced():
     x = torch.stack([torch.full((1, 8, 8), v) for v in (0.01, 1.0)])
     assert_close(jule.raw(x).norm(dim=1), torch.tensor([0.08, 1.0]))
-    assert jule.raw(torch.rand(2, 3, 64, 64)).shape == (2, 3 * 32 * 32)
+    assert jule.raw(torch.rand(2, 3, 64, 64)).shape == (2, 3 * 18 * 18)
+    assert jule.raw(torch.rand(2, 1, 28, 28)).shape == (2, 28 * 28)
 
 
 @pytest.mark.parametrize(
