@@ -48,7 +48,12 @@ def write(folder: Path, names: Sequence[str]) -> None:
             picture(folder / name)
     if studies := sorted((folder / "orderings").glob("*.json")):
         parts.append(orderings([read(path) for path in studies]))
-    parts += [paintings(folder / "painting"), audits(folder / "audits"), speed(folder / "speed")]
+    parts += [
+        clusters(folder / "clusters"),
+        paintings(folder / "painting"),
+        audits(folder / "audits"),
+        speed(folder / "speed"),
+    ]
     (folder / "index.md").write_text("\n".join(parts))
 
 
@@ -100,6 +105,26 @@ def orderings(studies: Sequence[Row]) -> str:
             )
             solved = "–" if arm["solved"] is None else f"{arm['solved']:.1f}"
             lines.append(f"| {arm['arm']}: `{arm['command']}` | {solved} | {spread(at)} | {against} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def clusters(kept: Path) -> str:
+    """How well clusters agree with the labels, a table for each set: the files are what clusters.py wrote."""
+    lines = [
+        "## Clusters\n",
+        "Made by `python docs/results/clusters.py`: NMI (geometric mean) and ACC against the labels, %, with 95 % "
+        "intervals over images; of a run of JULE those of `pretask cluster RUN` ([how it merges](../clustering.md)). "
+        "Each run is one draw: they differ by more than their intervals say.\n",
+    ]
+    for found in (read(path) for path in sorted(kept.glob("*.json"))):
+        lines += [
+            f"**{found['title']}.** {found['published']}\n",
+            "| command | NMI | ACC |",
+            "|---|---:|---:|",
+        ]
+        for row in found["rows"]:
+            lines.append(f"| `{row['command']}` | {spread(row['nmi'])} | {spread(row['acc'])} |")
         lines.append("")
     return "\n".join(lines)
 
