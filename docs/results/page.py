@@ -48,12 +48,9 @@ def write(folder: Path, names: Sequence[str]) -> None:
             picture(folder / name)
     if studies := sorted((folder / "orderings").glob("*.json")):
         parts.append(orderings([read(path) for path in studies]))
-    parts += [
-        clusters(folder / "clusters"),
-        paintings(folder / "painting"),
-        audits(folder / "audits"),
-        speed(folder / "speed"),
-    ]
+    if sets := sorted((folder / "clusters").glob("*.json")):
+        parts.append(clusters([read(path) for path in sets]))
+    parts += [paintings(folder / "painting"), audits(folder / "audits"), speed(folder / "speed")]
     (folder / "index.md").write_text("\n".join(parts))
 
 
@@ -109,8 +106,8 @@ def orderings(studies: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def clusters(kept: Path) -> str:
-    """How well clusters agree with the labels, a table for each set: the files are what clusters.py wrote."""
+def clusters(sets: Sequence[Row]) -> str:
+    """How well clusters agree with the labels, a table for each set."""
     lines = [
         "## Clusters\n",
         "Made by `python docs/results/clusters.py`: NMI (geometric mean) and ACC against the labels, %, with 95 % "
