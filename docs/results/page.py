@@ -114,7 +114,7 @@ def clusters(sets: Sequence[Row]) -> str:
         "intervals over images; of a run of JULE those of `pretask cluster RUN` ([how it merges](../clustering.md)). "
         "Each run is one draw: they differ by more than their intervals say.\n",
     ]
-    for found in (read(path) for path in sorted(kept.glob("*.json"))):
+    for found in sets:
         lines += [
             f"**{found['title']}.** {found['published']}\n",
             "| command | NMI | ACC |",
