@@ -12,6 +12,6 @@ ADVICE = {
     COMPLETE: "every image gets the same features: lower --lr, lengthen --warmup, check stop-gradient or negatives",
     DIMENSIONAL: "features span almost no dimensions: a larger --batch, a weaker --weight-decay or a lower --lr",
     SHORTCUT: "the puzzle is solved without looking at the image: look at `pretask preview`, run `pretask check`",
-    BLIND: "it is the same with the answers of other images: check stop-gradient, centring, negatives; lower --lr",
+    BLIND: "it is the same with parts of other images' puzzles: check stop-gradient, centring, negatives; lower --lr",
     BROKEN: "lower --lr, set --clip 1, or run with --precision 32-true",
 }

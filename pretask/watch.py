@@ -66,22 +66,26 @@ def spread(z: Tensor) -> Spread:
 
 @dataclass(frozen=True)
 class Costs:
-    """What a solver pays for the puzzles of some images, and for the same ones with the answers of other images."""
+    """What a solver pays for the puzzles of some images, and for the same ones with something of other images."""
 
     paid: float
     swapped: float
+    """NaN for a puzzle of one field"""
 
 
 @torch.no_grad()
 def costs(method: Method[Any], batch: Batch) -> Costs:
-    """The first field of a puzzle is what the solver is shown: it stays, all others move on by half a batch and a row."""
+    """Each field of the puzzle by itself is given to the next image but half a batch; what costs most counts.
+
+    A question may have several fields, which moved together would only be asked in another order.
+    """
     device = next(method.parameters()).device
     with still(method), distributed.alone():
         puzzle = method.pretext(batch.to(device), Rng(0, "watch"))
-        answers = {f.name: getattr(puzzle, f.name) for f in fields(puzzle)[1:]}
-        moved = {name: x.roll(len(x) // 2 + 1, 0) for name, x in answers.items() if getattr(x, "ndim", 0)}
-        swapped = method.loss(replace(puzzle, **moved)).total.item() if moved else math.nan
-        return Costs(method.loss(puzzle).total.item(), swapped)
+        rows = {f.name: x for f in fields(puzzle) if getattr(x := getattr(puzzle, f.name), "ndim", 0)}
+        moved = [replace(puzzle, **{name: x.roll(len(x) // 2 + 1, 0)}) for name, x in rows.items()]
+        paid, *others = (method.loss(p).total.item() for p in (puzzle, *moved))
+        return Costs(paid, max(others) if len(others) > 1 else math.nan)
 
 
 @contextmanager
@@ -110,8 +114,8 @@ def diagnose(now: Spread, first: Spread, asked: Costs, start: Costs) -> str:
     a healthy contrastive run dips to a third.
 
     Batch norms keep an encoder's features apart where all that follows has collapsed. Then the loss, once it has
-    fallen, is the same with the answers of other images: planted, it differs by under 0.1 % of the fall, in healthy
-    runs by 10 % and more. A solver that is still at chance differs by noise, and has hardly fallen.
+    fallen, is the same with something of other images: planted, it differs by under 0.1 % of the fall, at the end of
+    finished runs on real images by 10 % and more. A solver that is still at chance differs by noise, and has hardly fallen.
     """
     if not math.isfinite(now.relative):
         return BROKEN

@@ -167,6 +167,8 @@ def test_a_healthy_run_is_left_alone(name, tmp_path):
 
     watch = trained(Short(), tmp_path, steps=40, source=images_for(name), encoder=small(Short.encoder))
     assert watch.state == HEALTHY
+    last = run.read(tmp_path / run.SEEN)[-1]
+    assert last["swapped"] > last["paid"]
 
 
 def test_spread_of_a_constant_of_one_direction_and_of_a_ball():
@@ -202,9 +204,42 @@ def test_answers_of_other_images_cost_a_solver_that_can_see_more():
     method.logits = lambda puzzle: logits
     found = costs(method, source.__getitems__(torch.arange(8)))
     right = math.log(3 + math.exp(3))
-    assert found.paid == pytest.approx(right - 3, rel=1e-5) and found.swapped == pytest.approx(
-        right, rel=1e-5
+    assert found.paid == pytest.approx(right - 3, rel=1e-5)
+    assert found.swapped == pytest.approx(right, rel=1e-5)
+
+
+@dataclass(frozen=True)
+class Asked:
+    image: torch.Tensor
+    question: torch.Tensor
+    answer: torch.Tensor
+
+
+class Knowing(Planted):
+    """Looks at no image; whether it is right depends on question and answer, which moved together still fit."""
+
+    def pretext(self, batch, rng):
+        number = torch.arange(len(batch))
+        return Asked(images.to_float(batch.image), number, number**2)
+
+    def loss(self, p):
+        return Loss((p.question**2 - p.answer).abs().float().mean() + 0 * self.bias.sum())
+
+
+def test_a_question_of_several_parts_is_mixed_up_part_by_part():
+    source = sources.open("synthetic:8:16")
+    net = encoders.build("resnet_small:width=8", 3, 16)
+    found = costs(Knowing(net, ""), source.__getitems__(torch.arange(8)))
+    assert found.paid == 0 and found.swapped > 1
+
+
+def test_a_puzzle_of_one_part_cannot_be_mixed_up():
+    source = sources.open("synthetic:8:16")
+    found = costs(
+        Planted(encoders.build("resnet_small:width=8", 3, 16), "complete"),
+        source.__getitems__(torch.arange(8)),
     )
+    assert math.isfinite(found.paid) and math.isnan(found.swapped)
 
 
 @pytest.mark.parametrize(

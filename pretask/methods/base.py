@@ -44,8 +44,8 @@ class Method(nn.Module, ABC, Generic[P]):
     Optional:  `solve`, `begin`, `begin_epoch`, `after_step`, `groups`, `optimizers`.
 
     Whatever a method remembers between steps is a buffer or a parameter: then it is saved, and a resumed run
-    continues exactly. P is a frozen dataclass of tensors whose rows are samples, what the solver is shown first;
-    `preview` draws its images (B, 1 or 3, H, W) and prints its numbers (B,) below them.
+    continues exactly. P is a frozen dataclass of tensors whose rows are samples; `preview` draws its images
+    (B, 1 or 3, H, W) and prints its numbers (B,) below them.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()

@@ -98,8 +98,8 @@ class Conv(Config):
 
 @dataclass(frozen=True)
 class Damaged:
-    damaged: Tensor  # (B, …) the layer's input after the noise; an image for the first layer
     image: Tensor  # (B, C, H, W), as it is
+    damaged: Tensor  # (B, …) the layer's input after the noise; an image for the first layer
     clean: Tensor  # (B, D) the layer's input before the noise, in a row
     chosen: Tensor  # (B, D) bool, the components that the noise fell on, whether or not it changed them
 
@@ -286,7 +286,7 @@ class StackedDenoising(Method[Damaged]):
         clean = self.codes(image)
         amount = c.amount[s % len(c.amount)]
         damaged, chosen = damage(clean, c.noise, amount, rng, c.exact, self.bounded[s])
-        return Damaged(damaged, image, clean.flatten(1), chosen)
+        return Damaged(image, damaged, clean.flatten(1), chosen)
 
     def loss(self, pretext: Damaged) -> Loss:
         s = int(self.stage)

@@ -25,7 +25,7 @@ SAID = {
     "rank": "Effective rank of features",
     "relative": "Differing features (share)",
     "paid": "Loss on the same puzzles",
-    "swapped": "Loss with answers of other images",
+    "swapped": "Loss with puzzles mixed up",
     "knn": "Online kNN accuracy, %",
 }
 """titles of the numbers every run has; a method's own parts keep their names"""
