@@ -145,6 +145,15 @@ def test_a_budget_wipes_out_the_traces_of_its_timing(tmp_path):
     assert made.begun == plain.begun and not any(o.state for o in made.optimizers)
 
 
+def test_a_method_begins_once_though_its_steps_are_timed_first(tmp_path, monkeypatch):
+    made, begun = trainer(tmp_path), []
+    monkeypatch.setattr(made.method, "begin", begun.append)
+    made.begin()
+    made.seconds_per_step(0.1)
+    made.fit(Plan.of(3, made.per_pass, made.train.rounds), Journal(tmp_path, 3, 16, True, None))
+    assert len(begun) == 1
+
+
 def test_a_checkpoint_with_code_in_it_is_refused(tmp_path):
     class Evil:
         def __reduce__(self):

@@ -22,7 +22,7 @@ from pretask.methods import Method, MethodConfig, byol, dino, ibot, jule, lejepa
 from pretask.rng import Rng
 from pretask.states import BLIND, COMPLETE, DIMENSIONAL, HEALTHY, SHORTCUT
 from pretask.types import Loss, Progress
-from pretask.watch import Costs, Watch, costs, diagnose, spread
+from pretask.watch import Costs, Watch, costs, diagnose, spread, still
 
 
 @dataclass(frozen=True)
@@ -206,6 +206,16 @@ def test_answers_of_other_images_cost_a_solver_that_can_see_more():
     right = math.log(3 + math.exp(3))
     assert found.paid == pytest.approx(right - 3, rel=1e-5)
     assert found.swapped == pytest.approx(right, rel=1e-5)
+
+
+def test_a_network_that_is_held_still_answers_by_its_batch_and_leaves_nothing_out():
+    net = torch.nn.Sequential(torch.nn.BatchNorm1d(4), torch.nn.Dropout(0.5)).train()
+    x = Rng(0).normal(8, 4) + 3
+    with still(net):
+        answer = net(x)
+    assert torch.allclose(answer, (x - x.mean(0)) / x.std(0, correction=0), atol=1e-3)
+    assert (net[0].running_mean == 0).all() and net[0].num_batches_tracked == 0
+    assert net.training and net[0].track_running_stats and net[1].training
 
 
 @dataclass(frozen=True)
