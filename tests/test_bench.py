@@ -113,13 +113,21 @@ def test_without_json_a_table_names_the_goals(bench: Bench):
     assert "ours of the classic probe" in page and "≥ 30 x" in page
 
 
-@pytest.mark.parametrize("name", ["throughput", "evaluate", "startup", "watch", "puzzles", "seeds", "lab"])
+@pytest.mark.parametrize(
+    "name", ["throughput", "evaluate", "startup", "watch", "puzzles", "seeds", "lab", "cluster"]
+)
 def test_the_help_explains_what_is_measured(bench: Bench, name: str):
     with pytest.raises(SystemExit) as end:
         bench.page(name, "--help")
     page = bench.capsys.readouterr().out
     assert not end.value.code
     assert f"python bench/{name}.py" in page and "--json" in page
+
+
+def test_images_that_are_sorted_come_again_where_there_are_too_few(bench):
+    numbers, goals = bench.told("cluster", "--data", "synthetic:60:16", "--images", "80")
+    assert numbers["images"] == 80 and 0 <= numbers["NMI, %"] <= 100
+    assert [goal["limit"] for goal in goals] == [10, 4]
 
 
 def test_what_puzzles_cost_is_a_share_of_a_step(bench):

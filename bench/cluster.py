@@ -1,0 +1,59 @@
+"""How long 70,000 images take to be sorted into clusters by their pixels, and in how much memory (Linux).
+
+Example: python bench/cluster.py --data mnist_train.npz
+
+Where there are fewer images than asked for, the first come again, one pixel to the right.
+"""
+
+import resource
+from dataclasses import dataclass
+
+import torch
+from common import Goal, flags, seconds, show
+from torch import Tensor
+
+from pretask import images, sources
+from pretask.evals import clustering as scoring
+from pretask.maths import agglomeration
+from pretask.methods.jule import raw
+
+
+@dataclass(frozen=True)
+class Flags:
+    data: str
+    """images with their labels: anything that pretask evaluates on"""
+    images: int = 70_000
+    """so many"""
+    json: bool = False
+    """print JSON, and nothing else, on standard output"""
+
+
+def drawn(asked: Flags) -> tuple[Tensor, Tensor, int]:
+    """(N, D) pixels, (N,) classes, and how many classes there are."""
+    source = sources.open_labelled(asked.data)
+    count = min(asked.images, len(source))
+    image = source.__getitems__(torch.arange(count)).image
+    image = torch.cat([image, image[: asked.images - count].roll(1, 3)])
+    label = torch.cat([source.label[:count], source.label[: asked.images - count]])
+    return torch.cat([raw(images.to_float(x)) for x in image.split(1024)]), label, len(source.classes)
+
+
+def main() -> None:
+    asked = flags(Flags, __doc__ or "")
+    x, label, classes = drawn(asked)
+    agglomeration.cluster(x[:100], 2)  # numba compiles
+    found: list[Tensor] = []
+    took = seconds(lambda: found.append(agglomeration.cluster(x, classes)))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    table = scoring.table(label, found[0])
+    numbers = {
+        "images": len(x),
+        "NMI, %": 100 * float(scoring.nmi(table, geometric=True)),
+        "ACC, %": 100 * scoring.matched(label, found[0]).float().mean().item(),
+    }
+    goals = [Goal("minutes", took / 60, 10, "min", less=True), Goal("peak memory", peak, 4, "GB", less=True)]
+    show(f"{len(x):,} images in {classes} clusters by their pixels", numbers, goals, asked.json)
+
+
+if __name__ == "__main__":
+    main()
