@@ -16,16 +16,16 @@ from pretask.types import UserError
 _alone = False
 
 
-def several() -> bool:
+def _several() -> bool:
     return not _alone and dist.is_available() and dist.is_initialized()
 
 
 def world() -> int:
-    return dist.get_world_size() if several() else 1
+    return dist.get_world_size() if _several() else 1
 
 
 def rank() -> int:
-    return dist.get_rank() if several() else 0
+    return dist.get_rank() if _several() else 0
 
 
 @contextmanager

@@ -226,7 +226,6 @@ GROUPING = {
     "ijepa": "I-JEPA",
     "lejepa": "LeJEPA",
     "rotation_decoupling": "Rotation feature decoupling",
-    "jule": "JULE",
 }
 AT_64 = ("--size", "64", "--steps", "1500")
 COLOUR = {
@@ -305,6 +304,14 @@ EXPERIMENTS: dict[str, Experiment] = {
         f"{method}-cifar10": small_cifar10(f"{title} on CIFAR-10", method, "full_jpeg", threads=1)
         for method, title in GROUPING.items()
     },
+    "jule-cifar10": Experiment(
+        "JULE on 8,000 images of CIFAR-10",
+        "jule",
+        "cifar10/cifar10_train.npz",
+        "cifar10/cifar10_train.npz",
+        "cifar10/cifar10_test.npz",
+        threads=1,
+    ),
 }
 
 
