@@ -96,7 +96,7 @@ def audit(run: Run | Path | str, count: int = IMAGES, *, progress: bool = True) 
 def check_choice(config: MethodConfig, source: Source, encoder: str | None) -> None:
     """UserError before any training if none of the method's answers will be right or wrong."""
     method = config.build(encoders.build(config.spec(encoder), source.channels, source.size), source).eval()
-    choice(method, method.pretext(loader.sample(source, 2), Rng(0, "audit")))
+    choice(method, method.puzzle(loader.sample(source, 2), 0, "audit"))
 
 
 @torch.no_grad()

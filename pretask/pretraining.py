@@ -324,16 +324,11 @@ def commit() -> str | None:
     return told.stdout.strip() or None
 
 
-@torch.no_grad()
 def preview(method: Method[Any], source: Source, title: str, seed: int) -> Image.Image:
     """The first puzzles with their answers."""
     from pretask.reports import sheet
-    from pretask.rng import Rng
 
-    batch = loader.sample(source, 8)
-    device = next(method.parameters()).device
-    puzzle = method.pretext(batch.to(device), Rng(seed, "preview", device=device))
-    return sheet.puzzles(puzzle, title=title)
+    return sheet.puzzles(method.puzzle(loader.sample(source, 8), seed, "preview"), title=title)
 
 
 def first_files(folder: Path, card: dict[str, Any], picture: Image.Image) -> None:

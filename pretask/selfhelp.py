@@ -1,7 +1,6 @@
 """Looking before training: draw a method's puzzles, and hold it to the contract on one's own images."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from PIL import Image
@@ -20,9 +19,7 @@ def preview(
     torch.manual_seed(seed)
     method = config.build(encoders.build(config.spec(), source.channels, source.size), source)
     batch = loader.sample(source, rows, Rng(seed, "preview", "which"))
-    with torch.no_grad():
-        puzzle: Any = method.pretext(batch, Rng(seed, "preview"))
-    return sheet.puzzles(puzzle, rows=rows, title=title)
+    return sheet.puzzles(method.puzzle(batch, seed, "preview"), rows=rows, title=title)
 
 
 def check(

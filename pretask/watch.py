@@ -79,9 +79,8 @@ def costs(method: Method[Any], batch: Batch) -> Costs:
 
     A question may have several fields, which moved together would only be asked in another order.
     """
-    device = next(method.parameters()).device
     with still(method), distributed.alone():
-        puzzle = method.pretext(batch.to(device), Rng(0, "watch"))
+        puzzle = method.puzzle(batch, 0, "watch")
         rows = {f.name: x for f in fields(puzzle) if getattr(x := getattr(puzzle, f.name), "ndim", 0)}
         moved = [replace(puzzle, **{name: x.roll(len(x) // 2 + 1, 0)}) for name, x in rows.items()]
         paid, *others = (method.loss(p).total.item() for p in (puzzle, *moved))

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
+import torch
 from timm.optim._optim_factory import create_optimizer_v2
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -64,6 +65,12 @@ class Method(nn.Module, ABC, Generic[P]):
     @abstractmethod
     def export(self) -> Encoder:
         """The network that evaluation sees."""
+
+    @torch.no_grad()
+    def puzzle(self, batch: Batch, *keys: int | str) -> P:
+        """Of a batch from anywhere: the puzzle on the method's own device, by the draws of these keys."""
+        device = next(self.parameters()).device
+        return self.pretext(batch.to(device), Rng(*keys, device=device))
 
     def solve(self, pretext: P) -> Mapping[str, Tensor]:
         """The solver's own answers, under the names of the puzzle's fields: (B,) numbers or (B, C, H, W) images."""

@@ -105,7 +105,7 @@ class LeJEPA(OfCrops):
             lambda image: self.head(self.encoder(image)["pool"]).float(), pretext
         )  # (2 + V, B, D)
         every = distributed.gather(z.transpose(0, 1).contiguous()).transpose(0, 1)
-        along = directions(c.width, c.directions, Rng(int(pretext.seed), "directions", device=z.device))
+        along = directions(c.width, c.directions, Rng(int(pretext.seed), "directions")).to(z.device)
         apart = (z - z.mean(0)).square().mean()
         with torch.autocast(z.device.type, enabled=False):
             normality = sigreg(every, along)

@@ -126,10 +126,9 @@ def without_clues(method: Method[Any], source: Source, seed: int) -> list[sheet.
 @torch.no_grad()
 def puzzles(method: Method[Any], source: Source, seed: int) -> list[sheet.Cell]:
     """Puzzles of a few images with the answers of the method as it is."""
-    rng = Rng(seed, "report", device=next(method.parameters()).device)
     batch = loader.sample(source, ASKED, Rng(seed, "report", "which"))
     method.eval()
-    pretext = method.pretext(batch.to(rng.device), rng)
+    pretext = method.puzzle(batch, seed, "report")
     return sheet.cells(pretext, method.solve(pretext), SHOWN)
 
 
