@@ -51,20 +51,22 @@ def evaluate(
     `finetune` adds the encoder trained on, with few labels and all; `nonlinear` RotNet's two probes on its best map.
     """
     loaded = Run(what) if isinstance(what, str | Path) and not str(what).startswith("timm:") else what
-    if not isinstance(loaded, Run):
-        if seeds > 1 or supervised:
-            raise UserError("--seeds and --supervised repeat a run and take its budget; timm:NAME is no run")
-        encoders, fresh, name, steps = [embedding.encoder_of(loaded, size)], [], str(what), None
-        name = name if isinstance(what, str) else encoders[0].name
-        numbers: Sequence[int] = (0,)
-    else:
-        family = sisters(loaded, seeds, tell)
-        encoders, fresh = [each.encoder for each in family], [each.untrained for each in family]
-        numbers = [each.card["seed"] for each in family]
-        name, steps = run.title(loaded.card), budget(loaded) if supervised else None
-    known = {"size": encoders[0].size, "channels": encoders[0].channels, "root": root, "max_bad": max_bad}
+    if not isinstance(loaded, Run) and (seeds > 1 or supervised):
+        raise UserError("--seeds and --supervised repeat a run and take its budget; timm:NAME is no run")
+    first = loaded.encoder if isinstance(loaded, Run) else embedding.encoder_of(loaded, size)
+    known = {"size": first.size, "channels": first.channels, "root": root, "max_bad": max_bad}
     train, unseen = (None if d is None else labelled(d, progress=progress, **known) for d in (data, test))
     assert train is not None
+    if isinstance(
+        loaded, Run
+    ):  # what can be wrong with it and with the data was found before others are trained
+        family = sisters(loaded, seeds, tell)
+        encoders, fresh = [each.encoder for each in family], [each.untrained for each in family]
+        numbers: Sequence[int] = [each.card["seed"] for each in family]
+        name, steps = run.title(loaded.card), budget(loaded) if supervised else None
+    else:
+        name = what if isinstance(what, str) else first.name
+        encoders, fresh, numbers, steps = [first], [], (0,), None
     scores = evals.evaluate(
         encoders,
         train,

@@ -1,6 +1,7 @@
 """From a run to its scores: the table, the JSON, sisters with other seeds, the demo."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -120,6 +121,17 @@ def test_a_data_set_below_root_is_found_by_the_report_too(tmp_path, capsys):
     assert main(["evaluate", run, "--data", "mnist", "--test", "mnist:test", *root]) == 0
     assert main(["report", run, "--data", "mnist:test", *root]) == 0
     assert "Map of the features" in (tmp_path / "run" / "report.html").read_text()
+
+
+@pytest.mark.parametrize("fault", ["the data", "the run"])
+def test_no_other_seed_is_trained_before_run_and_data_are_found_to_be_whole(fault, trained, tmp_path, capsys):
+    run, data = tmp_path / "rotnet-s0", DATA[1] if fault == "the run" else str(tmp_path / "nowhere")
+    shutil.copytree(trained, run)
+    if fault == "the run":
+        (run / "encoder.json").unlink()
+    assert main(["evaluate", str(run), "--data", data, "--seeds", "2"]) == 2
+    assert ("--resume" if fault == "the run" else "nowhere") in capsys.readouterr().err
+    assert [f.name for f in tmp_path.iterdir()] == ["rotnet-s0"]
 
 
 def test_a_run_that_only_looks_like_a_sister_is_refused(trained, tmp_path, capsys):

@@ -81,10 +81,11 @@ def test_trains_in_bfloat16(name, tmp_path):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_run_that_was_cut_off_goes_on_from_where_it_was(name, tmp_path, monkeypatch):
-    """Not to the bit: some of CUDA's sums add in any order."""
+    """Not to the bit: some of CUDA's sums add in any order. Adam makes whole steps of what is left of a gradient of
+    next to nothing: with 1e-5 of noise six steps end up to 200 % apart, those of sgd 0.1 %."""
     monkeypatch.setattr(loop, "SAVE_EVERY", 0.0)
     config = recipe(name)()
-    train = dataclasses.replace(config.train, batch=16)
+    train = dataclasses.replace(config.train, batch=16, optimizer="sgd", lr=0.01, clip=0.0)
 
     def cut(row):
         if row["step"] == 3:
@@ -96,7 +97,7 @@ def test_a_run_that_was_cut_off_goes_on_from_where_it_was(name, tmp_path, monkey
     parts = pretraining.pretrain(None, Settings(""), resume=tmp_path / "parts")
     begun, end, other = (flat(e) for e in (whole.untrained, whole.encoder, parts.encoder))
     travelled, apart = (end - begun).norm(), (end - other).norm()
-    assert apart < 0.05 * travelled, f"{apart:.2g} apart after a way of {travelled:.2g}"
+    assert apart < 0.01 * travelled, f"{apart:.2g} apart after a way of {travelled:.2g}"
 
 
 def flat(encoder):

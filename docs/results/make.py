@@ -76,8 +76,10 @@ def main() -> None:
 def make(name: str, experiment: Experiment, data: Path, runs: Path) -> None:
     """Train what is missing, score it, and keep what a reader needs in a folder of its own."""
     first = runs / f"{name}-s0"
-    if not (first / "run.json").exists():
-        pretask(experiment.pretrain(data, first), experiment.threads)
+    if not (first / "DONE").exists():
+        begun = (first / "run.json").exists()
+        again = ["pretrain", "--resume", str(first)]
+        pretask(again if begun else experiment.pretrain(data, first), experiment.threads)
     scores = pretask([*experiment.evaluate(data, first), "--json"], experiment.threads)
     few = [f"OMP_NUM_THREADS={experiment.threads}"] if experiment.threads else []
     about: dict[str, Any] = {
