@@ -21,8 +21,6 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 SEEDS = 3
-STEPS = 8000
-"""of a run: four periods of 20 epochs of 10,000 images in batches of 100, as in the released code"""
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,7 @@ def sorted_by_all(name: str, data: Path, runs: Path) -> dict[str, Any]:
         rows.append(row([*way, *count], data, place, runs / f"{name}-{'-'.join(way)}"))
     for seed in range(SEEDS):
         run = runs / f"{name}-s{seed}"
-        train = ["pretrain", "jule", *count, "--steps", str(STEPS), "--seed", str(seed)]
+        train = ["pretrain", "jule", *count, "--seed", str(seed)]
         if not (run / "DONE").exists():
             shutil.rmtree(run, ignore_errors=True)
             pretask([*train, "--data", str(data / place), "--out", str(run)])
