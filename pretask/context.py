@@ -1,7 +1,6 @@
 """What a method may ask of the run between epochs, and how it may end it."""
 
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -18,13 +17,14 @@ class Finished(Exception):
 
 @dataclass(frozen=True)
 class Context:
-    """The source as a whole, the optimisers' memory, the epoch's own randomness, the run's folder."""
+    """The source as a whole, the optimisers' memory, the epoch's own randomness."""
 
     source: Source
     optimizers: list[Optimizer]
     progress: Progress
     rng: Rng
-    folder: Path
+    files: dict[str, bytes] = field(default_factory=dict)
+    """what `begin` learned that is no part of a network: name -> content of a file in the run's folder"""
 
     def embed(self, encoder: Encoder, size: int = 1024) -> Tensor:
         """(N, D): pooled features of every sample, in source order, in evaluation mode, without augmentation."""

@@ -67,11 +67,10 @@ class Case:
         """A fresh method, ready for the first epoch of round `place`."""
         method, rounds = self.fresh(), self.train.rounds
         plan = Plan.of(2 * rounds * max(1, len(self.source) // len(self.batch)), 1, rounds)
-        with tempfile.TemporaryDirectory() as folder:
-            at = plan.at(place * plan.steps // rounds)
-            context = Context(self.source, method.optimizers(self.train), at, Rng(0, "begin"), Path(folder))
-            method.begin(context)
-            method.begin_epoch(context)
+        at = plan.at(place * plan.steps // rounds)
+        context = Context(self.source, method.optimizers(self.train), at, Rng(0, "begin"))
+        method.begin(context)
+        method.begin_epoch(context)
         return method
 
     def puzzle(self, method: Method[Any], seed: int = 1, batch: Batch | None = None) -> Any:

@@ -12,16 +12,18 @@ from typing import Any
 
 import numpy as np
 
-from pretask import embedding, pretraining, run, sources
+from pretask import embedding, pretraining, run, sources, topics
 from pretask.device import find_device
 from pretask.encoders import Encoder
 from pretask.evals import baselines
 from pretask.evals import evaluate as evals
+from pretask.evals.crossmodal import Told, texts_of
 from pretask.evals.evaluate import Scores
 from pretask.journal import Tell
+from pretask.rng import Rng
 from pretask.run import Run
-from pretask.sources import Labelled, memory
-from pretask.sources.common import numbered
+from pretask.sources import Labelled, memory, pairs
+from pretask.sources.common import Asked, numbered
 from pretask.types import UserError
 
 
@@ -55,11 +57,11 @@ def evaluate(
         raise UserError("--seeds and --supervised repeat a run and take its budget; timm:NAME is no run")
     first = loaded.encoder if isinstance(loaded, Run) else embedding.encoder_of(loaded, size)
     known = {"size": first.size, "channels": first.channels, "root": root, "max_bad": max_bad}
-    train, unseen = (None if d is None else labelled(d, progress=progress, **known) for d in (data, test))
-    assert train is not None
-    if isinstance(
-        loaded, Run
-    ):  # what can be wrong with it and with the data was found before others are trained
+    known |= {"progress": progress}
+    by_text = told(data, test, loaded.folder if isinstance(loaded, Run) else None, **known)
+    train, unseen = by_text or (labelled(data, **known), None if test is None else labelled(test, **known))
+    # what can be wrong with run and data has been found before other seeds are trained
+    if isinstance(loaded, Run):
         family = sisters(loaded, seeds, tell)
         encoders, fresh = [each.encoder for each in family], [each.untrained for each in family]
         numbers: Sequence[int] = [each.card["seed"] for each in family]
@@ -85,10 +87,10 @@ def evaluate(
     return scores
 
 
-def labelled(data: Any, *, size: int, channels: int, progress: bool, **known: Any) -> Labelled:
+def labelled(data: Any, *, size: int, channels: int, **known: Any) -> Labelled:
     """A path or name, or a pair (images, labels), as a labelled source for one encoder."""
     if isinstance(data, str | Path):
-        return sources.open_labelled(data, size=size, channels=channels, progress=progress, **known)
+        return sources.open_labelled(data, size=size, channels=channels, **known)
     try:
         images, labels = data
     except (TypeError, ValueError):
@@ -97,6 +99,29 @@ def labelled(data: Any, *, size: int, channels: int, progress: bool, **known: An
     if len(number) != len(source):
         raise UserError(f"{len(source)} images came with {len(number)} labels; expected one for each")
     return Labelled(source, number, classes)
+
+
+def told(data: Any, test: Any, run: Path | None, **known: Any) -> tuple[Told, Told | None] | None:
+    """Images with texts, which are labelled by topic: one that the run has learned, or that the texts of `data` show.
+
+    None of any other data, and of texts that have labels beside them.
+    """
+    if not (isinstance(data, str | Path) and pairs.understands(str(data))):
+        return None
+    found = sources.opened(str(data), Asked(labels=True, **known))
+    if found.label is not None:
+        return None
+    texts = texts_of(found.images)
+    if run is not None and (run / topics.CARD).is_file():
+        learned = topics.Topics.load(run)
+    else:
+        learned = topics.learn(texts, Rng(0, "topics"))
+    if test is None:
+        return Told(found.images, texts, learned), None
+    unseen = sources.open(test, **known)
+    if "words" not in unseen.provides:
+        raise UserError(f"{test} has no texts, and {data} has; give two sets of images with texts")
+    return Told(found.images, texts, learned), Told(unseen, texts_of(unseen), learned)
 
 
 def budget(of: Run) -> int:

@@ -84,7 +84,7 @@ def decoded(source: Encoded, rows: list[Tensor], workers: int) -> "Ahead":
     team = _teams[source]
     if (former := _epochs.get(id(team))) is not None:
         former.close()
-    _epochs[id(team)] = made = Ahead(team.batches(rows, source.note))
+    _epochs[id(team)] = made = Ahead(team.batches(source, rows))
     return made
 
 

@@ -26,7 +26,7 @@ from pretask.device import attention
 from pretask.journal import Journal
 from pretask.methods.base import Method
 from pretask.rng import Rng
-from pretask.types import Batch, Loss, Progress, Source, UserError
+from pretask.types import AUX, Batch, Loss, Progress, Source, UserError
 
 SAVE_EVERY = 60.0
 """seconds between two checkpoints"""
@@ -92,6 +92,7 @@ class Trainer:
         self.fabric, self.method, self.source, self.train = fabric, method, source, train
         self.folder, self.seed, self.workers = folder, seed, workers
         self.ready = False  # whether the method has begun
+        self.files: dict[str, bytes] = {}  # what it has learned then, for a reader
         self.begun = -1  # the last epoch that `begin_epoch` has prepared
         self.weights: Tensor | None = None  # (N,) sampling weights of this epoch
 
@@ -147,7 +148,7 @@ class Trainer:
 
     def context(self, progress: Progress) -> Context:
         rng = Rng(self.seed, "begin", progress.epoch, device=self.fabric.device)
-        return Context(self.source, self.optimizers, progress, rng, self.folder)
+        return Context(self.source, self.optimizers, progress, rng, self.files)
 
     def whole(self) -> AbstractContextManager[None]:
         """In here the method may be used in any way, where its weights are shared out among the processes."""
@@ -276,14 +277,19 @@ def shared_out(saved: dict[str, Any], optimizer: Optimizer) -> dict[str, Any]:
     return saved | {"state": shared}
 
 
-def check(method: Method[Any], source: Source, train: TrainConfig) -> None:
-    """Raises UserError if these three cannot go together."""
-    missing = method.needs - source.provides
+def check_provided(method: Method[Any], source: Source) -> None:
+    """Raises UserError if the method needs to know more of each image than there is."""
+    missing = sorted(method.needs - source.provides)
     if missing:
         raise UserError(
-            f"{methods.called(method)} needs {', '.join(sorted(missing))} with every image; "
+            f"{methods.called(method)} needs {' and '.join(AUX[name] for name in missing)}; "
             f"{source.name} provides {', '.join(sorted(source.provides)) or 'images alone'}"
         )
+
+
+def check(method: Method[Any], source: Source, train: TrainConfig) -> None:
+    """Raises UserError if these three cannot go together."""
+    check_provided(method, source)
     if len(source) < train.batch:
         raise UserError(
             f"{source.name} has {len(source)} images, fewer than one batch of {train.batch}; "

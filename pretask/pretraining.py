@@ -10,7 +10,7 @@ import re
 import subprocess
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -192,7 +192,9 @@ def pretrain(
                 picture = preview(solver, source, folder.name, settings.seed)
             if fabric.is_global_zero:
                 card = describe(method, settings, config, train, plan, source, fabric, spec, command)
-                checkpoint.write_folder(folder, partial(first_files, card=card, picture=picture))
+                checkpoint.write_folder(
+                    folder, partial(first_files, card=card, picture=picture, more=trainer.files)
+                )
         fabric.barrier()
         journal = Journal(folder, plan.steps, train.batch, fabric.is_global_zero, watch, tell, trainer.whole)
         try:
@@ -328,10 +330,13 @@ def preview(method: Method[Any], source: Source, title: str, seed: int) -> Image
     """The first puzzles with their answers."""
     from pretask.reports import sheet
 
-    return sheet.puzzles(method.puzzle(loader.sample(source, 8), seed, "preview"), title=title)
+    puzzle = method.puzzle(loader.sample(source, 8), seed, "preview")
+    return sheet.puzzles(puzzle, title=title, names=method.meanings())
 
 
-def first_files(folder: Path, card: dict[str, Any], picture: Image.Image) -> None:
+def first_files(folder: Path, card: dict[str, Any], picture: Image.Image, more: Mapping[str, bytes]) -> None:
     """What a run's folder holds before the first step."""
+    for name, content in more.items():
+        checkpoint.write(folder / name, lambda file, content=content: file.write(content))
     checkpoint.write_text(folder / run.CARD, json.dumps(card, indent=2, default=str) + "\n")
     checkpoint.write(folder / "preview.png", lambda file: picture.save(file, format="PNG"))

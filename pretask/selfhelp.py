@@ -6,9 +6,16 @@ import torch
 from PIL import Image
 
 from pretask import contract, encoders, loader, sources
+from pretask.context import Context
+from pretask.loop import check_provided
 from pretask.methods import MethodConfig
 from pretask.reports import sheet
 from pretask.rng import Rng
+from pretask.sources.share import Some
+from pretask.types import Progress
+
+LOOKED_AT = 500
+"""images from which a preview learns what a method needs to know beside pixels"""
 
 
 def preview(
@@ -16,10 +23,16 @@ def preview(
 ) -> Image.Image:
     """A contact sheet of puzzles with their answers."""
     source = sources.open(data, size=size)
+    if config.needs:
+        source = Some(source, torch.linspace(0, len(source) - 1, min(len(source), LOOKED_AT)).long())
     torch.manual_seed(seed)
     method = config.build(encoders.build(config.spec(), source.channels, source.size), source)
+    if config.needs:  # the puzzle is made of what else is known of the images
+        check_provided(method, source)
+        method.begin(Context(source, [], Progress(0, 1, 0, 1), Rng(seed, "begin", 0)))
     batch = loader.sample(source, rows, Rng(seed, "preview", "which"))
-    return sheet.puzzles(method.puzzle(batch, seed, "preview"), rows=rows, title=title)
+    puzzle = method.puzzle(batch, seed, "preview")
+    return sheet.puzzles(puzzle, rows=rows, title=title, names=method.meanings())
 
 
 def check(

@@ -12,7 +12,13 @@ from torch import Tensor
 
 from pretask.errors import UserError as UserError
 
-AUX = frozenset({"words", "tracked", "depth", "normals", "instances"})
+AUX = {
+    "words": "a text with every image, as in pairs.jsonl, pairs.csv or text:FOLDER",
+    "tracked": "what every image shows a moment later",
+    "depth": "the depth of every image",
+    "normals": "the surface normals of every image",
+    "instances": "the things in every image",
+}
 """what a source may know about an image besides its pixels; a label is not among it"""
 
 
@@ -25,7 +31,7 @@ class Batch:
     aux: Mapping[str, Tensor] = field(default_factory=dict)  # names from AUX, each (B, …)
 
     def __post_init__(self):
-        unknown = set(self.aux) - AUX
+        unknown = self.aux.keys() - AUX.keys()
         if unknown:
             raise ValueError(f"a batch carries {sorted(unknown)}; allowed are {sorted(AUX)}")
 

@@ -185,7 +185,7 @@ def test_spread_of_a_constant_of_one_direction_and_of_a_ball():
 def test_looking_changes_nothing(name, tmp_path):
     config, source = methods.recipe(name)(), images_for(name)
     method = config.build(encoders.build(config.spec(small(config.encoder)), 3, source.size), source).train()
-    method.begin(Context(source, [], Progress(0, 0, 9, 9), Rng(0), tmp_path))
+    method.begin(Context(source, [], Progress(0, 0, 9, 9), Rng(0)))
     next(method.children()).eval()
     before, state = {k: v.clone() for k, v in method.state_dict().items()}, torch.get_rng_state()
     modes = [m.training for m in method.modules()]

@@ -52,7 +52,7 @@ def described(name: str) -> list[dict[str, Any]]:
             "method": name if recipe == "default" else f"{name}:{recipe}",
             "asks": methods.asks(config),
             "encoder": config.encoder,
-            "needs": sorted(getattr(config, "needs", ())),
+            "needs": sorted(config.needs),
             "source": source,
         }
         for recipe, config in methods.recipes(module).items()

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from pretask import checkpoint
 from pretask.encoders import Encoder
-from pretask.evals import baselines, clustering, fewshot, knn, linear
+from pretask.evals import baselines, clustering, crossmodal, fewshot, knn, linear
 from pretask.evals import finetune as tuning
 from pretask.evals import nonlinear as probing
 from pretask.evals.features import embed
@@ -42,6 +42,9 @@ PROTOCOL = {
     "clustering": f"k-means of the pooled test features, k = classes, unit length, best of {clustering.RESTARTS}; "
     "ACC under the best one-to-one map",
     "recall@K": "hit rate among the K nearest test samples, itself excluded, cosine, pooled features",
+    "text@K, image@K": "of images with texts: hit rate of a test image's own text among the K nearest of the different test "
+    "texts, and of an image of a text among the K nearest test images; by KL(text ‖ image) of the topics, an image's by a "
+    "linear probe on pooled features",
     "label-free": "RankMe, α of the spectrum, mean std per dimension (1/√D at best) and mean cosine of unit rows; test, pooled",
     "finetune": f"on request: encoder and linear classifier trained on the labels, AdamW, lr {tuning.TRAIN.lr}, layer decay "
     f"{tuning.DECAY} (untrained: 1), shifts and flips, {tuning.STEPS} steps of {tuning.TRAIN.batch} images at any number of "
@@ -56,6 +59,7 @@ PROTOCOL = {
 
 COMPARED = (
     *(("knn", "pool"), ("linear", "pool"), ("best linear", ""), ("mlp", ""), ("conv", "")),
+    *((f"{kind}@{k}", "pool") for kind in ("text", "image") for k in crossmodal.AT),
     *((tuning.eval_name(shots), "") for shots in (*tuning.SHOTS, None)),
 )
 """(eval, stage) of which differences are taken, where both rows have them"""
@@ -152,6 +156,7 @@ def evaluate(
         of_train, of_test = (embed(net, source, cache=cache, **known) for source in (train, test))
         chosen = choose(of_train, len(train.classes), seed)
         yield from measure(of_train, of_test, chosen, seed)
+        yield from crossmodal.by_text(of_train, of_test, train, test, chosen)
         del of_train, of_test  # gigabytes, and the maps need as much
         if not isinstance(net, Encoder) or row not in (name, untrained):
             return
@@ -194,7 +199,11 @@ def evaluate(
 
 def parts(source: Labelled, seed: int) -> tuple[Part, Part]:
     """A fifth of each class for testing, the rest for training."""
-    kept, out = split(source.label, Rng(seed, "test"), TEST_SHARE)
+    if isinstance(source, crossmodal.Told):  # images of one text stay together
+        out = Rng(seed, "test").permutation(int(source.which.max()) + 1) < TEST_SHARE * source.which.max()
+        kept, out = (~out[source.which]).nonzero().flatten(), out[source.which].nonzero().flatten()
+    else:
+        kept, out = split(source.label, Rng(seed, "test"), TEST_SHARE)
     return Part(source, kept, f"{source.name} (80 %)"), Part(source, out, f"{source.name} (20 % set aside)")
 
 

@@ -67,6 +67,7 @@ def standard(x: Tensor) -> tuple[Tensor, Tensor]:
 class Problem:
     """Mean cross-entropy + penalty/2 ‖W‖² over the standardised rows of x, as a function of theta (K, D + 1).
 
+    `label` is (N,) the class of each row, or (N, K) its share of each class.
     The standardisation is folded into theta and x is read in blocks, as it is: it may be a half-precision array
     on disk.
     """
@@ -97,8 +98,12 @@ class Problem:
         for rows, target in zip(rows_of, self.label.split(len(rows_of[0])), strict=True):
             rows = rows.to(self.dtype)
             log_p = F.linear(rows, probe.weight, probe.bias).log_softmax(1)
-            total -= log_p.gather(1, target[:, None]).sum().item()
-            error = log_p.exp_().scatter_add_(1, target[:, None], -torch.ones_like(log_p[:, :1]))
+            if target.ndim == 2:  # shares of the classes
+                total -= (log_p * target).sum().item()
+                error = log_p.exp_().mul_(target.sum(1, keepdim=True)).sub_(target)
+            else:
+                total -= log_p.gather(1, target[:, None]).sum().item()
+                error = log_p.exp_().scatter_add_(1, target[:, None], -torch.ones_like(log_p[:, :1]))
             weight.addmm_(error.T, rows)
             bias += error.sum(0)
         w = theta[:, :-1]
@@ -134,7 +139,7 @@ class Problem:
 
 
 def fit(x: Tensor, label: Tensor, classes: int, penalty: float, start: Probe | None = None) -> Probe:
-    """(N, D), (N,) -> the probe at the optimum."""
+    """(N, D), (N,) classes or (N, K) shares -> the probe at the optimum."""
     return Problem(x, label, classes).solve(penalty, start)
 
 

@@ -1,7 +1,7 @@
 """What a method is: a puzzle made from images, and the loss of solving it."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -28,6 +28,8 @@ class MethodConfig:
     sees: ClassVar[str] = ""
     """what of an image any encoder gets, by a name of encoders.SEES; "": all of it"""
     train: ClassVar[TrainConfig] = TrainConfig()
+    needs: ClassVar[frozenset[str]] = frozenset()
+    """names that the method reads from Batch.aux"""
 
     def spec(self, encoder: str | None = None) -> str:
         """The encoder to build: `encoder`, or the recipe's, that sees what it may."""
@@ -42,7 +44,7 @@ class Method(nn.Module, ABC, Generic[P]):
     """A pretext task and its solver.
 
     Required:  `pretext` makes the puzzle, `loss` scores the solver, `export` names what is kept.
-    Optional:  `solve`, `begin`, `begin_epoch`, `after_step`, `groups`, `optimizers`.
+    Optional:  `solve`, `meanings`, `begin`, `begin_epoch`, `after_step`, `groups`, `optimizers`.
 
     Whatever a method remembers between steps is a buffer or a parameter: then it is saved, and a resumed run
     continues exactly. P is a frozen dataclass of tensors whose rows are samples; `preview` draws its images
@@ -74,6 +76,10 @@ class Method(nn.Module, ABC, Generic[P]):
 
     def solve(self, pretext: P) -> Mapping[str, Tensor]:
         """The solver's own answers, under the names of the puzzle's fields: (B,) numbers or (B, C, H, W) images."""
+        return {}
+
+    def meanings(self) -> Mapping[str, Sequence[str]]:
+        """For people: what the numbers in some fields of the puzzle stand for, from 0 on."""
         return {}
 
     def begin(self, context: Context) -> None:

@@ -13,7 +13,8 @@ from pretask import auditing, checkpoint, loader, studying
 from pretask import run as runs
 from pretask.encoders import Encoder, pooled
 from pretask.methods import Method
-from pretask.reports import curves, features, html, learning, sheet
+from pretask.methods.text_topic import TextTopic
+from pretask.reports import curves, features, html, learning, sheet, subjects
 from pretask.reports.curves import Row
 from pretask.rng import Rng
 from pretask.states import ADVICE, HEALTHY
@@ -38,12 +39,15 @@ def report(
 
     `root` and `max_bad` are those of `sources.open_labelled`.
     """
-    from pretask import methods, sources
+    from pretask import evaluating, methods
 
     loaded = runs.load(folder)
     card = loaded.card
     known = {"size": card["size"], "channels": card["channels"], "root": root, "max_bad": max_bad}
-    labelled = sources.open_labelled(data, **known) if data else None
+    labelled = None
+    if data:
+        told = evaluating.told(data, None, loaded.folder, **known)
+        labelled = told[0] if told else evaluating.labelled(data, **known)
     try:
         about = methods.asks(methods.recipe(f"{card['method']}:{card['recipe']}"))
         source, method = loaded.source, loaded.method
@@ -104,6 +108,9 @@ def compose(
         audit=audit,
         clues=cleaned,
         studies=[(s.data, learning.answers(s)) for s in studying.read(folder)],
+        subjects=subjects.read(folder, method.share, source)
+        if isinstance(method, TextTopic) and source
+        else None,
     )
 
 
@@ -129,7 +136,7 @@ def puzzles(method: Method[Any], source: Source, seed: int) -> list[sheet.Cell]:
     batch = loader.sample(source, ASKED, Rng(seed, "report", "which"))
     method.eval()
     pretext = method.puzzle(batch, seed, "report")
-    return sheet.cells(pretext, method.solve(pretext), SHOWN)
+    return sheet.cells(pretext, method.solve(pretext), SHOWN, method.meanings())
 
 
 def embed(encoder: Encoder, source: Source, seed: int) -> tuple[Tensor, Tensor, Tensor]:

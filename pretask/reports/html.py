@@ -22,6 +22,7 @@ from pretask.reports.curves import Plot, Row
 from pretask.reports.features import Neighbour
 from pretask.reports.learning import Answer
 from pretask.reports.sheet import LARGEST, Cell, tally
+from pretask.reports.subjects import Subjects
 from pretask.reports.table import DECIMALS
 
 LISTED = 50
@@ -62,6 +63,7 @@ def write(
     audit: Audit | None = None,
     clues: Sequence[Cell] = (),
     studies: Sequence[tuple[Row, Sequence[Answer]]] = (),
+    subjects: Subjects | None = None,
 ) -> Path:
     """`report.html` in the run folder, from its card and whatever else there is to show."""
     page = template("report.html.j2").render(
@@ -83,6 +85,7 @@ def write(
         audit=audit,
         clues=clues,
         studies=studies,
+        subjects=subjects,
         skipped=skipped(folder / runs.SKIPPED),
         listed=LISTED,
         settings=settings(card),

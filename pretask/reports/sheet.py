@@ -18,6 +18,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 Rgb = tuple[int, int, int]
+Names = Mapping[str, Sequence[str]]
+NAMELESS: Names = {}
 
 SHORT = 12
 """numbers per row that are still worth printing: a permutation of nine tiles, not a bag of words"""
@@ -64,10 +66,15 @@ class Cell:
 
 
 def puzzles(
-    pretext: Any, solved: Mapping[str, Tensor] | None = None, *, rows: int = 8, title: str
+    pretext: Any,
+    solved: Mapping[str, Tensor] | None = None,
+    *,
+    rows: int = 8,
+    title: str,
+    names: Names = NAMELESS,
 ) -> Image.Image:
     """The first `rows` puzzles with their answers; with `solved`, the model's own answers beside them."""
-    drawn = cells(pretext, solved or {}, rows)
+    drawn = cells(pretext, solved or {}, rows, names)
     return paint(drawn, title=title, subtitle=tally(drawn))
 
 
@@ -81,8 +88,8 @@ def images(x: Tensor, captions: Sequence[str] = (), columns: int = 8, title: str
 # reading a puzzle
 
 
-def cells(pretext: Any, solved: Mapping[str, Tensor], rows: int) -> list[Cell]:
-    """The first `rows` samples of a puzzle, whatever its fields are."""
+def cells(pretext: Any, solved: Mapping[str, Tensor], rows: int, names: Names = NAMELESS) -> list[Cell]:
+    """The first `rows` samples of a puzzle, whatever its fields are; `names` are of a field's numbers, from 0."""
     asked = tensors(pretext)
     looks = [x for x in asked.values() if pixels(x[:1]) is not None]
     total = max(
@@ -101,7 +108,8 @@ def cells(pretext: Any, solved: Mapping[str, Tensor], rows: int) -> list[Cell]:
         if question is not None and answer is not None and taken_from(answer[:rows], question):
             notes.append(choices(name, question[:rows], answer[:rows]))
         elif all(x is None or countable(x) for x in (question, answer)):
-            notes.append(numbers(name, *(None if x is None else x[:rows] for x in (question, answer))))
+            some = (None if x is None else x[:rows] for x in (question, answer))
+            notes.append(numbers(name, *some, names=names.get(name, ())))
     return [
         Cell(tuple((name, column[i]) for name, column in columns.items()), tuple(note[i] for note in notes))
         for i in range(min(rows, total))
@@ -171,9 +179,11 @@ def countable(x: Tensor) -> bool:
     return pixels(x) is None and (x.ndim == 1 or (x.ndim == 2 and x.shape[1] <= SHORT))
 
 
-def numbers(name: str, asked: Tensor | None, answered: Tensor | None) -> list[Note]:
+def numbers(
+    name: str, asked: Tensor | None, answered: Tensor | None, names: Sequence[str] = ()
+) -> list[Note]:
     """One note per sample; answers are judged where they are exact: whole numbers, yes and no."""
-    questions, answers = ([] if x is None else [printed(row) for row in x] for x in (asked, answered))
+    questions, answers = ([] if x is None else [printed(row, names) for row in x] for x in (asked, answered))
     right: list[list[bool]] = []
     if asked is not None and answered is not None and asked.shape == answered.shape:
         right = [] if asked.is_floating_point() else (asked == answered).view(len(asked), -1).tolist()
@@ -193,8 +203,10 @@ def choices(name: str, asked: Tensor, answered: Tensor) -> list[Note]:
     return [Note(name, answered="its own" if right else "another's", each=(right,)) for right in own]
 
 
-def printed(x: Tensor) -> str:
+def printed(x: Tensor, names: Sequence[str] = ()) -> str:
     values = x.reshape(-1).tolist()
+    if names:
+        return ", ".join(names[int(v)] for v in values)
     if x.dtype == torch.bool:
         return " ".join("yes" if v else "no" for v in values)
     return " ".join(f"{v:.3g}" if isinstance(v, float) else f"{v}" for v in values)

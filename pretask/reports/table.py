@@ -21,6 +21,7 @@ BLOCKS = (
     {"knn": "kNN", "linear": "linear", "best linear": "best stage"},
     {"1-shot": "1-shot", "5-shot": "5-shot", "10-shot": "10-shot", "100-shot": "100-shot"},
     {"nmi": "NMI", "ari": "ARI", "acc": "ACC", "recall@1": "R@1"},
+    {"text@1": "its text@1", "text@10": "its text@10", "image@1": "an image@1", "image@10": "an image@10"},
     {"mlp": "MLP probe", "conv": "conv probe"},
     {"finetune 10-shot": "tuned 10-shot", "finetune 100-shot": "tuned 100-shot", "finetune": "fine-tuned"},
     {"rankme": "RankMe", "alpha": "α", "std": "std", "cosine": "cosine"},

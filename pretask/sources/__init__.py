@@ -1,7 +1,7 @@
 """Where images come from. `open(spec)` for pretraining; `open_labelled(spec)` for evaluation.
 
-A spec is a path (folder, `.npz`, `.parquet`, `.tar`, prepared store) or a name (`cifar10`, `hf:USER/DATA`,
-`synthetic`, `demo`). Each module here that has `understands(spec)` and `load(spec, asked)` is one kind of
+A spec is a path (folder, `.npz`, `.parquet`, `.tar`, `.jsonl`, prepared store) or a name (`cifar10`,
+`hf:USER/DATA`, `text:FOLDER`, `synthetic`, `demo`). Each module here that has `understands(spec)` and `load(spec, asked)` is one kind of
 source; a folder is what is left for a path, a torchvision data set for a name.
 """
 
@@ -86,7 +86,9 @@ def kind(spec: str) -> ModuleType:
     if path.is_dir():
         return folder
     if path.is_file():
-        raise UserError(f"{path} is a file of unknown kind; expected a folder, .npz, .parquet or .tar")
+        raise UserError(
+            f"{path} is a file of unknown kind; expected a folder, .npz, .parquet, .tar, .jsonl or .csv"
+        )
     if downloads.known(spec):
         return downloads
     raise UserError(missing(spec, downloads.names()))

@@ -1,7 +1,7 @@
 """Images that must be decoded: at opening where they fit into memory, else batch by batch."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Protocol
@@ -76,17 +76,19 @@ class Reader:
     def __init__(self, items: Items, size: int, channels: int, alike: np.ndarray | None = None):
         self.items, self.size, self.channels, self.alike = items, size, channels, alike
 
-    def fill(self, image: np.ndarray, index: list[int]) -> dict[str, str]:
-        """Write the images of `index` to `image` (B, C, H, W); return the unreadable ones: name -> reason."""
+    def fill(self, image: np.ndarray, index: list[int]) -> tuple[list[int], dict[str, str]]:
+        """Write the images of `index` to `image` (B, C, H, W); return which these are, and the unreadable ones."""
         bad: dict[str, str] = {}
+        read = []
         for row, i in zip(image, index, strict=True):
-            row[:] = self.first_readable(i, bad)
-        return bad
+            j, row[:] = self.first_readable(i, bad)
+            read.append(j)
+        return read, bad
 
-    def first_readable(self, i: int, bad: dict[str, str]) -> np.ndarray:
+    def first_readable(self, i: int, bad: dict[str, str]) -> tuple[int, np.ndarray]:
         for j in self.candidates(i):
             try:
-                return self.one(j)
+                return j, self.one(j)
             except decode.Unreadable as error:
                 bad[self.items.name(j)] = str(error)
         raise UserError(f"{self.items.name(i)} and the {TRIES} images after it cannot be read")
@@ -109,12 +111,18 @@ class Reader:
 class Encoded:
     """A source that decodes what it is asked for; `bad` is what was found amiss before."""
 
-    provides: frozenset[str] = frozenset()
-
-    def __init__(self, name: str, reader: Reader, max_bad: float, bad: dict[str, str] | None = None):
+    def __init__(
+        self,
+        name: str,
+        reader: Reader,
+        max_bad: float,
+        bad: dict[str, str] | None = None,
+        aux: Mapping[str, Tensor] | None = None,
+    ):
         self.name, self.reader, self.max_bad = name, reader, max_bad
         self.size, self.channels = reader.size, reader.channels
-        self.bad = dict(bad or {})
+        self.bad, self.aux = dict(bad or {}), dict(aux or {})
+        self.provides = frozenset(self.aux)
         self.n = len(reader.items) + len(self.bad)  # all there are
 
     def __len__(self) -> int:
@@ -128,9 +136,15 @@ class Encoded:
         image = torch.empty(len(index), self.channels, self.size, self.size, dtype=torch.uint8)
         chunks = index.split(CHUNK)
         parts = [part.numpy() for part in image.split(CHUNK)]
-        for bad in self.threads.map(self.reader.fill, parts, map(Tensor.tolist, chunks)):
+        read: list[int] = []
+        for some, bad in self.threads.map(self.reader.fill, parts, map(Tensor.tolist, chunks)):
+            read += some
             self.note(bad)
-        return Batch(index, image)
+        return self.batch(index, image, read)
+
+    def batch(self, index: Tensor, image: Tensor, read: list[int]) -> Batch:
+        """An image that stands in for an unreadable one brings along what is known about itself."""
+        return Batch(index, image, {name: rows[read] for name, rows in self.aux.items()})
 
     def note(self, bad: dict[str, str]) -> None:
         """Remember what a reader, here or in a worker, could not read."""
@@ -160,7 +174,8 @@ class Encoded:
     def some(self, index: Tensor) -> "Encoded":
         """The images at `index` as a source of their own: none but they stand in for one that is unreadable."""
         items = Chosen(self.reader.items, index.numpy())
-        made = Encoded(self.name, Reader(items, self.size, self.channels), self.max_bad, self.bad)
+        aux = {name: rows[index] for name, rows in self.aux.items()}
+        made = Encoded(self.name, Reader(items, self.size, self.channels), self.max_bad, self.bad, aux)
         made.n = self.n  # `bad` is of all there are
         return made
 
@@ -172,20 +187,30 @@ def collect(
     label: Tensor | None = None,
     classes: list[str] | None = None,
     bad: dict[str, str] | None = None,
+    aux: Mapping[str, Tensor] | None = None,
 ) -> Opened:
-    """A source of `items`, decoded now if they fit into memory; `bad` is what was found amiss before."""
+    """A source of `items`, decoded now if they fit into memory; `bad` is what was found amiss before.
+
+    `aux` is what else is known about each, (N, …) under names of types.AUX.
+    """
     channels, size = asked.channels or 3, asked.size or median_side(name, items)
     alike = None if label is None else label.numpy()
     reader = Reader(items, size, channels, alike)
     if len(items) * channels * size**2 > asked.cache_mb * 2**20:
-        source = Encoded(name, reader, asked.max_bad, bad)
+        source = Encoded(name, reader, asked.max_bad, bad, aux)
         source.survey()
         return Opened(source, label, classes or [])
-    return decoded(name, reader, asked, label, classes or [], bad or {})
+    return decoded(name, reader, asked, label, classes or [], bad or {}, aux or {})
 
 
 def decoded(
-    name: str, reader: Reader, asked: Asked, label: Tensor | None, classes: list[str], bad: dict[str, str]
+    name: str,
+    reader: Reader,
+    asked: Asked,
+    label: Tensor | None,
+    classes: list[str],
+    bad: dict[str, str],
+    aux: Mapping[str, Tensor],
 ) -> Opened:
     """All of it, in memory; unreadable images are dropped, and their labels with them."""
     n = len(reader.items)
@@ -214,8 +239,9 @@ def decoded(
     check_bad(name, bad, len(keep) + len(bad), asked.max_bad if keep else 0.0)
     if reasons:
         image, label = image[keep], None if label is None else label[keep]
+        aux = {field: rows[keep] for field, rows in aux.items()}
     names = Texts.of(reader.items.name(i) for i in keep)
-    return Opened(Arrays(name, torch.from_numpy(image), names, bad), label, classes)
+    return Opened(Arrays(name, torch.from_numpy(image), names, bad, aux), label, classes)
 
 
 def median_side(name: str, items: Items) -> int:

@@ -2,18 +2,85 @@
 
 `synthetic`, `synthetic:256`, `synthetic:256:32` (how many, how large). A picture has an up and a down (the
 sky is brighter, the ground is textured, light falls on the upper side of things), so turning it is a puzzle
-with an answer; its class is the shape of the thing, whose place, size and colour are free.
+with an answer; its class is the shape of the thing, whose place, size and colour are free. With each comes a text of
+words that go with such a thing, and of some that go with any.
 """
 
 import torch
 from torch import Tensor
 
+from pretask import text
 from pretask.rng import Rng
 from pretask.sources.arrays import Arrays
 from pretask.sources.common import Asked, Opened
 from pretask.types import UserError
 
 CLASSES = ["ball", "tower", "tent", "tree"]
+TOLD = [
+    [
+        "bounce",
+        "catch",
+        "game",
+        "goal",
+        "kick",
+        "leather",
+        "match",
+        "pitch",
+        "player",
+        "round",
+        "score",
+        "team",
+        "throw",
+    ],
+    [
+        "brick",
+        "castle",
+        "climb",
+        "floor",
+        "guard",
+        "high",
+        "roof",
+        "stair",
+        "stone",
+        "storey",
+        "view",
+        "wall",
+        "window",
+    ],
+    [
+        "camp",
+        "canvas",
+        "fire",
+        "night",
+        "peg",
+        "pole",
+        "rope",
+        "sleep",
+        "stove",
+        "summer",
+        "trip",
+        "valley",
+        "zip",
+    ],
+    [
+        "bark",
+        "bird",
+        "branch",
+        "forest",
+        "fruit",
+        "leaf",
+        "nest",
+        "oak",
+        "root",
+        "seed",
+        "shade",
+        "timber",
+        "wood",
+    ],
+]
+"""words that go with a thing of each class"""
+LENGTH, STRAY = 30, 0.2
+"""words of a text, and the share of them that may be any"""
 
 
 def understands(spec: str) -> bool:
@@ -26,9 +93,10 @@ def load(spec: str, asked: Asked) -> Opened:
     except ValueError:
         raise UserError(f"{spec}: expected synthetic[:N[:SIZE]], for example synthetic:256:32") from None
     image, label = draw(n or 256, asked.size or size or 32, Rng(0, "synthetic"))
+    words = text.pack(tell(label, TOLD, Rng(0, "synthetic", "words")))
     if asked.channels == 1:
         image = image.float().mean(1, keepdim=True).to(torch.uint8)
-    return Opened(Arrays(spec, image), label, CLASSES)
+    return Opened(Arrays(spec, image, aux={"words": words}), label, CLASSES)
 
 
 def draw(n: int, size: int, rng: Rng) -> tuple[Tensor, Tensor]:
@@ -66,3 +134,15 @@ def draw(n: int, size: int, rng: Rng) -> tuple[Tensor, Tensor]:
     scene = torch.where(thing[:, None], paint, scene)
     noisy = scene + 0.02 * rng.normal(n, 3, size, size)
     return (noisy.clamp(0, 1) * 255).to(torch.uint8), label
+
+
+def tell(label: Tensor, told: list[list[str]], rng: Rng) -> list[str]:
+    """A text for each thing (N,), in words that go with its class; all classes have as many."""
+    shape = len(label), LENGTH
+    stray = rng.coin(*shape, p=STRAY)
+    topic = torch.where(stray, rng.integers(*shape, high=len(told)), label[:, None])
+    word = rng.integers(*shape, high=len(told[0]))
+    return [
+        " ".join(told[t][w] for t, w in zip(ts, ws, strict=True))
+        for ts, ws in zip(topic.tolist(), word.tolist(), strict=True)
+    ]

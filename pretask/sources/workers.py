@@ -8,14 +8,14 @@ unreadable travels through a queue.
 import math
 import mmap
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from pretask.sources.encoded import Reader
+from pretask.sources.encoded import Encoded, Reader
 from pretask.types import Batch, UserError
 
 CHUNK = 64
@@ -44,25 +44,25 @@ class Team:
             multiprocessing_context="fork" if sys.platform == "linux" else None,
         )
 
-    def batches(self, rows: list[Tensor], note: Callable[[dict[str, str]], None]) -> Iterator[Batch]:
-        """Start on the batches of positions `rows`; `note` hears what was unreadable."""
+    def batches(self, source: Encoded, rows: list[Tensor]) -> Iterator[Batch]:
+        """Start on the batches of positions `rows`; `source` hears what was unreadable."""
         self.todo.fill(rows, len(self.ring))
-        return self.joined(rows, note, iter(self.loader))  # forks here, in the thread that asks
+        return self.joined(source, rows, iter(self.loader))  # forks here, in the thread that asks
 
-    def joined(
-        self, rows: list[Tensor], note: Callable[[dict[str, str]], None], results: Iterator[Any]
-    ) -> Iterator[Batch]:
+    def joined(self, source: Encoded, rows: list[Tensor], results: Iterator[Any]) -> Iterator[Batch]:
         for index in rows:
             shape = len(index), *self.ring.shape[2:]
             image = torch.empty(shape, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
+            read: list[int] = []
             for part in image.split(CHUNK):
                 result = next(results)
                 if isinstance(result, UserError):
                     raise result
-                slot, bad = result
+                slot, some, bad = result
                 part.copy_(self.ring[slot, : len(part)])
-                note(bad)
-            yield Batch(index, image)
+                read += some
+                source.note(bad)
+            yield source.batch(index, image, read)
 
 
 class Chunks:
@@ -91,10 +91,10 @@ class Decoding:
     def __len__(self) -> int:
         return len(self.reader.items)
 
-    def __getitems__(self, todo: Todo) -> tuple[int, dict[str, str]] | UserError:
+    def __getitems__(self, todo: Todo) -> tuple[int, list[int], dict[str, str]] | UserError:
         slot, index = todo
         try:
-            return slot, self.reader.fill(self.ring[slot, : len(index)].numpy(), index)
+            return slot, *self.reader.fill(self.ring[slot, : len(index)].numpy(), index)
         except UserError as error:  # raised, it would come back wrapped in the worker's traceback
             return error
 

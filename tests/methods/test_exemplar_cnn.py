@@ -1,7 +1,6 @@
 """What a faithful Exemplar-CNN must show (Dosovitskiy et al. 2014, 2016)."""
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -35,7 +34,7 @@ def batch(source, n=16):
 
 
 def context(source, round=0, rounds=2):
-    return Context(source, [], Progress(round, rounds, round, rounds, round, rounds), Rng(0, "begin"), Path())
+    return Context(source, [], Progress(round, rounds, round, rounds, round, rounds), Rng(0, "begin"))
 
 
 # ---- classes

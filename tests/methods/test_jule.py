@@ -3,7 +3,6 @@
 import inspect
 import itertools
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -42,7 +41,7 @@ class Pictures:
 
 
 def at(epoch: int, epochs: int, source: Pictures) -> Context:
-    return Context(source, [], Progress(epoch, epochs, epoch, epochs), Rng(0, "begin", epoch), Path())
+    return Context(source, [], Progress(epoch, epochs, epoch, epochs), Rng(0, "begin", epoch))
 
 
 def built(source: Pictures | None = None, **knobs) -> jule.Jule:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -27,7 +26,7 @@ def made(**knobs):
     source = sources.open("synthetic:32:16")
     config = dataclasses.replace(moco.Config(queue=64), **knobs)
     method = config.build(encoders.build("resnet_small:width=16", 3, 16), source).train()
-    method.begin(Context(source, [], NOW, Rng(0, "begin"), Path()))
+    method.begin(Context(source, [], NOW, Rng(0, "begin")))
     method.puzzle = method.pretext(source.__getitems__(torch.arange(32)), Rng(0))
     return method
 

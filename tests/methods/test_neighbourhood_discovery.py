@@ -1,7 +1,6 @@
 """Neighbourhood discovery: the likelihoods and their gradient by hand, the bank, the curriculum, who is a neighbour."""
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -43,7 +42,7 @@ def built(n: int = 40, config: nd.Config | None = None) -> nd.NeighbourhoodDisco
 
 def context(n: int, epoch: int, epochs: int = 10, rounds: int = 5) -> Context:
     at = Progress(epoch, epochs, epoch, epochs, epoch * rounds // epochs, rounds)
-    return Context(Pictures(n), [], at, Rng(0, "begin", epoch), Path())
+    return Context(Pictures(n), [], at, Rng(0, "begin", epoch))
 
 
 def unit(rng: Rng, *shape: int) -> Tensor:

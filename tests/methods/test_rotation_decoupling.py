@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -46,7 +45,7 @@ def built(n: int = 40, **knobs) -> rd.RotationDecoupling:
 
 
 def context(n: int, epoch: int, epochs: int = 10) -> Context:
-    return Context(Pictures(n), [], Progress(epoch, epochs, epoch, epochs), Rng(0, "begin", epoch), Path())
+    return Context(Pictures(n), [], Progress(epoch, epochs, epoch, epochs), Rng(0, "begin", epoch))
 
 
 def puzzle(method: rd.RotationDecoupling, *index: int) -> rd.Turned:
@@ -406,7 +405,7 @@ def test_the_turn_is_read_from_the_first_half_and_not_from_the_second():
     torch.manual_seed(0)
     config = rd.Config(half=64, judge="resnet_small:width=4")
     method = config.build(encoders.build(SMALL, 3, 16), source).train()
-    method.begin(Context(source, [], NOW, Rng(0), Path()))
+    method.begin(Context(source, [], NOW, Rng(0)))
     method.upright.fill_(1e-6)  # no judges: they teach the halves nothing
     optimizer = torch.optim.AdamW(method.groups(), lr=3e-3)
     for step in range(120):

@@ -2,7 +2,6 @@
 
 import copy
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -46,7 +45,7 @@ def built(encoder: str, source: Pictures, config: sdae.Config | None = None, see
 
 def at(method: sdae.StackedDenoising, epoch: int, epochs: int):
     progress = Progress(epoch, epochs, epoch, epochs, epoch, epochs)
-    method.begin_epoch(Context(pictures(1), [], progress, Rng(0), Path()))
+    method.begin_epoch(Context(pictures(1), [], progress, Rng(0)))
     return method
 
 

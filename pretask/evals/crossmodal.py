@@ -1,0 +1,103 @@
+"""Image and text: which text goes with an image, and which image with a text, by the topics of both.
+
+As TextTopicNet retrieves (Gomez et al. 2017, released code): by the divergence KL(text ‖ image) of their topics. Here an
+image's topics come from a linear probe on frozen features, trained on the topics of the training texts, so that any
+encoder can be judged; the texts themselves say what a topic is. Hits are counted as `retrieval` counts them.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from pretask import text
+from pretask.evals import linear
+from pretask.evals.features import Features, readable
+from pretask.evals.holdout import Part
+from pretask.evals.measure import Chosen, Result, accuracy
+from pretask.sources.common import Images
+from pretask.topics import Topics
+from pretask.types import Batch
+
+AT = (1, 10)
+
+
+class Told:
+    """Images with texts as a labelled source: the class of an image is the main topic of its text."""
+
+    def __init__(self, images: Images, texts: Sequence[str], topics: Topics):
+        self.images, self.texts = images, texts
+        self.name, self.size, self.channels = images.name, images.size, images.channels
+        self.provides, self.bad = images.provides, images.bad
+        self.share = topics.of(texts)  # (N, K)
+        self.label = self.share.argmax(1)
+        self.classes = [" ".join(words) for words in topics.top(3)]
+        number = {t: i for i, t in enumerate(dict.fromkeys(texts))}
+        self.which = torch.tensor([number[t] for t in texts])
+        """(N,) which of the different texts each is"""
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitems__(self, index: Tensor) -> Batch:
+        return self.images.__getitems__(index)
+
+    def files(self, index: Tensor) -> list[str]:
+        return self.images.files(index)
+
+
+def texts_of(images: Images) -> list[str]:
+    parts = torch.arange(len(images)).split(1024)
+    return [t for index in parts for t in text.unpack(images.__getitems__(index).aux["words"])]
+
+
+def told(source: object) -> tuple[Tensor, Tensor] | None:
+    """Topics (N, K) and texts (N,) of the samples whose image could be read; None of a source without texts."""
+    whole, index = (source.whole, source.index) if isinstance(source, Part) else (source, None)
+    if not isinstance(whole, Told):
+        return None
+    index = torch.arange(len(whole)) if index is None else index
+    kept = readable(source)  # type: ignore[arg-type]
+    index = index if kept is None else index[kept]
+    return whole.share[index], whole.which[index]
+
+
+def by_text(
+    of_train: Features, of_test: Features, train: object, test: object, chosen: Chosen
+) -> Iterator[Result]:
+    """Hits among the texts, and among the images, of the test set; nothing where the sources have no texts."""
+    known, unseen = told(train), told(test)
+    if known is None or unseen is None:
+        return
+    choice = chosen.probes["pool"]
+    probe = linear.fit(of_train.stages["pool"], known[0], known[0].shape[1], choice.penalty)
+    apart, which = between(unseen[0], probe.logits(of_test.stages["pool"])), unseen[1]
+    own = which[:, None] == which
+    first = [i for i, w in enumerate(which.tolist()) if w not in which[:i].tolist()]
+    for k in AT:
+        notes = {"penalty": choice.penalty, "among": len(first)}
+        yield accuracy(f"text@{k}", "pool", hits(apart[first].T, own[:, first], k), notes)
+        yield accuracy(f"image@{k}", "pool", hits(apart, own, k), {**notes, "among": len(which)})
+
+
+def between(share: Tensor, logits: Tensor) -> Tensor:
+    """Topics of texts (T, K), a probe's logits for images (N, K) -> KL(text ‖ image) (T, N)."""
+    share = share / share.sum(1, keepdim=True)
+    known = torch.special.xlogy(share, share).sum(1, keepdim=True)
+    return known - share @ logits.float().log_softmax(1).T
+
+
+def hits(apart: Tensor, own: Tensor, k: int) -> Tensor:
+    """(Q, C) distances from queries to candidates, and which are the right ones -> (Q,): whether one is among the k nearest.
+
+    Of candidates at the same distance each comes first equally often, so that a constant answer scores by chance.
+    """
+    best = apart.where(own, torch.inf).amin(1, keepdim=True)
+    nearer, level = (apart < best).sum(1), (apart == best).sum(1)
+    right = (own & (apart == best)).sum(1)
+    places = (k - nearer).clamp(min=0).minimum(level)  # that are left for those at the distance of the best
+    missed = torch.ones(len(apart), dtype=torch.float64)
+    for drawn in range(int(places.max())):
+        left = ((level - right - drawn) / (level - drawn).clamp(min=1)).clamp(min=0)
+        missed = torch.where(drawn < places, missed * left, missed)
+    return 1 - missed

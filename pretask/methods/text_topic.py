@@ -1,0 +1,136 @@
+"""TextTopicNet: foresee from an image alone what the text around it is about.
+
+Gomez, Patel, Rusiñol, Karatzas, Jawahar: Self-Supervised Learning of Visual Features through Embedding Images into Text
+Topic Spaces, CVPR 2017, arXiv:1705.08631; numbers are those of the released code. Topics are learned from the texts
+alone, by latent Dirichlet allocation; every image of a text has the text's topics as its soft target.
+
+Differs: topics are learned by scikit-learn, not gensim; English plurals become the singular where that occurs too, in
+place of a look into WordNet; images are drawn anew in every epoch, cropped by share of area.
+
+Cost: topics take about 2 ms a text and pass, once, before the first step; texts are as long as their first 8 kB.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pretask import images, text, topics
+from pretask.config import TrainConfig
+from pretask.context import Context
+from pretask.encoders import Encoder
+from pretask.methods.base import Method, MethodConfig
+from pretask.rng import Rng
+from pretask.types import Batch, Loss, Source, UserError
+
+NAMED = 48
+"""bytes of a topic's first words"""
+
+
+@dataclass(frozen=True)
+class Config(MethodConfig):
+    """Foresee from an image alone the topics of the text around it."""
+
+    encoder: ClassVar[str] = "resnet_small:width=32,wide=512"
+    train: ClassVar[TrainConfig] = TrainConfig(epochs=60, batch=64, lr=1e-3, weight_decay=0.05)
+
+    needs: ClassVar[frozenset[str]] = frozenset({"words"})
+
+    topics: int = 40
+    """that the texts are about"""
+    stop: str = "english"
+    """words that tell nothing: english (then plurals also count as the singular), a file of words, or '' for none"""
+    fewest: int = 5
+    """texts that a word must occur in (20 for the paper's 100,000)"""
+    most: float = 0.5
+    """share of the texts that a word may occur in"""
+    passes: int = 20
+    """over the texts, while topics are learned"""
+    crop: float = 0.4
+    """smallest share of the area that is shown"""
+
+    def build(self, encoder: Encoder, source: Source) -> "TextTopic":
+        if self.topics < 2:
+            raise UserError(f"--topics {self.topics} leaves nothing to tell apart; give 2 or more")
+        return TextTopic(self, encoder, len(source))
+
+
+@dataclass(frozen=True)
+class Paper(Config):
+    """100,785 images of Wikipedia articles, with --size 256: AlexNet, 102 epochs."""
+
+    encoder: ClassVar[str] = "alexnet_bn"
+    train: ClassVar[TrainConfig] = TrainConfig(
+        epochs=102, batch=64, optimizer="sgd", lr=1e-3, weight_decay=5e-4, warmup=0.0,
+        drops=(50 / 160, 100 / 160, 150 / 160),
+    )  # fmt: skip
+
+    fewest: int = 20
+    """texts that a word must occur in"""
+    passes: int = 1
+    """over the texts"""
+    crop: float = (227 / 256) ** 2
+    """227 of 256 pixels"""
+
+
+@dataclass(frozen=True)
+class About:
+    image: Tensor  # (B, C, H, W)
+    share: Tensor  # (B, K) of each topic in the text
+    topic: Tensor  # (B,) the text's main topic
+
+
+def cross_entropy(logits: Tensor, share: Tensor) -> Tensor:
+    """Σ_k of -t log σ(o) - (1 - t) log(1 - σ(o)), mean over the batch: topics are not made to exclude each other."""
+    return F.binary_cross_entropy_with_logits(logits, share, reduction="none").sum(1).mean()
+
+
+class TextTopic(Method[About]):
+    needs = Config.needs
+    share: Tensor  # (N, K) topics of every image's text
+    told: Tensor  # (K, NAMED) the first words of each topic, as bytes
+
+    def __init__(self, config: Config, encoder: Encoder, count: int):
+        super().__init__()
+        self.config, self.encoder = config, encoder
+        self.head = nn.Linear(encoder.dim, config.topics)
+        self.register_buffer("share", torch.zeros(count, config.topics))
+        self.register_buffer("told", torch.zeros(config.topics, NAMED, dtype=torch.uint8))
+
+    @torch.no_grad()
+    def begin(self, context: Context) -> None:
+        c = self.config
+        texts = text.unpack(context.gather("words"))
+        found = topics.learn(texts, context.rng, c.topics, c.stop, c.fewest, c.most, c.passes)
+        self.share.copy_(found.of(texts))
+        named = text.pack((" ".join(words) for words in found.top(3)), NAMED)
+        self.told[:, : named.shape[1]] = named
+        context.files.update(found.files())
+
+    def pretext(self, batch: Batch, rng: Rng) -> About:
+        x = images.to_float(batch.image)
+        x = images.flip(images.resized_crop(x, x.shape[-1], rng, (self.config.crop, 1.0)), rng)
+        share = self.share[batch.index]
+        return About(x, share, share.argmax(1))
+
+    def logits(self, image: Tensor) -> Tensor:
+        return self.head(self.encoder(image)["pool"]).float()  # (B, K)
+
+    def loss(self, pretext: About) -> Loss:
+        logits = self.logits(pretext.image)
+        least = F.binary_cross_entropy(pretext.share, pretext.share, reduction="none").sum(1).mean()
+        total = cross_entropy(logits, pretext.share)
+        right = (logits.argmax(1) == pretext.topic).float().mean()
+        return Loss(total, {"above": total - least, "accuracy": right})
+
+    def meanings(self) -> Mapping[str, Sequence[str]]:
+        return {"topic": text.unpack(self.told)}
+
+    def solve(self, pretext: About) -> Mapping[str, Tensor]:
+        return {"topic": self.logits(pretext.image).argmax(1)}
+
+    def export(self) -> Encoder:
+        return self.encoder

@@ -1,0 +1,50 @@
+"""What the texts around the images are about: each topic's words, and the images whose texts are most about it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+from torch import Tensor
+
+from pretask.reports import sheet
+from pretask.topics import CARD, Topics
+from pretask.types import Source
+
+TYPICAL = 6
+"""images of each topic"""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A topic: its words, of how many images it is the main one, and the most typical of these."""
+
+    words: str
+    count: int
+    pictures: Sequence[Image.Image]
+
+
+@dataclass(frozen=True)
+class Subjects:
+    """All topics, the most frequent first, and how well they foresee words."""
+
+    all: Sequence[Subject]
+    perplexity: float
+    chance: float
+
+
+def read(folder: Path, share: Tensor, source: Source) -> Subjects | None:
+    """Of a run that learned topics, `share` (N, K) being those of its images; None of any other."""
+    if not (folder / CARD).is_file():
+        return None
+    found = Topics.load(folder)
+    main = share.argmax(1)
+    subjects = []
+    for k, words in enumerate(found.top()):
+        mine = (main == k).nonzero()[:, 0]
+        best = mine[share[mine, k].argsort(descending=True, stable=True)[:TYPICAL]]
+        pictures = sheet.pictures(source.__getitems__(best.cpu()).image) if len(best) else []
+        subjects.append(Subject(", ".join(words), len(mine), pictures))
+    return Subjects(sorted(subjects, key=lambda s: -s.count), found.perplexity, found.chance)

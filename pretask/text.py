@@ -1,0 +1,83 @@
+"""Text in any language: as bytes that a batch can carry, and as words that can be counted."""
+
+import re
+import sys
+import unicodedata
+from collections.abc import Iterable
+from functools import cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+LONGEST = 8192
+"""bytes of a text that are kept, some 1,300 English words"""
+SHORTEST = 3
+"""letters of a word, where an accent and each part of a Korean syllable count as one"""
+UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+"""of scripts that put no spaces between words: Thai, Lao, Burmese, Khmer, kana, Chinese characters"""
+
+
+def pack(texts: Iterable[str], longest: int = LONGEST) -> Tensor:
+    """N texts -> (N, L) uint8: UTF-8, cut after `longest` bytes between two characters, filled up with zeros."""
+    parts = [t.encode("utf-8", "replace")[:longest].decode("utf-8", "ignore").encode() for t in texts]
+    packed = np.zeros((len(parts), max(map(len, parts), default=0)), np.uint8)
+    for row, part in zip(packed, parts, strict=True):
+        row[: len(part)] = np.frombuffer(part, np.uint8)
+    return torch.from_numpy(packed)
+
+
+def unpack(packed: Tensor) -> list[str]:
+    """(N, L) as `pack` made them -> the texts."""
+    return [bytes(row).rstrip(b"\0").decode() for row in packed.cpu().numpy()]
+
+
+def words(text: str) -> list[str]:
+    """The words of a text, in lower case, without numbers, signs and what is shorter than SHORTEST.
+
+    Where no spaces part the words, each two neighbouring characters count as one, as search engines do.
+    """
+    plain = "".join(c for c in unicodedata.normalize("NFKC", text) if unicodedata.category(c) != "Cf")
+    found: list[str] = []
+    for run in letters().findall(plain.casefold()):
+        for part in unspaced().split(run):
+            if unspaced().fullmatch(part):
+                found += [part[i : i + 2] for i in range(max(1, len(part) - 1))]
+            elif len(unicodedata.normalize("NFKD", part)) >= SHORTEST:
+                found.append(part)
+    return found
+
+
+@cache
+def letters() -> re.Pattern[str]:
+    """Runs of letters and of the marks on them, which Python's own \\w leaves out."""
+    marks = "".join(c for c in map(chr, range(sys.maxunicode + 1)) if unicodedata.category(c)[0] == "M")
+    return re.compile(rf"(?:[^\W\d_]|[{marks}])+")
+
+
+@cache
+def unspaced() -> re.Pattern[str]:
+    return re.compile(f"([{UNSPACED}]+)")
+
+
+SINGULAR = (
+    ("ies", "y"),
+    ("ches", "ch"),
+    ("shes", "sh"),
+    ("xes", "x"),
+    ("sses", "ss"),
+    ("ves", "f"),
+    ("men", "man"),
+    ("s", ""),
+)
+"""of English nouns: an ending, and what stands for it in the singular"""
+
+
+def singular(word: str, known: frozenset[str]) -> str:
+    """An English plural's singular, if that is a known word too; else the word itself."""
+    for ending, instead in SINGULAR:
+        if word.endswith(ending) and not word.endswith("ss"):
+            one = word.removesuffix(ending) + instead
+            if len(one) >= SHORTEST and one in known:
+                return one
+    return word

@@ -1,0 +1,126 @@
+"""Image and text: hits against a slow loop, ties by chance, the divergence's direction, and the whole way on made-up pairs."""
+
+import json
+import math
+import random
+
+import pytest
+import torch
+
+import pretask
+from pretask import sources
+from pretask.cli import main
+from pretask.evals import baselines, crossmodal, linear
+from pretask.evals.evaluate import parts
+from pretask.rng import Rng
+from pretask.topics import learn
+
+
+def slow_hit(apart, own, k, tries=4000):
+    """How often a right candidate is among the k nearest, when equal ones are put in random order."""
+    found = 0
+    for _ in range(tries):
+        order = sorted(range(len(apart)), key=lambda i: (apart[i], random.random()))
+        found += any(own[i] for i in order[:k])
+    return found / tries
+
+
+def test_hits_are_those_of_sorting_with_ties_in_random_order():
+    random.seed(0)
+    generator = torch.Generator().manual_seed(0)
+    for levels in (2, 3, 50):
+        apart = torch.randint(levels, (6, 7), generator=generator).float()
+        own = torch.rand(6, 7, generator=generator) < 0.3
+        own[:, 0] = True
+        for k in (1, 2, 5):
+            fast = crossmodal.hits(apart, own, k)
+            for q in range(6):
+                slow = slow_hit(apart[q].tolist(), own[q].tolist(), k)
+                assert fast[q].item() == pytest.approx(slow, abs=0.04)
+
+
+def test_a_constant_answer_scores_by_chance():
+    own = torch.eye(20, dtype=torch.bool)
+    assert crossmodal.hits(torch.zeros(20, 20), own, 5).tolist() == pytest.approx([0.25] * 20)
+    assert crossmodal.hits(1 - own.float(), own, 1).tolist() == [1.0] * 20
+
+
+def test_divergence_is_the_formula_from_text_to_image_and_scaling_changes_nothing():
+    share = torch.tensor([[0.7, 0.2, 0.0], [0.1, 0.1, 0.8]])
+    logits = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    p = logits.softmax(1)
+    t = share / share.sum(1, keepdim=True)
+    slow = [
+        [sum(a * math.log(a / b) for a, b in zip(q, r, strict=True) if a) for r in p.tolist()]
+        for q in t.tolist()
+    ]
+    torch.testing.assert_close(crossmodal.between(share, logits), torch.tensor(slow))
+    torch.testing.assert_close(crossmodal.between(3 * share, logits), torch.tensor(slow))
+
+
+def test_a_probe_of_shares_is_at_its_optimum_and_that_of_sure_shares_is_the_usual_one():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(80, 5, generator=generator, dtype=torch.float64)
+    share = torch.rand(80, 3, generator=generator, dtype=torch.float64)
+    share *= torch.rand(80, 1, generator=generator, dtype=torch.float64)  # that need not add up to 1
+    problem = linear.Problem(x, share, 3)
+    theta = torch.randn(3, 6, generator=generator, dtype=torch.float64)
+    theta.requires_grad_(True)
+    standard = torch.cat([(x - problem.mean) * problem.scale, torch.ones(80, 1)], 1)
+    objective = (
+        -(share * (standard @ theta.T).log_softmax(1)).sum(1).mean() + 0.05 * theta[:, :5].square().sum()
+    )
+    objective.backward()
+    value, gradient = problem.value(theta.detach(), 0.1)
+    assert value == pytest.approx(objective.item())
+    torch.testing.assert_close(gradient, theta.grad)
+    label = torch.randint(3, (80,), generator=generator)
+    sure = torch.nn.functional.one_hot(label, 3).double()
+    one, other = (linear.fit(x, target, 3, 0.01) for target in (label, sure))
+    torch.testing.assert_close(one.weight, other.weight, rtol=1e-3, atol=1e-3)
+
+
+@pytest.fixture
+def texts():
+    return sources.open("synthetic:120:16")
+
+
+def test_images_of_one_text_stay_on_one_side_of_the_split(texts):
+    said = crossmodal.texts_of(texts)
+    said = [said[i // 4] for i in range(120)]  # four images to a text
+    source = crossmodal.Told(texts, said, learn(said, Rng(0), 4, fewest=1, most=1.0))
+    train, test = parts(source, seed=0)
+    one, other = (set(source.which[part.index].tolist()) for part in (train, test))
+    assert not one & other and len(one | other) == 30 and 5 <= len(other) <= 7
+
+
+def test_the_whole_way(tmp_path, monkeypatch, capsys):
+    """Texts that tell what is to be seen are found by it; a run's own topics are used."""
+    monkeypatch.setattr(baselines, "SAMPLES", 2000)
+    source = sources.open("synthetic:240:16")
+    said = crossmodal.texts_of(source)
+    (tmp_path / "images").mkdir()
+    from PIL import Image
+
+    rows = []
+    for i, pixels in enumerate(source.__getitems__(torch.arange(240)).image):
+        Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(tmp_path / f"images/{i}.png")
+        rows.append({"image": f"images/{i}.png", "text": said[i]})
+    for name, part in (("train", rows[:180]), ("test", rows[180:])):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, part)))
+    train, test = str(tmp_path / "train.jsonl"), str(tmp_path / "test.jsonl")
+    run = str(tmp_path / "run-s0")
+    words = ["pretrain", "text_topic", "--topics", "4", "--data", train, "--out", run, "--steps", "60"]
+    assert main([*words, "--batch", "32", "--encoder", "resnet_small:width=8"]) == 0
+    assert main(["evaluate", run, "--data", train, "--test", test]) == 0
+    table = capsys.readouterr().out
+    assert "its text@10" in table and "4 classes, chance 25.0" in table
+    scores = pretask.evaluate(run, train, test, progress=False)
+    row = scores.get("text_topic", "text@10")
+    assert row["n"] == 60 and row["chosen"][0]["among"] == 60
+    assert {d["eval"] for d in scores.differences} >= {"text@10", "image@10"}
+    page = (tmp_path / "run-s0/report.html").read_text()
+    assert "Topics of the texts" in page and "image@10" in page
+    assert main(["evaluate", run, "--data", train, "--test", "synthetic:40:16", "--seeds", "2"]) == 0
+    assert main(["evaluate", run, "--data", train, "--test", str(tmp_path / "images")]) == 2
+    assert "has no texts, and" in capsys.readouterr().err

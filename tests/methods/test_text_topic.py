@@ -1,0 +1,216 @@
+"""TextTopicNet: what the texts are about, the loss as a slow loop and by its golden values, and what it is learned from."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from pretask import encoders, sources, text, topics
+from pretask.context import Context
+from pretask.methods import text_topic
+from pretask.rng import Rng
+from pretask.types import Progress, UserError
+
+NOW = Progress(0, 9, 0, 9)
+K = 40
+
+
+@pytest.fixture(scope="module")
+def source():
+    return sources.open("synthetic:200:16")
+
+
+@pytest.fixture(scope="module")
+def texts(source):
+    return text.unpack(source.aux["words"])
+
+
+def learned(texts, k=4, **knobs):
+    return topics.learn(texts, Rng(0), k, **{"fewest": 1, "most": 1.0} | knobs)
+
+
+def begun(config, source):
+    torch.manual_seed(0)
+    method = config.build(encoders.build("resnet_small:width=16", 3, 16), source)
+    context = Context(source, [], NOW, Rng(0, "begin"))
+    method.begin(context)
+    return method, context
+
+
+# ---- words
+
+
+def test_words_of_the_papers_example():
+    (bag,) = topics.cleaned(["The 3 Cats' running-wheels, in 1999! Cat, wheel."], "english")
+    assert bag == ["cat", "running", "wheel", "cat", "wheel"]
+
+
+def test_without_english_plurals_stay_and_a_file_can_name_stop_words(tmp_path):
+    assert topics.cleaned(["the cats, a cat"], "") == [["the", "cats", "cat"]]
+    (tmp_path / "stop.txt").write_text("the\nkatze\n")
+    assert topics.cleaned(["the Katze, the cat"], str(tmp_path / "stop.txt")) == [["cat"]]
+    with pytest.raises(UserError, match=r"--stop nowhere\.txt is no file of words; expected english"):
+        topics.cleaned(["a"], "nowhere.txt")
+
+
+@pytest.mark.parametrize(("times", "kept"), [(19, False), (20, True), (50, True), (51, False)])
+def test_rare_and_common_words_are_left_out(times, kept):
+    bags = [["word"] * (i < times) + ["other"] * (i % 3 == 0) for i in range(100)]
+    counts, vocabulary = topics.counted(bags, min_df=20, max_df=0.5)
+    assert ("word" in vocabulary) == kept
+    assert counts.shape == (100, len(vocabulary))
+
+
+def test_texts_without_a_common_word_say_which_knob_to_turn():
+    with pytest.raises(UserError, match=r"no word of these 3 texts is in 20 of them .* lower --fewest"):
+        learned(["one two three", "four five six", "seven eight nine"], fewest=20)
+
+
+# ---- topics
+
+
+def test_the_topics_are_those_that_the_texts_were_made_of(source, texts):
+    found = learned(texts)
+    share = found.of(texts)
+    told = [set(words) for words in sources.synthetic.TOLD]
+    of_topic = [max(range(4), key=lambda c: len(told[c] & set(top))) for top in found.top()]
+    assert sorted(of_topic) == [0, 1, 2, 3]
+    label = sources.open_labelled("synthetic:200:16").label
+    assert (torch.tensor(of_topic)[share.argmax(1)] == label).float().mean() > 0.98
+    assert found.perplexity < 0.75 * found.chance
+
+
+def test_shares_are_none_or_more_than_a_hundredth_and_alike_for_texts_alike(texts):
+    share = learned(texts, k=K).of([texts[0], texts[1], texts[0]])
+    assert share.shape == (3, K) and torch.equal(share[0], share[2])
+    assert ((share == 0) | (share >= topics.FLOOR)).all()
+    assert ((share.sum(1) > 0.6) & (share.sum(1) <= 1 + 1e-6)).all()
+
+
+def test_a_text_of_unknown_words_is_about_all_topics_alike(texts):
+    share = learned(texts).of(["zyx qwv"])
+    torch.testing.assert_close(share, torch.full((1, 4), 0.25))
+
+
+def test_topics_come_back_from_their_files(texts, tmp_path):
+    found = learned(texts)
+    for name, content in found.files().items():
+        (tmp_path / name).write_bytes(content)
+    again = topics.Topics.load(tmp_path)
+    assert torch.equal(again.of(texts[:9]), found.of(texts[:9]))
+    assert again.top() == found.top() and again.perplexity == found.perplexity
+    with pytest.raises(UserError, match=r"has no topics\.json"):
+        topics.Topics.load(tmp_path / "nowhere")
+
+
+def test_perplexity_of_one_topic_is_that_of_the_frequencies():
+    """Two words, one thrice as frequent: 4 / 3^0.75 by the frequencies, of texts that have them so."""
+    bags = [["often"] * 6 + ["seldom"] * 2]
+    model = topics.revived(np.array([[3.0, 1.0]]))
+    found = topics.perplexity(model, bags, ["often", "seldom"])
+    assert found == pytest.approx(4 / 3**0.75)
+
+
+def test_what_is_held_out_is_not_learned_from(texts):
+    assert learned(texts).learned == 180
+    assert learned(texts[:100] * 2).learned == 180  # both copies of a text are held out, or none
+
+
+# ---- the loss
+
+
+def test_loss_is_the_formula(source):
+    method, _ = begun(text_topic.Config(), source)
+    puzzle = method.puzzle(source.__getitems__(torch.arange(6)), 0)
+    logits = method.logits(puzzle.image)
+    slow = 0.0
+    for row, share in zip(logits.tolist(), puzzle.share.tolist(), strict=True):
+        for o, t in zip(row, share, strict=True):
+            p = 1 / (1 + math.exp(-o))
+            slow -= (t * math.log(p) + (1 - t) * math.log(1 - p)) / 6
+    assert method.loss(puzzle).total.item() == pytest.approx(slow, rel=1e-5)
+
+
+def test_golden_losses():
+    one_hot = torch.eye(K)[:3]
+    assert text_topic.cross_entropy(torch.zeros(3, K), one_hot).item() == pytest.approx(27.73, abs=0.005)
+    constant = torch.full((3, K), math.log((1 / K) / (1 - 1 / K)))
+    for share in (one_hot, torch.full((3, K), 1 / K)):
+        assert text_topic.cross_entropy(constant, share).item() == pytest.approx(4.676, abs=5e-4)
+
+
+def test_gradient_at_the_start():
+    logits = torch.zeros(5, K, requires_grad=True)
+    share = torch.rand(5, K)
+    text_topic.cross_entropy(logits, share).backward()
+    torch.testing.assert_close(logits.grad, (0.5 - share) / 5)
+
+
+def test_what_is_paid_above_the_least_is_nothing_for_the_right_answer(source):
+    method, _ = begun(text_topic.Config(), source)
+    puzzle = method.puzzle(source.__getitems__(torch.arange(6)), 0)
+    right = dataclasses.replace(puzzle, share=method.logits(puzzle.image).sigmoid().detach())
+    loss = method.loss(right)
+    assert loss.parts["above"].item() == pytest.approx(0, abs=1e-4)
+    assert loss.total.item() > 1
+
+
+# ---- the puzzle
+
+
+def test_every_image_has_the_topics_of_its_own_text(source, texts):
+    method, context = begun(text_topic.Config(topics=4), source)
+    index = torch.tensor([5, 17, 5])
+    puzzle = method.puzzle(source.__getitems__(index), 0)
+    found = learned(texts, fewest=5, most=0.5)
+    assert torch.equal(puzzle.share[0], puzzle.share[2])
+    assert torch.equal(puzzle.topic, puzzle.share.argmax(1))
+    assert set(context.files) == {topics.CARD, topics.WEIGHT}
+    assert method.share.shape == (200, 4) and found.weight.shape == method_weight(context).shape
+    assert [t.split() for t in method.meanings()["topic"]] == top_of(context)
+
+
+def method_weight(context):
+    from safetensors.torch import load
+
+    return load(context.files[topics.WEIGHT])["weight"]
+
+
+def top_of(context):
+    import json
+
+    return [words[:3] for words in json.loads(context.files[topics.CARD])["top"]]
+
+
+def test_one_topic_is_refused(source):
+    with pytest.raises(UserError, match="--topics 1 leaves nothing to tell apart"):
+        text_topic.Config(topics=1).build(encoders.build("resnet_small:width=8", 3, 16), source)
+
+
+def test_shuffled_texts_leave_nothing_to_learn_and_true_ones_do():
+    """The control of the paper's idea: image and text must belong together."""
+    whole, shuffled = sources.open("synthetic:600:16"), sources.open("synthetic:600:16")
+    shuffled.aux["words"] = shuffled.aux["words"][Rng(1).permutation(600)]
+    right = {}
+    for name, one in (("true", whole), ("shuffled", shuffled)):
+        method, _ = begun(text_topic.Config(topics=4, crop=1.0), one)
+        optimizer = torch.optim.AdamW(method.groups(), lr=1e-2)
+        for step in range(200):
+            loss = method.loss(method.puzzle(one.__getitems__(Rng(step).permutation(500)[:50]), step))
+            optimizer.zero_grad()
+            loss.total.backward()
+            optimizer.step()
+        method.eval()
+        unseen = method.puzzle(one.__getitems__(torch.arange(500, 600)), 0)
+        right[name] = (method.solve(unseen)["topic"] == unseen.topic).float().mean().item()
+    assert right["true"] > 0.5 and right["shuffled"] < 0.35
+
+
+def test_papers_net_takes_its_images():
+    config, source = text_topic.Paper(), sources.open("synthetic:16:128")
+    method = config.build(encoders.build(config.encoder, 3, 128), source)
+    assert method.logits(torch.rand(2, 3, 128, 128)).shape == (2, 40)
+    assert (config.train.epochs, config.fewest, config.most, config.passes) == (102, 20, 0.5, 1)
+    assert config.crop == pytest.approx((227 / 256) ** 2)
