@@ -38,7 +38,8 @@ class Topics:
 
     vocabulary: list[str]
     weight: Tensor  # (K, V) float64, pseudo-counts
-    stop: str
+    english: bool
+    """whether plurals count as the singular"""
     perplexity: float
     """of texts that were held out: among so many words, as it were, each one is chosen"""
     chance: float
@@ -48,7 +49,8 @@ class Topics:
 
     def of(self, texts: Sequence[str]) -> Tensor:
         """N texts -> (N, K) shares; of one that has no word of the vocabulary all are alike."""
-        counts, _ = counted(cleaned(texts, self.stop, frozenset(self.vocabulary)), vocabulary=self.vocabulary)
+        bags = cleaned(texts, ENGLISH if self.english else "", frozenset(self.vocabulary))
+        counts, _ = counted(bags, vocabulary=self.vocabulary)
         shares = torch.from_numpy(revived(self.weight.numpy()).transform(counts)).float()
         return shares * (shares >= FLOOR)
 
@@ -65,7 +67,7 @@ class Topics:
     def files(self) -> dict[str, bytes]:
         """Name -> content, for a run's folder."""
         numbers = {"perplexity": self.perplexity, "chance": self.chance, "learned": self.learned}
-        card = numbers | {"stop": self.stop, "top": self.top(), "vocabulary": self.vocabulary}
+        card = numbers | {"english": self.english, "top": self.top(), "vocabulary": self.vocabulary}
         told = json.dumps(card, indent=1, ensure_ascii=False) + "\n"
         return {CARD: told.encode(), WEIGHT: save({"weight": self.weight})}
 
@@ -77,7 +79,7 @@ class Topics:
         with checkpoint.belonging(folder / CARD):
             card = json.loads((folder / CARD).read_text())
             weight = load_file(folder / WEIGHT)["weight"]
-            rest = (card[name] for name in ("stop", "perplexity", "chance", "learned"))
+            rest = (card[name] for name in ("english", "perplexity", "chance", "learned"))
             return cls(card["vocabulary"], weight, *rest)
 
 
@@ -97,6 +99,10 @@ def learn(
     bags = cleaned(texts, stop)
     counts, vocabulary = counted(bags, min_df=fewest, max_df=most, max_features=WORDS)
     distinct, which = np.unique(np.array(texts, dtype=object), return_inverse=True)
+    if len(distinct) < 2:
+        raise UserError(
+            f"all {len(texts)} texts are the same, so there are no topics; expected different ones"
+        )
     held = (rng.child("held").permutation(len(distinct)).cpu().numpy() < HELD * len(distinct))[which]
     model = allocation(topics, int(rng.generator.initial_seed() % 2**31), passes, sum(~held))
     model.fit(counts[~held])
@@ -105,7 +111,7 @@ def learn(
     return Topics(
         vocabulary,
         torch.from_numpy(model.components_),
-        stop,
+        stop == ENGLISH,
         perplexity(model, unseen, vocabulary),
         perplexity(revived(frequency[None]), unseen, vocabulary),
         int(sum(~held)),

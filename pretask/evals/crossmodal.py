@@ -31,7 +31,7 @@ class Told:
         self.provides, self.bad = images.provides, images.bad
         self.share = topics.of(texts)  # (N, K)
         self.label = self.share.argmax(1)
-        self.classes = [" ".join(words) for words in topics.top(3)]
+        self.classes = [f"{k} {' '.join(words)}" for k, words in enumerate(topics.top(3))]
         number = {t: i for i, t in enumerate(dict.fromkeys(texts))}
         self.which = torch.tensor([number[t] for t in texts])
         """(N,) which of the different texts each is"""

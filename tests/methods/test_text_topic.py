@@ -105,6 +105,20 @@ def test_topics_come_back_from_their_files(texts, tmp_path):
         topics.Topics.load(tmp_path / "nowhere")
 
 
+def test_a_file_of_stop_words_is_not_needed_any_more(texts, tmp_path):
+    stop = tmp_path / "stop.txt"
+    stop.write_text("goal\n")
+    found = learned(texts, stop=str(stop))
+    assert "goal" not in found.vocabulary and "match" in found.vocabulary
+    stop.unlink()
+    assert found.of(texts[:2]).shape == (2, 4)
+
+
+def test_texts_that_are_all_the_same_have_no_topics():
+    with pytest.raises(UserError, match="all 3 texts are the same"):
+        learned(["one and two"] * 3)
+
+
 def test_perplexity_of_one_topic_is_that_of_the_frequencies():
     """Two words, one thrice as frequent: 4 / 3^0.75 by the frequencies, of texts that have them so."""
     bags = [["often"] * 6 + ["seldom"] * 2]
