@@ -4,13 +4,14 @@
     python docs/results/make.py EXPERIMENT … --data FOLDER [--runs runs/results]
     python docs/results/make.py                              only page and pictures, from what is here
 
-FOLDER holds cifar10/, clustering/ and imagenette224/. An experiment that is here is made anew; runs that lie in
+FOLDER holds cifar10/, clustering/, imagenette224/ and pairs/. An experiment that is here is made anew; runs that lie in
 --runs, finished, are used again. Each takes about ten minutes a run on two cores, with nothing else running.
 """
 
 import argparse
 import json
 import os
+import random
 import shlex
 import shutil
 import subprocess
@@ -47,12 +48,16 @@ class Experiment:
     """that are asked for beside the usual ones"""
     more: Callable[["Experiment", Path, Path], dict[str, Any]] | None = None
     """what else is measured, from the data and the first run's folder"""
+    runs: str = ""
+    """another experiment, whose runs these are"""
 
     def pretrain(self, data: Path, run: Path) -> list[str]:
-        return ["pretrain", self.method, "--data", str(data / self.train), "--out", str(run), *self.flags]
+        path = str(place(self.train, data, run))
+        return ["pretrain", self.method, "--data", path, "--out", str(run), *self.flags]
 
     def evaluate(self, data: Path, run: Path) -> list[str]:
-        sets = ["--data", str(data / self.labelled), "--test", str(data / self.test)]
+        labelled, test = (str(place(part, data, run)) for part in (self.labelled, self.test))
+        sets = ["--data", labelled, "--test", test]
         return ["evaluate", str(run), *sets, "--seeds", str(self.seeds), *self.scores]
 
 
@@ -67,7 +72,9 @@ def main() -> None:
             f"there is no experiment {', '.join(sorted(unknown))}; there are {', '.join(EXPERIMENTS)}"
         )
     if chosen.experiment and not chosen.data:
-        words.error("--data is missing: the folder that holds cifar10/, clustering/ and imagenette224/")
+        words.error(
+            "--data is missing: the folder that holds cifar10/, clustering/, imagenette224/ and pairs/"
+        )
     for name in chosen.experiment:
         make(name, EXPERIMENTS[name], chosen.data, chosen.runs)
     page.write(HERE, list(EXPERIMENTS))
@@ -75,7 +82,10 @@ def main() -> None:
 
 def make(name: str, experiment: Experiment, data: Path, runs: Path) -> None:
     """Train what is missing, score it, and keep what a reader needs in a folder of its own."""
-    first = runs / f"{name}-s0"
+    stem = experiment.runs or name
+    first = runs / f"{stem}-s0"
+    if experiment.train.startswith(PAIRS):
+        cut_in_two(data, runs)
     if not (first / "DONE").exists():
         begun = (first / "run.json").exists()
         again = ["pretrain", "--resume", str(first)]
@@ -98,10 +108,32 @@ def make(name: str, experiment: Experiment, data: Path, runs: Path) -> None:
     (kept / "scores.json").write_text(plain(scores, data, runs))
     (kept / "about.json").write_text(json.dumps(about, indent=2) + "\n")
     for seed in range(experiment.seeds):
-        run = runs / f"{name}-s{seed}"
+        run = runs / f"{stem}-s{seed}"
         (kept / f"run-s{seed}.json").write_text(plain((run / "run.json").read_text(), data, runs))
         rows = (run / "log.jsonl").read_text().splitlines(keepends=True)
         (kept / f"log-s{seed}.jsonl").write_text("".join(rows[:: max(1, len(rows) // CURVE)]))
+
+
+def place(part: str, data: Path, run: Path) -> Path:
+    """Of a set: in the data folder, or beside the runs, where `cut_in_two` has written it."""
+    return run.parent / part if part.startswith(PAIRS) else data / part
+
+
+def cut_in_two(data: Path, runs: Path) -> None:
+    """The textbook's figures with their texts, four fifths to learn from and one to be judged by; no text is in both."""
+    book = data / "pairs" / "astronomy"
+    rows = [json.loads(line) for line in (book / "pairs.jsonl").read_text().splitlines()]
+    texts = sorted({row["context"] for row in rows})
+    random.Random(0).shuffle(texts)
+    held = set(texts[: len(texts) // 5])
+    (runs / PAIRS).mkdir(parents=True, exist_ok=True)
+    for part in ("train", "test"):
+        mine = [
+            {"image": str((book / row["image"]).resolve()), "text": row["context"]}
+            for row in rows
+            if (row["context"] in held) == (part == "test")
+        ]
+        (runs / PAIRS / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in mine))
 
 
 def pretask(words: Sequence[str], threads: int = 0) -> str:
@@ -229,7 +261,18 @@ GROUPING = {
     "lejepa": "LeJEPA",
     "rotation_decoupling": "Rotation feature decoupling",
 }
+PAIRS = "astronomy"
+"""the folder of the textbook's figures, cut in two"""
 AT_64 = ("--size", "64", "--steps", "1500")
+TEXTBOOK = Experiment(
+    "TextTopicNet on the figures of a textbook of astronomy, by the topics of their texts",
+    "text_topic",
+    f"{PAIRS}/train.jsonl",
+    f"{PAIRS}/train.jsonl",
+    f"{PAIRS}/test.jsonl",
+    threads=1,
+    flags=("--budget", "5m", "--size", "64"),
+)
 COLOUR = {
     "colorization": ("Colorization", "colorization"),
     "proxy": ("Colour proxy", "color_proxy"),
@@ -306,6 +349,14 @@ EXPERIMENTS: dict[str, Experiment] = {
         f"{method}-cifar10": small_cifar10(f"{title} on CIFAR-10", method, "full_jpeg", threads=1)
         for method, title in GROUPING.items()
     },
+    "text_topic-astronomy": TEXTBOOK,
+    "text_topic-cifar10": replace(
+        TEXTBOOK,
+        title="TextTopicNet from a textbook of astronomy, on CIFAR-10",
+        labelled="cifar10/cifar10_train.npz",
+        test="cifar10/cifar10_test.npz",
+        runs="text_topic-astronomy",
+    ),
     "jule-cifar10": Experiment(
         "JULE on 8,000 images of CIFAR-10",
         "jule",
