@@ -15,35 +15,24 @@ from pretask.evals import linear
 from pretask.evals.features import Features, readable
 from pretask.evals.holdout import Part
 from pretask.evals.measure import Chosen, Result, accuracy
+from pretask.sources import Labelled
 from pretask.sources.common import Images
 from pretask.topics import Topics
-from pretask.types import Batch
+from pretask.types import Source
 
 AT = (1, 10)
 
 
-class Told:
-    """Images with texts as a labelled source: the class of an image is the main topic of its text."""
+class Told(Labelled):
+    """Images with texts, labelled: the class of an image is the main topic of its text."""
 
     def __init__(self, images: Images, texts: Sequence[str], topics: Topics):
-        self.images, self.texts = images, texts
-        self.name, self.size, self.channels = images.name, images.size, images.channels
-        self.provides, self.bad = images.provides, images.bad
-        self.share = topics.of(texts)  # (N, K)
-        self.label = self.share.argmax(1)
-        self.classes = [f"{k} {' '.join(words)}" for k, words in enumerate(topics.top(3))]
+        share = topics.of(texts)
+        named = [f"{k} {' '.join(words)}" for k, words in enumerate(topics.top(3))]
+        super().__init__(images, share.argmax(1), named)
         number = {t: i for i, t in enumerate(dict.fromkeys(texts))}
-        self.which = torch.tensor([number[t] for t in texts])
-        """(N,) which of the different texts each is"""
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitems__(self, index: Tensor) -> Batch:
-        return self.images.__getitems__(index)
-
-    def files(self, index: Tensor) -> list[str]:
-        return self.images.files(index)
+        self.share = share  # (N, K)
+        self.which = torch.tensor([number[t] for t in texts])  # (N,) each different text has a number
 
 
 def texts_of(images: Images) -> list[str]:
@@ -51,19 +40,19 @@ def texts_of(images: Images) -> list[str]:
     return [t for index in parts for t in text.unpack(images.__getitems__(index).aux["words"])]
 
 
-def told(source: object) -> tuple[Tensor, Tensor] | None:
+def told(source: Source) -> tuple[Tensor, Tensor] | None:
     """Topics (N, K) and texts (N,) of the samples whose image could be read; None of a source without texts."""
     whole, index = (source.whole, source.index) if isinstance(source, Part) else (source, None)
     if not isinstance(whole, Told):
         return None
     index = torch.arange(len(whole)) if index is None else index
-    kept = readable(source)  # type: ignore[arg-type]
+    kept = readable(source)
     index = index if kept is None else index[kept]
     return whole.share[index], whole.which[index]
 
 
 def by_text(
-    of_train: Features, of_test: Features, train: object, test: object, chosen: Chosen
+    of_train: Features, of_test: Features, train: Source, test: Source, chosen: Chosen
 ) -> Iterator[Result]:
     """Hits among the texts, and among the images, of the test set; nothing where the sources have no texts."""
     known, unseen = told(train), told(test)
