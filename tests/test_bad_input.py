@@ -169,7 +169,7 @@ def test_what_was_bad_before_a_crash_is_still_listed_after_it(large, tmp_path: P
     with monkeypatch.context() as patch:
         patch.setattr(loop.Trainer, "step", cut)
         patch.setattr(checkpoint, "write_text", lambda *_: None)  # as if it were killed
-        patch.setattr(pretraining, "first_files", lambda folder, card, picture: card_only(folder, card))
+        patch.setattr(pretraining, "first_files", lambda folder, card, **_: card_only(folder, card))
         assert pretrain(folder, tmp_path / "run", *words) == 130
     assert not (tmp_path / "run" / run.SKIPPED).exists()
     assert main(["pretrain", "--resume", str(tmp_path / "run")]) == 0

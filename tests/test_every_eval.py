@@ -14,7 +14,18 @@ from torch import Tensor
 
 from pretask import encoders, evals, sources
 from pretask.encoders import Encoder
-from pretask.evals import cka, clustering, fewshot, finetune, knn, linear, nonlinear, retrieval, spread
+from pretask.evals import (
+    cka,
+    clustering,
+    crossmodal,
+    fewshot,
+    finetune,
+    knn,
+    linear,
+    nonlinear,
+    retrieval,
+    spread,
+)
 from pretask.evals.holdout import Part
 from pretask.evals.measure import Chosen, Result
 from pretask.rng import Rng
@@ -42,6 +53,13 @@ def numbers(found: dict[str, float]) -> Tensor:
     return torch.tensor([*found.values()]).double()
 
 
+def by_text(x: Tensor, label: Tensor, unseen: Tensor, truth: Tensor) -> Tensor:
+    """Whether the first of all texts, each about its own class, is one of the sample's class."""
+    logits = linear.fit(x, label, CLASSES, 0.01).logits(unseen)
+    apart = crossmodal.between(torch.nn.functional.one_hot(truth, CLASSES) + 0.01, logits)
+    return crossmodal.hits(apart.T, truth[:, None] == truth, 1)
+
+
 PREDICT: dict[str, Callable[..., Tensor]] = {
     "knn": lambda x, label, unseen, truth: knn.knn(x, label, unseen, CLASSES, k=10),
     "linear": lambda x, label, unseen, truth: linear.fit(x, label, CLASSES, 0.01).predict(unseen),
@@ -49,6 +67,7 @@ PREDICT: dict[str, Callable[..., Tensor]] = {
     "clustering": lambda x, label, unseen, truth: clustering.matched(
         truth, clustering.cluster(unseen, CLASSES, seed=0)
     ),
+    "crossmodal": lambda x, label, unseen, truth: by_text(x, label, unseen, truth),
     "retrieval": lambda x, label, unseen, truth: per_sample(retrieval.hits(unseen, truth)),
 }
 """evaluation -> what it says of each test sample (Q, …)"""

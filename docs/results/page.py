@@ -111,7 +111,7 @@ def clusters(sets: Sequence[Row]) -> str:
     lines = [
         "## Clusters\n",
         "Made by `python docs/results/clusters.py`: NMI (geometric mean) and ACC against the labels, %, with 95 % "
-        "intervals over images; of a run of JULE those of `pretask cluster RUN` ([how it merges](../clustering.md)). "
+        "intervals over images; of a run of JULE those of the clusters that it sorts the images into ([how it merges](../clustering.md)). "
         "Each run is one draw: they differ by more than their intervals say.\n",
     ]
     for found in sets:
