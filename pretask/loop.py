@@ -116,7 +116,7 @@ class Trainer:
         torch.manual_seed(rng.generator.initial_seed() ^ share[0])  # for dropout and its like
         distributed.unshard(self.wrapped)
         with torch.no_grad():
-            pretext = self.method.pretext(batch.to(self.fabric.device), rng)
+            pretext = self.method.pretext(batch.only(self.method.needs).to(self.fabric.device), rng)
         total, parts, carry = self.solver(Sealed(pretext))
         for optimizer in self.optimizers:
             optimizer.zero_grad()

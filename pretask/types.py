@@ -3,7 +3,7 @@
 Source -> Batch -> (method.pretext) -> P -> (method.loss) -> Loss -> (optimiser) -> carry
 """
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -40,6 +40,10 @@ class Batch:
 
     def rows(self, some: slice) -> "Batch":
         return Batch(self.index[some], self.image[some], {k: v[some] for k, v in self.aux.items()})
+
+    def only(self, names: Container[str]) -> "Batch":
+        """Without what else is known of the samples, but for these names."""
+        return Batch(self.index, self.image, {k: v for k, v in self.aux.items() if k in names})
 
     def to(self, device: torch.device) -> "Batch":
         def move(t: Tensor) -> Tensor:

@@ -57,6 +57,17 @@ def test_a_plan_cuts_the_steps_into_equal_epochs_no_longer_than_a_pass():
             assert at.round == at.epoch // (plan.epochs // rounds)
 
 
+@pytest.mark.parametrize("name", ["rotnet", "text_topic"])
+def test_a_method_is_given_what_it_needs_and_no_more(name, tmp_path):
+    made, seen = trainer(tmp_path, name), []
+    plain, batch = made.method.pretext, made.source.__getitems__(torch.arange(16))
+    made.method.pretext = lambda batch, rng: (seen.append(set(batch.aux)), plain(batch, rng))[1]
+    made.begin()
+    made.step(batch, Plan.of(4, 4, 1).at(0))
+    made.method.puzzle(batch, 0)
+    assert set(batch.aux) == {"words"} and seen == [made.method.needs] * 2
+
+
 def test_the_learning_rate_rises_falls_and_does_so_in_every_round():
     cosine = TrainConfig(warmup=0.1, rounds=2)
     assert schedule(cosine, 0.0) == 0 and schedule(cosine, 0.025) == pytest.approx(0.5)

@@ -86,8 +86,8 @@ def make(name: str, experiment: Experiment, data: Path, runs: Path) -> None:
     first = runs / f"{stem}-s0"
     if experiment.train.startswith(PAIRS):
         cut_in_two(data, runs)
+    begun = (first / "run.json").exists() and not (first / "DONE").exists()
     if not (first / "DONE").exists():
-        begun = (first / "run.json").exists()
         again = ["pretrain", "--resume", str(first)]
         pretask(again if begun else experiment.pretrain(data, first), experiment.threads)
     scores = pretask([*experiment.evaluate(data, first), "--json"], experiment.threads)
@@ -98,7 +98,7 @@ def make(name: str, experiment: Experiment, data: Path, runs: Path) -> None:
             plain(" ".join([*few, shlex.join(["pretask", *words(data, first)])]), data, runs)
             for words in (experiment.pretrain, experiment.evaluate)
         ],
-        "took": seconds(first),
+        "took": None if begun else seconds(first),  # a run that was cut off tells how long its last part took
     }
     if experiment.more:
         about |= experiment.more(experiment, data, first)

@@ -54,6 +54,10 @@ def write(folder: Path, names: Sequence[str]) -> None:
     (folder / "index.md").write_text("\n".join(parts))
 
 
+def took(about: dict[str, Any]) -> str:
+    return f"took {about['took']:.0f} s" if about["took"] else "was cut off, and resumed,"
+
+
 def section(kept: Path) -> str:
     """Commands, length, picture, table and differences of one experiment, as Markdown."""
     scores, card, about = (read(kept / f) for f in ("scores.json", "run-s0.json", "about.json"))
@@ -65,7 +69,7 @@ def section(kept: Path) -> str:
             *(command.replace(" --", " \\\n    --") for command in about["commands"]),
             "```\n",
             f"{card['steps']:,} steps of {card['train']['batch']} images of {card['size']} px with "
-            f"`{card['encoder']}`, {seeds} seed{'s' * (seeds > 1)}; the first run took {about['took']:.0f} s on "
+            f"`{card['encoder']}`, {seeds} seed{'s' * (seeds > 1)}; the first run {took(about)} on "
             f"{card['device']}, {card['threads']} thread{'s' * (card['threads'] > 1)}, {card['precision']}, "
             f"torch {card['versions']['torch']}.\n",
             f"![Loss of each run, and scores with their intervals]({kept.name}/picture.svg)\n",

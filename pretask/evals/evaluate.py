@@ -200,7 +200,8 @@ def evaluate(
 def parts(source: Labelled, seed: int) -> tuple[Part, Part]:
     """A fifth of each class for testing, the rest for training."""
     if isinstance(source, crossmodal.Told):  # images of one text stay together
-        out = Rng(seed, "test").permutation(int(source.which.max()) + 1) < TEST_SHARE * source.which.max()
+        count = int(source.which.max()) + 1
+        out = Rng(seed, "test").permutation(count) < TEST_SHARE * count
         kept, out = (~out[source.which]).nonzero().flatten(), out[source.which].nonzero().flatten()
     else:
         kept, out = split(source.label, Rng(seed, "test"), TEST_SHARE)

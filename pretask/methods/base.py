@@ -72,7 +72,7 @@ class Method(nn.Module, ABC, Generic[P]):
     def puzzle(self, batch: Batch, *keys: int | str) -> P:
         """Of a batch from anywhere: the puzzle on the method's own device, by the draws of these keys."""
         device = next(self.parameters()).device
-        return self.pretext(batch.to(device), Rng(*keys, device=device))
+        return self.pretext(batch.only(self.needs).to(device), Rng(*keys, device=device))
 
     def solve(self, pretext: P) -> Mapping[str, Tensor]:
         """The solver's own answers, under the names of the puzzle's fields: (B,) numbers or (B, C, H, W) images."""

@@ -13,7 +13,6 @@ from pretask import auditing, checkpoint, loader, studying
 from pretask import run as runs
 from pretask.encoders import Encoder, pooled
 from pretask.methods import Method
-from pretask.methods.text_topic import TextTopic
 from pretask.reports import curves, features, html, learning, sheet, subjects
 from pretask.reports.curves import Row
 from pretask.rng import Rng
@@ -108,9 +107,7 @@ def compose(
         audit=audit,
         clues=cleaned,
         studies=[(s.data, learning.answers(s)) for s in studying.read(folder)],
-        subjects=subjects.read(folder, method.share, source)
-        if isinstance(method, TextTopic) and source
-        else None,
+        subjects=None if source is None else subjects.read(folder, source),
     )
 
 

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
-from torch import Tensor
 
+from pretask import loader, text
 from pretask.reports import sheet
 from pretask.topics import CARD, Topics
 from pretask.types import Source
 
+LOOKED_AT = 2000
+"""images, from all over the source"""
 TYPICAL = 6
 """images of each topic"""
 
@@ -35,16 +37,17 @@ class Subjects:
     chance: float
 
 
-def read(folder: Path, share: Tensor, source: Source) -> Subjects | None:
-    """Of a run that learned topics, `share` (N, K) being those of its images; None of any other."""
-    if not (folder / CARD).is_file():
+def read(folder: Path, source: Source) -> Subjects | None:
+    """Of a run that learned topics, as LOOKED_AT images show them; None of any other."""
+    if not (folder / CARD).is_file() or "words" not in source.provides:
         return None
-    found = Topics.load(folder)
+    found, some = Topics.load(folder), loader.sample(source, LOOKED_AT)
+    share = found.of(text.unpack(some.aux["words"]))
     main = share.argmax(1)
     subjects = []
     for k, words in enumerate(found.top()):
         mine = (main == k).nonzero()[:, 0]
         best = mine[share[mine, k].argsort(descending=True, stable=True)[:TYPICAL]]
-        pictures = sheet.pictures(source.__getitems__(best.cpu()).image) if len(best) else []
+        pictures = sheet.pictures(some.image[best]) if len(best) else []
         subjects.append(Subject(", ".join(words), len(mine), pictures))
     return Subjects(sorted(subjects, key=lambda s: -s.count), found.perplexity, found.chance)

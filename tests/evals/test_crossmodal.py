@@ -12,6 +12,8 @@ from pretask import sources
 from pretask.cli import main
 from pretask.evals import baselines, crossmodal, linear
 from pretask.evals.evaluate import parts
+from pretask.evals.features import Features
+from pretask.evals.measure import Chosen
 from pretask.rng import Rng
 from pretask.topics import learn
 
@@ -92,6 +94,31 @@ def test_images_of_one_text_stay_on_one_side_of_the_split(texts):
     train, test = parts(source, seed=0)
     one, other = (set(source.which[part.index].tolist()) for part in (train, test))
     assert not one & other and len(one | other) == 30 and 5 <= len(other) <= 7
+
+
+def test_features_that_show_the_topics_find_every_text_and_those_of_other_images_do_not(texts):
+    """Three images to a text; the features are the topics themselves, then those of other images."""
+    said = crossmodal.texts_of(texts)
+    said = [said[i // 3] for i in range(120)]
+    source = crossmodal.Told(texts, said, learn(said, Rng(0), 4, fewest=1, most=1.0))
+    source.share = (2 * Rng(0).normal(40, 4)).softmax(1)[source.which]
+    train, test = parts(source, seed=0)
+    shown = source.share.log()
+    chosen = Chosen(1, {"pool": linear.Choice(1e-5, 1.0, linear.Probe(shown, shown[0]))})
+
+    def found(rows):
+        of = (
+            Features({"pool": x}, part.label, [], "x")
+            for x, part in ((shown[train.index], train), (rows, test))
+        )
+        return {r.eval: r for r in crossmodal.by_text(*of, train, test, chosen)}
+
+    rows = shown[test.index]
+    own, others = found(rows), found(rows.roll(len(rows) // 2, 0))
+    for kind, among in (("text", len(test) // 3), ("image", len(test))):
+        assert own[f"{kind}@1"].value > 90 > 50 > others[f"{kind}@1"].value
+        assert own[f"{kind}@1"].notes["among"] == among
+        assert own[f"{kind}@1"].right.shape == (len(test),)
 
 
 def test_the_whole_way(tmp_path, monkeypatch, capsys):
