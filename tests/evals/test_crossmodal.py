@@ -121,6 +121,33 @@ def test_features_that_show_the_topics_find_every_text_and_those_of_other_images
         assert own[f"{kind}@1"].right.shape == (len(test),)
 
 
+def test_each_way_looks_among_its_own_candidates(texts):
+    """Noisy features, for which the two ways differ; argmin by argmin."""
+    said = crossmodal.texts_of(texts)
+    source = crossmodal.Told(texts, said, learn(said, Rng(0), 4, fewest=1, most=1.0))
+    source.share = (2 * Rng(0).normal(120, 4)).softmax(1)
+    train, test = parts(source, seed=0)
+    x = source.share.log() + Rng(1).normal(120, 4)
+    of = [Features({"pool": x[part.index]}, part.label, [], "x") for part in (train, test)]
+    chosen = Chosen(1, {"pool": linear.Choice(0.01, 1.0, linear.Probe(x, x[0]))})
+    found = {r.eval: r.right for r in crossmodal.by_text(*of, train, test, chosen)}
+    share = [source.share[part.index] for part in (train, test)]
+    apart = crossmodal.between(share[1], linear.fit(x[train.index], share[0], 4, 0.01).logits(x[test.index]))
+    here = torch.arange(len(test))
+    assert torch.equal(found["image@1"], (apart.argmin(1) == here).double())
+    assert torch.equal(found["text@1"], (apart.argmin(0) == here).double())
+    assert not torch.equal(found["image@1"], found["text@1"])
+
+
+def test_images_that_could_not_be_read_have_no_topics(texts):
+    said = crossmodal.texts_of(texts)
+    source = crossmodal.Told(texts, said, learn(said, Rng(0), 4, fewest=1, most=1.0))
+    source.bad = {"3": "not an image"}
+    share, which = crossmodal.told(source)
+    assert torch.equal(share, source.share[torch.arange(120) != 3])
+    assert torch.equal(which, source.which[torch.arange(120) != 3])
+
+
 def test_the_whole_way(tmp_path, monkeypatch, capsys):
     """Texts that tell what is to be seen are found by it; a run's own topics are used."""
     monkeypatch.setattr(baselines, "SAMPLES", 2000)

@@ -127,8 +127,27 @@ def test_perplexity_of_one_topic_is_that_of_the_frequencies():
     assert found == pytest.approx(4 / 3**0.75)
 
 
-def test_what_is_held_out_is_not_learned_from(texts):
-    assert learned(texts).learned == 180
+def test_perplexity_is_of_words_that_the_topics_were_not_read_off():
+    """Every second word is of another topic than the words before it, so nothing foresees it."""
+    model = topics.revived(np.array([[1000.0, 1.0], [1.0, 1000.0]]))
+    share = 0.9, 0.1  # four words of the first topic and a prior of 1/2 on each
+    p = (share[0] * 1 + share[1] * 1000) / 1001
+    found = topics.perplexity(model, [["one", "other"] * 4], ["one", "other"])
+    assert found == pytest.approx(1 / p, rel=1e-3)
+    assert topics.perplexity(model, [["one", "one"] * 4], ["one", "other"]) < 1.2
+
+
+def test_what_is_held_out_is_not_learned_from(texts, monkeypatch):
+    fitted, plain = [], topics.allocation
+
+    def watched(*words):
+        model = plain(*words)
+        fit = model.fit
+        model.fit = lambda counts: (fitted.append(counts.shape[0]), fit(counts))[1]
+        return model
+
+    monkeypatch.setattr(topics, "allocation", watched)
+    assert learned(texts).learned == 180 and fitted == [180]
     assert learned(texts[:100] * 2).learned == 180  # both copies of a text are held out, or none
 
 

@@ -120,7 +120,7 @@ def test_rows_that_cannot_be_used_are_counted_and_listed(photos: Path):
     ]
     spec = jsonl(photos, rows)
     source = sources.open(spec, max_bad=0.5)
-    assert [value for value, _ in read(source)] == [i for i in range(N) if i != 3]
+    assert read(source) == [(i, f"number {i} α") for i in range(N) if i != 3]
     assert {place: re.sub(r":.*", "", why) for place, why in source.bad.items()} == {
         "line 21": "not JSON",
         "line 22": "not an object of names and values",
