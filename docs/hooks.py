@@ -119,11 +119,12 @@ def linked(text: str) -> str:
 
 
 def commands(name: str) -> str:
+    data = "pairs.jsonl" if "words" in methods.recipe(name).needs else "photos/"
     return textwrap.dedent(f"""\
         ```sh
-        pretask preview {name} --data photos/         # draw its puzzles from your images
-        pretask check {name} --data photos/           # does it keep the contract on them?
-        pretask pretrain {name} --data photos/ --out runs/{name} --budget 10m
+        pretask preview {name} --data {data}         # draw its puzzles from your images
+        pretask check {name} --data {data}           # does it keep the contract on them?
+        pretask pretrain {name} --data {data} --out runs/{name} --budget 10m
         pretask evaluate runs/{name} --data labelled/
         ```""")
 
