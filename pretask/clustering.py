@@ -1,8 +1,9 @@
 """Images sorted into clusters by what a network makes of them: `pretask cluster RUN --data PATH --clusters K`
 
-Agglomerative clustering (maths/agglomeration.py) or k-means of frozen features: of a jule run its own embedding, of
-every other encoder its pooled features at unit length, of `pixels` the images themselves. A bare method is trained
-first. Labels, where the data has any, are read for the score alone: NMI by the geometric mean, and ACC.
+Agglomerative clustering (maths/agglomeration.py) or k-means of frozen features: of a method that compares images by a head
+of its own, as JULE does, that; of all others the pooled features at unit length; of `pixels` the images themselves. A
+bare method is trained first. Labels, where the data has any, are read for the score alone: NMI by the geometric mean,
+and ACC.
 
 Cost: one pass over the images, then the clustering's own; memory N · D numbers for the features.
 """
@@ -14,7 +15,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from pretask.evals import clustering as scoring
 from pretask.evals.interval import Interval, interval, over_runs, resampled
 from pretask.evals.knn import unit
 from pretask.maths import agglomeration
+from pretask.methods import Method
 from pretask.reports import sheet
 from pretask.run import Run
 from pretask.sources import folder
@@ -81,15 +83,17 @@ def subject(
     if spec.partition(":")[0] in methods.names() and not Path(spec).exists():
         spec = str(trained(spec, data, clusters))
     encoder = embedding.encoder_of(spec, size)
-    own: Any = None
-    if not spec.startswith("timm:") and Run(spec).card["method"] == "jule":
-        own = Run(spec).method
+    by = unit if spec.startswith("timm:") else compared(Run(spec))
 
     def features(source: Images) -> Tensor:
-        pool = torch.from_numpy(embedding.array(encoder, source, "pool", batch))
-        return own.embedded(pool) if own else unit(pool)
+        return by(torch.from_numpy(embedding.array(encoder, source, "pool", batch)))
 
     return Subject(spec, encoder.size, encoder.channels, features)
+
+
+def compared(run: Run) -> Callable[[Tensor], Tensor]:
+    """What the run's method makes of pooled features; of most nothing new, for which no checkpoint is needed."""
+    return unit if type(run.drawn()).compared is Method.compared else run.method.compared
 
 
 def trained(method: str, data: str, clusters: int) -> Path:

@@ -41,6 +41,7 @@ def run_of():
         settings = {"data": f"synthetic:8:{encoder.size}", "root": None}
         card = {"method": "rotnet", "recipe": "default", "config": {}, "train": {}, "settings": settings}
         card |= {
+            "data": settings["data"],
             "encoder": encoder.name,
             "channels": encoder.channels,
             "size": encoder.size,

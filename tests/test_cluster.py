@@ -148,7 +148,7 @@ def test_a_method_is_trained_first_and_a_run_of_jule_seen_by_its_own_head(
     assert asked == [("jule", {"clusters": 3})]
     method = Run(tmp_path / "trained").method
     pool = torch.from_numpy(embedding.array(method.encoder, sources.open(plain)))
-    z = method.embedded(pool)
+    z = method.compared(pool)
     assert z.shape == (60, 160)
     assert [int(row["cluster"]) for row in rows(tmp_path / "out")] == agglomeration.cluster(z, 3).tolist()
 

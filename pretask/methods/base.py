@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
+import torch.nn.functional as F
 from timm.optim._optim_factory import create_optimizer_v2
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -44,7 +45,7 @@ class Method(nn.Module, ABC, Generic[P]):
     """A pretext task and its solver.
 
     Required:  `pretext` makes the puzzle, `loss` scores the solver, `export` names what is kept.
-    Optional:  `solve`, `meanings`, `begin`, `begin_epoch`, `after_step`, `groups`, `optimizers`.
+    Optional:  `solve`, `compared`, `meanings`, `begin`, `begin_epoch`, `after_step`, `groups`, `optimizers`.
 
     Whatever a method remembers between steps is a buffer or a parameter: then it is saved, and a resumed run
     continues exactly. P is a frozen dataclass of tensors whose rows are samples; `preview` draws its images
@@ -77,6 +78,10 @@ class Method(nn.Module, ABC, Generic[P]):
     def solve(self, pretext: P) -> Mapping[str, Tensor]:
         """The solver's own answers, under the names of the puzzle's fields: (B,) numbers or (B, C, H, W) images."""
         return {}
+
+    def compared(self, pool: Tensor) -> Tensor:
+        """Pooled features (N, D) -> vectors of length 1 by which images are alike or not, where they are clustered."""
+        return F.normalize(pool.float(), dim=1)
 
     def meanings(self) -> Mapping[str, Sequence[str]]:
         """For people: what the numbers in some fields of the puzzle stand for, from 0 on."""

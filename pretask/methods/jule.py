@@ -196,7 +196,7 @@ class Jule(Method[Clustered]):
         now = context.progress
         due = math.ceil((now.epoch + 1) * len(counts) / now.epochs) - 1  # the last epoch is in the last one
         if int(self.label.max()) + 1 > counts[due]:
-            self.merge(self.embedded(context.embed(self.encoder)), counts[due])
+            self.merge(self.compared(context.embed(self.encoder)), counts[due])
 
     @torch.no_grad()
     def merge(self, z: Tensor, clusters: int) -> None:
@@ -215,7 +215,7 @@ class Jule(Method[Clustered]):
         self.label.copy_(merged)
 
     @torch.no_grad()
-    def embedded(self, pool: Tensor) -> Tensor:
+    def compared(self, pool: Tensor) -> Tensor:
         """Pooled features (N, D) -> embeddings (N, 160) by which images are clustered."""
         return F.normalize(self.head(pool.to(self.label.device)).float(), dim=1)
 
