@@ -93,6 +93,7 @@ class Trainer:
         self.folder, self.seed, self.workers = folder, seed, workers
         self.ready = False  # whether the method has begun
         self.files: dict[str, bytes] = {}  # what it has learned then, for a reader
+        self.since, self.spent = time.monotonic(), 0.0  # seconds until the run was cut off
         self.begun = -1  # the last epoch that `begin_epoch` has prepared
         self.weights: Tensor | None = None  # (N,) sampling weights of this epoch
 
@@ -160,6 +161,7 @@ class Trainer:
         """Everything that must be remembered; all processes ask for it together."""
         return {
             "step": step,
+            "seconds": self.spent + time.monotonic() - self.since,
             "begun": self.begun,
             "weights": self.weights,
             "method": distributed.gathered(self.method.state_dict()),
@@ -189,7 +191,9 @@ class Trainer:
         latest = self.folder / checkpoint.LATEST
         if latest.exists():
             with checkpoint.belonging(latest):
-                return self.restore(checkpoint.load(latest))
+                state = checkpoint.load(latest)
+                self.spent = state["seconds"]
+                return self.restore(state)
         if not self.ready:
             with self.whole():
                 self.method.begin(self.context(Plan(1, 1, 1).at(0)))

@@ -201,7 +201,8 @@ def pretrain(
             fit(trainer, plan, journal)
             run.save_encoder(solver.export(), folder)
             if fabric.is_global_zero:
-                checkpoint.write_text(folder / run.DONE, f"{time.monotonic() - began:.1f} s\n")
+                took = trainer.spent + time.monotonic() - began
+                checkpoint.write_text(folder / run.DONE, f"{took:.1f} s\n")
         except checkpoint.Unwritable as full:
             raise UserError(
                 f"{full}. Make room, then go on with: pretask pretrain --resume {folder}"

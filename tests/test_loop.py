@@ -143,6 +143,20 @@ def test_two_processes_end_where_one_does(name, tmp_path):
         assert_close(two[key].float(), value.float(), atol=3e-4, rtol=3e-3, msg=lambda m, k=key: f"{k}: {m}")
 
 
+def test_a_resumed_run_knows_how_long_all_its_parts_took(tmp_path):
+    first = trainer(tmp_path)
+    first.since -= 100
+    first.save(first.begin())
+    second = trainer(tmp_path)
+    second.begin()
+    assert 100 < second.spent < 110
+    second.since -= 50
+    second.save(0)
+    third = trainer(tmp_path)
+    third.begin()
+    assert 150 < third.spent < 170
+
+
 def test_too_few_images_for_a_batch_is_the_users_to_mend(tmp_path):
     with pytest.raises(UserError, match="64 images, fewer than one batch of 128"):
         trainer(tmp_path, batch=128)

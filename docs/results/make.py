@@ -86,10 +86,9 @@ def make(name: str, experiment: Experiment, data: Path, runs: Path) -> None:
     first = runs / f"{stem}-s0"
     if experiment.train.startswith(PAIRS):
         cut_in_two(data, runs)
-    begun = (first / "run.json").exists() and not (first / "DONE").exists()
     if not (first / "DONE").exists():
-        again = ["pretrain", "--resume", str(first)]
-        pretask(again if begun else experiment.pretrain(data, first), experiment.threads)
+        again = ["pretrain", "--resume", str(first)] if (first / "run.json").exists() else None
+        pretask(again or experiment.pretrain(data, first), experiment.threads)
     scores = pretask([*experiment.evaluate(data, first), "--json"], experiment.threads)
     few = [f"OMP_NUM_THREADS={experiment.threads}"] if experiment.threads else []
     about: dict[str, Any] = {
@@ -98,7 +97,7 @@ def make(name: str, experiment: Experiment, data: Path, runs: Path) -> None:
             plain(" ".join([*few, shlex.join(["pretask", *words(data, first)])]), data, runs)
             for words in (experiment.pretrain, experiment.evaluate)
         ],
-        "took": None if begun else seconds(first),  # a run that was cut off tells how long its last part took
+        "took": seconds(first),
     }
     if experiment.more:
         about |= experiment.more(experiment, data, first)
@@ -145,7 +144,7 @@ def pretask(words: Sequence[str], threads: int = 0) -> str:
 
 
 def seconds(run: Path) -> float:
-    """From the first to the last moment of a finished run."""
+    """That a finished run took, all its parts together if it was cut off."""
     return float((run / "DONE").read_text().split()[0])
 
 
