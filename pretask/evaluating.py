@@ -7,6 +7,7 @@ beside it are used, those that are missing are trained.
 import dataclasses
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,15 @@ import numpy as np
 from pretask import embedding, pretraining, run, sources, topics
 from pretask.device import find_device
 from pretask.encoders import Encoder
-from pretask.evals import baselines
+from pretask.evals import baselines, partners
 from pretask.evals import evaluate as evals
 from pretask.evals.crossmodal import Told, texts_of
 from pretask.evals.evaluate import Scores
 from pretask.journal import Tell
 from pretask.rng import Rng
 from pretask.run import Run
-from pretask.sources import Labelled, memory, pairs
-from pretask.sources.common import Asked, numbered
+from pretask.sources import Labelled, memory, pairs, store
+from pretask.sources.common import Asked, Images, numbered
 from pretask.types import UserError
 
 
@@ -49,7 +50,7 @@ def evaluate(
 
     `what` is a run, its folder, an encoder, or "timm:NAME" with the weights that timm publishes; `data` and `test`
     are what `pretrain` takes, with labels, or a pair (images, labels) of arrays. Without `test`, a fifth of each
-    class is set aside. `supervised` adds the same encoder trained with the labels on as many images as the run saw.
+    class is set aside; tracks, as `pretask track` mines them, need neither labels nor `test`. `supervised` adds the same encoder trained with the labels on as many images as the run saw.
     `finetune` adds the encoder trained on, with few labels and all; `nonlinear` RotNet's two probes on its best map.
     """
     loaded = Run(what) if isinstance(what, str | Path) and not str(what).startswith("timm:") else what
@@ -58,30 +59,32 @@ def evaluate(
     first = loaded.encoder if isinstance(loaded, Run) else embedding.encoder_of(loaded, size)
     known = {"size": first.size, "channels": first.channels, "root": root, "max_bad": max_bad}
     known |= {"progress": progress}
-    by_text = told(data, test, loaded.folder if isinstance(loaded, Run) else None, **known)
-    train, unseen = by_text or (labelled(data, **known), None if test is None else labelled(test, **known))
+    tracks = followed(data, **known)
+    if tracks is not None:
+        if test is not None or supervised or finetune or nonlinear:
+            raise UserError(
+                f"{data} holds tracks, which have no labels to train on; give held-out tracks as --data, and no more"
+            )
+        judge = partial(partners.evaluate, tracks=tracks)
+    else:
+        by_text = told(data, test, loaded.folder if isinstance(loaded, Run) else None, **known)
+        train, unseen = by_text or (
+            labelled(data, **known),
+            None if test is None else labelled(test, **known),
+        )
+        steps = budget(loaded) if supervised and isinstance(loaded, Run) else None
+        more = {"supervised_steps": steps, "finetune": finetune, "nonlinear": nonlinear}
+        judge = partial(evals.evaluate, train=train, test=unseen, **more)
     # what can be wrong with run and data has been found before other seeds are trained
     if isinstance(loaded, Run):
         family = sisters(loaded, seeds, tell)
         encoders, fresh = [each.encoder for each in family], [each.untrained for each in family]
         numbers: Sequence[int] = [each.card["seed"] for each in family]
-        name, steps = run.title(loaded.card), budget(loaded) if supervised else None
+        name = run.title(loaded.card)
     else:
         name = what if isinstance(what, str) else first.name
-        encoders, fresh, numbers, steps = [first], [], (0,), None
-    scores = evals.evaluate(
-        encoders,
-        train,
-        unseen,
-        name=name,
-        seeds=numbers,
-        fresh=fresh,
-        supervised_steps=steps,
-        finetune=finetune,
-        nonlinear=nonlinear,
-        device=find_device(),
-        progress=progress,
-    )
+        encoders, fresh, numbers = [first], [], (0,)
+    scores = judge(encoders, name=name, seeds=numbers, fresh=fresh, device=find_device(), progress=progress)
     if isinstance(loaded, Run):
         scores.write(loaded.folder)
     return scores
@@ -99,6 +102,14 @@ def labelled(data: Any, *, size: int, channels: int, **known: Any) -> Labelled:
     if len(number) != len(source):
         raise UserError(f"{len(source)} images came with {len(number)} labels; expected one for each")
     return Labelled(source, number, classes)
+
+
+def followed(data: Any, **known: Any) -> Images | None:
+    """Tracks of moving things, as `pretask track` mines them; None of any other data."""
+    if not (isinstance(data, str | Path) and store.understands(str(data))):
+        return None
+    found = sources.open(data, **known)
+    return found if "tracked" in found.provides else None
 
 
 def told(data: Any, test: Any, run: Path | None, **known: Any) -> tuple[Told, Told | None] | None:

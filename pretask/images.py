@@ -16,6 +16,10 @@ from pretask.rng import Rng
 LUMA = (0.2989, 0.587, 0.114)  # ITU-R 601-2, as in torchvision
 
 
+RATIO = (3 / 4, 4 / 3)
+"""of the sides of a random part, width to height"""
+
+
 def to_float(image: Tensor) -> Tensor:
     """(B, C, H, W) uint8 -> the same in [0, 1]."""
     return image.float().div_(255)
@@ -74,7 +78,7 @@ def resized_crop(
     size: int,
     rng: Rng,
     scale: tuple[float, float] = (0.2, 1.0),
-    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    ratio: tuple[float, float] = RATIO,
 ) -> Tensor:
     """A random part of `scale` of the area and of aspect `ratio`, resized to `size`.
 
@@ -265,7 +269,7 @@ class Views:
     """How a view of an image is drawn: SimCLR's recipe (arXiv:2002.05709, appendix A)."""
 
     crop: tuple[float, float] = (0.2, 1.0)
-    """share of the area that a view shows"""
+    """share of the area that a view shows; 1 1: the image as it is"""
     flip: float = 0.5
     """probability of a left-right flip"""
     jitter: float = 0.5
@@ -281,7 +285,8 @@ class Views:
 
     def __call__(self, x: Tensor, size: int, rng: Rng) -> Tensor:
         """(B, C, H, W) in [0, 1] -> one view (B, C, size, size)."""
-        x = flip(resized_crop(x, size, rng, self.crop), rng, self.flip)
+        shape = (1.0, 1.0) if self.crop == (1.0, 1.0) else RATIO
+        x = flip(resized_crop(x, size, rng, self.crop, shape), rng, self.flip)
         s = 0.8 * self.jitter
         x = jitter(x, rng, s, s, s, 0.2 * self.jitter, p=self.jitter_p)
         x = grey(x, rng, self.grey) if x.shape[1] == 3 else x

@@ -14,7 +14,8 @@ from pretask.errors import UserError as UserError
 
 AUX = {
     "words": "a text with every image, as in pairs.jsonl, pairs.csv or text:FOLDER",
-    "tracked": "what every image shows a moment later",
+    "tracked": "what every image shows a moment later, as pretask track finds it in video clips",
+    "clip": "the clip that every image is from",
     "depth": "the depth of every image",
     "normals": "the surface normals of every image",
     "instances": "the things in every image",

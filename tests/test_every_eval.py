@@ -23,6 +23,7 @@ from pretask.evals import (
     knn,
     linear,
     nonlinear,
+    partners,
     retrieval,
     spread,
 )
@@ -68,6 +69,9 @@ PREDICT: dict[str, Callable[..., Tensor]] = {
         truth, clustering.cluster(unseen, CLASSES, seed=0)
     ),
     "crossmodal": lambda x, label, unseen, truth: by_text(x, label, unseen, truth),
+    "partners": lambda x, label, unseen, truth: torch.stack(
+        [r.right for r in partners.hits(unseen, 2 * unseen) if r.right is not None], 1
+    ),
     "retrieval": lambda x, label, unseen, truth: per_sample(retrieval.hits(unseen, truth)),
 }
 """evaluation -> what it says of each test sample (Q, …)"""

@@ -45,6 +45,8 @@ PROTOCOL = {
     "text@K, image@K": "of images with texts: hit rate of a test image's own text among the K nearest of the different test "
     "texts, and of an image of a text among the K nearest test images; by KL(text ‖ image) of the topics, an image's by a "
     "linear probe on pooled features",
+    "partner@K": "of tracks: hit rate of a track's later patch among the K nearest later patches to its first one, cosine, "
+    "pooled features; nothing is trained",
     "label-free": "RankMe, α of the spectrum, mean std per dimension (1/√D at best) and mean cosine of unit rows; test, pooled",
     "finetune": f"on request: encoder and linear classifier trained on the labels, AdamW, lr {tuning.TRAIN.lr}, layer decay "
     f"{tuning.DECAY} (untrained: 1), shifts and flips, {tuning.STEPS} steps of {tuning.TRAIN.batch} images at any number of "
@@ -74,7 +76,7 @@ class Scores:
 
     row: {"features": whose, "own": true for the runs that are judged, "eval": "knn" | "linear" | "best linear" |
     "1-shot" … | "nmi" | "ari" | "acc" | "recall@1" … | "rankme" | "alpha" | "std" | "cosine" | "mlp" | "conv" |
-    "finetune" | "finetune 10-shot" | "finetune 100-shot", "stage", "value", "low", "high" (both null where the number
+    "finetune" | "finetune 10-shot" | "finetune 100-shot" | "partner@1" …, "stage", "value", "low", "high" (both null where the number
     has no interval), "n": test samples, "data": the test set's name, "seeds": of the runs, "values": of each run,
     "chosen": settings of each run, and a few-shot score's draws}. Values are percentages, but for rankme, alpha, std
     and cosine. "best linear", "mlp" and "conv" have no "stage": their stages are in "chosen"; "finetune" has none.
@@ -287,10 +289,15 @@ def alike(runs: Sequence[Sequence[Result]], eval: str, stage: str) -> list[Resul
 
 
 def differences(
-    name: str, own: Sequence[Sequence[Result]], other: str, theirs: Sequence[Sequence[Result]], seed: int
+    name: str,
+    own: Sequence[Sequence[Result]],
+    other: str,
+    theirs: Sequence[Sequence[Result]],
+    seed: int,
+    compared: Sequence[tuple[str, str]] = COMPARED,
 ) -> Iterator[dict[str, Any]]:
     """How far a run is above another row, sample by sample; a row of one run stands against each of several."""
-    for eval, stage in COMPARED:
+    for eval, stage in compared:
         if not (alike(own, eval, stage) and alike(theirs, eval, stage)):
             continue
         found = interval(100 * (right(own, eval, stage) - right(theirs, eval, stage)), seed)

@@ -22,6 +22,7 @@ BLOCKS = (
     {"1-shot": "1-shot", "5-shot": "5-shot", "10-shot": "10-shot", "100-shot": "100-shot"},
     {"nmi": "NMI", "ari": "ARI", "acc": "ACC", "recall@1": "R@1"},
     {"text@1": "its text@1", "text@10": "its text@10", "image@1": "an image@1", "image@10": "an image@10"},
+    {"partner@1": "partner@1", "partner@5": "partner@5"},
     {"mlp": "MLP probe", "conv": "conv probe"},
     {"finetune 10-shot": "tuned 10-shot", "finetune 100-shot": "tuned 100-shot", "finetune": "fine-tuned"},
     {"rankme": "RankMe", "alpha": "α", "std": "std", "cosine": "cosine"},
@@ -82,17 +83,25 @@ def notes(scores: Scores) -> Sequence[str]:
         else ""
     )
     lines = [
-        f"%, on {data['test']}, n = {data['n_test']:,}; trained on {data['train']}, n = {data['n_train']:,}; "
-        f"{len(data['classes'])} classes, chance {100 / len(data['classes']):.1f}{runs}",
+        f"%, on {data['test']}, n = {data['n_test']:,}; {how(data)}{runs}",
         f"± is half of the interval: {PROTOCOL['interval']}.",
-        f"Chosen: {PROTOCOL['chosen']}; no choice sees the test set.",
     ]
+    if data["n_train"]:
+        lines.append(f"Chosen: {PROTOCOL['chosen']}; no choice sees the test set.")
     for d in scores.differences:
         if d["minus"].startswith(("untrained", "k-means")) and d["eval"] != "knn":
             lines.append(
                 f"{d['eval']}: {d['value']:+.1f} [{d['low']:+.1f}, {d['high']:+.1f}] against {brief(d['minus'])}"
             )
     return [*lines, *scores.skipped]
+
+
+def how(data: Mapping[str, Any]) -> str:
+    """What was learned from, and what chance is; of tracks nothing, and one of all."""
+    if not data["n_train"]:
+        return f"nothing is trained; chance of partner@1 {100 / data['n_test']:.1f}"
+    trained = f"trained on {data['train']}, n = {data['n_train']:,}"
+    return f"{trained}; {len(data['classes'])} classes, chance {100 / len(data['classes']):.1f}"
 
 
 def audited(audit: Audit) -> Group:

@@ -63,10 +63,15 @@ def mapped(path: Path, shape: list[int], dtype: str) -> Tensor:
 def prepare(source: Images, out: Path, progress: bool = True) -> None:
     """Write `source`, with its labels if it has them, as a store at `out`: completely or not at all."""
     out = Path(out)
-    if out.exists():
-        raise UserError(f"{out} exists; choose another place or remove it")
+    check_out(out)
     check_space(source, next(p for p in out.absolute().parents if p.exists()))
     checkpoint.write_folder(out, lambda folder: write(source, folder, progress))
+
+
+def check_out(out: Path) -> None:
+    """UserError if there is something already."""
+    if out.exists():
+        raise UserError(f"{out} exists; choose another place or remove it")
 
 
 def check_space(source: Images, folder: Path) -> None:

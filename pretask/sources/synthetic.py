@@ -3,7 +3,7 @@
 `synthetic`, `synthetic:256`, `synthetic:256:32` (how many, how large). A picture has an up and a down (the
 sky is brighter, the ground is textured, light falls on the upper side of things), so turning it is a puzzle
 with an answer; its class is the shape of the thing, whose place, size and colour are free. With each comes a text of
-words that go with such a thing, and of some that go with any.
+words that go with such a thing, and of some that go with any, and the picture a moment later, when the thing has moved.
 """
 
 import torch
@@ -82,6 +82,9 @@ TOLD = [
 LENGTH, STRAY = 30, 0.2
 """words of a text, and the share of them that may be any"""
 
+MOVED, OF_A_CLIP = 0.1, 4
+"""share of the side by which a thing moves; things of a clip"""
+
 
 def understands(spec: str) -> bool:
     return spec.split(":")[0] == "synthetic"
@@ -93,14 +96,17 @@ def load(spec: str, asked: Asked) -> Opened:
     except ValueError:
         raise UserError(f"{spec}: expected synthetic[:N[:SIZE]], for example synthetic:256:32") from None
     image, label = draw(n or 256, asked.size or size or 32, Rng(0, "synthetic"))
+    later, _ = draw(n or 256, asked.size or size or 32, Rng(0, "synthetic"), moved=MOVED)
     words = text.pack(tell(label, TOLD, Rng(0, "synthetic", "words")))
     if asked.channels == 1:
-        image = image.float().mean(1, keepdim=True).to(torch.uint8)
-    return Opened(Arrays(spec, image, aux={"words": words}), label, CLASSES)
+        image, later = (x.float().mean(1, keepdim=True).to(torch.uint8) for x in (image, later))
+    clip = torch.arange(len(image)) // OF_A_CLIP
+    aux = {"words": words, "tracked": later, "clip": clip}
+    return Opened(Arrays(spec, image, aux=aux), label, CLASSES)
 
 
-def draw(n: int, size: int, rng: Rng) -> tuple[Tensor, Tensor]:
-    """-> (N, 3, size, size) uint8 and the shape shown (N,)."""
+def draw(n: int, size: int, rng: Rng, moved: float = 0.0) -> tuple[Tensor, Tensor]:
+    """-> (N, 3, size, size) uint8 and the shape shown (N,); things stand so much of the side further right."""
     label = rng.integers(n, high=len(CLASSES))
     y, x = torch.meshgrid(
         *[(torch.arange(size) + 0.5) / size] * 2, indexing="ij"
@@ -112,7 +118,7 @@ def draw(n: int, size: int, rng: Rng) -> tuple[Tensor, Tensor]:
     horizon, middle, foot = each(0.5, 0.7), each(0.3, 0.7), each(0.75, 0.95)
     height, width = each(0.35, 0.6), each(0.12, 0.2)
     across, up = (
-        (x - middle).abs() / width,
+        (x - middle - moved).abs() / width,
         (foot - y) / height,
     )  # 0 at the thing's axis, 0 at its foot, 1 at its top
     crown = (across * 0.6) ** 2 + ((up - 0.7) / 0.3) ** 2 < 1

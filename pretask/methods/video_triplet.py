@@ -1,0 +1,172 @@
+"""Video triplets: what was tracked through a clip is nearer to itself a moment later than to things of other clips.
+
+Wang, Gupta: Unsupervised Learning of Visual Representations using Videos, ICCV 2015, arXiv:1505.00687; numbers without
+another source are those of the released code. `pretask track` mines the pairs (tracking.py): the first and the last
+patch of a track. Each pair is held against negatives of other clips in its batch, drawn at random in the first part of
+the run, later half of them from the hardest.
+
+Cost: two images a sample, and B·2B similarities; with several processes the negatives are those of all.
+
+Differs: by default patches are also cropped, and their colours changed, each by itself, so that neither place nor tint
+of a clip gives it away (the paper mirrors alone); the head ends without the ReLU of the paper's nets, which lets
+cosines be negative.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pretask import distributed, images
+from pretask.config import TrainConfig
+from pretask.encoders import Encoder
+from pretask.encoders.heads import projector
+from pretask.methods.base import Method
+from pretask.rng import Rng
+from pretask.types import Batch, Loss, Progress, Source
+from pretask.views import ViewsConfig
+
+NEGATIVES = 4
+"""of each pair; as many are the hardest, of which half are drawn"""
+
+
+@dataclass(frozen=True)
+class Config(ViewsConfig):
+    """Tell what a tracked thing looks like a moment later from things of other clips."""
+
+    train: ClassVar[TrainConfig] = TrainConfig(epochs=200, batch=64, lr=1e-3, weight_decay=0.01)
+    needs: ClassVar[frozenset[str]] = frozenset({"tracked", "clip"})
+
+    side: float = 1.0
+    """of a patch that is seen, as a share of the patch that was mined"""
+    margin: float = 0.5
+    """by how much a negative should be further away than the partner, in cosine (released net: 1)"""
+    hard: float = 0.25
+    """part of the run after which half of the negatives are hard ones (paper: about 150,000 of 400,000 steps)"""
+    hidden: int = 512
+    """width of the head's hidden layer"""
+    width: int = 128
+    """of what is compared"""
+    rectified: bool = False
+    """whether what is compared is cut at zero"""
+
+    def build(self, encoder: Encoder, source: Source) -> "VideoTriplet":
+        return VideoTriplet(self, encoder)
+
+
+@dataclass(frozen=True)
+class Paper(Config):
+    """CaffeNet on 8 million patches of 227 px: SGD, 50 pairs a step, 400,000 steps (released code)."""
+
+    encoder: ClassVar[str] = "alexnet_bn"
+    train: ClassVar[TrainConfig] = TrainConfig(
+        epochs=5, batch=50, optimizer="sgd", lr=1e-3, weight_decay=5e-4, warmup=0.0, drops=(0.25, 0.5, 0.75)
+    )
+
+    views: images.Views = images.Views(crop=(1.0, 1.0), jitter=0.0, jitter_p=0.0, grey=0.0)
+    """mirrored, no more"""
+    hard: float = 150 / 400
+    """part of the run"""
+    hidden: int = 4096
+    """fc6"""
+    width: int = 1024
+    """fc7"""
+    rectified: bool = True
+    """fc7 ends in a ReLU"""
+
+
+@dataclass(frozen=True)
+class Tracked:
+    image: Tensor  # (B, C, H, W) the first patch of a track
+    tracked: Tensor  # (B, C, H, W) the last
+    clip: Tensor  # (B,) which clip it is from
+    draw: Tensor  # (B, 2, 2B) in [0, 1), decide which patches of the batch are its negatives, hard ones and others
+
+
+def negatives(similarity: Tensor, allowed: Tensor, draw: Tensor, hard: int) -> Tensor:
+    """(P, M) similarities to candidates, which of them may be chosen, draws (P, 2, M) -> (P, M) which are: NEGATIVES or
+    fewer.
+
+    `hard` of them are drawn from the NEGATIVES most similar, the others from all that are left.
+    """
+    hardest = chosen(similarity, allowed, NEGATIVES)
+    first = chosen(draw[:, 0], hardest, hard)
+    return first | chosen(draw[:, 1], allowed & ~first, NEGATIVES - hard)
+
+
+def chosen(value: Tensor, allowed: Tensor, count: int) -> Tensor:
+    """(P, M) -> in each row the `count` largest values of those that are allowed, or all of these if they are fewer."""
+    count = min(count, value.shape[1])
+    best = value.masked_fill(~allowed, -torch.inf).topk(count, 1).indices
+    return torch.zeros_like(allowed).scatter(1, best, True) & allowed
+
+
+def ranking(
+    first: Tensor, last: Tensor, clip: Tensor, draw: Tensor, margin: float, hard: int
+) -> tuple[Tensor, Tensor]:
+    """Hinges max(0, D(a, p) - D(a, n) + M) + max(0, D(a, p) - D(p, n) + M) of every pair a, p, D = 1 - cosine.
+
+    first, last (B, D) unit rows, clip (B,), draw (B, 2, 2B). Negatives n are of other clips, and of those that violate the
+    margin to a. The sum is divided by NEGATIVES·2B, however many hinges there are. Also the share of pairs that are each
+    other's nearest among all of other clips.
+    """
+    everything, clips = torch.cat([first, last]), torch.cat([clip, clip])
+    near = (first * last).sum(1, keepdim=True)  # (B, 1)
+    of_first, of_last = first @ everything.T, last @ everything.T  # (B, 2B)
+    others = clip[:, None] != clips
+    allowed = others & (of_first - near + margin > 0)
+    taken = negatives(of_first.detach(), allowed, draw, hard)
+    hinges = (of_first - near + margin).relu() + (of_last - near + margin).relu()
+    total = (hinges * taken).sum() / (NEGATIVES * 2 * len(first))
+    right = (of_first.masked_fill(~others, -torch.inf).amax(1) < near[:, 0]).float().mean()
+    return total, right
+
+
+class VideoTriplet(Method[Tracked]):
+    needs = Config.needs
+    mines: Tensor  # () whether negatives are hard yet
+
+    def __init__(self, config: Config, encoder: Encoder):
+        super().__init__()
+        self.config, self.encoder = config, encoder
+        self.side = encoder.side(config.side)
+        self.head = projector(encoder.dim, config.hidden, config.width)
+        self.last = nn.ReLU() if config.rectified else nn.Identity()
+        self.register_buffer("mines", torch.zeros((), dtype=torch.bool))
+
+    def pretext(self, batch: Batch, rng: Rng) -> Tracked:
+        c, (x, y) = self.config, map(images.to_float, (batch.image, batch.aux["tracked"]))
+        draw = rng.child("negative").uniform(len(batch), 2, 2 * len(batch) * rng.share[1])
+        return Tracked(
+            c.views(x, self.side, rng.child("first")),
+            c.views(y, self.side, rng.child("last")),
+            batch.aux["clip"],
+            draw,
+        )
+
+    def embedded(self, pretext: Tracked) -> tuple[Tensor, Tensor]:
+        both = torch.cat([pretext.image, pretext.tracked])
+        z = F.normalize(self.last(self.head(self.encoder(both)["pool"])).float(), dim=1)
+        first, last = z.chunk(2)
+        return first, last  # (B, D) each
+
+    def loss(self, pretext: Tracked) -> Loss:
+        first, last = (distributed.gather(z) for z in self.embedded(pretext))
+        clip, draw = distributed.gather_rows((pretext.clip, pretext.draw))
+        hard = NEGATIVES // 2 if self.mines else 0
+        with torch.autocast(first.device.type, enabled=False):  # hinges are small differences
+            total, right = ranking(first, last, clip, draw, self.config.margin, hard)
+        return Loss(total, {"nearest": right, "hard": self.mines.float()})
+
+    def after_step(self, carry: Any, progress: Progress) -> None:
+        self.mines.fill_(progress.step + 1 >= self.config.hard * progress.steps)
+
+    def solve(self, pretext: Tracked) -> Mapping[str, Tensor]:
+        first, last = self.embedded(pretext)
+        return {"tracked": pretext.tracked[(first @ last.T).argmax(1)]}
+
+    def export(self) -> Encoder:
+        return self.encoder

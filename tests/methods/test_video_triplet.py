@@ -1,0 +1,188 @@
+"""Video triplets: the hinge of the released layer, negatives of other clips alone, random first and hard later."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from small import images_for
+from torch.testing import assert_close
+
+from pretask import encoders, loader, methods, sources
+from pretask.methods import video_triplet
+from pretask.methods.video_triplet import Config, Paper, chosen, negatives, ranking
+from pretask.rng import Rng
+from pretask.types import Batch, Progress
+
+
+def rows(n: int, seed: int = 0, width: int = 8) -> torch.Tensor:
+    return F.normalize(Rng(seed).normal(n, width), dim=1)
+
+
+def slow(first, last, clip, draw, margin, hard) -> float:
+    """As the released layer goes: for each pair its violators, some of them drawn, two hinges each, a fixed divisor."""
+    b, total = len(first), 0.0
+    everything, clips = [*first, *last], [*clip.tolist(), *clip.tolist()]
+
+    def distance(x, y):
+        return 1 - float(x @ y / (x.norm() * y.norm()))
+
+    for i in range(b):
+        near = distance(first[i], last[i])
+        loss = {
+            j: near - distance(first[i], other) + margin
+            for j, other in enumerate(everything)
+            if clips[j] != clip[i]
+        }
+        violators = [j for j in loss if loss[j] > 0]
+        hardest = sorted(violators, key=lambda j: -loss[j])[:4]
+        picked = sorted(hardest, key=lambda j: -float(draw[i, 0, j]))[:hard]
+        left = sorted((j for j in violators if j not in picked), key=lambda j: -float(draw[i, 1, j]))
+        for j in [*picked, *left[: 4 - hard]]:
+            total += loss[j] + max(0.0, near - distance(last[i], everything[j]) + margin)
+    return total / (4 * b * 2)
+
+
+@pytest.mark.parametrize("hard", [0, 2])
+@pytest.mark.parametrize("margin", [0.1, 0.5, 1.0])
+def test_the_loss_is_that_of_the_released_layer(margin, hard):
+    first, last = rows(12, 1), F.normalize(rows(12, 1) + 0.3 * rows(12, 2), dim=1)
+    clip, draw = torch.arange(12) // 3, Rng(3).uniform(12, 2, 24)
+    total, _ = ranking(first, last, clip, draw, margin, hard)
+    assert_close(total.item(), slow(first, last, clip, draw, margin, hard), rtol=1e-5, atol=1e-6)
+
+
+def test_the_gradient_is_that_of_finite_differences():
+    first, last, clip, draw = (
+        rows(4, 1).double(),
+        rows(4, 2).double(),
+        torch.arange(4),
+        Rng(3).uniform(4, 2, 8),
+    )
+    x = torch.stack([first, last]).requires_grad_()
+    torch.autograd.gradcheck(lambda x: ranking(*F.normalize(x, dim=2), clip, draw, 0.5, 2)[0], x, atol=1e-6)
+
+
+def test_identical_embeddings_cost_the_margin_for_each_hinge():
+    same = rows(1).expand(6, 8)
+    total, _ = ranking(same, same, torch.arange(6), Rng(1).uniform(6, 2, 12), 0.5, 0)
+    assert_close(total.item(), 0.5)  # 4 negatives of 2 hinges of 0.5, over 4 · 2
+
+
+def test_a_partner_at_hand_and_everything_else_at_a_right_angle_costs_nothing_up_to_margin_one():
+    first = torch.eye(6)
+    for margin in (0.5, 1.0):
+        assert ranking(first, first, torch.arange(6), Rng(1).uniform(6, 2, 12), margin, 0)[0] == 0
+    assert ranking(first, first, torch.arange(6), Rng(1).uniform(6, 2, 12), 1.1, 0)[0] > 0
+
+
+def test_negatives_are_never_of_the_same_clip_and_at_most_four():
+    similarity, draw = Rng(1).normal(10, 20), Rng(2).uniform(10, 2, 20)
+    clip = torch.arange(10) // 5
+    others = clip[:, None] != torch.cat([clip, clip])
+    for hard in (0, 2):
+        taken = negatives(similarity, others, draw, hard)
+        assert not (taken & ~others).any() and (taken.sum(1) == 4).all()
+    few = others & (torch.arange(20) < 8)
+    assert (negatives(similarity, few, draw, 2).sum(1) == few.sum(1).clamp(max=4)).all()
+    assert not negatives(similarity, torch.zeros_like(others), draw, 2).any()
+
+
+def test_half_of_the_hard_ones_are_among_the_four_hardest():
+    similarity, allowed = Rng(1).normal(50, 40), torch.ones(50, 40, dtype=torch.bool)
+    hardest = torch.zeros_like(allowed).scatter(1, similarity.topk(4, 1).indices, True)
+    taken = negatives(similarity, allowed, Rng(2).uniform(50, 2, 40), 2)
+    assert ((taken & hardest).sum(1) >= 2).all()
+    assert ((taken & hardest).sum(1) < 4).any()  # the others are of all that are left
+
+
+def test_without_hard_ones_every_candidate_is_chosen_equally_often():
+    similarity, allowed = Rng(1).normal(1, 12).expand(6000, 12), torch.ones(6000, 12, dtype=torch.bool)
+    share = negatives(similarity, allowed, Rng(2).uniform(6000, 2, 12), 0).float().mean(0)
+    assert_close(share, torch.full((12,), 4 / 12), atol=0.03, rtol=0)
+    hard = negatives(similarity, allowed, Rng(2).uniform(6000, 2, 12), 2).float().mean(0)
+    order = similarity[0].argsort(descending=True)
+    assert_close(hard[order[:4]], torch.full((4,), 0.5 + 0.5 * 2 / 10), atol=0.03, rtol=0)
+    assert_close(hard[order[4:]], torch.full((8,), 2 / 10), atol=0.03, rtol=0)
+
+
+def test_no_more_are_chosen_than_may_be():
+    value = torch.tensor([[3.0, 2.0, 1.0]])
+    assert chosen(value, torch.tensor([[False, True, True]]), 1).tolist() == [[False, True, False]]
+    assert chosen(value, torch.tensor([[False, False, True]]), 2).tolist() == [[False, False, True]]
+    assert chosen(value, torch.ones(1, 3, dtype=torch.bool), 0).tolist() == [[False] * 3]
+
+
+def method(recipe: str = "video_triplet", **knobs):
+    source = images_for("video_triplet")
+    config = methods.recipe(recipe)(**knobs)
+    return config.build(encoders.build("resnet_small:width=8", 3, source.size), source), source
+
+
+def test_negatives_turn_hard_after_their_part_of_the_run_and_that_is_remembered():
+    made, source = method(hard=0.5)
+    puzzle = made.puzzle(loader.sample(source, 16), 1)
+    assert made.loss(puzzle).parts["hard"] == 0
+    for step in range(4):
+        made.after_step(None, Progress(step, 8, 0, 1))
+        assert bool(made.mines) == (step == 3)
+    assert made.loss(puzzle).parts["hard"] == 1 and "mines" in made.state_dict()
+
+
+def test_the_two_patches_of_a_pair_stay_together_and_are_mirrored_each_by_itself():
+    image = torch.arange(3 * 16 * 16).view(1, 3, 16, 16).remainder(251).to(torch.uint8)
+    image = image + torch.arange(64).view(-1, 1, 1, 1).to(torch.uint8)
+    batch = Batch(torch.arange(64), image, {"tracked": image, "clip": torch.arange(64)})
+    made, _ = method("video_triplet:paper")
+    puzzle = made.pretext(batch, Rng(1))
+    whole = image.float() / 255
+    flips = []
+    for shown in (puzzle.image, puzzle.tracked):
+        straight = (shown - whole).abs().amax((1, 2, 3)) < 1e-3
+        mirrored = (shown - whole.flip(3)).abs().amax((1, 2, 3)) < 1e-3
+        assert (straight ^ mirrored).all()
+        flips.append(mirrored)
+    alike = (flips[0] == flips[1]).float().mean()
+    assert 0.25 < alike < 0.75
+    assert torch.equal(puzzle.clip, batch.aux["clip"])
+
+
+def test_towers_are_one_set_of_weights_and_all_is_compared_at_length_one():
+    made, source = method("video_triplet:paper")
+    names = [name for name, _ in made.named_parameters()]
+    assert all(name.startswith(("encoder.", "head.")) for name in names)
+    first, last = made.eval().embedded(made.puzzle(loader.sample(source, 8), 1))
+    for z in (first, last):
+        assert_close(z.norm(dim=1), torch.ones(8))
+        assert (z >= 0).all()  # the paper's net ends in a ReLU
+
+
+def test_the_papers_recipe_has_its_numbers():
+    c, train = Paper(), Paper.train
+    assert (c.margin, c.width, c.hidden, video_triplet.NEGATIVES) == (0.5, 1024, 4096, 4)
+    assert (train.batch, train.lr, train.weight_decay, train.optimizer) == (50, 1e-3, 5e-4, "sgd")
+    assert train.drops == (0.25, 0.5, 0.75)  # 100,000 of 400,000 steps each
+
+
+def test_it_learns_who_belongs_together_though_colours_and_places_change():
+    """Recall of the later picture among all, of pictures not trained on, by a network of a few thousand weights."""
+    source = sources.open("synthetic:512:16")
+    torch.manual_seed(0)
+    made = Config().build(encoders.build("resnet_small:width=16", 3, 16), source)
+    held = made.puzzle(source.__getitems__(torch.arange(448, 512)), "held")
+
+    @torch.no_grad()
+    def recall() -> float:
+        first, last = (
+            F.normalize(made.export().eval()(x)["pool"], dim=1) for x in (held.image, held.tracked)
+        )
+        made.train()
+        return ((first @ last.T).argmax(1) == torch.arange(64)).float().mean().item()
+
+    before = recall()
+    optimizer = torch.optim.AdamW(made.parameters(), lr=2e-3)
+    for step in range(120):
+        index = Rng(step, "order").permutation(448)[:64]
+        made.loss(made.puzzle(source.__getitems__(index), step)).total.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    after = recall()
+    assert after > before + 0.08, f"{before:.2f} {after:.2f}"
