@@ -22,8 +22,8 @@ from pretask.commands.list import described
 from pretask.config import TrainConfig
 from pretask.methods import MethodConfig
 
-IMAGES = "demo:test"
-"""what the pictures are drawn from: made on the spot, so that a build needs nothing"""
+DATA = {"words": "pairs.jsonl", "tracked": "tracks/"}
+"""what a method needs -> how data with it is called on its page; of others photos/"""
 
 
 # ---- what mkdocs calls
@@ -119,7 +119,8 @@ def linked(text: str) -> str:
 
 
 def commands(name: str) -> str:
-    data = "pairs.jsonl" if "words" in methods.recipe(name).needs else "photos/"
+    needs = methods.recipe(name).needs
+    data = next((named for need, named in DATA.items() if need in needs), "photos/")
     return textwrap.dedent(f"""\
         ```sh
         pretask preview {name} --data {data}         # draw its puzzles from your images
@@ -206,5 +207,5 @@ def picture(name: str, rows: int = 8) -> bytes:
     """PNG of a method's puzzles."""
     file = BytesIO()
     config = methods.recipe(name)()
-    selfhelp.preview(IMAGES, config, name, rows).save(file, format="PNG", optimize=True)
+    selfhelp.preview(selfhelp.made_up(config), config, name, rows).save(file, format="PNG", optimize=True)
     return file.getvalue()

@@ -29,7 +29,8 @@ def poster() -> Image.Image:
 
 
 def drawn(name: str, title: str) -> Image.Image:
-    return selfhelp.preview("demo:test", methods.recipe(name)(), title, PUZZLES, SIZE)
+    config = methods.recipe(name)()
+    return selfhelp.preview(selfhelp.made_up(config), config, title, PUZZLES, SIZE)
 
 
 if __name__ == "__main__":

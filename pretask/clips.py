@@ -11,11 +11,9 @@ import numpy as np
 from PIL import Image
 
 from pretask.sources import decode
-from pretask.sources.folder import SUFFIXES
+from pretask.sources.folder import SUFFIXES, VIDEOS
 from pretask.types import UserError
 
-VIDEOS = frozenset(b"3gp asf avi flv m2ts m4v mkv mov mp4 mpeg mpg mts mxf ogv ts vob webm wmv".split())
-"""what a video's name ends in; of other files PyAV is not asked"""
 FEWEST = 8
 """images in a folder that make it a clip"""
 RATE = 30.0

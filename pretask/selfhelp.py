@@ -18,6 +18,11 @@ LOOKED_AT = 500
 """images from which a preview learns what a method needs to know beside pixels"""
 
 
+def made_up(config: MethodConfig) -> str:
+    """Built-in images that a method's puzzle can be made of."""
+    return "demo:test" if config.needs <= {"words"} else "synthetic:64:96"
+
+
 def preview(
     data: str, config: MethodConfig, title: str, rows: int = 8, size: int | None = None, seed: int = 0
 ) -> Image.Image:

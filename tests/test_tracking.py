@@ -279,7 +279,9 @@ def test_photographs_are_no_tracks_and_it_is_said_what_would_be(tracks):
     photos = Arrays("photos", torch.zeros(4, 3, 32, 32, dtype=torch.uint8))
     made = recipe("video_triplet")().build(encoders.build("resnet_small", 3, 32), photos)
     check_provided(made, sources.open(str(tracks)))
-    with pytest.raises(UserError, match=r"needs the clip .* as pretask track finds it in video clips; photos"):
+    with pytest.raises(
+        UserError, match=r"needs the clip .* as pretask track finds it in video clips; photos"
+    ):
         check_provided(made, photos)
 
 

@@ -1,5 +1,6 @@
 """pretask preview METHOD --data PATH: draw the puzzles with their answers."""
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,4 +41,7 @@ def run(words: list[str]) -> None:
         picture.save(out)
     except ValueError as wrong:  # a suffix that Pillow does not know
         raise UserError(f"{out}: {wrong}; name a picture, such as puzzles.png") from None
+    if (film := Path(asked.data).expanduser() / "tracks.gif").is_file():  # of a store of tracks
+        shutil.copyfile(film, out.with_suffix(".gif"))
+        say(f"wrote {out.with_suffix('.gif')}, tracks over frames")
     say(f"wrote {out}. Next: pretask check {method} --data {asked.data}")

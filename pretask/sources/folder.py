@@ -10,6 +10,7 @@ from pretask.sources.encoded import collect
 from pretask.types import UserError
 
 SUFFIXES = frozenset(b"jpg jpeg jpe jfif png apng webp bmp dib tif tiff gif pgm ppm pbm pnm avif jp2".split())
+VIDEOS = frozenset(b"3gp asf avi flv m2ts m4v mkv mov mp4 mpeg mpg mts mxf ogv ts vob webm wmv".split())
 
 LOOSE = "lies outside the class folders"
 """why an image has no label"""
@@ -36,9 +37,14 @@ def load(spec: str, asked: Asked) -> Opened:
     found, bad = scan(root)
     if not found:
         others = sum(1 for _ in root.iterdir())
+        films = any(p.suffix[1:].lower().encode() in VIDEOS for p in root.rglob("*"))
         raise UserError(
             f"{root} holds no images ({others} entries of other kinds); "
-            "expected files ending in .jpg, .png, .webp, .bmp, .tif …"
+            + (
+                f"of its video clips, tracks can be made: pretask track {root} --out tracks"
+                if films
+                else "expected files ending in .jpg, .png, .webp, .bmp, .tif …"
+            )
         )
     label, classes = None, []
     if asked.labels:
