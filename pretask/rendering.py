@@ -34,7 +34,7 @@ BOUNCES = 4
 """surfaces that light meets, at most"""
 BLOCK = 16
 """side in pixels of what one thread renders; fixed, since each block has random numbers of its own"""
-REACH = 2
+REACH = 3
 """pixels over which light is averaged"""
 BRIGHTNESS = 0.22, 0.45
 """of the middle of an image, between these, as a camera that exposes by itself would have it"""
@@ -234,14 +234,14 @@ def smoothed(light: np.ndarray, albedo: np.ndarray, met: Met) -> np.ndarray:
     """
     dark = 0.02  # of a surface so black that the quotient is noise
     shade = light / (albedo + dark)
-    total, weights = np.zeros_like(shade), np.zeros(shade.shape[:2])
+    total, weights, usual = np.zeros_like(shade), np.zeros(shade.shape[:2]), np.median(shade)
     for down in range(-REACH, REACH + 1):
         for right in range(-REACH, REACH + 1):
             by = (down, right)
             near = np.exp(-(down**2 + right**2) / REACH**2)
             alike = (np.roll(met.normal, by, (0, 1)) * met.normal).sum(2).clip(0) ** 16
             other = np.roll(shade, by, (0, 1))
-            weight = near * alike * (np.roll(met.solid, by, (0, 1)) == met.solid) / (0.3 + other.mean(2))
+            weight = near * alike * (np.roll(met.solid, by, (0, 1)) == met.solid) / (usual + other.mean(2))
             total += weight[..., None] * other
             weights += weight
     return total / weights.clip(min=1e-6)[..., None] * (albedo + dark)

@@ -169,36 +169,44 @@ def noise(at: Room, cells: int) -> np.ndarray:
     return along(along(coarse).T).T
 
 
-def material(at: Room, repeat: float = 1.0, shiny: float = 0.3, dye: float = 0.8) -> Shape:
-    """Diffuse, or plastic, or now and then a rough metal."""
+def material(at: Room, repeat: float = 1.0, shiny: float = 0.3, dye: float = 0.8) -> Any:
+    """Diffuse, or plastic, or now and then a rough metal; all solids that are given it share it."""
     kind = at.rng.random()
     if kind < 0.15 * shiny:
         metal = {"type": "roughconductor", "alpha": at.between(0.2, 0.45), "distribution": "ggx"}
-        return {"type": "twosided", "bsdf": metal | {"specular_reflectance": flat(at, paint(at, 0.5, 0.95))}}
+        return both_sides(at, metal | {"specular_reflectance": flat(at, paint(at, 0.5, 0.95))})
     if kind < shiny:
-        alpha = at.between(0.1, 0.35)
-        return {"type": "twosided", "bsdf": {"type": "roughplastic", "alpha": alpha, "diffuse_reflectance": texture(at, repeat, dye)}}  # fmt: skip
-    return {"type": "twosided", "bsdf": {"type": "diffuse", "reflectance": texture(at, repeat, dye)}}
+        return both_sides(at, {"type": "plastic", "diffuse_reflectance": texture(at, repeat, dye)})
+    return matte(at, texture(at, repeat, dye))
+
+
+def matte(at: Room, reflectance: Shape) -> Any:
+    return both_sides(at, {"type": "diffuse", "reflectance": reflectance})
+
+
+def both_sides(at: Room, of: Shape) -> Any:
+    """Made once for all solids that share it, and not in the description of each."""
+    return at.mi.load_dict({"type": "twosided", "bsdf": of})
 
 
 # ---- solids, around their foot
 
 
-def box(at: Room, of: Shape, size: tuple[float, float, float], x: float = 0, y: float = 0, z: float = 0) -> Shape:
+def box(at: Room, of: Any, size: tuple[float, float, float], x: float = 0, y: float = 0, z: float = 0) -> Shape:
     """Width, height and depth; (x, y, z) is the middle of its underside."""
     half = [size[0] / 2, size[1] / 2, size[2] / 2]
     place = at.mi.ScalarTransform4f().translate([x, y + half[1], z]).scale(half)
     return {"type": "cube", "to_world": place, "bsdf": of}
 
 
-def ball(at: Room, of: Shape, radius: float, x: float = 0, y: float = 0, z: float = 0) -> Shape:
+def ball(at: Room, of: Any, radius: float, x: float = 0, y: float = 0, z: float = 0) -> Shape:
     """(x, y, z) is its middle."""
     place = at.mi.ScalarTransform4f().translate([x, y, z]).scale(radius)
     return {"type": "sphere", "to_world": place, "bsdf": of}
 
 
 def column(
-    at: Room, of: Shape, radius: float, height: float, x: float = 0, y: float = 0, z: float = 0, lid: bool = True
+    at: Room, of: Any, radius: float, height: float, x: float = 0, y: float = 0, z: float = 0, lid: bool = True
 ) -> Parts:
     """An upright cylinder with its lid."""
     t = at.mi.ScalarTransform4f
@@ -211,7 +219,7 @@ def column(
     return parts
 
 
-def legs(at: Room, of: Shape, width: float, depth: float, height: float, thick: float) -> Parts:
+def legs(at: Room, of: Any, width: float, depth: float, height: float, thick: float) -> Parts:
     x, z = width / 2 - thick, depth / 2 - thick
     return [box(at, of, (thick, height, thick), a * x, 0, b * z) for a in (-1, 1) for b in (-1, 1)]
 
@@ -291,7 +299,7 @@ def bed(at: Room) -> Made:
 
 
 def plant(at: Room) -> Made:
-    pot, leaf = material(at), {"type": "twosided", "bsdf": {"type": "diffuse", "reflectance": flat(at, [0.08, at.between(0.2, 0.4), 0.06])}}  # fmt: skip
+    pot, leaf = material(at), matte(at, flat(at, [0.08, at.between(0.2, 0.4), 0.06]))  # fmt: skip
     height, radius = at.between(0.25, 0.4), at.between(0.12, 0.2)
     parts = [*column(at, pot, radius, height), *column(at, material(at), 0.02, height + 0.3)]
     for _ in range(int(at.rng.integers(7, 14))):
@@ -304,7 +312,7 @@ def lamp(at: Room) -> Made:
     height, radius = at.between(1.3, 1.7), at.between(0.14, 0.22)
     metal = material(at, shiny=1.0)
     glow = light(warm(at), at.between(3, 7), 4 * np.pi * radius**2)
-    shade = {"type": "twosided", "bsdf": {"type": "diffuse", "reflectance": flat(at, [0.8, 0.75, 0.65])}}
+    shade = matte(at, flat(at, [0.8, 0.75, 0.65]))
     parts = [*column(at, metal, 0.16, 0.03), *column(at, metal, 0.018, height)]
     parts.append(ball(at, shade, radius, y=height + radius * 0.8) | {"emitter": glow})
     return parts, 0.3, []
@@ -386,8 +394,8 @@ def shell(at: Room) -> None:
     walls = material(at, 3, 0.0, 0.25)
     if at.chance(0.6):  # one light colour, as most rooms have
         shade = [float(c) for c in 0.7 + at.rng.uniform(-0.12, 0.12, 3) * at.between(0, 1.2)]
-        walls = {"type": "twosided", "bsdf": {"type": "diffuse", "reflectance": flat(at, shade)}}
-    white = {"type": "twosided", "bsdf": {"type": "diffuse", "reflectance": flat(at, [at.between(0.6, 0.85)] * 3)}}
+        walls = matte(at, flat(at, shade))
+    white = matte(at, flat(at, [at.between(0.6, 0.85)] * 3))
     at.add([box(at, material(at, 4, 0.3, 0.4), (w, thick, d), 0, -thick, d / 2)])
     at.add([box(at, white, (w, thick, d), 0, h, d / 2)])
     at.add([box(at, walls, (w, h, thick), 0, 0, d + thick / 2)])
@@ -413,7 +421,7 @@ def on_wall(at: Room, parts: Parts, y: float) -> None:
 
 def picture(at: Room) -> Parts:
     width, height = at.between(0.3, 0.9), at.between(0.3, 0.7)
-    frame, canvas = material(at), {"type": "twosided", "bsdf": {"type": "diffuse", "reflectance": texture(at)}}
+    frame, canvas = material(at), matte(at, texture(at))
     return [
         box(at, frame, (width, height, 0.03), z=-0.015),
         box(at, canvas, (width * 0.85, height * 0.85, 0.01), y=height * 0.075, z=-0.035),
@@ -451,7 +459,7 @@ def lights(at: Room) -> None:
         return
     width, height, side = at.between(0.5, 1.0), at.between(0.5, 0.8), -1 if at.chance(0.5) else 1
     pane = t().rotate([0, 1, 0], -90 * side).scale([width, height, 1])
-    frame = {"type": "twosided", "bsdf": {"type": "diffuse", "reflectance": flat(at, [0.75] * 3)}}
+    frame = matte(at, flat(at, [0.75] * 3))
     y, z = at.between(1.3, 1.5), at.between(0.35, 0.7) * at.depth
     glass: Shape = {"type": "rectangle", "to_world": pane, "bsdf": {"type": "diffuse"}}
     glass["emitter"] = light([0.8, 0.95, 1.1], at.between(3, 14), 4 * width * height)
