@@ -65,7 +65,11 @@ def render(
     folder: Path, scenes: int, settings: Settings, workers: int | None = None, progress: bool = True
 ) -> Made:
     """Make the scenes that `folder` does not have yet. Raises UserError if those it has were made otherwise."""
-    for name, value, least in [("scenes", scenes, 1), ("size", settings.size, 16), ("samples", settings.samples, 1)]:
+    for name, value, least in [
+        ("scenes", scenes, 1),
+        ("size", settings.size, 16),
+        ("samples", settings.samples, 1),
+    ]:
         if value < least:
             raise UserError(f"--{name} {value} is too few; give {least} or more")
     if find_spec("mitsuba") is None:
@@ -117,7 +121,9 @@ def drawn(folder: Path, todo: list[int], settings: Settings, workers: int) -> It
         for done in as_completed([pool.submit(draw, folder, i, settings) for i in todo]):
             yield done.result()
     except BrokenProcessPool:
-        raise UserError("a rendering process was killed; the same command goes on with what is missing") from None
+        raise UserError(
+            "a rendering process was killed; the same command goes on with what is missing"
+        ) from None
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -132,7 +138,9 @@ def draw(folder: Path, i: int, settings: Settings) -> int:
     for kind in (*maps.BYTES, "color"):
         file = io.BytesIO()
         Image.fromarray(made[kind]).save(file, "PNG")
-        checkpoint.write(folder / kind / color(folder, i).name, lambda out, file=file: out.write(file.getbuffer()))
+        checkpoint.write(
+            folder / kind / color(folder, i).name, lambda out, file=file: out.write(file.getbuffer())
+        )
     return i
 
 
@@ -194,7 +202,9 @@ def traced(
     many = camera | {"sampler": {"type": "multijitter", "sample_count": settings.samples}}
     middle = camera | {"sampler": {"type": "stratified", "sample_count": 1, "jitter": False}}
     described = {"type": "scene", "camera": many, **room.shapes}
-    scene = mi.load_dict(described, optimize=False)  # which would merge solids of one material, and their names
+    scene = mi.load_dict(
+        described, optimize=False
+    )  # which would merge solids of one material, and their names
     seed = int(random(settings, i).integers(1 << 31))
     seen = np.array(mi.render(scene, integrator=mi.load_dict(seeing), seed=seed))
     met = np.array(mi.render(scene, sensor=mi.load_dict(middle), integrator=mi.load_dict(meeting)))

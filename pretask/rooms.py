@@ -35,7 +35,9 @@ class Room:
     view: float  # degrees, across and down
     shapes: dict[str, Shape] = field(default_factory=dict)
     things: int = 0
-    taken: list[tuple[float, float, float]] = field(default_factory=list)  # x, z and radius of what stands on the floor
+    taken: list[tuple[float, float, float]] = field(
+        default_factory=list
+    )  # x, z and radius of what stands on the floor
 
     def add(self, parts: Parts, x: float = 0, y: float = 0, z: float = 0, turn: float = 0) -> None:
         """One thing, made of parts around its own foot, set down and turned by degrees."""
@@ -85,9 +87,7 @@ def room(mi: Any, rng: Generator) -> Room:
     across = view(rng)
     width, depth, height = rng.uniform(3.0, 5.5), rng.uniform(3.8, 6.5), rng.uniform(2.4, 3.2)
     origin = np.array([rng.uniform(-0.35, 0.35) * width, rng.uniform(1.1, 1.7), rng.uniform(0.15, 0.9)])
-    target = np.array(
-        [rng.uniform(-0.4, 0.4) * width, rng.uniform(0.5, 1.2), rng.uniform(0.6, 0.95) * depth]
-    )
+    target = np.array([rng.uniform(-0.4, 0.4) * width, rng.uniform(0.5, 1.2), rng.uniform(0.6, 0.95) * depth])
     made = Room(mi, rng, width, height, depth, origin, target, across)
     shell(made)
     for kind in rng.permutation(WALL_THINGS)[: rng.integers(3, 7)]:
@@ -150,7 +150,9 @@ def texture(at: Room, repeat: float = 1.0, dye: float = 0.8) -> Shape:
     elif kind == "mottle":
         share = noise(at, 4) * 0.5 + noise(at, 16) * 0.5
     else:
-        one, other = (np.array([0.55, 0.35, 0.2]) * at.between(0.4, 1.3) * at.rng.uniform(0.8, 1.1, 3) for _ in "ab")
+        one, other = (
+            np.array([0.55, 0.35, 0.2]) * at.between(0.4, 1.3) * at.rng.uniform(0.8, 1.1, 3) for _ in "ab"
+        )
         share = (noise(at, 3) * 3 + across * at.rng.integers(3, 9)) % 1
     mixed = one + share[..., None] * (other - one)
     return bitmap(at, mixed.clip(0.02, 0.9), repeat)
@@ -192,7 +194,9 @@ def both_sides(at: Room, of: Shape) -> Any:
 # ---- solids, around their foot
 
 
-def box(at: Room, of: Any, size: tuple[float, float, float], x: float = 0, y: float = 0, z: float = 0) -> Shape:
+def box(
+    at: Room, of: Any, size: tuple[float, float, float], x: float = 0, y: float = 0, z: float = 0
+) -> Shape:
     """Width, height and depth; (x, y, z) is the middle of its underside."""
     half = [size[0] / 2, size[1] / 2, size[2] / 2]
     place = at.mi.ScalarTransform4f().translate([x, y + half[1], z]).scale(half)
@@ -206,7 +210,14 @@ def ball(at: Room, of: Any, radius: float, x: float = 0, y: float = 0, z: float 
 
 
 def column(
-    at: Room, of: Any, radius: float, height: float, x: float = 0, y: float = 0, z: float = 0, lid: bool = True
+    at: Room,
+    of: Any,
+    radius: float,
+    height: float,
+    x: float = 0,
+    y: float = 0,
+    z: float = 0,
+    lid: bool = True,
 ) -> Parts:
     """An upright cylinder with its lid."""
     t = at.mi.ScalarTransform4f
@@ -234,10 +245,16 @@ def table(at: Room) -> Made:
     width, depth, height = at.between(0.8, 1.6), at.between(0.6, 0.95), at.between(0.42, 0.78)
     top, under = material(at, shiny=0.4), material(at, shiny=0.4)
     if at.chance(0.3):  # a round one on a pole
-        parts = [*column(at, top, depth / 1.6, 0.04, y=height - 0.04), *column(at, under, 0.05, height - 0.04)]
+        parts = [
+            *column(at, top, depth / 1.6, 0.04, y=height - 0.04),
+            *column(at, under, 0.05, height - 0.04),
+        ]
         parts += column(at, under, 0.25, 0.03)
         return parts, depth / 1.5, [(0.0, height, 0.0, 0.16), (0.25, height, 0.1, 0.1)]
-    parts = [box(at, top, (width, 0.04, depth), y=height - 0.04), *legs(at, under, width, depth, height - 0.04, 0.06)]
+    parts = [
+        box(at, top, (width, 0.04, depth), y=height - 0.04),
+        *legs(at, under, width, depth, height - 0.04, 0.06),
+    ]
     places = [(side * width / 4, height, at.between(-0.15, 0.15), 0.15) for side in (-1, 0, 1)]
     return parts, np.hypot(width, depth) / 2, places
 
@@ -257,7 +274,10 @@ def chair(at: Room) -> Made:
 def sofa(at: Room) -> Made:
     width, depth, arm = at.between(1.3, 2.1), at.between(0.75, 0.9), at.between(0.12, 0.22)
     cloth, seats = material(at, 2, 0.05), material(at, 1, 0.05)
-    parts = [box(at, cloth, (width, 0.25, depth), y=0.08), box(at, cloth, (width, 0.5, 0.2), y=0.3, z=depth / 2 - 0.1)]
+    parts = [
+        box(at, cloth, (width, 0.25, depth), y=0.08),
+        box(at, cloth, (width, 0.5, 0.2), y=0.3, z=depth / 2 - 0.1),
+    ]
     parts += [box(at, cloth, (arm, 0.5, depth), side * (width - arm) / 2, 0.08) for side in (-1, 1)]
     count, inner = int(at.rng.integers(2, 4)), width - 2 * arm
     for k in range(count):
@@ -283,7 +303,9 @@ def cabinet(at: Room) -> Made:
     parts, doors = [box(at, body, (width, height, depth))], int(at.rng.integers(2, 4))
     for k in range(doors):
         x = (k + 0.5) / doors * width - width / 2
-        parts.append(box(at, door, (width / doors * 0.92, height * 0.9, 0.02), x, height * 0.05, -depth / 2 - 0.01))
+        parts.append(
+            box(at, door, (width / doors * 0.92, height * 0.9, 0.02), x, height * 0.05, -depth / 2 - 0.01)
+        )
         parts.append(ball(at, knob, 0.025, x + width / doors * 0.35, height * 0.6, -depth / 2 - 0.04))
     return parts, width / 2 + 0.05, [(side * width / 3, height, 0.0, 0.17) for side in (-1, 0, 1)]
 
@@ -291,7 +313,10 @@ def cabinet(at: Room) -> Made:
 def bed(at: Room) -> Made:
     width, length = at.between(0.9, 1.6), at.between(1.9, 2.1)
     frame, sheet, cover = material(at), material(at, 1, 0.0), material(at, 2, 0.0)
-    parts = [box(at, frame, (width, 0.25, length)), box(at, sheet, (width * 0.97, 0.2, length * 0.97), y=0.25)]
+    parts = [
+        box(at, frame, (width, 0.25, length)),
+        box(at, sheet, (width * 0.97, 0.2, length * 0.97), y=0.25),
+    ]
     parts += [box(at, frame, (width, at.between(0.7, 1.1), 0.06), z=length / 2)]
     parts += [box(at, cover, (width, 0.06, length * 0.6), y=0.43, z=-length * 0.19)]
     parts += [box(at, sheet, (width * 0.6, 0.1, 0.35), y=0.45, z=length * 0.36)]
@@ -304,7 +329,11 @@ def plant(at: Room) -> Made:
     parts = [*column(at, pot, radius, height), *column(at, material(at), 0.02, height + 0.3)]
     for _ in range(int(at.rng.integers(7, 14))):
         r, a = at.between(0, 0.25), at.between(0, 2 * np.pi)
-        parts.append(ball(at, leaf, at.between(0.05, 0.1), r * np.cos(a), height + at.between(0.25, 0.8), r * np.sin(a)))
+        parts.append(
+            ball(
+                at, leaf, at.between(0.05, 0.1), r * np.cos(a), height + at.between(0.25, 0.8), r * np.sin(a)
+            )
+        )
     return parts, 0.4, []
 
 
@@ -339,7 +368,20 @@ def urn(at: Room) -> Made:
 
 
 WALL_THINGS = ["sofa", "shelf", "shelf", "cabinet", "cabinet", "bed", "table", "lamp", "plant"]
-FLOOR_THINGS = ["table", "table", "chair", "chair", "chair", "stool", "crates", "toy", "toy", "urn", "plant", "lamp"]
+FLOOR_THINGS = [
+    "table",
+    "table",
+    "chair",
+    "chair",
+    "chair",
+    "stool",
+    "crates",
+    "toy",
+    "toy",
+    "urn",
+    "plant",
+    "lamp",
+]
 MAKERS = {
     f.__name__: f
     for f in (table, chair, sofa, shelf, cabinet, bed, plant, lamp, stool, crates, toy, urn)
@@ -355,7 +397,13 @@ def small_ball(at: Room, size: float) -> Parts:
 
 
 def small_box(at: Room, size: float) -> Parts:
-    return [box(at, material(at), (size * at.between(0.8, 1.4), size * at.between(0.6, 1.3), size * at.between(0.8, 1.2)))]
+    return [
+        box(
+            at,
+            material(at),
+            (size * at.between(0.8, 1.4), size * at.between(0.6, 1.3), size * at.between(0.8, 1.2)),
+        )
+    ]
 
 
 def vase(at: Room, size: float) -> Parts:
@@ -454,7 +502,12 @@ def lights(at: Room) -> None:
         x, z = at.between(-0.3, 0.3) * at.width, at.between(0.25, 0.75) * at.depth
         down = t().rotate([1, 0, 0], 90).scale([size, size * at.between(0.4, 1), 1])
         glow = light(color, power / size, 4 * size**2)
-        at.add([{"type": "rectangle", "to_world": down, "emitter": glow, "bsdf": {"type": "diffuse"}}], x, at.height - 0.02, z)
+        at.add(
+            [{"type": "rectangle", "to_world": down, "emitter": glow, "bsdf": {"type": "diffuse"}}],
+            x,
+            at.height - 0.02,
+            z,
+        )
     if not at.chance(0.6):
         return
     width, height, side = at.between(0.5, 1.0), at.between(0.5, 0.8), -1 if at.chance(0.5) else 1
@@ -463,7 +516,13 @@ def lights(at: Room) -> None:
     y, z = at.between(1.3, 1.5), at.between(0.35, 0.7) * at.depth
     glass: Shape = {"type": "rectangle", "to_world": pane, "bsdf": {"type": "diffuse"}}
     glass["emitter"] = light([0.8, 0.95, 1.1], at.between(3, 14), 4 * width * height)
-    bars = [box(at, frame, (0.04, 2 * height, 0.04), -side * 0.01, -height, 0.0), box(at, frame, (0.04, 0.04, 2 * width), -side * 0.01)]
-    edge = [box(at, frame, (0.06, 2 * height + 0.12, 0.06), 0, -height - 0.06, end * (width + 0.03)) for end in (-1, 1)]
+    bars = [
+        box(at, frame, (0.04, 2 * height, 0.04), -side * 0.01, -height, 0.0),
+        box(at, frame, (0.04, 0.04, 2 * width), -side * 0.01),
+    ]
+    edge = [
+        box(at, frame, (0.06, 2 * height + 0.12, 0.06), 0, -height - 0.06, end * (width + 0.03))
+        for end in (-1, 1)
+    ]
     edge += [box(at, frame, (0.06, 0.06, 2 * width), 0, y - 0.03) for y in (-height - 0.03, height + 0.03)]
     at.add([glass, *bars, *edge], side * (at.width / 2 - 0.02), y, z)

@@ -52,7 +52,9 @@ def test_a_ball_before_a_wall_has_the_depth_and_normals_of_the_formula():
     room.add([rooms.ball(room, grey, 0.1) | {"emitter": rooms.light([1, 1, 1], 500, 1)}], 0, 2.5, 0.2)
     size = 48
     (light, albedo), met = rendering.traced(mi, room, rendering.Settings(size, 1, 0), 0)
-    assert light.shape == albedo.shape == (size, size, 3) and (light.mean() > 0.01) and np.allclose(albedo, 0.5)
+    assert (
+        light.shape == albedo.shape == (size, size, 3) and (light.mean() > 0.01) and np.allclose(albedo, 0.5)
+    )
 
     forward = (target - origin) / np.linalg.norm(target - origin)
     right = np.cross(forward, [0, 1, 0])
@@ -92,7 +94,9 @@ def test_normals_from_the_rendered_depth_are_the_rendered_normals():
         smooth = np.ones(depth.shape, bool)
         for by in ((0, 1), (0, -1), (1, 0), (-1, 0), (2, 0), (-2, 0), (0, 2), (0, -2)):
             other = np.roll(n, by, (0, 1))
-            smooth &= ((other * n).sum(2) > 0.99) & (np.roll(scene["instances"], by, (0, 1)) == scene["instances"])
+            smooth &= ((other * n).sum(2) > 0.99) & (
+                np.roll(scene["instances"], by, (0, 1)) == scene["instances"]
+            )
         known = smooth & found.any(2)
         assert known.mean() > 0.4
         off.append(np.degrees(np.arccos((found * n).sum(2).clip(-1, 1)))[known])
