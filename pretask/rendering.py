@@ -7,7 +7,6 @@ the layout that sources/scenes.py reads; a scene's colours are written last, so 
 
 import io
 import json
-import os
 import signal
 import time
 from collections.abc import Iterator
