@@ -227,6 +227,11 @@ def test_a_pair_with_something_unreadable_is_listed_under_its_name(house: Path, 
     assert len(sources.open(tmp_path / "store")) == 17  # of 20 pairs
 
 
+@pytest.mark.parametrize("photographs", ["pairs.jsonl", "text:articles", "hf:some/data", "photos.npz"])
+def test_the_prefix_decides_whatever_the_photographs_are(photographs: str, house: Path):
+    assert sources.kind(f"scenes:{house}+{photographs}").__name__ == "pretask.sources.scenes"
+
+
 # ---- other layouts: a floor 1.5 m below the camera, as the formula has it
 
 
@@ -286,6 +291,10 @@ def test_hypersim_has_lengths_of_rays_and_normals_with_other_axes(tmp_path: Path
             file["dataset"] = x
     source = sources.open(f"scenes:{tmp_path}", size=48)
     check_floor(source, depth)
+    with h5py.File(path.with_name("frame.0003.normal_cam.hdf5"), "w") as file:
+        file["dataset"] = np.full((48, 64, 3), (0.6, 0.0, 0.8), np.float32)  # z is towards the viewer there
+    turned = sources.open(f"scenes:{tmp_path}", size=48).__getitems__(torch.tensor([0])).aux["normals"]
+    assert (turned - torch.tensor([0.6, 0.0, -0.8]).view(1, 3, 1, 1)).abs().max() < 0.01
     path.unlink()
     with pytest.raises(UserError, match="semantic_instance: no such file"):
         sources.open(f"scenes:{tmp_path}", size=48)
@@ -357,6 +366,13 @@ def test_normals_are_computed_where_there_is_a_camera(house: Path):
     source = sources.open(f"scenes:{house}", size=16)
     n = source.__getitems__(torch.arange(N)).aux["normals"]
     assert (F.cosine_similarity(n, torch.tensor([0.0, 0.0, -1.0]).view(1, 3, 1, 1)) > 0.9999).all()
+    ramp = np.tile(1000 + 30 * np.arange(WIDTH), (HEIGHT, 1)).astype(np.uint16)
+    picture(house / "depth/004.png", ramp)
+    cameras[4, 0, 0] *= 2
+    np.savez(house / "cameras.npz", intrinsics=cameras)
+    n = sources.open(f"scenes:{house}", size=HEIGHT).__getitems__(torch.tensor([4])).aux["normals"][0]
+    own = surfaces.normals(ramp / 1000, cameras[4])[:, (WIDTH - HEIGHT) // 2 : (WIDTH + HEIGHT) // 2]
+    assert np.abs(n.permute(1, 2, 0).numpy() - own).max() < 0.01
     np.savez(house / "cameras.npz", intrinsics=cameras[:3])
     with pytest.raises(UserError, match=r"intrinsics \(3, 3, 3\); expected \(3, 3\) or \(12, 3, 3\)"):
         sources.open(f"scenes:{house}")
