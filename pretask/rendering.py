@@ -201,9 +201,7 @@ def traced(
     many = camera | {"sampler": {"type": "multijitter", "sample_count": settings.samples}}
     middle = camera | {"sampler": {"type": "stratified", "sample_count": 1, "jitter": False}}
     described = {"type": "scene", "camera": many, **room.shapes}
-    scene = mi.load_dict(
-        described, optimize=False
-    )  # which would merge solids of one material, and their names
+    scene = mi.load_dict(described, optimize=False)  # or solids of one material become one, without a name
     seed = int(random(settings, i).integers(1 << 31))
     seen = np.array(mi.render(scene, integrator=mi.load_dict(seeing), seed=seed))
     met = np.array(mi.render(scene, sensor=mi.load_dict(middle), integrator=mi.load_dict(meeting)))

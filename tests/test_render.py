@@ -125,6 +125,9 @@ def test_a_thing_of_many_solids_has_one_number():
     met[..., 2], met[..., 5], met[0, :, 6] = 5, -1, [1, 2, 3]
     found = rendering.in_camera(met, names, np.zeros(3), np.array([0, 0, 1.0]))
     assert found.thing.tolist() == [[2, 2, 1]] and found.solid.tolist() == [[1, 2, 3]]
+    met[0, 1, 5] = 1  # the inner side of something open
+    found = rendering.in_camera(met, names, np.zeros(3), np.array([0, 0, 1.0]))
+    assert (found.normal == (0, 0, -1)).all()
 
 
 def test_no_camera_stands_in_a_thing():
