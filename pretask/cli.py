@@ -26,6 +26,7 @@ pretask: learn to see from unlabelled images, and find out what it was worth.
   pretask export RUN --to timm|torch|onnx|hf         take the encoder elsewhere
   pretask prepare PATH --out STORE                   decode once, train faster
   pretask track CLIPS --out TRACKS                   follow what moves in video clips, for video_triplet
+  pretask render --scenes N --out FOLDER             rooms with depth, normals and instances, to learn from
 
 Every verb explains itself: pretask VERB --help. METHOD is a name from the list, a recipe such as rotnet:paper,
 or your own file ./my_puzzle.py. PATH is a folder, a .npz, .parquet or .tar file, hf:NAME, or a torchvision name.

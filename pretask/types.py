@@ -16,9 +16,10 @@ AUX = {
     "words": "a text with every image, as in pairs.jsonl, pairs.csv or text:FOLDER",
     "tracked": "what every image shows a moment later, as pretask track finds it in video clips",
     "clip": "the clip that every image is from",
-    "depth": "the depth of every image",
-    "normals": "the surface normals of every image",
-    "instances": "the things in every image",
+    "depth": "the depth of every image, as in scenes:FOLDER",
+    "normals": "the surface normals of every image, as in scenes:FOLDER",
+    "instances": "the things in every image, as in scenes:FOLDER",
+    "photographs": "photographs beside the images, as in scenes:FOLDER+PHOTOGRAPHS",
 }
 """what a source may know about an image besides its pixels; a label is not among it"""
 

@@ -1,7 +1,7 @@
 """Where images come from. `open(spec)` for pretraining; `open_labelled(spec)` for evaluation.
 
 A spec is a path (folder, `.npz`, `.parquet`, `.tar`, `.jsonl`, prepared store) or a name (`cifar10`,
-`hf:USER/DATA`, `text:FOLDER`, `synthetic`, `demo`). Each module here that has `understands(spec)` and `load(spec, asked)` is one kind of
+`hf:USER/DATA`, `text:FOLDER`, `scenes:FOLDER`, `synthetic`, `demo`). Each module here that has `understands(spec)` and `load(spec, asked)` is one kind of
 source; a folder is what is left for a path, a torchvision data set for a name.
 """
 
@@ -78,9 +78,11 @@ def kind(spec: str) -> ModuleType:
     """The module that opens `spec`."""
     from pretask.sources import downloads, folder
 
-    for info in pkgutil.iter_modules(__path__):
-        module = importlib.import_module(f"{__name__}.{info.name}")
-        if hasattr(module, "understands") and module.understands(spec):
+    modules = [importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__)]
+    kinds = [module for module in modules if hasattr(module, "understands")]
+    named = [each for each in kinds if hasattr(each, "PREFIX") and spec.startswith(each.PREFIX)]
+    for module in named or kinds:  # a prefix decides, whatever the path behind it looks like
+        if module.understands(spec):
             return module
     path = Path(spec).expanduser()
     if path.is_dir():

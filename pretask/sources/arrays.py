@@ -5,11 +5,12 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from pretask.sources.common import Texts
+from pretask.sources.maps import Planes
 from pretask.types import Batch
 
 
 class Arrays:
-    """(N, C, H, W) uint8, sliced by position."""
+    """(N, C, H, W) uint8, sliced by position; with `planes`, those of maps follow the channels of the image."""
 
     def __init__(
         self,
@@ -19,18 +20,21 @@ class Arrays:
         bad: dict[str, str] | None = None,
         aux: Mapping[str, Tensor] | None = None,
         mapped: bool = False,
+        planes: Planes | None = None,
     ):
         self.name, self.image, self.names = name, image, names
         self.bad, self.aux = dict(bad or {}), dict(aux or {})
-        self.channels, self.size = image.shape[1], image.shape[2]
-        self.provides = frozenset(self.aux)
+        self.planes = planes or Planes(image.shape[1])
+        self.channels, self.size = self.planes.channels, image.shape[2]
+        self.provides = frozenset(self.aux).union(self.planes.maps)
         self.mapped = mapped
 
     def __len__(self) -> int:
         return len(self.image)
 
     def __getitems__(self, index: Tensor) -> Batch:
-        return Batch(index, self.image[index], {k: v[index] for k, v in self.aux.items()})
+        image, maps = self.planes.unpack(self.image[index])
+        return Batch(index, image, {k: v[index] for k, v in self.aux.items()} | maps)
 
     def files(self, index: Tensor) -> list[str]:
         """The name of each sample; its number where it has none."""

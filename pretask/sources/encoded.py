@@ -1,5 +1,6 @@
 """Images that must be decoded: at opening where they fit into memory, else batch by batch."""
 
+import copy
 import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,7 @@ from torch import Tensor
 from pretask.sources import decode
 from pretask.sources.arrays import Arrays
 from pretask.sources.common import Asked, Opened, Texts, bar, check_bad, check_sample
+from pretask.sources.maps import Planes
 from pretask.types import Batch, UserError
 
 CHUNK = 32
@@ -74,10 +76,16 @@ class Reader:
     """
 
     def __init__(self, items: Items, size: int, channels: int, alike: np.ndarray | None = None):
-        self.items, self.size, self.channels, self.alike = items, size, channels, alike
+        self.items, self.size, self.alike, self.planes = items, size, alike, Planes(channels)
+
+    def chosen(self, index: Tensor) -> "Reader":
+        """Of some positions alone."""
+        made = copy.copy(self)
+        made.items, made.alike = Chosen(self.items, index.numpy()), None
+        return made
 
     def fill(self, image: np.ndarray, index: list[int]) -> tuple[list[int], dict[str, str]]:
-        """Write the images of `index` to `image` (B, C, H, W); return which these are, and the unreadable ones."""
+        """Write the images of `index` to `image` (B, planes, H, W); return which these are, and the unreadable ones."""
         bad: dict[str, str] = {}
         read = []
         for row, i in zip(image, index, strict=True):
@@ -95,7 +103,7 @@ class Reader:
 
     def one(self, i: int) -> np.ndarray:
         with decode.readable():
-            return decode.canvas(self.items.read(i), self.size, self.channels)
+            return decode.canvas(self.items.read(i), self.size, self.planes.channels)
 
     def candidates(self, i: int) -> Iterator[int]:
         """i, then those that may stand in for it."""
@@ -120,9 +128,9 @@ class Encoded:
         aux: Mapping[str, Tensor] | None = None,
     ):
         self.name, self.reader, self.max_bad = name, reader, max_bad
-        self.size, self.channels = reader.size, reader.channels
+        self.size, self.channels = reader.size, reader.planes.channels
         self.bad, self.aux = dict(bad or {}), dict(aux or {})
-        self.provides = frozenset(self.aux)
+        self.provides = frozenset(self.aux).union(reader.planes.maps)
         self.n = len(reader.items) + len(self.bad)  # all there are
 
     def __len__(self) -> int:
@@ -133,7 +141,7 @@ class Encoded:
         return ThreadPoolExecutor(cores())
 
     def __getitems__(self, index: Tensor) -> Batch:
-        image = torch.empty(len(index), self.channels, self.size, self.size, dtype=torch.uint8)
+        image = torch.empty(len(index), self.reader.planes.count, self.size, self.size, dtype=torch.uint8)
         chunks = index.split(CHUNK)
         parts = [part.numpy() for part in image.split(CHUNK)]
         read: list[int] = []
@@ -144,7 +152,8 @@ class Encoded:
 
     def batch(self, index: Tensor, image: Tensor, read: list[int]) -> Batch:
         """An image that stands in for an unreadable one brings along what is known about itself."""
-        return Batch(index, image, {name: rows[read] for name, rows in self.aux.items()})
+        image, maps = self.reader.planes.unpack(image)
+        return Batch(index, image, {name: rows[read] for name, rows in self.aux.items()} | maps)
 
     def note(self, bad: dict[str, str]) -> None:
         """Remember what a reader, here or in a worker, could not read."""
@@ -173,9 +182,8 @@ class Encoded:
 
     def some(self, index: Tensor) -> "Encoded":
         """The images at `index` as a source of their own: none but they stand in for one that is unreadable."""
-        items = Chosen(self.reader.items, index.numpy())
         aux = {name: rows[index] for name, rows in self.aux.items()}
-        made = Encoded(self.name, Reader(items, self.size, self.channels), self.max_bad, self.bad, aux)
+        made = Encoded(self.name, self.reader.chosen(index), self.max_bad, self.bad, aux)
         made.n = self.n  # `bad` is of all there are
         return made
 
@@ -195,8 +203,20 @@ def collect(
     """
     channels, size = asked.channels or 3, asked.size or median_side(name, items)
     alike = None if label is None else label.numpy()
-    reader = Reader(items, size, channels, alike)
-    if len(items) * channels * size**2 > asked.cache_mb * 2**20:
+    return opened(name, Reader(items, size, channels, alike), asked, label, classes, bad, aux)
+
+
+def opened(
+    name: str,
+    reader: Reader,
+    asked: Asked,
+    label: Tensor | None = None,
+    classes: list[str] | None = None,
+    bad: dict[str, str] | None = None,
+    aux: Mapping[str, Tensor] | None = None,
+) -> Opened:
+    """The same of what any reader decodes."""
+    if len(reader.items) * reader.planes.count * reader.size**2 > asked.cache_mb * 2**20:
         source = Encoded(name, reader, asked.max_bad, bad, aux)
         source.survey()
         return Opened(source, label, classes or [])
@@ -214,7 +234,7 @@ def decoded(
 ) -> Opened:
     """All of it, in memory; unreadable images are dropped, and their labels with them."""
     n = len(reader.items)
-    image = np.empty((n, reader.channels, reader.size, reader.size), np.uint8)
+    image = np.empty((n, reader.planes.count, reader.size, reader.size), np.uint8)
     reasons: dict[int, str] = {}
 
     def fill(chunk: range) -> int:
@@ -241,7 +261,8 @@ def decoded(
         image, label = image[keep], None if label is None else label[keep]
         aux = {field: rows[keep] for field, rows in aux.items()}
     names = Texts.of(reader.items.name(i) for i in keep)
-    return Opened(Arrays(name, torch.from_numpy(image), names, bad, aux), label, classes)
+    held = Arrays(name, torch.from_numpy(image), names, bad, aux, planes=reader.planes)
+    return Opened(held, label, classes)
 
 
 def median_side(name: str, items: Items) -> int:

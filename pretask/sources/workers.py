@@ -32,7 +32,7 @@ class Team:
     def __init__(self, reader: Reader, workers: int, batch: int):
         ahead = max(2, math.ceil(AHEAD * batch / CHUNK / workers))
         slots = ahead * workers + 1  # the loader asks for so many chunks beyond the one it hands out
-        shape = slots, CHUNK, reader.channels, reader.size, reader.size
+        shape = slots, CHUNK, reader.planes.count, reader.size, reader.size
         self.workers, self.ring, self.todo = workers, shared(shape), Chunks()
         self.loader: DataLoader[Any] = DataLoader(
             Decoding(reader, self.ring),  # type: ignore[arg-type]

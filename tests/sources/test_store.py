@@ -79,7 +79,8 @@ def test_opening_does_not_read_the_images(tmp_path: Path):
     card = json.loads((tmp_path / "out" / store.CARD).read_text())
     for name, form in card["fields"].items():
         form["shape"][0] = n
-        os.truncate(tmp_path / "out" / f"{name}.bin", math.prod(form["shape"]))
+        size = math.prod(form["shape"]) * getattr(torch, form["dtype"]).itemsize
+        os.truncate(tmp_path / "out" / f"{name}.bin", size)
     (tmp_path / "out" / store.CARD).write_text(json.dumps(card))
     began = time.perf_counter()
     source = sources.open(tmp_path / "out")

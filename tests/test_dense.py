@@ -1,0 +1,215 @@
+"""Scores of normals and depth: by hand, by loops, pooled over pixels, and a decoder that learns."""
+
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from pretask import encoders, sources
+from pretask.evals import dense, depth, normals
+from pretask.rng import Rng
+from pretask.types import UserError
+
+LEVEL = torch.tensor([0.0, -1.0, 0.0]).view(1, 3, 1, 1)
+
+
+def unit(*shape: int, seed: int = 0) -> torch.Tensor:
+    return F.normalize(Rng(seed, "unit").normal(*shape), dim=1)
+
+
+def turned(n: torch.Tensor, degrees: float) -> torch.Tensor:
+    """Each normal turned by so many degrees, about any axis across it."""
+    side = F.normalize(torch.linalg.cross(n, unit(*n.shape, seed=1), dim=1), dim=1)
+    return n * math.cos(math.radians(degrees)) + side * math.sin(math.radians(degrees))
+
+
+# ---- normals
+
+
+def test_the_same_normals_are_off_by_nothing():
+    n = unit(3, 3, 8, 8)
+    found = normals.compare([(n, n)]).scores()
+    assert found["mean"] == pytest.approx(0, abs=0.05) and found["median"] < 0.1
+    assert [found[f"within {d:g}"] for d in normals.WITHIN] == [100, 100, 100]
+
+
+@pytest.mark.parametrize(("degrees", "within"), [(90, 0), (29.5, 1), (22, 2), (11, 3), (180, 0)])
+def test_turned_normals_are_off_by_the_angle(degrees: float, within: int):
+    n = unit(2, 3, 8, 8)
+    found = normals.compare([(turned(n, degrees), n)]).scores()
+    assert found["mean"] == pytest.approx(degrees, abs=0.05)
+    assert found["median"] == pytest.approx(degrees, abs=0.1)
+    shares = [found[f"within {d:g}"] for d in normals.WITHIN]
+    assert shares == [0] * (3 - within) + [100] * within
+
+
+def test_the_length_of_what_is_found_does_not_matter():
+    n, other = unit(2, 3, 8, 8), unit(2, 3, 8, 8, seed=2)
+    one = normals.compare([(other, n)]).scores()
+    assert normals.compare([(7 * other, n)]).scores() == pytest.approx(one)
+    assert normals.loss(0.01 * other, n).item() == pytest.approx(normals.loss(other, n).item(), abs=1e-6)
+
+
+def test_unknown_normals_count_nowhere():
+    n = unit(2, 3, 8, 8)
+    found = n.clone()
+    found[:, :, :4] = turned(n, 90)[:, :, :4]
+    n[:, :, :4] = 0
+    assert normals.compare([(found, n)]).scores()["mean"] == pytest.approx(0, abs=0.05)
+    assert normals.loss(found, n).item() == pytest.approx(0, abs=1e-6)
+    assert normals.loss(found, 0 * n) == 0
+
+
+def test_angles_are_pooled_over_pixels_and_not_over_images():
+    n = unit(2, 3, 8, 8)
+    found = torch.cat([turned(n, 20)[:1], turned(n, 40)[1:]])
+    n[1, :, 1:] = 0  # the second image has 8 pixels, the first 64
+    scores = normals.compare([(found[:1], n[:1]), (found[1:], n[1:])]).scores()
+    assert scores["mean"] == pytest.approx((64 * 20 + 8 * 40) / 72, abs=0.01)
+    assert scores["within 22.5"] == pytest.approx(100 * 64 / 72)
+    assert scores["median"] == pytest.approx(20, abs=0.1)
+
+
+def test_the_median_is_that_of_all_angles():
+    n = unit(4, 3, 16, 16)
+    found = n + 0.5 * Rng(3, "noise").normal(4, 3, 16, 16)
+    n[:, :, ::3] = 0
+    off = normals.angle(found, n)[normals.known(n)]
+    ordered = sorted(off.tolist())
+    low, high = ordered[(len(off) - 1) // 2], ordered[len(off) // 2]
+    assert low - 0.1 <= normals.compare([(found, n)]).scores()["median"] <= high + 0.1
+
+
+def test_intervals_hold_the_score_and_are_wider_for_fewer_images():
+    n = unit(60, 3, 4, 4)
+    angles = Rng(0, "angles").uniform(60, low=0, high=60).tolist()
+    found = torch.cat([turned(each[None], a) for each, a in zip(n, angles, strict=True)])
+    many, few = (normals.compare([(found[:k], n[:k])]) for k in (60, 10))
+    for name, interval in many.intervals().items():
+        assert interval.low <= interval.value <= interval.high
+        assert interval.value == pytest.approx(many.scores()[name])
+    wide = many.intervals()["mean"].high - many.intervals()["mean"].low
+    assert wide == pytest.approx(2 * 1.96 * torch.tensor(angles).std().item() / 60**0.5, rel=0.15)
+    assert few.intervals()["mean"].high - few.intervals()["mean"].low > 1.5 * wide
+
+
+# ---- depth
+
+
+def test_errors_of_depth_are_those_made_by_hand():
+    true = torch.tensor([[1.0, 2.0], [4.0, 0.0]])[None, None]
+    found = torch.tensor([[1.2, 3.0], [2.0, 9.0]])[None, None]  # ratios 1.2, 1.5, 2; the last is unknown
+    scores = depth.compare([(found, true)]).scores()
+    assert scores["rmse"] == pytest.approx(((0.04 + 1 + 4) / 3) ** 0.5)
+    assert scores["absrel"] == pytest.approx((0.2 + 0.5 + 0.5) / 3)
+    assert scores["delta1"] == pytest.approx(100 / 3)  # below 1.25
+    assert scores["delta2"] == pytest.approx(200 / 3)  # below 1.5625
+    assert scores["delta3"] == pytest.approx(200 / 3)  # below 1.953
+    assert depth.compare([(true, true)]).scores() == pytest.approx(
+        {"rmse": 0, "absrel": 0, "delta1": 100, "delta2": 100, "delta3": 100}
+    )
+
+
+def test_errors_of_depth_are_pooled_before_the_root_is_taken():
+    true = torch.ones(2, 1, 4, 4)
+    true[1, :, 1:] = 0
+    found = torch.stack([torch.full((1, 4, 4), 2.0), torch.full((1, 4, 4), 4.0)])
+    errors = depth.compare([(found[:1], true[:1]), (found[1:], true[1:])])
+    assert errors.scores()["rmse"] == pytest.approx(((16 * 1 + 4 * 9) / 20) ** 0.5)
+    for name, interval in errors.intervals().items():
+        assert interval.low <= interval.value <= interval.high, name
+
+
+def test_the_loss_of_depth_is_a_share_and_knows_no_unknown():
+    true = Rng(0, "z").uniform(2, 1, 4, 4, low=1, high=9)
+    true[:, :, 0] = 0
+    log = torch.where(true > 0, true, 1).log()
+    assert depth.loss(log + 0.1, true).item() == pytest.approx(0.1, abs=1e-6)
+    assert depth.loss(log, 0 * true) == 0
+    assert torch.allclose(depth.metres(log)[true > 0], true[true > 0])
+
+
+# ---- the decoder
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    return sources.open("synthetic:96:32")
+
+
+@pytest.fixture
+def encoder():
+    torch.manual_seed(0)
+    return encoders.build("resnet_small:width=8", 3, 32)
+
+
+def test_a_mirror_turns_a_normal_with_its_place():
+    n = unit(2, 3, 4, 6)
+    seen = dense.mirror(n, "normals")
+    for column in range(6):
+        assert torch.equal(seen[:, 0, :, column], -n[:, 0, :, 5 - column])
+        assert torch.equal(seen[:, 1:, :, column], n[:, 1:, :, 5 - column])
+    z = torch.rand(2, 1, 4, 6)
+    assert torch.equal(dense.mirror(z, "depth"), z.flip(3))
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet_small:width=8", "vit_tiny_patch16_224:patch_size=8,embed_dim=48,depth=4"]
+)
+def test_a_decoder_sees_every_stage_and_answers_for_every_pixel(name: str):
+    net = dense.Decoded(encoders.build(name, 3, 32), 3, frozen=True).eval()
+    assert len(net.stages) > 1 and len(net.stages) == len(net.norms)
+    assert net(torch.rand(2, 3, 32, 32)).shape == (2, 3, 32, 32)
+
+
+def test_frozen_is_all_that_differs(scenes, encoder):
+    before = copy.deepcopy(encoder.state_dict())
+    known = {"steps": 3, "progress": False, "index": torch.arange(20)}
+    frozen, free = (
+        dense.fit(encoder, scenes, "depth", 1, depth.loss, frozen=f, **known) for f in (True, False)
+    )
+    same = [torch.equal(before[k], v) for k, v in frozen.encoder.state_dict().items()]
+    assert all(same)  # the running means too: the encoder is in evaluation mode
+    weights = dict(free.encoder.named_parameters())
+    assert all(not torch.equal(before[k], w) for k, w in weights.items() if w.ndim == 4)
+    assert all(torch.equal(before[k], v) for k, v in encoder.state_dict().items())
+    again = dense.fit(encoder, scenes, "depth", 1, depth.loss, frozen=True, **known)
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(frozen.state_dict().values(), again.state_dict().values(), strict=True)
+    )
+
+
+def test_unknown_pixels_give_no_gradient(encoder):
+    net = dense.Decoded(encoder, 3, frozen=True).train()
+    x = torch.rand(2, 3, 32, 32)
+    normals.loss(net(x), torch.zeros(2, 3, 32, 32)).backward()
+    assert all(p.grad is None or not p.grad.any() for p in net.parameters())
+
+
+def test_a_decoder_learns_more_than_one_answer_for_all_pixels(scenes, encoder):
+    train, test = torch.arange(72), torch.arange(72, 96)
+    known = {"train_index": train, "test_index": test, "steps": 60, "progress": False}
+    true = scenes.__getitems__(test).aux
+    learnt = scenes.__getitems__(train).aux
+    found = normals.normals(encoder, scenes, scenes, **known)
+    same = learnt["normals"].mean((0, 2, 3), keepdim=True).expand(24, -1, 32, 32)
+    guess = normals.compare([(same, true["normals"])])
+    assert len(found.counts) == 24
+    assert found.scores()["mean"] < 0.6 * guess.scores()["mean"]
+    found = depth.depth(encoder, scenes, scenes, **known)
+    same = depth.metres(learnt["depth"].log().mean()).expand(24, 1, 32, 32)
+    guess = depth.compare([(same, true["depth"])])
+    assert found.scores()["absrel"] < 0.6 * guess.scores()["absrel"]
+
+
+def test_what_cannot_be_scored_is_one_sentence(scenes, encoder):
+    class Bare:
+        name, provides = "photos", frozenset()
+
+    with pytest.raises(UserError, match=r"photos has no depth \(images alone\); give scenes with depth"):
+        depth.depth(encoder, Bare(), Bare())
+    with pytest.raises(UserError, match="has no maps"):
+        depth.depth(encoders.build("mlp:width=8", 3, 32), scenes, scenes, steps=1)
