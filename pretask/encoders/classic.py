@@ -161,6 +161,29 @@ def color_alexnet(channels: int = 1, size: int = 180) -> nn.Sequential:
     )
 
 
+def scene_alexnet(channels: int = 3, size: int = 227) -> nn.Sequential:
+    """The trunk of Ren & Lee 2018 (released code), conv1 to fc7: CaffeNet without groups, batch norm after every
+    convolution; the last pooling does not halve and the wide layers are convolutions, so it ends at 13 x 13 of 227."""
+
+    def stage(
+        i: int, o: int, kernel: int, padding: int, *then: nn.Module, stride: int = 1, dilation: int = 1
+    ):
+        layer = nn.Conv2d(i, o, kernel, stride, padding, dilation)
+        return nn.Sequential(*then, layer, nn.BatchNorm2d(o), nn.ReLU(inplace=True))
+
+    return nn.Sequential(
+        OrderedDict(
+            conv1=stage(channels, 96, 11, 2, stride=4),
+            conv2=stage(96, 256, 5, 2, nn.MaxPool2d(3, 2)),
+            conv3=stage(256, 384, 3, 1, nn.MaxPool2d(3, 2)),
+            conv4=stage(384, 384, 3, 1),
+            conv5=stage(384, 256, 3, 1),
+            fc6=stage(256, 4096, 6, 5, nn.MaxPool2d(3, 1, 1), dilation=2),
+            fc7=stage(4096, 4096, 1, 0),
+        )
+    )
+
+
 def exemplar(channels: int = 3, size: int = 96, patch: int = 32) -> nn.Sequential:
     """The medium net of Exemplar-CNN, 64c5-128c5-256c5-512f (Dosovitskiy 2014): its fully connected layer is a
     convolution as wide as a patch of `patch` pixels has become, so that it can look at whole images."""
@@ -286,6 +309,7 @@ NETS: dict[str, Callable[..., nn.Sequential]] = {
     "alexnet_bn": alexnet_bn,
     "cfn": cfn,
     "exemplar": exemplar,
+    "scene_alexnet": scene_alexnet,
     "context_alexnet": context_alexnet,
     "colornet": colornet,
     "color_alexnet": color_alexnet,

@@ -1,0 +1,328 @@
+"""Cross-domain tasks: foresee contours, depth and normals of rendered scenes, by features that photographs could have.
+
+Ren, Lee: Cross-Domain Self-supervised Multi-task Feature Learning using Synthetic Imagery, CVPR 2018, arXiv:1711.09082;
+numbers without another source are those of the released code. A renderer knows three answers for nothing. So that what is
+learnt holds for photographs too, a judge looks at a map of features and says from which of the two it comes; the trunk is
+trained to be taken for photographs. The judge also sees earlier maps, out of two pools. `pretask render` makes scenes.
+
+Cost: an image and a photograph a sample, and maps of full size from three heads; a pool keeps 128 maps (3 MB each by
+default).
+
+Differs: contours weigh as much as all that is none (`pos_weight`), where the released code weighs both alike; depth is
+compared where it is known, and by default by Eigen's loss (arXiv:1406.2283, eq. 3) of each image, where the released code
+adds the mean's square over the batch; the judge sees maps behind the ReLU; maps of one batch are exchanged with the pool
+all at once; the learning rate falls as the released settings say, which the released loop forgets.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.optim import SGD, Adam, Optimizer
+
+from pretask import distributed, images
+from pretask.config import TrainConfig
+from pretask.encoders import Encoder
+from pretask.methods.base import Method, MethodConfig
+from pretask.rng import Rng
+from pretask.types import Batch, Loss, Progress, Source, UserError
+
+POOL = 128
+"""maps of each kind that are remembered"""
+BETAS = (0.5, 0.999)
+"""of Adam"""
+GAIN = 0.02
+"""of the first weights of heads and judge"""
+
+
+@dataclass(frozen=True)
+class Config(MethodConfig):
+    """Foresee contours, depth and normals of rendered scenes, by features that photographs could have."""
+
+    encoder: ClassVar[str] = "resnet_small:width=32,wide=512"
+    train: ClassVar[TrainConfig] = TrainConfig(epochs=30, batch=32, lr=1e-3, weight_decay=0.0)
+    needs: ClassVar[frozenset[str]] = frozenset({"depth", "normals", "instances", "photographs"})
+
+    crop: float = 227 / 256
+    """share of the image's side that is shown, anywhere in it"""
+    contours: float = 1.0
+    """weight of the task, 0 to leave it out"""
+    normals: float = 10.0
+    """weight"""
+    depth: float = 5.0
+    """weight"""
+    adversary: float = 0.05
+    """weight of being taken for a photograph"""
+    sign: Literal["eigen", "released"] = "eigen"
+    """whether a depth that is wrong by a factor costs less than others, or more"""
+    fewest: float = 350 / 227**2
+    """share of contour pixels below which an image has no say about contours"""
+    tap: str = ""
+    """stage whose map the judge sees; none: the last but one"""
+    width: int = 64
+    """channels of the heads"""
+    kernels: tuple[int, ...] = ()
+    """of the heads' layers, each of which doubles the map; none: 4, as often as it takes to come to the image"""
+    judge: int = 128
+    """channels of the judge"""
+    judge_lr: float = 1e-3
+    """peak learning rate of the judge, by SGD"""
+
+    def build(self, encoder: Encoder, source: Source) -> "CrossDomain":
+        names = list(encoder.sides)
+        tap = self.tap or names[max(0, len(names) - 2)] if names else ""
+        if tap not in encoder.sides:
+            raise UserError(
+                f"{encoder.name} has no map {tap or 'to foresee from'}; expected --tap {', '.join(names) or 'of another net'}"
+            )
+        if encoder.channels == 1:
+            raise UserError("cross_domain takes one channel of colour images; these are grey already")
+        return CrossDomain(self, encoder, tap)
+
+
+@dataclass(frozen=True)
+class Paper(Config):
+    """The released run: --size 256, CaffeNet with wide convolutions at its end, 30 epochs of a million scenes."""
+
+    encoder: ClassVar[str] = "scene_alexnet"
+    train: ClassVar[TrainConfig] = TrainConfig(
+        epochs=30, batch=224, lr=1e-3, weight_decay=0.0, warmup=0.0, drops=(0.6, 0.9)
+    )
+
+    tap: str = "conv5"
+    """the best of those that were tried"""
+    sign: Literal["eigen", "released"] = "released"
+    """of the mean's square"""
+    kernels: tuple[int, ...] = (3, 3, 5, 3)
+    """from 13 to 227 pixels"""
+    judge: int = 512
+    """channels"""
+
+
+@dataclass(frozen=True)
+class Scene:
+    image: Tensor  # (B, C, H, W) one channel of a rendered scene, in the place of all
+    photograph: Tensor  # (B, C, H, W) one channel of a photograph
+    contours: Tensor  # (B, 1, H, W) 1 where two things meet
+    depth: Tensor  # (B, 1, H, W) metres, 0 where it is not known
+    normals: Tensor  # (B, 3, H, W) unit vectors, 0 where they are not known
+    draw: Tensor  # (B, 2, 2) in [0, 1), whether each kind of map is exchanged for one of the pool, and for which
+
+
+# ---- the three tasks
+
+
+def outlines(instances: Tensor) -> Tensor:
+    """(B, 1, H, W) ids -> 1.0 where the 3 x 3 pixels around are not all of one thing."""
+    x = instances.float()
+    return (F.max_pool2d(x, 3, 1, 1) != -F.max_pool2d(-x, 3, 1, 1)).float()
+
+
+def contour_loss(logits: Tensor, contours: Tensor, fewest: float) -> Tensor:
+    """Binary cross-entropy in which the contours of an image weigh as much as all else in it; mean over pixels."""
+    share = contours.mean((1, 2, 3), keepdim=True)  # (B, 1, 1, 1)
+    heavy = (1 - share) / share.clamp(min=1 / contours[0].numel())
+    loss = F.binary_cross_entropy_with_logits(logits, contours, pos_weight=heavy, reduction="none")
+    return mean(loss.mean((1, 2, 3)), share.flatten() >= fewest)
+
+
+def normal_loss(found: Tensor, normals: Tensor) -> Tensor:
+    """Mean of 1 - cos between vectors (B, 3, H, W) of any length and unit ones, where these are known."""
+    cosine = (F.normalize(found, dim=1) * normals).sum(1)
+    return mean(1 - cosine, normals.square().sum(1) > 0.5)
+
+
+def depth_loss(found: Tensor, depth: Tensor, sign: str) -> Tensor:
+    """½ (mean e² ∓ ½ (mean e)²) of errors e of log depth (B, 1, H, W), where it is known.
+
+    "eigen": the means of each image, and minus; "released": those of the batch, and plus.
+    """
+    known = depth > 0
+    error = torch.where(known, found - depth.clamp(min=1e-3).log(), 0.0)
+    over = (0, 1, 2, 3) if sign == "released" else (1, 2, 3)
+    count = known.sum(over).clamp(min=1)
+    square, centre = error.square().sum(over) / count, error.sum(over) / count
+    return (0.5 * (square + (0.5 if sign == "released" else -0.5) * centre.square())).mean()
+
+
+def mean(x: Tensor, known: Tensor) -> Tensor:
+    """Of x where it is known; 0 of nothing, with a gradient of 0."""
+    return (x * known).sum() / known.sum().clamp(min=1)
+
+
+class Head(nn.Sequential):
+    """From a map to one of the image's size, with so many channels."""
+
+    def __init__(self, channels: int, side: int, size: int, c: Config, out: int):
+        kernels = c.kernels or (4,) * max(1, round(math.log2(size / side)))
+        layers: list[nn.Module] = []
+        for number, kernel in enumerate(kernels):
+            last = number == len(kernels) - 1
+            i, o = (c.width if number else channels), (out if last else c.width)
+            layers.append(nn.ConvTranspose2d(i, o, kernel, 2, padding=0 if kernel % 2 else kernel // 2 - 1))
+            layers += [] if last else [nn.BatchNorm2d(o), nn.ReLU(inplace=True)]
+        super().__init__(*layers)
+        self.apply(start)
+        self.size = size
+
+    def forward(self, input: Tensor) -> Tensor:
+        x = super().forward(input).float()
+        return x if x.shape[-1] == self.size else F.interpolate(x, size=(self.size,) * 2, mode="bilinear")
+
+
+# ---- the judge
+
+
+def judge(channels: int, width: int) -> nn.Sequential:
+    """(B, C, h, w) -> (B, 1, h', w') logits of a photograph, one for each patch."""
+
+    def block(i: int, kernel: int, stride: int) -> list[nn.Module]:
+        return [nn.Conv2d(i, width, kernel, stride), nn.BatchNorm2d(width), nn.LeakyReLU(0.2, inplace=True)]
+
+    net = nn.Sequential(*block(channels, 3, 2), *block(width, 1, 1), nn.Conv2d(width, 1, 1))
+    return net.apply(start)
+
+
+def start(layer: nn.Module) -> None:
+    """Xavier's normal weights, and batch norms near 1."""
+    if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+        nn.init.xavier_normal_(layer.weight, GAIN)
+        nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+    if isinstance(layer, nn.BatchNorm2d):
+        nn.init.normal_(layer.weight, 1.0, GAIN)
+
+
+class Pool(nn.Module):
+    """Earlier maps. Until it is full it takes every map; then half of the new ones are exchanged with old ones."""
+
+    maps: Tensor  # (POOL, C, h, w)
+    held: Tensor  # () how many there are
+
+    def __init__(self, channels: int, side: int):
+        super().__init__()
+        self.register_buffer("maps", torch.zeros(POOL, channels, side, side))
+        self.register_buffer("held", torch.zeros((), dtype=torch.int64))
+
+    def places(self, draw: Tensor, first: int) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, 2) draws of the maps from `first` on in the batch -> (B,) where each goes, whether it does, and in
+        exchange for an older one."""
+        place = self.held + first + torch.arange(len(draw), device=draw.device)
+        new, swap = place < POOL, draw[:, 0] < 0.5
+        return torch.where(new, place, (draw[:, 1] * POOL).long()), new | swap, swap & ~new
+
+    def seen(self, maps: Tensor, draw: Tensor) -> Tensor:
+        """(B, C, h, w) -> the same, some of them older ones; nothing is remembered yet."""
+        place, _, old = self.places(draw, distributed.rank() * len(draw))
+        return torch.where(old[:, None, None, None], self.maps[place], maps)
+
+    def remember(self, maps: Tensor, draw: Tensor) -> None:
+        place, goes, _ = self.places(draw, 0)
+        self.maps[place[goes]] = maps[goes].float()
+        self.held.copy_((self.held + len(maps)).clamp(max=POOL))
+
+
+class CrossDomain(Method[Scene]):
+    needs = Config.needs
+
+    def __init__(self, config: Config, encoder: Encoder, tap: str):
+        super().__init__()
+        self.config, self.encoder, self.tap = config, encoder, tap
+        self.side = encoder.side(config.crop)
+        with torch.no_grad():
+            stages = self.eval().encoder(torch.zeros(1, encoder.channels, self.side, self.side))
+        self.train()
+        self.last = [name for name, x in stages.items() if x.ndim == 4][-1]
+        channels, side = stages[self.last].shape[1:3]
+        self.heads = nn.ModuleDict(
+            {
+                name: Head(channels, side, self.side, config, out)
+                for name, out in (("contours", 1), ("depth", 1), ("normals", 3))
+            }
+        )
+        channels, side = stages[tap].shape[1:3]
+        if side < 3:
+            raise UserError(
+                f"the map {tap} is of {side} x {side} places, and a judge needs 3 x 3; give larger images"
+            )
+        self.judge = judge(channels, config.judge)
+        self.rendered, self.photographed = Pool(channels, side), Pool(channels, side)
+
+    def pretext(self, batch: Batch, rng: Rng) -> Scene:
+        room = batch.image.shape[-1] - self.side
+
+        def cut(x: Tensor, corner: Tensor) -> Tensor:
+            return images.windows(x, corner, self.side)[:, 0]
+
+        here, there = (
+            rng.child(name).integers(len(batch), 1, 2, high=room + 1) for name in ("crop", "photograph")
+        )
+        image, photograph = (
+            one_channel(images.to_float(cut(x, corner)), rng.child("channel", name))
+            for name, x, corner in (
+                ("rendered", batch.image, here),
+                ("photograph", batch.aux["photographs"], there),
+            )
+        )
+        depth, normals, instances = (cut(batch.aux[name], here) for name in ("depth", "normals", "instances"))
+        draw = rng.child("pool").uniform(len(batch), 2, 2)
+        return Scene(image, photograph, outlines(instances), depth, normals, draw)
+
+    def foreseen(self, stages: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: head(stages[self.last]) for name, head in self.heads.items()}
+
+    def loss(self, pretext: Scene) -> Loss:
+        c, stages = self.config, self.encoder(pretext.image)
+        found = self.foreseen(stages)
+        parts = {
+            "contours": contour_loss(found["contours"], pretext.contours, c.fewest),
+            "normals": normal_loss(found["normals"], pretext.normals),
+            "depth": depth_loss(found["depth"], pretext.depth, c.sign),
+        }
+        rendered = stages[self.tap]
+        with torch.no_grad():  # photographs teach the judge alone
+            real = self.encoder(pretext.photograph)[self.tap]
+        held = {name: p.detach() for name, p in self.judge.named_parameters()}
+        fooled = functional_call(self.judge, held, (rendered,)).float()
+        parts["adversary"] = F.binary_cross_entropy_with_logits(fooled, torch.ones_like(fooled))
+        made = self.judge(self.rendered.seen(rendered.detach(), pretext.draw[:, 0])).float()
+        true = self.judge(self.photographed.seen(real, pretext.draw[:, 1])).float()
+        judged = F.binary_cross_entropy_with_logits(made, torch.zeros_like(made))
+        parts["judge"] = (judged + F.binary_cross_entropy_with_logits(true, torch.ones_like(true))) / 2
+        weights = {"contours": c.contours, "normals": c.normals, "depth": c.depth, "adversary": c.adversary}
+        total = parts["judge"] + sum(weight * parts[name] for name, weight in weights.items())
+        parts["told apart"] = ((made < 0).float().mean() + (true > 0).float().mean()) / 2
+        return Loss(total, parts, carry=(rendered.detach(), real, pretext.draw))
+
+    def after_step(self, carry: Any, progress: Progress) -> None:
+        rendered, real, draw = carry
+        self.rendered.remember(rendered, draw[:, 0])
+        self.photographed.remember(real, draw[:, 1])
+
+    def groups(self) -> Iterable[dict[str, Any]]:
+        yield {"params": [*self.encoder.parameters(), *self.heads.parameters()]}
+
+    def optimizers(self, train: TrainConfig) -> list[Optimizer]:
+        """Adam for trunk and heads, SGD for the judge."""
+        own = Adam(next(iter(self.groups()))["params"], train.lr, BETAS, weight_decay=train.weight_decay)
+        return [own, SGD(self.judge.parameters(), self.config.judge_lr, momentum=0.9, weight_decay=5e-4)]
+
+    def solve(self, pretext: Scene) -> Mapping[str, Tensor]:
+        found = self.foreseen(self.encoder(pretext.image))
+        return {
+            "contours": found["contours"].sigmoid(),
+            "depth": found["depth"].exp(),
+            "normals": F.normalize(found["normals"], dim=1),
+        }
+
+    def export(self) -> Encoder:
+        return self.encoder
+
+
+def one_channel(x: Tensor, rng: Rng) -> Tensor:
+    """(B, C, H, W) -> one channel, the same of the whole batch, in the place of all: colours tell who rendered."""
+    return x[:, rng.whole.integers(1, high=x.shape[1])].expand_as(x)
