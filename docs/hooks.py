@@ -22,7 +22,7 @@ from pretask.commands.list import described
 from pretask.config import TrainConfig
 from pretask.methods import MethodConfig
 
-DATA = {"words": "pairs.jsonl", "tracked": "tracks/"}
+DATA = {"words": "pairs.jsonl", "tracked": "tracks/", "depth": "scenes:rooms+photos/"}
 """what a method needs -> how data with it is called on its page; of others photos/"""
 
 
