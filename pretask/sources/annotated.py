@@ -25,8 +25,8 @@ from PIL import Image
 from torch import Tensor
 
 from pretask.sources import decode
-from pretask.sources.common import bar, check_bad
-from pretask.sources.encoded import cores
+from pretask.sources.common import Asked, Images, bar, check_bad
+from pretask.sources.encoded import collect, cores
 from pretask.types import UserError
 
 IMAGES, XML, MASKS = "JPEGImages", "Annotations", "SegmentationClass"
@@ -96,6 +96,28 @@ class Annotated:
         path = self.items[i].mask
         assert path is not None
         return torch.from_numpy(plain_mask(path))
+
+
+class Paths:
+    """Files as they are, for `collect`."""
+
+    def __init__(self, files: Sequence[Path]):
+        self.files = files
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def name(self, i: int) -> str:
+        return str(self.files[i])
+
+    def read(self, i: int) -> Path:
+        return self.files[i]
+
+
+def pictures(data: Annotated, size: int, channels: int, progress: bool = True) -> Images:
+    """The images alone, as a source of squares of `size` pixels; all of them are known to be readable."""
+    asked = Asked(size, channels, progress=progress)
+    return collect(data.name, Paths([item.file for item in data.items]), asked).images
 
 
 @dataclass(frozen=True)
