@@ -4,5 +4,6 @@ from collections.abc import Mapping
 
 TASKS: Mapping[str, str] = {
     "classification": "voc",
+    "detection": "detection",
 }
 """task -> the module of pretask/evals that knows it, with what evals.transfer.Task lists"""
