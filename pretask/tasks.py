@@ -5,5 +5,6 @@ from collections.abc import Mapping
 TASKS: Mapping[str, str] = {
     "classification": "voc",
     "detection": "detection",
+    "segmentation": "segmentation",
 }
 """task -> the module of pretask/evals that knows it, with what evals.transfer.Task lists"""

@@ -52,6 +52,9 @@ def transfer(
     set aside. `seeds` and `supervised` are those of `evaluate`; `steps` and `size` (pixels) the task's own if None.
     """
     known, loaded = task_of(task), what if isinstance(what, Run) else Run(what)
+    for flag, given in (("--steps", steps), ("--size", size)):
+        if given is not None and given < 1:
+            raise UserError(f"{flag} {given} is no number to work with; give 1 or more, or leave it out")
     plan = Plan(steps, size, device=find_device(), progress=progress)
     known.check(loaded.encoder, plan)
     train, unseen = (

@@ -402,5 +402,5 @@ def drawn(item: Item, boxes: Tensor, label: Tensor, classes: Sequence[str]) -> T
     small = tf.resize(item.image(3), [math.ceil(scale * item.height), math.ceil(scale * item.width)])
     if not len(boxes):
         return small
-    names = [classes[k] for k in label.tolist()]
+    names = [classes[int(k)] for k in label]
     return draw_bounding_boxes(small, boxes * scale, names, colors="yellow", width=1)
