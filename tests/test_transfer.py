@@ -416,7 +416,6 @@ def test_a_segmenter_learns_colours_and_beats_the_commonest_class(folder):
     _, train, test = data("segmentation", folder)
     found = segmentation.apply(encoder(), train, test, Plan(steps=60, size=64, progress=False)).found[0]
     name, floor = segmentation.floor(train, test, Plan())
-    print(found.value, floor.found)
     assert name == "all ground" and found.value > floor.found[0].value + 10
 
 
@@ -441,9 +440,7 @@ def test_the_verb_scores_a_task_beside_the_untrained_encoder(name, trained, fold
     path = trained / "scores" / f"{name}-squares-b.json"
     scores = json.loads(path.read_text())
     own, other = "rotnet", "untrained resnet_small:width=8"
-    assert [r["features"] for r in scores["rows"]][0] == own and other in {
-        r["features"] for r in scores["rows"]
-    }
+    assert [*dict.fromkeys(r["features"] for r in scores["rows"])][:2] == [own, other]
     assert {r["eval"] for r in scores["rows"]} == {f"{name} {e}" for e in task_of(name).EVALS}
     assert all(d["low"] <= d["value"] <= d["high"] for d in scores["differences"] if d["low"] is not None)
     assert path.with_suffix(".png").exists() == (name != "classification")
@@ -468,9 +465,8 @@ def test_what_is_skipped_is_counted_and_listed(trained, folder, tmp_path, capfd)
     assert main(["transfer", str(trained), "--data", str(root), "--task", "classification", "--json"]) == 0
     told = capfd.readouterr()
     scores = json.loads(told.out)
-    assert (
-        json.loads((trained / "scores" / "classification-some-20-20---set-aside.json").read_text()) == scores
-    )
+    [kept] = (trained / "scores").glob("classification-some*.json")
+    assert json.loads(kept.read_text()) == scores
     assert "1 images or objects could not be used" in scores["skipped"][-1]
     [listed] = (trained / "scores").glob("classification-some*.csv")
     assert "some: JPEGImages/0.png,not an image" in listed.read_text() and str(listed) in told.err
