@@ -59,6 +59,8 @@ ANCHORS = (4.0, 6.0)
 """sides of anchors, in strides of their level"""
 REGIONS, PROPOSALS = 64, 256
 """of an image: regions that the head learns from, proposals it is shown (paper: 512, 2000)"""
+FAINT = 0.005
+"""score from which a box counts as found (torchvision: 0.05, which after few steps and with many classes none reaches)"""
 PICTURES, SURE = 6, 0.3
 """test images on the sheet, and the score from which a box is drawn there"""
 SIDE_OF_PICTURE = 192
@@ -164,6 +166,7 @@ def detector(encoder: Encoder, count: int, side: int) -> FasterRCNN:
         box_head=TwoMLPHead(PYRAMID * 7**2, HEAD),
         box_predictor=FastRCNNPredictor(HEAD, count + 1),
         box_batch_size_per_image=REGIONS,
+        box_score_thresh=FAINT,
     )
 
 
