@@ -137,11 +137,13 @@ def test_masks_of_a_wrong_size_or_kind_are_skipped_and_unlabelled_pixels_have_no
         Image.fromarray(mask).save(root / annotated.MASKS / f"{i}.png")
     Image.new("L", (6, 9)).save(root / annotated.MASKS / "0.png")
     Image.new("RGB", (9, 6)).save(root / annotated.MASKS / "1.png")
+    Image.new("L", (9, 7)).save(root / annotated.MASKS / "2.png")
     found = annotated.load(root, masks=True)
-    assert found.areas == {4: "sky", 6: "6"} and len(found) == 41  # the last image has no mask
+    assert found.areas == {4: "sky", 6: "6"} and len(found) == 40  # the last image has no mask
     assert found.bad == {
         "images/0.jpg": "is 9 x 6 pixels, its mask 6 x 9",
         "images/1.jpg": "its mask is of mode RGB, not one number of 8 bits for each pixel",
+        "images/2.jpg": "is 9 x 6 pixels, its mask 9 x 7",
     }
     assert found.mask(0)[:4, 0].tolist() == [0, 255, 6, 4]
 

@@ -201,7 +201,7 @@ def test_hard_images_have_no_say_in_the_choice_of_a_cost():
 
 
 def test_map_is_the_mean_of_what_each_class_scores_on_the_images_it_is_judged_on():
-    decision = np.array([[3.0, 1], [2, 2], [1, 3]])
+    decision = np.array([[2.0, 1], [3, 2], [1, 3]])
     label = np.array([[1, 0], [-1, 1], [0, 1]])
     assert [f.value for f in voc.scored(decision, label, 0)] == pytest.approx([100, 100, 100])
     label[1, 0] = 0
@@ -406,7 +406,7 @@ def test_a_class_that_the_training_masks_lack_has_no_say(folder):
     fewer = Annotated("t", train.items, train.classes, {v: n for v, n in train.areas.items() if n != "blue"})
     assert segmentation.numbers(fewer)[3] == NONE and segmentation.numbers(fewer)[2] == 2
     said = segmentation.apply(encoder(), fewer, test, Plan(progress=False)).said
-    assert said == ["left out, as the training masks lack them: blue"]
+    assert said == ["left out, as the training masks lack them: blue (1 classes)"]
     other = Annotated("o", test.items, test.classes, {**test.areas, 2: "cyan"})
     with pytest.raises(UserError, match="numbers its classes in another way: cyan"):
         segmentation.matched(train, other)

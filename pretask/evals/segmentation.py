@@ -107,7 +107,8 @@ def apply(encoder: Encoder, train: Annotated, test: Annotated, plan: Plan) -> Ou
             pictures.append({"image": small(image)} | {k: painted(image, m) for k, m in named.items()})
     notes = {"steps": plan.steps or STEPS, "size": side}
     lacking = [name for value, name in test.areas.items() if value not in train.areas]
-    said = [f"left out, as the training masks lack them: {', '.join(lacking[:8])}"] if lacking else []
+    some = ", ".join(lacking[:8]) + (", …" if len(lacking) > 8 else "")
+    said = [f"left out, as the training masks lack them: {some} ({len(lacking)} classes)"] if lacking else []
     return Outcome(scored(np.stack(counts), plan.seed, notes), said, pictures)
 
 
