@@ -100,11 +100,11 @@ def test_the_encoder_and_the_random_state_are_left_alone(name, folder):
 
 @every
 def test_what_was_drawn_before_has_no_say(name, folder):
-    task, train, test = data(name, folder)
+    (task, train, test), net = data(name, folder), encoder()
     torch.manual_seed(1)
-    one = task.apply(encoder(), train, test, Plan(progress=False)).found
+    one = task.apply(net, train, test, Plan(progress=False)).found
     torch.manual_seed(2)
-    other = task.apply(encoder(), train, test, Plan(progress=False)).found
+    other = task.apply(net, train, test, Plan(progress=False)).found
     for a, b in zip(one, other, strict=True):
         assert a.value == b.value and np.array_equal(a.again, b.again)
         assert 0 <= a.value <= 100 and a.again.shape == (interval.RESAMPLES,)
@@ -290,9 +290,14 @@ def test_a_set_drawn_anew_is_scored_as_one_with_images_repeated(detected):
         assert {k: v[0] for k, v in one.items()} == pytest.approx({k: v[0] for k, v in other.items()})
 
 
-def test_a_perfect_detector_scores_100(detected):
+@pytest.mark.parametrize("hard_too", [True, False])
+def test_a_perfect_detector_scores_100_whether_it_finds_the_hard_ones_or_not(detected, hard_too):
     test, _ = detected
-    perfect = [{"boxes": i.boxes, "labels": i.label, "scores": torch.ones(len(i.label))} for i in test.items]
+    perfect = []
+    for item in test.items:
+        there = torch.ones_like(item.hard) if hard_too else ~item.hard
+        score = torch.ones(int(there.sum()))
+        perfect.append({"boxes": item.boxes[there], "labels": item.label[there], "scores": score})
     once = np.ones((1, 20))
     for numbers in (f(test, perfect, [0, 1, 2], once) for f in (detection.by_coco, detection.by_voc)):
         assert {k: round(float(v[0]), 6) for k, v in numbers.items()} == dict.fromkeys(numbers, 100)
