@@ -175,7 +175,7 @@ def flag(name: str) -> str:
 def shown(value: Any) -> str:
     if isinstance(value, tuple):
         return " ".join(map(str, value)) or "none"
-    return str(value)
+    return str(value) or "none"
 
 
 def sentences(kind: type[MethodConfig]) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """pretask: self-supervised visual learning, from a folder of unlabelled images to a trusted score.
 
-The verbs of the command line, from Python: `pretrain`, `evaluate`, `study`, `audit`, `embed`, `report`, `load`; and
+The verbs of the command line, from Python: `pretrain`, `evaluate`, `study`, `audit`, `embed`, `report`,
+`transfer`, `load`; and
 `PretaskFeatures`, a scikit-learn transformer. Nothing heavy is imported before it is used.
 """
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from pretask.reports import report
     from pretask.run import load
     from pretask.studying import study
+    from pretask.transferring import transfer
 
 __version__ = version("pretask")
 __all__ = [
@@ -28,6 +30,7 @@ __all__ = [
     "pretrain",
     "report",
     "study",
+    "transfer",
 ]
 
 _HOMES = {
@@ -38,6 +41,7 @@ _HOMES = {
     "embed": "pretask.api",
     "report": "pretask.reports",
     "load": "pretask.run",
+    "transfer": "pretask.transferring",
     "PretaskFeatures": "pretask.features",
 }
 

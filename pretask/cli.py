@@ -13,6 +13,7 @@ pretask: learn to see from unlabelled images, and find out what it was worth.
   pretask pretrain METHOD --data PATH [--out RUN]    train without labels on a folder of images
   pretask pretrain --resume RUN                      go on after a crash
   pretask evaluate RUN --data LABELLED               score the frozen features, beside honest baselines
+  pretask transfer RUN --data FOLDER --task TASK     take it to classification, detection or segmentation
   pretask report RUN [--data LABELLED]               one offline page: curves, puzzles, neighbours, scores
   pretask study RUN --data LABELLED                  how much data, how many labels, how much do features change?
 

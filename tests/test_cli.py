@@ -38,7 +38,9 @@ def test_help_is_there_at_once():
     assert loaded.stdout.strip() == "False" and time.perf_counter() - began < 20
 
 
-@pytest.mark.parametrize("verb", ["evaluate", "embed", "cluster", "colorize", "export", "report", "study"])
+@pytest.mark.parametrize(
+    "verb", ["evaluate", "embed", "cluster", "colorize", "export", "report", "study", "transfer"]
+)
 def test_help_of_what_is_done_with_a_run_loads_no_torch(verb):
     asked = f"import sys; from pretask.cli import main; main(['{verb}', '--help'])"
     code = f"import atexit, sys; atexit.register(lambda: print('torch' in sys.modules)); {asked}"

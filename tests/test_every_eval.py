@@ -1,7 +1,8 @@
 """What must hold for every evaluation in pretask/evals, whatever it measures.
 
 An evaluation is a module that is called on features, or on an encoder that it looks into or trains on; the other
-modules of the folder make features, splits, intervals or the whole. A new one is named here, or the first test fails.
+modules of the folder make features, splits, intervals or the whole. A new one is named here, or the first test fails. A
+task of `pretask transfer` is named in pretask/tasks.py and held to what test_transfer.py says of every task.
 """
 
 import pkgutil
@@ -31,8 +32,9 @@ from pretask.evals.holdout import Part
 from pretask.evals.measure import Chosen, Result
 from pretask.rng import Rng
 from pretask.sources import Labelled
+from pretask.tasks import TASKS
 
-AROUND = {"baselines", "evaluate", "features", "holdout", "interval", "measure"}
+AROUND = {"baselines", "evaluate", "features", "holdout", "interval", "measure", "precision", "transfer"}
 MAPS = {"dense", "normals", "depth"}
 """what is foreseen for every pixel, of scenes, which have no labels: tests/test_dense.py"""
 CLASSES = 4
@@ -97,7 +99,13 @@ through = pytest.mark.parametrize("name", THROUGH)
 
 
 def test_every_module_of_the_folder_is_held_to_this():
-    assert {m.name for m in pkgutil.iter_modules(evals.__path__)} == {*ALL, *THROUGH, *AROUND, *MAPS}
+    assert {m.name for m in pkgutil.iter_modules(evals.__path__)} == {
+        *ALL,
+        *THROUGH,
+        *TASKS.values(),
+        *AROUND,
+        *MAPS,
+    }
 
 
 @every

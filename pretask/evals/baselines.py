@@ -4,6 +4,8 @@ Raw pixels; k-means patches (Coates, Lee, Ng 2011, "An analysis of single-layer 
 the same encoder untrained; the same encoder trained with the labels.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -172,9 +174,13 @@ def supervised(
     seed: int,
     device: torch.device | str = "cpu",
     progress: bool = True,
+    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
 ) -> Encoder:
-    """The same encoder, trained for `steps` on images and labels: fine-tuning of one that has learnt nothing."""
+    """The same encoder, trained for `steps` on images and labels: fine-tuning of one that has learnt nothing.
+
+    `loss` is that of logits (B, K) and labels (B, …).
+    """
     net, every = untrained(encoder, seed), torch.arange(len(source))
-    known = {"name": "supervised", "device": device, "progress": progress}
+    known = {"name": "supervised", "device": device, "progress": progress, "loss": loss}
     finetune.fit(net, source, every, SUPERVISED, steps, seed, decay=1.0, **known)
     return net.eval()

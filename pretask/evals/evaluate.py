@@ -9,7 +9,7 @@ import json
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,8 @@ class Scores:
     and cosine. "best linear", "mlp" and "conv" have no "stage": their stages are in "chosen"; "finetune" has none.
 
     difference: {"features", "minus", "eval", "value", "low", "high"}, paired over test samples and runs.
+
+    Of a transfer (transfer.py) "data" has the "task" as well, "eval" begins with it, and "protocol" is the task's own.
     """
 
     data: Mapping[str, Any]
@@ -89,18 +91,22 @@ class Scores:
     differences: Sequence[Mapping[str, Any]]
     skipped: Sequence[str]
     seconds: Mapping[str, float]
+    protocol: Mapping[str, str] = field(default_factory=lambda: PROTOCOL)
 
     def to_json(self) -> str:
-        whole = {"schema": SCHEMA, "data": self.data, "protocol": PROTOCOL}
-        rest = {k: v for k, v in asdict(self).items() if k != "data"}
-        return json.dumps(whole | rest, indent=2, allow_nan=False)
+        whole = {"schema": SCHEMA, "data": self.data, "protocol": self.protocol}
+        return json.dumps(whole | asdict(self), indent=2, allow_nan=False)
 
     def write(self, folder: Path) -> Path:
-        """`scores/TEST.json` in a run's folder."""
-        path = folder / "scores" / file_name(self.data["test"])
+        """`scores/TEST.json` in a run's folder; of a transfer `scores/TASK-TEST.json`."""
+        path = self.path(folder)
         path.parent.mkdir(parents=True, exist_ok=True)
         checkpoint.write_text(path, self.to_json() + "\n")
         return path
+
+    def path(self, folder: Path) -> Path:
+        named = [self.data[key] for key in ("task", "test") if key in self.data]
+        return folder / "scores" / file_name("-".join(named))
 
     def get(self, features: str, eval: str, stage: str | None = None) -> Mapping[str, Any] | None:
         """The first row of that name."""

@@ -97,8 +97,12 @@ def fit(
     name: str,
     device: torch.device | str,
     progress: bool,
+    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
 ) -> Classified:
-    """Train `encoder` itself below a new linear layer, on the samples `index` of `source`: small shifts, flips, AdamW."""
+    """Train `encoder` itself below a new linear layer, on the samples `index` of `source`: small shifts, flips, AdamW.
+
+    `loss` is that of logits (B, K) and labels (B, …).
+    """
     convolutions.quicken(encoder)
     torch.manual_seed(seed)  # of the head, and of what an encoder drops
     net = Classified(encoder, nn.Linear(encoder.dim, len(source.classes))).to(device).train()
@@ -107,18 +111,23 @@ def fit(
         *param_groups_weight_decay(net.head, train.weight_decay),
     ]
     losses = (
-        cost(lambda x: net(x)["pool"], x, label)
+        cost(lambda x: net(x)["pool"], x, label, loss)
         for x, label in shifted(source, index, min(train.batch, len(index)), steps, seed, device)
     )
     descend(torch.optim.AdamW(weights), losses, train, steps, name, progress)
     return net.eval()
 
 
-def cost(net: Callable[[Tensor], Tensor], x: Tensor, label: Tensor) -> Tensor:
-    """Mean cross-entropy of the logits net(x), which are made in the device's fastest format."""
+def cost(
+    net: Callable[[Tensor], Tensor],
+    x: Tensor,
+    label: Tensor,
+    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+) -> Tensor:
+    """The loss of the logits net(x), which are made in the device's fastest format."""
     with autocast(x.device):
         logits = net(x)
-    return F.cross_entropy(logits.float(), label)
+    return loss(logits.float(), label)
 
 
 def groups(encoder: Encoder, weight_decay: float, decay: float) -> list[dict[str, Any]]:

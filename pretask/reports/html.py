@@ -24,6 +24,7 @@ from pretask.reports.learning import Answer
 from pretask.reports.sheet import LARGEST, Cell, tally
 from pretask.reports.subjects import Subjects
 from pretask.reports.table import DECIMALS
+from pretask.tasks import TASKS
 
 LISTED = 50
 """bad files shown; the rest are in the run folder"""
@@ -204,6 +205,9 @@ def tables(scores: Sequence[Row]) -> list[Table]:
 
 def group(eval: str, stage: str) -> str:
     """The table that a score belongs to."""
+    task, _, number = eval.partition(" ")
+    if number and task in TASKS:
+        return f"Transfer: {task}"
     if eval == "linear" and stage != "pool":
         return "Linear probe at each stage"
     if eval.startswith("finetune"):
@@ -219,6 +223,8 @@ def group(eval: str, stage: str) -> str:
 
 def heading(eval: str, stage: str) -> str:
     """The stage is said where it is not the pooled features."""
+    if eval.partition(" ")[0] in TASKS:
+        return eval.partition(" ")[2]
     return eval if stage in ("", "pool") else stage
 
 

@@ -90,9 +90,7 @@ def notes(scores: Scores) -> Sequence[str]:
         lines.append(f"Chosen: {PROTOCOL['chosen']}; no choice sees the test set.")
     for d in scores.differences:
         if d["minus"].startswith(("untrained", "k-means")) and d["eval"] != "knn":
-            lines.append(
-                f"{d['eval']}: {d['value']:+.1f} [{d['low']:+.1f}, {d['high']:+.1f}] against {brief(d['minus'])}"
-            )
+            lines.append(f"{d['eval']}: {against(d)}")
     return [*lines, *scores.skipped]
 
 
@@ -102,6 +100,33 @@ def how(data: Mapping[str, Any]) -> str:
         return f"nothing is trained; chance of partner@1 {100 / data['n_test']:.1f}"
     trained = f"trained on {data['train']}, n = {data['n_train']:,}"
     return f"{trained}; {len(data['classes'])} classes, chance {100 / len(data['classes']):.1f}"
+
+
+def transferred(scores: Scores) -> Group:
+    """One table of a task's numbers, and the notes that make them mean something."""
+    task, data = scores.data["task"], scores.data
+    evals = {e: e.removeprefix(f"{task} ") for e in dict.fromkeys(r["eval"] for r in scores.rows)}
+    lead = next(iter(evals))
+    own = next(r for r in scores.rows if r["own"])
+    runs = f", {len(own['values'])} runs" if len(own["values"]) > 1 else ""
+    lines = [
+        f"%, on {data['test']}, n = {data['n_test']:,}; trained on {data['train']}, n = {data['n_train']:,}{runs}",
+        f"{scores.protocol[task]}.",
+        *(f"{short}: {scores.protocol[e]}." for e, short in evals.items()),
+        f"± is half of the interval: {scores.protocol['interval']}.",
+        *(
+            f"{evals[d['eval']]}: {against(d)}"
+            for d in scores.differences
+            if d["eval"] == lead and d["low"] is not None
+        ),
+        *scores.skipped,
+    ]
+    return Group(block(scores, evals), Text(), *(Text(line, style="dim") for line in lines))
+
+
+def against(difference: Mapping[str, Any]) -> str:
+    d = difference
+    return f"{d['value']:+.1f} [{d['low']:+.1f}, {d['high']:+.1f}] against {brief(d['minus'])}"
 
 
 def audited(audit: Audit) -> Group:

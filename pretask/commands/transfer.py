@@ -1,0 +1,58 @@
+"""pretask transfer RUN --data FOLDER --task TASK: take the encoder to images with boxes or masks."""
+
+from dataclasses import dataclass
+
+from pretask.display import Display, say
+from pretask.parse import subject
+
+
+@dataclass(frozen=True)
+class Flags:
+    """Take a run's encoder to another task and score it there: linear SVMs on frozen features, a detector or a
+    segmenter trained on. Beside it the same encoder untrained, taken there in the same way, with 95 % intervals."""
+
+    data: str
+    """annotated images in VOC or COCO form: FOLDER, or FOLDER:PART for a part of it, such as VOC2007:trainval"""
+    task: str
+    """classification (which classes an image shows), detection (where they are) or segmentation (each pixel's class)"""
+    test: str | None = None
+    """annotated images to score on (a fifth of --data, set aside)"""
+    json: bool = False
+    """print JSON, and nothing else, on standard output"""
+    seeds: int = 1
+    """repeat the run with so many seeds; runs beside it are used, missing ones are trained"""
+    supervised: bool = False
+    """add the same encoder trained first with the images' classes, on as many images as the run saw"""
+    steps: int | None = None
+    """of training on the task (the task's own)"""
+    size: int | None = None
+    """side of the images, pixels; of detection the shorter one (the task's own)"""
+    max_bad: float = 0.1
+    """share of unreadable images at which it stops"""
+
+
+def run(words: list[str]) -> None:
+    what, chosen = subject(words, "transfer", "RUN", Flags)
+    from rich.console import Console
+
+    from pretask.reports import report, table
+    from pretask.transferring import files, transfer
+
+    with Display() as display:
+        scores = transfer(
+            what,
+            chosen.data,
+            chosen.test,
+            task=chosen.task,
+            seeds=chosen.seeds,
+            supervised=chosen.supervised,
+            steps=chosen.steps,
+            size=chosen.size,
+            max_bad=chosen.max_bad,
+            tell=display,
+        )
+    if chosen.json:
+        print(scores.to_json())
+    else:
+        Console().print(table.transferred(scores))
+    say(f"wrote {', '.join(files(what, scores))} and {report(what)}")

@@ -1,0 +1,115 @@
+"""From a run to a task with annotations, beside honest baselines: `pretask transfer RUN --data FOLDER --task TASK`."""
+
+import dataclasses
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+from pretask import checkpoint, run
+from pretask.device import find_device
+from pretask.evals import transfer as evals
+from pretask.evals.evaluate import Scores
+from pretask.evals.transfer import Outcome, Plan, Task
+from pretask.evaluating import budget, sisters
+from pretask.journal import Tell
+from pretask.reports import sheet
+from pretask.run import Run
+from pretask.sources.common import listed
+from pretask.tasks import TASKS
+from pretask.types import UserError
+
+
+def task_of(name: str) -> Task:
+    if name not in TASKS:
+        raise UserError(f"no task is called {name!r}; there are {', '.join(TASKS)}")
+    module: Any = importlib.import_module(f"pretask.evals.{TASKS[name]}")
+    return module
+
+
+def transfer(
+    what: Run | str | Path,
+    data: str | Path,
+    test: str | Path | None = None,
+    *,
+    task: str,
+    seeds: int = 1,
+    supervised: bool = False,
+    steps: int | None = None,
+    size: int | None = None,
+    max_bad: float = 0.1,
+    progress: bool = True,
+    tell: Tell | None = None,
+) -> Scores:
+    """Take a run's encoder to a task, score it on test images, and keep the scores and a sheet in RUN/scores.
+
+        scores = pretask.transfer("runs/rotnet-photos-s0", "VOC2007:trainval", "VOC2007:test", task="detection")
+
+    `data` and `test` are folders in VOC or COCO form, `FOLDER` or `FOLDER:PART`; without `test` a fifth of the images is
+    set aside. `seeds` and `supervised` are those of `evaluate`; `steps` and `size` (pixels) the task's own if None.
+    """
+    known, loaded = task_of(task), what if isinstance(what, Run) else Run(what)
+    for flag, given in (("--steps", steps), ("--size", size)):
+        if given is not None and given < 1:
+            raise UserError(f"{flag} {given} is no number to work with; give 1 or more, or leave it out")
+    plan = Plan(steps, size, device=find_device(), progress=progress)
+    known.check(loaded.encoder, plan)
+    train, unseen = (
+        None if spec is None else known.load(str(spec), max_bad, progress) for spec in (data, test)
+    )
+    # what can be wrong with run and data has been found before other seeds are trained
+    family = sisters(loaded, seeds, tell)
+    scores, outcome = evals.transfer(
+        known,
+        task,
+        [each.encoder for each in family],
+        train,
+        unseen,
+        name=run.title(loaded.card),
+        seeds=[each.card["seed"] for each in family],
+        fresh=[each.untrained for each in family],
+        plan=plan,
+        supervised_steps=budget(loaded) if supervised else None,
+    )
+    skipped = {
+        f"{each.name}: {place}": why for each in (train, unseen) if each for place, why in each.bad.items()
+    }
+    if skipped:
+        said = f"{len(skipped)} images or objects could not be used; they are listed beside the scores"
+        scores = dataclasses.replace(scores, skipped=[*scores.skipped, said])
+    keep(scores.write(loaded.folder), outcome, skipped)
+    return scores
+
+
+def keep(path: Path, outcome: Outcome, skipped: Mapping[str, str]) -> None:
+    """Beside the scores at `path`: a sheet of test images, and what could not be used; those of an earlier call go."""
+    drawn, left_out = beside(path)
+    checkpoint.remove(drawn)
+    checkpoint.remove(left_out)
+    if outcome.pictures:
+        made = sheet.paint(
+            [sheet.Cell(tuple((name, picture(x)) for name, x in one.items())) for one in outcome.pictures],
+            title=path.stem,
+        )
+        checkpoint.write(drawn, lambda file: made.save(file, format="PNG"))
+    if skipped:
+        checkpoint.write_text(left_out, listed(skipped))
+
+
+def picture(x: Tensor) -> Image.Image:
+    """(3, H, W) uint8"""
+    return Image.fromarray(x.permute(1, 2, 0).contiguous().numpy())
+
+
+def beside(path: Path) -> tuple[Path, Path]:
+    """The sheet and the list that belong to scores."""
+    return path.with_suffix(".png"), path.with_suffix(".skipped.csv")
+
+
+def files(folder: Path | str, scores: Scores) -> list[str]:
+    """What there is of a transfer in a run's folder."""
+    path = scores.path(Path(folder))
+    return [str(p) for p in (path, *beside(path)) if p.exists()]
