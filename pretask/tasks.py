@@ -6,5 +6,7 @@ TASKS: Mapping[str, str] = {
     "classification": "voc",
     "detection": "detection",
     "segmentation": "segmentation",
+    "normals": "normals",
+    "depth": "depth",
 }
 """task -> the module of pretask/evals that knows it, with what evals.transfer.Task lists"""

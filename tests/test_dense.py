@@ -2,17 +2,23 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from pretask import encoders, sources
-from pretask.evals import dense, depth, normals
+from pretask.evals import dense, depth, normals, transfer
+from pretask.evals.transfer import Plan
 from pretask.rng import Rng
 from pretask.types import UserError
 
 LEVEL = torch.tensor([0.0, -1.0, 0.0]).view(1, 3, 1, 1)
+
+
+def numbers(errors: dense.Judged) -> dict[str, float]:
+    return {name: float(value) for name, value in errors.scores().items()}
 
 
 def unit(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -30,7 +36,7 @@ def turned(n: torch.Tensor, degrees: float) -> torch.Tensor:
 
 def test_the_same_normals_are_off_by_nothing():
     n = unit(3, 3, 8, 8)
-    found = normals.compare([(n, n)]).scores()
+    found = numbers(normals.compare([(n, n)]))
     assert found["mean"] == pytest.approx(0, abs=0.05) and found["median"] < 0.1
     assert [found[f"within {d:g}"] for d in normals.WITHIN] == [100, 100, 100]
 
@@ -38,7 +44,7 @@ def test_the_same_normals_are_off_by_nothing():
 @pytest.mark.parametrize(("degrees", "within"), [(90, 0), (29.5, 1), (22, 2), (11, 3), (180, 0)])
 def test_turned_normals_are_off_by_the_angle(degrees: float, within: int):
     n = unit(2, 3, 8, 8)
-    found = normals.compare([(turned(n, degrees), n)]).scores()
+    found = numbers(normals.compare([(turned(n, degrees), n)]))
     assert found["mean"] == pytest.approx(degrees, abs=0.05)
     assert found["median"] == pytest.approx(degrees, abs=0.1)
     shares = [found[f"within {d:g}"] for d in normals.WITHIN]
@@ -47,8 +53,8 @@ def test_turned_normals_are_off_by_the_angle(degrees: float, within: int):
 
 def test_the_length_of_what_is_found_does_not_matter():
     n, other = unit(2, 3, 8, 8), unit(2, 3, 8, 8, seed=2)
-    one = normals.compare([(other, n)]).scores()
-    assert normals.compare([(7 * other, n)]).scores() == pytest.approx(one)
+    one = numbers(normals.compare([(other, n)]))
+    assert numbers(normals.compare([(7 * other, n)])) == pytest.approx(one)
     assert normals.loss(0.01 * other, n).item() == pytest.approx(normals.loss(other, n).item(), abs=1e-6)
 
 
@@ -57,7 +63,7 @@ def test_unknown_normals_count_nowhere():
     found = n.clone()
     found[:, :, :4] = turned(n, 90)[:, :, :4]
     n[:, :, :4] = 0
-    assert normals.compare([(found, n)]).scores()["mean"] == pytest.approx(0, abs=0.05)
+    assert numbers(normals.compare([(found, n)]))["mean"] == pytest.approx(0, abs=0.05)
     assert normals.loss(found, n).item() == pytest.approx(0, abs=1e-6)
     assert normals.loss(found, 0 * n) == 0
 
@@ -66,7 +72,7 @@ def test_angles_are_pooled_over_pixels_and_not_over_images():
     n = unit(2, 3, 8, 8)
     found = torch.cat([turned(n, 20)[:1], turned(n, 40)[1:]])
     n[1, :, 1:] = 0  # the second image has 8 pixels, the first 64
-    scores = normals.compare([(found[:1], n[:1]), (found[1:], n[1:])]).scores()
+    scores = numbers(normals.compare([(found[:1], n[:1]), (found[1:], n[1:])]))
     assert scores["mean"] == pytest.approx((64 * 20 + 8 * 40) / 72, abs=0.01)
     assert scores["within 22.5"] == pytest.approx(100 * 64 / 72)
     assert scores["median"] == pytest.approx(20, abs=0.1)
@@ -79,7 +85,7 @@ def test_the_median_is_that_of_all_angles():
     off = normals.angle(found, n)[normals.known(n)]
     ordered = sorted(off.tolist())
     low, high = ordered[(len(off) - 1) // 2], ordered[len(off) // 2]
-    assert low - 0.1 <= normals.compare([(found, n)]).scores()["median"] <= high + 0.1
+    assert low - 0.1 <= numbers(normals.compare([(found, n)]))["median"] <= high + 0.1
 
 
 def test_intervals_hold_the_score_and_are_wider_for_fewer_images():
@@ -87,12 +93,14 @@ def test_intervals_hold_the_score_and_are_wider_for_fewer_images():
     angles = Rng(0, "angles").uniform(60, low=0, high=60).tolist()
     found = torch.cat([turned(each[None], a) for each, a in zip(n, angles, strict=True)])
     many, few = (normals.compare([(found[:k], n[:k])]) for k in (60, 10))
-    for name, interval in many.intervals().items():
-        assert interval.low <= interval.value <= interval.high
-        assert interval.value == pytest.approx(many.scores()[name])
-    wide = many.intervals()["mean"].high - many.intervals()["mean"].low
-    assert wide == pytest.approx(2 * 1.96 * torch.tensor(angles).std().item() / 60**0.5, rel=0.15)
-    assert few.intervals()["mean"].high - few.intervals()["mean"].low > 1.5 * wide
+    for each in dense.scored(many, normals.EVALS, 60, 0, {}):
+        assert each.value == pytest.approx(numbers(many)[each.eval])
+        assert each.again.min() <= each.value <= each.again.max()
+    spread, wider = (
+        dense.scored(errors, {"mean": ""}, n, 0, {})[0].again.std() for errors, n in ((many, 60), (few, 10))
+    )
+    assert spread == pytest.approx(torch.tensor(angles).std().item() / 60**0.5, rel=0.1)
+    assert wider > 1.5 * spread
 
 
 # ---- depth
@@ -101,13 +109,13 @@ def test_intervals_hold_the_score_and_are_wider_for_fewer_images():
 def test_errors_of_depth_are_those_made_by_hand():
     true = torch.tensor([[1.0, 2.0], [4.0, 0.0]])[None, None]
     found = torch.tensor([[1.2, 3.0], [2.0, 9.0]])[None, None]  # ratios 1.2, 1.5, 2; the last is unknown
-    scores = depth.compare([(found, true)]).scores()
+    scores = numbers(depth.compare([(found, true)]))
     assert scores["rmse"] == pytest.approx(((0.04 + 1 + 4) / 3) ** 0.5)
-    assert scores["absrel"] == pytest.approx((0.2 + 0.5 + 0.5) / 3)
+    assert scores["absrel"] == pytest.approx(100 * (0.2 + 0.5 + 0.5) / 3)
     assert scores["delta1"] == pytest.approx(100 / 3)  # below 1.25
     assert scores["delta2"] == pytest.approx(200 / 3)  # below 1.5625
     assert scores["delta3"] == pytest.approx(200 / 3)  # below 1.953
-    assert depth.compare([(true, true)]).scores() == pytest.approx(
+    assert numbers(depth.compare([(true, true)])) == pytest.approx(
         {"rmse": 0, "absrel": 0, "delta1": 100, "delta2": 100, "delta3": 100}
     )
 
@@ -117,9 +125,9 @@ def test_errors_of_depth_are_pooled_before_the_root_is_taken():
     true[1, :, 1:] = 0
     found = torch.stack([torch.full((1, 4, 4), 2.0), torch.full((1, 4, 4), 4.0)])
     errors = depth.compare([(found[:1], true[:1]), (found[1:], true[1:])])
-    assert errors.scores()["rmse"] == pytest.approx(((16 * 1 + 4 * 9) / 20) ** 0.5)
-    for name, interval in errors.intervals().items():
-        assert interval.low <= interval.value <= interval.high, name
+    assert numbers(errors)["rmse"] == pytest.approx(((16 * 1 + 4 * 9) / 20) ** 0.5)
+    again = {each.eval: each.again for each in dense.scored(errors, depth.EVALS, 2, 0, {})}
+    assert {round(float(v), 3) for v in again["rmse"]} == {1.0, 1.414, 1.612, 3.0} - {1.414}
 
 
 def test_the_loss_of_depth_is_a_share_and_knows_no_unknown():
@@ -190,26 +198,55 @@ def test_unknown_pixels_give_no_gradient(encoder):
 
 
 def test_a_decoder_learns_more_than_one_answer_for_all_pixels(scenes, encoder):
-    train, test = torch.arange(72), torch.arange(72, 96)
-    known = {"train_index": train, "test_index": test, "steps": 60, "progress": False}
+    known = {"index": torch.arange(72), "steps": 60, "progress": False}
+    test = torch.arange(72, 96)
+    learnt = scenes.__getitems__(torch.arange(72)).aux
     true = scenes.__getitems__(test).aux
-    learnt = scenes.__getitems__(train).aux
-    found = normals.normals(encoder, scenes, scenes, **known)
+    net = dense.fit(encoder, scenes, "normals", 3, normals.loss, **known)
+    found = normals.compare((f, t) for _, f, t in dense.foreseen(net, scenes, "normals", test))
     same = learnt["normals"].mean((0, 2, 3), keepdim=True).expand(24, -1, 32, 32)
-    guess = normals.compare([(same, true["normals"])])
     assert len(found.counts) == 24
-    assert found.scores()["mean"] < 0.6 * guess.scores()["mean"]
-    found = depth.depth(encoder, scenes, scenes, **known)
+    assert numbers(found)["mean"] < 0.6 * numbers(normals.compare([(same, true["normals"])]))["mean"]
+    net = dense.fit(encoder, scenes, "depth", 1, depth.loss, **known)
+    found = depth.compare((depth.metres(f), t) for _, f, t in dense.foreseen(net, scenes, "depth", test))
     same = depth.metres(learnt["depth"].log().mean()).expand(24, 1, 32, 32)
-    guess = depth.compare([(same, true["depth"])])
-    assert found.scores()["absrel"] < 0.6 * guess.scores()["absrel"]
+    assert numbers(found)["absrel"] < 0.6 * numbers(depth.compare([(same, true["depth"])]))["absrel"]
+
+
+@pytest.mark.parametrize("task", [normals, depth], ids=["normals", "depth"])
+def test_a_task_beats_one_answer_for_all_pixels_and_an_encoder_that_learns_too_answers_otherwise(task, encoder):
+    data = task.load("synthetic:60:32", 0.1, False)
+    train, test = transfer.parts(data, 0)
+    assert train.index.tolist() == [*range(48)] and test.index.tolist() == [
+        *range(48, 60)
+    ]  # a block in a row
+    plan = Plan(40, 32, progress=False)
+    frozen, tuned = (task.apply(encoder, train, test, replace(plan, tuned=t)) for t in (False, True))
+    name, constant = task.floor(train, test, plan)
+    first = next(iter(task.EVALS))
+    low, middle, high = (each.found[0] for each in (tuned, frozen, constant))
+    assert {low.eval, middle.eval, high.eval} == {first} and name.startswith("one ")
+    assert middle.value < high.value and low.value != middle.value
+    assert [f.eval for f in frozen.found] == list(task.EVALS)
+    assert len(frozen.pictures) == dense.PICTURES
+    assert all(p["truth"].shape == p["found"].shape == (3, 32, 32) for p in frozen.pictures)
+    assert task.shown(train, encoder, plan) is None
+
+
+def test_colours_of_what_is_foreseen():
+    facing = torch.tensor([0.0, 0.0, -1.0]).view(3, 1, 1)
+    assert normals.painted(2 * facing).flatten().tolist() == [127, 127, 0]
+    assert normals.painted(0 * facing).flatten().tolist() == [0, 0, 0]
+    shown = depth.painted(torch.tensor([[[0.0, 0.5, 1.0, 4.0]]]))
+    assert shown[0, 0].tolist() == [0, 255, 127, 31]
 
 
 def test_what_cannot_be_scored_is_one_sentence(scenes, encoder):
     class Bare:
         name, provides = "photos", frozenset()
 
+    known = {"steps": 1, "progress": False}
     with pytest.raises(UserError, match=r"photos has no depth \(images alone\); give scenes with depth"):
-        depth.depth(encoder, Bare(), Bare())
+        dense.fit(encoder, Bare(), "depth", 1, depth.loss, **known)
     with pytest.raises(UserError, match="has no maps"):
-        depth.depth(encoders.build("mlp:width=8", 3, 32), scenes, scenes, steps=1)
+        dense.fit(encoders.build("mlp:width=8", 3, 32), scenes, "depth", 1, depth.loss, **known)

@@ -12,17 +12,20 @@ class Flags:
     segmenter trained on. Beside it the same encoder untrained, taken there in the same way, with 95 % intervals."""
 
     data: str
-    """annotated images in VOC or COCO form: FOLDER, or FOLDER:PART for a part of it, such as VOC2007:trainval"""
+    """annotated images in VOC or COCO form: FOLDER, or FOLDER:PART for a part of it, such as VOC2007:trainval; of normals
+    and depth, scenes:FOLDER"""
     task: str
-    """classification (which classes an image shows), detection (where they are) or segmentation (each pixel's class)"""
+    """classification (which classes an image shows), detection (where they are), segmentation (each pixel's class),
+    normals (how surfaces are turned) or depth"""
     test: str | None = None
-    """annotated images to score on (a fifth of --data, set aside)"""
+    """annotated images to score on (a fifth of --data, set aside; of scenes the last fifth)"""
     json: bool = False
     """print JSON, and nothing else, on standard output"""
     seeds: int = 1
     """repeat the run with so many seeds; runs beside it are used, missing ones are trained"""
     supervised: bool = False
-    """add the same encoder trained first with the images' classes, on as many images as the run saw"""
+    """add the same encoder trained first with the images' classes, on as many images as the run saw; of normals and depth,
+    trained with the decoder"""
     steps: int | None = None
     """of training on the task (the task's own)"""
     size: int | None = None

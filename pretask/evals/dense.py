@@ -3,28 +3,35 @@
 All map stages of the encoder are brought to one grid and concatenated; the convolutions choose among them, so that no
 stage has to be chosen on held-out images. Frozen, the encoder's maps are those of evaluation mode, and only the decoder
 learns. Unfrozen, everything else being the same, the encoder learns with it: the row that labels alone would give.
+Whatever is not known of a map has no say, in learning nor in a score.
 """
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretask import images
+from pretask import images, sources
 from pretask.config import TrainConfig
 from pretask.device import autocast
 from pretask.encoders import Encoder
 from pretask.encoders.classic import conv
 from pretask.evals.features import batches
 from pretask.evals.finetune import descend, passes
+from pretask.evals.transfer import Found, Plan, canvas, draws
 from pretask.rng import Rng
+from pretask.sources.common import Images
 from pretask.types import Source, UserError
 
 WIDTH = 64
 """channels of the decoder"""
+SIDE = 64
+"""pixels of the images, of encoders that take any size; their own if that is larger"""
+PICTURES = 6
 GRID = 4
 """pixels that a place of the decoder's grid covers, a side; the map is enlarged to the image from there"""
 STEPS = 1000
@@ -35,6 +42,40 @@ BATCH = 32
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(B, K, H, W) foreseen and true -> () over the pixels that are known"""
+
+
+class Scenes:
+    """Scenes to foresee maps of, or some of them; opened at the size that an encoder takes."""
+
+    def __init__(self, spec: str, max_bad: float, progress: bool):
+        self.spec, self.known = spec, {"max_bad": max_bad, "progress": progress}
+        listed = sources.open(spec, max_bad=max_bad, cache_mb=0)
+        self.name, self.bad = listed.name, listed.bad
+        self.index = torch.arange(len(listed))
+        self.opened: dict[tuple[int, int], Images] = {}
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def some(self, index: Tensor, name: str) -> "Scenes":
+        part = copy.copy(self)
+        part.index, part.name = self.index[index], name
+        return part
+
+    def order(self, seed: int) -> Tensor:
+        """The last come first: frames of one film look alike, so those set aside are a block at its end."""
+        return torch.arange(len(self)).flip(0)
+
+    def at(self, size: int, channels: int) -> Images:
+        """All of them, at one size, opened once."""
+        if (size, channels) not in self.opened:
+            self.opened[size, channels] = sources.open(self.spec, size=size, channels=channels, **self.known)
+        return self.opened[size, channels]
+
+    def true(self, name: str) -> Iterator[Tensor]:
+        """Batches of a map (B, K, H, W), at the size that was opened first."""
+        source = next(iter(self.opened.values()), None) or self.at(SIDE, 3)
+        return (each.aux[name] for each in batches(source, BATCH, self.index))
 
 
 @dataclass(frozen=True)
@@ -50,15 +91,93 @@ class Pooled:
         return {name: drawn @ x / (drawn @ self.pixels) for name, x in self.sums.items()}
 
 
+class Judged(Protocol):
+    """What is known of the errors in N test images."""
+
+    def scores(self, rows: Tensor | None = None) -> dict[str, Tensor]:
+        """() each; of (R, N), how often each image was drawn, (R,) each."""
+        ...
+
+
+def scored(
+    errors: Judged, evals: Mapping[str, str], n: int, seed: int, notes: Mapping[str, Any]
+) -> list[Found]:
+    """The numbers of n test images that are named in `evals`, with what they would be on test sets drawn anew."""
+    value, again = errors.scores(), errors.scores(torch.from_numpy(draws(n, seed)))
+    return [Found(e, float(value[e]), again[e].numpy(), notes) for e in evals]
+
+
+# ---- what a task has
+
+
+def load(spec: str, max_bad: float, progress: bool) -> Scenes:
+    return Scenes(spec, max_bad, progress)
+
+
+def matched(train: Scenes, test: Scenes) -> tuple[Scenes, Scenes]:
+    return train, test
+
+
+def check(encoder: Encoder, plan: Plan) -> None:
+    canvas(encoder, plan, SIDE)
+    stages_of(encoder)
+
+
+def classes(train: Scenes) -> list[str]:
+    return []
+
+
+def shown(train: Scenes, encoder: Encoder, plan: Plan) -> None:
+    """Nothing that a class could be made of."""
+
+
+def taken(
+    name: str, outputs: int, loss: "Loss", encoder: Encoder, train: Scenes, test: Scenes, plan: Plan
+) -> tuple[Iterator[tuple[Tensor, Tensor, Tensor]], dict[str, Any]]:
+    """Fit a decoder, and let it foresee the test scenes: images, what is foreseen and what is true, batch by batch; and
+    the settings."""
+    side = canvas(encoder, plan, SIDE)
+    known, unseen = (scenes.at(side, encoder.channels) for scenes in (train, test))
+    for source in (known, unseen):
+        check_provided(source, name)
+    steps = plan.steps or STEPS
+    more = {"frozen": not plan.tuned, "index": train.index, "steps": steps, "seed": plan.run}
+    net = fit(encoder, known, name, outputs, loss, **more, device=plan.device, progress=plan.progress)
+    notes = {"steps": steps, "size": known.size, "frozen": not plan.tuned}
+    return foreseen(net, unseen, name, test.index, plan.device), notes
+
+
+def watched(
+    maps: Iterator[tuple[Tensor, Tensor, Tensor]],
+    paint: Callable[[Tensor], Tensor],
+    pictures: list[Mapping[str, Tensor]],
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """What is foreseen and what is true, batch by batch; the first few are also painted."""
+    for image, found, true in maps:
+        for x, f, t in zip(image, found, true, strict=True):
+            if len(pictures) < PICTURES:
+                pictures.append({"image": x.expand(3, -1, -1), "truth": paint(t), "found": paint(f)})
+        yield found, true
+
+
+def check_provided(source: Source, name: str) -> None:
+    if name not in source.provides:
+        has = ", ".join(sorted(source.provides)) or "images alone"
+        raise UserError(
+            f"{source.name} has no {name} ({has}); give scenes with {name}, such as scenes:FOLDER"
+        )
+
+
+# ---- the decoder
+
+
 class Decoded(nn.Module):
     """An encoder below a decoder: (B, C, H, W) in [0, 1] -> (B, K, H, W)."""
 
     def __init__(self, encoder: Encoder, outputs: int, frozen: bool):
         super().__init__()
         self.encoder, self.frozen = encoder.requires_grad_(not frozen), frozen
-        if not (stages := [stage for stage, side in encoder.sides.items() if side > 1]):
-            raise UserError(f"{encoder.name} has no maps, and a map is to be foreseen; use another encoder")
-        self.stages = stages
+        self.stages = stages = stages_of(encoder)
         widths = [encoder.widths[stage] for stage in stages]
         self.norms = nn.ModuleList(
             nn.BatchNorm2d(width, affine=False) for width in widths
@@ -86,6 +205,13 @@ class Decoded(nn.Module):
         return resized(self.decoder(torch.cat(grids, 1)).float(), image.shape[2:])
 
 
+def stages_of(encoder: Encoder) -> list[str]:
+    """Those that are maps; UserError if there is none."""
+    if not (stages := [stage for stage, side in encoder.sides.items() if side > 1]):
+        raise UserError(f"{encoder.name} has no maps, and a map is to be foreseen; use another encoder")
+    return stages
+
+
 def resized(x: Tensor, size: list[int] | torch.Size) -> Tensor:
     """(B, D, h, w) -> (B, D, *size), with anti-aliasing where it shrinks."""
     if list(x.shape[2:]) == list(size):
@@ -109,11 +235,7 @@ def fit(
     progress: bool = True,
 ) -> Decoded:
     """A decoder for the map `name` of the scenes at `index`, all by default; the encoder itself stays as it is."""
-    if name not in source.provides:
-        has = ", ".join(sorted(source.provides)) or "images alone"
-        raise UserError(
-            f"{source.name} has no {name} ({has}); give scenes with {name}, such as scenes:FOLDER"
-        )
+    check_provided(source, name)
     index = torch.arange(len(source)) if index is None else index
     torch.manual_seed(seed)  # of the decoder, and of what an encoder drops
     net = Decoded(copy.deepcopy(encoder), outputs, frozen).to(device).train()
@@ -156,7 +278,8 @@ def mirror(y: Tensor, name: str) -> Tensor:
 @torch.no_grad()
 def foreseen(
     net: nn.Module, source: Source, name: str, index: Tensor | None = None, device: torch.device | str = "cpu"
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Maps (B, K, H, W) as the net foresees them and as they are, of the scenes at `index`, on the CPU."""
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Images (B, C, H, W), maps (B, K, H, W) as the net foresees them and as they are, of the scenes at `index`, on the
+    CPU."""
     for each in batches(source, BATCH, index):
-        yield net(images.to_float(each.image.to(device))).float().cpu(), each.aux[name]
+        yield each.image, net(images.to_float(each.image.to(device))).float().cpu(), each.aux[name]

@@ -5,22 +5,57 @@ relative error, and the share of pixels with max(found / true, true / found) bel
 foresees the logarithm, by the mean absolute error, since depth is known to a share of itself.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from pretask.encoders import Encoder
 from pretask.evals import dense
-from pretask.evals.interval import Interval, quantiles
-from pretask.evals.normals import drawn
-from pretask.types import Source
+from pretask.evals.dense import Scenes
+from pretask.evals.dense import check as check
+from pretask.evals.dense import classes as classes
+from pretask.evals.dense import load as load
+from pretask.evals.dense import matched as matched
+from pretask.evals.dense import shown as shown
+from pretask.evals.transfer import Outcome, Plan
 
 RATIO = 1.25
 NEAREST, FARTHEST = 0.05, 80.0
 """metres that can be foreseen"""
+EVALS: Mapping[str, str] = {
+    "absrel": "mean error as a share of the true depth, %; smaller is better",
+    "rmse": "root of the mean squared error, metres; smaller is better",
+    **{f"delta{k}": f"share of pixels whose depth is right up to a factor of 1.25^{k}" for k in (1, 2, 3)},
+}
+PROTOCOL = (
+    "a decoder of four convolutions on all maps of the frozen encoder, trained by the absolute error of the logarithm; "
+    f"{dense.TRAIN.optimizer}, lr {dense.TRAIN.lr}, batch {dense.TRAIN.batch}, {dense.STEPS} steps if not told otherwise, "
+    "flips; nothing chosen, last weights; all pixels of all test images whose depth is known count alike"
+)
+
+
+def apply(encoder: Encoder, train: Scenes, test: Scenes, plan: Plan) -> Outcome:
+    maps, notes = dense.taken("depth", 1, loss, encoder, train, test, plan)
+    pictures: list[Mapping[str, Tensor]] = []
+    metric = ((image, metres(log), true) for image, log, true in maps)
+    errors = compare(dense.watched(metric, painted, pictures))
+    return Outcome(dense.scored(errors, EVALS, len(test), plan.seed, notes), (), pictures)
+
+
+def floor(train: Scenes, test: Scenes, plan: Plan) -> tuple[str, Outcome]:
+    """The mean logarithm of the training scenes' depth, everywhere."""
+    logs = torch.cat([true[true > 0].double().log() for true in train.true("depth")])
+    everywhere = logs.mean().exp()
+    errors = compare((everywhere.expand_as(true), true) for true in test.true("depth"))
+    return "one depth everywhere", Outcome(dense.scored(errors, EVALS, len(test), plan.seed, {}))
+
+
+def painted(depth: Tensor) -> Tensor:
+    """(1, H, W) metres -> (3, H, W) uint8, near is bright; black where it is not known."""
+    near = torch.where(depth > 0, 1 / depth.clamp(min=0.5), 0)
+    return (near / 2 * 255).to(torch.uint8).expand(3, -1, -1)
 
 
 @dataclass(frozen=True)
@@ -29,21 +64,11 @@ class Errors:
 
     pooled: dense.Pooled
 
-    def scores(self) -> dict[str, float]:
-        """rmse in metres, absrel (1 is 100 %), delta1, delta2 and delta3 in %."""
-        return {name: float(x) for name, x in finished(self.pooled.means()).items()}
-
-    def intervals(self, seed: int = 0) -> dict[str, Interval]:
-        """95 %, by test sets of as many images drawn anew."""
-        found = finished(self.pooled.means(drawn(len(self.pooled.pixels), seed)))
-        return {
-            name: Interval(value, *quantiles(found[name].numpy())) for name, value in self.scores().items()
-        }
-
-
-def finished(means: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The mean square of all pixels is rooted last."""
-    return {name: x.sqrt() if name == "rmse" else x for name, x in means.items()}
+    def scores(self, rows: Tensor | None = None) -> dict[str, Tensor]:
+        """absrel in %, rmse in metres, delta1, delta2 and delta3 in %, () each; of (R, N), how often each image was
+        drawn, (R,). The mean square of all pixels is rooted last."""
+        means = self.pooled.means(rows)
+        return means | {"rmse": means["rmse"].sqrt()}
 
 
 def compare(pairs: Iterable[tuple[Tensor, Tensor]]) -> Errors:
@@ -54,7 +79,7 @@ def compare(pairs: Iterable[tuple[Tensor, Tensor]]) -> Errors:
         valid = true > 0
         d, z = found.double(), torch.where(valid, true, 1).double()
         ratio = torch.maximum(d / z, z / d)
-        each = {"rmse": (d - z).square(), "absrel": (d - z).abs() / z}
+        each = {"rmse": (d - z).square(), "absrel": 100.0 * (d - z).abs() / z}
         each |= {f"delta{k}": 100.0 * (ratio < RATIO**k) for k in (1, 2, 3)}
         for name, x in each.items():
             sums.setdefault(name, []).append(torch.where(valid, x.double(), 0).sum((1, 2, 3)))
@@ -71,19 +96,3 @@ def loss(found: Tensor, true: Tensor) -> Tensor:
 
 def metres(log: Tensor) -> Tensor:
     return log.exp().clamp(NEAREST, FARTHEST)
-
-
-def depth(
-    encoder: Encoder,
-    train: Source,
-    test: Source,
-    *,
-    frozen: bool = True,
-    train_index: Tensor | None = None,
-    test_index: Tensor | None = None,
-    **known: Any,
-) -> Errors:
-    """The decoder learns on `train` and is scored on `test`; of one source, give positions. `known` is that of dense.fit."""
-    net = dense.fit(encoder, train, "depth", 1, loss, frozen=frozen, index=train_index, **known)
-    pairs = dense.foreseen(net, test, "depth", test_index, known.get("device", "cpu"))
-    return compare((metres(log), true) for log, true in pairs)

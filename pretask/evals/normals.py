@@ -5,24 +5,58 @@ within 11.25, 22.5 and 30. Differs: the decoder learns by the cosine, where the 
 arXiv:1905.01235) quantises normals into 40 codes and classifies them.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from pretask.encoders import Encoder
 from pretask.evals import dense
-from pretask.evals.interval import RESAMPLES, Interval, quantiles
-from pretask.types import Source
+from pretask.evals.dense import Scenes
+from pretask.evals.dense import check as check
+from pretask.evals.dense import classes as classes
+from pretask.evals.dense import load as load
+from pretask.evals.dense import matched as matched
+from pretask.evals.dense import shown as shown
+from pretask.evals.transfer import Outcome, Plan
 
 WITHIN = (11.25, 22.5, 30.0)
 """degrees"""
 BINS = 1800
 """of a tenth of a degree, in which angles are counted so that the median of drawn test sets can be found"""
+EVALS: Mapping[str, str] = {
+    "mean": "of the angle between the foreseen and the true normal, degrees; smaller is better",
+    "median": "of the same",
+    **{f"within {d:g}": f"share of pixels whose normal is off by less than {d:g} degrees" for d in WITHIN},
+}
+PROTOCOL = (
+    f"a decoder of four convolutions on all maps of the frozen encoder, trained by the cosine; {dense.TRAIN.optimizer}, lr "
+    f"{dense.TRAIN.lr}, batch {dense.TRAIN.batch}, {dense.STEPS} steps if not told otherwise, flips; nothing chosen, last "
+    "weights; all pixels of all test images whose normal is known count alike"
+)
+
+
+def apply(encoder: Encoder, train: Scenes, test: Scenes, plan: Plan) -> Outcome:
+    maps, notes = dense.taken("normals", 3, loss, encoder, train, test, plan)
+    pictures: list[Mapping[str, Tensor]] = []
+    angles = compare(dense.watched(maps, painted, pictures))
+    return Outcome(dense.scored(angles, EVALS, len(test), plan.seed, notes), (), pictures)
+
+
+def floor(train: Scenes, test: Scenes, plan: Plan) -> tuple[str, Outcome]:
+    """The mean direction of the training scenes, everywhere."""
+    total = torch.stack([true.sum((0, 2, 3)) for true in train.true("normals")]).sum(0)
+    everywhere = F.normalize(total, dim=0).view(1, 3, 1, 1)
+    angles = compare((everywhere.expand_as(true), true) for true in test.true("normals"))
+    return "one normal everywhere", Outcome(dense.scored(angles, EVALS, len(test), plan.seed, {}))
+
+
+def painted(normals: Tensor) -> Tensor:
+    """(3, H, W) -> colours uint8, black where there is none."""
+    unit = F.normalize(normals, dim=0)
+    return ((unit + 1) / 2 * 255 * (unit.square().sum(0) > 0)).to(torch.uint8)
 
 
 @dataclass(frozen=True)
@@ -32,22 +66,11 @@ class Angles:
     counts: Tensor  # (N, BINS) int32
     pooled: dense.Pooled
 
-    def scores(self) -> dict[str, float]:
-        """mean and median in degrees; "within 11.25" … in %."""
-        found = {name: float(x) for name, x in self.pooled.means().items()}
-        return found | {"median": float(medians(self.counts.double().sum(0)[None])[0])}
-
-    def intervals(self, seed: int = 0) -> dict[str, Interval]:
-        """95 %, by test sets of as many images drawn anew."""
-        rows = drawn(len(self.counts), seed)
-        found = {name: x.numpy() for name, x in self.pooled.means(rows).items()}
-        found["median"] = medians(rows.double() @ self.counts.double()).numpy()
-        return {name: Interval(value, *quantiles(found[name])) for name, value in self.scores().items()}
-
-
-def drawn(n: int, seed: int) -> Tensor:
-    """(RESAMPLES, N): how often each of n images is in test sets drawn anew."""
-    return torch.from_numpy(np.random.default_rng(seed).multinomial(n, [1 / n] * n, size=RESAMPLES))
+    def scores(self, rows: Tensor | None = None) -> dict[str, Tensor]:
+        """mean and median in degrees, "within 11.25" … in %, () each; of (R, N), how often each image was drawn, (R,)."""
+        drawn = torch.ones(1, len(self.counts)) if rows is None else rows
+        middle = medians(drawn.double() @ self.counts.double())
+        return self.pooled.means(rows) | {"median": middle[0] if rows is None else middle}
 
 
 def medians(counts: Tensor) -> Tensor:
@@ -92,18 +115,3 @@ def loss(found: Tensor, true: Tensor) -> Tensor:
     off = 1 - F.cosine_similarity(found, true, dim=1)
     valid = known(true)
     return (off * valid).sum() / valid.sum().clamp(min=1)
-
-
-def normals(
-    encoder: Encoder,
-    train: Source,
-    test: Source,
-    *,
-    frozen: bool = True,
-    train_index: Tensor | None = None,
-    test_index: Tensor | None = None,
-    **known: Any,
-) -> Angles:
-    """The decoder learns on `train` and is scored on `test`; of one source, give positions. `known` is that of dense.fit."""
-    net = dense.fit(encoder, train, "normals", 3, loss, frozen=frozen, index=train_index, **known)
-    return compare(dense.foreseen(net, test, "normals", test_index, known.get("device", "cpu")))

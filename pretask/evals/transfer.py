@@ -6,7 +6,7 @@ what it would be on test sets drawn anew, the same sets for every row, so that d
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,7 +18,6 @@ from pretask.encoders import Encoder
 from pretask.evals import baselines
 from pretask.evals.evaluate import TEST_SHARE, Scores
 from pretask.evals.interval import LEVEL, RESAMPLES, Interval, over_runs, resampled
-from pretask.rng import Rng
 from pretask.sources import Labelled
 from pretask.sources.common import Images
 from pretask.types import UserError
@@ -43,6 +42,8 @@ class Plan:
     """seed of the run: of what is drawn anew for it, a head or the order of images"""
     device: torch.device | str = "cpu"
     progress: bool = True
+    tuned: bool = False
+    """the encoder learns with what is put on top of it, where it else would not"""
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,8 @@ class Found:
     """One number of one encoder."""
 
     eval: str
-    value: float  # %
-    again: np.ndarray | None = None  # (RESAMPLES,) %, on test sets drawn anew; None: it has no interval
+    value: float  # %, where its sentence names no other unit
+    again: np.ndarray | None = None  # (RESAMPLES,) on test sets drawn anew; None: it has no interval
     notes: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -74,6 +75,10 @@ class Data(Protocol):
 
     def __len__(self) -> int: ...
     def some(self, index: Tensor, name: str) -> Any: ...
+
+    def order(self, seed: int) -> Tensor:
+        """(N,) positions; the first fifth of them is set aside where no test set is given."""
+        ...
 
 
 class Task(Protocol):
@@ -98,8 +103,11 @@ class Task(Protocol):
 
     def classes(self, train: Any) -> list[str]: ...
 
-    def shown(self, train: Any, encoder: Encoder, plan: Plan) -> tuple[Images, Tensor]:
-        """For the supervised row: images, and (N, K) which classes each shows, 1 or 0; -1 where that is not to be learnt."""
+    def shown(self, train: Any, encoder: Encoder, plan: Plan) -> tuple[Images, Tensor] | None:
+        """For the supervised row: images, and (N, K) which classes each shows, 1 or 0; -1 where that is not to be learnt.
+
+        None where there are no classes: then the encoder learns from the task itself.
+        """
         ...
 
     def apply(self, encoder: Encoder, train: Any, test: Any, plan: Plan) -> Outcome:
@@ -133,24 +141,29 @@ def transfer(
     train, test = task.matched(train, test)
     first = encoders[0].name
 
-    def rows() -> Iterator[tuple[str, Iterator[Encoder]]]:
-        yield name, iter(encoders)
-        yield f"untrained {first}", iter(fresh)
-        if supervised_steps is not None:
-            images, label = task.shown(train, encoders[0], plan)
+    def rows() -> Iterator[tuple[str, Iterator[Encoder], bool]]:
+        """Whose encoders, themselves, and whether they learn in the task."""
+        yield name, iter(encoders), plan.tuned
+        yield f"untrained {first}", iter(fresh), plan.tuned
+        if supervised_steps is None:
+            return
+        if (shown := task.shown(train, encoders[0], plan)) is None:
+            yield f"supervised {first}", iter(fresh), True
+        else:
+            images, label = shown
             source = Labelled(images, label, [str(k) for k in range(label.shape[1])])
             known = (plan.device, plan.progress, multilabel)
             trained = (
                 baselines.supervised(e, source, supervised_steps, s, *known)
                 for e, s in zip(encoders, seeds, strict=True)
             )
-            yield f"supervised {first}", trained
+            yield f"supervised {first}", trained, plan.tuned
 
     outcomes: dict[str, list[Outcome]] = {}
     seconds: dict[str, float] = {}
-    for row, nets in rows():
+    for row, nets, tuned in rows():
         began = time.perf_counter()
-        runs = [Plan(plan.steps, plan.size, plan.seed, s, plan.device, plan.progress) for s in seeds]
+        runs = [replace(plan, run=s, tuned=tuned) for s in seeds]
         outcomes[row] = [task.apply(net, train, test, run) for net, run in zip(nets, runs, strict=True)]
         seconds[row] = round(time.perf_counter() - began, 1)
     if (floor := task.floor(train, test, plan)) is not None:
@@ -184,7 +197,7 @@ def parts(data: Data, seed: int) -> tuple[Any, Any]:
     if len(data) < 2:
         raise UserError(f"{data.name} has {len(data)} image; give --test, or at least 2 images")
     count = max(1, round(TEST_SHARE * len(data)))
-    order = Rng(seed, "test").permutation(len(data))
+    order = data.order(seed)
     kept, out = order[count:].sort().values, order[:count].sort().values
     return data.some(kept, f"{data.name} (80 %)"), data.some(out, f"{data.name} (20 % set aside)")
 

@@ -24,6 +24,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from pretask.rng import Rng
 from pretask.sources import decode
 from pretask.sources.common import Asked, Images, bar, check_bad
 from pretask.sources.encoded import collect, cores
@@ -75,6 +76,9 @@ class Annotated:
 
     def some(self, index: Tensor, name: str) -> "Annotated":
         return replace(self, items=[self.items[i] for i in index.tolist()], name=name)
+
+    def order(self, seed: int) -> Tensor:
+        return Rng(seed, "test").permutation(len(self))
 
     def numbered_as(self, classes: Sequence[str]) -> "Annotated":
         """The same with its classes numbered as in `classes`, which has all of them."""
