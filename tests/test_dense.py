@@ -214,7 +214,9 @@ def test_a_decoder_learns_more_than_one_answer_for_all_pixels(scenes, encoder):
 
 
 @pytest.mark.parametrize("task", [normals, depth], ids=["normals", "depth"])
-def test_a_task_beats_one_answer_for_all_pixels_and_an_encoder_that_learns_too_answers_otherwise(task, encoder):
+def test_a_task_beats_one_answer_for_all_pixels_and_an_encoder_that_learns_too_answers_otherwise(
+    task, encoder
+):
     data = task.load("synthetic:60:32", 0.1, False)
     train, test = transfer.parts(data, 0)
     assert train.index.tolist() == [*range(48)] and test.index.tolist() == [

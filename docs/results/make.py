@@ -4,7 +4,7 @@
     python docs/results/make.py EXPERIMENT … --data FOLDER [--runs runs/results]
     python docs/results/make.py                              only page and pictures, from what is here
 
-FOLDER holds cifar10/, clustering/, imagenette224/ and pairs/. An experiment that is here is made anew; runs that lie in
+FOLDER holds cifar10/, clustering/, imagenette224/, pairs/ and video/. An experiment that is here is made anew; runs that lie in
 --runs, finished, are used again. Each takes about ten minutes a run on two cores, with nothing else running.
 """
 
@@ -52,12 +52,12 @@ class Experiment:
     """another experiment, whose runs these are"""
 
     def pretrain(self, data: Path, run: Path) -> list[str]:
-        path = str(place(self.train, data, run))
+        path = place(self.train, data, run)
         return ["pretrain", self.method, "--data", path, "--out", str(run), *self.flags]
 
     def evaluate(self, data: Path, run: Path) -> list[str]:
-        labelled, test = (str(place(part, data, run)) for part in (self.labelled, self.test))
-        sets = ["--data", labelled, "--test", test]
+        sets = ["--data", place(self.labelled, data, run)]
+        sets += ["--test", place(self.test, data, run)] if self.test else []
         return ["evaluate", str(run), *sets, "--seeds", str(self.seeds), *self.scores]
 
 
@@ -73,7 +73,7 @@ def main() -> None:
         )
     if chosen.experiment and not chosen.data:
         words.error(
-            "--data is missing: the folder that holds cifar10/, clustering/, imagenette224/ and pairs/"
+            "--data is missing: the folder that holds cifar10/, clustering/, imagenette224/, pairs/ and video/"
         )
     for name in chosen.experiment:
         make(name, EXPERIMENTS[name], chosen.data, chosen.runs)
@@ -84,8 +84,9 @@ def make(name: str, experiment: Experiment, data: Path, runs: Path) -> None:
     """Train what is missing, score it, and keep what a reader needs in a folder of its own."""
     stem = experiment.runs or name
     first = runs / f"{stem}-s0"
-    if experiment.train.startswith(PAIRS):
-        cut_in_two(data, runs)
+    made = experiment.train.partition("/")[0]
+    if made in MADE and not (runs / made).exists():
+        MADE[made](data, runs)
     if not (first / "DONE").exists():
         again = ["pretrain", "--resume", str(first)] if (first / "run.json").exists() else None
         pretask(again or experiment.pretrain(data, first), experiment.threads)
@@ -113,9 +114,9 @@ def make(name: str, experiment: Experiment, data: Path, runs: Path) -> None:
         (kept / f"log-s{seed}.jsonl").write_text("".join(rows[:: max(1, len(rows) // CURVE)]))
 
 
-def place(part: str, data: Path, run: Path) -> Path:
-    """Of a set: in the data folder, or beside the runs, where `cut_in_two` has written it."""
-    return run.parent / part if part.startswith(PAIRS) else data / part
+def place(part: str, data: Path, run: Path) -> str:
+    """Of a set: in the data folder, or beside the runs, if it was made for them."""
+    return str((run.parent if part.partition("/")[0] in MADE else data) / part)
 
 
 def cut_in_two(data: Path, runs: Path) -> None:
@@ -133,6 +134,17 @@ def cut_in_two(data: Path, runs: Path) -> None:
             if (row["context"] in held) == (part == "test")
         ]
         (runs / PAIRS / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in mine))
+
+
+def follow(data: Path, runs: Path) -> None:
+    """Tracks of the clips that are learned from, and of those that are not."""
+    for part, clips in CLIPS.items():
+        links = runs / "clips" / part
+        links.mkdir(parents=True, exist_ok=True)
+        for clip in clips:
+            (links / clip).unlink(missing_ok=True)
+            (links / clip).symlink_to((data / "video" / clip).resolve())
+        pretask(["track", str(links), "--out", str(runs / TRACKS / part)])
 
 
 def pretask(words: Sequence[str], threads: int = 0) -> str:
@@ -262,6 +274,14 @@ GROUPING = {
 }
 PAIRS = "astronomy"
 """the folder of the textbook's figures, cut in two"""
+TRACKS = "tracks"
+"""the folder of tracks, of clips to learn from and of others"""
+MADE: dict[str, Callable[[Path, Path], None]] = {PAIRS: cut_in_two, TRACKS: follow}
+"""folder beside the runs -> what makes it, from the data"""
+CLIPS = {
+    "train": ("arm_wrestling.mp4", "bikes.mp4", "bottle.mp4", "car_detection.mp4", "cleaning_pool.mp4"),
+    "test": ("carphone.mp4", "person_one_by_one.mp4", "tennis_frames"),
+}
 AT_64 = ("--size", "64", "--steps", "1500")
 TEXTBOOK = Experiment(
     "TextTopicNet on the figures of a textbook of astronomy, by the topics of their texts",
@@ -271,6 +291,15 @@ TEXTBOOK = Experiment(
     f"{PAIRS}/test.jsonl",
     threads=1,
     flags=("--budget", "5m", "--size", "64"),
+)
+VIDEO = Experiment(
+    "Video triplets: things known again a second later, in clips that were not learned from",
+    "video_triplet",
+    f"{TRACKS}/train",
+    f"{TRACKS}/test",
+    "",
+    threads=1,
+    flags=("--budget", "10m"),
 )
 COLOUR = {
     "colorization": ("Colorization", "colorization"),
@@ -355,6 +384,14 @@ EXPERIMENTS: dict[str, Experiment] = {
         labelled="cifar10/cifar10_train.npz",
         test="cifar10/cifar10_test.npz",
         runs="text_topic-astronomy",
+    ),
+    "video_triplet-tracks": VIDEO,
+    "video_triplet-cifar10": replace(
+        VIDEO,
+        title="Video triplets from five clips, on CIFAR-10",
+        labelled="cifar10/cifar10_train.npz",
+        test="cifar10/cifar10_test.npz",
+        runs="video_triplet-tracks",
     ),
     "jule-cifar10": Experiment(
         "JULE on 8,000 images of CIFAR-10",

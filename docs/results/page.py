@@ -29,7 +29,13 @@ SHOWN = (
     ("10-shot", "10-shot"),
     ("nmi", "NMI"),
 )
-ON_REQUEST = (
+MORE = (
+    *(
+        (f"{kind}@{k}", f"{whose} {kind}@{k}")
+        for kind, whose in (("text", "its"), ("image", "an"))
+        for k in (1, 10)
+    ),
+    *((f"partner@{k}", f"partner@{k}") for k in (1, 5)),
     ("finetune 10-shot", "tuned 10-shot"),
     ("finetune 100-shot", "tuned 100-shot"),
     ("finetune", "fine-tuned"),
@@ -207,7 +213,7 @@ def find(scores: Row, name: str, eval: str) -> Row | None:
 
 def table(scores: Row) -> list[str]:
     there = {row["eval"] for row in scores["rows"]}
-    shown = [*SHOWN, *(column for column in ON_REQUEST if column[0] in there)]
+    shown = [column for column in (*SHOWN, *MORE) if column[0] in there]
     return [
         f"| features | {' | '.join(heading for _, heading in shown)} |",
         "|---|" + "---:|" * len(shown),
@@ -228,7 +234,7 @@ def cell(row: Row | None) -> str:
 
 def differences(scores: Row) -> list[str]:
     """One sentence for each row that the run stands against."""
-    headings, found = dict([*SHOWN, *ON_REQUEST]), scores["differences"]
+    headings, found = dict([*SHOWN, *MORE]), scores["differences"]
     said: dict[str, list[str]] = {d["minus"]: [] for d in found}
     for d in found:
         said[d["minus"]].append(
@@ -274,7 +280,8 @@ def picture(kept: Path) -> None:
         rows = [json.loads(line) for line in log.read_text().splitlines()]
         loss.plot([r["step"] for r in rows], [r["loss"] for r in rows], color=COLOURS[0], alpha=0.7, lw=1.2)
     loss.set(xlabel="step", title="loss, one line for each run")
-    shown = SHOWN[:4]
+    there = {row["eval"] for row in scores["rows"]}
+    shown = [column for column in (*SHOWN, *MORE) if column[0] in there][:4]
     for i, (name, colour) in enumerate(zip(features(scores), COLOURS, strict=False)):
         for j, (eval, _) in enumerate(shown):
             if row := find(scores, name, eval):
