@@ -1,8 +1,8 @@
 """From a folder of clips to a store of pairs: tracking.py on every clip, several at a time, each once.
 
 What a clip gave is kept in OUT.parts until all are done, so that an interrupted command goes on where it was. The
-store (sources/store.py) has the first patch of each track as its image, the last as `tracked`, and the number of its
-`clip`. Beside it lie tracks.jsonl with every box, rejected.csv with clips that gave nothing or broke off, and some
+store (sources/store.py) has the first patch of each track as its image, the last as `tracked`, the number of its `clip`,
+and the `span` of frames. Beside it lie tracks.jsonl with every box, rejected.csv with clips that gave nothing or broke off, and some
 tracks to look at, as tracks.png and tracks.gif.
 """
 
@@ -149,7 +149,7 @@ def keep(clip: Path, part: Part, s: tracking.Settings) -> None:
 class Pairs:
     """The tracks of all parts as a source, read part by part."""
 
-    provides = frozenset({"tracked", "clip"})
+    provides = frozenset({"tracked", "clip", "span"})
     channels = 3
 
     def __init__(self, name: str, parts: Sequence[Part]):
@@ -169,20 +169,22 @@ class Pairs:
         return clip, i - int(self.ends[clip])
 
     def __getitems__(self, index: Tensor) -> Batch:
-        image, tracked, clip = [], [], []
-        opened: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        image, tracked, clip, span = [], [], [], []
+        opened: dict[int, tuple[np.ndarray, np.ndarray, int]] = {}
         for i in index.tolist():
             number, row = self.place(i)
             if number not in opened:
                 with np.load(self.parts[number].path) as kept:
-                    opened = {number: (kept["first"], kept["last"])}
-            image.append(opened[number][0][row])
-            tracked.append(opened[number][1][row])
+                    opened = {number: (kept["first"], kept["last"], kept["boxes"].shape[1] - 1)}
+            begins, (firsts, lasts, length) = int(self.start[number][row]), opened[number]
+            image.append(firsts[row])
+            tracked.append(lasts[row])
             clip.append(number)
+            span.append((begins, begins + length))
         first, last = (
             torch.from_numpy(np.stack(x)).permute(0, 3, 1, 2).contiguous() for x in (image, tracked)
         )
-        return Batch(index, first, {"tracked": last, "clip": torch.tensor(clip)})
+        return Batch(index, first, {"tracked": last, "clip": torch.tensor(clip), "span": torch.tensor(span)})
 
     def files(self, index: Tensor) -> list[str]:
         """CLIP@FRAME that the track begins with."""

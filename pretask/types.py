@@ -16,6 +16,7 @@ AUX = {
     "words": "a text with every image, as in pairs.jsonl, pairs.csv or text:FOLDER",
     "tracked": "what every image shows a moment later, as pretask track finds it in video clips",
     "clip": "the clip that every image is from",
+    "span": "between which frames of its clip what every image shows was followed",
     "depth": "the depth of every image, as in scenes:FOLDER",
     "normals": "the surface normals of every image, as in scenes:FOLDER",
     "instances": "the things in every image, as in scenes:FOLDER",

@@ -82,7 +82,12 @@ PREDICT: dict[str, Callable[..., Tensor]] = {
     ),
     "crossmodal": lambda x, label, unseen, truth: by_text(x, label, unseen, truth),
     "partners": lambda x, label, unseen, truth: torch.stack(
-        [r.right for r in partners.hits(unseen, 2 * unseen) if r.right is not None], 1
+        [
+            r.right
+            for r in partners.hits(unseen, 2 * unseen, ~torch.eye(len(unseen)).bool())
+            if r.right is not None
+        ],
+        1,
     ),
     "retrieval": lambda x, label, unseen, truth: per_sample(retrieval.hits(unseen, truth)),
 }

@@ -185,13 +185,17 @@ def film(path: Path, frames: list[np.ndarray], whole: bool = True) -> None:
 
 def test_a_store_of_tracks_opens_as_pairs_with_their_clips(tracks):
     source = sources.open(str(tracks))
-    assert source.provides == {"tracked", "clip"} and source.size == 32
+    assert source.provides == {"tracked", "clip", "span"} and source.size == 32
     batch = source.__getitems__(torch.arange(len(source)))
     rows = [json.loads(line) for line in (tracks / "tracks.jsonl").read_text().splitlines()]
     assert len(rows) == len(source) and {r["clip"] for r in rows} == {"film.avi", "moving"}
     assert source.files(batch.index) == [f"{r['clip']}@{r['start']}" for r in rows]
     named = dict(zip(batch.aux["clip"].tolist(), (r["clip"] for r in rows), strict=True))
     assert len(named) == len(set(named.values())) == 2
+    assert [s for s, _ in batch.aux["span"].tolist()] == [r["start"] for r in rows]
+    assert all(
+        e - s == len(r["boxes"]) - 1 for (s, e), r in zip(batch.aux["span"].tolist(), rows, strict=True)
+    )
     assert batch.aux["tracked"].shape == batch.image.shape and not torch.equal(
         batch.image, batch.aux["tracked"]
     )

@@ -46,7 +46,7 @@ PROTOCOL = {
     "texts, and of an image of a text among the K nearest test images; by KL(text ‖ image) of the topics, an image's by a "
     "linear probe on pooled features",
     "partner@K": "of tracks: hit rate of a track's later patch among the K nearest later patches to its first one, cosine, "
-    "pooled features; nothing is trained",
+    "pooled features, without tracks of the same clip and time; nothing is trained",
     "label-free": "RankMe, α of the spectrum, mean std per dimension (1/√D at best) and mean cosine of unit rows; test, pooled",
     "finetune": f"on request: encoder and linear classifier trained on the labels, AdamW, lr {tuning.TRAIN.lr}, layer decay "
     f"{tuning.DECAY} (untrained: 1), shifts and flips, {tuning.STEPS} steps of {tuning.TRAIN.batch} images at any number of "

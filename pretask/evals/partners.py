@@ -1,7 +1,8 @@
 """Partners: is the later patch of a tracked thing the nearest to its first one, among the later patches of all tracks?
 
 The question of Wang and Gupta's method (arXiv:1505.00687), put to any encoder on clips that it was not trained on.
-Nothing is learned here, and no label is needed. Hits are counted as `retrieval` counts them, chance is K of N.
+Nothing is learned here, and no label is needed. Hits are counted as `retrieval` counts them. A thing may be followed by
+several tracks at a time: those that overlap in time with a track of the same clip are no candidates for it.
 """
 
 import time
@@ -59,6 +60,7 @@ def evaluate(
         yield f"untrained {encoders[0].name}", seeds, untrained
         yield baselines.Pixels.name, [seed], [baselines.Pixels()]
 
+    other = apart_in_time(tracks)
     found: dict[str, list[list[Result]]] = {}
     scored: list[dict[str, Any]] = []
     seconds: dict[str, float] = {}
@@ -66,7 +68,7 @@ def evaluate(
         began = time.perf_counter()
         known = {"device": device, "progress": progress}
         pools = [[embed(net, s, **known).stages["pool"] for s in (tracks, Later(tracks))] for net in nets]
-        found[row] = [[*hits(first, last)] for first, last in pools]
+        found[row] = [[*hits(first, last, other)] for first, last in pools]
         about = {"features": row, "own": row == name}
         rest = {"data": tracks.name, "seeds": [*drawn]}
         scored += [about | one | rest for one in combined(found[row], seed)]
@@ -85,9 +87,22 @@ def evaluate(
     )
 
 
-def hits(first: Tensor, last: Tensor) -> Iterator[Result]:
-    """(N, D) features of the first and of the last patches -> whether a track's own is among the K nearest."""
+def apart_in_time(tracks: Images) -> Tensor:
+    """(N, N): which tracks are of another clip, or of another time."""
+    parts = [tracks.__getitems__(index).aux for index in torch.arange(len(tracks)).split(1024)]
+    clip, span = (torch.cat([part[name] for part in parts]) for name in ("clip", "span"))
+    first, last = span.T
+    return (clip[:, None] != clip) | (last[:, None] < first) | (last < first[:, None])
+
+
+def hits(first: Tensor, last: Tensor, other: Tensor) -> Iterator[Result]:
+    """(N, D) features of the first and of the last patches -> whether a track's own is nearer than all but K - 1 of the
+    `other` (N, N)."""
     apart = -unit(first) @ unit(last).T  # (N, N)
     own = torch.eye(len(apart), dtype=torch.bool)
+    apart = apart.masked_fill(~(own | other), torch.inf)
+    candidates = 1 + other.sum(1).float().mean().item()
     for k in AT:
-        yield accuracy(f"partner@{k}", "pool", crossmodal.hits(apart, own, k), {"among": len(apart)})
+        yield accuracy(
+            f"partner@{k}", "pool", crossmodal.hits(apart, own, k), {"among": round(candidates, 1)}
+        )

@@ -44,7 +44,7 @@ def report(
     card = loaded.card
     known = {"size": card["size"], "channels": card["channels"], "root": root, "max_bad": max_bad}
     labelled = None
-    if data:
+    if data and evaluating.followed(data, **known) is None:  # tracks have no labels
         told = evaluating.told(data, None, loaded.folder, **known)
         labelled = told[0] if told else evaluating.labelled(data, **known)
     try:
