@@ -7,7 +7,14 @@ from pretask import encoders, images
 from pretask.encoders import classic
 from pretask.types import UserError
 
-SMALL = {"alexnet_bn": 64, "cfn": 64, "color_vgg16": 48, "context_alexnet": 96, "exemplar": 48}
+SMALL = {
+    "alexnet_bn": 64,
+    "scene_alexnet": 64,
+    "cfn": 64,
+    "color_vgg16": 48,
+    "context_alexnet": 96,
+    "exemplar": 48,
+}
 """sides, of those that cannot do with 32 px"""
 NARROW = {"color_vgg16": "color_vgg16:width=8,wide=64"}
 """in place of those with a hundred million weights"""

@@ -21,9 +21,9 @@ from pretask.loop import Plan, Trainer
 
 VITS = [name for name in methods.names() if methods.recipe(name).encoder.startswith("vit")]
 NARROW = {"sdae": "mlp:width=24,depth=3"} | {name: small(methods.recipe(name).encoder) for name in VITS}
-FLAGS = {"damaged_jigsaw": {"shuffles": 2}}
-"""of the test with two processes: asked for its 8 orders, a unit near 0 goes on or off by rounding; that they cost the
-same in halves is a test of its own"""
+FLAGS = {"damaged_jigsaw": {"shuffles": 2}, "cross_domain": {"normals": 1.0}}
+"""of the test with two processes: asked for 8 orders, a unit near 0 goes on or off by rounding (that they cost the same
+in halves is a test of its own); with a weight of 10, steps are so long that rounding grows a hundredfold in each"""
 
 
 def trainer(folder, name="simclr", fabric=None, batch=16, flags=None, **settings):
@@ -57,7 +57,7 @@ def test_a_plan_cuts_the_steps_into_equal_epochs_no_longer_than_a_pass():
             assert at.round == at.epoch // (plan.epochs // rounds)
 
 
-@pytest.mark.parametrize("name", ["rotnet", "text_topic"])
+@pytest.mark.parametrize("name", ["rotnet", "text_topic", "video_triplet", "cross_domain"])
 def test_a_method_is_given_what_it_needs_and_no_more(name, tmp_path):
     made, seen = trainer(tmp_path, name), []
     plain, batch = made.method.pretext, made.source.__getitems__(torch.arange(16))
@@ -65,7 +65,7 @@ def test_a_method_is_given_what_it_needs_and_no_more(name, tmp_path):
     made.begin()
     made.step(batch, Plan.of(4, 4, 1).at(0))
     made.method.puzzle(batch, 0)
-    assert set(batch.aux) == {"words"} and seen == [made.method.needs] * 2
+    assert set(batch.aux) > made.method.needs and seen == [made.method.needs] * 2
 
 
 def test_the_learning_rate_rises_falls_and_does_so_in_every_round():

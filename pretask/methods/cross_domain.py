@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.optim import SGD, Adam, Optimizer
+from torch.optim import SGD, Optimizer
 
 from pretask import distributed, images
 from pretask.config import TrainConfig
@@ -144,15 +144,23 @@ def depth_loss(found: Tensor, depth: Tensor, sign: str) -> Tensor:
     """
     known = depth > 0
     error = torch.where(known, found - depth.clamp(min=1e-3).log(), 0.0)
-    over = (0, 1, 2, 3) if sign == "released" else (1, 2, 3)
-    count = known.sum(over).clamp(min=1)
-    square, centre = error.square().sum(over) / count, error.sum(over) / count
-    return (0.5 * (square + (0.5 if sign == "released" else -0.5) * centre.square())).mean()
+    if sign == "released":
+        count = counted(known)
+        centre = distributed.gather((error.sum() / count)[None]).mean()  # of the batch of all processes
+        return 0.5 * (error.square().sum() / count + 0.5 * centre.square())
+    count = known.sum((1, 2, 3)).clamp(min=1)
+    square, centre = error.square().sum((1, 2, 3)) / count, error.sum((1, 2, 3)) / count
+    return 0.5 * (square - 0.5 * centre.square()).mean()
 
 
 def mean(x: Tensor, known: Tensor) -> Tensor:
     """Of x where it is known; 0 of nothing, with a gradient of 0."""
-    return (x * known).sum() / known.sum().clamp(min=1)
+    return (x * known).sum() / counted(known)
+
+
+def counted(known: Tensor) -> Tensor:
+    """How many are known, on average over the processes, so that their means are those of one; 1 at least."""
+    return distributed.mean(known.sum().float()).clamp(min=1)
 
 
 class Head(nn.Sequential):
@@ -164,7 +172,8 @@ class Head(nn.Sequential):
         for number, kernel in enumerate(kernels):
             last = number == len(kernels) - 1
             i, o = (c.width if number else channels), (out if last else c.width)
-            layers.append(nn.ConvTranspose2d(i, o, kernel, 2, padding=0 if kernel % 2 else kernel // 2 - 1))
+            padding = 0 if kernel % 2 else kernel // 2 - 1
+            layers.append(nn.ConvTranspose2d(i, o, kernel, 2, padding, bias=last))  # else a norm takes it out
             layers += [] if last else [nn.BatchNorm2d(o), nn.ReLU(inplace=True)]
         super().__init__(*layers)
         self.apply(start)
@@ -182,7 +191,8 @@ def judge(channels: int, width: int) -> nn.Sequential:
     """(B, C, h, w) -> (B, 1, h', w') logits of a photograph, one for each patch."""
 
     def block(i: int, kernel: int, stride: int) -> list[nn.Module]:
-        return [nn.Conv2d(i, width, kernel, stride), nn.BatchNorm2d(width), nn.LeakyReLU(0.2, inplace=True)]
+        layer = nn.Conv2d(i, width, kernel, stride, bias=False)
+        return [layer, nn.BatchNorm2d(width), nn.LeakyReLU(0.2, inplace=True)]
 
     net = nn.Sequential(*block(channels, 3, 2), *block(width, 1, 1), nn.Conv2d(width, 1, 1))
     return net.apply(start)
@@ -192,7 +202,8 @@ def start(layer: nn.Module) -> None:
     """Xavier's normal weights, and batch norms near 1."""
     if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
         nn.init.xavier_normal_(layer.weight, GAIN)
-        nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
     if isinstance(layer, nn.BatchNorm2d):
         nn.init.normal_(layer.weight, 1.0, GAIN)
 
@@ -304,11 +315,15 @@ class CrossDomain(Method[Scene]):
         self.photographed.remember(real, draw[:, 1])
 
     def groups(self) -> Iterable[dict[str, Any]]:
-        yield {"params": [*self.encoder.parameters(), *self.heads.parameters()]}
+        judged = {id(p) for p in self.judge.parameters()}
+        for group in super().groups():
+            yield group | {"params": [p for p in group["params"] if id(p) not in judged]}
 
     def optimizers(self, train: TrainConfig) -> list[Optimizer]:
-        """Adam for trunk and heads, SGD for the judge."""
-        own = Adam(next(iter(self.groups()))["params"], train.lr, BETAS, weight_decay=train.weight_decay)
+        """Of trunk and heads as it is asked for, by default Adam; SGD of the judge."""
+        (own,) = super().optimizers(train)
+        for group in own.param_groups:
+            group |= {"betas": BETAS} if "betas" in group else {}
         return [own, SGD(self.judge.parameters(), self.config.judge_lr, momentum=0.9, weight_decay=5e-4)]
 
     def solve(self, pretext: Scene) -> Mapping[str, Tensor]:

@@ -137,6 +137,33 @@ def test_what_is_not_known_costs_nothing_and_pulls_at_nothing(sign):
     assert normal_loss(torch.ones(2, 3, 4, 4), torch.zeros(2, 3, 4, 4)) == 0
 
 
+@pytest.mark.parametrize("sign", ["eigen", "released"])
+def test_halves_of_a_batch_with_unlike_parts_known_cost_together_what_the_whole_does(sign, monkeypatch):
+    """As two processes share it: the mean of their losses, each with the counts of both on average."""
+    depth, normals = 1 + Rng(1).uniform(4, 1, 6, 6), F.normalize(Rng(2).normal(4, 3, 6, 6), dim=1)
+    depth[:2, :, :4], normals[:2, :, :4] = 0.0, 0.0
+    far, facing = Rng(3).normal(4, 1, 6, 6), Rng(4).normal(4, 3, 6, 6)
+    whole = depth_loss(far, depth, sign), normal_loss(facing, normals)
+    halves, counts, centres = ((0, 2), (2, 4)), [], []
+    for a, b in halves:  # what each would tell the other
+        counts.append([(depth[a:b] > 0).sum().float(), (normals[a:b].square().sum(1) > 0.5).sum().float()])
+    mean = [sum(c[k] for c in counts) / 2 for k in (0, 1)]
+    error = torch.where(depth > 0, far - depth.clamp(min=1e-3).log(), 0.0)
+    centres = torch.stack([error[a:b].sum() / mean[0] for a, b in halves])
+    monkeypatch.setattr(cross_domain.distributed, "gather", lambda x: centres)
+    found = torch.zeros(2)
+    for a, b in halves:
+        for k, loss in enumerate(
+            (
+                lambda a, b: depth_loss(far[a:b], depth[a:b], sign),
+                lambda a, b: normal_loss(facing[a:b], normals[a:b]),
+            )
+        ):
+            monkeypatch.setattr(cross_domain.distributed, "mean", lambda x, k=k: mean[k])
+            found[k] += loss(a, b) / 2
+    assert_close(found, torch.stack(whole))
+
+
 # ---- the puzzle
 
 
@@ -322,7 +349,9 @@ def test_the_papers_recipe_has_its_numbers():
     assert (train.batch, train.lr, train.epochs, c.sign, POOL) == (224, 1e-3, 30, "released", 128)
     made, _ = method()
     own, judge = made.optimizers(train)
-    assert own.defaults["betas"] == (0.5, 0.999)
+    assert all(group["betas"] == (0.5, 0.999) for group in own.param_groups)
+    held = [p for group in own.param_groups for p in group["params"]]
+    assert len(held) == sum(1 for _ in (*made.encoder.parameters(), *made.heads.parameters()))
     assert (judge.defaults["momentum"], judge.defaults["weight_decay"], judge.defaults["lr"]) == (
         0.9,
         5e-4,
