@@ -271,6 +271,27 @@ def test_without_the_adversary_the_trunk_does_not_mind_the_judge():
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
+def test_the_trunk_wants_to_be_taken_for_photographs_and_the_judge_to_tell():
+    """By hand, from the logits of a judge that is in evaluation mode, so that it can be asked again."""
+    made, source = method()
+    for p in made.judge.parameters():
+        p.data.mul_(5.0)
+    made.judge.eval()
+    puzzle = made.puzzle(loader.sample(source, 16), 1)
+    parts = made.loss(puzzle).parts
+    rendered, real = (
+        made.judge(made.encoder(x)[made.tap]).flatten().tolist() for x in (puzzle.image, puzzle.photograph)
+    )
+    photo = [-math.log(1 / (1 + math.exp(-v))) for v in rendered]
+    assert_close(parts["adversary"].item(), sum(photo) / len(photo), rtol=1e-4, atol=1e-6)
+    told = [-math.log(1 - 1 / (1 + math.exp(-v))) for v in rendered]
+    true = [-math.log(1 / (1 + math.exp(-v))) for v in real]
+    expected = (sum(told) / len(told) + sum(true) / len(true)) / 2
+    assert_close(parts["judge"].item(), expected, rtol=1e-4, atol=1e-6)
+    right = [v < 0 for v in rendered] + [v > 0 for v in real]
+    assert_close(parts["told apart"].item(), sum(right) / len(right))
+
+
 def test_the_judge_begins_at_the_toss_of_a_coin():
     made, source = method()
     parts = made.loss(made.puzzle(loader.sample(source, 16), 1)).parts
