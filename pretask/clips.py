@@ -37,7 +37,7 @@ def find(path: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise UserError(f"{path} is no video and no folder; expected clips ending in .mp4, .mkv, .webm, …")
-    below = sorted(p for p in path.rglob("*") if not any(part.startswith(".") for part in p.parts))
+    below = [p for p in path.rglob("*") if not any(x.startswith(".") for x in p.relative_to(path).parts)]
     found = [p for p in below if p.is_file() and is_video(p)]
     found += [p for p in (path, *below) if p.is_dir() and len(images(p)) >= FEWEST]
     if not found:

@@ -2,8 +2,8 @@
 
 What a clip gave is kept in OUT.parts until all are done, so that an interrupted command goes on where it was. The
 store (sources/store.py) has the first patch of each track as its image, the last as `tracked`, the number of its `clip`,
-and the `span` of frames. Beside it lie tracks.jsonl with every box, rejected.csv with clips that gave nothing or broke off, and some
-tracks to look at, as tracks.png and tracks.gif.
+and the `span` of frames. Beside it lie tracks.jsonl with every box, rejected.csv with clips that gave nothing or broke
+off, and some tracks to look at, as tracks.png and tracks.gif.
 """
 
 import hashlib
@@ -156,9 +156,12 @@ class Pairs:
         self.name, self.parts = name, parts
         self.cards = [part.card for part in parts]
         self.bad = {card["name"]: card["why"] for card in self.cards if card["why"]}
-        self.start = [np.load(part.path)["start"] for part in parts]
+        self.start, self.size = [], 0
+        for part in parts:
+            with np.load(part.path) as kept:
+                self.start.append(kept["start"])
+                self.size = self.size or kept["first"].shape[1]
         self.ends = np.cumsum([0, *map(len, self.start)])
-        self.size = int(np.load(parts[0].path)["first"].shape[1])
 
     def __len__(self) -> int:
         return int(self.ends[-1])

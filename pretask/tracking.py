@@ -6,7 +6,7 @@ for a second; what it showed first and last is a pair. Nothing begins where noth
 does, and no track goes across a cut.
 
 Dense flow (DIS), corners and the trackers are OpenCV's. A clip is read once, whatever its length, with a few frames in
-memory; several clips at a time. On two slow cores about 100 frames a second; the page on video says what was measured.
+memory; several clips at a time. How many frames that makes a second is told at the end, and by the page on video.
 
 Differs from the paper: motion is that of dense flow at corners, not of improved trajectories at SURF points; the camera
 counts as still where a quarter of the points are, else it moves as most points tell (an affine map, by RANSAC); a share

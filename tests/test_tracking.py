@@ -156,6 +156,14 @@ def test_frames_of_a_folder_come_in_the_order_of_their_numbers(moving):
     assert names == [f"{k}.png" for k in range(45)]
 
 
+def test_clips_are_found_below_a_hidden_folder_and_hidden_ones_are_not(moving, tmp_path):
+    root = tmp_path / ".cache" / "films"
+    for name in ("a.mp4", ".b.mp4", ".thumbs/c.mp4", "deep/d.MKV"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"")
+    assert [str(p.relative_to(root)) for p in clips.find(root)] == ["a.mp4", "deep/d.MKV"]
+
+
 # ---- the store
 
 

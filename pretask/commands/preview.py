@@ -32,6 +32,7 @@ def run(words: list[str]) -> None:
         return
     chosen = parse(method_flags(method, Flags), rest, f"preview {method}")
     from pretask import selfhelp
+    from pretask.mining import FILM
 
     asked: Flags = chosen.run
     picture = selfhelp.preview(asked.data, chosen.method, method, asked.rows, asked.size, asked.seed)
@@ -41,7 +42,7 @@ def run(words: list[str]) -> None:
         picture.save(out)
     except ValueError as wrong:  # a suffix that Pillow does not know
         raise UserError(f"{out}: {wrong}; name a picture, such as puzzles.png") from None
-    if (film := Path(asked.data).expanduser() / "tracks.gif").is_file():  # of a store of tracks
+    if (film := Path(asked.data).expanduser() / FILM).is_file():  # of a store of tracks
         shutil.copyfile(film, out.with_suffix(".gif"))
         say(f"wrote {out.with_suffix('.gif')}, tracks over frames")
     say(f"wrote {out}. Next: pretask check {method} --data {asked.data}")

@@ -27,6 +27,6 @@ def run(words: list[str]) -> None:
     pace = f", {made.frames} frames at {made.frames / made.seconds:.0f} a second" if made.frames else ""
     bad = f"; {len(made.rejected)} in {made.out / 'rejected.csv'}" if made.rejected else ""
     say(
-        f"wrote {made.out} ({made.tracks} tracks of {made.clips} clips{pace}{bad}). Look at {made.out / mining.FILM}. "
+        f"wrote {made.out} ({made.tracks} tracks of {made.clips} clip{'s' * (made.clips != 1)}{pace}{bad}). Look at {made.out / mining.FILM}. "
         f"Next: pretask preview video_triplet --data {made.out}"
     )

@@ -11,7 +11,7 @@ that the blocks leave next to nothing of is the whole rest of its image, not dra
 decay does not grow; no last learning rate of its own.
 
 Cost: as the number of patches: choose them as for `mae`. It needs tens of passes over the images: on CIFAR-10 its best
-stage is 5 points above the untrained network's after 20, and below it after two.
+stage is 5 points above the untrained network's after 20, and not above it after two.
 """
 
 from dataclasses import dataclass

@@ -22,11 +22,12 @@ from torch import Tensor, nn
 
 from pretask import distributed, images
 from pretask.config import TrainConfig
+from pretask.context import Context
 from pretask.encoders import Encoder
 from pretask.encoders.heads import projector
 from pretask.methods.base import Method
 from pretask.rng import Rng
-from pretask.types import Batch, Loss, Progress, Source
+from pretask.types import Batch, Loss, Progress, Source, UserError
 from pretask.views import ViewsConfig
 
 NEGATIVES = 4
@@ -136,6 +137,12 @@ class VideoTriplet(Method[Tracked]):
         self.head = projector(encoder.dim, config.hidden, config.width)
         self.last = nn.ReLU() if config.rectified else nn.Identity()
         self.register_buffer("mines", torch.zeros((), dtype=torch.bool))
+
+    def begin(self, context: Context) -> None:
+        if len(context.gather("clip").unique()) < 2:
+            raise UserError(
+                f"{context.source.name} has tracks of one clip, and negatives are of others; track two clips or more"
+            )
 
     def pretext(self, batch: Batch, rng: Rng) -> Tracked:
         c, (x, y) = self.config, map(images.to_float, (batch.image, batch.aux["tracked"]))

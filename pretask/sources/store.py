@@ -75,7 +75,11 @@ def check_out(out: Path) -> None:
 
 
 def check_space(source: Images, folder: Path) -> None:
-    need, free = len(source) * source.channels * source.size**2, shutil.disk_usage(folder).free
+    each = source.channels * source.size**2
+    if not isinstance(source, Stream):
+        one = source.__getitems__(torch.arange(1))
+        each = sum(x.nbytes for x in (one.image, *one.aux.values()))
+    need, free = len(source) * each, shutil.disk_usage(folder).free
     if need > free:
         raise UserError(
             f"{folder} has {free / 2**30:.2f} GiB free; {source.name} needs {need / 2**30:.2f} GiB. "

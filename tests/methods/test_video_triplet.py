@@ -7,10 +7,12 @@ from small import images_for
 from torch.testing import assert_close
 
 from pretask import encoders, loader, methods, sources
+from pretask.context import Context
 from pretask.methods import video_triplet
 from pretask.methods.video_triplet import Config, Paper, chosen, negatives, ranking
 from pretask.rng import Rng
-from pretask.types import Batch, Progress
+from pretask.sources.arrays import Arrays
+from pretask.types import Batch, Progress, UserError
 
 
 def rows(n: int, seed: int = 0, width: int = 8) -> torch.Tensor:
@@ -153,6 +155,17 @@ def test_towers_are_one_set_of_weights_and_all_is_compared_at_length_one():
     for z in (first, last):
         assert_close(z.norm(dim=1), torch.ones(8))
         assert (z >= 0).all()  # the paper's net ends in a ReLU
+
+
+def test_tracks_of_one_clip_alone_are_the_users_to_mend():
+    made, source = method()
+    one = Arrays(
+        "film", torch.zeros(8, 3, 16, 16, dtype=torch.uint8), aux={"clip": torch.zeros(8, dtype=torch.long)}
+    )
+    progress = Progress(0, 1, 0, 1)
+    made.begin(Context(source, [], progress, Rng(0)))
+    with pytest.raises(UserError, match="film has tracks of one clip"):
+        made.begin(Context(one, [], progress, Rng(0)))
 
 
 def test_the_papers_recipe_has_its_numbers():
