@@ -180,7 +180,7 @@ def test_the_command_says_what_was_made_and_what_comes_next(made: Path, capsys):
     assert cli.main(words) == 0
     told = capsys.readouterr()
     assert "(3 scenes of 32 px, 3 were there)" in told.err and not told.out
-    assert f"Next: pretask preview cross_domain --data {made}" in told.err
+    assert f"Next: pretask preview cross_domain --data scenes:{made}+PHOTOGRAPHS" in told.err
 
 
 def test_two_workers_and_an_interrupted_command_make_the_same_files(made: Path, tmp_path: Path):

@@ -37,5 +37,5 @@ def run(words: list[str]) -> None:
     speed = f", {made.new / made.seconds:.2f} scenes/s" if made.new else ""
     say(
         f"wrote {made.folder} ({made.scenes} scenes of {chosen.size} px{kept}{speed}); look at "
-        f"{made.folder / rendering.SHEET}. Next: pretask preview cross_domain --data {made.folder}"
+        f"{made.folder / rendering.SHEET}. Next: pretask preview cross_domain --data scenes:{made.folder}+PHOTOGRAPHS"
     )
