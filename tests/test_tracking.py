@@ -23,9 +23,9 @@ HIGH, WIDE, SIDE = 120, 160, 40
 SMALL = Settings(size=32, height=HIGH, box=0.5)
 
 
-def texture(high: int, wide: int, seed: int) -> np.ndarray:
+def texture(high: int, wide: int, seed: int, grain: int = 6) -> np.ndarray:
     """(high, wide, 3) smooth noise, in which every place looks different."""
-    coarse = np.random.default_rng(seed).integers(0, 256, (high // 6, wide // 6, 3), dtype=np.uint8)
+    coarse = np.random.default_rng(seed).integers(0, 256, (high // grain, wide // grain, 3), dtype=np.uint8)
     return np.asarray(Image.fromarray(coarse).resize((wide, high), Image.Resampling.BICUBIC))
 
 
@@ -137,6 +137,23 @@ def test_a_point_next_to_a_mover_does_not_move_with_it():
     beyond = near & ~edge
     assert beyond.sum() > 3 and seen.moving[beyond].mean() < 0.2
     assert not seen.moving[~near & ~inside].any()
+
+
+@pytest.mark.parametrize(("slip", "moves"), [(0.45, False), (1.5, True)])
+def test_what_hardly_moves_on_a_moving_ground_does_not_move(slip, moves):
+    """The camera goes 3 pixels; a square slips by a part of a pixel, which can be seen, or by more."""
+    import cv2
+
+    before, after = scene(None), scene(None, shift=3)
+    before[40:80, 60:100] = texture(42, 42, 5, grain=3)[:40, :40]
+    way = np.float32([[1, 0, -3 - slip], [0, 1, 0]])
+    shown = cv2.warpAffine(before, way, (WIDE, HIGH), flags=cv2.INTER_CUBIC)
+    after[41:79, 58:94] = shown[41:79, 58:94]
+    grey = (cv2.cvtColor(x, cv2.COLOR_RGB2GRAY) for x in (before, after))
+    seen = motion(*grey)
+    inside = ((seen.points >= (66, 46)) & (seen.points < (92, 74))).all(1)
+    assert inside.sum() > 8
+    assert seen.moving[inside].mean() > 0.7 if moves else not seen.moving[inside].any()
 
 
 def test_a_box_begins_in_the_middle_of_what_moves_and_not_where_another_follows():
