@@ -109,7 +109,7 @@ def followed(data: Any, **known: Any) -> Images | None:
     if not (isinstance(data, str | Path) and store.understands(str(data))):
         return None
     found = sources.open(data, **known)
-    return found if "tracked" in found.provides else None
+    return found if {"tracked", "clip", "span"} <= found.provides else None
 
 
 def told(data: Any, test: Any, run: Path | None, **known: Any) -> tuple[Told, Told | None] | None:

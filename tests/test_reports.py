@@ -420,6 +420,8 @@ def test_the_verdict_says_what_is_wrong_since_when_and_what_to_do():
         "good", "Healthy; linear probe 56.1 ±1.0, untrained 42.8."
     )
     assert compose.verdict(card(), log(100), well, []).sentence == "Healthy; no scores yet."
+    partner = [{**SCORES[0], "eval": "partner@1"}]
+    assert compose.verdict(card(), log(100), well, partner).sentence == "Healthy; no linear probe yet."
     assert compose.verdict(card(), log(30), well, []).sentence.startswith(
         "Healthy; not finished, at step 30 of 100"
     )

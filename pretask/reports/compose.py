@@ -179,7 +179,7 @@ def verdict(card: Row, log: Sequence[Row], watch: Sequence[Row], scores: Sequenc
     tone = "good" if len(clauses) == 1 and state else "warn"
     own, floor = probe(scores, own=True), probe(scores, own=False)
     if own is None:
-        return html.Verdict(tone, sentence([*clauses, "no scores yet"]))
+        return html.Verdict(tone, sentence([*clauses, "no linear probe yet" if scores else "no scores yet"]))
     shown = html.score(own)
     clauses.append(f"linear probe {shown.value} {shown.spread}".rstrip())
     if floor is not None:
