@@ -198,7 +198,7 @@ def needs_longer(experiment: Experiment, data: Path, run: Path) -> dict[str, Any
     """What was seen of I-JEPA in runs that are too long for this page, on one NVIDIA H100."""
     said = (
         "this budget, less than two passes over the images, is too short for I-JEPA: after 20 passes "
-        "(`pretask pretrain ijepa --batch 512 --steps 1900` on one NVIDIA H100, one run, scored on held-out training images) its best stage is at 50.2 and its pooled "
+        "(`pretask pretrain ijepa --data DATA/cifar10/cifar10_train_full_jpeg.npz --batch 512 --steps 1900` on one NVIDIA H100, one run, scored on held-out training images) its best stage is at 50.2 and its pooled "
         "features at 44.2, those of its untrained network at 45.2 and 44.1"
     )
     return {"remark": said}
