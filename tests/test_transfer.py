@@ -3,11 +3,11 @@
 import json
 import shutil
 import sys
+from itertools import product
 
 import numpy as np
 import pytest
 import torch
-from sklearn.svm import LinearSVC
 
 from pretask import encoders, images
 from pretask.cli import main
@@ -165,28 +165,49 @@ def test_a_difference_is_paired_over_resamples_and_runs():
 # ---- linear SVMs
 
 
+def lowest(x, y, cost):
+    """Decisions at the minimum of half the squared norm of weights and bias + the weighted squared hinge."""
+    w = torch.zeros(x.shape[1] + 1, dtype=torch.float64, requires_grad=True)
+    z, sign = torch.cat([x, torch.ones(len(x), 1)], 1).double(), 2.0 * y - 1
+    weight = cost * torch.where(y == 1, 2.0, 1.0) * (y != -1)
+    search = torch.optim.LBFGS([w], max_iter=1000, tolerance_grad=1e-9, line_search_fn="strong_wolfe")
+
+    def objective():
+        search.zero_grad()
+        error = (1 - sign * (z @ w)).clamp(min=0).square()
+        (whole := w.square().sum() / 2 + (weight * error).sum()).backward()
+        return whole
+
+    search.step(objective)
+    return (z @ w).detach().numpy()
+
+
 @pytest.mark.parametrize(("n", "d"), [(60, 12), (40, 90)])
-def test_the_machines_are_those_of_liblinear(n, d):
+def test_the_machines_are_at_the_lowest_of_their_objective(n, d):
     rng = Rng(0)
     x = voc.unit(rng.normal(n, d) + 0.5)
     label = (x[:, :3] + 0.05 * rng.normal(n, 3) > 0.1).long()
     label[:5, 1] = -1
-    for cost in (0.1, 2.0, 100.0):
-        made = voc.with_bias(x) @ voc.fit(x, label, torch.full((3,), cost))
-        for k in range(3):
-            used = (label[:, k] != -1).numpy()
-            svm = LinearSVC(C=cost, class_weight={1: 2, 0: 1}, tol=1e-8, max_iter=200_000)
-            svm.fit(x.numpy()[used], label[:, k].numpy()[used])
-            expected = svm.decision_function(x.numpy())
-            assert np.abs(made[:, k].numpy() - expected).max() < 0.02 * np.abs(expected).max()
+    rows, test = voc.spanned(x, x)
+    for cost, k in product((0.1, 2.0, 100.0), range(3)):
+        made = voc.decide(rows, label[:, k], test, cost, voc.EXACTLY)
+        expected = lowest(x, label[:, k], cost)
+        assert np.abs(made - expected).max() < 0.01 * np.abs(expected).max()
 
 
 def test_the_dimensions_that_rows_span_keep_their_products():
-    x = Rng(0).normal(5, 40)
-    z, basis = voc.spanned(x)
-    assert z.shape == (5, 5) and basis is not None
+    x, test = Rng(0).normal(5, 40), Rng(1).normal(7, 40)
+    z, t = voc.spanned(x, test)
+    assert z.shape == (5, 5) and t.shape == (7, 5)
     torch.testing.assert_close(z @ z.T, x @ x.T, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(z @ basis.T, x, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(t @ z.T, test @ x.T, rtol=1e-4, atol=1e-4)
+    assert voc.spanned(z, t)[1] is t
+
+
+def test_a_class_that_every_known_image_shows_has_nothing_to_be_told_from():
+    x, label = voc.unit(Rng(0).normal(12, 3)), torch.tensor([1] * 11 + [-1])[:, None]
+    assert voc.decide(x, label[:, 0], x, 1.0, voc.EXACTLY).tolist() == [0] * 12
+    assert voc.choose(x, label, 0).score.item() == 1
 
 
 def test_hard_images_have_no_say_in_the_choice_of_a_cost():

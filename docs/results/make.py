@@ -4,7 +4,7 @@
     python docs/results/make.py EXPERIMENT … --data FOLDER [--runs runs/results]
     python docs/results/make.py                              only page and pictures, from what is here
 
-FOLDER holds cifar10/, clustering/, imagenette224/, pairs/ and video/. An experiment that is here is made anew; runs that lie in
+FOLDER holds cifar10/, clustering/, detection/, imagenette224/, pairs/, rgbd/ and video/. An experiment that is here is made anew; runs that lie in
 --runs, finished, are used again. Each takes about ten minutes a run on two cores, with nothing else running.
 """
 
@@ -50,6 +50,8 @@ class Experiment:
     """what else is measured, from the data and the first run's folder"""
     runs: str = ""
     """another experiment, whose runs these are"""
+    task: str = ""
+    """that the encoders are taken to; none: `pretask evaluate`"""
 
     def pretrain(self, data: Path, run: Path) -> list[str]:
         path = place(self.train, data, run)
@@ -58,7 +60,8 @@ class Experiment:
     def evaluate(self, data: Path, run: Path) -> list[str]:
         sets = ["--data", place(self.labelled, data, run)]
         sets += ["--test", place(self.test, data, run)] if self.test else []
-        return ["evaluate", str(run), *sets, "--seeds", str(self.seeds), *self.scores]
+        verb = ["transfer", str(run), "--task", self.task] if self.task else ["evaluate", str(run)]
+        return [*verb, *sets, "--seeds", str(self.seeds), *self.scores]
 
 
 def main() -> None:
@@ -73,7 +76,7 @@ def main() -> None:
         )
     if chosen.experiment and not chosen.data:
         words.error(
-            "--data is missing: the folder that holds cifar10/, clustering/, imagenette224/, pairs/ and video/"
+            "--data is missing: the folder that holds cifar10/, clustering/, detection/, imagenette224/, pairs/, rgbd/ and video/"
         )
     for name in chosen.experiment:
         make(name, EXPERIMENTS[name], chosen.data, chosen.runs)
@@ -84,9 +87,9 @@ def make(name: str, experiment: Experiment, data: Path, runs: Path) -> None:
     """Train what is missing, score it, and keep what a reader needs in a folder of its own."""
     stem = experiment.runs or name
     first = runs / f"{stem}-s0"
-    made = experiment.train.partition("/")[0]
-    if made in MADE and not (runs / made).exists():
-        MADE[made](data, runs)
+    for made in map(top, experiment.train.removeprefix("scenes:").split("+")):
+        if made in MADE and not (runs / made).exists():
+            MADE[made](data, runs)
     if not (first / "DONE").exists():
         again = ["pretrain", "--resume", str(first)] if (first / "run.json").exists() else None
         pretask(again or experiment.pretrain(data, first), experiment.threads)
@@ -114,9 +117,15 @@ def make(name: str, experiment: Experiment, data: Path, runs: Path) -> None:
         (kept / f"log-s{seed}.jsonl").write_text("".join(rows[:: max(1, len(rows) // CURVE)]))
 
 
-def place(part: str, data: Path, run: Path) -> str:
-    """Of a set: in the data folder, or beside the runs, if it was made for them."""
-    return str((run.parent if part.partition("/")[0] in MADE else data) / part)
+def place(spec: str, data: Path, run: Path) -> str:
+    """Of a set: in the data folder, or beside the runs, if it was made for them; of scenes and photographs both."""
+    kind = "scenes:" if spec.startswith("scenes:") else ""
+    parts = spec.removeprefix(kind).split("+")
+    return kind + "+".join(f"{run.parent if top(part) in MADE else data}/{part}" for part in parts)
+
+
+def top(part: str) -> str:
+    return part.partition("/")[0]
 
 
 def cut_in_two(data: Path, runs: Path) -> None:
@@ -145,6 +154,11 @@ def follow(data: Path, runs: Path) -> None:
             (links / clip).unlink(missing_ok=True)
             (links / clip).symlink_to((data / "video" / clip).resolve())
         pretask(["track", str(links), "--out", str(runs / TRACKS / part)])
+
+
+def render(data: Path, runs: Path) -> None:
+    """Rooms to learn from."""
+    pretask(["render", "--scenes", "1200", "--size", "96", "--out", str(runs / ROOMS)])
 
 
 def pretask(words: Sequence[str], threads: int = 0) -> str:
@@ -258,9 +272,11 @@ def small_cifar10(title: str, method: str, train: str, **more: Any) -> Experimen
     return Experiment(title, method, f"cifar10/cifar10_train_{train}.npz", labelled, test, **more)
 
 
-def imagenette(title: str, method: str, **more: Any) -> Experiment:
-    train, test = (f"imagenette224/{part}" for part in ("train", "val"))
-    return Experiment(f"{title} on Imagenette, from JPEG files", method, train, train, test, **more)
+def imagenette(title: str, method: str, train: str = "", **more: Any) -> Experiment:
+    labelled, test = (f"imagenette224/{part}" for part in ("train", "val"))
+    return Experiment(
+        f"{title} on Imagenette, from JPEG files", method, train or labelled, labelled, test, **more
+    )
 
 
 PATCHES = {
@@ -286,7 +302,9 @@ PAIRS = "astronomy"
 """the folder of the textbook's figures, cut in two"""
 TRACKS = "tracks"
 """the folder of tracks, of clips to learn from and of others"""
-MADE: dict[str, Callable[[Path, Path], None]] = {PAIRS: cut_in_two, TRACKS: follow}
+ROOMS = "rooms"
+"""the folder of rendered scenes"""
+MADE: dict[str, Callable[[Path, Path], None]] = {PAIRS: cut_in_two, TRACKS: follow, ROOMS: render}
 """folder beside the runs -> what makes it, from the data"""
 CLIPS = {
     "train": ("arm_wrestling.mp4", "bikes.mp4", "bottle.mp4", "car_detection.mp4", "cleaning_pool.mp4"),
@@ -311,6 +329,30 @@ VIDEO = Experiment(
     threads=1,
     flags=("--budget", "10m"),
 )
+SCENES = imagenette(
+    "Cross-domain tasks of 1,200 rendered rooms",
+    "cross_domain",
+    train=f"scenes:{ROOMS}+imagenette224/train",
+    threads=1,
+    flags=("--budget", "10m", "--size", "64"),
+)
+FRAMES = "scenes:rgbd/seven_scenes"
+ELSEWHERE = {
+    "normals": ("Normals of real photographs", FRAMES, ""),
+    "depth": ("Depth of real photographs", FRAMES, ""),
+    "segmentation": ("Segmentation of COCO's photographs", "detection/coco_semantic", ""),
+    "classification": (
+        "Classes of COCO's photographs",
+        "detection/coco_mini:train2017",
+        "detection/coco_mini:val2017",
+    ),
+    "detection": (
+        "Detection in COCO's photographs",
+        "detection/coco_mini:train2017",
+        "detection/coco_mini:val2017",
+    ),
+}
+"""task -> what it is, and the images of training and test"""
 COLOUR = {
     "colorization": ("Colorization", "colorization"),
     "proxy": ("Colour proxy", "color_proxy"),
@@ -409,6 +451,19 @@ EXPERIMENTS: dict[str, Experiment] = {
         test="cifar10/cifar10_test.npz",
         runs="video_triplet-tracks",
     ),
+    "cross_domain-imagenette": SCENES,
+    **{
+        f"cross_domain-{task}": replace(
+            SCENES,
+            title=f"{title}, by the encoder of the rendered rooms",
+            labelled=labelled,
+            test=test,
+            scores=("--supervised",),
+            runs="cross_domain-imagenette",
+            task=task,
+        )
+        for task, (title, labelled, test) in ELSEWHERE.items()
+    },
     "jule-cifar10": Experiment(
         "JULE on 8,000 images of CIFAR-10",
         "jule",

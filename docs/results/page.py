@@ -81,7 +81,7 @@ def section(kept: Path) -> str:
             f"![Loss of each run, and scores with their intervals]({kept.name}/picture.svg)\n",
             *table(scores),
             "",
-            *(f"- {said}" for said in (*differences(scores), *extras(about))),
+            *(f"- {said}" for said in (*differences(scores), *units(scores), *extras(about))),
             "",
         ]
     )
@@ -159,7 +159,8 @@ def paintings(kept: Path) -> str:
 
 
 def spread(score: Row) -> str:
-    return f"{score['value']:.1f} ±{(score['high'] - score['low']) / 2:.1f}"
+    known = score["low"] is not None
+    return f"{score['value']:.1f}" + (f" ±{(score['high'] - score['low']) / 2:.1f}" if known else "")
 
 
 def audits(kept: Path) -> str:
@@ -211,9 +212,16 @@ def find(scores: Row, name: str, eval: str) -> Row | None:
     return next((r for r in rows if stage in (None, r.get("stage"))), None)
 
 
+def columns(scores: Row) -> list[tuple[str, str]]:
+    """Each eval that is shown, and its heading: those of a task by their own names."""
+    there = dict.fromkeys(row["eval"] for row in scores["rows"])
+    if task := scores["data"].get("task"):
+        return [(eval, eval.removeprefix(f"{task} ")) for eval in there]
+    return [column for column in (*SHOWN, *MORE) if column[0] in there]
+
+
 def table(scores: Row) -> list[str]:
-    there = {row["eval"] for row in scores["rows"]}
-    shown = [column for column in (*SHOWN, *MORE) if column[0] in there]
+    shown = columns(scores)
     return [
         f"| features | {' | '.join(heading for _, heading in shown)} |",
         "|---|" + "---:|" * len(shown),
@@ -234,13 +242,19 @@ def cell(row: Row | None) -> str:
 
 def differences(scores: Row) -> list[str]:
     """One sentence for each row that the run stands against."""
-    headings, found = dict([*SHOWN, *MORE]), scores["differences"]
+    headings, found = dict(columns(scores)), scores["differences"]
     said: dict[str, list[str]] = {d["minus"]: [] for d in found}
     for d in found:
         said[d["minus"]].append(
             f"{headings[d['eval']]} {d['value']:+.1f} [{d['low']:+.1f}, {d['high']:+.1f}]"
         )
     return [f"against {other}: {', '.join(each)}" for other, each in said.items()]
+
+
+def units(scores: Row) -> list[str]:
+    """What the numbers of a task are."""
+    task = scores["data"].get("task")
+    return [f"{heading}: {scores['protocol'][eval]}" for eval, heading in columns(scores) if task]
 
 
 def plus_minus(found: Sequence[float]) -> str:
@@ -271,6 +285,13 @@ def extras(about: Row) -> list[str]:
 # ---- picture
 
 
+def reach(row: Row) -> list[list[float]] | None:
+    """Of an interval, to both sides of its value."""
+    if row["low"] is None:
+        return None
+    return [[row["value"] - row["low"]], [row["high"] - row["value"]]]
+
+
 def picture(kept: Path) -> None:
     """picture.svg: the loss of every run on the left, scores with their intervals on the right."""
     scores = read(kept / "scores.json")
@@ -280,15 +301,17 @@ def picture(kept: Path) -> None:
         rows = [json.loads(line) for line in log.read_text().splitlines()]
         loss.plot([r["step"] for r in rows], [r["loss"] for r in rows], color=COLOURS[0], alpha=0.7, lw=1.2)
     loss.set(xlabel="step", title="loss, one line for each run")
-    there = {row["eval"] for row in scores["rows"]}
-    shown = [column for column in (*SHOWN, *MORE) if column[0] in there][:4]
+    task = scores["data"].get("task")
+    shown = columns(scores)[: 1 if task else 4]  # those of a task have several units
     for i, (name, colour) in enumerate(zip(features(scores), COLOURS, strict=False)):
         for j, (eval, _) in enumerate(shown):
             if row := find(scores, name, eval):
-                y, bar = -j + 0.18 * (1.5 - i), [[row["value"] - row["low"]], [row["high"] - row["value"]]]
+                y, bar = -j + 0.18 * (1.5 - i), reach(row)
                 label = name.partition(":")[0] if j == 0 else None  # the table has an encoder's arguments
                 score.errorbar(row["value"], y, xerr=bar, fmt="o", color=colour, ms=4, label=label)
-    score.set(title="accuracy, %", yticks=range(0, -len(shown), -1), yticklabels=[h for _, h in shown])
+    score.set(
+        title=task or "accuracy, %", yticks=range(0, -len(shown), -1), yticklabels=[h for _, h in shown]
+    )
     figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     for axes in (loss, score):
         axes.spines[["top", "right"]].set_visible(False)
