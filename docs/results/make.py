@@ -80,16 +80,14 @@ def main() -> None:
         )
     for name in chosen.experiment:
         make(name, EXPERIMENTS[name], chosen.data, chosen.runs)
-    page.write(HERE, list(EXPERIMENTS))
+    page.write(HERE, [*EXPERIMENTS, "text_topic-folds"])
 
 
 def make(name: str, experiment: Experiment, data: Path, runs: Path) -> None:
     """Train what is missing, score it, and keep what a reader needs in a folder of its own."""
     stem = experiment.runs or name
     first = runs / f"{stem}-s0"
-    for made in map(top, experiment.train.removeprefix("scenes:").split("+")):
-        if made in MADE and not (runs / made).exists():
-            MADE[made](data, runs)
+    prepare(experiment.train, data, runs)
     if not (first / "DONE").exists():
         again = ["pretrain", "--resume", str(first)] if (first / "run.json").exists() else None
         pretask(again or experiment.pretrain(data, first), experiment.threads)
@@ -111,10 +109,14 @@ def make(name: str, experiment: Experiment, data: Path, runs: Path) -> None:
     (kept / "scores.json").write_text(plain(scores, data, runs))
     (kept / "about.json").write_text(json.dumps(about, indent=2) + "\n")
     for seed in range(experiment.seeds):
-        run = runs / f"{stem}-s{seed}"
-        (kept / f"run-s{seed}.json").write_text(plain((run / "run.json").read_text(), data, runs))
-        rows = (run / "log.jsonl").read_text().splitlines(keepends=True)
-        (kept / f"log-s{seed}.jsonl").write_text("".join(rows[:: max(1, len(rows) // CURVE)]))
+        keep(runs / f"{stem}-s{seed}", kept, seed, data, runs)
+
+
+def keep(run: Path, kept: Path, seed: int, data: Path, runs: Path) -> None:
+    """The card of a run, and some rows of its log."""
+    (kept / f"run-s{seed}.json").write_text(plain((run / "run.json").read_text(), data, runs))
+    rows = (run / "log.jsonl").read_text().splitlines(keepends=True)
+    (kept / f"log-s{seed}.jsonl").write_text("".join(rows[:: max(1, len(rows) // CURVE)]))
 
 
 def place(spec: str, data: Path, run: Path) -> str:
@@ -124,25 +126,39 @@ def place(spec: str, data: Path, run: Path) -> str:
     return kind + "+".join(f"{run.parent if top(part) in MADE else data}/{part}" for part in parts)
 
 
+def prepare(spec: str, data: Path, runs: Path) -> None:
+    """Make what is not there of the sets that are made for runs."""
+    for made in map(top, spec.removeprefix("scenes:").split("+")):
+        if made in MADE and not (runs / made).exists():
+            MADE[made](data, runs)
+
+
 def top(part: str) -> str:
     return part.partition("/")[0]
 
 
 def cut_in_two(data: Path, runs: Path) -> None:
-    """The textbook's figures with their texts, four fifths to learn from and one to be judged by; no text is in both."""
+    """The textbook's figures with their texts, four fifths to learn from and one to be judged by."""
+    cut(data, runs / PAIRS, 1)
+
+
+def cut(data: Path, out: Path, folds: int) -> None:
+    """The textbook with a fifth of its texts held out, another for each fold; no text is in both parts."""
     book = data / "pairs" / "astronomy"
     rows = [json.loads(line) for line in (book / "pairs.jsonl").read_text().splitlines()]
     texts = sorted({row["context"] for row in rows})
     random.Random(0).shuffle(texts)
-    held = set(texts[: len(texts) // 5])
-    (runs / PAIRS).mkdir(parents=True, exist_ok=True)
-    for part in ("train", "test"):
-        mine = [
-            {"image": str((book / row["image"]).resolve()), "text": row["context"]}
-            for row in rows
-            if (row["context"] in held) == (part == "test")
-        ]
-        (runs / PAIRS / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in mine))
+    out.mkdir(parents=True, exist_ok=True)
+    for fold in range(folds):
+        held = set(texts[fold * len(texts) // 5 : (fold + 1) * len(texts) // 5])
+        for part in ("train", "test"):
+            mine = [
+                {"image": str((book / row["image"]).resolve()), "text": row["context"]}
+                for row in rows
+                if (row["context"] in held) == (part == "test")
+            ]
+            name = f"{part}.jsonl" if folds == 1 else f"{part}-{fold}.jsonl"
+            (out / name).write_text("".join(json.dumps(row) + "\n" for row in mine))
 
 
 def follow(data: Path, runs: Path) -> None:
@@ -159,6 +175,11 @@ def follow(data: Path, runs: Path) -> None:
 def render(data: Path, runs: Path) -> None:
     """Rooms to learn from."""
     pretask(["render", "--scenes", "1200", "--size", "96", "--out", str(runs / ROOMS)])
+
+
+def render_others(data: Path, runs: Path) -> None:
+    """Rooms that no run has seen."""
+    pretask(["render", "--scenes", "300", "--size", "96", "--seed", "1", "--out", str(runs / OTHER_ROOMS)])
 
 
 def pretask(words: Sequence[str], threads: int = 0) -> str:
@@ -304,7 +325,14 @@ TRACKS = "tracks"
 """the folder of tracks, of clips to learn from and of others"""
 ROOMS = "rooms"
 """the folder of rendered scenes"""
-MADE: dict[str, Callable[[Path, Path], None]] = {PAIRS: cut_in_two, TRACKS: follow, ROOMS: render}
+OTHER_ROOMS = "other-rooms"
+"""of scenes that no run has seen"""
+MADE: dict[str, Callable[[Path, Path], None]] = {
+    PAIRS: cut_in_two,
+    TRACKS: follow,
+    ROOMS: render,
+    OTHER_ROOMS: render_others,
+}
 """folder beside the runs -> what makes it, from the data"""
 CLIPS = {
     "train": ("arm_wrestling.mp4", "bikes.mp4", "bottle.mp4", "car_detection.mp4", "cleaning_pool.mp4"),

@@ -3,7 +3,7 @@
 
     python docs/results/orderings.py [STUDY …] --data FOLDER [--runs runs/orderings]
 
-FOLDER holds imagenette224/. Runs lie side by side, one on each core; those that are there, finished, are used again.
+FOLDER holds imagenette224/ and rgbd/. Runs lie side by side, one on each core; those that are there, finished, are used again.
 Each takes some minutes. What came out is kept in orderings/STUDY.json, and `make.py` puts it on the page.
 """
 
@@ -15,11 +15,19 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+import make
+import torch
+
+from pretask import images, sources
+from pretask.evals import dense, evaluate, features, measure, normals, transfer
+from pretask.evals.interval import interval
+from pretask.run import Run
 
 HERE = Path(__file__).resolve().parent
 SEEDS = 3
@@ -34,6 +42,79 @@ class Study:
     """what it reports"""
     method: str
     arms: Mapping[str, Sequence[str]]
+    train: str = "imagenette224/train"
+    """below the data folder, or made beside the runs"""
+    common: Sequence[str] = COMMON
+    more: Mapping[str, Callable[[Run, Path, Path], torch.Tensor]] = field(default_factory=dict)
+    """what else is measured: of a run, from the data and the folder of runs, a number of each test image"""
+
+
+# ---- what is measured
+
+
+def solved(run: Path) -> float:
+    """The share of puzzles solved in the last tenth of a run, %; NaN of puzzles that are not right or wrong."""
+    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    last = [row.get("accuracy", math.nan) for row in rows[-max(1, len(rows) // 10) :]]
+    return 100 * sum(last) / len(last)
+
+
+def linear(run: Run, data: Path, runs: Path) -> torch.Tensor:
+    """Which images the linear probe on pooled features names."""
+    labelled = (
+        sources.open_labelled(data / f"imagenette224/{p}", size=run.card["size"]) for p in ("train", "val")
+    )
+    return probed(*(features.embed(run.encoder, part) for part in labelled))
+
+
+def told_apart(run: Run, data: Path, runs: Path) -> torch.Tensor:
+    """Which images a fresh linear probe takes for what they are, rendered or photographed, by the map that the judge
+    saw; half of either kind to learn from, half to be told. The run has seen neither."""
+    kinds = [
+        mean_map(run, sources.open(path, size=run.card["size"]))
+        for path in (runs / make.OTHER_ROOMS / "color", data / "imagenette224/val")
+    ]
+    halves = (
+        features.Features(
+            {"pool": torch.cat([kind[half::2] for kind in kinds])},
+            torch.repeat_interleave(torch.tensor([len(kind[half::2]) for kind in kinds])),
+            ["rendered", "photograph"],
+            "kinds",
+        )
+        for half in (0, 1)
+    )
+    return probed(*halves)
+
+
+@torch.no_grad()
+def mean_map(run: Run, source: sources.Images) -> torch.Tensor:
+    """(N, C): of the judge's map over its places, for images of one channel as in training."""
+    made = []
+    for index in torch.arange(len(source)).split(128):
+        x = images.to_float(source.__getitems__(index).image)[:, 1:2].expand(-1, 3, -1, -1)
+        made.append(run.encoder(x)[run.method.tap].float().mean((2, 3)))
+    return torch.cat(made)
+
+
+def angles(run: Run, data: Path, runs: Path) -> torch.Tensor:
+    """Degrees between the true normals of real frames and those that a light decoder foresees: the mean of each frame."""
+    frames: Any = normals.load(f"scenes:{data / 'rgbd/seven_scenes'}", 0.0, False)
+    plan = transfer.Plan(run=run.card["seed"], progress=False)
+    maps, _ = dense.taken("normals", 3, normals.loss, run.encoder, *transfer.parts(frames, 0), plan)
+    pairs = (
+        (normals.angle(f, t), normals.known(t))
+        for _, found, true in maps
+        for f, t in zip(found[:, None], true[:, None], strict=True)
+    )
+    return torch.stack([off[valid].mean() for off, valid in pairs])
+
+
+def probed(of_train: features.Features, of_test: features.Features) -> torch.Tensor:
+    """(N,): which test samples a linear probe on "pool" gets right, %."""
+    train, test = (replace(f, stages={"pool": f.stages["pool"]}) for f in (of_train, of_test))
+    chosen = measure.choose(train, len(train.classes), seed=0)
+    found = measure.by_probes(train, test, len(train.classes), chosen)
+    return 100 * evaluate.right([[*found]], "linear", "pool")[0]
 
 
 STUDIES = {
@@ -102,6 +183,21 @@ STUDIES = {
             "squared error of a and b": ("--targets", "lab"),
         },
     ),
+    "scene-tasks": Study(
+        "The three tasks together transfer better than each alone (table 2), and the adversary makes features of the two "
+        "kinds of images harder to tell apart.",
+        "cross_domain",
+        {
+            "three tasks and the adversary": (),
+            "no adversary": ("--adversary", "0"),
+            "contours alone": ("--normals", "0", "--depth", "0"),
+            "depth alone": ("--contours", "0", "--normals", "0"),
+            "normals alone": ("--contours", "0", "--depth", "0"),
+        },
+        train=f"scenes:{make.ROOMS}+imagenette224/train",
+        common=("--size", "64", "--steps", "300"),
+        more={"told apart": told_apart, "normals": angles},
+    ),
 }
 
 
@@ -113,21 +209,23 @@ def main() -> None:
     asked = words.parse_args()
     if unknown := set(asked.study) - set(STUDIES):
         words.error(f"there is no study {', '.join(sorted(unknown))}; there are {', '.join(STUDIES)}")
-    train, test = (asked.data / "imagenette224" / part for part in ("train", "val"))
     for name in asked.study or STUDIES:
         study = STUDIES[name]
+        make.prepare(
+            f"{study.train}+{make.OTHER_ROOMS}" if study.more else study.train, asked.data, asked.runs
+        )
         runs = [
             [folder(asked.runs, study, flags, seed) for seed in range(SEEDS)] for flags in study.arms.values()
         ]
         with ThreadPoolExecutor(os.cpu_count()) as several:
             made = [
-                several.submit(pretrained, study, flags, train, seed, run)
+                several.submit(pretrained, study, flags, asked.data, seed, run)
                 for flags, arm in zip(study.arms.values(), runs, strict=True)
                 for seed, run in enumerate(arm)
             ]
         for each in made:
             each.result()  # raises what went wrong in it
-        found = compared(study, runs, train, test)
+        found = compared(study, runs, asked.data, asked.runs)
         (HERE / "orderings").mkdir(exist_ok=True)
         (HERE / "orderings" / f"{name}.json").write_text(json.dumps(found, indent=2) + "\n")
         print(name, "done", flush=True)
@@ -138,61 +236,43 @@ def folder(runs: Path, study: Study, flags: Sequence[str], seed: int) -> Path:
     return runs / "-".join([study.method, *(flag.removeprefix("--") for flag in flags), f"s{seed}"])
 
 
-def pretrained(study: Study, flags: Sequence[str], train: Path, seed: int, run: Path) -> None:
+def pretrained(study: Study, flags: Sequence[str], data: Path, seed: int, run: Path) -> None:
     """One run on one core, unless it is there; one that was cut off is begun anew."""
     if (run / "DONE").exists():
         return
     shutil.rmtree(run, ignore_errors=True)
-    words = [*command(study, flags), "--data", str(train), "--seed", str(seed), "--out", str(run)]
+    train = make.place(study.train, data, run)
+    words = [*command(study, flags), "--data", train, "--seed", str(seed), "--out", str(run)]
     print("$", shlex.join(words), flush=True)
     subprocess.run([sys.executable, "-m", *words], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
 def command(study: Study, flags: Sequence[str]) -> list[str]:
-    return ["pretask", "pretrain", study.method, *COMMON, *flags]
+    return ["pretask", "pretrain", study.method, *study.common, *flags]
 
 
-def compared(study: Study, runs: Sequence[Sequence[Path]], train: Path, test: Path) -> dict[str, Any]:
-    """The linear probe on pooled features of every arm, and how far it is from the first arm's."""
-    import torch
-
-    from pretask import sources
-    from pretask.evals import evaluate, features, measure
-    from pretask.evals.interval import interval
-    from pretask.run import Run
-
-    labelled = [sources.open_labelled(part, size=Run(runs[0][0]).card["size"]) for part in (train, test)]
-
-    def right(run: Path) -> torch.Tensor:
-        """(N,) of the test samples."""
-        of_train, of_test = (pooled(features.embed(Run(run).encoder, part)) for part in labelled)
-        chosen = measure.choose(of_train, len(of_train.classes), seed=0)
-        probed = measure.by_probes(of_train, of_test, len(of_train.classes), chosen)
-        return evaluate.right([list(probed)], "linear", "pool")[0]
-
-    def pooled(f: features.Features) -> features.Features:
-        return features.Features({"pool": f.stages["pool"]}, f.label, f.classes, f.source)
-
-    def solved(run: Path) -> float:
-        """The share of puzzles solved in the last tenth of a run, %; NaN of puzzles that are not right or wrong."""
-        rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-        last = [row.get("accuracy", math.nan) for row in rows[-max(1, len(rows) // 10) :]]
-        return 100 * sum(last) / len(last)
-
-    scored = [torch.stack([right(run) for run in arm]) for arm in runs]
-    arms = [
-        {
-            "arm": name,
-            "command": shlex.join([*command(study, flags), "--data", "DATA/imagenette224/train"]),
-            "solved": None if math.isnan(share := sum(map(solved, arm)) / len(arm)) else share,
-            "linear": asdict(interval(100 * score)),
-            "difference": asdict(interval(100 * (score - scored[0]))) if number else None,
+def compared(study: Study, runs: Sequence[Sequence[Path]], data: Path, beside: Path) -> dict[str, Any]:
+    """What is measured of every arm, and how far it is from the first arm's."""
+    scores = {"linear": linear, **study.more}
+    made = {
+        name: [torch.stack([score(Run(run), data, beside) for run in arm]) for arm in runs]
+        for name, score in scores.items()
+    }
+    train = make.plain(make.place(study.train, Path("DATA"), Path("RUNS/x")), data, beside)
+    arms = []
+    for number, (name, flags) in enumerate(study.arms.items()):
+        share = sum(map(solved, runs[number])) / SEEDS
+        found = {
+            score: {
+                **asdict(interval(of[number])),
+                "difference": asdict(interval(of[number] - of[0])) if number else None,
+            }
+            for score, of in made.items()
         }
-        for number, ((name, flags), arm, score) in enumerate(
-            zip(study.arms.items(), runs, scored, strict=True)
-        )
-    ]
-    return {"paper": study.paper, "method": study.method, "seeds": SEEDS, "n": len(labelled[1]), "arms": arms}
+        words = shlex.join([*command(study, flags), "--data", train])
+        arms.append({"arm": name, "command": words, "solved": None if math.isnan(share) else share} | found)
+    test = {score: of[0].shape[1] for score, of in made.items()}
+    return {"paper": study.paper, "method": study.method, "seeds": SEEDS, "n": test, "arms": arms}
 
 
 if __name__ == "__main__":
