@@ -32,6 +32,8 @@ from pretask.run import Run
 HERE = Path(__file__).resolve().parent
 SEEDS = 3
 COMMON = ("--size", "96", "--steps", "300")
+DECODER = 300
+"""steps of a decoder of normals"""
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ def mean_map(run: Run, source: sources.Images) -> torch.Tensor:
 def angles(run: Run, data: Path, runs: Path) -> torch.Tensor:
     """Degrees between the true normals of real frames and those that a light decoder foresees: the mean of each frame."""
     frames: Any = normals.load(f"scenes:{data / 'rgbd/seven_scenes'}", 0.0, False)
-    plan = transfer.Plan(run=run.card["seed"], progress=False)
+    plan = transfer.Plan(steps=DECODER, run=run.card["seed"], progress=False)
     maps, _ = dense.taken("normals", 3, normals.loss, run.encoder, *transfer.parts(frames, 0), plan)
     pairs = (
         (normals.angle(f, t), normals.known(t))

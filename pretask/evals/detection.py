@@ -42,7 +42,7 @@ from pretask.sources.common import bar
 from pretask.types import UserError
 
 STEPS = 600
-"""some ten minutes of one core for a small encoder"""
+"""if not told otherwise"""
 TRAIN = TrainConfig(batch=4, lr=0.01, weight_decay=1e-4, warmup=0.1)
 """SGD with momentum 0.9; lr after Detectron's 0.02 for 16 images, doubled, as the run is short"""
 SIDE = 160

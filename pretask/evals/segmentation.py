@@ -33,7 +33,7 @@ from pretask.sources.common import Images, bar
 from pretask.types import UserError
 
 STEPS = 600
-"""some ten minutes of one core for a small encoder"""
+"""if not told otherwise"""
 TRAIN = TrainConfig(batch=8, lr=0.02, weight_decay=1e-4, warmup=0.1)
 """SGD with momentum 0.9; torchvision's reference has 0.01 for 8 images, doubled, as the run is short"""
 SIDE = 128
