@@ -365,22 +365,15 @@ SCENES = imagenette(
     flags=("--budget", "10m", "--size", "64"),
 )
 FRAMES = "scenes:rgbd/seven_scenes"
-ELSEWHERE = {
-    "normals": ("Normals of real photographs", FRAMES, ""),
-    "depth": ("Depth of real photographs", FRAMES, ""),
-    "segmentation": ("Segmentation of COCO's photographs", "detection/coco_semantic", ""),
-    "classification": (
-        "Classes of COCO's photographs",
-        "detection/coco_mini:train2017",
-        "detection/coco_mini:val2017",
-    ),
-    "detection": (
-        "Detection in COCO's photographs",
-        "detection/coco_mini:train2017",
-        "detection/coco_mini:val2017",
-    ),
+COCO = ("detection/coco_mini:train2017", "detection/coco_mini:val2017")
+ELSEWHERE: dict[str, tuple[str, str, str, Sequence[str]]] = {
+    "normals": ("Normals of real photographs", FRAMES, "", ("--steps", "300")),
+    "depth": ("Depth of real photographs", FRAMES, "", ("--steps", "300")),
+    "segmentation": ("Segmentation of COCO's photographs", "detection/coco_semantic", "", ()),
+    "classification": ("Classes of COCO's photographs", *COCO, ()),
+    "detection": ("Detection in COCO's photographs", *COCO, ()),
 }
-"""task -> what it is, and the images of training and test"""
+"""task -> what it is, the images of training and test, flags"""
 COLOUR = {
     "colorization": ("Colorization", "colorization"),
     "proxy": ("Colour proxy", "color_proxy"),
@@ -486,11 +479,11 @@ EXPERIMENTS: dict[str, Experiment] = {
             title=f"{title}, by the encoder of the rendered rooms",
             labelled=labelled,
             test=test,
-            scores=("--supervised",),
+            scores=("--supervised", *flags),
             runs="cross_domain-imagenette",
             task=task,
         )
-        for task, (title, labelled, test) in ELSEWHERE.items()
+        for task, (title, labelled, test, flags) in ELSEWHERE.items()
     },
     "jule-cifar10": Experiment(
         "JULE on 8,000 images of CIFAR-10",

@@ -5,7 +5,8 @@ Topic Spaces, CVPR 2017, arXiv:1705.08631; numbers are those of the released cod
 alone, by latent Dirichlet allocation; every image of a text has the text's topics as its soft target.
 
 Differs: topics are learned by scikit-learn, not gensim; English plurals become the singular where that occurs too, in
-place of a look into WordNet; images are drawn anew in every epoch, cropped by share of area.
+place of a look into WordNet; images are drawn anew in every epoch, cropped by share of area, and by default their colours
+change too: of a few hundred images the network else learns each by heart, which is worth nothing elsewhere.
 
 Cost: topics of texts of 2 kB take about 0.3 ms a text and pass of one core, before the first step; longer texts longer.
 """
@@ -49,8 +50,8 @@ class Config(MethodConfig):
     """share of the texts that a word may occur in"""
     passes: int = 20
     """over the texts, while topics are learned"""
-    crop: float = 0.4
-    """smallest share of the area that is shown"""
+    views: images.Views = images.Views()
+    """how an image is shown"""
 
     def build(self, encoder: Encoder, source: Source) -> "TextTopic":
         if self.topics < 2:
@@ -72,8 +73,8 @@ class Paper(Config):
     """texts that a word must occur in"""
     passes: int = 1
     """over the texts"""
-    crop: float = (227 / 256) ** 2
-    """227 of 256 pixels"""
+    views: images.Views = images.Views(crop=((227 / 256) ** 2, 1.0), jitter_p=0.0, grey=0.0)
+    """227 of 256 pixels, and mirrored"""
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ class TextTopic(Method[About]):
 
     def pretext(self, batch: Batch, rng: Rng) -> About:
         x = images.to_float(batch.image)
-        x = images.flip(images.resized_crop(x, x.shape[-1], rng, (self.config.crop, 1.0)), rng)
+        x = self.config.views(x, x.shape[-1], rng)
         share = self.share[batch.index]
         return About(x, share, share.argmax(1))
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from pretask import encoders, sources, text, topics
+from pretask import encoders, images, sources, text, topics
 from pretask.context import Context
 from pretask.methods import text_topic
 from pretask.rng import Rng
@@ -228,7 +228,9 @@ def test_shuffled_texts_leave_nothing_to_learn_and_true_ones_do():
     shuffled.aux["words"] = shuffled.aux["words"][Rng(1).permutation(600)]
     right = {}
     for name, one in (("true", whole), ("shuffled", shuffled)):
-        method, _ = begun(text_topic.Config(topics=4, crop=1.0), one)
+        method, _ = begun(
+            text_topic.Config(topics=4, views=images.Views(crop=(1.0, 1.0), jitter_p=0.0, grey=0.0)), one
+        )
         optimizer = torch.optim.AdamW(method.groups(), lr=1e-2)
         for step in range(200):
             loss = method.loss(method.puzzle(one.__getitems__(Rng(step).permutation(500)[:50]), step))
@@ -246,4 +248,5 @@ def test_papers_net_takes_its_images():
     method = config.build(encoders.build(config.encoder, 3, 128), source)
     assert method.logits(torch.rand(2, 3, 128, 128)).shape == (2, 40)
     assert (config.train.epochs, config.fewest, config.most, config.passes) == (102, 20, 0.5, 1)
-    assert config.crop == pytest.approx((227 / 256) ** 2)
+    assert config.views.crop == (pytest.approx((227 / 256) ** 2), 1.0)
+    assert config.views.jitter_p == config.views.grey == 0
