@@ -52,6 +52,8 @@ class Experiment:
     """another experiment, whose runs these are"""
     task: str = ""
     """that the encoders are taken to; none: `pretask evaluate`"""
+    before: Sequence[str] = ()
+    """commands that made the images, as a reader would give them"""
 
     def pretrain(self, data: Path, run: Path) -> list[str]:
         path = place(self.train, data, run)
@@ -96,6 +98,7 @@ def make(name: str, experiment: Experiment, data: Path, runs: Path) -> None:
     about: dict[str, Any] = {
         "title": experiment.title,
         "commands": [
+            *experiment.before,
             plain(" ".join([*few, shlex.join(["pretask", *words(data, first)])]), data, runs)
             for words in (experiment.pretrain, experiment.evaluate)
         ],
@@ -173,13 +176,9 @@ def follow(data: Path, runs: Path) -> None:
 
 
 def render(data: Path, runs: Path) -> None:
-    """Rooms to learn from."""
-    pretask(["render", "--scenes", "1200", "--size", "96", "--out", str(runs / ROOMS)])
-
-
-def render_others(data: Path, runs: Path) -> None:
-    """Rooms that no run has seen."""
-    pretask(["render", "--scenes", "300", "--size", "96", "--seed", "1", "--out", str(runs / OTHER_ROOMS)])
+    """Rooms to learn from, and others that no run has seen."""
+    for folder, flags in RENDERED.items():
+        pretask(["render", *flags, "--out", str(runs / folder)])
 
 
 def pretask(words: Sequence[str], threads: int = 0) -> str:
@@ -327,11 +326,15 @@ ROOMS = "rooms"
 """the folder of rendered scenes"""
 OTHER_ROOMS = "other-rooms"
 """of scenes that no run has seen"""
+RENDERED = {
+    ROOMS: ("--scenes", "1200", "--size", "96"),
+    OTHER_ROOMS: ("--scenes", "300", "--size", "96", "--seed", "1"),
+}
 MADE: dict[str, Callable[[Path, Path], None]] = {
     PAIRS: cut_in_two,
     TRACKS: follow,
     ROOMS: render,
-    OTHER_ROOMS: render_others,
+    OTHER_ROOMS: render,
 }
 """folder beside the runs -> what makes it, from the data"""
 CLIPS = {
@@ -355,6 +358,7 @@ VIDEO = Experiment(
     f"{TRACKS}/test",
     "",
     threads=1,
+    before=[f"pretask track RUNS/clips/{part} --out RUNS/{TRACKS}/{part}" for part in CLIPS],
     flags=("--budget", "10m"),
 )
 SCENES = imagenette(
@@ -362,6 +366,7 @@ SCENES = imagenette(
     "cross_domain",
     train=f"scenes:{ROOMS}+imagenette224/train",
     threads=1,
+    before=[shlex.join(["pretask", "render", *RENDERED[ROOMS], "--out", f"RUNS/{ROOMS}"])],
     flags=("--budget", "10m", "--size", "64"),
 )
 FRAMES = "scenes:rgbd/seven_scenes"
