@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,13 +96,12 @@ def make(name: str, experiment: Experiment, data: Path, runs: Path) -> None:
         pretask(again or experiment.pretrain(data, first), experiment.threads)
     scores = pretask([*experiment.evaluate(data, first), "--json"], experiment.threads)
     few = [f"OMP_NUM_THREADS={experiment.threads}"] if experiment.threads else []
+    said = (
+        shlex.join(["pretask", *words(data, first)]) for words in (experiment.pretrain, experiment.evaluate)
+    )
     about: dict[str, Any] = {
         "title": experiment.title,
-        "commands": [
-            *experiment.before,
-            plain(" ".join([*few, shlex.join(["pretask", *words(data, first)])]), data, runs)
-            for words in (experiment.pretrain, experiment.evaluate)
-        ],
+        "commands": [*experiment.before, *(plain(" ".join([*few, line]), data, runs) for line in said)],
         "took": seconds(first),
     }
     if experiment.more:
@@ -175,10 +175,8 @@ def follow(data: Path, runs: Path) -> None:
         pretask(["track", str(links), "--out", str(runs / TRACKS / part)])
 
 
-def render(data: Path, runs: Path) -> None:
-    """Rooms to learn from, and others that no run has seen."""
-    for folder, flags in RENDERED.items():
-        pretask(["render", *flags, "--out", str(runs / folder)])
+def render(folder: str, data: Path, runs: Path) -> None:
+    pretask(["render", *RENDERED[folder], "--out", str(runs / folder)])
 
 
 def pretask(words: Sequence[str], threads: int = 0) -> str:
@@ -333,8 +331,8 @@ RENDERED = {
 MADE: dict[str, Callable[[Path, Path], None]] = {
     PAIRS: cut_in_two,
     TRACKS: follow,
-    ROOMS: render,
-    OTHER_ROOMS: render,
+    ROOMS: partial(render, ROOMS),
+    OTHER_ROOMS: partial(render, OTHER_ROOMS),
 }
 """folder beside the runs -> what makes it, from the data"""
 CLIPS = {
