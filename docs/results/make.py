@@ -347,7 +347,7 @@ TEXTBOOK = Experiment(
     f"{PAIRS}/train.jsonl",
     f"{PAIRS}/test.jsonl",
     threads=1,
-    flags=("--budget", "5m", "--size", "64"),
+    flags=("--steps", "2000", "--size", "64"),
 )
 VIDEO = Experiment(
     "Video triplets: things known again a second later, in clips that were not learned from",

@@ -164,8 +164,11 @@ def paintings(kept: Path) -> str:
 
 
 def spread(score: Row) -> str:
+    places = 2 if score.get("eval", "").endswith("rmse") else 1  # metres
     known = score["low"] is not None
-    return f"{score['value']:.1f}" + (f" ±{(score['high'] - score['low']) / 2:.1f}" if known else "")
+    return f"{score['value']:.{places}f}" + (
+        f" ±{(score['high'] - score['low']) / 2:.{places}f}" if known else ""
+    )
 
 
 def audits(kept: Path) -> str:
