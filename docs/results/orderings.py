@@ -3,7 +3,7 @@
 
     python docs/results/orderings.py [STUDY …] --data FOLDER [--runs runs/orderings]
 
-FOLDER holds imagenette224/ and rgbd/. Runs lie side by side, one on each core; those that are there, finished, are used again.
+FOLDER holds detection/, imagenette224/ and rgbd/. Runs lie side by side, one on each core; those that are there, finished, are used again.
 Each takes some minutes. What came out is kept in orderings/STUDY.json, and `make.py` puts it on the page.
 """
 
@@ -71,10 +71,10 @@ def linear(run: Run, data: Path, runs: Path) -> torch.Tensor:
 
 def told_apart(run: Run, data: Path, runs: Path) -> torch.Tensor:
     """Which images a fresh linear probe takes for what they are, rendered or photographed, by the map that the judge
-    saw; half of either kind to learn from, half to be told. The run has seen neither."""
+    saw; half of either kind to learn from, half to be told. The run has seen neither, nor had they a say in its settings."""
     kinds = [
         mean_map(run, sources.open(path, size=run.card["size"]))
-        for path in (runs / make.OTHER_ROOMS / "color", data / "imagenette224/val")
+        for path in (runs / make.OTHER_ROOMS / "color", data / "detection/coco_semantic/JPEGImages")
     ]
     halves = (
         features.Features(

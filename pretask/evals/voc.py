@@ -10,7 +10,7 @@ cross-validated average precision (all-point) on the training images; the stage 
 - every stage is a candidate, averaged to at most 9216 numbers, and it is chosen on training images; FAIR reports all of them
   and takes the best on test;
 - scikit-learn's liblinear solves in the primal, without luck, and in the N dimensions that N images span where features are
-  wider: the same optimum in a fraction of the time; costs are compared at a tolerance of 0.01.
+  wider, where the optimum is the same; costs are compared at a tolerance of 0.01.
 """
 
 from collections.abc import Mapping
