@@ -6,7 +6,7 @@ alone, by latent Dirichlet allocation; every image of a text has the text's topi
 
 Differs: topics are learned by scikit-learn, not gensim; English plurals become the singular where that occurs too, in
 place of a look into WordNet; images are drawn anew in every epoch, cropped by share of area, and by default their colours
-change too: of a few hundred images the network else learns each by heart, which is worth nothing elsewhere.
+change too: of a few hundred images the network else learns each by heart.
 
 Cost: topics of texts of 2 kB take about 0.3 ms a text and pass of one core, before the first step; longer texts longer.
 """
