@@ -206,24 +206,22 @@ def traced(
     seen = np.array(mi.render(scene, integrator=mi.load_dict(seeing), seed=seed))
     met = np.array(mi.render(scene, sensor=mi.load_dict(middle), integrator=mi.load_dict(meeting)))
     names = [shape.id() for shape in scene.shapes()]
-    return (seen[..., :3], seen[..., 3:]), in_camera(met, names, room.origin, room.target)
+    return (seen[..., :3], seen[..., 3:]), in_camera(met, names, room)
 
 
 def sensor(mi: Any, room: rooms.Room, size: int) -> dict[str, Any]:
-    place = mi.ScalarTransform4f().look_at(room.origin.tolist(), room.target.tolist(), [0, 1, 0])
+    place = mi.ScalarTransform4f().look_at(
+        room.origin.tolist(), room.target.tolist(), (-room.axes[:, 1]).tolist()
+    )
     film = {"type": "hdrfilm", "width": size, "height": size, "pixel_format": "rgb"}
     film |= {"component_format": "float32", "rfilter": {"type": "box"}}
     return {"type": "perspective", "fov": room.view, "to_world": place, "film": film, "near_clip": 0.02}
 
 
-def in_camera(met: np.ndarray, names: list[str], origin: np.ndarray, target: np.ndarray) -> Met:
+def in_camera(met: np.ndarray, names: list[str], room: rooms.Room) -> Met:
     """Mitsuba's position, normal and shape number from 1 (S, S, 7) in the axes of the camera: x right, y down."""
-    forward = (target - origin) / np.linalg.norm(target - origin)
-    right = np.cross(forward, [0, 1, 0])
-    right /= np.linalg.norm(right)
-    axes = np.stack([right, np.cross(forward, right), forward], 1)
-    ray = (met[..., :3] - origin) @ axes
-    normal, solid = met[..., 3:6] @ axes, met[..., 6].round().astype(int)
+    ray = (met[..., :3] - room.origin) @ room.axes
+    normal, solid = met[..., 3:6] @ room.axes, met[..., 6].round().astype(int)
     away = (ray * normal).sum(2, keepdims=True) > 0
     things = np.array([0] + [int(name.partition("_")[0]) for name in names])
     known = solid > 0

@@ -4,6 +4,7 @@
 the shapes whose names begin with its number, so that its outline is that of the whole and not of its parts.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +20,10 @@ TRIES = 30
 """places that are tried for a thing before the room does without it"""
 CLEAR = 0.35
 """metres between the camera and the nearest thing, at least"""
+NEAR = 0.5
+"""share of the cameras that look at something close by, the others at the whole room"""
+ROLL = 10.0
+"""degrees that a camera is held askew, at most"""
 
 
 @dataclass
@@ -33,6 +38,7 @@ class Room:
     origin: np.ndarray  # (3,) the camera
     target: np.ndarray  # (3,) what it looks at
     view: float  # degrees, across and down
+    roll: float = 0.0  # degrees that the camera is turned about its axis
     shapes: dict[str, Shape] = field(default_factory=dict)
     things: int = 0
     taken: list[tuple[float, float, float]] = field(
@@ -52,30 +58,55 @@ class Room:
     def chance(self, p: float) -> bool:
         return bool(self.rng.random() < p)
 
-    def free(self, radius: float, at_wall: bool) -> tuple[float, float, float] | None:
-        """A place on the floor, and how a thing turns there: its back to the wall, or anyhow."""
+    @property
+    def axes(self) -> np.ndarray:
+        """(3, 3): right, down and forward of the camera, a column each."""
+        forward = (self.target - self.origin) / np.linalg.norm(self.target - self.origin)
+        level = np.cross(forward, [0, 1, 0])
+        level /= np.linalg.norm(level)
+        a = np.radians(self.roll)
+        right = np.cos(a) * level + np.sin(a) * np.cross(forward, level)
+        return np.stack([right, np.cross(forward, right), forward], 1)
+
+    def free(self, radius: float, drawn: "Place") -> tuple[float, float, float] | None:
+        """A place on the floor, and how a thing turns there, out of those that are drawn of a kind."""
         for _ in range(TRIES):
-            x, z, turn = self.wall_place(radius) if at_wall else self.floor_place(radius)
+            x, z, turn = drawn(self, radius)
             far = np.hypot(x - self.origin[0], z - self.origin[2]) > radius + CLEAR
             if far and all(np.hypot(x - a, z - b) > radius + r for a, b, r in self.taken):
                 self.taken.append((x, z, radius))
                 return x, z, turn
         return None
 
-    def floor_place(self, radius: float) -> tuple[float, float, float]:
-        return (
-            self.between(radius - self.width / 2, self.width / 2 - radius),
-            self.between(radius, self.depth - radius),
-            self.between(0, 360),
-        )
+    def across(self, radius: float) -> tuple[float, float]:
+        """Where the middle of a thing can stand between the walls at the sides."""
+        return radius - self.width / 2, self.width / 2 - radius
 
-    def wall_place(self, radius: float) -> tuple[float, float, float]:
-        """Things look to -z before they are turned; the wall behind the camera stays free."""
-        along, gap = self.between(radius, self.depth - radius), radius * 0.75
-        side = self.rng.integers(3)
-        if side == 0:
-            return self.between(radius - self.width / 2, self.width / 2 - radius), self.depth - gap, 0
-        return (gap - self.width / 2, along, -90) if side == 1 else (self.width / 2 - gap, along, 90)
+
+# ---- where things stand, and how they turn there
+
+
+Place = Callable[[Room, float], tuple[float, float, float]]
+"""of a thing with this radius: x, z, and degrees"""
+
+
+def on_floor(at: Room, radius: float) -> tuple[float, float, float]:
+    return at.between(*at.across(radius)), at.between(radius, at.depth - radius), at.between(0, 360)
+
+
+def at_wall(at: Room, radius: float) -> tuple[float, float, float]:
+    """Its back to the wall. Things look to -z before they are turned; the wall behind the camera stays free."""
+    along, gap = at.between(radius, at.depth - radius), radius * 0.75
+    side = at.rng.integers(3)
+    if side == 0:
+        return at.between(*at.across(radius)), at.depth - gap, 0
+    return (gap - at.width / 2, along, -90) if side == 1 else (at.width / 2 - gap, along, 90)
+
+
+def looked_at(at: Room, radius: float) -> tuple[float, float, float]:
+    """About where the camera looks."""
+    x, z = (at.target[axis] + at.between(-radius, radius) for axis in (0, 2))
+    return float(np.clip(x, *at.across(radius))), min(z, at.depth - radius), at.between(0, 360)
 
 
 def view(rng: Generator) -> float:
@@ -86,22 +117,32 @@ def view(rng: Generator) -> float:
 def room(mi: Any, rng: Generator) -> Room:
     across = view(rng)
     width, depth, height = rng.uniform(3.0, 5.5), rng.uniform(3.8, 6.5), rng.uniform(2.4, 3.2)
-    origin = np.array([rng.uniform(-0.35, 0.35) * width, rng.uniform(1.1, 1.7), rng.uniform(0.15, 0.9)])
-    target = np.array([rng.uniform(-0.4, 0.4) * width, rng.uniform(0.5, 1.2), rng.uniform(0.6, 0.95) * depth])
-    made = Room(mi, rng, width, height, depth, origin, target, across)
+    near = rng.random() < NEAR
+    back = 0.5 * depth if near else 0.9
+    origin = np.array([rng.uniform(-0.35, 0.35) * width, rng.uniform(1.1, 1.7), rng.uniform(0.15, back)])
+    if near:
+        ahead, aside = rng.uniform(1.0, 2.4), np.radians(rng.uniform(-50, 50))
+        x, z = origin[0] + ahead * np.sin(aside), origin[2] + ahead * np.cos(aside)
+        target = np.array([np.clip(x, -0.4 * width, 0.4 * width), rng.uniform(0.2, 1.2), min(z, 0.9 * depth)])
+    else:
+        x, z = rng.uniform(-0.4, 0.4) * width, rng.uniform(0.6, 0.95) * depth
+        target = np.array([x, rng.uniform(0.5, 1.2), z])
+    made = Room(mi, rng, width, height, depth, origin, target, across, rng.uniform(-ROLL, ROLL))
     shell(made)
+    if near:
+        stand(made, rng.choice(FLOOR_THINGS), looked_at)
     for kind in rng.permutation(WALL_THINGS)[: rng.integers(3, 7)]:
-        stand(made, kind, at_wall=True)
+        stand(made, kind, at_wall)
     for kind in rng.permutation(FLOOR_THINGS)[: rng.integers(4, 10)]:
-        stand(made, kind, at_wall=False)
+        stand(made, kind, on_floor)
     lights(made)
     return made
 
 
-def stand(at: Room, kind: str, at_wall: bool) -> None:
+def stand(at: Room, kind: str, drawn: Place) -> None:
     """A thing of this kind, with what stands on it, where there is room."""
     parts, radius, tops = MAKERS[kind](at)
-    place = at.free(radius, at_wall)
+    place = at.free(radius, drawn)
     if place is None:
         return
     x, z, turn = place
@@ -461,7 +502,7 @@ def shell(at: Room) -> None:
 
 def on_wall(at: Room, parts: Parts, y: float) -> None:
     """On one of the three walls that can be seen, anywhere along it."""
-    x, z, turn = at.wall_place(0.6)
+    x, z, turn = at_wall(at, 0.6)
     gap = 0.6 * 0.75
     a = np.radians(turn)
     at.add(parts, x + gap * np.sin(a), y, z + gap * np.cos(a), turn)

@@ -42,10 +42,11 @@ def made(tmp_path_factory) -> Path:
 # ---- against the formula
 
 
-def test_a_ball_before_a_wall_has_the_depth_and_normals_of_the_formula():
+@pytest.mark.parametrize("roll", [0.0, 25.0])
+def test_a_ball_before_a_wall_has_the_depth_and_normals_of_the_formula(roll: float):
     mi = rendering.mitsuba()
     origin, target = np.array([0.5, 1.2, 0.3]), np.array([1.0, 0.9, 5.0])
-    room = rooms.Room(mi, np.random.default_rng(0), 5, 3, 6, origin, target, 60.0)
+    room = rooms.Room(mi, np.random.default_rng(0), 5, 3, 6, origin, target, 60.0, roll)
     grey = rooms.matte(room, {"type": "rgb", "value": 0.5})
     room.add([rooms.box(room, grey, (20, 20, 0.2))], 0, -8, 6.1)  # its face is the plane z = 6
     room.add([rooms.ball(room, grey, 0.6)], 0.8, 1.0, 3.0)
@@ -61,6 +62,8 @@ def test_a_ball_before_a_wall_has_the_depth_and_normals_of_the_formula():
     right = right / np.linalg.norm(right)
     down = np.cross(forward, right)
     assert down[1] < -0.9  # y is down in the image, up in the room
+    c, s = np.cos(np.radians(roll)), np.sin(np.radians(roll))
+    right, down = c * right + s * down, c * down - s * right
     ray = surfaces.rays((size, size), surfaces.camera((size, size), np.radians(60)))
     centre = np.array([0.8, 1.0, 3.0]) - origin
     seen = []
@@ -121,12 +124,13 @@ def test_a_thing_of_many_solids_has_one_number():
         parts = [name.partition("_") for name in room.shapes]
         assert {int(thing) for thing, _, _ in parts} == set(range(1, room.things + 1))
     names = ["00002_00", "00002_01", "00001_00"]
+    room = rooms.Room(mi, np.random.default_rng(0), 5, 3, 6, np.zeros(3), np.array([0, 0, 1.0]), 60.0)
     met = np.zeros((1, 3, 7))
     met[..., 2], met[..., 5], met[0, :, 6] = 5, -1, [1, 2, 3]
-    found = rendering.in_camera(met, names, np.zeros(3), np.array([0, 0, 1.0]))
+    found = rendering.in_camera(met, names, room)
     assert found.thing.tolist() == [[2, 2, 1]] and found.solid.tolist() == [[1, 2, 3]]
     met[0, 1, 5] = 1  # the inner side of something open
-    found = rendering.in_camera(met, names, np.zeros(3), np.array([0, 0, 1.0]))
+    found = rendering.in_camera(met, names, room)
     assert (found.normal == (0, 0, -1)).all()
 
 
@@ -138,6 +142,21 @@ def test_no_camera_stands_in_a_thing():
             assert np.hypot(x - room.origin[0], z - room.origin[2]) > radius + rooms.CLEAR
         assert abs(room.origin[0]) < room.width / 2 and 0 < room.origin[2] < room.depth
         assert 1 <= room.origin[1] <= 1.8 < room.height
+        assert abs(room.target[0]) < room.width / 2 and room.origin[2] < room.target[2] < room.depth
+
+
+def test_half_of_the_cameras_have_something_close_before_them():
+    mi = rendering.mitsuba()
+    made = [rooms.room(mi, np.random.default_rng([5, i])) for i in range(40)]
+    reach = [np.linalg.norm(room.target - room.origin) for room in made]
+    near = [room for room, far in zip(made, reach, strict=True) if far < 2.6]
+    assert 12 <= len(near) <= 30
+    stands = [
+        any(np.hypot(x - room.target[0], z - room.target[2]) < 1.5 * r for x, z, r in room.taken)
+        for room in near
+    ]
+    assert sum(stands) > 0.7 * len(near)
+    assert max(abs(room.roll) for room in made) <= rooms.ROLL and len({room.roll for room in made}) == 40
 
 
 def test_smoothing_takes_noise_and_keeps_texture_and_outline():
