@@ -71,12 +71,13 @@ def linear(run: Run, data: Path, runs: Path) -> torch.Tensor:
 
 def told_apart(run: Run, data: Path, runs: Path) -> torch.Tensor:
     """Which images a fresh linear probe takes for what they are, rendered or photographed, by the map that the judge
-    saw; half of either kind to learn from, half to be told. The run has seen neither, nor had they a say in its settings."""
+    saw; it learns from half of either kind and is asked about the other half, and the other way round. The run has seen
+    none of them, nor had they a say in its settings."""
     kinds = [
         mean_map(run, sources.open(path, size=run.card["size"]))
         for path in (runs / make.OTHER_ROOMS / "color", data / "detection/coco_semantic/JPEGImages")
     ]
-    halves = (
+    one, other = (
         features.Features(
             {"pool": torch.cat([kind[half::2] for kind in kinds])},
             torch.repeat_interleave(torch.tensor([len(kind[half::2]) for kind in kinds])),
@@ -85,7 +86,7 @@ def told_apart(run: Run, data: Path, runs: Path) -> torch.Tensor:
         )
         for half in (0, 1)
     )
-    return probed(*halves)
+    return torch.cat([probed(one, other), probed(other, one)])
 
 
 @torch.no_grad()

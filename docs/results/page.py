@@ -2,11 +2,15 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+
+from pretask.evals.interval import over_runs
 
 Row = Mapping[str, Any]
 
@@ -141,7 +145,12 @@ def clusters(sets: Sequence[Row]) -> str:
         ]
         for row in found["rows"]:
             lines.append(f"| `{row['command']}` | {spread(row['nmi'])} | {spread(row['acc'])} |")
-        lines.append("")
+        runs = [row for row in found["rows"] if " pretrain " in row["command"]]
+        nmi, acc = (
+            asdict(over_runs(np.array([run[score]["value"] for run in runs]), 0.0, runs[0]["n"]))
+            for score in ("nmi", "acc")
+        )
+        lines += [f"| mean of {len(runs)} runs, interval over runs | {spread(nmi)} | {spread(acc)} |", ""]
     return "\n".join(lines)
 
 
