@@ -365,7 +365,7 @@ SCENES = imagenette(
     train=f"scenes:{ROOMS}+imagenette224/train",
     threads=1,
     before=[shlex.join(["pretask", "render", *RENDERED[ROOMS], "--out", f"RUNS/{ROOMS}"])],
-    flags=("--budget", "10m", "--size", "64"),
+    flags=("--steps", "1500", "--size", "64"),
 )
 FRAMES = "scenes:rgbd/seven_scenes"
 COCO = ("detection/coco_mini:train2017", "detection/coco_mini:val2017")

@@ -62,6 +62,8 @@ class Config(MethodConfig):
     """weight"""
     adversary: float = 0.5
     """weight of being taken for a photograph"""
+    joint: bool = True
+    """scenes and photographs are normalised by what they have in common (released code: each by its own batch)"""
     sign: Literal["eigen", "released"] = "eigen"
     """whether a depth that is wrong by a factor costs less than others, or more"""
     fewest: float = 350 / 227**2
@@ -98,6 +100,8 @@ class Paper(Config):
         epochs=30, batch=224, lr=1e-3, weight_decay=0.0, warmup=0.0, drops=(0.6, 0.9)
     )
 
+    joint: bool = False
+    """each has a batch of its own"""
     tap: str = "conv5"
     """the best of those that were tried"""
     sign: Literal["eigen", "released"] = "released"
@@ -294,8 +298,19 @@ class CrossDomain(Method[Scene]):
     def foreseen(self, stages: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: head(stages[self.last]) for name, head in self.heads.items()}
 
+    def seen(self, pretext: Scene) -> tuple[Mapping[str, Tensor], Tensor]:
+        """All stages of the scenes, and the judge's map of the photographs, which teach the judge alone."""
+        if self.config.joint:
+            both = self.encoder(torch.cat([pretext.image, pretext.photograph]))
+            halves = {name: x.chunk(2) for name, x in both.items()}
+            return {name: rendered for name, (rendered, _) in halves.items()}, halves[self.tap][1].detach()
+        stages = self.encoder(pretext.image)
+        with torch.no_grad():
+            return stages, self.encoder(pretext.photograph)[self.tap]
+
     def loss(self, pretext: Scene) -> Loss:
-        c, stages = self.config, self.encoder(pretext.image)
+        c = self.config
+        stages, real = self.seen(pretext)
         found = self.foreseen(stages)
         parts = {
             "contours": contour_loss(found["contours"], pretext.contours, c.fewest),
@@ -303,8 +318,6 @@ class CrossDomain(Method[Scene]):
             "depth": depth_loss(found["depth"], pretext.depth, c.sign),
         }
         rendered = stages[self.tap]
-        with torch.no_grad():  # photographs teach the judge alone
-            real = self.encoder(pretext.photograph)[self.tap]
         held = {name: p.detach() for name, p in self.judge.named_parameters()}
         fooled = functional_call(self.judge, held, (rendered,)).float()
         parts["adversary"] = F.binary_cross_entropy_with_logits(fooled, torch.ones_like(fooled))
