@@ -1,7 +1,6 @@
 """Cross-domain tasks: each loss against its formula, a judge and a trunk that never move each other, pools that hold 128."""
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
@@ -238,13 +237,11 @@ def test_the_judges_loss_never_reaches_the_trunk_and_the_trunks_never_the_judge(
     assert any(g is not None for g in torch.autograd.grad(parts["adversary"], trunk, allow_unused=True))
 
 
-@pytest.mark.parametrize("joint", [True, False])
-def test_photographs_never_move_the_trunk(joint: bool):
-    """But by what they have in common with scenes, where they are normalised with them: that is held still here."""
+def test_photographs_never_move_the_trunk():
     ends = []
     for grey in (False, True):
-        made, source = method(joint=joint)
-        made.encoder.train(not joint)
+        made, source = method()
+        made.encoder.apply(lambda m: setattr(m, "momentum", 0.0) if isinstance(m, nn.BatchNorm2d) else None)
         puzzle = made.puzzle(loader.sample(source, 16), 1)
         if grey:
             puzzle.photograph.fill_(0.5)
@@ -274,37 +271,17 @@ def test_without_the_adversary_the_trunk_does_not_mind_the_judge():
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
-@pytest.mark.parametrize("joint", [True, False])
-def test_scenes_and_photographs_share_a_mean_or_have_each_their_own(joint: bool):
-    made, source = method(joint=joint)
-    puzzle = made.puzzle(loader.sample(source, 16), 1)
-    puzzle = replace(puzzle, photograph=0.3 * puzzle.photograph)
-    seen = []
-    norm = next(m for m in made.encoder.modules() if isinstance(m, nn.BatchNorm2d))
-    norm.register_forward_hook(lambda _, inputs, out: seen.append(out.detach().mean((2, 3))))
-    stages, real = made.seen(puzzle)
-    rendered, photographed = seen[0].chunk(2) if joint else (seen[0], seen[1])
-    apart = (rendered.mean(0) - photographed.mean(0)).abs().max().item()
-    assert apart > 0.1 if joint else apart < 1e-5
-    assert len(stages[made.tap]) == len(real) == 16 and not real.requires_grad
-
-
-@pytest.mark.parametrize("joint", [True, False])
-def test_the_trunk_wants_to_be_taken_for_photographs_and_the_judge_to_tell(joint: bool):
+def test_the_trunk_wants_to_be_taken_for_photographs_and_the_judge_to_tell():
     """By hand, from the logits of a judge that is in evaluation mode, so that it can be asked again."""
-    made, source = method(joint=joint)
+    made, source = method()
     for p in made.judge.parameters():
         p.data.mul_(5.0)
     made.judge.eval()
     puzzle = made.puzzle(loader.sample(source, 16), 1)
     parts = made.loss(puzzle).parts
-    pair = (puzzle.image, puzzle.photograph)
-    maps = (
-        made.encoder(torch.cat(pair))[made.tap].chunk(2)
-        if joint
-        else [made.encoder(x)[made.tap] for x in pair]
+    rendered, real = (
+        made.judge(made.encoder(x)[made.tap]).flatten().tolist() for x in (puzzle.image, puzzle.photograph)
     )
-    rendered, real = (made.judge(x).flatten().tolist() for x in maps)
     photo = [-math.log(1 / (1 + math.exp(-v))) for v in rendered]
     assert_close(parts["adversary"].item(), sum(photo) / len(photo), rtol=1e-4, atol=1e-6)
     told = [-math.log(1 - 1 / (1 + math.exp(-v))) for v in rendered]
@@ -389,7 +366,7 @@ def test_the_papers_nets_have_its_sizes():
 
 def test_the_papers_recipe_has_its_numbers():
     c, train = Paper(), Paper.train
-    assert (c.contours, c.normals, c.depth, c.adversary, c.joint) == (1.0, 10.0, 5.0, 0.05, False)
+    assert (c.contours, c.normals, c.depth, c.adversary) == (1.0, 10.0, 5.0, 0.05)
     assert (train.batch, train.lr, train.epochs, c.sign, POOL) == (224, 1e-3, 30, "released", 128)
     made, _ = method()
     own, judge = made.optimizers(train)
