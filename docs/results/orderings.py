@@ -3,7 +3,7 @@
 
     python docs/results/orderings.py [STUDY …] --data FOLDER [--runs runs/orderings]
 
-FOLDER holds detection/, imagenette224/ and rgbd/. Runs lie side by side, one on each core; those that are there, finished, are used again.
+FOLDER holds cifar10/, detection/ and imagenette224/. Runs lie side by side, one on each core; those that are there, finished, are used again.
 Each takes some minutes. What came out is kept in orderings/STUDY.json, and `make.py` puts it on the page.
 """
 
@@ -18,6 +18,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +26,13 @@ import make
 import torch
 
 from pretask import images, sources
-from pretask.evals import dense, evaluate, features, measure, normals, transfer
+from pretask.evals import evaluate, features, measure
 from pretask.evals.interval import interval
 from pretask.run import Run
 
 HERE = Path(__file__).resolve().parent
 SEEDS = 3
 COMMON = ("--size", "96", "--steps", "300")
-DECODER = 300
-"""steps of a decoder of normals"""
 
 
 @dataclass(frozen=True)
@@ -61,11 +60,11 @@ def solved(run: Path) -> float:
     return 100 * sum(last) / len(last)
 
 
-def linear(run: Run, data: Path, runs: Path) -> torch.Tensor:
+def linear(
+    run: Run, data: Path, runs: Path, train: str = "imagenette224/train", test: str = "imagenette224/val"
+) -> torch.Tensor:
     """Which images the linear probe on pooled features names."""
-    labelled = (
-        sources.open_labelled(data / f"imagenette224/{p}", size=run.card["size"]) for p in ("train", "val")
-    )
+    labelled = (sources.open_labelled(data / part, size=run.card["size"]) for part in (train, test))
     return probed(*(features.embed(run.encoder, part) for part in labelled))
 
 
@@ -97,19 +96,6 @@ def mean_map(run: Run, source: sources.Images) -> torch.Tensor:
         x = images.to_float(source.__getitems__(index).image)[:, 1:2].expand(-1, 3, -1, -1)
         made.append(run.encoder(x)[run.method.tap].float().mean((2, 3)))
     return torch.cat(made)
-
-
-def angles(run: Run, data: Path, runs: Path) -> torch.Tensor:
-    """Degrees between the true normals of real frames and those that a light decoder foresees: the mean of each frame."""
-    frames: Any = normals.load(f"scenes:{data / 'rgbd/seven_scenes'}", 0.0, False)
-    plan = transfer.Plan(steps=DECODER, run=run.card["seed"], progress=False)
-    maps, _ = dense.taken("normals", 3, normals.loss, run.encoder, *transfer.parts(frames, 0), plan)
-    pairs = (
-        (normals.angle(f, t), normals.known(t))
-        for _, found, true in maps
-        for f, t in zip(found[:, None], true[:, None], strict=True)
-    )
-    return torch.stack([off[valid].mean() for off, valid in pairs])
 
 
 def probed(of_train: features.Features, of_test: features.Features) -> torch.Tensor:
@@ -199,7 +185,10 @@ STUDIES = {
         },
         train=f"scenes:{make.ROOMS}+imagenette224/train",
         common=("--size", "64", "--steps", "300"),
-        more={"told apart": told_apart, "normals": angles},
+        more={
+            "CIFAR-10": partial(linear, train="cifar10/cifar10_train.npz", test="cifar10/cifar10_test.npz"),
+            "told apart": told_apart,
+        },
     ),
 }
 

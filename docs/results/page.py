@@ -106,8 +106,8 @@ def orderings(studies: Sequence[Row]) -> str:
     ]
     if any("told apart" in study["n"] for study in studies):
         lines.append(
-            "*Told apart* is how often a fresh linear probe tells rendered images from photographs, %, *normals* the angle "
-            "to the true ones on real frames, degrees.\n"
+            "*CIFAR-10* is the same probe there, with 8,000 labels; *told apart* how often a fresh linear probe tells "
+            "rendered images from photographs, by the map that the judge sees, %.\n"
         )
     for study in studies:
         solved = any(arm["solved"] is not None for arm in study["arms"])
