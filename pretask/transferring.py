@@ -38,6 +38,7 @@ def transfer(
     task: str,
     seeds: int = 1,
     supervised: bool = False,
+    finetune: bool = False,
     steps: int | None = None,
     size: int | None = None,
     max_bad: float = 0.1,
@@ -49,13 +50,18 @@ def transfer(
         scores = pretask.transfer("runs/rotnet-photos-s0", "VOC2007:trainval", "VOC2007:test", task="detection")
 
     `data` and `test` are folders in VOC or COCO form, `FOLDER` or `FOLDER:PART`; without `test` a fifth of the images is
-    set aside. `seeds` and `supervised` are those of `evaluate`; `steps` and `size` (pixels) the task's own if None.
+    set aside. `seeds` and `supervised` are those of `evaluate`; with `finetune` the encoders learn with what is put
+    on top of them, so that the untrained one shows what the task alone teaches; `steps` and `size` (pixels) the task's own if None.
     """
     known, loaded = task_of(task), what if isinstance(what, Run) else Run(what)
     for flag, given in (("--steps", steps), ("--size", size)):
         if given is not None and given < 1:
             raise UserError(f"{flag} {given} is no number to work with; give 1 or more, or leave it out")
-    plan = Plan(steps, size, device=find_device(), progress=progress)
+    if finetune and not known.TUNES:
+        raise UserError(f"--finetune is for normals and depth; the protocol of {task} says what learns")
+    if finetune and supervised:
+        raise UserError("fine-tuned, the untrained encoder is the supervised one; leave out --supervised")
+    plan = Plan(steps, size, device=find_device(), progress=progress, tuned=finetune)
     known.check(loaded.encoder, plan)
     train, unseen = (
         None if spec is None else known.load(str(spec), max_bad, progress) for spec in (data, test)
@@ -64,7 +70,7 @@ def transfer(
     family = sisters(loaded, seeds, tell)
     scores, outcome = evals.transfer(
         known,
-        task,
+        f"fine-tuned {task}" if finetune else task,
         [each.encoder for each in family],
         train,
         unseen,

@@ -3,11 +3,13 @@
 import copy
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+import pretask
 from pretask import encoders, sources
 from pretask.evals import dense, depth, normals, transfer
 from pretask.evals.transfer import Plan
@@ -218,10 +220,7 @@ def test_a_task_beats_one_answer_for_all_pixels_and_an_encoder_that_learns_too_a
     task, encoder
 ):
     data = task.load("synthetic:60:32", 0.1, False)
-    train, test = transfer.parts(data, 0)
-    assert train.index.tolist() == [*range(48)] and test.index.tolist() == [
-        *range(48, 60)
-    ]  # a block in a row
+    train, test = data.some(torch.arange(48), "train"), data.some(torch.arange(48, 60), "test")
     plan = Plan(40, 32, progress=False)
     frozen, tuned = (task.apply(encoder, train, test, replace(plan, tuned=t)) for t in (False, True))
     name, constant = task.floor(train, test, plan)
@@ -233,6 +232,51 @@ def test_a_task_beats_one_answer_for_all_pixels_and_an_encoder_that_learns_too_a
     assert len(frozen.pictures) == dense.PICTURES
     assert all(p["truth"].shape == p["found"].shape == (3, 32, 32) for p in frozen.pictures)
     assert task.shown(train, encoder, plan) is None
+
+
+def test_every_frame_is_foreseen_once_by_a_decoder_that_learnt_from_other_blocks(encoder, monkeypatch):
+    train, test = transfer.parts(normals.load("synthetic:13:32", 0.1, False), 0)
+    learnt, asked, fit, foreseen = [], [], dense.fit, dense.foreseen
+
+    def fitted(*words, index, **more):
+        learnt.append(index.tolist())
+        return fit(*words, index=index, **more)
+
+    def told(net, source, name, index, device):
+        asked.append(index.tolist())
+        return foreseen(net, source, name, index, device)
+
+    monkeypatch.setattr(dense, "fit", fitted)
+    monkeypatch.setattr(dense, "foreseen", told)
+    found = normals.apply(encoder, train, test, Plan(1, 32, progress=False)).found
+    assert [i for block in asked for i in block] == [*range(13)] and len(asked) == dense.BLOCKS
+    assert all(block == [*range(block[0], block[-1] + 1)] for block in asked)
+    assert all(
+        sorted(rest + block) == [*range(13)] for rest, block in zip(learnt, asked, strict=True)
+    )  # and none twice
+    assert found[0].eval == "mean" and len(found[0].again) > 100
+    given = normals.load("synthetic:13:32", 0.1, False)  # the same place twice is what was asked for
+    assert len(list(train.turns(given))) == 1
+    few = normals.load("synthetic:3:32", 0.1, False)
+    assert [(len(a), len(b)) for a, b in few.turns(few)] == [(2, 1)] * 3
+
+
+def test_fine_tuned_encoders_learn_and_other_tasks_say_no(tmp_path: Path):
+    made = pretask.pretrain(
+        "rotnet", "synthetic:64:32", tmp_path / "run", steps=1, encoder="resnet_small:width=8"
+    )
+    known = {"steps": 2, "progress": False}
+    frozen = pretask.transfer(made, "synthetic:20:32", task="normals", **known)
+    tuned = pretask.transfer(made, "synthetic:20:32", task="normals", finetune=True, **known)
+    assert (frozen.data["task"], tuned.data["task"]) == ("normals", "fine-tuned normals")
+    for scores, still in ((frozen, True), (tuned, False)):
+        own, fresh, _ = (r for r in scores.rows if r["eval"].endswith(" mean"))
+        assert [c["frozen"] for r in (own, fresh) for c in r["chosen"]] == [still, still]
+        assert scores.path(made.folder).is_file() and scores.data["n_test"] == 20
+    with pytest.raises(UserError, match="--finetune is for normals and depth"):
+        pretask.transfer(made, "nowhere", task="detection", finetune=True)
+    with pytest.raises(UserError, match="leave out --supervised"):
+        pretask.transfer(made, "synthetic:20:32", task="depth", finetune=True, supervised=True)
 
 
 def test_colours_of_what_is_foreseen():

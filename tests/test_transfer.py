@@ -84,7 +84,7 @@ def data(name, folder):
 def test_a_task_has_all_that_is_asked_of_one(name):
     task = task_of(name)
     wanted = {w for w in vars(transfer.Task) | transfer.Task.__annotations__ if not w.startswith("_")}
-    assert {w for w in wanted if not hasattr(task, w)} == set() and len(wanted) == 9
+    assert {w for w in wanted if not hasattr(task, w)} == set() and len(wanted) == 10
 
 
 @every
@@ -192,7 +192,7 @@ def test_the_machines_are_at_the_lowest_of_their_objective(n, d):
     for cost, k in product((0.1, 2.0, 100.0), range(3)):
         made = voc.decide(rows, label[:, k], test, cost, voc.EXACTLY)
         expected = lowest(x, label[:, k], cost)
-        assert np.abs(made - expected).max() < 0.01 * np.abs(expected).max()
+        assert np.abs(made - expected).max() < 0.02 * np.abs(expected).max()
 
 
 def test_the_dimensions_that_rows_span_keep_their_products():

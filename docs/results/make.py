@@ -370,13 +370,20 @@ SCENES = imagenette(
 FRAMES = "scenes:rgbd/seven_scenes"
 COCO = ("detection/coco_mini:train2017", "detection/coco_mini:val2017")
 ELSEWHERE: dict[str, tuple[str, str, str, Sequence[str]]] = {
-    "normals": ("Normals of real photographs", FRAMES, "", ("--steps", "300")),
-    "depth": ("Depth of real photographs", FRAMES, "", ("--steps", "300")),
-    "segmentation": ("Segmentation of COCO's photographs", "detection/coco_semantic", "", ()),
-    "classification": ("Classes of COCO's photographs", *COCO, ()),
-    "detection": ("Detection in COCO's photographs", *COCO, ()),
+    "normals": ("Normals of real photographs", FRAMES, "", ("--steps", "200")),
+    "depth": ("Depth of real photographs", FRAMES, "", ("--steps", "200")),
+    "normals-tuned": (
+        "Normals of real photographs, fine-tuned",
+        FRAMES,
+        "",
+        ("--finetune", "--steps", "200"),
+    ),
+    "depth-tuned": ("Depth of real photographs, fine-tuned", FRAMES, "", ("--finetune", "--steps", "200")),
+    "segmentation": ("Segmentation of COCO's photographs", "detection/coco_semantic", "", ("--supervised",)),
+    "classification": ("Classes of COCO's photographs", *COCO, ("--supervised",)),
+    "detection": ("Detection in COCO's photographs", *COCO, ("--supervised",)),
 }
-"""task -> what it is, the images of training and test, flags"""
+"""task, and how if there are two ways -> what it is, the images of training and test, flags"""
 COLOUR = {
     "colorization": ("Colorization", "colorization"),
     "proxy": ("Colour proxy", "color_proxy"),
@@ -476,15 +483,22 @@ EXPERIMENTS: dict[str, Experiment] = {
         runs="video_triplet-tracks",
     ),
     "cross_domain-imagenette": SCENES,
+    "cross_domain-cifar10": replace(
+        SCENES,
+        title="Cross-domain tasks of 1,200 rendered rooms, on CIFAR-10",
+        labelled="cifar10/cifar10_train.npz",
+        test="cifar10/cifar10_test.npz",
+        runs="cross_domain-imagenette",
+    ),
     **{
         f"cross_domain-{task}": replace(
             SCENES,
             title=f"{title}, by the encoder of the rendered rooms",
             labelled=labelled,
             test=test,
-            scores=("--supervised", *flags),
+            scores=flags,
             runs="cross_domain-imagenette",
-            task=task,
+            task=task.removesuffix("-tuned"),
         )
         for task, (title, labelled, test, flags) in ELSEWHERE.items()
     },

@@ -18,7 +18,7 @@ class Flags:
     """classification (which classes an image shows), detection (where they are), segmentation (each pixel's class),
     normals (how surfaces are turned) or depth"""
     test: str | None = None
-    """annotated images to score on (a fifth of --data, set aside; of scenes the last fifth)"""
+    """annotated images to score on (a fifth of --data, set aside; of scenes each fifth in turn)"""
     json: bool = False
     """print JSON, and nothing else, on standard output"""
     seeds: int = 1
@@ -26,6 +26,8 @@ class Flags:
     supervised: bool = False
     """add the same encoder trained first with the images' classes, on as many images as the run saw; of normals and depth,
     trained with the decoder"""
+    finetune: bool = False
+    """of normals and depth, let the encoders learn with the decoder: the untrained one shows what the task alone teaches"""
     steps: int | None = None
     """of training on the task (the task's own)"""
     size: int | None = None
@@ -49,6 +51,7 @@ def run(words: list[str]) -> None:
             task=chosen.task,
             seeds=chosen.seeds,
             supervised=chosen.supervised,
+            finetune=chosen.finetune,
             steps=chosen.steps,
             size=chosen.size,
             max_bad=chosen.max_bad,

@@ -32,6 +32,9 @@ WIDTH = 64
 SIDE = 64
 """pixels of the images, of encoders that take any size; their own if that is larger"""
 PICTURES = 6
+TUNES = True
+BLOCKS = 5
+"""of scenes that are both learnt from and foreseen"""
 GRID = 4
 """pixels that a place of the decoder's grid covers, a side; the map is enlarged to the image from there"""
 STEPS = 1000
@@ -62,9 +65,18 @@ class Scenes:
         part.index, part.name = self.index[index], name
         return part
 
-    def order(self, seed: int) -> Tensor:
-        """The last come first: frames of one film look alike, so those set aside are a block at its end."""
-        return torch.arange(len(self)).flip(0)
+    def order(self, seed: int) -> None:
+        """None are set aside: all are foreseen, see `turns`."""
+
+    def turns(self, test: "Scenes") -> Iterator[tuple["Scenes", "Scenes"]]:
+        """What to learn from and what to foresee: these and those, or, of the same scenes, every block in a row in turn,
+        since frames of one film look alike."""
+        if self.opened is not test.opened or not self.index.equal(test.index):
+            yield self, test
+            return
+        for block in torch.arange(len(self)).tensor_split(min(BLOCKS, len(self))):
+            rest = torch.ones(len(self), dtype=torch.bool).index_fill(0, block, False).nonzero()[:, 0]
+            yield self.some(rest, self.name), self.some(block, self.name)
 
     def at(self, size: int, channels: int) -> Images:
         """All of them, at one size, opened once."""
@@ -134,17 +146,23 @@ def shown(train: Scenes, encoder: Encoder, plan: Plan) -> None:
 def taken(
     name: str, outputs: int, loss: "Loss", encoder: Encoder, train: Scenes, test: Scenes, plan: Plan
 ) -> tuple[Iterator[tuple[Tensor, Tensor, Tensor]], dict[str, Any]]:
-    """Fit a decoder, and let it foresee the test scenes: images, what is foreseen and what is true, batch by batch; and
+    """Fit decoders, and let them foresee the test scenes: images, what is foreseen and what is true, batch by batch; and
     the settings."""
     side = canvas(encoder, plan, SIDE)
-    known, unseen = (scenes.at(side, encoder.channels) for scenes in (train, test))
-    for source in (known, unseen):
-        check_provided(source, name)
+    for scenes in (train, test):
+        check_provided(scenes.at(side, encoder.channels), name)
     steps = plan.steps or STEPS
-    more = {"frozen": not plan.tuned, "index": train.index, "steps": steps, "seed": plan.run}
-    net = fit(encoder, known, name, outputs, loss, **more, device=plan.device, progress=plan.progress)
-    notes = {"steps": steps, "size": known.size, "frozen": not plan.tuned}
-    return foreseen(net, unseen, name, test.index, plan.device), notes
+    more = {"frozen": not plan.tuned, "steps": steps, "seed": plan.run}
+    more |= {"device": plan.device, "progress": plan.progress}
+
+    def maps() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        for learned, unseen in train.turns(test):
+            known, asked = (scenes.at(side, encoder.channels) for scenes in (learned, unseen))
+            net = fit(encoder, known, name, outputs, loss, index=learned.index, **more)
+            yield from foreseen(net, asked, name, unseen.index, plan.device)
+
+    notes = {"steps": steps, "size": test.at(side, encoder.channels).size, "frozen": not plan.tuned}
+    return maps(), notes
 
 
 def watched(

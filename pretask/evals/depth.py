@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pretask.encoders import Encoder
 from pretask.evals import dense
+from pretask.evals.dense import TUNES as TUNES
 from pretask.evals.dense import Scenes
 from pretask.evals.dense import check as check
 from pretask.evals.dense import classes as classes
@@ -30,7 +31,7 @@ EVALS: Mapping[str, str] = {
     **{f"delta{k}": f"share of pixels whose depth is right up to a factor of 1.25^{k}" for k in (1, 2, 3)},
 }
 PROTOCOL = (
-    "a decoder of four convolutions on all maps of the frozen encoder, trained by the absolute error of the logarithm; "
+    "a decoder of four convolutions on all maps of the encoder, frozen or fine-tuned, trained by the absolute error of the logarithm; "
     f"{dense.TRAIN.optimizer}, lr {dense.TRAIN.lr}, batch {dense.TRAIN.batch}, {dense.STEPS} steps if not told otherwise, "
     "flips; nothing chosen, last weights; all pixels of all test images whose depth is known count alike"
 )

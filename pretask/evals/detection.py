@@ -64,6 +64,7 @@ FAINT = 0.005
 PICTURES, SURE = 6, 0.3
 """test images on the sheet, and the score from which a box is drawn there"""
 SIDE_OF_PICTURE = 192
+TUNES = False
 EVALS: Mapping[str, str] = {
     "AP": "COCO's, mean over classes and IoU 0.50, 0.55, …, 0.95 (pycocotools)",
     "AP50": "COCO's at IoU 0.50",

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pretask.encoders import Encoder
 from pretask.evals import dense
+from pretask.evals.dense import TUNES as TUNES
 from pretask.evals.dense import Scenes
 from pretask.evals.dense import check as check
 from pretask.evals.dense import classes as classes
@@ -32,7 +33,7 @@ EVALS: Mapping[str, str] = {
     **{f"within {d:g}": f"share of pixels whose normal is off by less than {d:g} degrees" for d in WITHIN},
 }
 PROTOCOL = (
-    f"a decoder of four convolutions on all maps of the frozen encoder, trained by the cosine; {dense.TRAIN.optimizer}, lr "
+    f"a decoder of four convolutions on all maps of the encoder, frozen or fine-tuned, trained by the cosine; {dense.TRAIN.optimizer}, lr "
     f"{dense.TRAIN.lr}, batch {dense.TRAIN.batch}, {dense.STEPS} steps if not told otherwise, flips; nothing chosen, last "
     "weights; all pixels of all test images whose normal is known count alike"
 )

@@ -40,6 +40,7 @@ SIDE = 128
 """pixels, of encoders that take any size; their own if that is larger"""
 PICTURES = 6
 SIDE_OF_PICTURE = 192
+TUNES = False
 EVALS: Mapping[str, str] = {
     "mIoU": "mean over classes of intersection over union, of the classes that the test masks show",
     "pixels": "share of labelled pixels that are right",

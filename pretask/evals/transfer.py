@@ -76,8 +76,9 @@ class Data(Protocol):
     def __len__(self) -> int: ...
     def some(self, index: Tensor, name: str) -> Any: ...
 
-    def order(self, seed: int) -> Tensor:
-        """(N,) positions; the first fifth of them is set aside where no test set is given."""
+    def order(self, seed: int) -> Tensor | None:
+        """(N,) positions; the first fifth of them is set aside where no test set is given. None: the task itself sets
+        each fifth aside in turn, if it is given the same images twice."""
         ...
 
 
@@ -88,6 +89,8 @@ class Task(Protocol):
     """each number it finds -> what it is, in one sentence; the first is the one to look at"""
     PROTOCOL: str
     """how an encoder is taken there, in one sentence"""
+    TUNES: bool
+    """whether the encoder can be told to learn with what is put on top of it"""
 
     def load(self, spec: str, max_bad: float, progress: bool) -> Any:
         """The data that the task works on."""
@@ -135,7 +138,7 @@ def transfer(
     """The scores of a task (a module, `called` as on the command line), and what the first run showed.
 
     `encoders` are those of runs that differ in their seed alone, `fresh` the same as their runs began. Without `test`,
-    a fifth of the images is set aside.
+    a fifth of the images is set aside, or each in turn.
     """
     train, test = parts(train, plan.seed) if test is None else (train, test)
     train, test = task.matched(train, test)
@@ -193,11 +196,12 @@ def transfer(
 
 
 def parts(data: Data, seed: int) -> tuple[Any, Any]:
-    """A fifth of the images for testing, the rest for training."""
+    """A fifth of the images for testing, the rest for training; or all of them, in turn."""
     if len(data) < 2:
         raise UserError(f"{data.name} has {len(data)} image; give --test, or at least 2 images")
+    if (order := data.order(seed)) is None:
+        return data, data.some(torch.arange(len(data)), f"{data.name} (each fifth in turn)")
     count = max(1, round(TEST_SHARE * len(data)))
-    order = data.order(seed)
     kept, out = order[count:].sort().values, order[:count].sort().values
     return data.some(kept, f"{data.name} (80 %)"), data.some(out, f"{data.name} (20 % set aside)")
 

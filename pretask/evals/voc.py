@@ -48,6 +48,7 @@ ITERATIONS = 2000
 """of liblinear, at most"""
 CHANCE = 100
 """random orders of which the floor is the mean"""
+TUNES = False
 EVALS: Mapping[str, str] = {
     "mAP 11-point": "mean over classes of VOC 2007's average precision, at recalls 0, 0.1, …, 1",
     "mAP all-point": "the same by the area below the best precision at each recall, as FAIR's benchmark computes it",
