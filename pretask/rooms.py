@@ -114,19 +114,24 @@ def view(rng: Generator) -> float:
     return float(rng.uniform(48, 78))
 
 
+def stance(rng: Generator, width: float, depth: float, near: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Where the camera is, and what it looks at: something close by, or the far end of the room."""
+    back = 0.5 * depth if near else 0.9
+    origin = np.array([rng.uniform(-0.35, 0.35) * width, rng.uniform(1.1, 1.7), rng.uniform(0.15, back)])
+    if not near:
+        x, z = rng.uniform(-0.4, 0.4) * width, rng.uniform(0.6, 0.95) * depth
+        return origin, np.array([x, rng.uniform(0.5, 1.2), z])
+    ahead, aside = rng.uniform(1.0, 2.4), np.radians(rng.uniform(-50, 50))
+    x, z = origin[0] + ahead * np.sin(aside), origin[2] + ahead * np.cos(aside)
+    within = np.clip(x, -0.4 * width, 0.4 * width)
+    return origin, np.array([within, rng.uniform(0.2, 1.2), min(z, 0.9 * depth)])
+
+
 def room(mi: Any, rng: Generator) -> Room:
     across = view(rng)
     width, depth, height = rng.uniform(3.0, 5.5), rng.uniform(3.8, 6.5), rng.uniform(2.4, 3.2)
     near = rng.random() < NEAR
-    back = 0.5 * depth if near else 0.9
-    origin = np.array([rng.uniform(-0.35, 0.35) * width, rng.uniform(1.1, 1.7), rng.uniform(0.15, back)])
-    if near:
-        ahead, aside = rng.uniform(1.0, 2.4), np.radians(rng.uniform(-50, 50))
-        x, z = origin[0] + ahead * np.sin(aside), origin[2] + ahead * np.cos(aside)
-        target = np.array([np.clip(x, -0.4 * width, 0.4 * width), rng.uniform(0.2, 1.2), min(z, 0.9 * depth)])
-    else:
-        x, z = rng.uniform(-0.4, 0.4) * width, rng.uniform(0.6, 0.95) * depth
-        target = np.array([x, rng.uniform(0.5, 1.2), z])
+    origin, target = stance(rng, width, depth, near)
     made = Room(mi, rng, width, height, depth, origin, target, across, rng.uniform(-ROLL, ROLL))
     shell(made)
     if near:

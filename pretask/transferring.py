@@ -50,15 +50,16 @@ def transfer(
         scores = pretask.transfer("runs/rotnet-photos-s0", "VOC2007:trainval", "VOC2007:test", task="detection")
 
     `data` and `test` are folders in VOC or COCO form, `FOLDER` or `FOLDER:PART`; without `test` a fifth of the images is
-    set aside. `seeds` and `supervised` are those of `evaluate`; with `finetune` the encoders learn with what is put
-    on top of them, so that the untrained one shows what the task alone teaches; `steps` and `size` (pixels) the task's own if None.
+    set aside, of scenes each in turn. `seeds` and `supervised` are those of `evaluate`; with `finetune`, of normals and
+    depth, the encoders learn with the decoder, so that the untrained one shows what the task alone teaches; `steps` and
+    `size` (pixels) are the task's own if None.
     """
     known, loaded = task_of(task), what if isinstance(what, Run) else Run(what)
     for flag, given in (("--steps", steps), ("--size", size)):
         if given is not None and given < 1:
             raise UserError(f"{flag} {given} is no number to work with; give 1 or more, or leave it out")
     if finetune and not known.TUNES:
-        raise UserError(f"--finetune is for normals and depth; the protocol of {task} says what learns")
+        raise UserError(f"--finetune is for normals and depth, not for {task}; leave it out")
     if finetune and supervised:
         raise UserError("fine-tuned, the untrained encoder is the supervised one; leave out --supervised")
     plan = Plan(steps, size, device=find_device(), progress=progress, tuned=finetune)

@@ -25,7 +25,8 @@ these numbers are not to be compared with published ones; where a command says `
 steps on a processor with bf16 as on one without: the line below the commands says which it was. RotNet, neighbourhood
 discovery and the denoising autoencoder were scored while the probe's penalty was searched in whole decades; now that it is
 halves of them, expect differences of some tenths where they are made again. Text topics, video triplets and cross-domain
-tasks were trained beside one or two other jobs on the same two cores, so alone their minutes would hold more steps.
+tasks were trained beside one or two other jobs on the same two cores: alone they would take less time, and of video triplets
+ten minutes would hold more steps.
 """
 SHOWN = (
     ("knn", "kNN"),

@@ -42,7 +42,7 @@ POSITIVE = 2.0
 FOLDS = 3
 TINY = 1e-5
 """added to the norm of a row"""
-ROUGHLY, EXACTLY = 1e-2, 1e-4
+ROUGHLY, EXACTLY = 1e-2, 1e-6
 """liblinear's tolerance: to compare costs, and of the machines that are scored"""
 ITERATIONS = 2000
 """of liblinear, at most"""

@@ -5,8 +5,8 @@ numbers without another source are those of the released code. A renderer knows 
 learnt holds for photographs too, a judge looks at a map of features and says from which of the two it comes; the trunk is
 trained to be taken for photographs. The judge also sees earlier maps, out of two pools. `pretask render` makes scenes.
 
-In a thousand steps the released judge hardly begins, and at the released weight it is never fooled. So by default it
-learns ten times as fast, and fooling it weighs twenty times as much.
+For short runs the judge learns by default ten times as fast as the released one, and fooling it weighs twenty times as
+much.
 
 Cost: an image and a photograph a sample, and maps of full size from three heads; a pool keeps 128 maps (3 MB each by
 default).
