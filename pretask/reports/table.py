@@ -110,7 +110,7 @@ def transferred(scores: Scores) -> Group:
     own = next(r for r in scores.rows if r["own"])
     runs = f", {len(own['values'])} runs" if len(own["values"]) > 1 else ""
     lines = [
-        f"%, on {data['test']}, n = {data['n_test']:,}; trained on {data['train']}, n = {data['n_train']:,}{runs}",
+        f"% if no unit is named, on {data['test']}, n = {data['n_test']:,}; trained on {data['train']}, n = {data['n_train']:,}{runs}",
         f"{scores.protocol[task]}.",
         *(f"{short}: {scores.protocol[e]}." for e, short in evals.items()),
         f"± is half of the interval: {scores.protocol['interval']}.",
