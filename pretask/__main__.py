@@ -9,10 +9,12 @@ from pretask.cli import main
 
 def run(arguments: Sequence[str] | None = None) -> None:
     code = main(arguments)
-    if code and "torch" in sys.modules:
+    if "torch" in sys.modules:
         from pretask import distributed
 
-        if distributed.world() > 1:  # threads that still wait for another process would abort an orderly end
+        if distributed.world() > 1:  # threads that are not done with the other processes would abort an orderly end
+            if not code:
+                distributed.leave()
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)

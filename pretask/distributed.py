@@ -1,7 +1,7 @@
 """What several processes must do together; with one process each function returns what it was given."""
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from types import MethodType
 from typing import Any
 
@@ -48,6 +48,12 @@ def together() -> Iterator[None]:
         if world() == 1 or not any(word in str(lost) for word in ("onnection", "ncclRemoteError")):
             raise
         raise UserError(f"process {rank()} lost another one, which says above why it ended") from None
+
+
+def leave() -> None:
+    """Wait until all processes are done, last of all: one that ends sooner may take along what another is still reading."""
+    with suppress(RuntimeError):  # the others have left, so they were not waiting for anything
+        dist.barrier()
 
 
 # ---- tensors of all processes

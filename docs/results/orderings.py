@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measure orderings that the papers report, small: the same number of steps for every arm, three seeds, frozen features.
+"""Measure orderings that the papers report, small: the same number of steps for every arm, three seeds or more, frozen features.
 
     python docs/results/orderings.py [STUDY …] --data FOLDER [--runs runs/orderings]
 
@@ -31,7 +31,6 @@ from pretask.evals.interval import interval
 from pretask.run import Run
 
 HERE = Path(__file__).resolve().parent
-SEEDS = 3
 COMMON = ("--size", "96", "--steps", "300")
 
 
@@ -46,6 +45,7 @@ class Study:
     train: str = "imagenette224/train"
     """below the data folder, or made beside the runs"""
     common: Sequence[str] = COMMON
+    seeds: int = 3
     more: Mapping[str, Callable[[Run, Path, Path], torch.Tensor]] = field(default_factory=dict)
     """what else is measured: of a run, from the data and the folder of runs, a number of each test image"""
 
@@ -173,8 +173,7 @@ STUDIES = {
         },
     ),
     "scene-tasks": Study(
-        "The three tasks together transfer better than each alone (table 2), and the adversary makes features of the two "
-        "kinds of images harder to tell apart.",
+        "The three tasks together transfer better than each alone (table 2).",
         "cross_domain",
         {
             "three tasks and the adversary": (),
@@ -189,6 +188,15 @@ STUDIES = {
             "CIFAR-10": partial(linear, train="cifar10/cifar10_train.npz", test="cifar10/cifar10_test.npz"),
             "told apart": told_apart,
         },
+    ),
+    "scene-adversary": Study(
+        "The adversary is there to make features of rendered and of real images harder to tell apart.",
+        "cross_domain",
+        {"with the adversary": (), "without": ("--adversary", "0")},
+        train=f"scenes:{make.ROOMS}+imagenette224/train",
+        common=("--size", "64", "--steps", "1500"),
+        seeds=6,  # three left open which of the two is ahead
+        more={"told apart": told_apart},
     ),
 }
 
@@ -207,7 +215,8 @@ def main() -> None:
             f"{study.train}+{make.OTHER_ROOMS}" if study.more else study.train, asked.data, asked.runs
         )
         runs = [
-            [folder(asked.runs, study, flags, seed) for seed in range(SEEDS)] for flags in study.arms.values()
+            [folder(asked.runs, study, flags, seed) for seed in range(study.seeds)]
+            for flags in study.arms.values()
         ]
         with ThreadPoolExecutor(os.cpu_count()) as several:
             made = [
@@ -224,8 +233,9 @@ def main() -> None:
 
 
 def folder(runs: Path, study: Study, flags: Sequence[str], seed: int) -> Path:
-    """Of one run; arms that several studies have in common are made once."""
-    return runs / "-".join([study.method, *(flag.removeprefix("--") for flag in flags), f"s{seed}"])
+    """Of one run; what several studies have in common is made once."""
+    words = [flag.removeprefix("--") for flag in (*study.common, *flags)]
+    return runs / "-".join([study.method, *words, f"s{seed}"])
 
 
 def pretrained(study: Study, flags: Sequence[str], data: Path, seed: int, run: Path) -> None:
@@ -253,7 +263,7 @@ def compared(study: Study, runs: Sequence[Sequence[Path]], data: Path, beside: P
     train = make.plain(make.place(study.train, Path("DATA"), Path("RUNS/x")), data, beside)
     arms = []
     for number, (name, flags) in enumerate(study.arms.items()):
-        share = sum(map(solved, runs[number])) / SEEDS
+        share = sum(map(solved, runs[number])) / study.seeds
         found = {
             score: {
                 **asdict(interval(of[number])),
@@ -264,7 +274,7 @@ def compared(study: Study, runs: Sequence[Sequence[Path]], data: Path, beside: P
         words = shlex.join([*command(study, flags), "--data", train])
         arms.append({"arm": name, "command": words, "solved": None if math.isnan(share) else share} | found)
     test = {score: of[0].shape[1] for score, of in made.items()}
-    return {"paper": study.paper, "method": study.method, "seeds": SEEDS, "n": test, "arms": arms}
+    return {"paper": study.paper, "method": study.method, "seeds": study.seeds, "n": test, "arms": arms}
 
 
 if __name__ == "__main__":
