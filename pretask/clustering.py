@@ -51,6 +51,8 @@ class Subject:
     channels: int | None
     features: Callable[[Images], Tensor]
     """readable images of a source -> (N, D)"""
+    neighbours: int = agglomeration.NEIGHBOURS
+    """of an image, that it is linked with"""
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class Clusters:
     subject: str
     data: str
     by: str
+    neighbours: int | None
     n: int
     skipped: int
     sizes: list[int]
@@ -83,17 +86,19 @@ def subject(
     if spec.partition(":")[0] in methods.names() and not Path(spec).exists():
         spec = str(trained(spec, data, clusters))
     encoder = embedding.encoder_of(spec, size)
-    by = unit if spec.startswith("timm:") else compared(Run(spec))
+    by, links = (unit, None) if spec.startswith("timm:") else compared(Run(spec))
 
     def features(source: Images) -> Tensor:
         return by(torch.from_numpy(embedding.array(encoder, source, "pool", batch)))
 
-    return Subject(spec, encoder.size, encoder.channels, features)
+    return Subject(spec, encoder.size, encoder.channels, features, links or agglomeration.NEIGHBOURS)
 
 
-def compared(run: Run) -> Callable[[Tensor], Tensor]:
-    """What the run's method makes of pooled features; of most nothing new, for which no checkpoint is needed."""
-    return unit if type(run.drawn()).compared is Method.compared else run.method.compared
+def compared(run: Run) -> tuple[Callable[[Tensor], Tensor], int | None]:
+    """What the run's method makes of pooled features, of most nothing new, for which no checkpoint is needed; and by how
+    many neighbours it links images, if it does."""
+    drawn = run.drawn()
+    return unit if type(drawn).compared is Method.compared else run.method.compared, drawn.links
 
 
 def trained(method: str, data: str, clusters: int) -> Path:
@@ -132,15 +137,23 @@ def readable(source: Images) -> Tensor:
 
 
 def cluster(
-    what: Subject, data: Opened, clusters: int, out: Path, by: By = "links", seed: int = 0
+    what: Subject,
+    data: Opened,
+    clusters: int,
+    out: Path,
+    by: By = "links",
+    seed: int = 0,
+    neighbours: int | None = None,
 ) -> Clusters:
     """Clusters of every readable image, in a new folder `out`: clusters.csv and clusters.parquet with a row for each
     (file, cluster, distance from the cluster's mean), cluster-000.png … with a sheet of each, summary.json.
 
-    UserError if there are fewer images than clusters.
+    By links an image has so many `neighbours`, or the subject's own. UserError if there are fewer images than clusters.
     """
     source = data.images
     refuse(out)
+    if neighbours is not None and neighbours < 1:
+        raise UserError(f"--neighbours {neighbours} links no images; expected 1 or more")
     source.__getitems__(torch.arange(1))  # a stream has no positions, and says so before the work
     x = what.features(source)
     kept = readable(source)
@@ -148,11 +161,15 @@ def cluster(
         raise UserError(
             f"{len(x)} images make no {clusters} clusters; expected --clusters from 1 to {len(x)}"
         )
-    found = scoring.cluster(x, clusters, seed) if by == "kmeans" else agglomeration.cluster(x, clusters)
+    if by == "kmeans":
+        links, found = None, scoring.cluster(x, clusters, seed)
+    else:
+        links = what.neighbours if neighbours is None else neighbours
+        found = agglomeration.cluster(x, clusters, neighbours_each=links)
     far = distances(x, found)
     scores = {} if data.label is None else scored(data.label[kept], found, seed)
     sizes = found.bincount(minlength=int(found.max()) + 1).tolist()
-    made = Clusters(out, what.name, source.name, by, len(x), len(source.bad), sizes, **scores)
+    made = Clusters(out, what.name, source.name, by, links, len(x), len(source.bad), sizes, **scores)
     names = source.files(kept)
 
     def fill(inside: Path) -> None:

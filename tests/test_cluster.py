@@ -150,7 +150,19 @@ def test_a_method_is_trained_first_and_a_run_of_jule_seen_by_its_own_head(
     pool = torch.from_numpy(embedding.array(method.encoder, sources.open(plain)))
     z = method.compared(pool)
     assert z.shape == (60, 160)
-    assert [int(row["cluster"]) for row in rows(tmp_path / "out")] == agglomeration.cluster(z, 3).tolist()
+    assert method.links == 10 != agglomeration.NEIGHBOURS, "what it merged by"
+    by_run = agglomeration.cluster(z, 3, neighbours_each=10)
+    assert [int(row["cluster"]) for row in rows(tmp_path / "out")] == by_run.tolist()
+
+
+def test_images_are_linked_with_as_many_neighbours_as_asked_for(run, plain, tmp_path, capsys):
+    words = ["cluster", str(run), "--data", str(plain), "--clusters", "4", "--out", str(tmp_path / "out")]
+    assert main([*words, "--neighbours", "2"]) == 0
+    assert "2 nearest neighbours" in capsys.readouterr().out
+    x = unit(torch.from_numpy(embedding.array(Run(run).encoder, sources.open(plain, size=16), "pool")))
+    few = agglomeration.cluster(x, 4, neighbours_each=2)
+    assert not few.equal(agglomeration.cluster(x, 4)), "the number matters here"
+    assert [int(row["cluster"]) for row in rows(tmp_path / "out")] == few.tolist()
 
 
 def test_a_sheet_shows_the_images_of_its_cluster_the_nearest_first(plain, tmp_path, monkeypatch):
@@ -178,6 +190,7 @@ def test_mistakes_are_one_line_and_leave_nothing(run, plain, tmp_path, capsys):
         ([str(run), "--clusters", "3", "--out", str(tmp_path)], "exists; choose another --out"),
         ([str(run), "--clusters", "61", "--out", new], "60 images make no 61 clusters"),
         (["pixels", "--clusters", "0", "--out", new], "60 images make no 0 clusters"),
+        (["pixels", "--clusters", "3", "--out", new, "--neighbours", "0"], "links no images; expected 1"),
         ([str(tmp_path / "gone"), "--clusters", "3", "--out", new], "is not a run"),
         (["pixels", "--out", new], "clusters"),
     ):

@@ -22,6 +22,8 @@ class Flags:
     """the folder that is made"""
     by: Literal["links", "kmeans"] = "links"
     """agglomerative, on the graph of nearest neighbours, or k-means"""
+    neighbours: int | None = None
+    """of each image in that graph (those that a run of jule merged by; else 20)"""
     json: bool = False
     """print the summary as JSON, and nothing else, on standard output"""
     batch: int = 256
@@ -48,7 +50,13 @@ def run(words: list[str]) -> None:
     seen_by = clustering.subject(what, chosen.size, chosen.batch, chosen.clusters, chosen.data)
     asked = Asked(seen_by.size, seen_by.channels, chosen.root, chosen.max_bad)
     made = clustering.cluster(
-        seen_by, clustering.opened(chosen.data, asked), chosen.clusters, chosen.out, chosen.by, chosen.seed
+        seen_by,
+        clustering.opened(chosen.data, asked),
+        chosen.clusters,
+        chosen.out,
+        chosen.by,
+        chosen.seed,
+        chosen.neighbours,
     )
     if chosen.json:
         print(made.to_json())

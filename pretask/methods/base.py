@@ -56,6 +56,8 @@ class Method(nn.Module, ABC, Generic[P]):
     """names this method reads from Batch.aux; checked before the first step"""
     partial: ClassVar[bool] = False
     """some steps leave some parameters without gradient (greedy stages)"""
+    links: int | None = None
+    """how many nearest neighbours of an image `pretask cluster` looks at; none: as many as of any other features"""
 
     @abstractmethod
     def pretext(self, batch: Batch, rng: Rng) -> P:

@@ -63,8 +63,8 @@ class Config(MethodConfig):
     """of other clusters for each pair; one less than there are clusters, if that is fewer"""
     width: int = 160
     """of the embedding, a vector of length 1"""
-    neighbours: int = 20
-    """K_s: links of an image, for merging (10 to 100)"""
+    neighbours: int = 10
+    """K_s: links of an image, for merging, also by `pretask cluster` (10 to 100; fewer for few images)"""
     rivals: int = 5
     """K_c: neighbouring clusters of which the one to merge with should stand out (1 to 10)"""
     smallest: float = agglomeration.SMALLEST
@@ -101,6 +101,8 @@ class Paper(Config):
         drop=0.87,  # (1 + 0.0001 · step)^-0.75 over 8,000 steps comes to 0.64
     )
 
+    neighbours: int = 20
+    """links"""
     exact: bool = False
     """the released code's default"""
     smallest: float = 0.0
@@ -172,7 +174,7 @@ class Jule(Method[Clustered]):
 
     def __init__(self, config: Config, encoder: Encoder, count: int):
         super().__init__()
-        self.config, self.encoder = config, encoder
+        self.config, self.encoder, self.links = config, encoder, config.neighbours
         self.head = nn.Linear(encoder.dim, config.width)
         nn.init.normal_(self.head.weight, std=0.01)
         nn.init.zeros_(self.head.bias)

@@ -179,7 +179,7 @@ def clustered(made: "Clusters") -> Group:
     """How large the clusters are and, where there are labels, how well they agree."""
     sizes = sorted(made.sizes, reverse=True)
     shown = ", ".join(f"{n:,}" for n in sizes[:MANY]) + (", …" if len(sizes) > MANY else "")
-    how = "k-means" if made.by == "kmeans" else "agglomerative, on nearest neighbours"
+    how = "k-means" if made.by == "kmeans" else f"agglomerative, on {made.neighbours} nearest neighbours"
     parts = [
         Text(f"{made.n:,} images of {made.data} by {made.subject} ({how}): {len(sizes)} clusters of {shown}")
     ]
