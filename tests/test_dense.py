@@ -231,6 +231,11 @@ def test_a_task_beats_one_answer_for_all_pixels_and_an_encoder_that_learns_too_a
     assert [f.eval for f in frozen.found] == list(task.EVALS)
     assert len(frozen.pictures) == dense.PICTURES
     assert all(p["truth"].shape == p["found"].shape == (3, 32, 32) for p in frozen.pictures)
+    spread = [48, 50, 52, 54, 56, 59]
+    for picture, own in zip(
+        frozen.pictures, test.at(32, 3).__getitems__(torch.tensor(spread)).image, strict=True
+    ):
+        assert picture["image"].equal(own), "from the first of the test images to the last"
     assert task.shown(train, encoder, plan) is None
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 
 from pretask import cli, rendering, rooms, sources
 from pretask.maths import surfaces
+from pretask.rooms import place, solids
 from pretask.sources import maps
 from pretask.types import UserError
 
@@ -47,10 +48,10 @@ def test_a_ball_before_a_wall_has_the_depth_and_normals_of_the_formula(roll: flo
     mi = rendering.mitsuba()
     origin, target = np.array([0.5, 1.2, 0.3]), np.array([1.0, 0.9, 5.0])
     room = rooms.Room(mi, np.random.default_rng(0), 5, 3, 6, origin, target, 60.0, roll)
-    grey = rooms.matte(room, {"type": "rgb", "value": 0.5})
-    room.add([rooms.box(room, grey, (20, 20, 0.2))], 0, -8, 6.1)  # its face is the plane z = 6
-    room.add([rooms.ball(room, grey, 0.6)], 0.8, 1.0, 3.0)
-    room.add([rooms.ball(room, grey, 0.1) | {"emitter": rooms.light([1, 1, 1], 500, 1)}], 0, 2.5, 0.2)
+    grey = solids.matte(room, {"type": "rgb", "value": 0.5})
+    room.add([solids.box(room, grey, (20, 20, 0.2))], 0, -8, 6.1)  # its face is the plane z = 6
+    room.add([solids.ball(room, grey, 0.6)], 0.8, 1.0, 3.0)
+    room.add([solids.ball(room, grey, 0.1) | {"emitter": solids.light([1, 1, 1], 500, 1)}], 0, 2.5, 0.2)
     size = 48
     (light, albedo), met = rendering.traced(mi, room, rendering.Settings(size, 1, 0), 0)
     assert (
@@ -139,7 +140,7 @@ def test_no_camera_stands_in_a_thing():
     for i in range(8):
         room = rooms.room(mi, np.random.default_rng([7, i]))
         for x, z, radius in room.taken:
-            assert np.hypot(x - room.origin[0], z - room.origin[2]) > radius + rooms.CLEAR
+            assert np.hypot(x - room.origin[0], z - room.origin[2]) > radius + place.CLEAR
         assert abs(room.origin[0]) < room.width / 2 and 0 < room.origin[2] < room.depth
         assert 1 <= room.origin[1] <= 1.8 < room.height
         assert abs(room.target[0]) < room.width / 2 and room.origin[2] < room.target[2] < room.depth

@@ -9,6 +9,7 @@ Whatever is not known of a map has no say, in learning nor in a score.
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, Protocol
 
 import torch
@@ -169,11 +170,13 @@ def watched(
     maps: Iterator[tuple[Tensor, Tensor, Tensor]],
     paint: Callable[[Tensor], Tensor],
     pictures: list[Mapping[str, Tensor]],
+    n: int,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """What is foreseen and what is true, batch by batch; the first few are also painted."""
+    """What is foreseen and what is true, batch by batch; a few of all n are also painted, far from each other in a film."""
+    number, shown = count(), set(torch.linspace(0, n - 1, PICTURES).long().tolist())
     for image, found, true in maps:
         for x, f, t in zip(image, found, true, strict=True):
-            if len(pictures) < PICTURES:
+            if next(number) in shown:
                 pictures.append({"image": x.expand(3, -1, -1), "truth": paint(t), "found": paint(f)})
         yield found, true
 

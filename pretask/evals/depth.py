@@ -41,7 +41,7 @@ def apply(encoder: Encoder, train: Scenes, test: Scenes, plan: Plan) -> Outcome:
     maps, notes = dense.taken("depth", 1, loss, encoder, train, test, plan)
     pictures: list[Mapping[str, Tensor]] = []
     metric = ((image, metres(log), true) for image, log, true in maps)
-    errors = compare(dense.watched(metric, painted, pictures))
+    errors = compare(dense.watched(metric, painted, pictures, len(test)))
     return Outcome(dense.scored(errors, EVALS, len(test), plan.seed, notes), (), pictures)
 
 

@@ -42,7 +42,7 @@ PROTOCOL = (
 def apply(encoder: Encoder, train: Scenes, test: Scenes, plan: Plan) -> Outcome:
     maps, notes = dense.taken("normals", 3, loss, encoder, train, test, plan)
     pictures: list[Mapping[str, Tensor]] = []
-    angles = compare(dense.watched(maps, painted, pictures))
+    angles = compare(dense.watched(maps, painted, pictures, len(test)))
     return Outcome(dense.scored(angles, EVALS, len(test), plan.seed, notes), (), pictures)
 
 
