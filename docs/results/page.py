@@ -114,7 +114,7 @@ def orderings(studies: Sequence[Row]) -> str:
         solved = any(arm["solved"] is not None for arm in study["arms"])
         shown = [*study["n"]]
         lines += [
-            f"**`{study['method']}`**: {study['paper']}\n",
+            f"**`{study['method']}`**, {study['seeds']} seeds: {study['paper']}\n",
             f"| arm | {'solved | ' if solved else ''}{' | '.join(shown)} |",
             "|---|" + "---:|" * (len(shown) + solved),
         ]
