@@ -6,10 +6,10 @@ beside it are used, those that are missing are trained.
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from pretask.device import find_device
 from pretask.encoders import Encoder
 from pretask.evals import baselines, partners
 from pretask.evals import evaluate as evals
-from pretask.evals.crossmodal import Told, texts_of
+from pretask.evals.crossmodal import Head, Told, texts_of
 from pretask.evals.evaluate import Scores
 from pretask.journal import Tell
 from pretask.rng import Rng
@@ -26,6 +26,9 @@ from pretask.run import Run
 from pretask.sources import Labelled, memory, pairs, store
 from pretask.sources.common import Asked, Images, numbered
 from pretask.types import UserError
+
+if TYPE_CHECKING:
+    from pretask.methods.text_topic import TextTopic
 
 
 def evaluate(
@@ -59,13 +62,13 @@ def evaluate(
     first = loaded.encoder if isinstance(loaded, Run) else embedding.encoder_of(loaded, size)
     known = {"size": first.size, "channels": first.channels, "root": root, "max_bad": max_bad}
     known |= {"progress": progress}
-    tracks = followed(data, **known)
+    tracks, by_text = followed(data, **known), None
     if tracks is not None:
         if test is not None or supervised or finetune or nonlinear:
             raise UserError(
                 f"{data} holds tracks, which have no labels to train on; give held-out tracks as --data, and no more"
             )
-        judge = partial(partners.evaluate, tracks=tracks)
+        judge: Callable[..., Scores] = partial(partners.evaluate, tracks=tracks)
     else:
         by_text = told(data, test, loaded.folder if isinstance(loaded, Run) else None, **known)
         train, unseen = by_text or (
@@ -78,6 +81,8 @@ def evaluate(
     # what can be wrong with run and data has been found before other seeds are trained
     if isinstance(loaded, Run):
         family = sisters(loaded, seeds, tell)
+        if by_text:
+            judge = partial(judge, heads=heads(family))
         encoders, fresh = [each.encoder for each in family], [each.untrained for each in family]
         numbers: Sequence[int] = [each.card["seed"] for each in family]
         name = run.title(loaded.card)
@@ -133,6 +138,16 @@ def told(data: Any, test: Any, run: Path | None, **known: Any) -> tuple[Told, To
     if "words" not in unseen.provides:
         raise UserError(f"{test} has no texts, and {data} has; give two sets of images with texts")
     return Told(found.images, texts, learned), Told(unseen, texts_of(unseen), learned)
+
+
+def heads(family: Sequence[Run]) -> list[Head]:
+    """What runs that learned topics say of them; nothing of other runs."""
+    if not all((each.folder / topics.CARD).is_file() for each in family):
+        return []
+    methods = [cast("TextTopic", each.method) for each in family]
+    return [
+        Head(topics.Topics.load(of.folder), each.foretold) for of, each in zip(family, methods, strict=True)
+    ]
 
 
 def budget(of: Run) -> int:

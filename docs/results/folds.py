@@ -77,12 +77,14 @@ def judged(run: Run, train: Path, test: Path) -> dict[str, list[measure.Result]]
         f"untrained {run.encoder.name}": run.untrained,
         baselines.Pixels.name: baselines.Pixels(),
     }
+    (head,) = evaluating.heads([run])
     made = {}
     for row, net in rows.items():
         of_train, of_test = (features.embed(net, part, progress=False) for part in (learned, unseen))
         chosen = measure.choose(of_train, len(learned.classes), 0)
         results = [*measure.measure(of_train, of_test, chosen, 0)]
-        made[row] = [*results, *crossmodal.by_text(of_train, of_test, learned, unseen, chosen)]
+        own = head if net is run.encoder else None
+        made[row] = [*results, *crossmodal.by_text(of_train, of_test, learned, unseen, chosen, own)]
     return made
 
 

@@ -43,8 +43,8 @@ PROTOCOL = {
     "ACC under the best one-to-one map",
     "recall@K": "hit rate among the K nearest test samples, itself excluded, cosine, pooled features",
     "text@K, image@K": "of images with texts: hit rate of a test image's own text among the K nearest of the different test "
-    "texts, and of an image of a text among the K nearest test images; by KL(text ‖ image) of the topics, an image's by a "
-    "linear probe on pooled features",
+    "texts, and of an image of a text among the K nearest test images; by KL(text ‖ image) of the topics, an image's by the "
+    "run's own head, if it has one, else by a linear probe on pooled features",
     "partner@K": "of tracks: hit rate of a track's later patch among the K nearest later patches to its first one, cosine, "
     "pooled features, without tracks of the same clip and time; nothing is trained",
     "label-free": "RankMe, α of the spectrum, mean std per dimension (1/√D at best) and mean cosine of unit rows; test, pooled",
@@ -137,6 +137,7 @@ def evaluate(
     name: str = "encoder",
     seeds: Sequence[int] = (0,),
     fresh: Sequence[Encoder] = (),
+    heads: Sequence[crossmodal.Head] = (),
     seed: int = 0,
     supervised_steps: int | None = None,
     finetune: bool = False,
@@ -149,7 +150,7 @@ def evaluate(
     """Score the encoders of runs that differ in their seed alone, beside the rows that every table carries.
 
     `fresh` are the encoders as their runs began, the untrained row; without them it is drawn with `seeds`, the runs'
-    own, as the supervised encoders are (with `supervised_steps`). `seed` is that of the split, the draws and k-means.
+    own, as the supervised encoders are (with `supervised_steps`). `heads` are those of runs that foretell topics. `seed` is that of the split, the draws and k-means.
     Without `test`, a fifth of each class is set aside.
     `finetune` and `nonlinear` take the encoders and the untrained ones through finetune.py and nonlinear.py.
     """
@@ -164,7 +165,8 @@ def evaluate(
         of_train, of_test = (embed(net, source, cache=cache, **known) for source in (train, test))
         chosen = choose(of_train, len(train.classes), seed)
         yield from measure(of_train, of_test, chosen, seed)
-        yield from crossmodal.by_text(of_train, of_test, train, test, chosen)
+        head = heads[seeds.index(run)] if heads and row == name else None
+        yield from crossmodal.by_text(of_train, of_test, train, test, chosen, head)
         del of_train, of_test  # gigabytes, and the maps need as much
         if not isinstance(net, Encoder) or row not in (name, untrained):
             return

@@ -117,8 +117,12 @@ class TextTopic(Method[About]):
         share = self.share[batch.index]
         return About(x, share, share.argmax(1))
 
+    def foretold(self, pool: Tensor) -> Tensor:
+        """Pooled features (N, D) -> logits of the topics (N, K)."""
+        return self.head(pool.to(self.share.device)).float()
+
     def logits(self, image: Tensor) -> Tensor:
-        return self.head(self.encoder(image)["pool"]).float()  # (B, K)
+        return self.foretold(self.encoder(image)["pool"])  # (B, K)
 
     def loss(self, pretext: About) -> Loss:
         logits = self.logits(pretext.image)

@@ -15,6 +15,7 @@ from pretask.evals.evaluate import parts
 from pretask.evals.features import Features
 from pretask.evals.measure import Chosen
 from pretask.rng import Rng
+from pretask.run import Run
 from pretask.topics import learn
 
 
@@ -139,6 +140,22 @@ def test_each_way_looks_among_its_own_candidates(texts):
     assert not torch.equal(found["image@1"], found["text@1"])
 
 
+def test_a_run_says_itself_what_a_topic_is_and_which_an_image_has(texts):
+    said = crossmodal.texts_of(texts)
+    source = crossmodal.Told(texts, said, learn(said, Rng(0), 4, fewest=1, most=1.0))
+    others = learn(said, Rng(5), 6, fewest=1, most=1.0)
+    train, test = parts(source, seed=0)
+    x, weight = Rng(1).normal(120, 8), Rng(2).normal(8, 6).requires_grad_()
+    of = [Features({"pool": x[part.index]}, part.label, [], "x") for part in (train, test)]
+    head = crossmodal.Head(others, lambda pool: pool @ weight)
+    found = {r.eval: r for r in crossmodal.by_text(*of, train, test, Chosen(1, {}), head)}
+    apart = crossmodal.between(others.of([said[i] for i in test.index]), x[test.index] @ weight.detach())
+    own = torch.eye(len(test), dtype=torch.bool)
+    assert torch.equal(found["image@10"].right, crossmodal.hits(apart, own, 10))
+    assert torch.equal(found["text@10"].right, crossmodal.hits(apart.T, own, 10))
+    assert found["image@1"].notes["by"] == "its own head"
+
+
 def test_images_that_could_not_be_read_have_no_topics(texts):
     said = crossmodal.texts_of(texts)
     source = crossmodal.Told(texts, said, learn(said, Rng(0), 4, fewest=1, most=1.0))
@@ -171,7 +188,13 @@ def test_the_whole_way(tmp_path, monkeypatch, capsys):
     assert "its text@10" in table and "4 classes, chance 25.0" in table
     scores = pretask.evaluate(run, train, test, progress=False)
     row = scores.get("text_topic", "text@10")
-    assert row["n"] == 60 and row["chosen"][0]["among"] == 60
+    assert row["n"] == 60 and row["chosen"][0] == {"by": "its own head", "among": 60}
+    assert "penalty" in scores.get(f"untrained {Run(run).encoder.name}", "text@10")["chosen"][0]
+    both = pretask.evaluate(run, train, test, seeds=2, progress=False).get("text_topic", "image@10")
+    alone = pretask.evaluate(run.replace("s0", "s1"), train, test, progress=False).get(
+        "text_topic", "image@10"
+    )
+    assert both["values"][1] == alone["value"], "each run by its own topics"
     assert {d["eval"] for d in scores.differences} >= {"text@10", "image@10"}
     page = (tmp_path / "run-s0/report.html").read_text()
     assert "Topics of the texts" in page and "image@10" in page
