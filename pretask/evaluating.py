@@ -6,7 +6,7 @@ beside it are used, those that are missing are trained.
 
 import dataclasses
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -63,12 +63,13 @@ def evaluate(
     known = {"size": first.size, "channels": first.channels, "root": root, "max_bad": max_bad}
     known |= {"progress": progress}
     tracks, by_text = followed(data, **known), None
+    more: dict[str, Any] = {}
     if tracks is not None:
         if test is not None or supervised or finetune or nonlinear:
             raise UserError(
                 f"{data} holds tracks, which have no labels to train on; give held-out tracks as --data, and no more"
             )
-        judge: Callable[..., Scores] = partial(partners.evaluate, tracks=tracks)
+        judge = partial(partners.evaluate, tracks=tracks)
     else:
         by_text = told(data, test, loaded.folder if isinstance(loaded, Run) else None, **known)
         train, unseen = by_text or (
@@ -77,19 +78,20 @@ def evaluate(
         )
         steps = budget(loaded) if supervised and isinstance(loaded, Run) else None
         more = {"supervised_steps": steps, "finetune": finetune, "nonlinear": nonlinear}
-        judge = partial(evals.evaluate, train=train, test=unseen, **more)
+        judge = partial(evals.evaluate, train=train, test=unseen)
     # what can be wrong with run and data has been found before other seeds are trained
     if isinstance(loaded, Run):
         family = sisters(loaded, seeds, tell)
         if by_text:
-            judge = partial(judge, heads=heads(family))
+            more["heads"] = heads(family)
         encoders, fresh = [each.encoder for each in family], [each.untrained for each in family]
         numbers: Sequence[int] = [each.card["seed"] for each in family]
         name = run.title(loaded.card)
     else:
         name = what if isinstance(what, str) else first.name
         encoders, fresh, numbers = [first], [], (0,)
-    scores = judge(encoders, name=name, seeds=numbers, fresh=fresh, device=find_device(), progress=progress)
+    more |= {"device": find_device(), "progress": progress}
+    scores = judge(encoders, name=name, seeds=numbers, fresh=fresh, **more)
     if isinstance(loaded, Run):
         scores.write(loaded.folder)
     return scores
