@@ -12,9 +12,8 @@ def run(arguments: Sequence[str] | None = None) -> None:
     if "torch" in sys.modules:
         from pretask import distributed
 
-        if (
-            distributed.world() > 1
-        ):  # threads that are not done with the other processes would abort an orderly end
+        if distributed.world() > 1:
+            # an orderly end would be aborted by threads that are not done with the other processes
             if not code:
                 distributed.leave()
             sys.stdout.flush()

@@ -52,7 +52,7 @@ def main() -> None:
         "title": "TextTopicNet on every figure of the textbook, its texts held out fifth by fifth",
         "commands": [f"OMP_NUM_THREADS={make.TEXTBOOK.threads} {line}" for line in shown],
         "took": make.seconds(folds / "s0"),
-        "remark": f"made by `python docs/results/folds.py`: {FOLDS} runs, each with the texts of another fifth held out, whose figures it is judged on",
+        "remark": f"made by `python docs/results/folds.py`: {FOLDS} runs, each with the texts of another fifth held out, whose figures it is judged on; it finds texts by its own head, the others by a probe",
     }
     (kept / "about.json").write_text(json.dumps(about, indent=2) + "\n")
     for fold in range(FOLDS):
