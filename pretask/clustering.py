@@ -51,8 +51,8 @@ class Subject:
     channels: int | None
     features: Callable[[Images], Tensor]
     """readable images of a source -> (N, D)"""
-    neighbours: int = agglomeration.NEIGHBOURS
-    """of an image, that it is linked with"""
+    neighbours: int | None = None
+    """of an image, that its method links it with"""
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def subject(
     def features(source: Images) -> Tensor:
         return by(torch.from_numpy(embedding.array(encoder, source, "pool", batch)))
 
-    return Subject(spec, encoder.size, encoder.channels, features, links or agglomeration.NEIGHBOURS)
+    return Subject(spec, encoder.size, encoder.channels, features, links)
 
 
 def compared(run: Run) -> tuple[Callable[[Tensor], Tensor], int | None]:
@@ -164,7 +164,7 @@ def cluster(
     if by == "kmeans":
         links, found = None, scoring.cluster(x, clusters, seed)
     else:
-        links = what.neighbours if neighbours is None else neighbours
+        links = neighbours or what.neighbours or agglomeration.NEIGHBOURS
         found = agglomeration.cluster(x, clusters, neighbours_each=links)
     far = distances(x, found)
     scores = {} if data.label is None else scored(data.label[kept], found, seed)

@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -21,14 +21,12 @@ from pretask.evals import evaluate as evals
 from pretask.evals.crossmodal import Head, Told, texts_of
 from pretask.evals.evaluate import Scores
 from pretask.journal import Tell
+from pretask.methods.text_topic import TextTopic
 from pretask.rng import Rng
 from pretask.run import Run
 from pretask.sources import Labelled, memory, pairs, store
 from pretask.sources.common import Asked, Images, numbered
 from pretask.types import UserError
-
-if TYPE_CHECKING:
-    from pretask.methods.text_topic import TextTopic
 
 
 def evaluate(
@@ -143,12 +141,12 @@ def told(data: Any, test: Any, run: Path | None, **known: Any) -> tuple[Told, To
 
 
 def heads(family: Sequence[Run]) -> list[Head]:
-    """What runs that learned topics say of them; nothing of other runs."""
-    if not all((each.folder / topics.CARD).is_file() for each in family):
-        return []
-    methods = [cast("TextTopic", each.method) for each in family]
+    """What runs of text_topic say of the topics that each has learned; nothing of other runs."""
+    learned = [(each, each.method) for each in family if (each.folder / topics.CARD).is_file()]
     return [
-        Head(topics.Topics.load(of.folder), each.foretold) for of, each in zip(family, methods, strict=True)
+        Head(topics.Topics.load(each.folder), method.foretold)
+        for each, method in learned
+        if isinstance(method, TextTopic)
     ]
 
 

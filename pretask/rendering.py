@@ -1,4 +1,4 @@
-"""Rendered scenes: the rooms of rooms.py by Mitsuba 3, with exact depth, normals and instances (`pretask render`).
+"""Rendered scenes: the rooms of rooms/ by Mitsuba 3, with exact depth, normals and instances (`pretask render`).
 
 Light is traced with many rays a pixel; the maps are what the one ray through a pixel's middle meets, since the mean of
 two depths, or of the numbers of two things, belongs to neither. Scene i is a function of seed and i alone. Files are in

@@ -153,6 +153,7 @@ def test_a_method_is_trained_first_and_a_run_of_jule_seen_by_its_own_head(
     assert method.links == 10 != agglomeration.NEIGHBOURS, "what it merged by"
     by_run = agglomeration.cluster(z, 3, neighbours_each=10)
     assert [int(row["cluster"]) for row in rows(tmp_path / "out")] == by_run.tolist()
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["neighbours"] == 10
 
 
 def test_images_are_linked_with_as_many_neighbours_as_asked_for(run, plain, tmp_path, capsys):

@@ -21,14 +21,24 @@ TWO = ["--devices", "2"]
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "pretask"]
 
 HOSTILE = """
-import atexit, os, signal, sys
+import atexit, os, signal, sys, time
 from pretask import distributed, loop
 from pretask.__main__ import run
 from pretask.types import UserError
 
 atexit.register(os.abort)  # as threads do that are not done with a message
 loop.SAVE_EVERY = 0.0  # a checkpoint after every row
-plain = loop.Trainer.step
+plain, fit, leave = loop.Trainer.step, loop.Trainer.fit, os._exit
+
+def slowly(self, *given):
+    fit(self, *given)
+    if distributed.rank() == 0:
+        time.sleep(2)
+        print("the first is done", file=sys.stderr, flush=True)
+
+def told(code):
+    print(f"process {distributed.rank()} leaves", file=sys.stderr, flush=True)
+    leave(code)
 
 def step(self, batch, progress):
     if progress.step == 0:
@@ -41,7 +51,7 @@ def step(self, batch, progress):
         raise UserError("the second process has something to say")
     return plain(self, batch, progress)
 
-loop.Trainer.step = step
+loop.Trainer.step, loop.Trainer.fit, os._exit = step, slowly, told
 run(sys.argv[2:])
 """
 
@@ -106,6 +116,8 @@ def test_weights_that_are_shared_out_end_where_whole_ones_do_killed_or_not(two: 
     ended = python(script, "calm", *WORDS, calm, *TWO, "--strategy", "fsdp")
     assert ended.returncode == 0, ended.stderr
     assert ended.stderr.count("each holds 0.5") == 2
+    first, second = ended.stderr.split("the first is done")
+    assert "leaves" not in first and second.count("leaves") == 2, "nobody leaves before all are done"
     for key, value in weights(two).items():
         assert_close(weights(calm)[key], value, atol=1e-5, rtol=1e-4, msg=lambda m, k=key: f"{k}: {m}")
     assert python(script, "killed", *WORDS, cut, *TWO, "--strategy", "fsdp").returncode == -9

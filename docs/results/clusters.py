@@ -47,7 +47,7 @@ SETS = {
 }
 
 LINKS = "10"
-"""of an image, as JULE has them, beside the published number; chosen on 3,000 training images of MNIST, three times"""
+"""of an image, as JULE has them, beside the published number"""
 
 
 def main() -> None:
