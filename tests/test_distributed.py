@@ -22,19 +22,19 @@ TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "
 
 HOSTILE = """
 import atexit, os, signal, sys, time
-from pretask import distributed, loop
-from pretask.__main__ import run
+from pretask import __main__, distributed, loop
 from pretask.types import UserError
 
 atexit.register(os.abort)  # as threads do that are not done with a message
 loop.SAVE_EVERY = 0.0  # a checkpoint after every row
-plain, fit, leave = loop.Trainer.step, loop.Trainer.fit, os._exit
+plain, main, leave = loop.Trainer.step, __main__.main, os._exit
 
-def slowly(self, *given):
-    fit(self, *given)
-    if distributed.rank() == 0:
+def slowly(words):
+    code = main(words)
+    if sys.argv[1] == "calm" and distributed.rank() == 0:
         time.sleep(2)
         print("the first is done", file=sys.stderr, flush=True)
+    return code
 
 def told(code):
     print(f"process {distributed.rank()} leaves", file=sys.stderr, flush=True)
@@ -51,8 +51,8 @@ def step(self, batch, progress):
         raise UserError("the second process has something to say")
     return plain(self, batch, progress)
 
-loop.Trainer.step, loop.Trainer.fit, os._exit = step, slowly, told
-run(sys.argv[2:])
+loop.Trainer.step, __main__.main, os._exit = step, slowly, told
+__main__.run(sys.argv[2:])
 """
 
 
