@@ -192,7 +192,11 @@ STUDIES = {
     "scene-adversary": Study(
         "The adversary is there to make features of rendered and of real images harder to tell apart.",
         "cross_domain",
-        {"with the adversary": (), "without": ("--adversary", "0")},
+        {
+            "with the adversary": (),
+            "twenty times its weight": ("--adversary", "1"),
+            "without": ("--adversary", "0"),
+        },
         train=f"scenes:{make.ROOMS}+imagenette224/train",
         common=("--size", "64", "--steps", "1500"),
         seeds=6,  # three left open which of the two is ahead

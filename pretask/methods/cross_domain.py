@@ -5,8 +5,7 @@ numbers without another source are those of the released code. A renderer knows 
 learnt holds for photographs too, a judge looks at a map of features and says from which of the two it comes; the trunk is
 trained to be taken for photographs. The judge also sees earlier maps, out of two pools. `pretask render` makes scenes.
 
-For short runs the judge learns by default ten times as fast as the released one, and fooling it weighs twenty times as
-much.
+For short runs the judge learns by default ten times as fast as the released one.
 
 Cost: an image and a photograph a sample, and maps of full size from three heads; a pool keeps 128 maps (3 MB each by
 default).
@@ -59,8 +58,8 @@ class Config(MethodConfig):
     """weight"""
     depth: float = 5.0
     """weight"""
-    adversary: float = 1.0
-    """weight of being taken for a photograph"""
+    adversary: float = 0.05
+    """weight of being taken for a photograph; much more, and features serve the judge instead of the tasks"""
     sign: Literal["eigen", "released"] = "eigen"
     """whether a depth that is wrong by a factor costs less than others, or more"""
     fewest: float = 350 / 227**2
@@ -107,8 +106,6 @@ class Paper(Config):
     """channels"""
     judge_lr: float = 1e-3
     """peak learning rate"""
-    adversary: float = 0.05
-    """weight"""
 
 
 @dataclass(frozen=True)
