@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Judge text topics on every figure of a small textbook: a fifth of its texts is held out in turn, one run for each fifth.
+"""Judge text topics on every figure of a small textbook: a fifth of its sections is held out in turn, one run for each.
 
     python docs/results/folds.py --data FOLDER [--runs runs/results]
 
 FOLDER holds pairs/. One fifth alone has too few figures to tell an encoder from another; the five together are all 669,
-each judged by a run that has seen neither it nor its text. Runs that are there, finished, are used again. What came out is
+each judged by a run that has seen neither it nor one of its section. Runs that are there, finished, are used again. What came out is
 kept in text_topic-folds/, and `make.py` puts it on the page.
 """
 
@@ -49,10 +49,10 @@ def main() -> None:
     (kept / "scores.json").write_text(scores(pooled).to_json() + "\n")
     shown = [shlex.join(["pretask", *command(f"RUNS/{NAME}/train-0.jsonl", 0, f"RUNS/{NAME}/s0")])]
     about = {
-        "title": "TextTopicNet on every figure of the textbook, its texts held out fifth by fifth",
+        "title": "TextTopicNet on every figure of the textbook, its sections held out fifth by fifth",
         "commands": [f"OMP_NUM_THREADS={make.TEXTBOOK.threads} {line}" for line in shown],
         "took": make.seconds(folds / "s0"),
-        "remark": f"made by `python docs/results/folds.py`: {FOLDS} runs, each with the texts of another fifth held out, whose figures it is judged on; it finds texts by its own head, the others by a probe",
+        "remark": f"made by `python docs/results/folds.py`: {FOLDS} runs, each with another fifth of the sections held out, whose figures it is judged on; it finds texts by its own head, the others by a probe",
     }
     (kept / "about.json").write_text(json.dumps(about, indent=2) + "\n")
     for fold in range(FOLDS):

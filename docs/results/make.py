@@ -141,22 +141,23 @@ def top(part: str) -> str:
 
 
 def cut_in_two(data: Path, runs: Path) -> None:
-    """The textbook's figures with their texts, four fifths to learn from and one to be judged by."""
+    """The textbook's figures with their captions, four fifths to learn from and one to be judged by."""
     cut(data, runs / PAIRS, 1)
 
 
 def cut(data: Path, out: Path, folds: int) -> None:
-    """The textbook with a fifth of its texts held out, another for each fold; no text is in both parts."""
+    """The textbook's figures, each with its caption and description, and a fifth of its sections held out, another for each
+    fold; no section is in both parts."""
     book = data / "pairs" / "astronomy"
     rows = [json.loads(line) for line in (book / "pairs.jsonl").read_text().splitlines()]
-    texts = sorted({row["context"] for row in rows})
-    random.Random(0).shuffle(texts)
+    sections = sorted({row["context"] for row in rows})
+    random.Random(0).shuffle(sections)
     out.mkdir(parents=True, exist_ok=True)
     for fold in range(folds):
-        held = set(texts[fold * len(texts) // 5 : (fold + 1) * len(texts) // 5])
+        held = set(sections[fold * len(sections) // 5 : (fold + 1) * len(sections) // 5])
         for part in ("train", "test"):
             mine = [
-                {"image": str((book / row["image"]).resolve()), "text": row["context"]}
+                {"image": str((book / row["image"]).resolve()), "text": " ".join(row["captions"])}
                 for row in rows
                 if (row["context"] in held) == (part == "test")
             ]
@@ -347,7 +348,7 @@ CLIPS = {
 }
 AT_64 = ("--size", "64", "--steps", "1500")
 TEXTBOOK = Experiment(
-    "TextTopicNet on the figures of a textbook of astronomy, by the topics of their texts",
+    "TextTopicNet on the figures of a textbook of astronomy, by the topics of their captions",
     "text_topic",
     f"{PAIRS}/train.jsonl",
     f"{PAIRS}/train.jsonl",
