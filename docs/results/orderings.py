@@ -193,9 +193,9 @@ STUDIES = {
         "The adversary is there to make features of rendered and of real images harder to tell apart.",
         "cross_domain",
         {
-            "with the adversary": (),
-            "twenty times its weight": ("--adversary", "1"),
-            "without": ("--adversary", "0"),
+            "without the adversary": ("--adversary", "0"),
+            "with it": (),
+            "with twenty times its weight": ("--adversary", "1"),
         },
         train=f"scenes:{make.ROOMS}+imagenette224/train",
         common=("--size", "64", "--steps", "1500"),
