@@ -51,7 +51,7 @@ def transfer(
 
     `data` and `test` are folders in VOC or COCO form, `FOLDER` or `FOLDER:PART`; without `test` a fifth of the images is
     set aside, of scenes each in turn. `seeds` and `supervised` are those of `evaluate`; with `finetune`, of normals and
-    depth, the encoders learn with the decoder, so that the untrained one shows what the task alone teaches; `steps` and
+    depth, the encoders learn with a decoder, so that the untrained one shows what the task alone teaches; `steps` and
     `size` (pixels) are the task's own if None.
     """
     known, loaded = task_of(task), what if isinstance(what, Run) else Run(what)
@@ -62,6 +62,8 @@ def transfer(
         raise UserError(f"--finetune is for normals and depth, not for {task}; leave it out")
     if finetune and supervised:
         raise UserError("fine-tuned, the untrained encoder is the supervised one; leave out --supervised")
+    if steps is not None and known.TUNES and not (finetune or supervised):
+        raise UserError(f"{task} is read off frozen maps in no steps; leave out --steps, or give --finetune")
     plan = Plan(steps, size, device=find_device(), progress=progress, tuned=finetune)
     known.check(loaded.encoder, plan)
     train, unseen = (

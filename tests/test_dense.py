@@ -5,13 +5,14 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 import pretask
 from pretask import encoders, sources
-from pretask.evals import dense, depth, normals, transfer
+from pretask.evals import dense, depth, normals, readout, transfer
 from pretask.evals.transfer import Plan
 from pretask.rng import Rng
 from pretask.types import UserError
@@ -165,54 +166,163 @@ def test_a_mirror_turns_a_normal_with_its_place():
     assert torch.equal(dense.mirror(z, "depth"), z.flip(3))
 
 
-@pytest.mark.parametrize(
-    "name", ["resnet_small:width=8", "vit_tiny_patch16_224:patch_size=8,embed_dim=48,depth=4"]
-)
+NETS = ["resnet_small:width=8", "vit_tiny_patch16_224:patch_size=8,embed_dim=48,depth=4"]
+
+
+@pytest.mark.parametrize("name", NETS)
 def test_a_decoder_sees_every_stage_and_answers_for_every_pixel(name: str):
-    net = dense.Decoded(encoders.build(name, 3, 32), 3, frozen=True).eval()
+    net = dense.Decoded(encoders.build(name, 3, 32), 3).eval()
     assert len(net.stages) > 1 and len(net.stages) == len(net.norms)
     assert net(torch.rand(2, 3, 32, 32)).shape == (2, 3, 32, 32)
 
 
-def test_frozen_is_all_that_differs(scenes, encoder):
+def test_the_encoder_learns_with_its_decoder_and_the_one_given_stays(scenes, encoder):
     before = copy.deepcopy(encoder.state_dict())
     known = {"steps": 3, "progress": False, "index": torch.arange(20)}
-    frozen, free = (
-        dense.fit(encoder, scenes, "depth", 1, depth.loss, frozen=f, **known) for f in (True, False)
-    )
-    same = [torch.equal(before[k], v) for k, v in frozen.encoder.state_dict().items()]
-    assert all(same)  # the running means too: the encoder is in evaluation mode
-    weights = dict(free.encoder.named_parameters())
+    net, again = (dense.fit(encoder, scenes, "depth", 1, depth.loss, **known) for _ in range(2))
+    weights = dict(net.encoder.named_parameters())
     assert all(not torch.equal(before[k], w) for k, w in weights.items() if w.ndim == 4)
     assert all(torch.equal(before[k], v) for k, v in encoder.state_dict().items())
-    again = dense.fit(encoder, scenes, "depth", 1, depth.loss, frozen=True, **known)
     assert all(
-        torch.equal(a, b)
-        for a, b in zip(frozen.state_dict().values(), again.state_dict().values(), strict=True)
+        torch.equal(a, b) for a, b in zip(net.state_dict().values(), again.state_dict().values(), strict=True)
     )
 
 
 def test_unknown_pixels_give_no_gradient(encoder):
-    net = dense.Decoded(encoder, 3, frozen=True).train()
+    net = dense.Decoded(encoder, 3).train()
     x = torch.rand(2, 3, 32, 32)
     normals.loss(net(x), torch.zeros(2, 3, 32, 32)).backward()
     assert all(p.grad is None or not p.grad.any() for p in net.parameters())
 
 
-def test_a_decoder_learns_more_than_one_answer_for_all_pixels(scenes, encoder):
-    known = {"index": torch.arange(72), "steps": 60, "progress": False}
+# ---- the readout
+
+
+class Some:
+    """Scenes whose maps are changed."""
+
+    def __init__(self, scenes, change):
+        self.scenes, self.change = scenes, change
+        self.name, self.provides = scenes.name, scenes.provides
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def __getitems__(self, index):
+        batch = self.scenes.__getitems__(index)
+        return replace(batch, aux={name: self.change(batch.aux[name]) for name in ("normals", "depth")})
+
+
+def half_known(x: torch.Tensor) -> torch.Tensor:
+    """The upper 18 rows: of the places there, some whole and some half."""
+    x = x.clone()
+    x[:, :, 18:] = 0
+    return x
+
+
+def by_hand(encoder, scenes, name: str, target, index: torch.Tensor) -> tuple[list, list, list]:
+    """Rows of columns, what they are to give, and what they count, place by place."""
+    batch = scenes.__getitems__(index)
+    rows, aims, counts = [], [], []
+    for mirrored in (False, True):
+        image, true = batch.image.float() / 255, batch.aux[name]
+        if mirrored:
+            image, true = image.flip(3), dense.mirror(true, name)
+        with torch.no_grad():
+            stages = encoder.eval()(image)
+        maps = [readout.resized(stages[s], (8, 8)) for s in readout.stages_of(encoder)]
+        aim, known = target(true)
+        for i in range(len(index)):
+            for y in range(8):
+                for x in range(8):
+                    rows.append(torch.cat([m[i, :, y, x] for m in maps]).tolist())
+                    at = (i, slice(None), slice(4 * y, 4 * y + 4), slice(4 * x, 4 * x + 4))
+                    sure = known[at][0] > 0
+                    counts.append(sure.sum().item() / 16)
+                    aims.append(aim[at][:, sure].mean(1).tolist() if sure.any() else [0.0] * aim.shape[1])
+    return rows, aims, counts
+
+
+@pytest.mark.parametrize("task", [normals, depth], ids=["normals", "depth"])
+def test_the_readout_is_ridge_regression_on_all_places_as_another_library_solves_it(task, scenes, encoder):
+    from sklearn.linear_model import Ridge
+
+    name, known = task.__name__.rsplit(".", 1)[1], Some(scenes, half_known)
+    rows, aims, counts = (np.array(x) for x in by_hand(encoder, known, name, task.target, torch.arange(10)))
+    assert set(counts) == {0, 0.5, 1}
+    index = torch.arange(10)
+    products = readout.products(encoder, known, name, task.target, index, "cpu", False)
+    width = rows.shape[1]
+    scale = np.sqrt(np.cov(rows.T, aweights=counts, ddof=0).diagonal())
+    for penalty in (0.1, 1e-3):
+        weight, bias = readout.solve(products, width, penalty)
+        peer = Ridge(alpha=penalty * counts.sum(), solver="cholesky").fit(rows / scale, aims, counts)
+        assert np.allclose(weight.T, peer.coef_ / scale, rtol=1e-3, atol=1e-5)
+        assert np.allclose(bias, peer.intercept_, rtol=1e-3, atol=1e-4)
+        off = counts[:, None] * (rows @ weight.numpy() + bias.numpy() - aims) ** 2
+        assert readout.squared_error(products, weight, bias) == pytest.approx(off.sum(), rel=1e-3)
+
+
+def test_the_penalty_is_the_best_on_the_last_fifth_of_the_scenes(scenes, encoder):
+    index, errors = torch.arange(30), []
+    encoder.eval()
+    for penalty in readout.PENALTIES:
+        first = readout.products(encoder, scenes, "depth", depth.target, index[:24], "cpu", False)
+        last = readout.products(encoder, scenes, "depth", depth.target, index[24:], "cpu", False)
+        width = len(first) - 2
+        errors.append(readout.squared_error(last, *readout.solve(first, width, penalty)))
+    best = readout.PENALTIES[errors.index(min(errors))]
+    assert len(set(errors)) == len(errors) and best != readout.PENALTIES[0]
+    whole = readout.products(encoder, scenes, "depth", depth.target, index, "cpu", False)
+    weight, bias = readout.solve(whole, width, best)
+    net = readout.fit(encoder, scenes, "depth", depth.target, index=index, progress=False)
+    assert torch.allclose(net.weight[:, :, 0, 0].T.double(), weight, rtol=1e-4, atol=1e-6)
+    assert torch.allclose(net.bias.double(), bias, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_a_readout_answers_for_every_pixel_and_leaves_the_encoder_as_it_is(name: str, scenes):
+    encoder = encoders.build(name, 3, 32).train()
+    before = copy.deepcopy(encoder.state_dict())
+    net = readout.fit(encoder, scenes, "normals", normals.target, index=torch.arange(8), progress=False)
+    assert net(torch.rand(2, 3, 32, 32)).shape == (2, 3, 32, 32)
+    assert encoder.training and not net.encoder.training
+    for state in (encoder.state_dict(), net.encoder.state_dict()):
+        assert all(torch.equal(before[k], v) for k, v in state.items())
+
+
+def test_a_readout_of_one_scene_and_of_nothing_known_gives_numbers(scenes, encoder):
+    known = {"index": torch.arange(1), "progress": False}
+    net = readout.fit(encoder, scenes, "depth", depth.target, **known)
+    assert net(torch.rand(1, 3, 32, 32)).isfinite().all()
+    nothing = Some(scenes, torch.zeros_like)
+    assert not readout.fit(encoder, nothing, "depth", depth.target, **known)(torch.rand(1, 3, 32, 32)).any()
+
+
+@pytest.mark.parametrize("frozen", [True, False], ids=["read off", "decoded"])
+def test_more_is_learnt_than_one_answer_for_all_pixels(frozen: bool, scenes, encoder):
+    known = {"index": torch.arange(72), "progress": False}
     test = torch.arange(72, 96)
     learnt = scenes.__getitems__(torch.arange(72)).aux
     true = scenes.__getitems__(test).aux
-    net = dense.fit(encoder, scenes, "normals", 3, normals.loss, **known)
+
+    def fit(name: str, outputs: int, task):
+        if frozen:
+            return readout.fit(encoder, scenes, name, task.target, **known)
+        return dense.fit(encoder, scenes, name, outputs, task.loss, steps=60, **known)
+
+    net = fit("normals", 3, normals)
     found = normals.compare((f, t) for _, f, t in dense.foreseen(net, scenes, "normals", test))
     same = learnt["normals"].mean((0, 2, 3), keepdim=True).expand(24, -1, 32, 32)
     assert len(found.counts) == 24
     assert numbers(found)["mean"] < 0.6 * numbers(normals.compare([(same, true["normals"])]))["mean"]
-    net = dense.fit(encoder, scenes, "depth", 1, depth.loss, **known)
+    net = fit("depth", 1, depth)
     found = depth.compare((depth.metres(f), t) for _, f, t in dense.foreseen(net, scenes, "depth", test))
     same = depth.metres(learnt["depth"].log().mean()).expand(24, 1, 32, 32)
     assert numbers(found)["absrel"] < 0.6 * numbers(depth.compare([(same, true["depth"])]))["absrel"]
+
+
+# ---- the tasks
 
 
 @pytest.mark.parametrize("task", [normals, depth], ids=["normals", "depth"])
@@ -241,7 +351,7 @@ def test_a_task_beats_one_answer_for_all_pixels_and_an_encoder_that_learns_too_a
 
 def test_every_frame_is_foreseen_once_by_a_decoder_that_learnt_from_other_blocks(encoder, monkeypatch):
     train, test = transfer.parts(normals.load("synthetic:13:32", 0.1, False), 0)
-    learnt, asked, fit, foreseen = [], [], dense.fit, dense.foreseen
+    learnt, asked, fit, foreseen = [], [], readout.fit, dense.foreseen
 
     def fitted(*words, index, **more):
         learnt.append(index.tolist())
@@ -251,7 +361,7 @@ def test_every_frame_is_foreseen_once_by_a_decoder_that_learnt_from_other_blocks
         asked.append(index.tolist())
         return foreseen(net, source, name, index, device)
 
-    monkeypatch.setattr(dense, "fit", fitted)
+    monkeypatch.setattr(readout, "fit", fitted)
     monkeypatch.setattr(dense, "foreseen", told)
     found = normals.apply(encoder, train, test, Plan(1, 32, progress=False)).found
     assert [i for block in asked for i in block] == [*range(13)] and len(asked) == dense.BLOCKS
@@ -270,9 +380,9 @@ def test_fine_tuned_encoders_learn_and_other_tasks_say_no(tmp_path: Path):
     made = pretask.pretrain(
         "rotnet", "synthetic:64:32", tmp_path / "run", steps=1, encoder="resnet_small:width=8"
     )
-    known = {"steps": 2, "progress": False}
-    frozen = pretask.transfer(made, "synthetic:20:32", task="normals", **known)
-    tuned = pretask.transfer(made, "synthetic:20:32", task="normals", finetune=True, **known)
+    known = {"task": "normals", "progress": False}
+    frozen = pretask.transfer(made, "synthetic:20:32", **known)
+    tuned = pretask.transfer(made, "synthetic:20:32", finetune=True, steps=2, **known)
     assert (frozen.data["task"], tuned.data["task"]) == ("normals", "fine-tuned normals")
     for scores, still in ((frozen, True), (tuned, False)):
         own, fresh, _ = (r for r in scores.rows if r["eval"].endswith(" mean"))
@@ -280,6 +390,8 @@ def test_fine_tuned_encoders_learn_and_other_tasks_say_no(tmp_path: Path):
         assert scores.path(made.folder).is_file() and scores.data["n_test"] == 20
     with pytest.raises(UserError, match="--finetune is for normals and depth"):
         pretask.transfer(made, "nowhere", task="detection", finetune=True)
+    with pytest.raises(UserError, match="in no steps; leave out --steps, or give --finetune"):
+        pretask.transfer(made, "synthetic:20:32", steps=2, **known)
     with pytest.raises(UserError, match="leave out --supervised"):
         pretask.transfer(made, "synthetic:20:32", task="depth", finetune=True, supervised=True)
 

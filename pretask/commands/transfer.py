@@ -25,9 +25,9 @@ class Flags:
     """repeat the run with so many seeds; runs beside it are used, missing ones are trained"""
     supervised: bool = False
     """add the same encoder trained first with the images' classes, on as many images as the run saw; of normals and depth,
-    trained with the decoder"""
+    trained with a decoder"""
     finetune: bool = False
-    """of normals and depth, let the encoders learn with the decoder: the untrained one shows what the task alone teaches"""
+    """of normals and depth, let the encoders learn with a decoder: the untrained one shows what the task alone teaches"""
     steps: int | None = None
     """of training on the task (the task's own)"""
     size: int | None = None

@@ -1,9 +1,9 @@
-"""A map foreseen for every pixel, by a light decoder on an encoder's maps: what the scores of normals and depth share.
+"""A map foreseen for every pixel from an encoder's maps: what the scores of normals and depth share.
 
-All map stages of the encoder are brought to one grid and concatenated; the convolutions choose among them, so that no
-stage has to be chosen on held-out images. Frozen, the encoder's maps are those of evaluation mode, and only the decoder
-learns. Unfrozen, everything else being the same, the encoder learns with it: the row that labels alone would give.
-Whatever is not known of a map has no say, in learning nor in a score.
+Frozen, the encoder's maps are those of evaluation mode, and are read off linearly, see `readout.py`. Unfrozen, the encoder
+learns with a light decoder of four convolutions on top of it: the row that labels alone would give, or what a run is worth
+as a start. Both see all map stages on one grid, so that no stage has to be chosen on held-out images. Whatever is not known
+of a map has no say, in learning nor in a score.
 """
 
 import copy
@@ -13,7 +13,6 @@ from itertools import count
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretask import images, sources
@@ -21,8 +20,10 @@ from pretask.config import TrainConfig
 from pretask.device import autocast
 from pretask.encoders import Encoder
 from pretask.encoders.classic import conv
+from pretask.evals import readout
 from pretask.evals.features import batches
 from pretask.evals.finetune import descend, passes
+from pretask.evals.readout import BATCH, Target, mirror, on_grid, resized, stages_of
 from pretask.evals.transfer import Found, Plan, canvas, draws
 from pretask.rng import Rng
 from pretask.sources.common import Images
@@ -36,13 +37,9 @@ PICTURES = 6
 TUNES = True
 BLOCKS = 5
 """of scenes that are both learnt from and foreseen"""
-GRID = 4
-"""pixels that a place of the decoder's grid covers, a side; the map is enlarged to the image from there"""
 STEPS = 1000
 TRAIN = TrainConfig(batch=16, lr=1e-3, weight_decay=0.01, warmup=0.05)
 """AdamW; not tuned, neither for encoders that know something nor for those that do not"""
-BATCH = 32
-"""images at once when scored"""
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(B, K, H, W) foreseen and true -> () over the pixels that are known"""
@@ -145,24 +142,34 @@ def shown(train: Scenes, encoder: Encoder, plan: Plan) -> None:
 
 
 def taken(
-    name: str, outputs: int, loss: "Loss", encoder: Encoder, train: Scenes, test: Scenes, plan: Plan
+    name: str,
+    outputs: int,
+    loss: Loss,
+    target: Target,
+    encoder: Encoder,
+    train: Scenes,
+    test: Scenes,
+    plan: Plan,
 ) -> tuple[Iterator[tuple[Tensor, Tensor, Tensor]], dict[str, Any]]:
-    """Fit decoders, and let them foresee the test scenes: images, what is foreseen and what is true, batch by batch; and
-    the settings."""
+    """Let encoders foresee the test scenes: images, what is foreseen and what is true, batch by batch; and the settings."""
     side = canvas(encoder, plan, SIDE)
     for scenes in (train, test):
         check_provided(scenes.at(side, encoder.channels), name)
-    steps = plan.steps or STEPS
-    more = {"frozen": not plan.tuned, "steps": steps, "seed": plan.run}
-    more |= {"device": plan.device, "progress": plan.progress}
+    told = {"device": plan.device, "progress": plan.progress}
+    notes: dict[str, Any] = {"size": test.at(side, encoder.channels).size, "frozen": not plan.tuned}
+    if plan.tuned:
+        notes |= {"steps": plan.steps or STEPS}
 
     def maps() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         for learned, unseen in train.turns(test):
             known, asked = (scenes.at(side, encoder.channels) for scenes in (learned, unseen))
-            net = fit(encoder, known, name, outputs, loss, index=learned.index, **more)
+            more = {"index": learned.index, **told}
+            if plan.tuned:
+                net = fit(encoder, known, name, outputs, loss, steps=notes["steps"], seed=plan.run, **more)
+            else:
+                net = readout.fit(encoder, known, name, target, **more)
             yield from foreseen(net, asked, name, unseen.index, plan.device)
 
-    notes = {"steps": steps, "size": test.at(side, encoder.channels).size, "frozen": not plan.tuned}
     return maps(), notes
 
 
@@ -195,9 +202,9 @@ def check_provided(source: Source, name: str) -> None:
 class Decoded(nn.Module):
     """An encoder below a decoder: (B, C, H, W) in [0, 1] -> (B, K, H, W)."""
 
-    def __init__(self, encoder: Encoder, outputs: int, frozen: bool):
+    def __init__(self, encoder: Encoder, outputs: int):
         super().__init__()
-        self.encoder, self.frozen = encoder.requires_grad_(not frozen), frozen
+        self.encoder = encoder.requires_grad_(True)
         self.stages = stages = stages_of(encoder)
         widths = [encoder.widths[stage] for stage in stages]
         self.norms = nn.ModuleList(
@@ -210,34 +217,10 @@ class Decoded(nn.Module):
             nn.Conv2d(WIDTH, outputs, 3, padding=1),
         )
 
-    def train(self, mode: bool = True) -> "Decoded":
-        super().train(mode)
-        if self.frozen:
-            self.encoder.eval()
-        return self
-
     def forward(self, image: Tensor) -> Tensor:
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            found = self.encoder(image)
-        size = [max(1, side // GRID) for side in image.shape[2:]]
-        grids = [
-            resized(norm(found[s].float()), size) for s, norm in zip(self.stages, self.norms, strict=True)
-        ]
-        return resized(self.decoder(torch.cat(grids, 1)).float(), image.shape[2:])
-
-
-def stages_of(encoder: Encoder) -> list[str]:
-    """Those that are maps; UserError if there is none."""
-    if not (stages := [stage for stage, side in encoder.sides.items() if side > 1]):
-        raise UserError(f"{encoder.name} has no maps, and a map is to be foreseen; use another encoder")
-    return stages
-
-
-def resized(x: Tensor, size: list[int] | torch.Size) -> Tensor:
-    """(B, D, h, w) -> (B, D, *size), with anti-aliasing where it shrinks."""
-    if list(x.shape[2:]) == list(size):
-        return x
-    return F.interpolate(x, size=tuple(size), mode="bilinear", antialias=True)
+        found = self.encoder(image)
+        maps = [norm(found[s].float()) for s, norm in zip(self.stages, self.norms, strict=True)]
+        return resized(self.decoder(on_grid(maps, image)).float(), image.shape[2:])
 
 
 @torch.random.fork_rng(devices=[])
@@ -248,26 +231,24 @@ def fit(
     outputs: int,
     loss: Loss,
     *,
-    frozen: bool = True,
     index: Tensor | None = None,
     steps: int = STEPS,
     seed: int = 0,
     device: torch.device | str = "cpu",
     progress: bool = True,
 ) -> Decoded:
-    """A decoder for the map `name` of the scenes at `index`, all by default; the encoder itself stays as it is."""
+    """An encoder with a decoder for the map `name` of the scenes at `index`, all by default; a copy learns, not the encoder
+    itself."""
     check_provided(source, name)
     index = torch.arange(len(source)) if index is None else index
     torch.manual_seed(seed)  # of the decoder, and of what an encoder drops
-    net = Decoded(copy.deepcopy(encoder), outputs, frozen).to(device).train()
+    net = Decoded(copy.deepcopy(encoder), outputs).to(device).train()
     batch = min(TRAIN.batch, len(index))
-    weights = [p for p in net.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(weights, TRAIN.lr, weight_decay=TRAIN.weight_decay)
-    kind = f"{name}, {'frozen' if frozen else 'end to end'}"
+    optimizer = torch.optim.AdamW(net.parameters(), TRAIN.lr, weight_decay=TRAIN.weight_decay)
     losses = (
         step_loss(net, x, y, loss) for x, y in mirrored(source, name, index, batch, steps, seed, device)
     )
-    descend(optimizer, losses, TRAIN, steps, kind, progress)
+    descend(optimizer, losses, TRAIN, steps, f"{name}, end to end", progress)
     return net.eval()
 
 
@@ -286,14 +267,6 @@ def mirrored(
         x, y = images.to_float(each.image.to(device)), each.aux[name].to(device)
         turned = Rng(seed, "dense", step, device=device).coin(len(x), 1, 1, 1, p=0.5)
         yield torch.where(turned, x.flip(3), x), torch.where(turned, mirror(y, name), y)
-
-
-def mirror(y: Tensor, name: str) -> Tensor:
-    """What a mirror shows: left and right change places, and a normal that pointed right points left."""
-    flipped = y.flip(3)
-    if name != "normals":
-        return flipped
-    return flipped * flipped.new_tensor([-1.0, 1.0, 1.0]).view(1, 3, 1, 1)
 
 
 @torch.no_grad()

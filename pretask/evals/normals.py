@@ -1,7 +1,7 @@
 """Surface normals foreseen from an image: angles to the true ones, pooled over all valid pixels of all test images.
 
 Scores as in the field's protocol on NYUv2 (Fouhey et al., ICCV 2013): mean and median angle in degrees, and the share
-within 11.25, 22.5 and 30. Differs: the decoder learns by the cosine, where the protocol of Goyal et al. (2019,
+within 11.25, 22.5 and 30. Differs: frozen maps are read linearly, and a decoder learns by the cosine, where the protocol of Goyal et al. (2019,
 arXiv:1905.01235) quantises normals into 40 codes and classifies them.
 """
 
@@ -33,14 +33,15 @@ EVALS: Mapping[str, str] = {
     **{f"within {d:g}": f"share of pixels whose normal is off by less than {d:g} degrees" for d in WITHIN},
 }
 PROTOCOL = (
-    f"a decoder of four convolutions on all maps of the encoder, frozen or fine-tuned, trained by the cosine; {dense.TRAIN.optimizer}, lr "
-    f"{dense.TRAIN.lr}, batch {dense.TRAIN.batch}, {dense.STEPS} steps if not told otherwise, flips; nothing chosen, last "
-    "weights; all pixels of all test images whose normal is known count alike"
+    "frozen, normals are read off all maps of the encoder by one linear layer: ridge regression, the penalty chosen on the last "
+    "fifth of the training images; fine-tuned, a decoder of four convolutions is trained with the encoder by the cosine, "
+    f"{dense.TRAIN.optimizer}, lr {dense.TRAIN.lr}, batch {dense.TRAIN.batch}, {dense.STEPS} steps if not told otherwise, nothing "
+    "chosen, last weights; mirrored images too; all pixels of all test images whose normal is known count alike"
 )
 
 
 def apply(encoder: Encoder, train: Scenes, test: Scenes, plan: Plan) -> Outcome:
-    maps, notes = dense.taken("normals", 3, loss, encoder, train, test, plan)
+    maps, notes = dense.taken("normals", 3, loss, target, encoder, train, test, plan)
     pictures: list[Mapping[str, Tensor]] = []
     angles = compare(dense.watched(maps, painted, pictures, len(test)))
     return Outcome(dense.scored(angles, EVALS, len(test), plan.seed, notes), (), pictures)
@@ -109,6 +110,12 @@ def compare(pairs: Iterable[tuple[Tensor, Tensor]]) -> Angles:
     names = ["mean", *(f"within {d:g}" for d in WITHIN)]
     pooled = dense.Pooled(dict(zip(names, table.T, strict=True)), torch.tensor(pixels).double())
     return Angles(torch.stack(counts), pooled)
+
+
+def target(true: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, 3, H, W) -> the same, and (B, 1, H, W) where it is known."""
+    valid = known(true)[:, None].float()
+    return true * valid, valid
 
 
 def loss(found: Tensor, true: Tensor) -> Tensor:
