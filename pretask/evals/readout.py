@@ -1,7 +1,7 @@
 """A map read off a frozen encoder's maps by one linear layer: ridge regression, solved.
 
-A decoder of several layers learns features of its own, and is then asked for those too: below four convolutions the maps of
-an untrained network do as well as others. So frozen maps are read linearly, as frozen features are in a linear probe.
+A decoder of several layers learns features of its own, and would be scored for those too. So frozen maps are read linearly,
+as frozen features are in a linear probe.
 All stages on one grid are the columns, each with variance 1; its places are the rows, of every training image and its
 mirror image. A place counts as the share of its pixels that are known, and is to give their mean. The penalty is the one
 that, learned from the first four fifths of the images, errs least on the last; so images of a film are not neighbours of
