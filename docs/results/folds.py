@@ -52,7 +52,7 @@ def main() -> None:
         "title": "TextTopicNet on every figure of the textbook, its sections held out fifth by fifth",
         "commands": [f"OMP_NUM_THREADS={make.TEXTBOOK.threads} {line}" for line in shown],
         "took": make.seconds(folds / "s0"),
-        "remark": f"made by `python docs/results/folds.py`: {FOLDS} runs, each with another fifth of the sections held out, whose figures it is judged on; it finds texts by its own head, the others by a probe",
+        "remark": f"made by `python docs/results/folds.py`: {FOLDS} runs, each with another fifth of the sections held out, whose figures it is judged on; it finds texts by its own head, the others by a probe. With the text of a figure's section in place of its caption and description, text@10 was 3.9 [0.3, 7.3] above the untrained network, image@10 2.8 [−1.0, 6.9] and kNN 1.5 [−1.5, 4.3] (this page at commit 47c5501)",
     }
     (kept / "about.json").write_text(json.dumps(about, indent=2) + "\n")
     for fold in range(FOLDS):

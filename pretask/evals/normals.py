@@ -34,7 +34,7 @@ EVALS: Mapping[str, str] = {
 }
 PROTOCOL = (
     "frozen, normals are read off all maps of the encoder by one linear layer: ridge regression, the penalty chosen on the last "
-    "fifth of the training images; fine-tuned, a decoder of four convolutions is trained with the encoder by the cosine, "
+    "fifth of the training images; fine-tuned or supervised, a decoder of four convolutions is trained with the encoder by the cosine, "
     f"{dense.TRAIN.optimizer}, lr {dense.TRAIN.lr}, batch {dense.TRAIN.batch}, {dense.STEPS} steps if not told otherwise, nothing "
     "chosen, last weights; mirrored images too; all pixels of all test images whose normal is known count alike"
 )
