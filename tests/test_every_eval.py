@@ -44,6 +44,7 @@ AROUND = {
     "precision",
     "transfer",
     "dense",
+    "readout",
 }
 CLASSES = 4
 N, Q, D = 240, 90, 12
