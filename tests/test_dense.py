@@ -349,7 +349,7 @@ def test_a_task_beats_one_answer_for_all_pixels_and_an_encoder_that_learns_too_a
     assert task.shown(train, encoder, plan) is None
 
 
-def test_every_frame_is_foreseen_once_by_a_decoder_that_learnt_from_other_blocks(encoder, monkeypatch):
+def test_every_frame_is_foreseen_once_by_what_learnt_from_other_blocks(encoder, monkeypatch):
     train, test = transfer.parts(normals.load("synthetic:13:32", 0.1, False), 0)
     learnt, asked, fit, foreseen = [], [], readout.fit, dense.foreseen
 
@@ -363,7 +363,7 @@ def test_every_frame_is_foreseen_once_by_a_decoder_that_learnt_from_other_blocks
 
     monkeypatch.setattr(readout, "fit", fitted)
     monkeypatch.setattr(dense, "foreseen", told)
-    found = normals.apply(encoder, train, test, Plan(1, 32, progress=False)).found
+    found = normals.apply(encoder, train, test, Plan(None, 32, progress=False)).found
     assert [i for block in asked for i in block] == [*range(13)] and len(asked) == dense.BLOCKS
     assert all(block == [*range(block[0], block[-1] + 1)] for block in asked)
     assert all(

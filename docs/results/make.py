@@ -49,6 +49,8 @@ class Experiment:
     """that are asked for beside the usual ones"""
     more: Callable[["Experiment", Path, Path], dict[str, Any]] | None = None
     """what else is measured, from the data and the first run's folder"""
+    remark: str = ""
+    """that a reader needs beside the numbers"""
     runs: str = ""
     """another experiment, whose runs these are"""
     task: str = ""
@@ -104,6 +106,8 @@ def make(name: str, experiment: Experiment, data: Path, runs: Path) -> None:
         "commands": [*experiment.before, *(plain(" ".join([*few, line]), data, runs) for line in said)],
         "took": seconds(first),
     }
+    if experiment.remark:
+        about["remark"] = experiment.remark
     if experiment.more:
         about |= experiment.more(experiment, data, first)
     kept = HERE / name
@@ -227,26 +231,6 @@ def patches_at_equal_time(experiment: Experiment, data: Path, run: Path) -> dict
     return {"patches": {"centres": centres, "seconds": round(needed), "linear": linear, "knn": knn}}
 
 
-def needs_longer(experiment: Experiment, data: Path, run: Path) -> dict[str, Any]:
-    """What was seen of I-JEPA in runs that are too long for this page, on one NVIDIA H100."""
-    said = (
-        "this budget, less than two passes over the images, is too short for I-JEPA: after 20 passes "
-        "(`pretask pretrain ijepa --data DATA/cifar10/cifar10_train_full_jpeg.npz --batch 512 --steps 1900` on one NVIDIA H100, one run, scored on held-out training images) its best stage is at 50.2 and its pooled "
-        "features at 44.2, those of its untrained network at 45.2 and 44.1"
-    )
-    return {"remark": said}
-
-
-def by_a_decoder(experiment: Experiment, data: Path, run: Path) -> dict[str, Any]:
-    """What was measured before frozen maps were read off linearly."""
-    said = (
-        "how frozen maps are read matters: below a decoder of four convolutions, which learns features of its own, the first three "
-        "of these runs foresaw normals no better than their untrained networks, +0.1 degrees [−2.1, 2.3], nor surely depth, "
-        "−0.6 % [−4.4, 3.2] (this page at commit 4574739); that it be linear was decided on 50 of these 63 frames"
-    )
-    return {"remark": said}
-
-
 def rounds_of(experiment: Experiment, data: Path, run: Path) -> dict[str, Any]:
     """At the end of every round, on the bank: kNN among the others, and how often a neighbour has the class of its
     image, among the anchors that the next round begins with and among all. The run is made once more to look at it."""
@@ -314,6 +298,18 @@ def imagenette(title: str, method: str, train: str = "", **more: Any) -> Experim
     )
 
 
+NEEDS_LONGER = (
+    "this budget, less than two passes over the images, is too short for I-JEPA: after 20 passes "
+    "(`pretask pretrain ijepa --data DATA/cifar10/cifar10_train_full_jpeg.npz --batch 512 --steps 1900` on one NVIDIA H100, one run, scored on held-out training images) its best stage is at 50.2 and its pooled "
+    "features at 44.2, those of its untrained network at 45.2 and 44.1"
+)
+"""of I-JEPA, seen in runs that are too long for this page"""
+BY_A_DECODER = (
+    "how frozen maps are read matters: below a decoder of four convolutions, which learns features of its own, the first three "
+    "of these runs foresaw normals no better than their untrained networks, +0.1 degrees [−2.1, 2.3], nor surely depth, "
+    "−0.6 % [−4.4, 3.2] (this page at commit 4574739); that it be linear was decided on 50 of these 63 frames"
+)
+"""of normals and depth, measured before frozen maps were read off linearly"""
 PATCHES = {
     "exemplar": ("Exemplar-CNN", "exemplar_cnn"),
     "context": ("Context prediction", "context_prediction"),
@@ -480,7 +476,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             method,
             "full_jpeg",
             threads=1,
-            more=needs_longer if method == "ijepa" else None,
+            remark=NEEDS_LONGER if method == "ijepa" else "",
         )
         for method, title in GROUPING.items()
     },
@@ -504,7 +500,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             seeds=SCENES.seeds if flags else 6,  # those that are read off frozen maps take seconds
             runs="cross_domain-imagenette",
             task=task,
-            more=None if flags else by_a_decoder,
+            remark="" if flags else BY_A_DECODER,
         )
         for name, (task, title, (labelled, test), flags) in ELSEWHERE.items()
     },
