@@ -511,7 +511,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         "cifar10/cifar10_train.npz",
         "cifar10/cifar10_test.npz",
         threads=1,
-        flags=("--budget", "10m"),
+        flags=("--budget", "10m", "--neighbours", "20"),
     ),
 }
 
