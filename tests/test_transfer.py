@@ -325,6 +325,12 @@ def test_a_perfect_detector_scores_100_whether_it_finds_the_hard_ones_or_not(det
         assert {k: round(float(v[0]), 6) for k, v in numbers.items()} == dict.fromkeys(numbers, 100)
 
 
+def test_a_detector_learns_to_find_squares_by_their_colour(folder):
+    _, train, test = data("detection", folder)
+    found = detection.apply(encoder(), train, test, Plan(steps=60, size=48, progress=False)).found
+    assert {f.eval: f.value for f in found}["AP50"] > 50
+
+
 def test_undoing_the_flip_gives_image_and_boxes_back(folder):
     item = annotated.load(folder).items[0]
     (image, target), (flipped, moved) = (detection.example(item, 3, flip) for flip in (False, True))
