@@ -13,9 +13,9 @@ from small import images_for, small
 from torch import Tensor
 
 import pretask
-from pretask import contract, embedding, loop, methods, pretraining
+from pretask import contract, embedding, encoders, loop, methods, pretraining, sources
 from pretask.cli import main
-from pretask.evals import finetune, nonlinear
+from pretask.evals import finetune, nonlinear, normals, readout
 from pretask.methods import recipe
 from pretask.pretraining import Settings
 
@@ -109,6 +109,17 @@ def test_features_are_those_of_the_cpu(exact, monkeypatch, tmp_path):
     there = pretask.embed(run, "synthetic:32:16")
     monkeypatch.setattr(embedding, "find_device", lambda: "cpu")
     torch.testing.assert_close(there, pretask.embed(run, "synthetic:32:16"), rtol=1e-3, atol=1e-4)
+
+
+def test_a_map_is_read_off_as_on_the_cpu(exact):
+    scenes = sources.open("synthetic:8:32")
+    encoder = encoders.build("resnet_small:width=8", 3, 32)
+    here, there = (
+        readout.fit(encoder, scenes, "normals", normals.target, device=device, progress=False)
+        for device in ("cpu", "cuda")
+    )
+    x = torch.rand(4, 3, 32, 32)
+    torch.testing.assert_close(there(x.cuda()).cpu(), here(x), rtol=1e-2, atol=1e-2)
 
 
 def test_every_verb(tmp_path, capsys, monkeypatch):

@@ -81,21 +81,21 @@ def products(
     device: torch.device | str,
     progress: bool,
 ) -> Tensor:
-    """Sum over all places of share · z zᵀ, float64 (D + 1 + K, D + 1 + K), where z is a row of columns, 1 and the aim."""
-    total = torch.zeros((), dtype=torch.float64)
+    """Sum over all places of share · z zᵀ, float64 (D + 1 + K, D + 1 + K) on the CPU; z is a row of columns, 1 and the aim."""
+    total = torch.zeros((), dtype=torch.float64, device=device)
     with bar(progress) as steps:
         parts = batches(source, BATCH, index)
         for each in steps.track(parts, total=-(-len(index) // BATCH), description=f"{name}, frozen"):
-            x, y = images.to_float(each.image.to(device)), each.aux[name]
+            x, y = images.to_float(each.image.to(device)), each.aux[name].to(device)
             for image, true in ((x, y), (x.flip(3), mirror(y, name))):
-                found = columns(encoder, image).cpu()
+                found = columns(encoder, image)
                 aim, known = target(true)
                 side = found.shape[2], found.shape[3]
                 share, aim = (F.adaptive_avg_pool2d(m, side) for m in (known, aim))
                 row = torch.cat([found, torch.ones_like(share), aim / share.clamp(min=1e-6)], 1)
                 row, share = (m.movedim(1, 3).flatten(0, 2).double() for m in (row, share))
                 total = total + (share * row).T @ row
-    return total
+    return total.cpu()
 
 
 def solve(products: Tensor, width: int, penalty: float) -> tuple[Tensor, Tensor]:
