@@ -311,9 +311,10 @@ BY_A_DECODER = (
 )
 """of normals and depth, measured before frozen maps were read off linearly"""
 FEW_PHOTOGRAPHS = (
-    "eighty photographs hold few examples of 80 classes; by SGD, the recipe of commit 8c909d2, this command gave every row an AP "
-    "of 0.0; AdamW, its rate and the number of steps were chosen on the 200 photographs of DATA/detection/coco_semantic, two of "
-    "which are also here"
+    "eighty photographs hold few examples of 80 classes: scored on 100 that it learnt from (`--data` and `--test` both "
+    "DATA/detection/coco_semantic:train2017, one seed) the detector has an AP50 of 46.6, above the untrained network 33.2; by SGD, "
+    "the recipe of commit 8c909d2, it has 0.0 there, and every row of the command above had an AP of 0.0. AdamW, its rate and the "
+    "number of steps were chosen on coco_semantic, of whose 200 photographs two are also here"
 )
 """of detection"""
 BY_SGD = (
