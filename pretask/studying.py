@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from pretask import checkpoint, run
 from pretask.device import find_device
 from pretask.encoders import Encoder
-from pretask.evals import evaluate, fewshot, finetune, linear, measure
+from pretask.evals import evaluate, fewshot, finetune, measure
 from pretask.evals.cka import cka
 from pretask.evals.features import Features, embed, readable
 from pretask.evals.holdout import Part, ranks
@@ -284,13 +284,13 @@ def scored(subjects: Sequence[Subject], **about: Any) -> Said:
         train, test = subject.features
         chosen = measure.choose(train, len(train.classes), 0)
         near = measure.by_neighbours(train, test, len(train.classes), chosen.k)
-        results.append([*near, probed(train, test, chosen)])
+        results.append([*near, probed(test, chosen)])
     yield from rows(subjects, results, **about)
 
 
-def probed(train: Features, test: Features, chosen: measure.Chosen) -> Result:
+def probed(test: Features, chosen: measure.Chosen) -> Result:
     """The linear probe on pooled features."""
-    return next(measure.by_probes(train, test, len(train.classes), chosen))
+    return next(measure.by_probes(test, chosen))
 
 
 # ---- how many labels?
@@ -334,12 +334,10 @@ def few_probed(features: tuple[Features, Features], few: Tensor) -> Result:
     count = label.bincount()
     if count[count > 0].min() >= ENOUGH:
         part = Features({"pool": x[few]}, label, train.classes, train.source)
-        return probed(part, test, measure.choose(part, len(train.classes), 0))
-    mean, scale = linear.standard(x)  # of all training images, which needs no label
-    penalty = fewshot.PENALTY * int((scale > 0).sum())  # of rows of about unit length
-    probe = linear.Problem(x[few], label, len(train.classes), (mean, scale)).solve(penalty)
+        return probed(test, measure.choose(part, len(train.classes), 0))
+    (probe,) = fewshot.probes(x, train.label, len(train.classes), [few])
     right = probe.predict(test.stages["pool"]) == test.label
-    return measure.accuracy("linear", "pool", right, {"penalty": penalty})
+    return measure.accuracy("linear", "pool", right, {"penalty": fewshot.PENALTY})
 
 
 def tuned(subject: Subject, index: Tensor) -> Result:

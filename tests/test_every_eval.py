@@ -28,7 +28,7 @@ from pretask.evals import (
     retrieval,
     spread,
 )
-from pretask.evals.holdout import Part
+from pretask.evals.holdout import Part, splits
 from pretask.evals.measure import Chosen, Result
 from pretask.rng import Rng
 from pretask.sources import Labelled
@@ -45,6 +45,7 @@ AROUND = {
     "transfer",
     "dense",
     "readout",
+    "span",
 }
 CLASSES = 4
 N, Q, D = 240, 90, 12
@@ -98,8 +99,8 @@ ALL = PREDICT | {
     "cka": lambda x, label, unseen, truth: numbers(vars(cka.cka(unseen, unseen.abs()))),
 }
 CHOOSE: dict[str, Callable[..., Any]] = {
-    "knn": lambda x, label, held, truth: knn.choose(x, label, held, truth, CLASSES),
-    "linear": lambda x, label, held, truth: linear.choose(x, label, held, truth, CLASSES).penalty,
+    "knn": lambda x, label: knn.choose(x, label, CLASSES, splits(label, 0)),
+    "linear": lambda x, label: linear.choose(x, label, CLASSES, splits(label, 0)).penalty,
 }
 every = pytest.mark.parametrize("name", ALL)
 NOTHING = linear.Probe(torch.zeros(CLASSES, 1), torch.zeros(CLASSES))
@@ -126,7 +127,7 @@ def test_it_leaves_its_inputs_and_the_random_state_alone(name):
     given, state = features(), torch.random.get_rng_state()
     ALL[name](**given)
     if name in CHOOSE:
-        CHOOSE[name](*given.values())
+        CHOOSE[name](given["x"], given["label"])
     assert all(torch.equal(given[k], v) for k, v in features().items())
     assert torch.equal(torch.random.get_rng_state(), state)
 
@@ -145,7 +146,7 @@ def test_half_precision_says_what_the_same_numbers_in_single_precision_say(name)
     single = given | {k: given[k].float() for k in ("x", "unseen")}
     assert torch.equal(ALL[name](**given), ALL[name](**single))
     if name in CHOOSE:
-        assert CHOOSE[name](*given.values()) == CHOOSE[name](*single.values())
+        assert CHOOSE[name](given["x"], given["label"]) == CHOOSE[name](single["x"], single["label"])
 
 
 @pytest.mark.parametrize("name", PREDICT)
@@ -163,7 +164,6 @@ def test_training_samples_in_another_order_are_the_same_training_set(name):
     moved = given | {k: given[k][order] for k in ("x", "label")}
     changed = (PREDICT[name](**given) != PREDICT[name](**moved)).sum()
     assert changed <= {"knn": 0, "linear": 1}[name]  # one may lie on the edge that rounding moves
-    assert CHOOSE[name](*given.values()) == CHOOSE[name](*moved.values())
 
 
 def test_spread_knows_no_order():

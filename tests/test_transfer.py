@@ -12,6 +12,7 @@ import torch
 from pretask import encoders, images
 from pretask.cli import main
 from pretask.evals import detection, interval, segmentation, transfer, voc
+from pretask.evals.span import span
 from pretask.evals.transfer import Found, Outcome, Plan
 from pretask.rng import Rng
 from pretask.sources import annotated
@@ -188,20 +189,11 @@ def test_the_machines_are_at_the_lowest_of_their_objective(n, d):
     x = voc.unit(rng.normal(n, d) + 0.5)
     label = (x[:, :3] + 0.05 * rng.normal(n, 3) > 0.1).long()
     label[:5, 1] = -1
-    rows, test = voc.spanned(x, x)
+    rows, _ = span(x)  # the same decisions
     for cost, k in product((0.1, 2.0, 100.0), range(3)):
-        made = voc.decide(rows, label[:, k], test, cost, voc.EXACTLY)
+        made = voc.decide(rows, label[:, k], rows, cost, voc.EXACTLY)
         expected = lowest(x, label[:, k], cost)
         assert np.abs(made - expected).max() < 0.001 * np.abs(expected).max()
-
-
-def test_the_dimensions_that_rows_span_keep_their_products():
-    x, test = Rng(0).normal(5, 40), Rng(1).normal(7, 40)
-    z, t = voc.spanned(x, test)
-    assert z.shape == (5, 5) and t.shape == (7, 5)
-    torch.testing.assert_close(z @ z.T, x @ x.T, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(t @ z.T, test @ x.T, rtol=1e-4, atol=1e-4)
-    assert voc.spanned(z, t)[1] is t
 
 
 def test_a_class_that_every_known_image_shows_has_nothing_to_be_told_from():

@@ -102,7 +102,7 @@ def probed(of_train: features.Features, of_test: features.Features) -> torch.Ten
     """(N,): which test samples a linear probe on "pool" gets right, %."""
     train, test = (replace(f, stages={"pool": f.stages["pool"]}) for f in (of_train, of_test))
     chosen = measure.choose(train, len(train.classes), seed=0)
-    found = measure.by_probes(train, test, len(train.classes), chosen)
+    found = measure.by_probes(test, chosen)
     return 100 * evaluate.right([[*found]], "linear", "pool")[0]
 
 

@@ -116,18 +116,19 @@ def distances(x: Tensor, centres: Tensor) -> Tensor:
 
 
 def sample_patches(source: Source, n: int, rng: Rng) -> Tensor:
-    """(n, D) patches in grey levels, from at most n / 20 images."""
+    """(n, D) patches in gray levels, no place twice, from at most n / 20 images; fewer where these hold fewer."""
     some = rng.permutation(len(source))[: max(1, n // 20)].sort().values
     canvas = torch.cat(
         [reduced(images.to_float(source.__getitems__(index).image)) for index in some.split(256)]
     )
     m, c, h, w = canvas.shape
+    rows, columns = h - PATCH + 1, w - PATCH + 1
+    place = rng.permutation(m * rows * columns)[:n]
+    which, top, left = place // (rows * columns), place // columns % rows, place % columns
     at = torch.arange(PATCH)
-    which = rng.integers(n, high=m)
-    top, left = rng.integers(n, high=h - PATCH + 1), rng.integers(n, high=w - PATCH + 1)
-    rows, columns = (top[:, None] + at)[:, None, :, None], (left[:, None] + at)[:, None, None, :]
+    down, across = (top[:, None] + at)[:, None, :, None], (left[:, None] + at)[:, None, None, :]
     channel = torch.arange(c)[None, :, None, None]
-    return 255 * canvas[which[:, None, None, None], channel, rows, columns].flatten(1)
+    return 255 * canvas[which[:, None, None, None], channel, down, across].flatten(1)
 
 
 def whiten(patch: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pretask.evals.knn import unit
+from pretask.evals.span import span
 
 RESTARTS = 10
 """k-means starts, of which the one with the smallest distances counts"""
@@ -24,7 +25,8 @@ def cluster(x: Tensor, clusters: int, seed: int) -> Tensor:
     means = KMeans(min(clusters, len(x)), n_init=RESTARTS, random_state=seed)  # type: ignore[arg-type]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # collapsed features have fewer distinct points
-        return torch.from_numpy(means.fit_predict(unit(x).cpu().numpy())).long()
+        rows, _ = span(unit(x).cpu())
+        return torch.from_numpy(means.fit_predict(rows.numpy())).long()
 
 
 def table(label: Tensor, cluster: Tensor) -> np.ndarray:

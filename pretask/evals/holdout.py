@@ -1,10 +1,26 @@
 """Part of a labelled set, class by class: what settings are chosen on, so that no test sample has a say."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from pretask.rng import Rng
 from pretask.types import Batch, Labelled, UserError
+
+FEW = 2_000
+"""samples up to which settings are chosen by repeated folds, as a fifth of them decides little"""
+FOLDS = 5
+REPEATS = 10
+"""times that the folds are drawn, at most; as many as come to FEW held-out samples in all"""
+HELD = 10_000
+"""of more samples, so many are held out at most"""
+FIT = 20_000
+"""and so many fitted to, at most"""
+SINGLE = (
+    "every class has a single image, so none can be held out: settings are chosen, and without a test set "
+    "scores are taken, on images held out; give more images per class"
+)
 
 
 def ranks(label: Tensor, rng: Rng) -> Tensor:
@@ -28,12 +44,55 @@ def split(label: Tensor, rng: Rng, share: float = 0.2, most: int | None = None) 
     count = label.bincount()
     held = torch.minimum((share * count).round().clamp(min=1).long(), count - 1)
     if held.clamp(min=0).sum() == 0:
-        raise UserError(
-            "every class has a single image, so none can be held out: settings are chosen, and without a test set "
-            "scores are taken, on images held out; give more images per class"
-        )
+        raise UserError(SINGLE)
     out = ranks(label, rng) < held[label]
     return (~out).nonzero().flatten(), out.nonzero().flatten()
+
+
+@dataclass(frozen=True)
+class Splits:
+    """B ways to hold samples out, side by side, so that whatever is chosen can be tried on all of them at once."""
+
+    fit: Tensor  # (M,) positions of the samples that some way fits to
+    fitted: Tensor  # (B, M) bool: which of them each way fits to
+    held: Tensor  # (H,) positions of the samples that some way holds out, in random order
+    judged: Tensor  # (B, H) bool: which of them each way holds out
+
+    def each(self, right: Tensor) -> Tensor:
+        """(B, H) bool, who was right -> (H',) how often, of the times that a sample was held out."""
+        times = self.judged.sum(0)
+        return ((right & self.judged).sum(0) / times)[times > 0].double()
+
+    def accuracy(self, right: Tensor) -> float:
+        """(B, H) -> 0 … 1; every sample counts alike."""
+        return self.each(right).mean().item()
+
+
+def splits(label: Tensor, seed: int) -> Splits:
+    """(N,) -> how settings are chosen: of up to FEW samples by repeated stratified folds, of more by one split."""
+    n, order = len(label), Rng(seed, "queries").permutation(len(label))
+    if n > FEW:
+        fit, held = split(label, Rng(seed, "holdout"), most=HELD)
+        if len(fit) > FIT:
+            fit = fit[split(label[fit], Rng(seed, "fit"), FIT / len(fit))[1]]
+        held = order[torch.isin(order, held)]
+        return Splits(fit, torch.ones(1, len(fit)).bool(), held, torch.ones(1, len(held)).bool())
+    count = label.bincount()
+    if count.max() < 2:
+        raise UserError(SINGLE)
+    repeats = min(REPEATS, max(1, FEW // n))
+    fold = torch.stack([folds(label, Rng(seed, "folds", r)) for r in range(repeats)])  # (R, N)
+    held = (fold[:, None] == torch.arange(FOLDS)[:, None]).flatten(0, 1)  # (R · FOLDS, N)
+    held = held[held.any(1)]  # a handful of samples does not fill every fold
+    return Splits(torch.arange(n), ~held, order, (held & (count[label] > 1))[:, order])
+
+
+def folds(label: Tensor, rng: Rng) -> Tensor:
+    """(N,) -> (N,) a fold from 0 to FOLDS - 1; every class is spread over the folds as evenly as can be."""
+    first = rng.child("first").integers(
+        int(label.max()) + 1, high=FOLDS
+    )  # small classes begin in different folds
+    return (ranks(label, rng) + first[label]) % FOLDS
 
 
 class Part:

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pretask.evals.holdout import Splits
+
 NEIGHBOURS = (10, 20, 100, 200)
 """k, as DINO sweeps it"""
 TEMPERATURE = 0.07
@@ -18,6 +20,8 @@ BLOCK = 1 << 24
 """similarities held at once: 64 MB"""
 GROUP = 16
 """neighbours in memory of whom the best is looked at first"""
+QUERIES = 2_000
+"""samples of a split, at most, that k is chosen on"""
 
 
 def unit(x: Tensor) -> Tensor:
@@ -77,17 +81,17 @@ def knn(
 
 
 def choose(
-    train: Tensor,
-    label: Tensor,
-    held: Tensor,
-    held_label: Tensor,
-    classes: int,
-    neighbours: Sequence[int] = NEIGHBOURS,
+    x: Tensor, label: Tensor, classes: int, splits: Splits, neighbours: Sequence[int] = NEIGHBOURS
 ) -> int:
-    """The k with most held-out training samples right; the smaller of equals."""
-    similarity, index = nearest(held, train, min(max(neighbours), len(train)))
-
-    def right(k: int) -> int:
-        return int((vote(similarity[:, :k], label[index[:, :k]], classes) == held_label).sum())
-
-    return max(sorted({min(k, len(train)) for k in neighbours}), key=right)
+    """(N, D), (N,) -> the k with most held-out training samples right, at most QUERIES of them; the smaller of equals."""
+    x = unit(x)
+    least = int(splits.fitted.sum(1).min())
+    candidates = sorted({min(k, least) for k in neighbours})
+    right = torch.zeros(len(candidates), dtype=torch.long)
+    for fitted, judged in zip(splits.fitted, splits.judged, strict=True):
+        fit, held = splits.fit[fitted], splits.held[judged][:QUERIES]
+        similarity, index = nearest(x[held], x[fit], candidates[-1])
+        found = label[fit][index]
+        for i, k in enumerate(candidates):
+            right[i] += (vote(similarity[:, :k], found[:, :k], classes) == label[held]).sum()
+    return candidates[int(right.argmax())]

@@ -1,8 +1,10 @@
 """Linear probe: multinomial logistic regression on frozen, cached features.
 
-Standardised features and L-BFGS to the optimum, the penalty chosen on held-out training samples. The classic probe
+Standardized features and L-BFGS to the optimum, the penalty chosen on held-out training samples. The classic probe
 takes 28 to 100 epochs of SGD through the encoder (Goyal et al. 2019, arXiv:1905.01235; He et al. 2020,
 arXiv:1911.05722); its objective is convex, so here it is simply solved.
+
+One factorization of the features serves every penalty and every fold, and the folds are solved together.
 """
 
 from collections import deque
@@ -12,6 +14,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from pretask.evals.holdout import Splits
+from pretask.evals.span import span
 
 PENALTIES = (1.0, 0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5)
 """λ of mean cross-entropy + λ/2 ‖W‖², strong to weak; scikit-learn's C is 1 / (λ N)"""
@@ -43,7 +48,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class Choice:
-    """What was chosen on held-out training samples, and how well it did there."""
+    """What was chosen on held-out training samples, how well it did there, and what it makes of all of them."""
 
     penalty: float
     accuracy: float  # share of the held-out samples
@@ -64,113 +69,181 @@ def standard(x: Tensor) -> tuple[Tensor, Tensor]:
     return mean, torch.where(varies, 1 / std.clamp(min=1e-30), 0)
 
 
-class Problem:
-    """Mean cross-entropy + penalty/2 ‖W‖² over the standardised rows of x, as a function of theta (K, D + 1).
+class Design:
+    """Features (N, D), standardized and factorized once for all that is fitted to them.
 
-    `label` is (N,) the class of each row, or (N, K) its share of each class.
-    The standardisation is folded into theta and x is read in blocks, as it is: it may be a half-precision array
-    on disk.
+    Fewer rows than columns are replaced by their coordinates on their principal axes (span.py). Others stay as they
+    are, since they may be gigabytes in half precision; their standardization is folded into the weights.
     """
 
-    def __init__(self, x: Tensor, label: Tensor, classes: int, moments: tuple[Tensor, Tensor] | None = None):
-        self.x, self.label, self.classes = x, label, classes
+    def __init__(self, x: Tensor, moments: tuple[Tensor, Tensor] | None = None):
         self.dtype = torch.promote_types(x.dtype, torch.float32)
         self.mean, self.scale = (s.to(self.dtype) for s in moments or standard(x))
-        every = max(1, round(len(x) * x.shape[1] ** 2 / WORK))
-        rows = (x[::every].to(self.dtype) - self.mean) * self.scale
-        self.correlation = rows.T @ rows / len(rows)  # (D, D), of all rows where that is cheap
+        self.rows, self.basis = x, None
+        if len(x) < x.shape[1]:
+            self.rows, self.basis = span((x.to(self.dtype) - self.mean) * self.scale)
+            self.values, self.vectors = (
+                self.rows.square().mean(0),
+                None,
+            )  # (R,) of the correlation, which is diagonal
+        else:
+            every = max(1, round(len(x) * x.shape[1] ** 2 / WORK))
+            rows = (x[::every].to(self.dtype) - self.mean) * self.scale
+            correlation = rows.T @ rows / len(rows)  # (D, D), of all rows where that is cheap
+            self.values, self.vectors = torch.linalg.eigh(correlation)
+
+    @property
+    def width(self) -> int:
+        """R: of theta, but for the bias."""
+        return self.rows.shape[1]
+
+    def folded(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """theta (…, K, R + 1) of standardized features -> weight (…, K, R) and bias (…, K) for `rows` as they are."""
+        weight, bias = theta[..., :-1], theta[..., -1]
+        if self.basis is not None:
+            return weight, bias
+        weight = weight * self.scale
+        return weight, bias - weight @ self.mean
+
+    def unfolded(self, weight: Tensor, bias: Tensor) -> Tensor:
+        """Gradients of the weight (…, K, R) and the bias (…, K) that `folded` made -> of theta (…, K, R + 1)."""
+        if self.basis is None:
+            weight = (weight - bias[..., None] * self.mean) * self.scale
+        return torch.cat([weight, bias[..., None]], -1)
 
     def probe(self, theta: Tensor) -> Probe:
-        weight = theta[:, :-1] * self.scale
-        return Probe(weight, theta[:, -1] - weight @ self.mean)
+        """theta (K, R + 1) -> the probe of the features themselves."""
+        weight, bias = theta[:, :-1], theta[:, -1]
+        weight = (weight if self.basis is None else weight @ self.basis.T) * self.scale
+        return Probe(weight, bias - weight @ self.mean)
 
-    def theta(self, probe: Probe | None) -> Tensor:
-        if probe is None:
-            return torch.zeros(self.classes, self.x.shape[1] + 1, dtype=self.dtype, device=self.x.device)
-        weight = torch.where(self.scale > 0, probe.weight / self.scale.clamp(min=1e-30), 0)
-        return torch.cat([weight, (probe.bias + probe.weight @ self.mean)[:, None]], 1)
-
-    def value(self, theta: Tensor, penalty: float) -> tuple[float, Tensor]:
-        """The objective and its gradient (K, D + 1), in one pass over x."""
-        probe, n = self.probe(theta), len(self.x)
-        total, weight, bias = 0.0, torch.zeros_like(probe.weight), torch.zeros_like(probe.bias)
-        rows_of = blocks(self.x)
-        for rows, target in zip(rows_of, self.label.split(len(rows_of[0])), strict=True):
-            rows = rows.to(self.dtype)
-            log_p = F.linear(rows, probe.weight, probe.bias).log_softmax(1)
-            if target.ndim == 2:  # shares of the classes
-                total -= (log_p * target).sum().item()
-                error = log_p.exp_().mul_(target.sum(1, keepdim=True)).sub_(target)
-            else:
-                total -= log_p.gather(1, target[:, None]).sum().item()
-                error = log_p.exp_().scatter_add_(1, target[:, None], -torch.ones_like(log_p[:, :1]))
-            weight.addmm_(error.T, rows)
-            bias += error.sum(0)
-        w = theta[:, :-1]
-        gradient = (weight - bias[:, None] * self.mean) * self.scale / n + penalty * w
-        value = total / n + penalty / 2 * w.square().sum().item()
-        return value, torch.cat([gradient, bias[:, None] / n], 1)
-
-    def newton(self, penalty: float) -> Callable[[Tensor], Tensor]:
-        """Gradient -> roughly Newton's direction.
+    def newton(self, classes: int, penalty: float) -> Callable[[Tensor], Tensor]:
+        """Gradient (…, K, R + 1) -> roughly Newton's direction.
 
         At p = 1/K the Hessian is (1/K)(I - 11ᵀ/K) ⊗ XᵀX/N + λI (Böhning 1992 bounds it alike everywhere);
         L-BFGS learns the rest.
         """
-        hessian, shift = self.correlation / self.classes, penalty + 1e-6
-        hessian.diagonal().add_(shift)
-        root, failed = torch.linalg.cholesky_ex(hessian)
-        while failed:  # columns repeat each other, and rounding errors decide the sign of what is left
-            hessian.diagonal().add_(9 * shift)
-            shift *= 10
-            root, failed = torch.linalg.cholesky_ex(hessian)
+        shrink = 1 / (self.values.clamp(min=0) / classes + penalty + 1e-6)  # (R,)
 
         def direction(g: Tensor) -> Tensor:
-            return torch.cat([torch.cholesky_solve(g[:, :-1].T, root).T, self.classes * g[:, -1:]], 1)
+            weight = g[..., :-1]
+            if self.vectors is None:
+                weight = weight * shrink
+            else:
+                weight = (weight @ self.vectors * shrink) @ self.vectors.T
+            return torch.cat([weight, classes * g[..., -1:]], -1)
 
         return direction
 
-    def solve(self, penalty: float, start: Probe | None = None, tolerance: float = 1e-5) -> Probe:
-        """The minimum, up to what another step would gain: less than `tolerance` nats."""
-        theta = minimise(
-            lambda theta: self.value(theta, penalty), self.theta(start), self.newton(penalty), tolerance
+
+class Problem:
+    """Mean cross-entropy + penalty/2 ‖W‖² of B probes on the same features, as a function of theta (B, K, R + 1).
+
+    `label` is (N,) the class of each row, or (N, K) its share of each class. `part` (B, N) says to which rows each
+    probe is fitted; without it there is one probe, of all rows. `index` (N,) are the rows of the design that are
+    meant, where they are not all.
+    """
+
+    def __init__(
+        self,
+        design: Design,
+        label: Tensor,
+        classes: int,
+        part: Tensor | None = None,
+        index: Tensor | None = None,
+    ):
+        self.design, self.classes, self.label = design, classes, label
+        self.rows = design.rows if index is None else design.rows[index]
+        part = (torch.ones(1, len(self.rows)) if part is None else part).to(design.dtype)
+        self.share = (part / part.sum(1, keepdim=True)).T.contiguous()  # (N, B), columns sum to 1
+
+    def start(self) -> Tensor:
+        return torch.zeros(self.share.shape[1], self.classes, self.design.width + 1, dtype=self.design.dtype)
+
+    def value(self, theta: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
+        """The objectives (B,) and their gradients (B, K, R + 1), in one pass over the rows."""
+        weight, bias = self.design.folded(theta)
+        total = torch.zeros(len(theta), dtype=torch.float64)
+        by_weight, by_bias = torch.zeros_like(weight).flatten(0, 1), torch.zeros_like(bias)
+        rows_of = blocks(self.rows)
+        size = len(rows_of[0])
+        for rows, label, share in zip(rows_of, self.label.split(size), self.share.split(size), strict=True):
+            rows = rows.to(self.design.dtype)
+            target = (F.one_hot(label, self.classes) if label.ndim == 1 else label).to(rows.dtype)[
+                :, None
+            ]  # (n, 1, K)
+            log_p = logits(rows, weight, bias).log_softmax(-1)  # (n, B, K)
+            total -= ((log_p * target).sum(-1) * share).sum(0, dtype=torch.float64)
+            error = log_p.exp_().mul_(target.sum(-1, keepdim=True)).sub_(target).mul_(share[..., None])
+            by_weight.addmm_(error.flatten(1).T, rows)
+            by_bias += error.sum(0)
+        w = theta[..., :-1]
+        gradient = self.design.unfolded(by_weight.view_as(weight), by_bias)
+        gradient[..., :-1] += penalty * w
+        return total + penalty / 2 * w.double().square().sum((1, 2)), gradient
+
+    def solve(self, penalty: float, start: Tensor | None = None, tolerance: float = 1e-5) -> Tensor:
+        """The minima (B, K, R + 1), up to what another step would gain: less than `tolerance` nats each."""
+        return minimize(
+            lambda theta: self.value(theta, penalty),
+            self.start() if start is None else start,
+            self.design.newton(self.classes, penalty),
+            tolerance,
         )
-        return self.probe(theta)
 
 
-def fit(x: Tensor, label: Tensor, classes: int, penalty: float, start: Probe | None = None) -> Probe:
+def logits(rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """(N, R), (B, K, R), (B, K) -> (N, B, K), in one product."""
+    return F.linear(rows, weight.flatten(0, 1), bias.flatten()).view(len(rows), *bias.shape)
+
+
+def fit(x: Tensor, label: Tensor, classes: int, penalty: float) -> Probe:
     """(N, D), (N,) classes or (N, K) shares -> the probe at the optimum."""
-    return Problem(x, label, classes).solve(penalty, start)
+    design = Design(x)
+    return design.probe(Problem(design, label, classes).solve(penalty)[0])
 
 
-def minimise(
-    objective: Callable[[Tensor], tuple[float, Tensor]],
+# ---- the solver
+
+
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """(B, K, R), (B, K, R) -> (B, 1, 1)."""
+    return (a * b).sum((1, 2), keepdim=True)
+
+
+def minimize(
+    objective: Callable[[Tensor], tuple[Tensor, Tensor]],
     theta: Tensor,
     precondition: Callable[[Tensor], Tensor],
     tolerance: float,
     steps: int = 300,
 ) -> Tensor:
-    """Preconditioned L-BFGS (Nocedal, Wright, Numerical Optimization, alg. 7.4), with backtracking."""
+    """Preconditioned L-BFGS (Nocedal, Wright, Numerical Optimization, alg. 7.4) of B problems, with backtracking.
+
+    Each problem has its own curvature and step length; one that has arrived waits for the others.
+    """
     memory: deque[Move] = deque(maxlen=10)
     value, gradient = objective(theta)
     scaled = precondition(gradient)
+    going = torch.ones(len(theta), dtype=torch.bool)
     for _ in range(steps):
         direction = -towards(gradient, scaled, memory)
-        slope = (gradient * direction).sum().item()
-        if -slope / 2 < tolerance:
+        slope = dot(gradient, direction).flatten().double()  # (B,)
+        going &= -slope / 2 >= tolerance
+        if not going.any():
             break
-        length = 1.0
+        length = going.double()
         while True:
-            step = length * direction
+            step = length.to(theta.dtype)[:, None, None] * direction
             reached, new = objective(theta + step)
-            if reached <= value + 1e-4 * length * slope:
+            short = reached > value + 1e-4 * length * slope
+            if not short.any():
                 break
-            length /= 2
-            if length < 1e-4:  # no gain beyond rounding errors is left
-                return theta
-        change, new_scaled = new - gradient, precondition(new)
-        if (step * change).sum() > 1e-10 * step.norm() * change.norm():
-            memory.append(Move(step, change, new_scaled - scaled))
+            length = torch.where(short, length / 2, length)
+            stuck = short & (length < 1e-4)  # no gain beyond rounding errors is left
+            going, length = going & ~stuck, length.masked_fill(stuck, 0.0)
+        new_scaled = precondition(new)
+        memory.append(Move.of(step, new - gradient, new_scaled - scaled))
         theta, value, gradient, scaled = theta + step, reached, new, new_scaled
     return theta
 
@@ -179,52 +252,71 @@ def minimise(
 class Move:
     """One step of theta, how it changed the gradient, and that change after the preconditioner, which is linear."""
 
-    step: Tensor
+    step: Tensor  # (B, K, R)
     change: Tensor
     scaled: Tensor
+    weight: Tensor  # (B, 1, 1) 1 / curvature; 0 for a problem whose step tells nothing of it
 
-    @property
-    def curvature(self) -> Tensor:
-        return (self.step * self.change).sum()
+    @classmethod
+    def of(cls, step: Tensor, change: Tensor, scaled: Tensor) -> "Move":
+        curvature = dot(step, change)
+        tells = curvature > 1e-10 * (dot(step, step) * dot(change, change)).sqrt()
+        return cls(step, change, scaled, torch.where(tells, 1 / curvature.where(tells, 1), 0))
 
 
 def towards(gradient: Tensor, scaled: Tensor, memory: Sequence[Move]) -> Tensor:
-    """The inverse Hessian, as the last moves show it, times the gradient: the two loops of L-BFGS.
+    """The inverse Hessians, as the last moves show them, times the gradients: the two loops of L-BFGS.
 
-    `scaled` is the gradient after the preconditioner: applied once a step, it costs as much as the objective.
+    `scaled` are the gradients after the preconditioner, which is applied once a step.
     """
     q, r, weights = gradient, scaled, []
     for move in reversed(memory):
-        a = (move.step * q).sum() / move.curvature
+        a = dot(move.step, q) * move.weight
         q, r = q - a * move.change, r - a * move.scaled
         weights.append(a)
     if memory:
-        r = r * memory[-1].curvature / (memory[-1].change * memory[-1].scaled).sum()
+        last = memory[-1]
+        ratio = dot(last.step, last.change) / dot(last.change, last.scaled).clamp(
+            min=torch.finfo(r.dtype).tiny
+        )
+        r = r * torch.where(last.weight > 0, ratio, 1)
     for move, a in zip(memory, reversed(weights), strict=True):
-        r = r + (a - (move.change * r).sum() / move.curvature) * move.step
+        r = r + (a - dot(move.change, r) * move.weight) * move.step
     return r
 
 
-def choose(x: Tensor, label: Tensor, held: Tensor, held_label: Tensor, classes: int) -> Choice:
-    """Fit on one part of the training samples; the penalty that does best on the held-out part wins.
+# ---- the penalty
+
+
+def choose(x: Tensor, label: Tensor, classes: int, splits: Splits) -> Choice:
+    """(N, D), (N,) -> the penalty that does best on held-out samples, and the probe of all samples with it.
 
     Uphill from a middling penalty: to weaker ones, and to stronger ones if none of those was better. Each fit starts
     from the last, and two in a row that are no better than the best end the way.
     """
-    problem = Problem(x, label, classes)
+    design = Design(x)
+    problem = Problem(design, label[splits.fit], classes, splits.fitted, splits.fit)
+    held, truth = design.rows[splits.held], label[splits.held]
 
-    def tried(penalty: float, start: Probe | None) -> Choice:
-        probe = problem.solve(penalty, start, ROUGHLY)
-        return Choice(penalty, (probe.predict(held) == held_label).double().mean().item(), probe)
+    def tried(penalty: float, start: Tensor | None) -> tuple[float, Tensor, Tensor]:
+        theta = problem.solve(penalty, start, ROUGHLY)
+        weight, bias = design.folded(theta)
+        found = torch.cat(
+            [logits(rows.to(design.dtype), weight, bias).argmax(2) for rows in blocks(held)]
+        )  # (H, B)
+        return penalty, theta, (found == truth[:, None]).T
 
-    best = tried(PENALTIES[FIRST], None)
+    best = latest = tried(PENALTIES[FIRST], None)
     for way in (PENALTIES[FIRST + 1 :], PENALTIES[FIRST - 1 :: -1]):
         latest, behind = best, 0
         for penalty in way:
-            latest = tried(penalty, latest.probe)
-            best, behind = (latest, 0) if latest.accuracy > best.accuracy else (best, behind + 1)
+            latest = tried(penalty, latest[1])
+            better = splits.accuracy(latest[2]) > splits.accuracy(best[2])
+            best, behind = (latest, 0) if better else (best, behind + 1)
             if behind == 2:
                 break
-        if best.penalty != PENALTIES[FIRST]:
+        if best[0] != PENALTIES[FIRST]:
             break
-    return best
+    penalty, theta, right = best
+    whole = Problem(design, label, classes).solve(penalty, theta.mean(0, keepdim=True))
+    return Choice(penalty, splits.accuracy(right), design.probe(whole[0]))

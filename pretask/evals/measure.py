@@ -11,16 +11,8 @@ from torch import Tensor
 
 from pretask.evals import clustering, fewshot, knn, linear, retrieval, spread
 from pretask.evals.features import Features
-from pretask.evals.holdout import split
+from pretask.evals.holdout import splits
 from pretask.evals.interval import resampled
-from pretask.rng import Rng
-
-HELD = 10_000
-"""training samples held out, at most, to choose penalty and stage on"""
-FIT = 20_000
-"""training samples, at most, that candidates for penalty and stage are fitted to"""
-QUERIES = 2_000
-"""held-out samples, at most, to choose k on"""
 
 
 @dataclass(frozen=True)
@@ -40,7 +32,7 @@ def measure(train: Features, test: Features, chosen: "Chosen", seed: int = 0) ->
     classes = len(train.classes)
     return [
         *by_neighbours(train, test, classes, chosen.k),
-        *by_probes(train, test, classes, chosen),
+        *by_probes(test, chosen),
         *by_few(train, test, classes, seed),
         *by_clusters(test, seed),
         *by_retrieval(test),
@@ -65,18 +57,9 @@ class Chosen:
 
 
 def choose(train: Features, classes: int, seed: int) -> Chosen:
-    label = train.label
-    fit, held = split(label, Rng(seed, "holdout"), most=HELD)
-    pool = train.stages["pool"]
-    few = held[Rng(seed, "queries").permutation(len(held))[:QUERIES]]
-    k = knn.choose(pool[fit], label[fit], pool[few], label[few], classes)
-    if len(fit) > FIT:
-        fit = fit[split(label[fit], Rng(seed, "fit"), FIT / len(fit))[1]]
-    probes = {
-        stage: linear.choose(x[fit], label[fit], x[held], label[held], classes)
-        for stage, x in train.stages.items()
-    }
-    return Chosen(k, probes)
+    label, ways = train.label, splits(train.label, seed)
+    k = knn.choose(train.stages["pool"], label, classes, ways)
+    return Chosen(k, {stage: linear.choose(x, label, classes, ways) for stage, x in train.stages.items()})
 
 
 def accuracy(eval: str, stage: str, right: Tensor, notes: Mapping[str, Any]) -> Result:
@@ -88,12 +71,10 @@ def by_neighbours(train: Features, test: Features, classes: int, k: int) -> Iter
     yield accuracy("knn", "pool", predicted == test.label, {"k": k})
 
 
-def by_probes(train: Features, test: Features, classes: int, chosen: Chosen) -> Iterator[Result]:
+def by_probes(test: Features, chosen: Chosen) -> Iterator[Result]:
     """A probe at every stage, on all training samples, with the penalty chosen for it."""
-    for stage, x in train.stages.items():
-        choice = chosen.probes[stage]
-        probe = linear.fit(x, train.label, classes, choice.penalty, choice.probe)
-        right, penalty = probe.predict(test.stages[stage]) == test.label, choice.penalty
+    for stage, choice in chosen.probes.items():
+        right, penalty = choice.probe.predict(test.stages[stage]) == test.label, choice.penalty
         yield accuracy("linear", stage, right, {"penalty": penalty})
         if stage == chosen.stage:
             yield accuracy("best linear", "", right, {"stage": stage, "penalty": penalty})

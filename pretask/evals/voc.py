@@ -26,6 +26,7 @@ from pretask.encoders import Encoder
 from pretask.evals import precision
 from pretask.evals.features import embed
 from pretask.evals.holdout import ranks
+from pretask.evals.span import span
 from pretask.evals.transfer import Found, Outcome, Plan, canvas, draws
 from pretask.rng import Rng
 from pretask.sources import annotated
@@ -112,7 +113,8 @@ def apply(encoder: Encoder, train: Annotated, test: Annotated, plan: Plan) -> Ou
     best: Best | None = None
     with bar(plan.progress) as steps:
         for stage, x in steps.track([*of_train.items()], description="choosing costs"):
-            rows, held = spanned(unit(x), unit(of_test[stage]))
+            rows, basis = span(unit(x))  # of fewer images than dimensions: decisions stay what they are
+            held = unit(of_test[stage]) if basis is None else unit(of_test[stage]) @ basis
             tried = choose(rows, label, plan.seed)
             if best is None or tried.score.mean() >= best.choice.score.mean():  # of equals the deepest
                 best = Best(stage, rows, held, tried)
@@ -183,14 +185,6 @@ def unit(x: Tensor) -> Tensor:
     """(N, D) -> single precision rows of about unit length."""
     x = x.float()
     return x / (x.norm(dim=1, keepdim=True) + TINY)
-
-
-def spanned(x: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
-    """(N, D), (M, D) -> both in the at most N dimensions that the first span: decisions learnt there stay what they are."""
-    if x.shape[1] <= len(x):
-        return x, test
-    basis = torch.linalg.qr(x.T).Q
-    return x @ basis, test @ basis
 
 
 def choose(x: Tensor, label: Tensor, seed: int) -> Choice:

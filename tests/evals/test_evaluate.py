@@ -18,7 +18,7 @@ from pretask.evals import baselines, fewshot, finetune, knn, linear, nonlinear, 
 from pretask.evals.clustering import cluster
 from pretask.evals.evaluate import Scores, combined, evaluate
 from pretask.evals.features import Features
-from pretask.evals.holdout import split
+from pretask.evals.holdout import split, splits
 from pretask.evals.measure import Chosen, by_clusters, by_probes, choose
 from pretask.reports import table
 from pretask.rng import Rng
@@ -167,18 +167,16 @@ def test_no_choice_depends_on_the_test_labels_or_images(once):
     assert settings(fewer) == settings(once)
 
 
-def test_settings_are_chosen_on_training_samples_that_nothing_was_fitted_to(monkeypatch):
+def test_k_and_penalties_are_chosen_on_the_same_splits_of_the_training_samples(monkeypatch):
     label = Rng(0, "held out").integers(200, high=3)
-    number = torch.arange(200).float()[:, None]  # each sample knows its own place
+    x = torch.arange(200).float()[:, None]
     asked = []
     for module in (knn, linear):
         monkeypatch.setattr(module, "choose", lambda *given: asked.append(given))
-    choose(Features({"map": number, "pool": number}, label, [*"abc"], "made up"), 3, seed=0)
+    choose(Features({"map": x, "pool": x}, label, [*"abc"], "made up"), 3, seed=0)
     assert len(asked) == 3  # k, and the penalty of either stage
-    for x, y, held, truth, _ in asked:
-        assert sorted([*x.flatten().tolist(), *held.flatten().tolist()]) == list(range(200))
-        assert torch.equal(label[x.flatten().long()], y) and torch.equal(label[held.flatten().long()], truth)
-        assert len(held) == pytest.approx(40, abs=1)
+    assert all(torch.equal(given[0], x) and torch.equal(given[1], label) for given in asked)
+    assert all(torch.equal(given[3].fitted, splits(label, 0).fitted) for given in asked)
 
 
 def test_the_best_stage_is_the_most_accurate_on_held_out_samples_and_of_equals_the_deepest():
@@ -194,16 +192,16 @@ def test_the_best_stage_is_the_most_accurate_on_held_out_samples_and_of_equals_t
     )
 
 
-def test_the_probe_that_is_scored_is_fitted_to_all_training_samples():
+def test_the_probe_that_is_scored_is_the_one_that_was_chosen_for_the_stage():
     label = torch.arange(90) % 3
     stages = {"map": torch.eye(3)[label], "pool": Rng(0, "noise").normal(90, 3)}
     data = Features(stages, label, [*"abc"], "made up")
-    nothing = linear.Probe(torch.zeros(3, 3), torch.zeros(3))  # fitted to a part of them
-    chosen = Chosen(1, {"map": linear.Choice(0.01, 0.4, nothing), "pool": linear.Choice(0.01, 0.3, nothing)})
-    one, best, other = by_probes(data, data, 3, chosen)
+    good, bad = linear.Probe(torch.eye(3), torch.zeros(3)), linear.Probe(torch.zeros(3, 3), torch.zeros(3))
+    chosen = Chosen(1, {"map": linear.Choice(0.01, 0.4, good), "pool": linear.Choice(0.01, 0.3, bad)})
+    one, best, other = by_probes(data, chosen)
     assert (one.eval, one.stage, one.value) == ("linear", "map", 100)
     assert (best.eval, best.notes["stage"], best.value) == ("best linear", "map", 100)
-    assert (other.eval, other.stage) == ("linear", "pool") and 33 < other.value < 80
+    assert (other.eval, other.stage) == ("linear", "pool") and other.value == pytest.approx(100 / 3)
 
 
 def test_classes_are_matched_by_name_where_they_are_numbered_otherwise(once):

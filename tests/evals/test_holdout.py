@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from pretask import sources
-from pretask.evals.holdout import Part, ranks, split
+from pretask.evals import holdout
+from pretask.evals.holdout import Part, Splits, ranks, split, splits
 from pretask.rng import Rng
 from pretask.types import UserError
 
@@ -44,6 +45,65 @@ def test_the_same_keys_split_alike_and_others_otherwise():
 def test_nothing_can_be_held_out_of_single_images():
     with pytest.raises(UserError, match="single image"):
         split(torch.arange(5), Rng(0))
+
+
+# ---- what settings are chosen on
+
+
+@pytest.mark.parametrize(("n", "repeats"), [(40, 10), (250, 8), (1000, 2), (2000, 1)])
+def test_few_samples_are_all_held_out_once_in_every_repeat(n, repeats):
+    label = Rng(n, "folds").integers(n, high=7)
+    ways = splits(label, 0)
+    assert ways.fitted.shape == ways.judged.shape == (5 * repeats, n)
+    assert ways.judged.sum(0).tolist() == [repeats] * n
+    for fitted, judged in zip(ways.fitted, ways.judged, strict=True):
+        fit, held = ways.fit[fitted], ways.held[judged]
+        assert sorted([*fit.tolist(), *held.tolist()]) == list(range(n))
+        share = label[held].bincount(minlength=7) / label.bincount(minlength=7)
+        assert ((share - 0.2).abs() * label.bincount(minlength=7) <= 1).all()  # stratified
+    assert len({tuple(row.tolist()) for row in ways.judged}) == 5 * repeats
+
+
+def test_folds_of_small_classes_are_as_large_as_each_other():
+    """Two samples of each of many classes: not all in the first two folds."""
+    label = torch.arange(400) // 2
+    held = splits(label, 0).judged.sum(1)
+    assert held.min() > 50 and held.max() < 110
+
+
+def test_a_class_of_one_sample_is_fitted_to_and_not_judged():
+    ways = splits(LABEL, 0)
+    alone = (LABEL == 4).nonzero().item()
+    assert not ways.judged[:, ways.held == alone].any()
+    assert ways.fitted[:, ways.fit == alone].float().mean() == pytest.approx(0.8)
+    assert splits(torch.tensor([0, 0, 1, 1]), 0).judged.any(1).all()  # no fold without anything to judge
+
+
+def test_many_samples_are_split_once_within_limits(monkeypatch):
+    label = Rng(3).integers(3000, high=10)
+    ways = splits(label, 0)
+    assert ways.fitted.shape[0] == 1 and ways.fitted.all() and ways.judged.all()
+    assert len(ways.held) == pytest.approx(600, abs=10) and len(ways.fit) + len(ways.held) == 3000
+    assert not torch.isin(ways.held, ways.fit).any()
+    monkeypatch.setattr(holdout, "HELD", 300)
+    monkeypatch.setattr(holdout, "FIT", 1000)
+    ways = splits(label, 0)
+    assert len(ways.held) == pytest.approx(300, abs=10) and len(ways.fit) == pytest.approx(1000, abs=10)
+    assert not torch.isin(ways.held, ways.fit).any()
+    first = label[ways.held[:100]].bincount(minlength=10)
+    assert (first > 0).all()  # in random order: the first of them stand for all
+
+
+def test_every_sample_counts_alike_however_often_it_was_held_out():
+    judged = torch.tensor([[1, 1, 0, 0], [1, 0, 1, 0]]).bool()
+    ways = Splits(torch.arange(4), ~judged, torch.arange(4), judged)
+    right = torch.tensor([[1, 0, 1, 1], [0, 1, 1, 1]]).bool()
+    assert ways.accuracy(right) == pytest.approx((0.5 + 0 + 1) / 3)  # the last was never held out
+
+
+def test_no_setting_can_be_chosen_on_single_images():
+    with pytest.raises(UserError, match="single image"):
+        splits(torch.arange(5), 0)
 
 
 def test_a_part_is_a_source_of_some_samples():

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from pretask.evals import knn
+from pretask.evals.holdout import Splits, splits
 from pretask.rng import Rng
 
 
@@ -84,10 +85,29 @@ def test_k_is_the_one_with_most_held_out_samples_right_and_the_smaller_of_equals
     right = {k: int((knn.knn(train, label, held, 3, k) == truth).sum()) for k in (1, 5, 40, 299)}
     best = max(right.values())
     assert right[1] < best > right[299]
-    assert knn.choose(train, label, held, truth, 3, (299, 40, 5, 1)) == min(
-        k for k in right if right[k] == best
-    )
-    assert knn.choose(train, label, train, label, 3, (1, 1)) == 1
+
+    def chosen(train, label, held, truth, neighbours):
+        n, m = len(train), len(held)
+        one_split = Splits(
+            torch.arange(n), torch.ones(1, n).bool(), torch.arange(n, n + m), torch.ones(1, m).bool()
+        )
+        return knn.choose(torch.cat([train, held]), torch.cat([label, truth]), 3, one_split, neighbours)
+
+    assert chosen(train, label, held, truth, (299, 40, 5, 1)) == min(k for k in right if right[k] == best)
+    assert chosen(train, label, train, label, (1, 1)) == 1
     apart = torch.eye(3, 10)[label] + 0.01 * train
-    assert knn.choose(apart, label, apart, label, 3, (20, 10)) == 10
-    assert knn.choose(apart[:8], label[:8], apart, label, 3, (100, 200)) == 8  # no more than there are
+    assert chosen(apart, label, apart, label, (20, 10)) == 10
+    assert chosen(apart[:8], label[:8], apart, label, (100, 200)) == 8  # no more than there are
+
+
+def test_k_is_chosen_over_all_folds_by_neighbours_outside_of_a_samples_own():
+    rng = Rng(1, "folds")
+    label = rng.integers(90, high=3)
+    x = rng.normal(90, 10) + 1.5 * torch.eye(3, 10)[label]
+    ways = splits(label, 0)
+    right = dict.fromkeys((1, 5, 40), 0)
+    for fitted, judged in zip(ways.fitted, ways.judged, strict=True):
+        fit, held = ways.fit[fitted], ways.held[judged]
+        for k in right:
+            right[k] += int((knn.knn(x[fit], label[fit], x[held], 3, k) == label[held]).sum())
+    assert knn.choose(x, label, 3, ways, (40, 5, 1)) == max(right, key=lambda k: (right[k], -k))
