@@ -17,8 +17,7 @@ from typing import Any
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
-from pretask import methods, selfhelp
-from pretask.commands.list import described
+from pretask import catalog, methods, selfhelp
 from pretask.config import TrainConfig
 from pretask.methods import MethodConfig
 
@@ -50,7 +49,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def overview() -> str:
     """The table of all recipes."""
-    rows = [(name, row) for name in methods.names() for row in described(name)]
+    rows = [(name, row) for name in methods.names() for row in catalog.of_method(name)]
     return "\n".join(
         [
             "# Methods",
@@ -60,10 +59,7 @@ def overview() -> str:
             "",
             "| recipe | asks | encoder |",
             "|---|---|---|",
-            *(
-                f"| [`{row['method']}`]({name}.md) | {row['asks']} | `{row['encoder']}` |"
-                for name, row in rows
-            ),
+            *(f"| [`{row.method}`]({name}.md) | {row.asks} | `{row.encoder}` |" for name, row in rows),
             "",
             "`pretask list` prints the same. None that you would like? [Write your own in one file](../tutorial.md).",
         ]

@@ -12,10 +12,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import chain, count, islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -27,6 +26,9 @@ from pretask.journal import Journal
 from pretask.methods.base import Method
 from pretask.rng import Rng
 from pretask.types import AUX, Batch, Loss, Progress, Source, UserError
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 SAVE_EVERY = 60.0
 """seconds between two checkpoints"""
@@ -80,7 +82,7 @@ class Trainer:
 
     def __init__(
         self,
-        fabric: Fabric,
+        fabric: "Fabric",
         method: Method[Any],
         source: Source,
         train: TrainConfig,

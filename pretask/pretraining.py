@@ -17,12 +17,9 @@ from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from lightning_fabric import Fabric
-from lightning_fabric.strategies.ddp import DDPStrategy
-from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
 from PIL import Image
 
 from pretask import checkpoint, distributed, encoders, loader, memory, methods, run, sources
@@ -36,6 +33,9 @@ from pretask.sources.common import Images, listed
 from pretask.sources.share import drawn
 from pretask.types import Source, UserError
 from pretask.watch import Watch
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,12 @@ class Settings:
     """bf16 where the hardware has it"""
 
 
-def engine(settings: Settings, partial: bool) -> Fabric:
+def engine(settings: Settings, partial: bool) -> "Fabric":
     """Lightning Fabric for these settings: one process, several on this machine, or many by torchrun."""
+    from lightning_fabric import Fabric  # longer to import than torch; a run that is only read does without
+    from lightning_fabric.strategies.ddp import DDPStrategy
+    from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
+
     world = int(os.environ.get("WORLD_SIZE", "1"))
     here = int(
         os.environ.get("LOCAL_WORLD_SIZE", world)
@@ -261,7 +265,7 @@ def describe(
     train: TrainConfig,
     plan: Plan,
     source: Source,
-    fabric: Fabric,
+    fabric: "Fabric",
     encoder: str,
     command: Sequence[str],
 ) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """pretask list: the methods, their recipes, and what they ask."""
 
 import json
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
 
+from pretask import catalog
 from pretask.parse import parse
 
 
@@ -26,9 +26,7 @@ def run(words: list[str]) -> None:
 
         print("\n".join([*classic.NETS, *timm.list_models()]))
         return
-    from pretask import methods
-
-    rows = [row for name in methods.names() for row in described(name)]
+    rows = [asdict(recipe) for recipe in catalog.recipes()]
     if chosen.json:
         print(json.dumps(rows, indent=2))
         return
@@ -39,21 +37,3 @@ def run(words: list[str]) -> None:
     for row in rows:
         table.add_row(row["method"], row["asks"], row["encoder"], ", ".join(row["needs"]) or "images")
     Console().print(table)
-
-
-def described(name: str) -> list[dict[str, Any]]:
-    """A method's recipes: what each asks, by which encoder, and where it was published."""
-    from pretask import methods
-
-    module = methods.module(name)
-    source = next(line for line in (module.__doc__ or "").splitlines()[1:] if line.strip())
-    return [
-        {
-            "method": name if recipe == "default" else f"{name}:{recipe}",
-            "asks": methods.asks(config),
-            "encoder": config.encoder,
-            "needs": sorted(config.needs),
-            "source": source,
-        }
-        for recipe, config in methods.recipes(module).items()
-    ]

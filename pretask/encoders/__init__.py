@@ -10,7 +10,6 @@ import difflib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import timm
 import torch
 from torch import Tensor, nn
 
@@ -139,6 +138,8 @@ def build(spec: str, channels: int = 3, size: int = 224, pretrained: bool = Fals
             raise UserError(f"encoder {spec!r}: {wrong}") from None
         mean, std = (0.0, 1.0) if name in classic.PLAIN else (0.5, 0.25)
         return Classic(spec, net, channels, size, (mean,) * inner, (std,) * inner, sees)
+    import timm  # takes longer to import than torch, and classic nets do without
+
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, [*classic.NETS, *timm.list_models()], n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else "pretask list --encoders shows what there is"
@@ -178,6 +179,8 @@ def parse(spec: str) -> tuple[str, dict[str, Any]]:
 
 def sized(name: str, size: int) -> Mapping[str, Any]:
     """Models with a fixed grid of tokens are told the image size; convolutions take any."""
+    import timm
+
     fixed = timm.get_pretrained_cfg(name)
     return {"img_size": size} if fixed is not None and fixed.fixed_input_size else {}
 

@@ -13,10 +13,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.optim import (
-    param_groups_layer_decay,  # pyright: ignore[reportPrivateImportUsage]
-    param_groups_weight_decay,  # pyright: ignore[reportPrivateImportUsage]
-)
 from torch import Tensor, nn
 
 from pretask import convolutions, images
@@ -103,6 +99,8 @@ def fit(
 
     `loss` is that of logits (B, K) and labels (B, …).
     """
+    from timm.optim import param_groups_weight_decay  # pyright: ignore[reportPrivateImportUsage]
+
     convolutions.quicken(encoder)
     torch.manual_seed(seed)  # of the head, and of what an encoder drops
     net = Classified(encoder, nn.Linear(encoder.dim, len(source.classes))).to(device).train()
@@ -135,6 +133,11 @@ def groups(encoder: Encoder, weight_decay: float, decay: float) -> list[dict[str
 
     Layers are timm's own for its models, the stages of a classic net. Gains and biases have no weight decay.
     """
+    from timm.optim import (
+        param_groups_layer_decay,  # pyright: ignore[reportPrivateImportUsage]
+        param_groups_weight_decay,  # pyright: ignore[reportPrivateImportUsage]
+    )
+
     net: Any = encoder.net
     if isinstance(encoder, Timm):
         free = net.no_weight_decay() if hasattr(net, "no_weight_decay") else ()

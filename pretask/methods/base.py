@@ -7,7 +7,6 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 import torch.nn.functional as F
-from timm.optim._optim_factory import create_optimizer_v2
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -113,6 +112,10 @@ class Method(nn.Module, ABC, Generic[P]):
 
     def optimizers(self, train: TrainConfig) -> list[Optimizer]:
         """One, unless two players learn by different rules; all of them step after one backward."""
+        from timm.optim._optim_factory import (
+            create_optimizer_v2,  # longer to import than torch; only training needs it
+        )
+
         groups = [g for g in self.groups() if g["params"]]
         kind = {"sgd": "nesterov" if train.momentum else "momentum", "lars": "nlars", "adamw": "adamw"}[
             train.optimizer

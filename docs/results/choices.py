@@ -1,0 +1,205 @@
+#!/usr/bin/env python3
+"""What a choice from few labels costs: k, penalty and stage by one split, by repeated folds, and by the one-standard-error rule.
+
+    python docs/results/choices.py [SET …] --data FOLDER [--runs runs/choices]
+
+FOLDER holds cifar10/, clustering/ and imagenette224/. For each set, the encoders of two short runs and an untrained one; from
+its training images 100, 250 and 1,000 are drawn 20 times, k, penalty and stage are chosen from their labels in each way,
+and all candidates are scored on the test images. Regret is how far the chosen one is below the best in hindsight. Runs that are
+there, finished, are used again, and so is every encoder whose numbers are in choices/; `make.py` puts them on the page.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pretask import sources
+from pretask.evals import knn, linear
+from pretask.evals.features import Features, embed
+from pretask.evals.holdout import Part, Splits, split, splits
+from pretask.rng import Rng
+from pretask.run import Run
+
+HERE = Path(__file__).resolve().parent
+LABELS = (100, 250, 1000)
+DRAWS = 20
+POOL, TEST = 5000, 2000
+"""training images to draw from and test images, at most"""
+RULES = ("one split", "folds", "folds, one standard error")
+
+
+@dataclass(frozen=True)
+class Images:
+    train: str
+    test: str
+    steps: int
+    """of a run of each method"""
+    flags: tuple[str, ...] = ()
+
+
+SETS = {
+    "cifar10": Images("cifar10/cifar10_train.npz", "cifar10/cifar10_test.npz", 600),
+    "mnist": Images("clustering/mnist_train.npz", "clustering/mnist_test3k.npz", 400),
+    "imagenette": Images("imagenette224/train", "imagenette224/val", 400, ("--size", "64")),
+}
+METHODS = ("simclr", "rotnet")
+
+
+def main() -> None:
+    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words.add_argument("set", nargs="*", help=", ".join(SETS))
+    words.add_argument("--data", type=Path, required=True)
+    words.add_argument("--runs", type=Path, default=Path("runs/choices"))
+    asked = words.parse_args()
+    if unknown := set(asked.set) - set(SETS):
+        words.error(f"there is no set {', '.join(sorted(unknown))}; there are {', '.join(SETS)}")
+    (HERE / "choices").mkdir(exist_ok=True)
+    for name in asked.set or SETS:
+        for method in METHODS:
+            run = trained(name, method, asked.data, asked.runs)
+            write(name, method, run, asked.data)
+            if method == METHODS[0]:
+                write(name, "untrained", run, asked.data)
+
+
+def trained(name: str, method: str, data: Path, runs: Path) -> Run:
+    folder, images = runs / f"{method}-{name}", SETS[name]
+    if not (folder / "DONE").exists():
+        command = ["pretrain", method, "--data", str(data / images.train), "--out", str(folder)]
+        command += ["--steps", str(images.steps), *images.flags]
+        print("$", shlex.join(["pretask", *command]), flush=True)
+        subprocess.run(
+            [sys.executable, "-m", "pretask", *command], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+        )
+    return Run(folder)
+
+
+def write(name: str, encoder: str, run: Run, data: Path) -> None:
+    """The regret of every rule, in choices/SET-ENCODER.json."""
+    path = HERE / "choices" / f"{name}-{encoder}.json"
+    if path.exists():
+        return
+    net = run.untrained if encoder == "untrained" else run.encoder
+    train, test = (
+        some(
+            sources.open_labelled(data / spec, size=net.size, channels=net.channels, progress=False),
+            most,
+            name,
+        )
+        for spec, most in ((SETS[name].train, POOL), (SETS[name].test, TEST))
+    )
+    of_train, of_test = (embed(net, part, progress=False) for part in (train, test))
+    rows = [
+        {"labels": n, "draw": draw, **regrets(of_train, of_test, n, draw)}
+        for n in LABELS
+        for draw in range(DRAWS)
+    ]
+    about = {"set": name, "encoder": encoder, "train": len(train), "test": len(test), "rows": rows}
+    path.write_text(json.dumps(about) + "\n")
+    print(name, encoder, "done", flush=True)
+
+
+def some(source: Any, most: int, name: str) -> Part:
+    index = Rng(0, "choices", name).permutation(len(source))[:most].sort().values
+    return Part(source, index, name)
+
+
+def regrets(train: Features, test: Features, n: int, draw: int) -> dict[str, Any]:
+    """Of one draw of n labels, %: for kNN and for the best linear probe, of each rule."""
+    index = Rng(draw, "labels", n).permutation(len(train))[:n]
+    label, classes = train.label[index], len(train.classes)
+    ways = {"folds": splits(label, draw), "one split": one_split(label, draw)}
+    pool = train.stages["pool"][index]
+    near = neighbors(pool, label, test, ways)
+    probes = {stage: path(x[index], label, classes, test, stage, ways) for stage, x in train.stages.items()}
+    best = max(float(found["test"].max()) for found in probes.values())
+    regret = {"knn": {}, "linear": {}}
+    stages = {}
+    for rule in RULES:
+        way, lenient = rule.split(",")[0], "," in rule
+        k = pick(near[way], near["error"], lenient)  # the largest k that is good enough
+        regret["knn"][rule] = 100 * float(near["test"].max() - near["test"][k])
+        chosen = {stage: pick(found[way], found["error"], lenient) for stage, found in probes.items()}
+        held = torch.tensor([float(probes[stage][way][i]) for stage, i in chosen.items()])
+        error = torch.tensor([float(probes[stage]["error"][i]) for stage, i in chosen.items()])
+        stage = [*chosen][pick(held.flip(0), error.flip(0), lenient) * -1 - 1]  # the deepest
+        regret["linear"][rule] = 100 * (best - float(probes[stage]["test"][chosen[stage]]))
+        stages[rule] = stage
+    return {"regret": regret, "stage": stages, "best": 100 * best}
+
+
+def pick(accuracy: Tensor, error: Tensor, lenient: bool) -> int:
+    """The position of the best, or of the first within one standard error of it."""
+    best = int(accuracy.argmax())
+    if not lenient:
+        return best
+    return int((accuracy >= accuracy[best] - error[best]).nonzero()[0])
+
+
+def one_split(label: Tensor, draw: int) -> Splits:
+    """A fifth of each class held out once."""
+    fit, held = split(label, Rng(draw, "holdout"))
+    n = torch.arange(len(label))
+    return Splits(n, torch.isin(n, fit)[None], n, torch.isin(n, held)[None])
+
+
+def neighbors(x: Tensor, label: Tensor, test: Features, ways: Mapping[str, Splits]) -> dict[str, Tensor]:
+    """Of each k, from the largest to the smallest: accuracy on held-out samples by each way, its error, and on the test set."""
+    counts, classes = sorted(knn.NEIGHBOURS, reverse=True), len(test.classes)
+    found: dict[str, Tensor] = {}
+    for way, held in ways.items():
+        right = torch.zeros(len(counts), *held.judged.shape, dtype=torch.bool)
+        for b, (fitted, judged) in enumerate(zip(held.fitted, held.judged, strict=True)):
+            fit, out = held.fit[fitted], held.held[judged]
+            for i, k in enumerate(counts):
+                right[i, b, judged] = knn.knn(x[fit], label[fit], x[out], classes, k) == label[out]
+        found[way] = torch.tensor([held.accuracy(r) for r in right])
+    said = [knn.knn(x, label, test.stages["pool"], classes, k) == test.label for k in counts]
+    return found | {"error": error(found["folds"], len(x)), "test": torch.stack(said).double().mean(1)}
+
+
+def path(
+    x: Tensor, label: Tensor, classes: int, test: Features, stage: str, ways: Mapping[str, Splits]
+) -> dict[str, Tensor]:
+    """Of each penalty, from the strongest to the weakest, the same; all folds, the split and all samples are solved together."""
+    design = linear.Design(x)
+    parts = [
+        torch.zeros(len(held.fitted), len(x)).bool().index_copy(1, held.fit, held.fitted)
+        for held in ways.values()
+    ]
+    problem = linear.Problem(design, label, classes, torch.cat([*parts, torch.ones(1, len(x)).bool()]))
+    found: dict[str, list[float]] = {way: [] for way in (*ways, "test")}
+    theta = None
+    for penalty in linear.PENALTIES:
+        theta = problem.solve(penalty, theta, linear.ROUGHLY)
+        right = (
+            linear.logits(design.rows.to(design.dtype), *design.folded(theta)).argmax(2) == label[:, None]
+        ).T  # (B, N)
+        first = 0
+        for way, held in ways.items():
+            last = first + len(held.judged)
+            found[way].append(held.accuracy(right[first:last, held.held]))
+            first = last
+        predicted = design.probe(theta[-1]).predict(test.stages[stage])
+        found["test"].append((predicted == test.label).double().mean().item())
+    made = {way: torch.tensor(values) for way, values in found.items()}
+    return made | {"error": error(made["folds"], len(x))}
+
+
+def error(accuracy: Tensor, n: int) -> Tensor:
+    """Standard error of the accuracy of n samples."""
+    return (accuracy * (1 - accuracy) / n).sqrt()
+
+
+if __name__ == "__main__":
+    main()
