@@ -104,7 +104,7 @@ CHOOSE: dict[str, Callable[..., Any]] = {
 }
 every = pytest.mark.parametrize("name", ALL)
 NOTHING = linear.Probe(torch.zeros(CLASSES, 1), torch.zeros(CLASSES))
-CHOSEN = Chosen(1, {s: linear.Choice(0.1, 0.5, NOTHING) for s in ("stem", "stage1", "stage2")})
+CHOSEN = Chosen(1, {s: linear.Choice(0.1, 0.5, lambda: NOTHING) for s in ("stem", "stage1", "stage2")})
 THROUGH: dict[str, Callable[..., Iterator[Result]]] = {
     "finetune": lambda *given: finetune.by_finetuning(*given, seed=0, run=0, progress=False),
     "nonlinear": lambda *given: nonlinear.by_maps(*given, CHOSEN, seed=0, progress=False),

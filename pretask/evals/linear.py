@@ -10,6 +10,7 @@ One factorization of the features serves every penalty and every fold, and the f
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -48,11 +49,16 @@ class Probe:
 
 @dataclass(frozen=True)
 class Choice:
-    """What was chosen on held-out training samples, how well it did there, and what it makes of all of them."""
+    """What was chosen on held-out training samples, and how well it did there."""
 
     penalty: float
     accuracy: float  # share of the held-out samples
-    probe: Probe
+    solve: Callable[[], Probe]
+
+    @cached_property
+    def probe(self) -> Probe:
+        """What the choice makes of all training samples; solved when it is first asked for."""
+        return self.solve()
 
 
 def blocks(x: Tensor) -> Sequence[Tensor]:
@@ -61,10 +67,15 @@ def blocks(x: Tensor) -> Sequence[Tensor]:
 
 def standard(x: Tensor) -> tuple[Tensor, Tensor]:
     """(N, D) -> mean (D,) and 1 / standard deviation (D,), which is 0 for a column that does not vary."""
-    total = torch.stack([rows.double().sum(0) for rows in blocks(x)]).sum(0)
-    mean = total / len(x)
-    square = torch.stack([(rows.double() - mean).square_().sum(0) for rows in blocks(x)]).sum(0)
-    std = (square / len(x)).sqrt()
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    near = x[: BLOCK // x.shape[1] + 1].to(dtype).mean(0)  # taken off first: one pass then loses no digits
+    total, square = torch.zeros(2, x.shape[1], dtype=torch.float64)
+    for rows in blocks(x):
+        rows = rows.to(dtype) - near
+        total += rows.sum(0)
+        square += rows.square_().sum(0)
+    off = total / len(x)
+    mean, std = near + off, (square / len(x) - off.square()).clamp(min=0).sqrt()
     varies = std > 1e-6 * mean.abs() + 1e-30  # below that a float32 column holds rounding errors only
     return mean, torch.where(varies, 1 / std.clamp(min=1e-30), 0)
 
@@ -289,7 +300,7 @@ def towards(gradient: Tensor, scaled: Tensor, memory: Sequence[Move]) -> Tensor:
 
 
 def choose(x: Tensor, label: Tensor, classes: int, splits: Splits) -> Choice:
-    """(N, D), (N,) -> the penalty that does best on held-out samples, and the probe of all samples with it.
+    """(N, D), (N,) -> the penalty that does best on held-out samples.
 
     Uphill from a middling penalty: to weaker ones, and to stronger ones if none of those was better. Each fit starts
     from the last, and two in a row that are no better than the best end the way.
@@ -318,5 +329,8 @@ def choose(x: Tensor, label: Tensor, classes: int, splits: Splits) -> Choice:
         if best[0] != PENALTIES[FIRST]:
             break
     penalty, theta, right = best
-    whole = Problem(design, label, classes).solve(penalty, theta.mean(0, keepdim=True))
-    return Choice(penalty, splits.accuracy(right), design.probe(whole[0]))
+
+    def solve() -> Probe:
+        return design.probe(Problem(design, label, classes).solve(penalty, theta.mean(0, keepdim=True))[0])
+
+    return Choice(penalty, splits.accuracy(right), solve)

@@ -106,7 +106,7 @@ def test_features_that_show_the_topics_find_every_text_and_those_of_other_images
     source.share = (2 * Rng(0).normal(40, 4)).softmax(1)[source.which]
     train, test = parts(source, seed=0)
     shown = source.share.log()
-    chosen = Chosen(1, {"pool": linear.Choice(1e-5, 1.0, linear.Probe(shown, shown[0]))})
+    chosen = Chosen(1, {"pool": linear.Choice(1e-5, 1.0, lambda: linear.Probe(shown, shown[0]))})
 
     def found(rows):
         of = (
@@ -131,7 +131,7 @@ def test_each_way_looks_among_its_own_candidates(texts):
     train, test = parts(source, seed=0)
     x = source.share.log() + Rng(1).normal(120, 4)
     of = [Features({"pool": x[part.index]}, part.label, [], "x") for part in (train, test)]
-    chosen = Chosen(1, {"pool": linear.Choice(0.01, 1.0, linear.Probe(x, x[0]))})
+    chosen = Chosen(1, {"pool": linear.Choice(0.01, 1.0, lambda: linear.Probe(x, x[0]))})
     found = {r.eval: r.right for r in crossmodal.by_text(*of, train, test, chosen)}
     share = [source.share[part.index] for part in (train, test)]
     apart = crossmodal.between(share[1], linear.fit(x[train.index], share[0], 4, 0.01).logits(x[test.index]))

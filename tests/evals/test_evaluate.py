@@ -197,7 +197,9 @@ def test_the_probe_that_is_scored_is_the_one_that_was_chosen_for_the_stage():
     stages = {"map": torch.eye(3)[label], "pool": Rng(0, "noise").normal(90, 3)}
     data = Features(stages, label, [*"abc"], "made up")
     good, bad = linear.Probe(torch.eye(3), torch.zeros(3)), linear.Probe(torch.zeros(3, 3), torch.zeros(3))
-    chosen = Chosen(1, {"map": linear.Choice(0.01, 0.4, good), "pool": linear.Choice(0.01, 0.3, bad)})
+    chosen = Chosen(
+        1, {"map": linear.Choice(0.01, 0.4, lambda: good), "pool": linear.Choice(0.01, 0.3, lambda: bad)}
+    )
     one, best, other = by_probes(data, chosen)
     assert (one.eval, one.stage, one.value) == ("linear", "map", 100)
     assert (best.eval, best.notes["stage"], best.value) == ("best linear", "map", 100)

@@ -32,7 +32,7 @@ def encoder(name: str = SMALL, size: int = 16) -> Encoder:
 
 def chosen(**accuracy: float) -> Chosen:
     nothing = linear.Probe(torch.zeros(4, 1), torch.zeros(4))
-    return Chosen(1, {stage: linear.Choice(0.1, a, nothing) for stage, a in accuracy.items()})
+    return Chosen(1, {stage: linear.Choice(0.1, a, lambda: nothing) for stage, a in accuracy.items()})
 
 
 BEST = chosen(stem=0.3, stage1=0.5, stage2=0.4, pool=0.9)
