@@ -1,43 +1,71 @@
-"""Evaluation speed: kNN and a linear probe on features computed once, against the classic probe of 90 epochs.
+"""What a score costs: whole `pretask evaluate` commands, and a linear probe against the classic one of 90 epochs.
 
-Example: python bench/evaluate.py --run runs/simclr-cifar10-s0 --data train.npz --test test.npz --full
+Example: python bench/evaluate.py --against 2a7ee8d
+         python bench/evaluate.py --run runs/simclr-cifar10-s0 --data train.npz --test test.npz --full
 
-Ours embeds both sets, chooses k, penalty and stage on held-out training images, and scores kNN and a probe at that
-stage; all of it is counted. The classic probe (Goyal et al. 2019, arXiv:1905.01235; learning rate, momentum and
-decay are theirs) sends every image through the frozen encoder in every epoch, cropped and flipped anew; it learns on
-the same stage, pooled alike. A few of its epochs are timed; with --full all of them, which its accuracy needs.
+The commands score a run on a few labeled letters, all default protocols and rows, report included; what counts is the
+processor's time, user and system, beside that of ten products of 4096 x 4096 matrices on the same machine. With
+--against, an older commit of this repository is timed in turns with this one.
+
+The probe: ours embeds both sets, chooses k, penalty and stage on held-out training images, and scores kNN and a probe at that
+stage; all of it is counted. The classic probe (classic.py) learns on the same stage, pooled alike. A few of its
+epochs are timed; with --full all of them, which its accuracy needs.
 """
 
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from time import perf_counter
 
+import numpy as np
 import torch
-import torch.nn.functional as F
+from classic import EPOCHS, Classic
 from common import Goal, flags, seconds, show
-from torch import Tensor, nn
+from torch import Tensor
 
-from pretask import encoders, images, loader, sources
+from pretask import encoders, sources
+from pretask.config import TrainConfig
 from pretask.device import find_device
 from pretask.encoders import Encoder
-from pretask.evals import knn, linear
-from pretask.evals.features import embed, pooled
+from pretask.evals import knn
+from pretask.evals.features import embed
 from pretask.evals.measure import choose
+from pretask.pretraining import Settings, pretrain
 from pretask.rng import Rng
 from pretask.run import Run
 from pretask.types import Labelled
 
-EPOCHS = 90
-BATCH = 256
+HERE = Path(__file__).resolve().parents[1]
+SIDE = 4096
+REFERENCE = 7.3
+"""seconds of ten products on the machine that the limits below are of"""
+
+
+@dataclass(frozen=True)
+class Command:
+    """So many labeled images, and how long the processor may take to score them."""
+
+    train: int
+    test: int
+    size: int
+    limit: float
+
+
+COMMANDS = (Command(100, 325, 64, 20.0), Command(2000, 600, 96, 60.0))
 
 
 @dataclass(frozen=True)
 class Flags:
     data: str = "demo"
-    """labelled training images: anything that pretask opens"""
+    """labeled training images of the probes: anything that pretask opens"""
     test: str = "demo:test"
-    """labelled test images"""
+    """labeled test images"""
     run: Path | None = None
     """score the encoder of this run (an untrained one)"""
     encoder: str = "resnet_small"
@@ -46,8 +74,91 @@ class Flags:
     """of the classic probe that are timed, and multiplied to 90"""
     full: bool = False
     """train the classic probe for all 90 epochs"""
+    against: str | None = None
+    """a commit whose commands are timed too"""
+    commands: bool = True
+    """time whole commands"""
+    probes: bool = True
+    """time the probes"""
     json: bool = False
     """print JSON, and nothing else, on standard output"""
+
+
+# ---- whole commands
+
+
+def whole(against: str | None) -> tuple[dict[str, object], list[Goal]]:
+    """What each of COMMANDS costs, by this checkout and by another."""
+    products = products_seconds()
+    scale = products / REFERENCE
+    numbers: dict[str, object] = {"ten products, s": products}
+    goals = []
+    with tempfile.TemporaryDirectory() as made, checkout(against) as other:
+        for command in COMMANDS:
+            name = f"{command.train} + {command.test} images of {command.size} px"
+            words = prepared(command, Path(made, str(command.size)))
+            if other:
+                took, peak = cost(words, other)
+                numbers |= {f"{name}, {against}, s": took, f"{name}, {against}, peak MB": peak}
+            took, peak = cost(words, HERE)
+            numbers |= {f"{name}, s": took, f"{name}, peak MB": peak}
+            goals.append(
+                Goal(f"{name}: per ten products", took / products, command.limit / REFERENCE, "x", less=True)
+            )
+    return numbers | {"of the machine that limits are of": scale}, goals
+
+
+def products_seconds() -> float:
+    """Wall clock of ten products of large matrices: how fast this machine is, on all its cores."""
+    x = torch.randn(SIDE, SIDE)
+    return median(seconds(lambda: [x @ x for _ in range(10)]) for _ in range(3))
+
+
+def prepared(command: Command, folder: Path) -> list[str]:
+    """The words of a command that scores a run, of one step, on letters."""
+    folder.mkdir()
+    for name, source, count in (("train", "demo", command.train), ("test", "demo:test", command.test)):
+        letters = sources.open_labelled(source, size=command.size)
+        index = Rng(0, "bench", name).permutation(len(letters))[:count]
+        images = letters.__getitems__(index).image.permute(0, 2, 3, 1).numpy()
+        np.savez(folder / f"{name}.npz", images=images, labels=letters.label[index].numpy())
+    train = str(folder / "train.npz")
+    pretrain("simclr", Settings(train, folder / "run", steps=1), train=TrainConfig(batch=32))
+    return ["evaluate", str(folder / "run"), "--data", train, "--test", str(folder / "test.npz")]
+
+
+def cost(words: list[str], tree: Path) -> tuple[float, float]:
+    """User and system seconds of a command, and the most memory that it held, MB."""
+    env = os.environ | {"PYTHONPATH": str(tree)}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pretask", *words],
+        cwd=tree,
+        env=env,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"pretask {' '.join(words)} failed")
+    return used.ru_utime + used.ru_stime, used.ru_maxrss / 1000
+
+
+@contextmanager
+def checkout(commit: str | None) -> Iterator[Path | None]:
+    """A commit of this repository, in a folder of its own for as long as it is needed."""
+    if commit is None:
+        yield None
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        archive = subprocess.run(
+            ["git", "-C", HERE, "archive", commit, "pretask"], check=True, capture_output=True
+        )
+        subprocess.run(["tar", "x", "-C", folder], input=archive.stdout, check=True)
+        yield Path(folder)
+
+
+# ---- the probes
 
 
 class Ours:
@@ -64,62 +175,18 @@ class Ours:
         self.embedding = perf_counter() - started
         classes = len(seen.classes)
         chosen = choose(seen, classes, seed=0)
-        self.stage, choice = chosen.stage, chosen.probes[chosen.stage]
+        self.stage = chosen.stage
         voted = knn.knn(seen.stages["pool"], seen.label, unseen.stages["pool"], classes, chosen.k)
-        probe = linear.fit(seen.stages[self.stage], seen.label, classes, choice.penalty, choice.probe)
+        probe = chosen.probes[self.stage].probe
         self.knn = percent(voted, unseen.label)
         self.linear = percent(probe.predict(unseen.stages[self.stage]), unseen.label)
-
-
-class Classic:
-    """SGD on one stage, through the encoder in evaluation mode; the learning rate falls tenfold twice."""
-
-    def __init__(self, encoder: Encoder, stage: str, train: Labelled, epochs: int):
-        self.device = find_device()
-        self.encoder, self.stage = encoder.to(self.device).eval(), stage
-        self.train = train
-        width = self.features(torch.zeros(1, encoder.channels, encoder.size, encoder.size)).shape[1]
-        head = nn.Sequential(nn.BatchNorm1d(width, affine=False), nn.Linear(width, len(train.classes)))
-        self.head = head.to(self.device)
-        self.optimizer = torch.optim.SGD(self.head.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
-        thirds = [round(epochs / 3), round(2 * epochs / 3)]
-        self.schedule = torch.optim.lr_scheduler.MultiStepLR(self.optimizer, thirds)
-        self.done = 0
-
-    @torch.no_grad()
-    def features(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, D)"""
-        x = x.to(self.device, memory_format=torch.channels_last)
-        return pooled(self.encoder(x)[self.stage])
-
-    def epoch(self) -> None:
-        self.head.train()
-        order = Rng(0, "order", self.done).permutation(len(self.train))
-        for step, batch in enumerate(loader.epoch(self.train, order, BATCH)):
-            rng = Rng(0, "view", self.done, step, device=self.device)
-            x = images.to_float(batch.image.to(self.device))
-            view = images.resized_crop(x, self.encoder.size, rng, (0.08, 1.0))
-            logits = self.head(self.features(images.flip(view, rng)))
-            self.optimizer.zero_grad()
-            F.cross_entropy(logits, self.train.label[batch.index].to(self.device)).backward()
-            self.optimizer.step()
-        self.schedule.step()
-        self.done += 1
-
-    @torch.no_grad()
-    def accuracy(self, test: Labelled) -> float:
-        self.head.eval()
-        batches = loader.epoch(test, torch.arange(len(test)), BATCH)
-        rows = [self.head(self.features(images.to_float(batch.image))).argmax(1).cpu() for batch in batches]
-        return percent(torch.cat(rows), test.label)
 
 
 def percent(predicted: Tensor, label: Tensor) -> float:
     return 100 * (predicted == label).double().mean().item()
 
 
-def main() -> None:
-    asked = flags(Flags, __doc__ or "")
+def probes(asked: Flags) -> tuple[dict[str, object], list[Goal]]:
     given = Run(asked.run).encoder if asked.run else None
     train = sources.open_labelled(asked.data, size=given and given.size, channels=given and given.channels)
     test = sources.open_labelled(asked.test, size=train.size, channels=train.channels)
@@ -132,8 +199,8 @@ def main() -> None:
     classic = Classic(encoder, ours.stage, train, epochs)
     per_epoch = median(seconds(classic.epoch) for _ in range(epochs))
     accuracy = classic.accuracy(test)
-
-    numbers = {
+    numbers: dict[str, object] = {
+        "encoder": encoder.name,
         "images": f"{len(train)} + {len(test)}",
         "stage": ours.stage,
         "ours, s": took,
@@ -147,7 +214,20 @@ def main() -> None:
     goals = [Goal("ours of the classic probe", EPOCHS * per_epoch / took, 30, "x")]
     if asked.full:
         goals.append(Goal("accuracy above the classic probe's", ours.linear - accuracy, 0, "points"))
-    show(f"Evaluation of {encoder.name} on {test.name}", numbers, goals, asked.json)
+    return numbers, goals
+
+
+def main() -> None:
+    asked = flags(Flags, __doc__ or "")
+    numbers: dict[str, object] = {}
+    goals: list[Goal] = []
+    if asked.commands:
+        found = whole(asked.against)
+        numbers, goals = numbers | found[0], goals + found[1]
+    if asked.probes:
+        found = probes(asked)
+        numbers, goals = numbers | found[0], goals + found[1]
+    show("Evaluation", numbers, goals, asked.json)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Every benchmark runs from end to end on small inputs and tells what it measured; how fast is not judged here."""
 
+import importlib
 import json
 import math
 import runpy
@@ -23,7 +24,17 @@ SMALL = [
     "--encoder",
     "resnet_small",
 ]
-PROBES = ["--data", "synthetic:64", "--test", "synthetic:32", "--encoder", "mlp:width=16", "--epochs", "1"]
+PROBES = [
+    "--no-commands",
+    "--data",
+    "synthetic:64",
+    "--test",
+    "synthetic:32",
+    "--encoder",
+    "mlp:width=16",
+    "--epochs",
+    "1",
+]
 
 
 class Bench:
@@ -85,6 +96,23 @@ def test_evaluation_against_the_classic_probe(bench: Bench):
     )
 
 
+def test_whole_commands_are_timed_in_units_of_matrix_products(bench: Bench):
+    evaluate = importlib.import_module("evaluate")
+    bench.monkeypatch.setattr(evaluate, "COMMANDS", [evaluate.Command(40, 20, 16, 5.0)])
+    bench.monkeypatch.setattr(evaluate, "SIDE", 64)
+    numbers, goals = evaluate.whole(None)
+    name = "40 + 20 images of 16 px"
+    assert numbers[f"{name}, peak MB"] > 100
+    assert goals[0].value == pytest.approx(numbers[f"{name}, s"] / numbers["ten products, s"])
+
+
+def test_growth_is_drawn(bench: Bench, tmp_path: Path):
+    small = ["--images", "40", "80", "--features", "16", "32", "--out", str(tmp_path / "growth.svg")]
+    numbers, goals = bench.told("growth", *small)
+    assert "80 images: kNN, s" in numbers and "32 features: few labels, s" in numbers
+    assert len(goals) == 2 and "<svg" in (tmp_path / "growth.svg").read_text()
+
+
 def test_the_whole_classic_probe_is_compared_in_accuracy(bench: Bench):
     numbers, (_, accuracy) = bench.told("evaluate", *PROBES, "--full")
     assert accuracy["value"] == numbers["linear, %"] - numbers["classic probe after 90 epochs, %"]
@@ -96,7 +124,7 @@ def test_startup_and_memory():
         command, capture_output=True, text=True, timeout=300
     )  # its children import its main
     assert done.returncode == 0, done.stderr
-    numbers, (_, opening, more) = judged(done.stdout)
+    numbers, (*_, opening, more) = judged(done.stdout)
     quarter, whole = numbers["peak on a quarter, MB"], numbers["peak on all, MB"]
     assert quarter > 100 and "400 files" in opening["what"]
     assert more["value"] == pytest.approx((whole - quarter) * 1e6 / 300)
@@ -114,7 +142,7 @@ def test_without_json_a_table_names_the_goals(bench: Bench):
 
 
 @pytest.mark.parametrize(
-    "name", ["throughput", "evaluate", "startup", "watch", "puzzles", "seeds", "lab", "cluster"]
+    "name", ["throughput", "evaluate", "growth", "startup", "watch", "puzzles", "seeds", "lab", "cluster"]
 )
 def test_the_help_explains_what_is_measured(bench: Bench, name: str):
     with pytest.raises(SystemExit) as end:

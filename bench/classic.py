@@ -1,0 +1,64 @@
+"""The classic linear probe: every image through the frozen encoder in every epoch, cropped and flipped anew.
+
+Goyal et al. 2019, arXiv:1905.01235; learning rate, momentum and decay are theirs.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pretask import images, loader
+from pretask.device import find_device
+from pretask.encoders import Encoder
+from pretask.evals.features import pooled
+from pretask.rng import Rng
+from pretask.types import Labelled
+
+EPOCHS = 90
+BATCH = 256
+
+
+class Classic:
+    """SGD on one stage, through the encoder in evaluation mode; the learning rate falls tenfold twice."""
+
+    def __init__(self, encoder: Encoder, stage: str, train: Labelled, epochs: int):
+        self.device = find_device()
+        self.encoder, self.stage = encoder.to(self.device).eval(), stage
+        self.train = train
+        width = self.features(torch.zeros(1, encoder.channels, encoder.size, encoder.size)).shape[1]
+        head = nn.Sequential(nn.BatchNorm1d(width, affine=False), nn.Linear(width, len(train.classes)))
+        self.head = head.to(self.device)
+        self.optimizer = torch.optim.SGD(self.head.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
+        thirds = [round(epochs / 3), round(2 * epochs / 3)]
+        self.schedule = torch.optim.lr_scheduler.MultiStepLR(self.optimizer, thirds)
+        self.done = 0
+
+    @torch.no_grad()
+    def features(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, D)"""
+        x = x.to(self.device, memory_format=torch.channels_last)
+        return pooled(self.encoder(x)[self.stage])
+
+    def epoch(self) -> None:
+        self.head.train()
+        order = Rng(0, "order", self.done).permutation(len(self.train))
+        for step, batch in enumerate(loader.epoch(self.train, order, BATCH)):
+            rng = Rng(0, "view", self.done, step, device=self.device)
+            x = images.to_float(batch.image.to(self.device))
+            view = images.resized_crop(x, self.encoder.size, rng, (0.08, 1.0))
+            logits = self.head(self.features(images.flip(view, rng)))
+            self.optimizer.zero_grad()
+            F.cross_entropy(logits, self.train.label[batch.index].to(self.device)).backward()
+            self.optimizer.step()
+        self.schedule.step()
+        self.done += 1
+
+    @torch.no_grad()
+    def accuracy(self, test: Labelled) -> float:
+        """%, on images that are neither cropped nor flipped."""
+        self.head.eval()
+        right = 0
+        for batch in loader.epoch(test, torch.arange(len(test)), BATCH):
+            predicted = self.head(self.features(images.to_float(batch.image))).argmax(1).cpu()
+            right += int((predicted == test.label[batch.index]).sum())
+        return 100 * right / len(test)
