@@ -37,6 +37,23 @@ def test_a_patch_is_a_window_of_an_image():
     assert found == windows  # every place is drawn, and no other
 
 
+def test_no_patch_is_drawn_twice_and_no_more_than_there_are():
+    """Of few images k-means sees every place once; of many it sees so many, of all images and places alike."""
+    image = Rng(0, "noise").integers(4, 3, 12, 12, high=256).to(torch.uint8)
+    found = baselines.sample_patches(Arrays("noise", image), 1000, Rng(0))
+    assert len(found) == 4 * 49 and len(found.unique(dim=0)) == len(found)
+    flat = (
+        torch.arange(40)[:, None, None, None].expand(40, 1, 12, 12).to(torch.uint8)
+    )  # each image tells its number
+    found = baselines.sample_patches(Arrays("numbered", flat), 800, Rng(0))[:, 0].round().long()
+    assert len(found) == 800 and (found.bincount(minlength=40) - 20).abs().max() < 5 * 20**0.5
+
+
+def test_fewer_patches_than_centers_are_centers_themselves():
+    few = baselines.patches(Arrays("noise", Rng(0, "few").integers(2, 3, 8, 8, high=256).to(torch.uint8)))
+    assert few(torch.rand(3, 3, 8, 8))["pool"].shape == (3, 4 * 2 * 9)
+
+
 def test_normalising_takes_out_brightness_and_contrast():
     patch = 40 * Rng(1).normal(500, 108) + 100
     z = baselines.normalised(patch)

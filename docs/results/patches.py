@@ -1,0 +1,109 @@
+#!/usr/bin/env python3
+"""The k-means patches of few and of many images: every place once, as they are drawn, or with repetition, as they were.
+
+    python docs/results/patches.py --data FOLDER
+
+FOLDER holds cifar10/. Centers are learned from 100 to 50,000 images of CIFAR-10, and scored with these images' labels on 2,000
+test images. What came out is kept in patches.json, and `make.py` puts it on the page. It takes about half an hour of one core.
+"""
+
+import argparse
+import io
+import json
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from pretask import images
+from pretask.evals import baselines, knn
+from pretask.evals.features import embed
+from pretask.evals.measure import choose
+from pretask.rng import Rng
+from pretask.sources import Labelled
+from pretask.sources.arrays import Arrays
+from pretask.types import Source
+
+HERE = Path(__file__).resolve().parent
+COUNTS = (100, 325, 2_000, 50_000)
+TEST = 2_000
+SEEDS = 3
+"""of the patches, but for the largest set, where they hardly matter and take a quarter of an hour"""
+
+
+def main() -> None:
+    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words.add_argument("--data", type=Path, required=True)
+    folder = words.parse_args().data / "cifar10"
+    every, test = (opened(folder / f"cifar10_{part}_full_jpeg.npz") for part in ("train", "test"))
+    unseen = some(test, TEST)
+    rows = []
+    for n in COUNTS:
+        train = some(every, n)
+        for name, sample in (("with repetition", repeated), ("every place once", baselines.sample_patches)):
+            found = [scored(train, unseen, sample, seed) for seed in range(SEEDS if n < COUNTS[-1] else 1)]
+            means = {key: float(np.mean([each[key] for each in found])) for key in found[0]}
+            rows.append({"images": n, "patches": name, **means})
+            print(rows[-1], flush=True)
+    (HERE / "patches.json").write_text(json.dumps(rows, indent=2) + "\n")
+
+
+def opened(path: Path) -> Labelled:
+    packed = np.load(path)
+    jpeg, edge, label = packed["jpeg"], packed["offsets"], packed["labels"]
+    pixels = [np.asarray(Image.open(io.BytesIO(jpeg[a:b].tobytes()))) for a, b in pairwise(edge)]
+    image = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous()
+    return Labelled(
+        Arrays(path.stem, image), torch.from_numpy(label).long(), [str(c) for c in packed["class_names"]]
+    )
+
+
+def some(source: Labelled, n: int) -> Labelled:
+    index = Rng(0, "patches", n).permutation(len(source))[:n].sort().values
+    image = source.__getitems__(index).image
+    return Labelled(Arrays(f"{n}", image), source.label[index], source.classes)
+
+
+def scored(
+    train: Labelled, test: Labelled, sample: Callable[[Source, int, Rng], Tensor], seed: int
+) -> dict[str, Any]:
+    began = time.process_time()
+    rng = Rng(seed, "patches")
+    patch = baselines.normalised(sample(train, baselines.SAMPLES, rng))
+    mean, zca = baselines.whiten(patch)
+    net = baselines.Patches(mean, zca, baselines.kmeans((patch - mean) @ zca, baselines.CENTRES, rng))
+    took = time.process_time() - began
+    of_train, of_test = (embed(net, each, progress=False) for each in (train, test))
+    chosen = choose(of_train, len(train.classes), 0)
+    x, y = of_train.stages["pool"], of_test.stages["pool"]
+    near = knn.knn(x, of_train.label, y, len(train.classes), chosen.k)
+    right = chosen.probes["pool"].probe.predict(y) == of_test.label
+    return {
+        "drawn": len(patch),
+        "seconds": took,
+        "kNN": 100 * (near == of_test.label).double().mean().item(),
+        "linear": 100 * right.double().mean().item(),
+    }
+
+
+def repeated(source: Source, n: int, rng: Rng) -> Tensor:
+    """(n, D) patches from at most n / 20 images, each from anywhere."""
+    which = rng.permutation(len(source))[: max(1, n // 20)].sort().values
+    canvas = images.to_float(source.__getitems__(which).image)
+    m, channels, h, w = canvas.shape
+    at, of = torch.arange(baselines.PATCH), rng.integers(n, high=m)
+    top, left = (rng.integers(n, high=side - baselines.PATCH + 1) for side in (h, w))
+    rows, columns = (top[:, None] + at)[:, None, :, None], (left[:, None] + at)[:, None, None, :]
+    return 255 * canvas[
+        of[:, None, None, None], torch.arange(channels)[None, :, None, None], rows, columns
+    ].flatten(1)
+
+
+if __name__ == "__main__":
+    main()
