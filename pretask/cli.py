@@ -1,6 +1,7 @@
 """The command line: which verb is meant, and what is said of a mistake. The verbs are in commands/."""
 
 import sys
+import time
 from collections.abc import Sequence
 
 from pretask.commands import verb
@@ -34,8 +35,17 @@ or your own file ./my_puzzle.py. PATH is a folder, a .npz, .parquet or .tar file
 """
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit code: 0, 1 if `check` found a fault, 2 for a mistake of the user, 130 when interrupted."""
+began = 0.0
+"""when the command was given, by time.monotonic(), from which a budget counts"""
+
+
+def main(arguments: Sequence[str] | None = None, since: float | None = None) -> int:
+    """Run one command; returns its exit code: 0, 1 if `check` found a fault, 2 for a mistake of the user, 130 when interrupted.
+
+    `since` is when the process began, where the command is all that it does.
+    """
+    global began
+    began = time.monotonic() if since is None else since
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help", "help"):
         print(HELP, end="")

@@ -10,9 +10,10 @@ from torch.testing import assert_close
 from pretask import encoders, images, sources
 from pretask.context import Context
 from pretask.methods import exemplar_cnn as ec
+from pretask.plan import Plan
 from pretask.rng import Rng
 from pretask.sources.arrays import Arrays
-from pretask.types import Batch, Progress, UserError
+from pretask.types import Batch, UserError
 
 STILL = {"shift": 0.0, "scale": (1.0, 1.0), "turn": 0.0}
 PUBLISHED = {"axes": (0.5, 2.0), "power": (0.25, 4.0), "stretch": (0.7, 1.4), "offset": 0.1}
@@ -34,7 +35,7 @@ def batch(source, n=16):
 
 
 def context(source, round=0, rounds=2):
-    return Context(source, [], Progress(round, rounds, round, rounds, round, rounds), Rng(0, "begin"))
+    return Context(source, [], Plan.of(rounds, 1, rounds).at(round), Rng(0, "begin"))
 
 
 # ---- classes

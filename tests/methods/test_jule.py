@@ -17,8 +17,9 @@ from pretask.context import Context
 from pretask.evals import clustering
 from pretask.maths import agglomeration as ag
 from pretask.methods import jule
+from pretask.plan import Plan
 from pretask.rng import Rng
-from pretask.types import Batch, Progress, UserError
+from pretask.types import Batch, UserError
 
 SMALL = "jule:width=8"
 
@@ -41,7 +42,7 @@ class Pictures:
 
 
 def at(epoch: int, epochs: int, source: Pictures) -> Context:
-    return Context(source, [], Progress(epoch, epochs, epoch, epochs), Rng(0, "begin", epoch))
+    return Context(source, [], Plan.of(epochs, 1).at(epoch), Rng(0, "begin", epoch))
 
 
 def built(source: Pictures | None = None, **knobs) -> jule.Jule:

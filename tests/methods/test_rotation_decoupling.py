@@ -13,11 +13,12 @@ from pretask import encoders, sources
 from pretask.config import TrainConfig, schedule
 from pretask.context import Context
 from pretask.methods import rotation_decoupling as rd
+from pretask.plan import Plan
 from pretask.rng import Rng
-from pretask.types import Batch, Progress, UserError
+from pretask.types import Batch, UserError
 
 SMALL = "resnet_small:width=8"
-NOW = Progress(0, 1, 0, 1)
+NOW = Plan.of(1, 1).at(0)
 
 
 class Pictures:
@@ -45,7 +46,7 @@ def built(n: int = 40, **knobs) -> rd.RotationDecoupling:
 
 
 def context(n: int, epoch: int, epochs: int = 10) -> Context:
-    return Context(Pictures(n), [], Progress(epoch, epochs, epoch, epochs), Rng(0, "begin", epoch))
+    return Context(Pictures(n), [], Plan.of(epochs, 1).at(epoch), Rng(0, "begin", epoch))
 
 
 def puzzle(method: rd.RotationDecoupling, *index: int) -> rd.Turned:
@@ -351,7 +352,9 @@ def test_weights_are_off_before_the_last_part_of_a_run_and_on_from_then():
     [(245, rd.Paper().late, 210), (30, 0.15, 26), (100, 0.15, 85), (2, 0.15, 1), (2, 0.9, 1), (1, 0.15, 1)],
 )
 def test_the_last_part_begins_with_an_epoch_that_is_not_the_first(epochs, late, first):
-    assert rd.due(epochs, late) == first
+    plan = Plan.of(7 * epochs, 7)
+    begun = [plan.at(7 * epoch).epoch for epoch in range(epochs) if rd.due(plan.at(7 * epoch), late)]
+    assert begun == list(range(first, epochs))
 
 
 def test_the_papers_learning_rate_falls_and_comes_back_once():

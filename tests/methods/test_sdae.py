@@ -12,8 +12,9 @@ from torch.testing import assert_close
 from pretask import encoders
 from pretask.context import Context
 from pretask.methods import sdae
+from pretask.plan import Plan
 from pretask.rng import Rng
-from pretask.types import Batch, Progress, UserError
+from pretask.types import Batch, UserError
 
 SMALL = "mlp:width=16"
 
@@ -44,7 +45,7 @@ def built(encoder: str, source: Pictures, config: sdae.Config | None = None, see
 
 
 def at(method: sdae.StackedDenoising, epoch: int, epochs: int):
-    progress = Progress(epoch, epochs, epoch, epochs, epoch, epochs)
+    progress = Plan.of(epochs, 1, epochs).at(epoch)
     method.begin_epoch(Context(pictures(1), [], progress, Rng(0)))
     return method
 
