@@ -157,6 +157,16 @@ def test_steps_that_are_timed_leave_no_traces(tmp_path):
     assert made.begun == plain.begun and not any(o.state for o in made.optimizers)
 
 
+def test_a_first_guess_takes_the_fastest_of_the_steps_that_were_timed(tmp_path, monkeypatch):
+    made, taken = trainer(tmp_path), iter([0.5, 0.2, 0.1, *[0.4] * 99])
+    monkeypatch.setattr(made, "timed", lambda *_: next(taken))
+    assert made.fastest_step(Plan.of(99, made.per_pass), 0.1) == 0.1
+    assert len(list(taken)) == 102 - loop.TIMED
+    slow = iter([9.0, 8.0])
+    monkeypatch.setattr(made, "timed", lambda *_: next(slow))
+    assert made.fastest_step(Plan.of(99, made.per_pass), 0.0) == 9.0
+
+
 def test_a_method_begins_once_though_its_steps_are_timed_first(tmp_path, monkeypatch):
     made, begun = trainer(tmp_path), []
     monkeypatch.setattr(made.method, "begin", begun.append)
