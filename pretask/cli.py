@@ -12,7 +12,7 @@ pretask: learn to see from unlabelled images, and find out what it was worth.
 
   pretask demo                                       the whole path in a few minutes, with nothing prepared
   pretask pretrain METHOD --data PATH [--out RUN]    train without labels on a folder of images
-  pretask pretrain --resume RUN                      go on after a crash
+  pretask pretrain --resume RUN                      go on after a crash, or for longer with --steps N
   pretask evaluate RUN --data LABELLED               score the frozen features, beside honest baselines
   pretask transfer RUN --data FOLDER --task TASK     take it to classification, detection or segmentation
   pretask report RUN [--data LABELLED]               one offline page: curves, puzzles, neighbours, scores

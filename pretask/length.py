@@ -76,7 +76,9 @@ def first_guess(trainer: "Trainer", plan: Plan, step: int, budget: Budget) -> in
     """Steps of the whole run, of which those from `step` on fit into the budget if all are as fast as the fastest of some."""
     per_step = trainer.fastest_step(plan, TIMING * budget.seconds)
     left = trainer.fabric.broadcast(budget.left())
-    if left < 3 * per_step:
+    if (
+        left < per_step
+    ):  # a machine that is slow just now may let more steps fit later, so one is enough to begin
         gone = budget.seconds - left
         raise UserError(
             f"--budget {budget.seconds:g}s is too short: a step takes {per_step:.2f} s and all but the steps {gone:.0f} s; "

@@ -90,7 +90,10 @@ PLANNED = ((0, FIRST), *ENTRIES.items())
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_run_that_was_planned_anew_is_repeated_to_the_bit_by_its_plan(name, tmp_path, scripted, no_clock):
+def test_a_run_that_was_planned_anew_is_repeated_to_the_bit_by_its_plan(
+    name, tmp_path, scripted, no_clock, monkeypatch
+):
+    monkeypatch.setattr(journal, "ROWS", 8)  # so that rows are of several steps, which the plan decides
     made = trained(name, tmp_path / "one", budget="60s")
     assert entries_of(made.card) == PLANNED and made.card["steps"] == 35
     no_clock()
@@ -99,6 +102,13 @@ def test_a_run_that_was_planned_anew_is_repeated_to_the_bit_by_its_plan(name, tm
     assert alike(made, again) and rows(made) == rows(again)
     other = trained(name, tmp_path / "three", steps=35)
     assert not alike(made, other), "the entries make a difference"
+
+
+def test_rows_of_the_log_are_as_many_as_the_plan_in_force_asks_for(tmp_path, scripted, monkeypatch):
+    monkeypatch.setattr(journal, "ROWS", 10)
+    monkeypatch.setitem(globals(), "ENTRIES", {3: 10})
+    made = trained("rotnet", tmp_path / "r", budget="60s")
+    assert [row["step"] for row in rows(made)] == [1, 3, 4, 5, 6, 7, 8, 9]
 
 
 class Cut(Exception):

@@ -134,6 +134,16 @@ def test_work_before_each_round_has_its_time_though_the_first_round_has_none(sec
     assert {plan.at(step).round for step in range(plan.steps)} == set(range(5))
 
 
+@pytest.mark.parametrize("work", [{False: 0.0, True: 0.0}, {False: 2.0, True: 0.0}, {False: 0.0, True: 9.0}])
+def test_what_fits_takes_the_seconds_that_there_are_with_all_work_between(work):
+    pace, plan = Pace(), Plan.of(1000, 50, 5)
+    for first, seconds in work.items():
+        pace.between[first].append(seconds)
+    fits = plan.changed(120, pace.fitting(plan, 120, 0.1, 100.0))
+    assert pace.left(fits, 120, 0.1) == pytest.approx(100.0, abs=6.0)
+    assert pace.fitting(plan, 120, 0.1, -5.0) == 121, "a run that is late makes one more step"
+
+
 # ---- what a reader is told
 
 
