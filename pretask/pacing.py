@@ -118,7 +118,7 @@ class Budget:
 
     def __init__(self, seconds: float, began: float, pace: Pace):
         self.seconds, self.began, self.pace = seconds, began, pace
-        self.made, self.bucket = 1, -1  # entries, and which 5 % had the last one
+        self.made, self.bucket = 1, -1  # entries, and which 5 % had the last one; the first look finds that out
         self.due = 0.0  # when to look again, on the clock
         self.due_at = 1  # at which step at the latest, which several processes have to agree on
 
@@ -143,6 +143,7 @@ class Budget:
         bucket, last = (
             int(ENTRIES * (1 - rest / self.seconds)) for rest in (left + pace.ending, pace.ending)
         )
+        self.bucket = bucket if self.bucket < 0 else self.bucket
         soon = pace.left(plan, step, pace.lately())
         if left - soon > max(3 * soon, slack) and self.made < ENTRIES - 1:
             pace.forget()
