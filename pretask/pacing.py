@@ -118,7 +118,10 @@ class Budget:
 
     def __init__(self, seconds: float, began: float, pace: Pace):
         self.seconds, self.began, self.pace = seconds, began, pace
-        self.made, self.bucket = 1, -1  # entries, and which 5 % had the last one; the first look finds that out
+        self.made, self.bucket = (
+            1,
+            -1,
+        )  # entries, and which 5 % had the last one; the first look finds that out
         self.due = 0.0  # when to look again, on the clock
         self.due_at = 1  # at which step at the latest, which several processes have to agree on
 

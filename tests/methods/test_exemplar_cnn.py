@@ -313,3 +313,12 @@ def test_the_published_net_can_look_at_a_whole_image():
     stages = net(torch.zeros(1, 3, 96, 96))
     assert [s.shape[1] for s in stages.values()] == [64, 128, 256, 512, 512]
     assert net(torch.zeros(1, 3, 32, 32))["fc"].shape[-2:] == (1, 1)
+
+
+def test_seeds_are_joined_once_a_round_in_a_run_that_is_stretched(source, monkeypatch):
+    method, joined = made(source, ec.Clustered()), []
+    monkeypatch.setattr(method, "join", lambda context: joined.append(context.progress.round))
+    plan = Plan.of(20, 1, 4).changed(6, 126)
+    for step in range(126):
+        method.begin_epoch(Context(source, [], plan.at(step), Rng(0, "begin")))
+    assert joined == [1, 2, 3]

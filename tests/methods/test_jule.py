@@ -347,3 +347,15 @@ def test_what_cannot_be_is_a_one_line_error(knobs):
     source = Pictures()
     with pytest.raises(UserError, match="expected"):
         jule.Config(**knobs).build(encoders.build(SMALL, 3, 16), source)
+
+
+def test_a_run_that_is_stretched_merges_by_the_fraction_that_is_done():
+    source = Pictures()
+    method, plan = (
+        built(source),
+        Plan.of(10, 1).changed(5, 105),
+    )  # an epoch a step, half of the schedule in five
+    counts = jule.course(int(method.first), 4, 0.2)
+    for step, fraction in ((4, 0.5), (54, 0.75), (104, 1.0)):
+        method.begin_epoch(Context(source, [], plan.at(step), Rng(0)))
+        assert int(method.label.max()) + 1 == counts[math.ceil(fraction * len(counts)) - 1]

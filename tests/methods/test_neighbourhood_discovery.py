@@ -282,3 +282,14 @@ def test_the_published_net_is_a_resnet18_of_the_cifar_kind():
 def test_fewer_images_than_neighbours_is_a_one_line_error():
     with pytest.raises(UserError, match="more than 3 images"):
         nd.Config(neighbours=3).build(encoders.build(SMALL, 3, 16), Pictures(3))
+
+
+def test_neighbours_are_looked_for_once_a_round_in_a_run_that_is_stretched(monkeypatch):
+    method, found, plain = built(), [], nd.discover
+    monkeypatch.setattr(nd, "discover", lambda *given: found.append(now) or plain(*given))
+    plan = Plan.of(20, 1, 5).changed(6, 126)  # an epoch a step
+    for step in range(126):
+        now = plan.at(step)
+        method.begin_epoch(Context(Pictures(40), [], now, Rng(0, "begin", step)))
+        assert method.anchor.sum() == 40 * now.round // 4
+    assert [now.round for now in found] == [1, 2, 3, 4] and all(now.first_of_round for now in found)

@@ -481,3 +481,11 @@ def test_a_source_whose_images_are_not_found_again_says_so_at_the_start():
 
     with pytest.raises(UserError, match="no positions"):
         built().begin(dataclasses.replace(context(40, 0), source=Stream(40)))
+
+
+def test_in_a_run_that_is_stretched_the_last_part_is_that_of_the_schedule():
+    plan = Plan.of(20, 1).changed(10, 210)  # an epoch a step, half of the schedule in ten
+    begun = [step for step in range(210) if rd.due(plan.at(step), 0.25)]
+    assert begun == list(range(begun[0], 210)) and plan.at(begun[0]).fraction == pytest.approx(0.75, abs=0.01)
+    cut = Plan.of(200, 1).changed(20, 21)
+    assert rd.due(cut.at(20), 0.25), "one epoch is left, and it is the last"

@@ -332,3 +332,13 @@ def test_digits_it_never_saw_are_restored_better_than_by_doing_nothing(shared_da
     scored = method.loss(p).parts
     assert scored["left"] < 0.85 * scored["damage"]
     assert_close(((method.solve(p)["image"] - p.image) ** 2).mean(), scored["left"])
+
+
+def test_layers_share_the_schedule_evenly_in_a_run_that_is_stretched():
+    method = built("mlp:width=8,depth=3", pictures())
+    plan = Plan.of(12, 1).changed(6, 106)  # an epoch a step, half of the schedule in six
+    stages = []
+    for step in range(106):
+        method.begin_epoch(Context(pictures(1), [], plan.at(step), Rng(0)))
+        stages.append(int(method.stage))
+    assert [stages.index(layer) for layer in range(3)] == [0, 4, 40]
