@@ -21,8 +21,9 @@ from rich.console import Console
 from rich.table import Table
 
 from pretask.config import TrainConfig
-from pretask.loop import Plan, Trainer
+from pretask.loop import Trainer
 from pretask.methods import Method
+from pretask.plan import Plan
 from pretask.pretraining import Settings, engine, precision_of, versions
 from pretask.types import Source
 
@@ -63,7 +64,7 @@ def alternate(parts: Mapping[str, Callable[[], object]], rounds: int) -> dict[st
     return {name: [turn[name] for turn in taken[1:]] for name in parts}
 
 
-FIRST = Plan(1, 1, 1).at(0)
+FIRST = Plan.of(1, 1).at(0)
 """where a run of one step stands"""
 
 

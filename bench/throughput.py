@@ -23,7 +23,8 @@ from peer import lightly
 from PIL import Image
 
 from pretask import encoders, loader, memory, methods, sources
-from pretask.loop import Plan, Sealed, Trainer
+from pretask.loop import Sealed, Trainer
+from pretask.plan import Plan
 from pretask.rng import Rng
 from pretask.types import Source
 
@@ -79,7 +80,7 @@ def parts_of(asked: Flags, source: Source, images: Any) -> dict[str, Callable[[]
     """What takes turns; each part sees the same number of images in a turn."""
     trained = trainer_of(asked, source)
     order = torch.randperm(asked.steps * asked.batch) % len(source)
-    plan = Plan(asked.steps, 1, 1)
+    plan = Plan.of(asked.steps, asked.steps)
 
     def loading() -> Iterator[Any]:
         return loader.epoch(source, order, asked.batch)

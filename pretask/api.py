@@ -31,6 +31,7 @@ def pretrain(
     size: int | None = None,
     steps: int | None = None,
     budget: str | None = None,
+    plan: str | Path | None = None,
     share: float = 1.0,
     seed: int = 0,
     init: str | Path | None = None,
@@ -49,12 +50,16 @@ def pretrain(
     batch, lr, …); the others are the flags of the same names.
 
     `resume` goes on with the run in that folder by its own settings: pretrain(None, resume="runs/a"). A run
-    does not keep an array that it was trained on, so give the same `data` again.
+    does not keep an array that it was trained on, so give the same `data` again. With `steps` or `budget` it becomes
+    longer or shorter than it was planned. `plan` takes the length of another run.
     """
+    if plan and "epochs" in train:
+        raise UserError("plan takes the length of another run; leave out epochs")
     with nullcontext() if quiet else Display() as tell:
         if resume is not None:
+            longer = Settings("", steps=steps, budget=budget)
             return pretraining.pretrain(
-                None, Settings(""), resume=Path(resume), source=again(Path(resume), data), tell=tell
+                None, longer, resume=Path(resume), source=again(Path(resume), data), tell=tell
             )
         if method is None or data is None:
             raise UserError("pretrain needs a method and data, as in pretask.pretrain('rotnet', 'photos/')")
@@ -65,6 +70,7 @@ def pretrain(
             size=size,
             steps=steps,
             budget=budget,
+            plan=Path(plan) if plan else None,
             share=share,
             seed=seed,
             init=Path(init) if init else None,

@@ -1,6 +1,7 @@
 """The command line: which verb is meant, and what is said of a mistake. The verbs are in commands/."""
 
 import sys
+import time
 from collections.abc import Sequence
 
 from pretask.commands import verb
@@ -11,7 +12,7 @@ pretask: learn to see from unlabelled images, and find out what it was worth.
 
   pretask demo                                       the whole path in a few minutes, with nothing prepared
   pretask pretrain METHOD --data PATH [--out RUN]    train without labels on a folder of images
-  pretask pretrain --resume RUN                      go on after a crash
+  pretask pretrain --resume RUN                      go on after a crash, or for longer with --steps N
   pretask evaluate RUN --data LABELLED               score the frozen features, beside honest baselines
   pretask transfer RUN --data FOLDER --task TASK     take it to classification, detection or segmentation
   pretask report RUN [--data LABELLED]               one offline page: curves, puzzles, neighbours, scores
@@ -34,8 +35,17 @@ or your own file ./my_puzzle.py. PATH is a folder, a .npz, .parquet or .tar file
 """
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit code: 0, 1 if `check` found a fault, 2 for a mistake of the user, 130 when interrupted."""
+began = 0.0
+"""when the command was given, by time.monotonic(), from which a budget counts"""
+
+
+def main(arguments: Sequence[str] | None = None, since: float | None = None) -> int:
+    """Run one command; returns its exit code: 0, 1 if `check` found a fault, 2 for a mistake of the user, 130 when interrupted.
+
+    `since` is when the process began, where the command is all that it does.
+    """
+    global began
+    began = time.monotonic() if since is None else since
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help", "help"):
         print(HELP, end="")

@@ -22,8 +22,9 @@ from pretask import encoders, images, loader, run
 from pretask.config import TrainConfig
 from pretask.context import Context
 from pretask.journal import Journal
-from pretask.loop import Plan, Trainer
+from pretask.loop import Trainer
 from pretask.methods import Method, MethodConfig
+from pretask.plan import Plan
 from pretask.rng import Rng
 from pretask.types import Batch, Loss, Source
 from pretask.watch import spread
@@ -257,7 +258,7 @@ def trained(case: Case, folder: Path, steps: int, stop: int | None = None) -> Me
     trainer = Trainer(fabric, method, case.source, case.train, folder, workers=1)
     plan = Plan.of(steps, trainer.per_pass, case.train.rounds)
     with contextlib.suppress(Cut):
-        trainer.fit(plan, Journal(folder, steps, case.train.batch, True, None, cut))
+        trainer.fit(plan, Journal(folder, case.train.batch, True, None, cut))
     return method
 
 

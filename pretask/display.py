@@ -14,7 +14,8 @@ from rich.table import Table
 from pretask.states import ADVICE, HEALTHY
 
 KNOWN = {
-    "step", "steps", "epoch", "epochs", "loss", "lr", "images_per_s", "waiting", "eta", "state", "since", "knn"
+    "step", "steps", "epoch", "epochs", "loss", "lr", "images_per_s", "waiting", "eta", "state", "since", "knn",
+    "lengthened",
 }  # fmt: skip
 PLAIN_EVERY = 30.0
 """seconds between two lines where no person watches a terminal"""

@@ -22,6 +22,7 @@ from pretask.evals.crossmodal import Head, Told, texts_of
 from pretask.evals.evaluate import Scores
 from pretask.journal import Tell
 from pretask.methods.text_topic import TextTopic
+from pretask.plan import cautions, entries_of
 from pretask.rng import Rng
 from pretask.run import Run
 from pretask.sources import Labelled, memory, pairs, store
@@ -91,6 +92,7 @@ def evaluate(
     more |= {"device": find_device(), "progress": progress}
     scores = judge(encoders, name=name, seeds=numbers, fresh=fresh, **more)
     if isinstance(loaded, Run):
+        scores = dataclasses.replace(scores, skipped=[*scores.skipped, *cautions(loaded.card)])
         scores.write(loaded.folder)
     return scores
 
@@ -176,7 +178,7 @@ def sister(of: Run, seed: int, tell: Tell | None) -> Run:
 def repeated(of: Run, folder: Path, tell: Tell | None, **change: Any) -> Run:
     """The same run with a setting changed: found in `folder`, finished, or trained now."""
     method, settings, config, train = run.revive(of.card)
-    again = dataclasses.replace(settings, out=folder, steps=of.card["steps"], budget=None, **change)
+    again = dataclasses.replace(settings, out=folder, plan=of.folder, steps=None, budget=None, **change)
     if (folder / run.CARD).is_file():
         check_alike(of, Run(folder), again, " and ".join(change))
         if (folder / run.DONE).exists():
@@ -189,6 +191,8 @@ def check_alike(one: Run, other: Run, wanted: pretraining.Settings, changed: str
     """UserError unless two runs differ as is wanted, and in nothing else."""
     decides = ("method", "recipe", "config", "train", "encoder", "data", "size", "channels", "steps")
     unlike = [key for key in decides if one.card[key] != other.card[key]]
+    if "steps" not in unlike and entries_of(one.card) != entries_of(other.card):
+        unlike.append("plan")
     settings = run.revive(other.card)[1]
     unlike += [key for key in ("seed", "share") if getattr(settings, key) != getattr(wanted, key)]
     if wanted.share == run.revive(one.card)[1].share and one.card["n"] != other.card["n"]:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from pretask import checkpoint, distributed, run
+from pretask.pacing import Pace
+from pretask.plan import Plan
 from pretask.states import ADVICE, BROKEN, HEALTHY
 from pretask.types import Progress, UserError
 from pretask.watch import Watch
@@ -31,31 +33,31 @@ class Journal:
     def __init__(
         self,
         folder: Path,
-        steps: int,
         batch: int,
         writes: bool,
         watch: Watch | None,
         tell: Tell | None = None,
         whole: Callable[[], AbstractContextManager[None]] = nullcontext,
     ):
-        self.folder, self.steps, self.batch, self.writes = folder, steps, batch, writes
+        self.folder, self.batch, self.writes = folder, batch, writes
         self.whole = whole  # what all processes enter before the watch may use the encoder
         self.watch, self.tell = watch, (tell if writes else None) or (lambda row: None)
-        self.every = max(1, steps // ROWS)
         self.losses: list[Tensor] = []
         self.parts: list[Mapping[str, Tensor]] = []
         self.waited = 0.0
 
-    def start(self, progress: Progress) -> None:
-        """Rows of this step and later, left by a run that was cut off, are forgotten; the features get a first look."""
+    def start(self, progress: Progress, pace: Pace) -> None:
+        """Rows of this step and later, left by a run that was cut off, are forgotten; the features get a first look.
+
+        `pace` is what the display is told by how long the run still takes.
+        """
         if self.writes:
             run.rewind(self.folder / run.LOG, progress.step)
             run.rewind(self.folder / run.SEEN, progress.step)
         with self.whole():
             if self.watch:
                 self.watch.look(progress, now=True)
-        self.began = self.since = time.perf_counter()
-        self.first_step = progress.step
+        self.pace, self.since = pace, time.perf_counter()
 
     def waiting(self, items: Iterable[T]) -> Iterator[T]:
         """The same items; the time until each arrives is counted."""
@@ -68,12 +70,19 @@ class Journal:
                 return
             yield item
 
-    def note(self, progress: Progress, loss: Tensor, parts: Mapping[str, Tensor], lr: float) -> bool:
+    @property
+    def looking(self) -> float:
+        """Seconds that the watch takes when it looks at everything."""
+        return sum(self.watch.cost.values()) if self.watch else 0.0
+
+    def note(
+        self, progress: Progress, plan: Plan, loss: Tensor, parts: Mapping[str, Tensor], lr: float
+    ) -> bool:
         """Remember one step. True after a row was written and its losses were found finite."""
         self.losses.append(loss)
         self.parts.append(parts)
-        last = progress.step == self.steps - 1
-        if len(self.losses) < self.every and not last:
+        last = progress.step == progress.steps - 1
+        if len(self.losses) < progress.steps // ROWS and not last:
             return False
         losses, now = distributed.mean(torch.stack(self.losses)).tolist(), time.perf_counter()
         row = {
@@ -84,6 +93,8 @@ class Journal:
             "images_per_s": len(losses) * self.batch / (now - self.since),
             "waiting": self.waited / (now - self.since),
         }
+        if progress.lengthened:
+            row["lengthened"] = progress.lengthened
         for name in parts:
             row[name] = distributed.mean(torch.stack([p[name] for p in self.parts])).mean().item()
         first = progress.step + 1 - len(losses)
@@ -95,9 +106,8 @@ class Journal:
         self.stop_if_broken(first, losses)
         with self.whole():
             self.look(progress, row, last)
-        pace = (now - self.began) / (progress.step + 1 - self.first_step)
-        left = pace * (self.steps - 1 - progress.step)
-        self.tell({**row, "steps": self.steps, "epochs": progress.epochs, "eta": left})
+        left = self.pace.to_the_end(plan, progress.step + 1)
+        self.tell({**row, "steps": progress.steps, "epochs": progress.epochs, "eta": left})
         return True
 
     def stop_if_broken(self, first: int, losses: list[float]) -> None:
@@ -123,5 +133,5 @@ class Journal:
 
     def end(self, progress: Progress) -> None:
         with self.whole():
-            if self.watch and progress.step < self.steps:  # the method finished early
+            if self.watch and progress.step < progress.steps:  # the method finished early
                 self.watch.look(progress, now=True)

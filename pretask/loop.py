@@ -5,12 +5,10 @@ killed at any moment and resumed ends with the same weights, bit for bit on a CP
 """
 
 import copy
-import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from itertools import chain, count, islice
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +22,8 @@ from pretask.context import Context, Finished
 from pretask.device import attention
 from pretask.journal import Journal
 from pretask.methods.base import Method
+from pretask.pacing import Budget, Pace
+from pretask.plan import Plan
 from pretask.rng import Rng
 from pretask.types import AUX, Batch, Loss, Progress, Source, UserError
 
@@ -32,31 +32,8 @@ if TYPE_CHECKING:
 
 SAVE_EVERY = 60.0
 """seconds between two checkpoints"""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """`steps` cut into `epochs` of equal length, none longer than one pass over the source.
-
-    A run shorter than its rounds, or not a whole number of passes, gets shorter epochs rather than a ragged last one.
-    """
-
-    steps: int
-    epochs: int
-    rounds: int
-
-    @classmethod
-    def of(cls, steps: int, per_pass: int, rounds: int) -> "Plan":
-        passes = max(1, math.ceil(steps / per_pass))
-        return cls(steps, rounds * math.ceil(passes / rounds), rounds)
-
-    def start(self, epoch: int) -> int:
-        """The first step of an epoch."""
-        return epoch * self.steps // self.epochs
-
-    def at(self, step: int) -> Progress:
-        epoch = min(((step + 1) * self.epochs - 1) // self.steps, self.epochs - 1)
-        return Progress(step, self.steps, epoch, self.epochs, epoch * self.rounds // self.epochs, self.rounds)
+TIMED = 20
+"""steps, at most, that are timed for a first guess at how many fit into a budget"""
 
 
 class Solver(nn.Module):
@@ -128,24 +105,24 @@ class Trainer:
             if self.train.clip:
                 self.fabric.clip_gradients(self.solver, stepper, max_norm=self.train.clip)
             for group in optimizer.param_groups:
-                group["lr"] = rate(group, self.train, progress.fraction)
+                group["lr"] = rate(group, self.train, progress)
             stepper.step()
         with torch.no_grad():
             self.method.after_step(distributed.gather_rows(carry), progress)
         return total.detach(), {name: value.detach() for name, value in parts.items()}
 
-    def batches(self, plan: Plan, epoch: int, first: int) -> Iterator[Batch]:
-        """This process's batches of one epoch, from its `first` on: a random order, or draws by weight."""
-        rng, n = Rng(self.seed, "order", epoch), len(self.source)
+    def batches(self, progress: Progress) -> Iterator[Batch]:
+        """This process's batches of the rest of an epoch: a random order, or draws by weight."""
+        rng, n = Rng(self.seed, "order", progress.epoch), len(self.source)
         order = rng.permutation(n) if self.weights is None else rng.choice(n, self.weights.cpu())
-        order = order[: (plan.start(epoch + 1) - plan.start(epoch)) * self.train.batch]
-        share = distributed.rank(), distributed.world()
+        order = order[: progress.length * self.train.batch]
+        first, share = progress.step - progress.start, (distributed.rank(), distributed.world())
         return loader.epoch(self.source, order, self.train.batch, first, share, self.workers)
 
-    def prepare(self, progress: Progress) -> None:
+    def prepare(self, progress: Progress, pace: Pace) -> None:
         """Let the method prepare its epoch, unless a checkpoint says that it already has."""
         if self.begun < progress.epoch:
-            with self.whole():
+            with pace.preparing(progress), self.whole():
                 self.weights = self.method.begin_epoch(self.context(progress))
             self.begun = progress.epoch
 
@@ -198,67 +175,98 @@ class Trainer:
                 return self.restore(state)
         if not self.ready:
             with self.whole():
-                self.method.begin(self.context(Plan(1, 1, 1).at(0)))
+                self.method.begin(self.context(Plan.of(1, 1).at(0)))
             self.ready = True
         return 0
 
     # ---- the run
 
-    def fit(self, plan: Plan, journal: Journal) -> None:
-        """Train to the end of `plan`, or until the method has nothing left to learn."""
+    def fit(
+        self,
+        plan: Plan,
+        journal: Journal,
+        pace: Pace | None = None,
+        budget: Budget | None = None,
+        record: Callable[[Plan], None] = lambda plan: None,
+    ) -> Plan:
+        """Train to the end of `plan`, or until the method has nothing left to learn. Returns the plan as it came to be.
+
+        With a budget it is planned anew as the run goes on; the first process lets `record` keep each new plan before
+        it is used.
+        """
+        pace = pace or Pace()
         step = self.begin()
-        journal.start(plan.at(step))
-        self.save(step)
-        saved = time.monotonic()
+        journal.start(plan.at(step), pace)
+        saved = self.keep(step, pace, journal)
+        progress = plan.at(step)
+        pace.mark(step)
         try:
             while step < plan.steps:
-                epoch = plan.at(step).epoch
-                self.prepare(plan.at(step))
-                for batch in journal.waiting(self.batches(plan, epoch, step - plan.start(epoch))):
-                    progress = plan.at(step)
+                self.prepare(progress, pace)
+                epoch = progress.epoch
+                for batch in journal.waiting(self.batches(progress)):
                     loss, parts = self.step(batch, progress)
-                    step += 1
                     lr = self.optimizers[0].param_groups[0]["lr"]
-                    sound = journal.note(progress, loss, parts, lr)
+                    sound = journal.note(progress, plan, loss, parts, lr)
+                    step += 1
                     if sound and self.fabric.broadcast(time.monotonic() - saved > SAVE_EVERY):
-                        self.save(step)
-                        saved = time.monotonic()
+                        saved = self.keep(step, pace, journal)
+                    if budget is None and sound:
+                        pace.mark(step)
+                    elif budget is not None:
+                        plan = self.replanned(plan, step, budget, record)
+                    progress = plan.at(step)
+                    if progress.epoch > epoch or step == plan.steps:
+                        break
         except Finished:
             pass
         self.save(step)
         journal.end(plan.at(step))
         self.fabric.barrier()
+        return plan
 
-    def seconds_per_step(self, at_least: float) -> float:
-        """Measured on real steps, for about `at_least` seconds; their traces are then wiped out.
+    def keep(self, step: int, pace: Pace, journal: Journal) -> float:
+        """Save, and note how long that takes; returns when it was done."""
+        began = time.monotonic()
+        self.save(step)
+        saved = time.monotonic()
+        pace.saving = saved - began
+        pace.looking = journal.looking
+        return saved
 
-        Methods that work in rounds cost differently from round to round: these are timed at three places.
-        """
-        self.begin()
-        before, rounds = copy.deepcopy(self.state(0)), self.train.rounds
-        plan = Plan.of(3 * rounds * self.per_pass, self.per_pass, rounds)
-        places = (0, plan.steps // 2, plan.steps - 1) if rounds > 1 else (0,)
-        seconds = []
-        for place in places:
-            progress = plan.at(place)
-            self.begun = -1
-            self.prepare(progress)
-            batches = chain.from_iterable(self.batches(plan, progress.epoch, 0) for _ in count())
-            self.timed(batches, progress, 2)  # warm up
-            roughly = self.timed(batches, progress, 2)
-            steps = self.fabric.broadcast(min(50, max(2, round(at_least / len(places) / roughly))))
-            seconds.append(self.timed(batches, progress, steps))
+    def replanned(self, plan: Plan, step: int, budget: Budget, record: Callable[[Plan], None]) -> Plan:
+        """The plan from `step` on, as the first process decides it. Where it is alone it looks at the clock between times."""
+        alone = distributed.world() == 1
+        if step >= plan.steps or not budget.is_due(step, alone):
+            return plan
+        found = budget.look(plan, step) if self.fabric.is_global_zero else (None, 0)
+        steps, budget.due_at = self.fabric.broadcast(found)
+        if steps is None:
+            return plan
+        plan = plan.changed(step, steps)
+        if self.fabric.is_global_zero:
+            record(plan)
+        return plan
+
+    def fastest_step(self, plan: Plan, seconds: float) -> float:
+        """Seconds that the fastest of some real steps took, of as many as `seconds` allow; their traces are wiped out."""
+        step = self.begin()
+        before, progress = copy.deepcopy(self.state(step)), plan.at(step)
+        self.prepare(progress, Pace())
+        batches = chain.from_iterable(self.batches(progress) for _ in count())
+        began, taken = time.perf_counter(), [self.timed(batches, progress)]
+        while self.fabric.broadcast(len(taken) < TIMED and time.perf_counter() - began < seconds):
+            taken.append(self.timed(batches, progress))
         self.restore(before)
-        return self.fabric.broadcast(sum(seconds) / len(seconds))
+        return self.fabric.broadcast(min(taken))
 
-    def timed(self, batches: Iterator[Batch], progress: Progress, steps: int) -> float:
-        """Seconds per step."""
+    def timed(self, batches: Iterator[Batch], progress: Progress) -> float:
+        """Seconds for one step."""
         began = time.perf_counter()
-        for batch in islice(batches, steps):
-            self.step(batch, progress)
+        self.step(next(batches), progress)
         if self.fabric.device.type == "cuda":
             torch.cuda.synchronize()
-        return (time.perf_counter() - began) / steps
+        return time.perf_counter() - began
 
     @property
     def per_pass(self) -> int:
@@ -266,11 +274,12 @@ class Trainer:
         return len(self.source) // self.train.batch
 
 
-def rate(group: dict[str, Any], train: TrainConfig, fraction: float) -> float:
-    """A group's learning rate at a fraction of the run; see Method.groups."""
-    if fraction < group.get("after", 0.0):
+def rate(group: dict[str, Any], train: TrainConfig, progress: Progress) -> float:
+    """A group's learning rate at a step; see Method.groups."""
+    if progress.fraction < group.get("after", 0.0):
         return 0.0
-    return group["peak"] * (1.0 if group.get("steady") else schedule(train, fraction))
+    share = 1.0 if group.get("steady") else schedule(train, progress.fraction)
+    return group["peak"] * share * progress.ramp
 
 
 def shared_out(saved: dict[str, Any], optimizer: Optimizer) -> dict[str, Any]:

@@ -6,11 +6,10 @@ import logging
 import math
 import os
 import platform
-import re
 import subprocess
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,13 +21,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from PIL import Image
 
-from pretask import checkpoint, distributed, encoders, loader, memory, methods, run, sources
+from pretask import checkpoint, distributed, encoders, length, loader, memory, methods, run, sources
 from pretask.config import TrainConfig
 from pretask.device import Precision, fastest, find_device
 from pretask.display import busy
 from pretask.journal import Journal, Tell
-from pretask.loop import Plan, Trainer
+from pretask.loop import Trainer
 from pretask.methods import Method, MethodConfig
+from pretask.pacing import ENTRIES, Budget, Pace
+from pretask.plan import Plan
 from pretask.sources.common import Images, listed
 from pretask.sources.share import drawn
 from pretask.types import Source, UserError
@@ -53,7 +54,9 @@ class Settings:
     steps: int | None = None
     """length of the run in steps, in the place of --epochs"""
     budget: str | None = None
-    """length of the run in time, such as 90s, 10m or 2h: the first steps are timed, then the number is fixed"""
+    """length of the run in time, such as 90s, 10m or 2h, from start to report: as many steps as fit"""
+    plan: Path | None = None
+    """a run to take as many steps as, planned as they were there, in the place of --steps, --budget and --epochs"""
     share: float = 1.0
     """of the images to train on, drawn at random by the seed"""
     seed: int = 0
@@ -119,14 +122,6 @@ def precision_of(settings: Settings) -> Precision:
     return fastest(device_type(settings)) if settings.precision == "auto" else settings.precision
 
 
-def seconds(budget: str) -> float:
-    """ "90s", "10m", "2h" or plain seconds."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", budget)
-    if not found or not float(found[1]):
-        raise UserError(f"--budget {budget!r} is not a time; write 90s, 10m or 2h")
-    return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
-
-
 def named(method: str, settings: Settings) -> Path:
     """The folder of a run: the one that was asked for, or runs/METHOD-DATA-sSEED."""
     data = Path(settings.data.rstrip("/").split(":")[-1]).stem or "data"
@@ -144,14 +139,17 @@ def pretrain(
     source: Images | None = None,
     command: Sequence[str] = (),
     tell: Tell | None = None,
+    began: float | None = None,
+    report: bool = False,
 ) -> run.Run:
     """Train `method` ("rotnet", "rotnet:paper" or "./my_puzzle.py") and leave everything in a run folder.
 
-    `config` and `train` default to the recipe. With `resume`, the run in that folder goes on with its own settings.
-    `source` stands in for what `settings.data` names, where the images are in memory.
+    `config` and `train` default to the recipe. With `resume`, the run in that folder goes on with its own settings but
+    for `devices`, and for `steps` or `budget` where they are given. `source` stands in for what `settings.data` names,
+    where the images are in memory. A budget counts from `began` (time.monotonic(); now), and leaves time for a `report`.
     """
-    began = time.monotonic()
-    fabric_settings = settings
+    began = time.monotonic() if began is None else began
+    asked = settings
     if resume is None:
         assert method is not None
         config = config or methods.recipe(method)()
@@ -162,10 +160,12 @@ def pretrain(
     else:
         folder, old = resume, run.Run(resume).card
         method, settings, config, train = run.revive(old)
-        settings = dataclasses.replace(settings, devices=fabric_settings.devices)
+        settings = dataclasses.replace(settings, devices=asked.devices)
     assert config is not None
     assert train is not None
+    allowed = None if asked.budget is None else length.seconds(asked.budget)
 
+    opening = time.monotonic()
     if source is None:
         source = sources.open(settings.data, size=settings.size, root=settings.root, max_bad=settings.max_bad)
     source = drawn(source, settings.share, settings.seed)
@@ -174,6 +174,7 @@ def pretrain(
         labelled = sources.open_labelled(
             settings.watch, size=source.size, channels=source.channels, root=settings.root
         )
+    opening = time.monotonic() - opening
     torch.manual_seed(settings.seed)
     spec = config.spec(settings.encoder)
     encoder = encoders.build(spec, source.channels, source.size)
@@ -183,26 +184,35 @@ def pretrain(
     fabric = engine(settings, solver.partial)
     fabric.launch()
     trainer = Trainer(fabric, solver, source, train, folder, settings.seed, settings.workers)
+    pace = Pace() if allowed is None else Pace(allowed / ENTRIES)
+    budget = None if allowed is None or asked.steps is not None else Budget(allowed, began, pace)
+    if report:
+        pace.closing = reporting(time.monotonic() - began, opening, allowed)
 
     with distributed.together(), memory.kept():
         with busy("getting ready") if tell and fabric.is_global_zero else nullcontext():
             if resume is None:
                 trainer.begin()
-            steps = old["steps"] if old else length(settings, train, trainer, began)
-        plan = Plan.of(steps, trainer.per_pass, train.rounds)
+                plan = length.planned(asked, trainer, budget)
+            else:
+                plan = length.resumed(asked, trainer, old, budget)
         watch = Watch(solver, source, folder, labelled) if fabric.is_global_zero else None
         if resume is None:
             with trainer.whole():  # a puzzle may be made with the encoder
                 picture = preview(solver, source, folder.name, settings.seed)
+            card = describe(method, settings, config, train, plan, source, fabric, spec, command)
             if fabric.is_global_zero:
-                card = describe(method, settings, config, train, plan, source, fabric, spec, command)
                 checkpoint.write_folder(
                     folder, partial(first_files, card=card, picture=picture, more=trainer.files)
                 )
+        else:
+            card = old
+            if fabric.is_global_zero:
+                length.extend(folder, card, plan)
         fabric.barrier()
-        journal = Journal(folder, plan.steps, train.batch, fabric.is_global_zero, watch, tell, trainer.whole)
+        journal = Journal(folder, train.batch, fabric.is_global_zero, watch, tell, trainer.whole)
         try:
-            fit(trainer, plan, journal)
+            fit(trainer, plan, journal, pace, budget, partial(run.record, folder, card))
             run.save_encoder(solver.export(), folder)
             if fabric.is_global_zero:
                 took = trainer.spent + time.monotonic() - began
@@ -228,34 +238,31 @@ def check_out(folder: Path) -> None:
         raise UserError(f"{there} may not be written to; choose another --out")
 
 
-def fit(trainer: Trainer, plan: Plan, journal: Journal) -> None:
+def reporting(ready: float, opening: float, budget: float | None) -> float:
+    """Seconds that a report will take, by what was needed until a run was `ready`, and for `opening` its images.
+
+    The report opens them again and works, like that start, on one core: measured, half as long. A first start from a
+    cold disk says little, so more than a tenth of a budget is not put aside for that half.
+    """
+    return opening + min(0.5 * (ready - opening), 0.1 * (budget or math.inf))
+
+
+def fit(
+    trainer: Trainer,
+    plan: Plan,
+    journal: Journal,
+    pace: Pace,
+    budget: Budget | None,
+    record: Callable[[Plan], None],
+) -> None:
     """Train to the end; what could not be read is listed however it ends."""
     bad = trainer.source.bad
     try:
-        trainer.fit(plan, journal)
+        trainer.fit(plan, journal, pace, budget, record)
         bad.update(distributed.union(bad))
     finally:
         if bad and journal.writes:
             checkpoint.write_text(trainer.folder / run.SKIPPED, listed(bad))
-
-
-def length(settings: Settings, train: TrainConfig, trainer: Trainer, began: float) -> int:
-    """How many steps the run has: --steps, or as many as fit the --budget, or --epochs."""
-    if settings.steps is not None:
-        if settings.steps < 1:
-            raise UserError(f"--steps {settings.steps} is not a number of steps; give 1 or more")
-        return settings.steps
-    if settings.budget is None:
-        return train.epochs * trainer.per_pass
-    budget = seconds(settings.budget)
-    per_step = trainer.seconds_per_step(at_least=0.03 * budget)
-    left = 0.97 * budget - (time.monotonic() - began)  # 3 % for looking, saving and the last export
-    if left < 3 * per_step:
-        raise UserError(
-            f"--budget {settings.budget} is too short: a step takes {per_step:.2f} s and getting ready took "
-            f"{time.monotonic() - began:.0f} s; give {math.ceil(time.monotonic() - began + 30 * per_step)}s or more"
-        )
-    return trainer.fabric.broadcast(int(left / per_step))
 
 
 def describe(
@@ -283,8 +290,7 @@ def describe(
         "channels": source.channels,
         "size": source.size,
         "seed": settings.seed,
-        "steps": plan.steps,
-        "epochs": plan.epochs,
+        **plan.as_card(),
         "precision": precision_of(settings),
         "device": torch.cuda.get_device_name()
         if fabric.device.type == "cuda"

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from pretask.encoders import Encoder
     from pretask.methods import Method
+    from pretask.plan import Plan
     from pretask.types import Batch
 
 CARD, LOG, SEEN, SKIPPED, DONE = "run.json", "log.jsonl", "watch.jsonl", "skipped.csv", "DONE"
@@ -199,6 +200,13 @@ def read_card(path: Path) -> dict[str, Any]:
     if missing:
         raise UserError(f"{path} lacks {', '.join(sorted(missing))}; it is not the card of a run")
     return card
+
+
+def record(folder: Path, card: Mapping[str, Any], plan: "Plan") -> None:
+    """The card of a run whose plan has changed; written before a step is made by it."""
+    from pretask import checkpoint
+
+    checkpoint.write_text(folder / CARD, json.dumps({**card, **plan.as_card()}, indent=2, default=str) + "\n")
 
 
 def load(folder: Path | str) -> Run:

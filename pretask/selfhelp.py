@@ -9,10 +9,10 @@ from pretask import contract, encoders, loader, sources
 from pretask.context import Context
 from pretask.loop import check_provided
 from pretask.methods import MethodConfig
+from pretask.plan import Plan
 from pretask.reports import sheet
 from pretask.rng import Rng
 from pretask.sources.share import Some
-from pretask.types import Progress
 
 LOOKED_AT = 500
 """images from which a preview learns what a method needs to know beside pixels"""
@@ -34,7 +34,7 @@ def preview(
     method = config.build(encoders.build(config.spec(), source.channels, source.size), source)
     if config.needs:  # the puzzle is made of what else is known of the images
         check_provided(method, source)
-        method.begin(Context(source, [], Progress(0, 1, 0, 1), Rng(seed, "begin", 0)))
+        method.begin(Context(source, [], Plan.of(1, 1).at(0), Rng(seed, "begin", 0)))
     batch = loader.sample(source, rows, Rng(seed, "preview", "which"))
     puzzle = method.puzzle(batch, seed, "preview")
     return sheet.puzzles(puzzle, rows=rows, title=title, names=method.meanings())

@@ -16,6 +16,7 @@ from pretask.evals.evaluate import Scores
 from pretask.evals.transfer import Outcome, Plan, Task
 from pretask.evaluating import budget, sisters
 from pretask.journal import Tell
+from pretask.plan import cautions
 from pretask.reports import sheet
 from pretask.run import Run
 from pretask.sources.common import listed
@@ -89,6 +90,7 @@ def transfer(
     if skipped:
         said = f"{len(skipped)} images or objects could not be used; they are listed beside the scores"
         scores = dataclasses.replace(scores, skipped=[*scores.skipped, said])
+    scores = dataclasses.replace(scores, skipped=[*scores.skipped, *cautions(loaded.card)])
     keep(scores.write(loaded.folder), outcome, skipped)
     return scores
 

@@ -5,6 +5,7 @@ Source -> Batch -> (method.pretext) -> P -> (method.loss) -> Loss -> (optimiser)
 
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -67,18 +68,27 @@ class Loss:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands: `step` of `steps`, in `epoch` of `epochs`, in `round` of `rounds`; from 0."""
+    """Where a run stands: `step` of `steps`, in `epoch` of `epochs`, in `round` of `rounds`; from 0. Made by Plan.at.
+
+    A run that is timed may get more or fewer steps and epochs while it goes on: what follows a schedule follows the
+    fractions, not the numbers.
+    """
 
     step: int
-    steps: int
+    steps: int  # as planned at this step
+    fraction: float  # of the schedule, before this step
+    done: float  # and after it
     epoch: int
-    epochs: int
-    round: int = 0
-    rounds: int = 1
-
-    @property
-    def fraction(self) -> float:
-        return self.step / self.steps
+    epochs: int  # as planned at this step
+    start: int  # first step of the epoch
+    length: int  # of the epoch, steps, as planned when it began
+    begins: Fraction  # of the schedule, before the epoch
+    ends: Fraction  # and after it, as planned when it began; 1 for the last epoch
+    round: int
+    rounds: int
+    first_of_round: bool  # whether the epoch is
+    ramp: float  # factor of the learning rate, which rises anew where a finished run was lengthened
+    lengthened: int  # the step at which it was; 0: never
 
 
 @runtime_checkable

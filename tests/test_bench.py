@@ -136,13 +136,24 @@ def test_the_watch_has_its_share(bench: Bench):
     assert share["value"] == pytest.approx(100 * numbers["looks"] * numbers["s a look"] / numbers["run, s"])
 
 
+def test_a_budget_is_compared_with_the_whole_process_and_not_measured_twice(bench: Bench, tmp_path: Path):
+    words = ("--methods", "rotnet", "--loads", "middle", "--data", "synthetic:300:16")
+    words += ("--seconds", "40", "--out", str(tmp_path))
+    numbers, (off,) = bench.told("budget", *words)
+    took = numbers["rotnet, middle: seconds"]
+    assert off["value"] == pytest.approx(100 * abs(took / 40 - 1)) and off["limit"] == 10
+    assert numbers["rotnet, middle: steps"] > 3 and 1 <= numbers["rotnet, middle: entries"] <= 20
+    assert bench.told("budget", *words)[0] == numbers
+
+
 def test_without_json_a_table_names_the_goals(bench: Bench):
     page = bench.page("evaluate", *PROBES)
     assert "ours of the classic probe" in page and "≥ 30 x" in page
 
 
 @pytest.mark.parametrize(
-    "name", ["throughput", "evaluate", "growth", "startup", "watch", "puzzles", "seeds", "lab", "cluster"]
+    "name",
+    ["throughput", "evaluate", "growth", "startup", "watch", "puzzles", "seeds", "lab", "cluster", "budget"],
 )
 def test_the_help_explains_what_is_measured(bench: Bench, name: str):
     with pytest.raises(SystemExit) as end:

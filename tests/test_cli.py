@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from pretask import run
+from pretask import pretraining, run
 from pretask.cli import main
 
 FAST = ["--encoder", "resnet_small:width=8", "--batch", "16"]
@@ -103,6 +103,28 @@ def test_a_budget_fixes_the_number_of_steps(tmp_path):
     assert main([*words, "--budget", "6s"]) == 0
     took = float((tmp_path / "r" / "DONE").read_text().split()[0])
     assert run.load(tmp_path / "r").card["steps"] > 3 and took < 12
+
+
+def test_the_command_line_leaves_time_for_the_report_and_counts_from_the_start(tmp_path, monkeypatch):
+    told = {}
+
+    def pretrain(*_, **known):
+        told.update(known)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pretraining, "pretrain", pretrain)
+    words = ["pretrain", "rotnet", "--data", "synthetic:64:16", "--budget", "60s"]
+    assert main(words, since=12.5) == 130
+    assert told["began"] == 12.5 and told["report"] is True
+    told.clear()
+    before = time.monotonic()
+    assert main(["pretrain", "--resume", str(tmp_path), "--budget", "60s"]) == 130
+    assert told["began"] >= before and told["report"] is True
+
+
+def test_a_report_is_reckoned_with_by_what_getting_ready_took():
+    assert pretraining.reporting(ready=12.0, opening=2.0, budget=None) == 7.0
+    assert pretraining.reporting(ready=12.0, opening=2.0, budget=30.0) == 5.0
 
 
 def test_list_names_every_method_and_recipe(capsys):

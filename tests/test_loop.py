@@ -4,7 +4,6 @@ import os
 import random
 import signal
 from functools import partial
-from itertools import pairwise
 
 import pytest
 import torch
@@ -17,7 +16,8 @@ from pretask import checkpoint, encoders, loop, methods, run
 from pretask.config import TrainConfig, schedule
 from pretask.errors import UserError
 from pretask.journal import Journal
-from pretask.loop import Plan, Trainer
+from pretask.loop import Trainer
+from pretask.plan import Plan
 
 VITS = [name for name in methods.names() if methods.recipe(name).encoder.startswith("vit")]
 NARROW = {"sdae": "mlp:width=24,depth=3"} | {name: small(methods.recipe(name).encoder) for name in VITS}
@@ -40,21 +40,8 @@ def trainer(folder, name="simclr", fabric=None, batch=16, flags=None, **settings
 def fit(folder, steps, **settings):
     made = trainer(folder, **settings)
     writes = made.fabric.is_global_zero
-    made.fit(Plan.of(steps, made.per_pass, made.train.rounds), Journal(folder, steps, 16, writes, None))
+    made.fit(Plan.of(steps, made.per_pass, made.train.rounds), Journal(folder, 16, writes, None))
     return made.method.state_dict()
-
-
-def test_a_plan_cuts_the_steps_into_equal_epochs_no_longer_than_a_pass():
-    for steps, per_pass, rounds in ((10, 4, 1), (1000, 390, 5), (3, 100, 3), (7, 7, 1), (100, 1, 4)):
-        plan = Plan.of(steps, per_pass, rounds)
-        starts = [plan.start(e) for e in range(plan.epochs + 1)]
-        lengths = [b - a for a, b in pairwise(starts)]
-        assert starts[-1] == steps and max(lengths) <= per_pass and max(lengths) - min(lengths) <= 1
-        assert plan.epochs % rounds == 0
-        for step in range(steps):
-            at = plan.at(step)
-            assert starts[at.epoch] <= step < starts[at.epoch + 1]
-            assert at.round == at.epoch // (plan.epochs // rounds)
 
 
 @pytest.mark.parametrize("name", ["rotnet", "text_topic", "video_triplet", "cross_domain"])
@@ -162,20 +149,31 @@ def test_too_few_images_for_a_batch_is_the_users_to_mend(tmp_path):
         trainer(tmp_path, batch=128)
 
 
-def test_a_budget_wipes_out_the_traces_of_its_timing(tmp_path):
+def test_steps_that_are_timed_leave_no_traces(tmp_path):
     made, plain = trainer(tmp_path), trainer(tmp_path)
     before = {k: v.clone() for k, v in made.method.state_dict().items()}
-    assert 0 < made.seconds_per_step(0.1) < 5
+    assert 0 < made.fastest_step(Plan.of(99, made.per_pass), 0.1) < 5
     assert all(torch.equal(v, before[k]) for k, v in made.method.state_dict().items())
     assert made.begun == plain.begun and not any(o.state for o in made.optimizers)
+
+
+def test_a_first_guess_takes_the_fastest_of_the_steps_that_were_timed(tmp_path, monkeypatch):
+    made, taken = trainer(tmp_path), iter([0.5, 0.2, 0.1, *[0.4] * 99])
+    monkeypatch.setattr(made, "timed", lambda *_: next(taken))
+    assert made.fastest_step(Plan.of(99, made.per_pass), 0.1) == 0.1
+    assert len(list(taken)) == 102 - loop.TIMED
+    slow = iter([9.0, 8.0])
+    monkeypatch.setattr(made, "timed", lambda *_: next(slow))
+    assert made.fastest_step(Plan.of(99, made.per_pass), 0.0) == 9.0
 
 
 def test_a_method_begins_once_though_its_steps_are_timed_first(tmp_path, monkeypatch):
     made, begun = trainer(tmp_path), []
     monkeypatch.setattr(made.method, "begin", begun.append)
     made.begin()
-    made.seconds_per_step(0.1)
-    made.fit(Plan.of(3, made.per_pass, made.train.rounds), Journal(tmp_path, 3, 16, True, None))
+    plan = Plan.of(3, made.per_pass, made.train.rounds)
+    made.fastest_step(plan, 0.1)
+    made.fit(plan, Journal(tmp_path, 16, True, None))
     assert len(begun) == 1
 
 

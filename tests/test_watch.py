@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import pytest
@@ -17,11 +17,12 @@ from pretask.config import TrainConfig
 from pretask.context import Context
 from pretask.errors import UserError
 from pretask.journal import Journal
-from pretask.loop import Plan, Trainer
+from pretask.loop import Trainer
 from pretask.methods import Method, MethodConfig, byol, dino, ibot, jule, lejepa, moco, simsiam, swav, vicreg
+from pretask.plan import Plan
 from pretask.rng import Rng
 from pretask.states import BLIND, COMPLETE, DIMENSIONAL, HEALTHY, SHORTCUT
-from pretask.types import Loss, Progress
+from pretask.types import Loss
 from pretask.watch import Costs, Watch, costs, diagnose, spread, still
 
 
@@ -79,7 +80,7 @@ def trained(config, folder, steps=60, source=None, encoder="resnet_small:width=8
     watch = Watch(method, source, folder)
     turn = itertools.count()
     watch.due = lambda *_: next(turn) % every == 0
-    trainer.fit(Plan.of(steps, 4, config.train.rounds), Journal(folder, steps, 16, True, watch))
+    trainer.fit(Plan.of(steps, 4, config.train.rounds), Journal(folder, 16, True, watch))
     return watch
 
 
@@ -185,12 +186,12 @@ def test_spread_of_a_constant_of_one_direction_and_of_a_ball():
 def test_looking_changes_nothing(name, tmp_path):
     config, source = methods.recipe(name)(), images_for(name)
     method = config.build(encoders.build(config.spec(small(config.encoder)), 3, source.size), source).train()
-    method.begin(Context(source, [], Progress(0, 0, 9, 9), Rng(0)))
+    method.begin(Context(source, [], Plan.of(1, 1).at(0), Rng(0)))
     next(method.children()).eval()
     before, state = {k: v.clone() for k, v in method.state_dict().items()}, torch.get_rng_state()
     modes = [m.training for m in method.modules()]
     labelled = sources.open_labelled(f"synthetic:64:{source.size}")
-    Watch(method, source, tmp_path, labelled).look(Progress(0, 9, 0, 9), now=True)
+    Watch(method, source, tmp_path, labelled).look(Plan.of(9, 1).at(0), now=True)
     assert torch.equal(state, torch.get_rng_state()) and modes == [m.training for m in method.modules()]
     assert all(torch.equal(v, before[k]) for k, v in method.state_dict().items())
     assert all(m.track_running_stats for m in method.modules() if isinstance(m, torch.nn.BatchNorm2d))
@@ -277,6 +278,6 @@ def test_what_is_paid_is_compared_within_a_round(tmp_path):
     watch.starts[0] = Costs(500.0, 500.0)
     method.logits = lambda puzzle: torch.zeros(len(puzzle.turn), 4)  # 1.386, whatever the image
     for step, round, state in ((0, 0, BLIND), (1, 1, HEALTHY), (2, 1, HEALTHY), (3, 0, BLIND)):
-        watch.look(Progress(step, 9, 0, 9, round, 2), now=True)
+        watch.look(replace(Plan.of(9, 9).at(step), round=round), now=True)
         assert watch.state == state
     assert Watch(method, source, tmp_path).starts.keys() == {0, 1}

@@ -254,7 +254,7 @@ def rounds_of(experiment: Experiment, data: Path, run: Path) -> dict[str, Any]:
     nd.discover = heard
     again = run.with_name(f"{run.name}-again")
     shutil.rmtree(again, ignore_errors=True)
-    settings = replace(settings, out=again, steps=Run(run).card["steps"], budget=None)
+    settings = replace(settings, out=again, plan=run, steps=None, budget=None)
     pretraining.pretrain(method, settings, config, train)
     nd.discover = discover
     return {"rounds": [*rounds, {"knn": share(bank_knn(Run(again).method.bank, label))}]}

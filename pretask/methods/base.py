@@ -55,6 +55,8 @@ class Method(nn.Module, ABC, Generic[P]):
     """names this method reads from Batch.aux; checked before the first step"""
     partial: ClassVar[bool] = False
     """some steps leave some parameters without gradient (greedy stages)"""
+    terminal: ClassVar[bool] = False
+    """what the last epoch does cannot be taken back (clusters that are merged), so a finished run is not made longer"""
     links: int | None = None
     """how many nearest neighbours of an image `pretask cluster` looks at; none: as many as of any other features"""
 

@@ -193,7 +193,7 @@ class ExemplarCNN(Method[Copies]):
     def begin_epoch(self, context: Context) -> Tensor | None:
         """At the start of a later round, seeds that look alike become one class. Images without a seed are not drawn."""
         now = context.progress
-        if self.config.merge and now.round and now.epoch % (now.epochs // now.rounds) == 0:
+        if self.config.merge and now.round and now.first_of_round:
             self.join(context)
         return (self.label >= 0).float() if (self.label < 0).any() else None
 

@@ -169,6 +169,7 @@ def mean(x: Tensor) -> Tensor:
 
 
 class Jule(Method[Clustered]):
+    terminal = True  # there are as few clusters as were asked for
     label: Tensor  # (N,) the cluster of each image
     first: Tensor  # () clusters at the beginning
 
@@ -195,8 +196,7 @@ class Jule(Method[Clustered]):
     def begin_epoch(self, context: Context) -> None:
         """Merge as far as the period that this epoch is in."""
         counts = course(int(self.first), self.config.clusters, self.config.unroll)
-        now = context.progress
-        due = math.ceil((now.epoch + 1) * len(counts) / now.epochs) - 1  # the last epoch is in the last one
+        due = math.ceil(context.progress.ends * len(counts)) - 1  # the last epoch is in the last one
         if int(self.label.max()) + 1 > counts[due]:
             self.merge(self.compared(context.embed(self.encoder)), counts[due])
 

@@ -147,7 +147,7 @@ class NeighbourhoodDiscovery(Method[View]):
 
     def begin_epoch(self, context: Context) -> None:
         now = context.progress
-        if now.epoch % (now.epochs // now.rounds):
+        if not now.first_of_round:
             return
         count = len(self.bank) * now.round // max(1, now.rounds - 1)
         self.anchor.zero_()

@@ -131,9 +131,12 @@ def weights(upright: Tensor, exponent: float) -> Tensor:
     return torch.cat([torch.ones_like(weight[:, :1]), weight[:, 1:]], 1)
 
 
-def due(epochs: int, late: float) -> int:
-    """The epoch that begins the last `late` of a run: no later than the last one, and never the first."""
-    return max(1, min(round((1 - late) * epochs), epochs - 1))
+def due(now: Progress, late: float) -> bool:
+    """Whether the last `late` of a run has begun, to the nearest epoch: in the last one it has, in the first it never has."""
+    width = (
+        now.ends - now.begins
+    )  # of an epoch; were all as long, this would be number begins / width of 1 / width
+    return now.epoch > 0 and now.begins / width >= min(round((1 - late) / width), 1 / width - 1)
 
 
 def alone(encoder: Encoder) -> Encoder:
@@ -180,7 +183,7 @@ class RotationDecoupling(Method[Turned]):
         self.fold.copy_(context.rng.child("fold").whole.permutation(len(self.fold)) % 2)
 
     def begin_epoch(self, context: Context) -> None:
-        if context.progress.epoch == due(context.progress.epochs, self.config.late):
+        if not self.upright.any() and due(context.progress, self.config.late):
             self.ask(context.source)
 
     @torch.no_grad()

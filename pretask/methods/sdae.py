@@ -259,12 +259,12 @@ class StackedDenoising(Method[Damaged]):
 
     def begin_epoch(self, context: Context) -> None:
         now, count = context.progress, len(self.shapes)
-        if now.epochs < count:
+        if (now.ends - now.begins) * count > 1:
             raise UserError(
                 f"the {count} layers of {self.encoder.name} are trained one after another, which takes "
                 f"{count} epochs or more, not {now.epochs}; add --rounds {count}"
             )
-        self.stage.fill_(now.epoch * count // now.epochs)
+        self.stage.fill_(int(now.begins * count))
 
     @torch.no_grad()
     def codes(self, image: Tensor) -> Tensor:

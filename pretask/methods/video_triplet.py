@@ -169,7 +169,7 @@ class VideoTriplet(Method[Tracked]):
         return Loss(total, {"nearest": right, "hard": self.mines.float()})
 
     def after_step(self, carry: Any, progress: Progress) -> None:
-        self.mines.fill_(progress.step + 1 >= self.config.hard * progress.steps)
+        self.mines.fill_(progress.done >= self.config.hard)
 
     def solve(self, pretext: Tracked) -> Mapping[str, Tensor]:
         first, last = self.embedded(pretext)

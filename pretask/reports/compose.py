@@ -13,6 +13,7 @@ from pretask import auditing, checkpoint, loader, studying
 from pretask import run as runs
 from pretask.encoders import Encoder, pooled
 from pretask.methods import Method
+from pretask.plan import cautions
 from pretask.reports import curves, features, html, learning, sheet, subjects
 from pretask.reports.curves import Row
 from pretask.rng import Rng
@@ -176,6 +177,7 @@ def verdict(card: Row, log: Sequence[Row], watch: Sequence[Row], scores: Sequenc
     done, steps = (log[-1]["step"] + 1 if log else 0), card.get("steps", 0)
     if done < steps:
         clauses.append(f"not finished, at step {done:,} of {steps:,}")
+    clauses += cautions(card)
     tone = "good" if len(clauses) == 1 and state else "warn"
     own, floor = probe(scores, own=True), probe(scores, own=False)
     if own is None:

@@ -30,7 +30,7 @@ SAID = {
 }
 """titles of the numbers every run has; a method's own parts keep their names"""
 OURS = ("loss", "images_per_s", "waiting", "lr")
-PLACES = {"step", "epoch", "round", "time"}
+PLACES = {"step", "epoch", "round", "time", "lengthened"}
 """columns that say where a row belongs rather than what was measured"""
 
 

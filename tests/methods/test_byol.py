@@ -10,8 +10,8 @@ from torch.testing import assert_close
 from pretask import encoders, sources
 from pretask.encoders.heads import follow, rising
 from pretask.methods import byol
+from pretask.plan import Plan
 from pretask.rng import Rng
-from pretask.types import Progress
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_the_teacher_begins_as_the_student_and_follows_it(method):
     for old, p in zip(before, students, strict=True):
         assert torch.equal(old, p)
         p.data += 1
-    method.after_step(None, Progress(0, 10, 0, 1))
+    method.after_step(None, Plan.of(10, 10).at(0))
     for old, p in zip(before, method.teacher.parameters(), strict=True):
         assert_close(p, old + 0.01)
 

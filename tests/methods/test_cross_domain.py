@@ -11,8 +11,9 @@ from torch.testing import assert_close
 from pretask import encoders, loader, methods, sources
 from pretask.methods import cross_domain
 from pretask.methods.cross_domain import POOL, Paper, Pool, contour_loss, depth_loss, normal_loss, outlines
+from pretask.plan import Plan
 from pretask.rng import Rng
-from pretask.types import Progress, UserError
+from pretask.types import UserError
 
 SOURCE = "synthetic:64:32"
 
@@ -33,7 +34,7 @@ def step(made, source, number: int = 0, batch: int = 16):
     for optimizer in optimizers:
         optimizer.step()
         optimizer.zero_grad()
-    made.after_step(loss.carry, Progress(number, 10, 0, 1))
+    made.after_step(loss.carry, Plan.of(10, 10).at(number))
     return loss.parts
 
 
@@ -409,7 +410,7 @@ def test_it_foresees_depth_and_normals_of_scenes_that_it_has_not_seen():
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
-        made.after_step(loss.carry, Progress(number, 80, 0, 1))
+        made.after_step(loss.carry, Plan.of(80, 80).at(number))
     depth, normals = errors()
     constant = (held.depth.log() - held.depth.log().mean()).abs().mean().item()
     assert depth < 0.6 * constant and normals < 0.15, f"{depth:.2f} of {constant:.2f}, {normals:.2f}"

@@ -11,8 +11,8 @@ from torch.testing import assert_close
 from pretask import encoders, images, sources
 from pretask.loop import rate
 from pretask.methods import dino
+from pretask.plan import Plan
 from pretask.rng import Rng
-from pretask.types import Progress
 
 NARROW = {"prototypes": 32, "width": 16, "hidden": 24, "small": 2}
 """a head that takes no time"""
@@ -85,7 +85,7 @@ def test_values_gradients_and_centre_are_those_of_an_independent_implementation(
     assert_close(a.grad, b.grad)
     method = made(source, dino.Config(**NARROW | {"prototypes": 5}))
     method.centre.copy_(centre)
-    method.after_step(teacher.mean(0), Progress(0, 1, 0, 1))
+    method.after_step(teacher.mean(0), Plan.of(1, 1).at(0))
     assert_close(method.centre, theirs.center.flatten())
 
 
@@ -194,7 +194,7 @@ def test_the_teacher_gets_no_gradient_and_follows_by_the_rule(source):
         for w in students:
             w += 1
     before = [w.clone() for w in method.teacher.parameters()]
-    method.after_step(loss.carry, Progress(50, 100, 0, 1))
+    method.after_step(loss.carry, Plan.of(100, 100).at(50))
     keep = 1 - (1 - 0.99) * (math.cos(math.pi * 0.5) + 1) / 2
     for old, new, student in zip(before, method.teacher.parameters(), students, strict=True):
         assert_close(new, keep * old + (1 - keep) * student)
@@ -208,7 +208,7 @@ def test_the_centre_moves_towards_the_mean_of_both_large_views_on_all_processes(
         assert_close(carry, method.taught(p.both).mean(0)[None])
         assert not method.centre.any()
         for _ in range(2):
-            method.after_step(torch.cat([carry, 3 * carry]), Progress(0, 10, 0, 1))
+            method.after_step(torch.cat([carry, 3 * carry]), Plan.of(10, 10).at(0))
     assert_close(method.centre, (0.9 * 0.1 + 0.1) * 2 * carry[0])
 
 
@@ -219,7 +219,7 @@ def test_the_teachers_temperature_rises_and_then_stays(source):
     assert dataclasses.replace(config, warm=0.0).sharpness(0.0) == 0.07
     method = made(source, config)
     assert method.sharpness.item() == pytest.approx(0.04)
-    method.after_step(torch.zeros(1, 32), Progress(5, 100, 0, 1))
+    method.after_step(torch.zeros(1, 32), Plan.of(100, 100).at(5))
     assert method.sharpness.item() == pytest.approx(0.055)
 
 
@@ -251,7 +251,7 @@ def assignments(source, steps=40, **changes):
         optimizer.zero_grad()
         loss.total.backward()
         optimizer.step()
-        method.after_step(loss.carry, Progress(step, steps, 0, 1))
+        method.after_step(loss.carry, Plan.of(steps, steps).at(step))
     with torch.no_grad():
         q = dino.assigned(method.taught(p.both), method.centre, method.sharpness)
     return [torch.special.entr(x).sum(-1).mean().item() for x in (q, q.mean(0))]

@@ -10,9 +10,10 @@ from torch.testing import assert_close
 from pretask import encoders, images, sources
 from pretask.context import Context
 from pretask.methods import exemplar_cnn as ec
+from pretask.plan import Plan
 from pretask.rng import Rng
 from pretask.sources.arrays import Arrays
-from pretask.types import Batch, Progress, UserError
+from pretask.types import Batch, UserError
 
 STILL = {"shift": 0.0, "scale": (1.0, 1.0), "turn": 0.0}
 PUBLISHED = {"axes": (0.5, 2.0), "power": (0.25, 4.0), "stretch": (0.7, 1.4), "offset": 0.1}
@@ -34,7 +35,7 @@ def batch(source, n=16):
 
 
 def context(source, round=0, rounds=2):
-    return Context(source, [], Progress(round, rounds, round, rounds, round, rounds), Rng(0, "begin"))
+    return Context(source, [], Plan.of(rounds, 1, rounds).at(round), Rng(0, "begin"))
 
 
 # ---- classes
@@ -312,3 +313,12 @@ def test_the_published_net_can_look_at_a_whole_image():
     stages = net(torch.zeros(1, 3, 96, 96))
     assert [s.shape[1] for s in stages.values()] == [64, 128, 256, 512, 512]
     assert net(torch.zeros(1, 3, 32, 32))["fc"].shape[-2:] == (1, 1)
+
+
+def test_seeds_are_joined_once_a_round_in_a_run_that_is_stretched(source, monkeypatch):
+    method, joined = made(source, ec.Clustered()), []
+    monkeypatch.setattr(method, "join", lambda context: joined.append(context.progress.round))
+    plan = Plan.of(20, 1, 4).changed(6, 126)
+    for step in range(126):
+        method.begin_epoch(Context(source, [], plan.at(step), Rng(0, "begin")))
+    assert joined == [1, 2, 3]

@@ -9,8 +9,9 @@ from torch.testing import assert_close
 
 from pretask import encoders, sources
 from pretask.methods import dino, ibot
+from pretask.plan import Plan
 from pretask.rng import Rng
-from pretask.types import Progress, UserError
+from pretask.types import UserError
 
 VIT = "vit_tiny_patch16_224:patch_size=4,embed_dim=24,num_heads=2,depth=1"
 FORMS = [
@@ -274,7 +275,7 @@ def test_each_centre_moves_towards_its_own_mean_on_all_processes(source):
         before = [w.clone() for w in method.teacher.parameters()]
         for w in (*method.encoder.parameters(), *method.head.parameters()):
             w += 1
-        method.after_step(carry, Progress(50, 100, 0, 1))
+        method.after_step(carry, Plan.of(100, 100).at(50))
     assert_close(method.centre, 0.1 * 2 * of_images[0])
     assert_close(method.patch_centre, 0.1 * 2 * of_patches[0])
     assert method.sharpness.item() == pytest.approx(0.07)

@@ -10,8 +10,9 @@ from torch.testing import assert_close
 from pretask import encoders, sources
 from pretask.encoders.vit import encode, patches, put, unpatched
 from pretask.methods import ijepa
+from pretask.plan import Plan
 from pretask.rng import Rng
-from pretask.types import Progress, UserError
+from pretask.types import UserError
 
 VIT = "vit_tiny_patch16_224:patch_size=4,embed_dim=48,depth=2,global_pool=avg,fc_norm=False,class_token=False"
 
@@ -151,7 +152,7 @@ def test_no_gradient_reaches_the_teacher_and_it_follows(source):
     before = [p.clone() for p in method.teacher.parameters()]
     for p in method.encoder.parameters():
         p.data += 1
-    method.after_step(None, Progress(0, 10, 0, 1))
+    method.after_step(None, Plan.of(10, 10).at(0))
     for old, p in zip(before, method.teacher.parameters(), strict=True):
         assert_close(p, old + 0.02, rtol=0, atol=1e-5)
 

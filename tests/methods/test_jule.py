@@ -17,8 +17,9 @@ from pretask.context import Context
 from pretask.evals import clustering
 from pretask.maths import agglomeration as ag
 from pretask.methods import jule
+from pretask.plan import Plan
 from pretask.rng import Rng
-from pretask.types import Batch, Progress, UserError
+from pretask.types import Batch, UserError
 
 SMALL = "jule:width=8"
 
@@ -41,7 +42,7 @@ class Pictures:
 
 
 def at(epoch: int, epochs: int, source: Pictures) -> Context:
-    return Context(source, [], Progress(epoch, epochs, epoch, epochs), Rng(0, "begin", epoch))
+    return Context(source, [], Plan.of(epochs, 1).at(epoch), Rng(0, "begin", epoch))
 
 
 def built(source: Pictures | None = None, **knobs) -> jule.Jule:
@@ -346,3 +347,15 @@ def test_what_cannot_be_is_a_one_line_error(knobs):
     source = Pictures()
     with pytest.raises(UserError, match="expected"):
         jule.Config(**knobs).build(encoders.build(SMALL, 3, 16), source)
+
+
+def test_a_run_that_is_stretched_merges_by_the_fraction_that_is_done():
+    source = Pictures()
+    method, plan = (
+        built(source),
+        Plan.of(10, 1).changed(5, 105),
+    )  # an epoch a step, half of the schedule in five
+    counts = jule.course(int(method.first), 4, 0.2)
+    for step, fraction in ((4, 0.5), (54, 0.75), (104, 1.0)):
+        method.begin_epoch(Context(source, [], plan.at(step), Rng(0)))
+        assert int(method.label.max()) + 1 == counts[math.ceil(fraction * len(counts)) - 1]

@@ -11,10 +11,10 @@ from torch.testing import assert_close
 from pretask import encoders, sources
 from pretask.context import Context
 from pretask.methods import moco
+from pretask.plan import Plan
 from pretask.rng import Rng
-from pretask.types import Progress
 
-NOW = Progress(0, 10, 0, 1)
+NOW = Plan.of(10, 10).at(0)
 
 
 def unit(n, seed, d=8):
@@ -104,7 +104,7 @@ def test_with_a_queue_the_teacher_keeps_the_same_share_throughout():
         before = [p.clone() for p in method.teacher.parameters()]
         for p in (*method.encoder.parameters(), *method.head.parameters()):
             p.data += 1
-        method.after_step(unit(32, 1, 128), Progress(5, 10, 0, 1))
+        method.after_step(unit(32, 1, 128), Plan.of(10, 10).at(5))
         for old, p in zip(before, method.teacher.parameters(), strict=True):
             assert_close(p, old + (1 - kept), rtol=0, atol=1e-6)
 

@@ -11,8 +11,9 @@ from torch.testing import assert_close
 from pretask import encoders
 from pretask.context import Context
 from pretask.methods import neighbourhood_discovery as nd
+from pretask.plan import Plan
 from pretask.rng import Rng
-from pretask.types import Batch, Progress, UserError
+from pretask.types import Batch, UserError
 
 SMALL = "resnet_small:width=8"
 
@@ -41,7 +42,7 @@ def built(n: int = 40, config: nd.Config | None = None) -> nd.NeighbourhoodDisco
 
 
 def context(n: int, epoch: int, epochs: int = 10, rounds: int = 5) -> Context:
-    at = Progress(epoch, epochs, epoch, epochs, epoch * rounds // epochs, rounds)
+    at = Plan.of(epochs, 1, rounds).at(epoch)
     return Context(Pictures(n), [], at, Rng(0, "begin", epoch))
 
 
@@ -135,7 +136,7 @@ def test_bank_rows_start_within_the_published_bound_and_by_the_rng():
 def test_a_seen_row_moves_halfway_and_keeps_unit_length_and_no_other_moves():
     method = built()
     before, z, index = method.bank.clone(), unit(Rng(1), 6, 128), torch.tensor([3, 30, 7, 8, 20, 39])
-    method.after_step((index, z), Progress(0, 1, 0, 1))
+    method.after_step((index, z), Plan.of(1, 1).at(0))
     halfway = 0.5 * before[index] + 0.5 * z
     assert_close(method.bank[index], halfway / halfway.norm(dim=1, keepdim=True))
     others = torch.ones(40, dtype=torch.bool)
@@ -281,3 +282,14 @@ def test_the_published_net_is_a_resnet18_of_the_cifar_kind():
 def test_fewer_images_than_neighbours_is_a_one_line_error():
     with pytest.raises(UserError, match="more than 3 images"):
         nd.Config(neighbours=3).build(encoders.build(SMALL, 3, 16), Pictures(3))
+
+
+def test_neighbours_are_looked_for_once_a_round_in_a_run_that_is_stretched(monkeypatch):
+    method, found, plain = built(), [], nd.discover
+    monkeypatch.setattr(nd, "discover", lambda *given: found.append(now) or plain(*given))
+    plan = Plan.of(20, 1, 5).changed(6, 126)  # an epoch a step
+    for step in range(126):
+        now = plan.at(step)
+        method.begin_epoch(Context(Pictures(40), [], now, Rng(0, "begin", step)))
+        assert method.anchor.sum() == 40 * now.round // 4
+    assert [now.round for now in found] == [1, 2, 3, 4] and all(now.first_of_round for now in found)

@@ -13,11 +13,12 @@ from pretask import encoders, sources
 from pretask.config import TrainConfig, schedule
 from pretask.context import Context
 from pretask.methods import rotation_decoupling as rd
+from pretask.plan import Plan
 from pretask.rng import Rng
-from pretask.types import Batch, Progress, UserError
+from pretask.types import Batch, UserError
 
 SMALL = "resnet_small:width=8"
-NOW = Progress(0, 1, 0, 1)
+NOW = Plan.of(1, 1).at(0)
 
 
 class Pictures:
@@ -45,7 +46,7 @@ def built(n: int = 40, **knobs) -> rd.RotationDecoupling:
 
 
 def context(n: int, epoch: int, epochs: int = 10) -> Context:
-    return Context(Pictures(n), [], Progress(epoch, epochs, epoch, epochs), Rng(0, "begin", epoch))
+    return Context(Pictures(n), [], Plan.of(epochs, 1).at(epoch), Rng(0, "begin", epoch))
 
 
 def puzzle(method: rd.RotationDecoupling, *index: int) -> rd.Turned:
@@ -351,7 +352,9 @@ def test_weights_are_off_before_the_last_part_of_a_run_and_on_from_then():
     [(245, rd.Paper().late, 210), (30, 0.15, 26), (100, 0.15, 85), (2, 0.15, 1), (2, 0.9, 1), (1, 0.15, 1)],
 )
 def test_the_last_part_begins_with_an_epoch_that_is_not_the_first(epochs, late, first):
-    assert rd.due(epochs, late) == first
+    plan = Plan.of(7 * epochs, 7)
+    begun = [plan.at(7 * epoch).epoch for epoch in range(epochs) if rd.due(plan.at(7 * epoch), late)]
+    assert begun == list(range(first, epochs))
 
 
 def test_the_papers_learning_rate_falls_and_comes_back_once():
@@ -478,3 +481,11 @@ def test_a_source_whose_images_are_not_found_again_says_so_at_the_start():
 
     with pytest.raises(UserError, match="no positions"):
         built().begin(dataclasses.replace(context(40, 0), source=Stream(40)))
+
+
+def test_in_a_run_that_is_stretched_the_last_part_is_that_of_the_schedule():
+    plan = Plan.of(20, 1).changed(10, 210)  # an epoch a step, half of the schedule in ten
+    begun = [step for step in range(210) if rd.due(plan.at(step), 0.25)]
+    assert begun == list(range(begun[0], 210)) and plan.at(begun[0]).fraction == pytest.approx(0.75, abs=0.01)
+    cut = Plan.of(200, 1).changed(20, 21)
+    assert rd.due(cut.at(20), 0.25), "one epoch is left, and it is the last"

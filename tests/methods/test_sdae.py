@@ -12,8 +12,9 @@ from torch.testing import assert_close
 from pretask import encoders
 from pretask.context import Context
 from pretask.methods import sdae
+from pretask.plan import Plan
 from pretask.rng import Rng
-from pretask.types import Batch, Progress, UserError
+from pretask.types import Batch, UserError
 
 SMALL = "mlp:width=16"
 
@@ -44,7 +45,7 @@ def built(encoder: str, source: Pictures, config: sdae.Config | None = None, see
 
 
 def at(method: sdae.StackedDenoising, epoch: int, epochs: int):
-    progress = Progress(epoch, epochs, epoch, epochs, epoch, epochs)
+    progress = Plan.of(epochs, 1, epochs).at(epoch)
     method.begin_epoch(Context(pictures(1), [], progress, Rng(0)))
     return method
 
@@ -331,3 +332,13 @@ def test_digits_it_never_saw_are_restored_better_than_by_doing_nothing(shared_da
     scored = method.loss(p).parts
     assert scored["left"] < 0.85 * scored["damage"]
     assert_close(((method.solve(p)["image"] - p.image) ** 2).mean(), scored["left"])
+
+
+def test_layers_share_the_schedule_evenly_in_a_run_that_is_stretched():
+    method = built("mlp:width=8,depth=3", pictures())
+    plan = Plan.of(12, 1).changed(6, 106)  # an epoch a step, half of the schedule in six
+    stages = []
+    for step in range(106):
+        method.begin_epoch(Context(pictures(1), [], plan.at(step), Rng(0)))
+        stages.append(int(method.stage))
+    assert [stages.index(layer) for layer in range(3)] == [0, 4, 40]

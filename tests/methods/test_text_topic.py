@@ -10,10 +10,11 @@ import torch
 from pretask import encoders, images, sources, text, topics
 from pretask.context import Context
 from pretask.methods import text_topic
+from pretask.plan import Plan
 from pretask.rng import Rng
-from pretask.types import Progress, UserError
+from pretask.types import UserError
 
-NOW = Progress(0, 9, 0, 9)
+NOW = Plan.of(9, 1).at(0)
 K = 40
 
 

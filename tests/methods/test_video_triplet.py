@@ -10,9 +10,10 @@ from pretask import encoders, loader, methods, sources
 from pretask.context import Context
 from pretask.methods import video_triplet
 from pretask.methods.video_triplet import Config, Paper, chosen, negatives, ranking
+from pretask.plan import Plan
 from pretask.rng import Rng
 from pretask.sources.arrays import Arrays
-from pretask.types import Batch, Progress, UserError
+from pretask.types import Batch, UserError
 
 
 def rows(n: int, seed: int = 0, width: int = 8) -> torch.Tensor:
@@ -124,7 +125,7 @@ def test_negatives_turn_hard_after_their_part_of_the_run_and_that_is_remembered(
     puzzle = made.puzzle(loader.sample(source, 16), 1)
     assert made.loss(puzzle).parts["hard"] == 0
     for step in range(4):
-        made.after_step(None, Progress(step, 8, 0, 1))
+        made.after_step(None, Plan.of(8, 8).at(step))
         assert bool(made.mines) == (step == 3)
     assert made.loss(puzzle).parts["hard"] == 1 and "mines" in made.state_dict()
 
@@ -162,7 +163,7 @@ def test_tracks_of_one_clip_alone_are_the_users_to_mend():
     one = Arrays(
         "film", torch.zeros(8, 3, 16, 16, dtype=torch.uint8), aux={"clip": torch.zeros(8, dtype=torch.long)}
     )
-    progress = Progress(0, 1, 0, 1)
+    progress = Plan.of(1, 1).at(0)
     made.begin(Context(source, [], progress, Rng(0)))
     with pytest.raises(UserError, match="film has tracks of one clip"):
         made.begin(Context(one, [], progress, Rng(0)))
