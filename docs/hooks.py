@@ -17,7 +17,7 @@ from typing import Any
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
-from pretask import catalog, methods, selfhelp
+from pretask import methods, selfhelp
 from pretask.config import TrainConfig
 from pretask.methods import MethodConfig
 
@@ -49,7 +49,11 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def overview() -> str:
     """The table of all recipes."""
-    rows = [(name, row) for name in methods.names() for row in catalog.of_method(name)]
+    rows = [
+        (name if recipe == "default" else f"{name}:{recipe}", name, config)
+        for name in methods.names()
+        for recipe, config in methods.recipes(methods.module(name)).items()
+    ]
     return "\n".join(
         [
             "# Methods",
@@ -59,7 +63,10 @@ def overview() -> str:
             "",
             "| recipe | asks | encoder |",
             "|---|---|---|",
-            *(f"| [`{row.method}`]({name}.md) | {row.asks} | `{row.encoder}` |" for name, row in rows),
+            *(
+                f"| [`{shown}`]({name}.md) | {methods.asks(config)} | `{config.encoder}` |"
+                for shown, name, config in rows
+            ),
             "",
             "`pretask list` prints the same. None that you would like? [Write your own in one file](../tutorial.md).",
         ]
