@@ -112,7 +112,7 @@ class Budget:
 
     A plan that is too long does no harm, since it is shortened later; one that is too short runs through its schedule
     at once. So the first guess takes the fastest step that was timed, each 5 % of the budget the rest is planned by the
-    speed of the last ones, and a run that would be over in half of the time left is planned anew on the spot. The last
+    speed of the last ones, and a run that would be over in a quarter of the time left is planned anew on the spot. The last
     entry is kept for a run that is late when its time is over: it stops after the next step.
     """
 

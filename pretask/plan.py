@@ -214,9 +214,9 @@ def entries_of(card: Mapping[str, Any]) -> tuple[Entry, ...]:
 
 def cautions(card: Mapping[str, Any]) -> list[str]:
     """What has to be known of a run's length before its scores are compared with those of others."""
-    steps, train = card.get("steps"), card.get("train")
-    if not steps or not train:
-        return []
+    if not {"steps", "n", "train"} <= card.keys() or not {"batch", "rounds"} <= card["train"].keys():
+        return []  # of a run that tells less nothing is known
+    steps, train = card["steps"], card["train"]
     since, _ = lengthening(entries_of(card))
     found = []
     if since:

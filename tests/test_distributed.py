@@ -29,8 +29,8 @@ atexit.register(os.abort)  # as threads do that are not done with a message
 loop.SAVE_EVERY = 0.0  # a checkpoint after every row
 plain, main, leave = loop.Trainer.step, __main__.main, os._exit
 
-def slowly(words):
-    code = main(words)
+def slowly(words, since):
+    code = main(words, since)
     if sys.argv[1] == "calm" and distributed.rank() == 0:
         time.sleep(2)
         print("the first is done", file=sys.stderr, flush=True)
