@@ -113,15 +113,19 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_weights(name, moment,
     assert steps == list(range(40))
 
 
+SLOW = {"context_prediction": 0.005}
+"""learning rates of the test with two processes, where rounding grows two hundredfold in two of the usual steps on some processors"""
+
+
 def _two(fabric, folder, name):
-    fit(folder, 5, name=name, fabric=fabric, lr=0.02, flags=FLAGS.get(name))
+    fit(folder, 5, name=name, fabric=fabric, lr=SLOW.get(name, 0.02), flags=FLAGS.get(name))
 
 
 @pytest.mark.parametrize("name", methods.names())
 def test_two_processes_end_where_one_does(name, tmp_path):
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
-    one = fit(tmp_path / "one", 5, name=name, lr=0.02, flags=FLAGS.get(name))
+    one = fit(tmp_path / "one", 5, name=name, lr=SLOW.get(name, 0.02), flags=FLAGS.get(name))
     partial = trainer(tmp_path / "two", name).method.partial
     strategy = DDPStrategy(start_method="fork", find_unused_parameters=partial, broadcast_buffers=False)
     Fabric(accelerator="cpu", devices=2, strategy=strategy).launch(_two, tmp_path / "two", name)
@@ -206,7 +210,7 @@ def test_in_half_precision_the_loss_runs_the_same_course(tmp_path, name):
     """Emulated on any CPU; each quarter of the curve lies within 3 % of where the curve begins, or of the cosine's two.
     At a rate so low that the loss does not follow the rounding of its first steps: at 3e-3 one thousandth on a weight
     moves it by a percent."""
-    rate, span = {"simsiam": (3e-4, 2.0)}.get(name, (1e-3, None))
+    rate, span = {"simsiam": (3e-4, 2.0), "video_triplet": (3e-4, None)}.get(name, (1e-3, None))
 
     def curve(precision):
         folder, fabric = tmp_path / precision, Fabric(accelerator="cpu", devices=1, precision=precision)

@@ -288,10 +288,10 @@ def test_the_prototypes_stand_still_at_first_and_do_not_decay(source):
     last = method.head.prototypes.weight
     [alone] = [g for g in optimizer.param_groups if any(w is last for w in g["params"])]
     assert alone["weight_decay"] == 0 and len(alone["params"]) == 1
-    for fraction, still in ((0.0, True), (0.029, True), (0.03, False)):
+    for step, still in ((1, True), (29, True), (30, False)):
         before = [w.detach().clone() for w in (last, method.head.narrow[0].weight)]
         for group in optimizer.param_groups:
-            group["lr"] = rate(group, dino.Config.train, max(fraction, 1e-3))
+            group["lr"] = rate(group, dino.Config.train, Plan.of(1000, 1000).at(step))
         optimizer.step()
         assert torch.equal(last, before[0]) == still
         assert not torch.equal(method.head.narrow[0].weight, before[1])

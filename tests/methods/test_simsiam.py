@@ -10,6 +10,7 @@ from pretask import encoders, sources
 from pretask.config import TrainConfig
 from pretask.loop import rate
 from pretask.methods import simsiam
+from pretask.plan import Plan
 from pretask.rng import Rng
 
 
@@ -85,7 +86,7 @@ def test_the_predictors_learning_rate_stays(method):
     for group in optimizer.param_groups:
         steady = {id(p) for p in group["params"]} <= foresees
         group["peak"] = group["lr"]
-        assert rate(group, train, 0.9) == pytest.approx(
+        assert rate(group, train, Plan.of(10, 10).at(9)) == pytest.approx(
             0.1 if steady else 0.1 * (1 + math.cos(0.9 * math.pi)) / 2
         )
     assert sum(len(g["params"]) for g in optimizer.param_groups) == len([*method.parameters()])

@@ -10,6 +10,7 @@ from torch.testing import assert_close
 from pretask import encoders, sources
 from pretask.loop import rate
 from pretask.methods import swav
+from pretask.plan import Plan
 from pretask.rng import Rng
 
 
@@ -119,4 +120,6 @@ def test_prototypes_stand_still_at_first(method):
     (weight,) = held["params"]
     assert weight is method.prototypes.weight and held["weight_decay"] == 0
     held["peak"] = 1.0
-    assert rate(held, train, 0.005) == 0 and rate(held, train, 0.5) > 0
+    assert (
+        rate(held, train, Plan.of(200, 200).at(1)) == 0 and rate(held, train, Plan.of(200, 200).at(100)) > 0
+    )
