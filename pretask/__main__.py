@@ -9,6 +9,9 @@ from pathlib import Path
 from pretask.cli import main
 
 IMPORTED = time.monotonic()
+SPINS = 4000
+"""times that a thread of GNU OpenMP looks whether the others are done before it sleeps (300,000): while another program wants
+the cores, every look takes the time from the thread that is waited for, and a step may take a hundred times as long"""
 
 
 def began() -> float:
@@ -25,6 +28,10 @@ def began() -> float:
 
 
 def run(arguments: Sequence[str] | None = None) -> None:
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault(
+            "GOMP_SPINCOUNT", str(SPINS)
+        )  # read when torch is loaded, which main has not done yet
     code = main(arguments, began())
     if "torch" in sys.modules:
         from pretask import distributed

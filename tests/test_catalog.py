@@ -1,5 +1,6 @@
 """What is read from the methods' files as text is what importing them says, and reading them is quick."""
 
+import os
 import subprocess
 import sys
 
@@ -42,3 +43,14 @@ def test_reading_a_run_and_its_encoder_imports_neither_timm_nor_lightning(tmp_pa
     code = f"import sys; from pretask import evaluating, run; each = run.Run({str(tmp_path / 'r')!r}); each.encoder; each.untrained\n"
     code += "assert not {'timm', 'lightning_fabric', 'torchvision', 'sklearn', 'scipy', 'matplotlib'} & set(sys.modules), sorted(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("given", "spins"), [({}, "4000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "PASSIVE"}, None)]
+)
+def test_threads_sleep_soon_unless_the_user_says_otherwise(given, spins):
+    """Before torch is loaded, which reads it then."""
+    code = "import os, sys; from pretask import __main__\n__main__.main = lambda *_: print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)\n__main__.run([])"
+    env = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")} | given
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=env)
+    assert done.stdout.split() == [str(spins), "False"]
