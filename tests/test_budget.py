@@ -282,6 +282,8 @@ def test_killed_between_any_two_writes_a_run_is_the_shorter_or_the_longer_one(
     monkeypatch.undo()
     steps = Run(finished.folder).card["steps"]
     assert not (steps == 50 and (finished.folder / run.DONE).exists())
+    if (finished.folder / run.DONE).exists():
+        assert all((finished.folder / name).exists() for name in ("scores/x.json", run.WEIGHTS, run.SHAPE))
     resumed = pretask.pretrain(None, resume=finished.folder, quiet=True)
     assert resumed.card["steps"] == steps and (resumed.folder / run.DONE).exists()
     if steps == 20:

@@ -102,6 +102,19 @@ def test_a_steady_machine_needs_no_new_plan():
     assert len(plan.entries) == 1
 
 
+def test_the_first_guess_is_kept_for_the_rest_of_its_twentieth_though_the_first_step_is_slow():
+    now = [16.0]  # of 100, in the fourth twentieth
+    pace = Pace(5.0, lambda: now[0])
+    budget, plan = Budget(100.0, 0.0, pace), Plan.of(800, 50)
+    pace.mark(0)
+    found = []
+    for step in range(1, 21):
+        now[0] += 0.3
+        found.append((now[0], budget.look(plan, step)[0]))
+    assert all(steps is None for when, steps in found if when < 20)
+    assert next(steps for when, steps in found if when >= 20) is not None
+
+
 def test_steps_of_a_tenth_of_the_budget_are_few_and_in_time():
     plan, took = Machine(60.0, lambda now: 6.0).ran()
     assert 4 <= plan.steps <= 8 and 0.9 <= took <= 1.1
