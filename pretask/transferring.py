@@ -87,10 +87,10 @@ def transfer(
     skipped = {
         f"{each.name}: {place}": why for each in (train, unseen) if each for place, why in each.bad.items()
     }
+    scores = dataclasses.replace(scores, skipped=[*scores.skipped, *cautions(loaded.card)])
     if skipped:
         said = f"{len(skipped)} images or objects could not be used; they are listed beside the scores"
         scores = dataclasses.replace(scores, skipped=[*scores.skipped, said])
-    scores = dataclasses.replace(scores, skipped=[*scores.skipped, *cautions(loaded.card)])
     keep(scores.write(loaded.folder), outcome, skipped)
     return scores
 
