@@ -25,7 +25,7 @@ FIRST = 2
 """position of the penalty that the search starts from"""
 BLOCK = 1 << 21
 """numbers of a block of rows: 8 MB of float32, which stays in the cache between its two products"""
-ROUGHLY = 1e-3
+ROUGHLY = 1e-4
 """nats that a candidate may be above its optimum; the chosen one is brought to it"""
 WORK = 1.5e11
 """multiplications worth spending on how the columns correlate: a second or two"""
