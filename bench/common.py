@@ -5,6 +5,7 @@ is compared are ratios within one round: a slow minute slows both sides of a rat
 """
 
 import json
+import os
 import platform
 import shlex
 import sys
@@ -56,6 +57,11 @@ def seconds(work: Callable[[], object]) -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter() - began
+
+
+def environment(**more: str) -> dict[str, str]:
+    """This process's, but Python keeps what it has compiled, as it does for users unless they forbid it."""
+    return {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"} | more
 
 
 def alternate(parts: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:

@@ -26,7 +26,7 @@ from time import perf_counter
 import numpy as np
 import torch
 from classic import EPOCHS, Classic
-from common import Goal, flags, seconds, show
+from common import Goal, environment, flags, seconds, show
 from torch import Tensor
 
 from pretask import encoders, sources
@@ -97,6 +97,9 @@ def whole(against: str | None) -> tuple[dict[str, object], list[Goal]]:
         for command in COMMANDS:
             name = f"{command.train} + {command.test} images of {command.size} px"
             words = prepared(command, Path(made, str(command.size)))
+            if command is COMMANDS[0]:  # Python compiles what it imports for the first time
+                for tree in filter(None, (other, HERE)):
+                    cost(words, tree)
             if other:
                 took, peak = cost(words, other)
                 numbers |= {f"{name}, {against}, s": took, f"{name}, {against}, peak MB": peak}
@@ -129,11 +132,10 @@ def prepared(command: Command, folder: Path) -> list[str]:
 
 def cost(words: list[str], tree: Path) -> tuple[float, float]:
     """User and system seconds of a command, and the most memory that it held, MB."""
-    env = os.environ | {"PYTHONPATH": str(tree)}
     process = subprocess.Popen(
         [sys.executable, "-m", "pretask", *words],
         cwd=tree,
-        env=env,
+        env=environment(PYTHONPATH=str(tree)),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
-from common import Goal, flags, seconds, show
+from common import Goal, environment, flags, seconds, show
 from PIL import Image
 
 from pretask import sources
@@ -61,7 +61,7 @@ def spent(*words: str) -> float:
 
     def once() -> float:
         before = os.times()
-        subprocess.run([sys.executable, *words], check=True, capture_output=True)
+        subprocess.run([sys.executable, *words], check=True, capture_output=True, env=environment())
         after = os.times()
         return after.children_user + after.children_system - before.children_user - before.children_system
 

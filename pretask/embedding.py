@@ -15,11 +15,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from pretask import encoders, images, loader
+from pretask import encoders, loader
 from pretask.device import find_device
-from pretask.encoders import Encoder
+from pretask.encoders import Encoder, pooled
 from pretask.run import Run
 from pretask.sources import decode
 from pretask.sources.common import Images, bar, check_bad, listed
@@ -68,11 +67,6 @@ def encoder_of(spec: Any, size: int | None = None) -> Encoder:
 # ---- features
 
 
-def flat(stage: Tensor) -> Tensor:
-    """(B, D, h, w) or (B, D) -> (B, D): a map is averaged over its places."""
-    return stage.mean((2, 3)) if stage.ndim == 4 else stage
-
-
 def check_stage(encoder: Encoder, stage: str) -> None:
     if stage not in encoder.widths:
         raise UserError(f"{encoder.name} has no stage {stage!r}; it has {', '.join(encoder.widths)}")
@@ -81,18 +75,16 @@ def check_stage(encoder: Encoder, stage: str) -> None:
 def rows(encoder: Encoder, source: Images, stage: str = "pool", batch: int = 256) -> Iterator["Rows"]:
     """Features of every readable image, `batch` at a time; unreadable ones are in `source.bad`."""
     check_stage(encoder, stage)
-    device = find_device()
-    home, was_training = encoder.mean.device, encoder.training
-    encoder.to(device).eval()
+    home = encoder.mean.device
+    encoder.to(find_device())
     try:
         for each in batches(source, batch):
-            with torch.inference_mode():
-                found = flat(encoder(images.to_float(each.image.to(device)))[stage]).float().cpu()
+            found = pooled(encoder, each.image, stage)
             names = source.files(each.index)
             kept = [i for i, name in enumerate(names) if name not in source.bad]
             yield Rows([names[i] for i in kept], found[kept].numpy(), len(names))
     finally:
-        encoder.to(home).train(was_training)
+        encoder.to(home)
 
 
 @dataclass(frozen=True)

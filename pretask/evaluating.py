@@ -6,12 +6,13 @@ beside it are used, those that are missing are trained.
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from pretask import embedding, pretraining, run, sources, topics
 from pretask.device import find_device
@@ -44,6 +45,7 @@ def evaluate(
     max_bad: float = 0.1,
     progress: bool = True,
     tell: Tell | None = None,
+    look: Callable[[Labelled, Tensor], None] | None = None,
 ) -> Scores:
     """Score frozen features on labelled images; of a run, the scores are also kept in RUN/scores.
 
@@ -53,7 +55,8 @@ def evaluate(
     `what` is a run, its folder, an encoder, or "timm:NAME" with the weights that timm publishes; `data` and `test`
     are what `pretrain` takes, with labels, or a pair (images, labels) of arrays. Without `test`, a fifth of each
     class is set aside; tracks, as `pretask track` mines them, need neither labels nor `test`. `supervised` adds the same encoder trained with the labels on as many images as the run saw.
-    `finetune` adds the encoder trained on, with few labels and all; `nonlinear` RotNet's two probes on its best map.
+    `finetune` adds the encoder trained on, with few labels and all; `nonlinear` RotNet's two probes on its best map. `look` is given
+    the labelled images that a report shows and their pooled features.
     """
     loaded = Run(what) if isinstance(what, str | Path) and not str(what).startswith("timm:") else what
     if not isinstance(loaded, Run) and (seeds > 1 or supervised):
@@ -76,7 +79,7 @@ def evaluate(
             None if test is None else labelled(test, **known),
         )
         steps = budget(loaded) if supervised and isinstance(loaded, Run) else None
-        more = {"supervised_steps": steps, "finetune": finetune, "nonlinear": nonlinear}
+        more = {"supervised_steps": steps, "finetune": finetune, "nonlinear": nonlinear, "look": look}
         judge = partial(evals.evaluate, train=train, test=unseen)
     # what can be wrong with run and data has been found before other seeds are trained
     if isinstance(loaded, Run):

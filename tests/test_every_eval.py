@@ -28,7 +28,7 @@ from pretask.evals import (
     retrieval,
     spread,
 )
-from pretask.evals.holdout import Part, splits
+from pretask.evals.holdout import Part, Splits, splits
 from pretask.evals.measure import Chosen, Result
 from pretask.rng import Rng
 from pretask.sources import Labelled
@@ -99,8 +99,8 @@ ALL = PREDICT | {
     "cka": lambda x, label, unseen, truth: numbers(vars(cka.cka(unseen, unseen.abs()))),
 }
 CHOOSE: dict[str, Callable[..., Any]] = {
-    "knn": lambda x, label: knn.choose(x, label, CLASSES, splits(label, 0)),
-    "linear": lambda x, label: linear.choose(x, label, CLASSES, splits(label, 0)).penalty,
+    "knn": lambda x, label, ways: knn.choose(x, label, CLASSES, ways),
+    "linear": lambda x, label, ways: linear.choose(x, label, CLASSES, ways).penalty,
 }
 every = pytest.mark.parametrize("name", ALL)
 NOTHING = linear.Probe(torch.zeros(CLASSES, 1), torch.zeros(CLASSES))
@@ -127,7 +127,7 @@ def test_it_leaves_its_inputs_and_the_random_state_alone(name):
     given, state = features(), torch.random.get_rng_state()
     ALL[name](**given)
     if name in CHOOSE:
-        CHOOSE[name](given["x"], given["label"])
+        CHOOSE[name](given["x"], given["label"], splits(given["label"], 0))
     assert all(torch.equal(given[k], v) for k, v in features().items())
     assert torch.equal(torch.random.get_rng_state(), state)
 
@@ -146,7 +146,10 @@ def test_half_precision_says_what_the_same_numbers_in_single_precision_say(name)
     single = given | {k: given[k].float() for k in ("x", "unseen")}
     assert torch.equal(ALL[name](**given), ALL[name](**single))
     if name in CHOOSE:
-        assert CHOOSE[name](given["x"], given["label"]) == CHOOSE[name](single["x"], single["label"])
+        ways = splits(given["label"], 0)
+        assert CHOOSE[name](given["x"], given["label"], ways) == CHOOSE[name](
+            single["x"], given["label"], ways
+        )
 
 
 @pytest.mark.parametrize("name", PREDICT)
@@ -164,6 +167,10 @@ def test_training_samples_in_another_order_are_the_same_training_set(name):
     moved = given | {k: given[k][order] for k in ("x", "label")}
     changed = (PREDICT[name](**given) != PREDICT[name](**moved)).sum()
     assert changed <= {"knn": 0, "linear": 1}[name]  # one may lie on the edge that rounding moves
+    ways, now = splits(given["label"], 0), order.argsort()  # where each sample has gone
+    along = Splits(now[ways.fit], ways.fitted, now[ways.held], ways.judged)
+    chosen = CHOOSE[name](given["x"], given["label"], ways)
+    assert chosen == CHOOSE[name](moved["x"], moved["label"], along)
 
 
 def test_spread_knows_no_order():

@@ -77,7 +77,7 @@ def scored(
     rng = Rng(seed, "patches")
     patch = baselines.normalised(sample(train, baselines.SAMPLES, rng))
     mean, zca = baselines.whiten(patch)
-    net = baselines.Patches(mean, zca, baselines.kmeans((patch - mean) @ zca, baselines.CENTRES, rng))
+    net = baselines.Patches(mean, zca, baselines.kmeans((patch - mean) @ zca, baselines.CENTRES, seed))
     took = time.process_time() - began
     of_train, of_test = (embed(net, each, progress=False) for each in (train, test))
     chosen = choose(of_train, len(train.classes), 0)

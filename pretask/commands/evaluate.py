@@ -39,8 +39,9 @@ def run(words: list[str]) -> None:
     from rich.console import Console
 
     from pretask.evaluating import evaluate
-    from pretask.reports import report, table
+    from pretask.reports import Looked, report, table
 
+    looked: list[Looked] = []
     with Display() as display:
         scores = evaluate(
             what,
@@ -54,11 +55,13 @@ def run(words: list[str]) -> None:
             root=chosen.root,
             max_bad=chosen.max_bad,
             tell=display,
+            look=lambda source, pool: looked.append(Looked(source, pool)),
         )
     if chosen.json:
         print(scores.to_json())
     else:
         Console().print(table.render(scores))
     if not what.startswith("timm:"):
-        page = report(what, chosen.test or chosen.data, root=chosen.root, max_bad=chosen.max_bad)
+        known = {"root": chosen.root, "max_bad": chosen.max_bad}
+        page = report(what, chosen.test or chosen.data, looked=looked[0] if looked else None, **known)
         say(f"wrote {what}/scores and {page}")

@@ -4,6 +4,7 @@ Raw pixels; k-means patches (Coates, Lee, Ng 2011, "An analysis of single-layer 
 the same encoder untrained; the same encoder trained with the labels.
 """
 
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -29,8 +30,10 @@ WHITENING = 0.1
 """ε added to the eigenvalues of the patches' covariance (authors' code)"""
 SAMPLES = 200_000
 """patches that k-means sees"""
-ROUNDS = 12
-"""passes of k-means over them"""
+BATCH = 4096
+"""of them, between two steps of its centres"""
+SHOWN = SAMPLES
+"""that it is shown in all: fewer of them more often"""
 AT_ONCE = 1 << 21
 """distances held at once: few enough for the cache"""
 SUPERVISED = TrainConfig(batch=128, lr=2e-3, weight_decay=0.05)
@@ -139,18 +142,17 @@ def whiten(patch: Tensor) -> tuple[Tensor, Tensor]:
     return mean, zca.to(patch.dtype)
 
 
-def kmeans(x: Tensor, k: int, rng: Rng, rounds: int = ROUNDS) -> Tensor:
-    """(N, D) -> (K, D) centres, by Lloyd's rounds; a centre that nobody is near moves to a random sample."""
-    centres = x[rng.permutation(len(x))[:k]].clone()
-    for _ in range(rounds):
-        total, count = torch.zeros_like(centres), torch.zeros(len(centres), device=x.device)
-        for rows in x.split(max(1, AT_ONCE // len(centres))):
-            nearest = distances(rows, centres).argmin(1)
-            total.index_add_(0, nearest, rows)
-            count += nearest.bincount(minlength=len(centres))
-        spare = x[rng.integers(len(centres), high=len(x))]
-        centres = torch.where(count[:, None] > 0, total / count.clamp(min=1)[:, None], spare)
-    return centres
+def kmeans(x: Tensor, k: int, seed: int) -> Tensor:
+    """(N, D) -> (K, D) centres, K = min(k, N), by mini-batches (Sculley 2010, "Web-scale k-means clustering")."""
+    from sklearn.cluster import MiniBatchKMeans
+    from sklearn.exceptions import ConvergenceWarning
+
+    rule = {"batch_size": BATCH, "max_iter": -(-SHOWN // len(x)), "max_no_improvement": None}
+    known = {"init": "random", "n_init": 1, "compute_labels": False, "random_state": seed}
+    means = MiniBatchKMeans(min(k, len(x)), **rule, **known)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # few images hold few distinct patches
+        return torch.from_numpy(means.fit(x.numpy()).cluster_centers_)
 
 
 def patches(source: Source, centres: int = CENTRES, seed: int = 0) -> Patches:
@@ -158,7 +160,7 @@ def patches(source: Source, centres: int = CENTRES, seed: int = 0) -> Patches:
     rng = Rng(seed, "patches")
     sample = normalised(sample_patches(source, SAMPLES, rng))
     mean, zca = whiten(sample)
-    return Patches(mean, zca, kmeans((sample - mean) @ zca, centres, rng))
+    return Patches(mean, zca, kmeans((sample - mean) @ zca, centres, seed))
 
 
 @torch.random.fork_rng(devices=[])

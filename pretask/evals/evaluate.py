@@ -8,7 +8,7 @@ import copy
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -146,6 +146,7 @@ def evaluate(
     centres: int = baselines.CENTRES,
     device: torch.device | str = "cpu",
     cache: Path | None = None,
+    look: Callable[[Labelled, Tensor], None] | None = None,
     progress: bool = True,
 ) -> Scores:
     """Score the encoders of runs that differ in their seed alone, beside the rows that every table carries.
@@ -154,9 +155,12 @@ def evaluate(
     own, as the supervised encoders are (with `supervised_steps`). `heads` are those of runs that foretell topics. `seed` is that of the split, the draws and k-means.
     Without `test`, a fifth of each class is set aside.
     `finetune` and `nonlinear` take the encoders and the untrained ones through finetune.py and nonlinear.py.
+    `look` is given the images that the report shows, those of `test`, without it all, and what the first encoder makes
+    of them at "pool", so that nobody needs to embed them again; not if some could not be read.
     """
     if len(encoders) != len(seeds):
         raise UserError(f"{len(encoders)} encoders came with {len(seeds)} seeds; expected one seed for each")
+    shown = train if test is None else test
     train, test = parts(train, seed) if test is None else (train, test)
     check(encoders, train, test)
     test, untrained = renumbered(test, train), f"untrained {encoders[0].name}"
@@ -164,6 +168,12 @@ def evaluate(
 
     def results(row: str, net: nn.Module, run: int) -> Iterator[Result]:
         of_train, of_test = (embed(net, source, cache=cache, **known) for source in (train, test))
+        if look and net is encoders[0] and not shown.bad:
+            pool = of_test.stages["pool"]
+            if isinstance(train, Part) and isinstance(test, Part):
+                order = torch.cat([train.index, test.index]).argsort()
+                pool = torch.cat([of_train.stages["pool"], pool])[order]
+            look(shown, pool)
         chosen = choose(of_train, len(train.classes), seed)
         yield from measure(of_train, of_test, chosen, seed)
         head = heads[seeds.index(run)] if heads and row == name else None

@@ -20,14 +20,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretask import images, loader
+from pretask.encoders import at_once
 from pretask.evals.holdout import Part
 from pretask.sources.common import bar
 from pretask.types import Batch, Source, UserError
 
 WIDTH = 4096
 """numbers a stage may have"""
-BATCH = 256
-"""images per forward pass"""
 HALF = (1e-3, 1e4)
 """largest value of the first batch between which a stage is kept in half precision"""
 
@@ -59,12 +58,13 @@ def embed(
     source: Source,
     *,
     device: torch.device | str = "cpu",
-    batch: int = BATCH,
+    batch: int | None = None,
     width: int = WIDTH,
     progress: bool = True,
     cache: Path | None = None,
 ) -> Features:
-    """One pass over `source`, in its order. With `cache`, a folder, the arrays are kept there and found again."""
+    """One pass over `source`, in its order, `batch` images at once (as many as suit the device). With `cache`, a folder,
+    the arrays are kept there and found again."""
     label = getattr(source, "label", torch.zeros(0, dtype=torch.long))
     classes = list(getattr(source, "classes", []))
     kept = None if cache is None else cache / f"{key(encoder, source, width)}.safetensors"
@@ -81,7 +81,7 @@ def embed(
     done = 0
     with bar(progress) as shown:
         task = shown.add_task(f"embedding {source.name}", total=len(source))
-        for each in batches(source, batch):
+        for each in batches(source, batch or at_once(source.size, device)):
             x = images.to_float(each.image.to(device))
             for stage, out in net(x.contiguous(memory_format=torch.channels_last)).items():
                 rows = pooled(out.float(), width)

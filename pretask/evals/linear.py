@@ -92,11 +92,17 @@ class Design:
         self.mean, self.scale = (s.to(self.dtype) for s in moments or standard(x))
         self.rows, self.basis = x, None
         if len(x) < x.shape[1]:
-            self.rows, self.basis = span((x.to(self.dtype) - self.mean) * self.scale)
+            given = (x.to(self.dtype) - self.mean) * self.scale
+            self.rows, mix = span(given)
+            assert mix is not None
+            self.basis = (
+                given,
+                mix,
+            )  # its two factors: their product (D, R) would cost half of what the span did
             self.values, self.vectors = (
                 self.rows.square().mean(0),
                 None,
-            )  # (R,) of the correlation, which is diagonal
+            )  # of the correlation, which is diagonal
         else:
             every = max(1, round(len(x) * x.shape[1] ** 2 / WORK))
             rows = (x[::every].to(self.dtype) - self.mean) * self.scale
@@ -125,7 +131,10 @@ class Design:
     def probe(self, theta: Tensor) -> Probe:
         """theta (K, R + 1) -> the probe of the features themselves."""
         weight, bias = theta[:, :-1], theta[:, -1]
-        weight = (weight if self.basis is None else weight @ self.basis.T) * self.scale
+        if self.basis is not None:
+            given, mix = self.basis
+            weight = weight @ mix.T @ given
+        weight = weight * self.scale
         return Probe(weight, bias - weight @ self.mean)
 
     def newton(self, classes: int, penalty: float) -> Callable[[Tensor], Tensor]:

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from pretask.config import TrainConfig
-from pretask.encoders import Encoder
+from pretask.encoders import AT_ONCE, Encoder
 from pretask.encoders.classic import conv
 from pretask.encoders.heads import projector
-from pretask.evals.features import BATCH, embed
+from pretask.evals.features import embed
 from pretask.evals.finetune import cost, descend, passes
 from pretask.evals.measure import Chosen, Result, accuracy
 from pretask.types import Labelled
@@ -91,7 +91,7 @@ def by_maps(
     for name in ("mlp", "conv"):
         head = fit(name, x, shown.label, len(train.classes), seed, device, progress)
         with torch.no_grad():
-            said = torch.cat([head(rows.float().to(device)).argmax(1).cpu() for rows in y.split(BATCH)])
+            said = torch.cat([head(rows.float().to(device)).argmax(1).cpu() for rows in y.split(AT_ONCE)])
         yield accuracy(name, "", said == unseen.label, {"stage": stage, "side": side})
 
 

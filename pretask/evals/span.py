@@ -8,11 +8,12 @@ NOISE = 1e-6
 
 
 def span(x: Tensor) -> tuple[Tensor, Tensor | None]:
-    """(N, D) -> coordinates (N, R) of the rows in an orthonormal basis (D, R) of their span, R ≤ N < D.
+    """(N, D) -> coordinates (N, R) of the rows in an orthonormal basis of their span, R ≤ N < D, and how the rows mix
+    to that basis: (N, R), so that it is xᵀ mix.
 
     The basis is that of the principal axes: the columns of the coordinates are orthogonal. Products and distances of
     rows, and so every optimum of a rotation-invariant objective, stay what they are. Rows that are no fewer than their
-    dimensions come back as they are, without a basis.
+    dimensions come back as they are, without a mix.
     """
     if len(x) >= x.shape[1]:
         return x, None
@@ -21,4 +22,4 @@ def span(x: Tensor) -> tuple[Tensor, Tensor | None]:
     kept = values > noise * values[-1]
     kept[-1] = True  # rows of zeros have a column of zeros
     root, vectors = values[kept].clamp(min=0).sqrt(), vectors[:, kept]
-    return vectors * root, x.T @ (vectors / root.clamp(min=torch.finfo(x.dtype).tiny))
+    return vectors * root, vectors / root.clamp(min=torch.finfo(x.dtype).tiny)

@@ -113,8 +113,9 @@ def apply(encoder: Encoder, train: Annotated, test: Annotated, plan: Plan) -> Ou
     best: Best | None = None
     with bar(plan.progress) as steps:
         for stage, x in steps.track([*of_train.items()], description="choosing costs"):
-            rows, basis = span(unit(x))  # of fewer images than dimensions: decisions stay what they are
-            held = unit(of_test[stage]) if basis is None else unit(of_test[stage]) @ basis
+            shown, held = unit(x), unit(of_test[stage])
+            rows, mix = span(shown)  # of fewer images than dimensions: decisions stay what they are
+            held = held if mix is None else held @ shown.T @ mix
             tried = choose(rows, label, plan.seed)
             if best is None or tried.score.mean() >= best.choice.score.mean():  # of equals the deepest
                 best = Best(stage, rows, held, tried)

@@ -3,6 +3,7 @@
 import itertools
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,20 +33,34 @@ FEWEST = 300
 """of whatever size"""
 
 
+@dataclass(frozen=True)
+class Looked:
+    """Labelled images, all of them readable, and what a run's encoder made of them."""
+
+    source: Labelled
+    pool: Tensor  # (N, D)
+
+
 def report(
-    folder: Path | str, data: str | Path | None = None, *, root: Path | None = None, max_bad: float = 0.1
+    folder: Path | str,
+    data: str | Path | None = None,
+    *,
+    root: Path | None = None,
+    max_bad: float = 0.1,
+    looked: Looked | None = None,
 ) -> Path:
     """Write report.html and preview.png of a run; neighbours and map are of `data`, labelled, where given.
 
-    `root` and `max_bad` are those of `sources.open_labelled`.
+    `root` and `max_bad` are those of `sources.open_labelled`; who has opened and embedded `data` already gives what it
+    `looked` at.
     """
     from pretask import evaluating, methods
 
     loaded = runs.load(folder)
     card = loaded.card
     known = {"size": card["size"], "channels": card["channels"], "root": root, "max_bad": max_bad}
-    labelled = None
-    if data and evaluating.followed(data, **known) is None:  # tracks have no labels
+    labelled = looked.source if looked else None
+    if data and not looked and evaluating.followed(data, **known) is None:  # tracks have no labels
         told = evaluating.told(data, None, loaded.folder, **known)
         labelled = told[0] if told else evaluating.labelled(data, **known)
     try:
@@ -53,7 +68,9 @@ def report(
         source, method = loaded.source, loaded.method
     except (UserError, OSError) as gone:  # curves and scores can be shown all the same
         encoder = loaded.encoder if labelled is not None else None
-        return compose(loaded.folder, card, encoder=encoder, labelled=labelled, missing=str(gone))
+        return compose(
+            loaded.folder, card, encoder=encoder, labelled=labelled, looked=looked, missing=str(gone)
+        )
     return compose(
         loaded.folder,
         card,
@@ -62,6 +79,7 @@ def report(
         encoder=method.export(),
         source=source,
         labelled=labelled,
+        looked=looked,
     )
 
 
@@ -74,6 +92,7 @@ def compose(
     encoder: Encoder | None = None,
     source: Source | None = None,
     labelled: Labelled | None = None,
+    looked: Looked | None = None,
     missing: str = "",
 ) -> Path:
     """The page from whatever parts of a run there are; `missing` says why others are not."""
@@ -86,7 +105,7 @@ def compose(
     lines, plane = [], None
     shown = source if labelled is None else labelled
     if encoder is not None and shown is not None and len(shown) > features.NEIGHBOURS:
-        index, z, x = embed(encoder, shown, seed)
+        index, z, x = embed(encoder, shown, seed, looked)
         label, classes = (None, []) if labelled is None else (labelled.label[index], labelled.classes)
         lines = features.lines(z, x, label, classes)
         plane = mapped(z, x, label, classes, seed)
@@ -137,11 +156,14 @@ def puzzles(method: Method[Any], source: Source, seed: int) -> list[sheet.Cell]:
     return sheet.cells(pretext, method.solve(pretext), SHOWN, method.meanings())
 
 
-def embed(encoder: Encoder, source: Source, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+def embed(
+    encoder: Encoder, source: Source, seed: int, looked: Looked | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Of images from all over the source: positions (N,), pooled features (N, D), pixels (N, C, H, W)."""
     count = min(EMBEDDED, max(FEWEST, EMBEDDED * 64**2 // source.size**2))
     some = loader.sample(source, count, Rng(seed, "report", "embed"))
-    return some.index, pooled(encoder, some.image).nan_to_num(), some.image
+    z = looked.pool[some.index].float() if looked else pooled(encoder, some.image)
+    return some.index, z.nan_to_num(), some.image
 
 
 def mapped(z: Tensor, x: Tensor, label: Tensor | None, classes: Sequence[str], seed: int) -> html.Map:

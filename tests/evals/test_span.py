@@ -15,8 +15,9 @@ from pretask.rng import Rng
 @pytest.mark.parametrize(("n", "d"), [(10, 200), (3, 17), (39, 40)])
 def test_the_rows_lie_in_their_span(n, d):
     x = Rng(n, d).normal(n, d)
-    z, basis = span(x)
-    assert basis is not None and z.shape == (n, n) and basis.shape == (d, n)
+    z, mix = span(x)
+    assert mix is not None and z.shape == (n, n)
+    basis = x.T @ mix
     assert_close(basis.T @ basis, torch.eye(n), atol=1e-4, rtol=0)
     assert_close(z @ basis.T, x, atol=1e-4, rtol=0)
     assert_close(x @ basis, z, atol=1e-4, rtol=0)
@@ -26,16 +27,16 @@ def test_the_rows_lie_in_their_span(n, d):
 
 def test_rows_that_are_no_fewer_than_their_dimensions_stay_as_they_are():
     x = Rng(0).normal(40, 40)
-    z, basis = span(x)
-    assert z is x and basis is None
+    z, mix = span(x)
+    assert z is x and mix is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_rows_that_repeat_each_other_span_less(dtype):
     x = Rng(0, "rank").normal(3, 50).to(dtype)[torch.arange(12) % 3]
-    z, basis = span(x)
-    assert basis is not None and basis.shape == (50, 3)
-    assert_close(z @ basis.T, x, atol=1e-4, rtol=0)
+    z, mix = span(x)
+    assert mix is not None and mix.shape == (12, 3)
+    assert_close(z @ mix.T @ x, x, atol=1e-4, rtol=0)
     assert not span(torch.zeros(4, 9))[0].any()
 
 
@@ -55,8 +56,8 @@ def test_a_support_vector_machine_in_the_span_decides_as_in_full_width():
     rng = Rng(0, "machine")
     x, unseen = rng.normal(50, 200).double(), rng.normal(30, 200).double()
     label = (x[:, 0] > 0).numpy()
-    z, basis = span(x)
-    assert basis is not None
+    z, mix = span(x)
+    assert mix is not None
 
     def decide(x: torch.Tensor, test: torch.Tensor):
         return (
@@ -66,5 +67,8 @@ def test_a_support_vector_machine_in_the_span_decides_as_in_full_width():
         )
 
     assert_close(
-        torch.from_numpy(decide(z, unseen @ basis)), torch.from_numpy(decide(x, unseen)), atol=1e-5, rtol=0
+        torch.from_numpy(decide(z, unseen @ x.T @ mix)),
+        torch.from_numpy(decide(x, unseen)),
+        atol=1e-5,
+        rtol=0,
     )
