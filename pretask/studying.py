@@ -8,7 +8,7 @@ import copy
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +26,7 @@ from pretask.evals.holdout import Part, ranks
 from pretask.evals.measure import Result
 from pretask.evaluating import labelled, repeated, sisters
 from pretask.journal import Tell
+from pretask.plan import cautions
 from pretask.rng import Rng
 from pretask.run import Run
 from pretask.types import Labelled, UserError
@@ -71,7 +72,8 @@ class Study:
     """What `study` found, and the JSON that it is kept as.
 
     {"schema": 1, "method", "data": {"train", "n_train", "test", "n_test", "classes"}, "protocol": {question: sentence},
-     "answers": {question: {"rows": [row, …], "skipped": [sentence, …], "seeds", "seconds"}}}
+     "answers": {question: {"rows": [row, …], "skipped": [sentence, …], "seeds", "seconds"}},
+     "cautions": [sentence, …] about the run's length}
 
     row: {"share", "images": that the share is, "features": whose, "own": true for the run's, "eval": "knn" | "linear" |
     "finetune" | "cka", "value", "low", "high", "n": test images, "values": of each run, "chosen": settings of each run};
@@ -82,10 +84,12 @@ class Study:
     method: str
     data: Mapping[str, Any]
     answers: Mapping[str, Answer] = field(default_factory=dict)
+    cautions: Sequence[str] = ()
 
     def to_json(self) -> str:
         whole = {"schema": SCHEMA, "method": self.method, "data": self.data, "protocol": PROTOCOL}
-        return json.dumps(whole | {"answers": asdict(self)["answers"]}, indent=2, allow_nan=False)
+        found = {"answers": asdict(self)["answers"], "cautions": list(self.cautions)}
+        return json.dumps(whole | found, indent=2, allow_nan=False)
 
     def write(self, folder: Path) -> Path:
         """`study/TEST.json` in a run's folder."""
@@ -101,7 +105,7 @@ def read(folder: Path) -> list[Study]:
     for path in sorted((folder / FOLDER).glob("*.json")):
         content = json.loads(path.read_text())
         answers = {question: Answer(**answer) for question, answer in content["answers"].items()}
-        found.append(Study(content["method"], content["data"], answers))
+        found.append(Study(content["method"], content["data"], answers, content.get("cautions", ())))
     return found
 
 
@@ -149,7 +153,7 @@ def study(
         "labels": lambda: how_many_labels(pairs, bench, shares or LABELS),
         "change": lambda: how_much_change(pairs, bench),
     }
-    found = Study(run.title(first.card), about, answers)
+    found = Study(run.title(first.card), about, answers, cautions(first.card))
     for question in QUESTIONS:
         if question in ask:
             began = time.perf_counter()
@@ -160,7 +164,7 @@ def study(
             )
             took = round(time.perf_counter() - began, 1)
             answer = Answer(rows, skipped, [each.card["seed"] for each in family], took)
-            found = Study(found.method, about, {**found.answers, question: answer})
+            found = replace(found, answers={**found.answers, question: answer})
             found.write(first.folder)
     return found
 

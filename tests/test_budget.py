@@ -331,6 +331,8 @@ def test_a_short_run_says_so_at_the_end_in_the_report_and_beside_its_scores(tmp_
     assert said in (folder / "report.html").read_text()
     scores = pretask.evaluate(folder, "synthetic:120:16", "synthetic:60:16", progress=False)
     assert any(said in sentence for sentence in scores.skipped)
+    asked = pretask.study(folder, "synthetic:120:16", "synthetic:60:16", ask=["change"], progress=False)
+    assert [said in sentence for sentence in json.loads(asked.to_json())["cautions"]] == [True]
 
 
 def test_the_budget_counts_from_the_start_of_the_process():

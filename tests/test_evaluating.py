@@ -6,13 +6,15 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from torch.testing import assert_close
 
 import pretask
+from pretask import encoders, sources
 from pretask import run as runs
-from pretask import sources
 from pretask.cli import main
 from pretask.evals import baselines, finetune, nonlinear
 from pretask.methods import rotnet
+from pretask.reports import compose
 from pretask.sources import demo
 from pretask.types import UserError
 
@@ -51,6 +53,17 @@ def test_the_table_shows_every_row_within_80_columns(trained, capfd):
     for name in ("rotnet", "untrained", "raw pixels", "k-means patches", "best stage", "RankMe", "95%"):
         assert name in shown
     assert max(map(len, shown.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("data", [DATA, DATA[:2]])
+def test_the_report_shows_what_was_scored_and_embeds_nothing_again(data, trained, monkeypatch):
+    shown = []
+    monkeypatch.setattr(compose, "pooled", lambda *_: pytest.fail("embedded again"))
+    monkeypatch.setattr(compose.features, "lines", lambda z, x, *_: shown.append((z, x)) or [])
+    assert main(["evaluate", str(trained), *data]) == 0
+    ((z, x),) = shown
+    assert len(z) == (60 if data is DATA else 120)
+    assert_close(z, encoders.pooled(pretask.load(trained).encoder, x), atol=1e-5, rtol=0)
 
 
 def test_a_test_set_is_set_aside_where_none_is_given(trained, capfd):

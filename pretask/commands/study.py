@@ -37,9 +37,7 @@ def run(words: list[str]) -> None:
     what, chosen = subject(words, "study", "RUN", Flags)
     from rich.console import Console
 
-    from pretask.plan import cautions
     from pretask.reports import report, table
-    from pretask.run import load
     from pretask.studying import study
 
     with Display() as display:
@@ -59,6 +57,6 @@ def run(words: list[str]) -> None:
     else:
         Console().print(table.studied(found))
     page = report(what, chosen.test or chosen.data, root=chosen.root, max_bad=chosen.max_bad)
-    for caution in cautions(load(what).card):
+    for caution in found.cautions:
         say(f"Caution: {caution}")
     say(f"wrote {what}/study and {page}")

@@ -27,8 +27,10 @@ BLOCK = 1 << 21
 """numbers of a block of rows: 8 MB of float32, which stays in the cache between its two products"""
 ROUGHLY = 1e-4
 """nats that a candidate may be above its optimum; the chosen one is brought to it"""
-WORK = 1.5e11
-"""multiplications worth spending on how the columns correlate: a second or two"""
+LEADING = 512
+"""eigenvectors of the features' correlation that the solver is told, at most; what they leave it takes for round"""
+SAMPLE = 8192
+"""rows that they are those of"""
 
 
 @dataclass(frozen=True)
@@ -104,10 +106,8 @@ class Design:
                 None,
             )  # of the correlation, which is diagonal
         else:
-            every = max(1, round(len(x) * x.shape[1] ** 2 / WORK))
-            rows = (x[::every].to(self.dtype) - self.mean) * self.scale
-            correlation = rows.T @ rows / len(rows)  # (D, D), of all rows where that is cheap
-            self.values, self.vectors = torch.linalg.eigh(correlation)
+            rows = (x[:: max(1, len(x) // SAMPLE)].to(self.dtype) - self.mean) * self.scale
+            self.values, self.vectors = leading(rows)
 
     @property
     def width(self) -> int:
@@ -143,17 +143,35 @@ class Design:
         At p = 1/K the Hessian is (1/K)(I - 11ᵀ/K) ⊗ XᵀX/N + λI (Böhning 1992 bounds it alike everywhere);
         L-BFGS learns the rest.
         """
-        shrink = 1 / (self.values.clamp(min=0) / classes + penalty + 1e-6)  # (R,)
+        shrink = 1 / (
+            self.values / classes + penalty + 1e-6
+        )  # (R,), or those of the vectors and of what they leave
 
         def direction(g: Tensor) -> Tensor:
             weight = g[..., :-1]
             if self.vectors is None:
                 weight = weight * shrink
             else:
-                weight = (weight @ self.vectors * shrink) @ self.vectors.T
+                along = weight @ self.vectors * (shrink[:-1] - shrink[-1])
+                weight = shrink[-1] * weight + along @ self.vectors.T
             return torch.cat([weight, classes * g[..., -1:]], -1)
 
         return direction
+
+
+@torch.random.fork_rng(devices=[])
+def leading(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Standardized (N, D) -> eigenvalues (Q + 1,) of their correlation, the last one the mean of those that are left out,
+    and the first Q eigenvectors (D, Q)."""
+    torch.manual_seed(0)
+    n, d = rows.shape
+    if d <= LEADING:
+        values, vectors = torch.linalg.eigh(rows.T @ rows / n)
+    else:
+        _, singular, vectors = torch.svd_lowrank(rows, LEADING, niter=1)
+        values = singular.square() / n
+    rest = (rows.square().sum() / n - values.sum()) / max(1, d - len(values))
+    return torch.cat([values, rest[None]]).clamp(min=0), vectors
 
 
 class Problem:

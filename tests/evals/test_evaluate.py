@@ -11,13 +11,14 @@ import torch
 from rich.console import Console
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 from torch import nn
+from torch.testing import assert_close
 
 from pretask import encoders, sources
 from pretask.encoders import Encoder
 from pretask.evals import baselines, fewshot, finetune, knn, linear, nonlinear, spread
 from pretask.evals.clustering import cluster
 from pretask.evals.evaluate import Scores, combined, evaluate
-from pretask.evals.features import Features
+from pretask.evals.features import Features, embed
 from pretask.evals.holdout import split, splits
 from pretask.evals.measure import Chosen, by_clusters, by_probes, choose
 from pretask.reports import table
@@ -236,6 +237,24 @@ def test_without_a_test_set_a_fifth_of_each_class_is_set_aside():
     assert (data["n_train"], data["n_test"]) == (len(kept), len(out)) == (96, 24)
     share = TRAIN.label[out].bincount() / TRAIN.label.bincount()
     assert ((share - 0.2).abs() < 0.02).all()
+
+
+@pytest.mark.parametrize("test", [TEST, None])
+def test_what_was_embedded_is_handed_on_in_the_order_of_its_images(test):
+    seen = []
+    net = encoder()
+    scored(net, encoder(7), test=test, seeds=(0, 1), look=lambda *given: seen.append(given))
+    ((source, pool),) = seen  # of the first encoder alone
+    assert source is (test or TRAIN)
+    assert_close(pool, embed(net, source, progress=False).stages["pool"], atol=1e-5, rtol=0)
+
+
+def test_rows_that_are_fewer_than_the_images_are_not_handed_on():
+    broken = some(TEST, torch.arange(30))
+    broken.bad["7.jpg"] = "truncated"
+    seen = []
+    scored(test=broken, look=lambda *given: seen.append(given))
+    assert not seen
 
 
 # ---- on request

@@ -216,3 +216,21 @@ def test_a_part_with_unreadable_files_loses_its_own(folder):
 def test_a_source_without_labels_has_features_all_the_same():
     bare = embed(Scaled(1.0), source().images, progress=False)
     assert len(bare) == 40 and len(bare.label) == 0 and bare.classes == []
+
+
+@pytest.mark.parametrize(
+    ("size", "device", "images"), [(32, "cpu", 256), (96, "cpu", 28), (512, "cpu", 8), (96, "cuda", 256)]
+)
+def test_a_pass_holds_as_many_images_as_suit_the_device(size, device, images):
+    assert encoders.at_once(size, device) == images
+
+
+def test_how_many_images_a_pass_holds_changes_nothing(monkeypatch):
+    whole = embed(encoder(), source(), progress=False).stages
+    monkeypatch.setattr(encoders, "AT_ONCE", 11)
+    monkeypatch.setattr(encoders, "PIXELS", 1 << 30)
+    parts = embed(encoder(), source(), progress=False).stages
+    for stage, x in whole.items():
+        torch.testing.assert_close(parts[stage], x, atol=1e-3, rtol=1e-3)
+    image = source().__getitems__(torch.arange(40)).image
+    torch.testing.assert_close(encoders.pooled(encoder(), image), whole["pool"], atol=1e-5, rtol=0)
