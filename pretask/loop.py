@@ -6,6 +6,7 @@ killed at any moment and resumed ends with the same weights, bit for bit on a CP
 
 import copy
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from itertools import chain, count
@@ -34,6 +35,8 @@ SAVE_EVERY = 60.0
 """seconds between two checkpoints"""
 TIMED = 20
 """steps, at most, that are timed for a first guess at how many fit into a budget"""
+TRIED = 3
+"""steps of each part that learns in its turn, of which the fastest counts"""
 
 
 class Solver(nn.Module):
@@ -259,6 +262,23 @@ class Trainer:
             taken.append(self.timed(batches, progress))
         self.restore(before)
         return self.fabric.broadcast(min(taken))
+
+    def costs(self, plan: Plan) -> list[float]:
+        """Seconds of a step of each part that learns in its turn, timed beforehand; the traces are wiped out."""
+        turns, found = self.method.turns, []
+        if turns == 1:
+            return [1.0]
+        before = copy.deepcopy(self.state(self.begin()))
+        for turn in range(turns):
+            middle = bisect_left(
+                range(plan.steps - 1), (turn + 0.5) / turns, key=lambda step: plan.at(step).fraction
+            )
+            progress, self.begun = plan.at(middle), -1
+            self.prepare(progress, Pace())
+            batches = chain.from_iterable(self.batches(progress) for _ in count())
+            found.append(min(self.timed(batches, progress) for _ in range(TRIED)))
+        self.restore(before)
+        return found
 
     def timed(self, batches: Iterator[Batch], progress: Progress) -> float:
         """Seconds for one step."""

@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from operator import mul
 from statistics import mean
 
 from pretask.plan import Plan
@@ -36,6 +37,7 @@ class Pace:
             0.0  # seconds of the last look at the features, and of the last checkpoint
         )
         self.closing = 0.0  # what comes after a run, such as its report
+        self.costs = [1.0]  # of a step of each part that learns in its turn, all for equal shares of the run
 
     @property
     def ending(self) -> float:
@@ -86,8 +88,17 @@ class Pace:
         """Seconds until everything is over, as a reader is told."""
         if step == plan.steps:
             return self.ending
-        per_step = quotient(self.marks[0], (self.clock() - self.prepared, step))
+        began, first = self.marks[0]
+        per_cost = (self.clock() - self.prepared - began) / self.work(plan, first, step)
+        per_step = per_cost * self.work(plan, step, plan.steps) / (plan.steps - step)
         return self.left(plan, step, per_step) + self.ending
+
+    def work(self, plan: Plan, start: int, stop: int) -> float:
+        """What the steps from one to another cost."""
+        turns = len(self.costs)
+        low, high = (plan.at(step).fraction if step < plan.steps else 1.0 for step in (start, stop))
+        shares = [max(0.0, min(high, (t + 1) / turns) - max(low, t / turns)) for t in range(turns)]
+        return (stop - start) * sum(map(mul, shares, self.costs)) / (high - low)
 
     def fitting(self, plan: Plan, step: int, per_step: float, seconds: float) -> int:
         """Steps of the whole run, of which those from `step` on take so many seconds; at least one is left."""

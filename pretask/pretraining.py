@@ -196,6 +196,8 @@ def pretrain(
                 plan = length.planned(asked, trainer, budget)
             else:
                 plan = length.resumed(asked, trainer, old, budget)
+            if budget is None:
+                pace.costs = trainer.costs(plan)
         watch = Watch(solver, source, folder, labelled) if fabric.is_global_zero else None
         if resume is None:
             with trainer.whole():  # a puzzle may be made with the encoder

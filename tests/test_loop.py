@@ -161,6 +161,24 @@ def test_steps_that_are_timed_leave_no_traces(tmp_path):
     assert made.begun == plain.begun and not any(o.state for o in made.optimizers)
 
 
+def test_the_steps_of_each_part_that_learns_in_its_turn_are_timed_and_leave_no_traces(tmp_path, monkeypatch):
+    made, seen = trainer(tmp_path, "sdae"), []
+    assert made.method.turns == len(made.method.shapes) > 1
+    before = {k: v.clone() for k, v in made.method.state_dict().items()}
+
+    def timed(batches, progress, real=made.timed):
+        seen.append(int(made.method.stage))
+        return real(batches, progress)
+
+    monkeypatch.setattr(made, "timed", timed)
+    plan = Plan.of(99, made.per_pass, made.train.rounds)
+    assert len(made.costs(plan)) == made.method.turns and min(made.costs(plan)) > 0
+    assert sorted(set(seen)) == list(range(made.method.turns))
+    assert all(torch.equal(v, before[k]) for k, v in made.method.state_dict().items())
+    assert made.begun == -1 and not any(o.state for o in made.optimizers)
+    assert trainer(tmp_path / "one").costs(plan) == [1.0]
+
+
 def test_a_first_guess_takes_the_fastest_of_the_steps_that_were_timed(tmp_path, monkeypatch):
     made, taken = trainer(tmp_path), iter([0.5, 0.2, 0.1, *[0.4] * 99])
     monkeypatch.setattr(made, "timed", lambda *_: next(taken))

@@ -203,3 +203,26 @@ def test_what_is_left_is_right_within_a_fifth_after_a_minute_of_a_run_by_steps()
     late = [(left, end - when) for when, left in told if when > 60 and end - when > 5]
     assert late and all(left == pytest.approx(true, rel=0.2) for left, true in late)
     assert all(b <= a + 3 for a, b in pairwise(left for left, _ in late)), "it does not go up again"
+
+
+@pytest.mark.parametrize("costs", [[1.0, 1.0, 1.0], [3.0, 1.0, 2.0], [0.02, 0.5, 0.1]])
+@pytest.mark.parametrize("entries", [((0, 300),), ((0, 900), (30, 300))])
+def test_parts_that_learn_in_turn_are_known_to_take_unlike_times(costs, entries):
+    """The work before and after a step, each step counted by its part's cost, is that of the slow sum."""
+    pace, plan = Pace(), Plan(entries, 100, 3)
+    pace.costs = costs
+    cost = [costs[min(2, int(3 * plan.at(step).fraction))] for step in range(300)]
+    for start, stop in ((30, 300), (40, 41), (90, 130), (131, 299)):
+        assert pace.work(plan, start, stop) == pytest.approx(sum(cost[start:stop]), rel=0.02, abs=max(costs))
+
+
+def test_what_is_left_is_told_by_the_cost_of_the_parts_that_are_to_come():
+    now, costs = [0.0], [1.0, 0.25, 0.5]
+    pace, plan = Pace(30.0, lambda: now[0]), Plan.of(300, 100, 3)
+    pace.costs = [2 * cost for cost in costs]
+    pace.mark(0)
+    for step in range(300):
+        now[0] += 0.1 * costs[step // 100]
+        if step in (50, 150, 250):
+            assert pace.to_the_end(plan, step + 1) == pytest.approx(17.5 - now[0], rel=0.03)
+        pace.mark(step + 1)

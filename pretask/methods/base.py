@@ -57,6 +57,8 @@ class Method(nn.Module, ABC, Generic[P]):
     """some steps leave some parameters without gradient (greedy stages)"""
     terminal: ClassVar[bool] = False
     """what the last epoch does cannot be taken back (clusters that are merged), so a finished run is not made longer"""
+    turns: int = 1
+    """parts that learn one after another, each for an equal share of the run; their steps may take unlike times"""
     links: int | None = None
     """how many nearest neighbours of an image `pretask cluster` looks at; none: as many as of any other features"""
 

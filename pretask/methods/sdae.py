@@ -253,7 +253,7 @@ class StackedDenoising(Method[Damaged]):
                 self.shapes.append(x.shape[1:])
                 decoders.append(decoder(layer, x.shape[1:], code.shape[1:], config.tied))
                 x = code
-        self.decoders = nn.ModuleList(decoders)
+        self.decoders, self.turns = nn.ModuleList(decoders), len(chain)
         self.bounded = [True, *(ends_in_sigmoid(layer) for layer in chain[:-1])]  # inputs that are in [0, 1]
         self.register_buffer("stage", torch.zeros((), dtype=torch.int64))
 
