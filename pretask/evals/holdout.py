@@ -15,7 +15,7 @@ REPEATS = 10
 """times that the folds are drawn, at most; as many as come to FEW held-out samples in all"""
 HELD = 10_000
 """of more samples, so many are held out at most"""
-FIT = 20_000
+FIT = 10_000
 """and so many fitted to, at most"""
 SINGLE = (
     "every class has a single image, so none can be held out: settings are chosen, and without a test set "
@@ -57,6 +57,7 @@ class Splits:
     fitted: Tensor  # (B, M) bool: which of them each way fits to
     held: Tensor  # (H,) positions of the samples that some way holds out, in random order
     judged: Tensor  # (B, H) bool: which of them each way holds out
+    share: float = 1.0  # of the samples that are not held out, those that are fitted to
 
     def each(self, right: Tensor) -> Tensor:
         """(B, H) bool, who was right -> (H',) how often, of the times that a sample was held out."""
@@ -72,11 +73,13 @@ def splits(label: Tensor, seed: int) -> Splits:
     """(N,) -> how settings are chosen: of up to FEW samples by repeated stratified folds, of more by one split."""
     n, order = len(label), Rng(seed, "queries").permutation(len(label))
     if n > FEW:
-        fit, held = split(label, Rng(seed, "holdout"), most=HELD)
-        if len(fit) > FIT:
-            fit = fit[split(label[fit], Rng(seed, "fit"), FIT / len(fit))[1]]
+        kept, held = split(label, Rng(seed, "holdout"), most=HELD)
+        fit = kept
+        if len(kept) > FIT:
+            fit = kept[split(label[kept], Rng(seed, "fit"), FIT / len(kept))[1]]
         held = order[torch.isin(order, held)]
-        return Splits(fit, torch.ones(1, len(fit)).bool(), held, torch.ones(1, len(held)).bool())
+        every = [torch.ones(1, len(rows)).bool() for rows in (fit, held)]
+        return Splits(fit, every[0], held, every[1], len(fit) / len(kept))
     count = label.bincount()
     if count.max() < 2:
         raise UserError(SINGLE)

@@ -330,7 +330,8 @@ def choose(x: Tensor, label: Tensor, classes: int, splits: Splits) -> Choice:
     """(N, D), (N,) -> the penalty that does best on held-out samples.
 
     Uphill from a middling penalty: to weaker ones, and to stronger ones if none of those was better. Each fit starts
-    from the last, and two in a row that are no better than the best end the way.
+    from the last, and two in a row that are no better than the best end the way. Fitted to a share of the samples, the
+    best one is multiplied by that share for all of them: λN, scikit-learn's 1/C, stays what it is.
     """
     design = Design(x)
     problem = Problem(design, label[splits.fit], classes, splits.fitted, splits.fit)
@@ -355,7 +356,7 @@ def choose(x: Tensor, label: Tensor, classes: int, splits: Splits) -> Choice:
                 break
         if best[0] != PENALTIES[FIRST]:
             break
-    penalty, theta, right = best
+    penalty, theta, right = best[0] * splits.share, *best[1:]
 
     def solve() -> Probe:
         return design.probe(Problem(design, label, classes).solve(penalty, theta.mean(0, keepdim=True))[0])

@@ -84,11 +84,13 @@ def test_many_samples_are_split_once_within_limits(monkeypatch):
     ways = splits(label, 0)
     assert ways.fitted.shape[0] == 1 and ways.fitted.all() and ways.judged.all()
     assert len(ways.held) == pytest.approx(600, abs=10) and len(ways.fit) + len(ways.held) == 3000
+    assert ways.share == 1
     assert not torch.isin(ways.held, ways.fit).any()
     monkeypatch.setattr(holdout, "HELD", 300)
     monkeypatch.setattr(holdout, "FIT", 1000)
     ways = splits(label, 0)
     assert len(ways.held) == pytest.approx(300, abs=10) and len(ways.fit) == pytest.approx(1000, abs=10)
+    assert ways.share == pytest.approx(1000 / 2700, rel=0.02)
     assert not torch.isin(ways.held, ways.fit).any()
     first = label[ways.held[:100]].bincount(minlength=10)
     assert (first > 0).all()  # in random order: the first of them stand for all

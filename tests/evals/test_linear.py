@@ -1,5 +1,7 @@
 """The probe is the optimum: scikit-learn's solution, autograd's gradient, and no rival below it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -211,6 +213,16 @@ def test_the_penalty_is_the_one_that_is_best_on_held_out_samples(n, low, high):
 def test_the_probe_of_a_choice_is_of_all_samples():
     x, label = blobs(200, 30, 4)
     choice = linear.choose(x, label, 4, splits(label, 0))
+    least = lowest(standardized(x), label, 4, choice.penalty)
+    assert of_probe(x, label, choice.probe, choice.penalty) < least + GAP
+
+
+def test_the_penalty_of_a_share_of_the_samples_is_that_of_all_in_proportion():
+    """scikit-learn's C stays what it is."""
+    x, label = blobs(300, 30, 4)
+    of_some = replace(one_split(300, 100), share=0.25)
+    whole, choice = (linear.choose(x, label, 4, ways) for ways in (one_split(300, 100), of_some))
+    assert choice.penalty == 0.25 * whole.penalty and choice.accuracy == whole.accuracy
     least = lowest(standardized(x), label, 4, choice.penalty)
     assert of_probe(x, label, choice.probe, choice.penalty) < least + GAP
 
