@@ -326,7 +326,8 @@ def test_json_stands_alone_is_kept_and_the_page_and_the_table_show_all(found, tr
     told = capfd.readouterr()
     answer = json.loads(told.out)
     assert answer == json.loads((trained / "study" / "synthetic-60-16.json").read_text())
-    assert set(answer) == {"schema", "method", "data", "protocol", "answers"} and "report.html" in told.err
+    assert set(answer) == {"schema", "method", "data", "protocol", "answers", "cautions"}
+    assert "report.html" in told.err and answer["cautions"][0].startswith("too short")
     page = (trained / "report.html").read_text()
     for words in (
         "How much data?",
