@@ -227,6 +227,18 @@ def test_the_penalty_of_a_share_of_the_samples_is_that_of_all_in_proportion():
     assert of_probe(x, label, choice.probe, choice.penalty) < least + GAP
 
 
+def test_of_many_columns_the_leading_eigenvectors_of_their_correlation_are_known():
+    rng = Rng(0, "leading")
+    x = (rng.normal(900, 700) * torch.arange(1, 701) ** -1.0) @ torch.linalg.qr(rng.normal(700, 700))[0]
+    values, vectors = linear.leading(x)
+    exact = torch.linalg.eigvalsh(x.T @ x / len(x)).flip(0)
+    assert_close(values[:50], exact[:50], rtol=1e-3, atol=0)
+    assert_close(vectors.T @ vectors, torch.eye(linear.LEADING), atol=1e-4, rtol=0)
+    assert values[:-1].sum() + (700 - linear.LEADING) * values[-1] == pytest.approx(
+        exact.sum().item(), rel=1e-4
+    )
+
+
 def test_every_fold_is_judged_by_a_probe_that_has_not_seen_it():
     """Labels without a meaning are learned by heart where there are more columns than rows."""
     rng = Rng(0, "by heart")
