@@ -26,7 +26,7 @@ steps on a processor with bf16 as on one without: the line below the commands sa
 discovery and the denoising autoencoder were scored while the probe's penalty was searched in whole decades; now that it is
 halves of them, expect differences of some tenths where they are made again. Everything scored with 2,000 labels or fewer (Imagenette,
 text topics, tracks) was scored while k, penalty and stage were chosen on one split, and all k-means patches while patches were
-drawn with repetition. Text topics, video triplets and cross-domain
+drawn with repetition, and k-means went over all of them twelve times. Text topics, video triplets and cross-domain
 tasks were trained beside one or two other jobs on the same two cores: alone they would take less time, and of video triplets
 ten minutes would hold more steps.
 """

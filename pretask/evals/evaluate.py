@@ -23,7 +23,7 @@ from pretask.evals import baselines, clustering, crossmodal, fewshot, knn, linea
 from pretask.evals import finetune as tuning
 from pretask.evals import nonlinear as probing
 from pretask.evals.features import embed
-from pretask.evals.holdout import FEW, FOLDS, HELD, REPEATS, Part, split
+from pretask.evals.holdout import FEW, FIT, FOLDS, HELD, REPEATS, Part, split
 from pretask.evals.interval import LEVEL, RESAMPLES, interval, over_runs
 from pretask.evals.measure import Result, choose, feasible, measure
 from pretask.rng import Rng
@@ -55,7 +55,7 @@ PROTOCOL = {
     f"{probing.STEPS} steps of {probing.SGD.batch}; frozen map, no augmentation, pooled to {probing.SIDE} x {probing.SIDE} at "
     "most; the map that the linear probe is best on among held-out training samples",
     "chosen": f"k, penalty and stage on held-out training samples: of up to {FEW} by {FOLDS} stratified folds, repeated up to "
-    f"{REPEATS} times; of more on 20 % of them (at most {HELD})",
+    f"{REPEATS} times; of more on 20 % of them (at most {HELD}), fitted to at most {FIT} others, and the penalty in proportion",
     "interval": f"{LEVEL:.0%}, bootstrap over test samples ({RESAMPLES} resamples); of NMI, ARI and several runs "
     "Student's t, with the variances of runs and of test samples added",
 }
