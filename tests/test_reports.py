@@ -334,7 +334,13 @@ def parts() -> dict:
 
     encoder = encoders.build("resnet_small:width=8", 3, 16)
     method = rotnet.Config().build(encoder, labelled)
-    return {"method": method, "encoder": encoder, "source": labelled, "labelled": labelled, "about": HOSTILE}
+    return {
+        "method": method,
+        "encoder": encoder,
+        "source": labelled,
+        "looked": compose.Looked(labelled),
+        "about": HOSTILE,
+    }
 
 
 @pytest.fixture(scope="module")

@@ -97,14 +97,10 @@ class Design:
             given = (x.to(self.dtype) - self.mean) * self.scale
             self.rows, mix = span(given)
             assert mix is not None
-            self.basis = (
-                given,
-                mix,
-            )  # its two factors: their product (D, R) would cost half of what the span did
-            self.values, self.vectors = (
-                self.rows.square().mean(0),
-                None,
-            )  # of the correlation, which is diagonal
+            # the two factors of the basis: their product (D, R) would cost half of what the span did
+            self.basis = given, mix
+            # the correlation is diagonal in these coordinates
+            self.values, self.vectors = self.rows.square().mean(0), None
         else:
             rows = (x[:: max(1, len(x) // SAMPLE)].to(self.dtype) - self.mean) * self.scale
             self.values, self.vectors = leading(rows)
@@ -143,9 +139,8 @@ class Design:
         At p = 1/K the Hessian is (1/K)(I - 11ᵀ/K) ⊗ XᵀX/N + λI (Böhning 1992 bounds it alike everywhere);
         L-BFGS learns the rest.
         """
-        shrink = 1 / (
-            self.values / classes + penalty + 1e-6
-        )  # (R,), or those of the vectors and of what they leave
+        # (R,), or those of the vectors and of what they leave
+        shrink = 1 / (self.values / classes + penalty + 1e-6)
 
         def direction(g: Tensor) -> Tensor:
             weight = g[..., :-1]
@@ -177,7 +172,7 @@ def leading(rows: Tensor) -> tuple[Tensor, Tensor]:
 class Problem:
     """Mean cross-entropy + penalty/2 ‖W‖² of B probes on the same features, as a function of theta (B, K, R + 1).
 
-    `label` is (N,) the class of each row, or (N, K) its share of each class. `part` (B, N) says to which rows each
+    `label` is (N,) the class of each row, or (N, K) its share of each class, which add up to 1. `part` (B, N) says to which rows each
     probe is fitted; without it there is one probe, of all rows. `index` (N,) are the rows of the design that are
     meant, where they are not all.
     """
@@ -207,12 +202,11 @@ class Problem:
         size = len(rows_of[0])
         for rows, label, share in zip(rows_of, self.label.split(size), self.share.split(size), strict=True):
             rows = rows.to(self.design.dtype)
-            target = (F.one_hot(label, self.classes) if label.ndim == 1 else label).to(rows.dtype)[
-                :, None
-            ]  # (n, 1, K)
+            target = F.one_hot(label, self.classes) if label.ndim == 1 else label
+            target = target.to(rows.dtype)[:, None]  # (n, 1, K)
             log_p = logits(rows, weight, bias).log_softmax(-1)  # (n, B, K)
             total -= ((log_p * target).sum(-1) * share).sum(0, dtype=torch.float64)
-            error = log_p.exp_().mul_(target.sum(-1, keepdim=True)).sub_(target).mul_(share[..., None])
+            error = log_p.exp_().sub_(target).mul_(share[..., None])
             by_weight.addmm_(error.flatten(1).T, rows)
             by_bias += error.sum(0)
         w = theta[..., :-1]
@@ -314,10 +308,8 @@ def towards(gradient: Tensor, scaled: Tensor, memory: Sequence[Move]) -> Tensor:
         weights.append(a)
     if memory:
         last = memory[-1]
-        ratio = dot(last.step, last.change) / dot(last.change, last.scaled).clamp(
-            min=torch.finfo(r.dtype).tiny
-        )
-        r = r * torch.where(last.weight > 0, ratio, 1)
+        length = dot(last.change, last.scaled).clamp(min=torch.finfo(r.dtype).tiny)
+        r = r * torch.where(last.weight > 0, dot(last.step, last.change) / length, 1)
     for move, a in zip(memory, reversed(weights), strict=True):
         r = r + (a - dot(move.change, r) * move.weight) * move.step
     return r
@@ -340,10 +332,8 @@ def choose(x: Tensor, label: Tensor, classes: int, splits: Splits) -> Choice:
     def tried(penalty: float, start: Tensor | None) -> tuple[float, Tensor, Tensor]:
         theta = problem.solve(penalty, start, ROUGHLY)
         weight, bias = design.folded(theta)
-        found = torch.cat(
-            [logits(rows.to(design.dtype), weight, bias).argmax(2) for rows in blocks(held)]
-        )  # (H, B)
-        return penalty, theta, (found == truth[:, None]).T
+        found = [logits(rows.to(design.dtype), weight, bias).argmax(2) for rows in blocks(held)]
+        return penalty, theta, (torch.cat(found) == truth[:, None]).T  # (B, H)
 
     best = latest = tried(PENALTIES[FIRST], None)
     for way in (PENALTIES[FIRST + 1 :], PENALTIES[FIRST - 1 :: -1]):

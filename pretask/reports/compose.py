@@ -35,10 +35,10 @@ FEWEST = 300
 
 @dataclass(frozen=True)
 class Looked:
-    """Labelled images, all of them readable, and what a run's encoder made of them."""
+    """Labelled images, and what a run's encoder made of them, where that is known and all could be read."""
 
     source: Labelled
-    pool: Tensor  # (N, D)
+    pool: Tensor | None = None  # (N, D)
 
 
 def report(
@@ -59,18 +59,15 @@ def report(
     loaded = runs.load(folder)
     card = loaded.card
     known = {"size": card["size"], "channels": card["channels"], "root": root, "max_bad": max_bad}
-    labelled = looked.source if looked else None
     if data and not looked and evaluating.followed(data, **known) is None:  # tracks have no labels
         told = evaluating.told(data, None, loaded.folder, **known)
-        labelled = told[0] if told else evaluating.labelled(data, **known)
+        looked = Looked(told[0] if told else evaluating.labelled(data, **known))
     try:
         about = methods.asks(methods.recipe(f"{card['method']}:{card['recipe']}"))
         source, method = loaded.source, loaded.method
     except (UserError, OSError) as gone:  # curves and scores can be shown all the same
-        encoder = loaded.encoder if labelled is not None else None
-        return compose(
-            loaded.folder, card, encoder=encoder, labelled=labelled, looked=looked, missing=str(gone)
-        )
+        encoder = loaded.encoder if looked else None
+        return compose(loaded.folder, card, encoder=encoder, looked=looked, missing=str(gone))
     return compose(
         loaded.folder,
         card,
@@ -78,7 +75,6 @@ def report(
         method=method,
         encoder=method.export(),
         source=source,
-        labelled=labelled,
         looked=looked,
     )
 
@@ -91,7 +87,6 @@ def compose(
     method: Method[Any] | None = None,
     encoder: Encoder | None = None,
     source: Source | None = None,
-    labelled: Labelled | None = None,
     looked: Looked | None = None,
     missing: str = "",
 ) -> Path:
@@ -103,10 +98,10 @@ def compose(
         picture = sheet.paint(cells[: 2 * ASKED], title=folder.resolve().name, subtitle=sheet.tally(cells))
         checkpoint.write(folder / "preview.png", lambda file: picture.save(file, format="PNG"))
     lines, plane = [], None
-    shown = source if labelled is None else labelled
+    shown = looked.source if looked else source
     if encoder is not None and shown is not None and len(shown) > features.NEIGHBOURS:
-        index, z, x = embed(encoder, shown, seed, looked)
-        label, classes = (None, []) if labelled is None else (labelled.label[index], labelled.classes)
+        index, z, x = embed(encoder, shown, seed, looked.pool if looked else None)
+        label, classes = (looked.source.label[index], looked.source.classes) if looked else (None, [])
         lines = features.lines(z, x, label, classes)
         plane = mapped(z, x, label, classes, seed)
     audit = auditing.read(folder)
@@ -157,12 +152,12 @@ def puzzles(method: Method[Any], source: Source, seed: int) -> list[sheet.Cell]:
 
 
 def embed(
-    encoder: Encoder, source: Source, seed: int, looked: Looked | None = None
+    encoder: Encoder, source: Source, seed: int, pool: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Of images from all over the source: positions (N,), pooled features (N, D), pixels (N, C, H, W)."""
     count = min(EMBEDDED, max(FEWEST, EMBEDDED * 64**2 // source.size**2))
     some = loader.sample(source, count, Rng(seed, "report", "embed"))
-    z = looked.pool[some.index].float() if looked else pooled(encoder, some.image)
+    z = pooled(encoder, some.image) if pool is None else pool[some.index].float()
     return some.index, z.nan_to_num(), some.image
 
 

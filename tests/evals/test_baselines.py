@@ -37,12 +37,11 @@ def test_a_patch_is_a_window_of_an_image():
 
 def test_no_patch_is_drawn_twice_and_no_more_than_there_are():
     """Of few images k-means sees every place once; of many it sees so many, of all images and places alike."""
-    image = Rng(0, "noise").integers(4, 3, 12, 12, high=256).to(torch.uint8)
+    image = Rng(0, "noise").integers(7, 3, 12, 12, high=256).to(torch.uint8)
     found = baselines.sample_patches(Arrays("noise", image), 1000, Rng(0))
-    assert len(found) == 4 * 49 and len(found.unique(dim=0)) == len(found)
-    flat = (
-        torch.arange(40)[:, None, None, None].expand(40, 1, 12, 12).to(torch.uint8)
-    )  # each image tells its number
+    assert len(found) == 7 * 49 and len(found.unique(dim=0)) == len(found)
+    # each image tells its number
+    flat = torch.arange(40)[:, None, None, None].expand(40, 1, 12, 12).to(torch.uint8)
     found = baselines.sample_patches(Arrays("numbered", flat), 800, Rng(0))[:, 0].round().long()
     assert len(found) == 800 and (found.bincount(minlength=40) - 20).abs().max() < 5 * 20**0.5
 

@@ -239,6 +239,39 @@ def test_of_many_columns_the_leading_eigenvectors_of_their_correlation_are_known
     )
 
 
+def test_the_random_numbers_of_the_caller_stay_what_they_are():
+    x, _ = blobs(700, 600, 2)
+    before = torch.get_rng_state()
+    linear.leading(x)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_problem_that_steps_back_does_not_hold_back_the_others():
+    """c/2 |θ - 1|²: its own step takes the first there at once, the second 64 times too far."""
+    curvature = torch.tensor([1.0, 64.0])[:, None, None]
+
+    def bowls(theta: Tensor) -> tuple[Tensor, Tensor]:
+        return (curvature / 2 * (theta - 1).square()).sum((1, 2)).double(), curvature * (theta - 1)
+
+    assert_close(
+        linear.minimize(bowls, torch.zeros(2, 1, 3), lambda g: g, 1e-9, steps=1), torch.ones(2, 1, 3)
+    )
+
+
+def test_the_solver_ends_where_rounding_errors_hide_what_is_left():
+    x, label = blobs(200, 20, 3)
+    problem, passes = linear.Problem(linear.Design(x), label, 3), 0
+
+    def counted(theta: Tensor) -> tuple[Tensor, Tensor]:
+        nonlocal passes
+        passes += 1
+        value, gradient = problem.value(theta, 0.01)
+        return value, gradient
+
+    linear.minimize(counted, problem.start(), problem.design.newton(3, 0.01), tolerance=0.0)
+    assert passes < 100
+
+
 def test_every_fold_is_judged_by_a_probe_that_has_not_seen_it():
     """Labels without a meaning are learned by heart where there are more columns than rows."""
     rng = Rng(0, "by heart")
