@@ -196,6 +196,18 @@ def test_the_machines_are_at_the_lowest_of_their_objective(n, d):
         assert np.abs(made - expected).max() < 0.001 * np.abs(expected).max()
 
 
+def test_few_images_are_judged_as_if_their_features_had_been_kept_whole(folder, monkeypatch):
+    """Features of 64 numbers and more, of 12 images."""
+    _, train, test = data("classification", folder)
+    decisions = []
+    monkeypatch.setattr(voc, "scored", lambda decision, *_: decisions.append(decision) or [])
+    voc.apply(encoder(), train, test, Plan(progress=False))
+    monkeypatch.setattr(voc, "span", lambda x: (x, None))
+    voc.apply(encoder(), train, test, Plan(progress=False))
+    spanned, whole = decisions
+    assert np.abs(spanned - whole).max() < 1e-3 * np.abs(whole).max()
+
+
 def test_a_class_that_every_known_image_shows_has_nothing_to_be_told_from():
     x, label = voc.unit(Rng(0).normal(12, 3)), torch.tensor([1] * 11 + [-1])[:, None]
     assert voc.decide(x, label[:, 0], x, 1.0, voc.EXACTLY).tolist() == [0] * 12

@@ -172,9 +172,9 @@ def leading(rows: Tensor) -> tuple[Tensor, Tensor]:
 class Problem:
     """Mean cross-entropy + penalty/2 ‖W‖² of B probes on the same features, as a function of theta (B, K, R + 1).
 
-    `label` is (N,) the class of each row, or (N, K) its share of each class, which add up to 1. `part` (B, N) says to which rows each
-    probe is fitted; without it there is one probe, of all rows. `index` (N,) are the rows of the design that are
-    meant, where they are not all.
+    `label` is (N,) the class of each row, or (N, K) its share of each class, which need not add up to 1. `part` (B, N)
+    says to which rows each probe is fitted; without it there is one probe, of all rows. `index` (N,) are the rows of
+    the design that are meant, where they are not all.
     """
 
     def __init__(
@@ -206,7 +206,7 @@ class Problem:
             target = target.to(rows.dtype)[:, None]  # (n, 1, K)
             log_p = logits(rows, weight, bias).log_softmax(-1)  # (n, B, K)
             total -= ((log_p * target).sum(-1) * share).sum(0, dtype=torch.float64)
-            error = log_p.exp_().sub_(target).mul_(share[..., None])
+            error = log_p.exp_().mul_(target.sum(-1, keepdim=True)).sub_(target).mul_(share[..., None])
             by_weight.addmm_(error.flatten(1).T, rows)
             by_bias += error.sum(0)
         w = theta[..., :-1]
