@@ -43,7 +43,7 @@ class Flags:
 def parts(name: str, asked: Flags) -> tuple[Callable[[], object], Callable[[], object]]:
     """Making a puzzle, and a whole training step, of one method."""
     size, differs = CASES[name]
-    source = sources.open("synthetic:512", size=size)
+    source = sources.open(f"synthetic:{asked.tiles}", size=size)
     config = methods.recipe(name)(**differs)
     method: Method[Any] = config.build(encoders.build(asked.encoder, source.channels, source.size), source)
     puzzle = method.pretext(source.__getitems__(torch.arange(2)), Rng(0))
