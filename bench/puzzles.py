@@ -43,8 +43,8 @@ class Flags:
 def parts(name: str, asked: Flags) -> tuple[Callable[[], object], Callable[[], object]]:
     """Making a puzzle, and a whole training step, of one method."""
     size, differs = CASES[name]
-    source = sources.open(f"synthetic:{asked.tiles}", size=size)
     config = methods.recipe(name)(**differs)
+    source = sources.open(f"synthetic:{max(asked.tiles, config.train.batch)}", size=size)
     method: Method[Any] = config.build(encoders.build(asked.encoder, source.channels, source.size), source)
     puzzle = method.pretext(source.__getitems__(torch.arange(2)), Rng(0))
     per_image = (
