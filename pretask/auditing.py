@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pretask import checkpoint, encoders, images, loader, methods
+from pretask import checkpoint, images, loader, methods
 from pretask.clues import CLUES, Clue
 from pretask.evals.interval import RESAMPLES, quantiles
 from pretask.methods import Method, MethodConfig
@@ -95,7 +95,7 @@ def audit(run: Run | Path | str, count: int = IMAGES, *, progress: bool = True) 
 @torch.no_grad()
 def check_choice(config: MethodConfig, source: Source, encoder: str | None) -> None:
     """UserError before any training if none of the method's answers will be right or wrong."""
-    method = config.build(encoders.build(config.spec(encoder), source.channels, source.size), source).eval()
+    method = config.build(config.draw(config.spec(encoder), source), source).eval()
     choice(method, method.puzzle(loader.sample(source, 2), 0, "audit"))
 
 

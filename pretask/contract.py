@@ -61,8 +61,7 @@ class Case:
 
     def fresh(self) -> Method[Any]:
         torch.manual_seed(0)
-        encoder = encoders.build(self.encoder, self.source.channels, self.source.size)
-        return self.config.build(encoder, self.source).train()
+        return self.config.build(self.config.draw(self.encoder, self.source), self.source).train()
 
     def begun(self, place: int = 0) -> Method[Any]:
         """A fresh method, ready for the first epoch of round `place`."""

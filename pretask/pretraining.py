@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from PIL import Image
 
-from pretask import checkpoint, distributed, encoders, length, loader, memory, methods, run, sources
+from pretask import checkpoint, distributed, length, loader, memory, methods, run, sources
 from pretask.config import TrainConfig
 from pretask.device import Precision, fastest, find_device
 from pretask.display import busy
@@ -177,10 +177,10 @@ def pretrain(
     opening = time.monotonic() - opening
     torch.manual_seed(settings.seed)
     spec = config.spec(settings.encoder)
-    encoder = encoders.build(spec, source.channels, source.size)
-    solver = config.build(encoder, source)
+    encoder = config.draw(spec, source)
     if settings.init and resume is None:
         run.load_encoder_weights(encoder, settings.init)
+    solver = config.build(encoder, source)
     fabric = engine(settings, solver.partial)
     fabric.launch()
     trainer = Trainer(fabric, solver, source, train, folder, settings.seed, settings.workers)

@@ -161,11 +161,9 @@ class Run:
 
     def drawn(self) -> "Method[Any]":
         """The solver with weights drawn anew."""
-        from pretask import encoders
-
         _, _, config, _ = revive(self.card)
-        encoder = encoders.build(self.card["encoder"], self.card["channels"], self.card["size"])
-        return config.build(encoder, Described(self.card))
+        described = Described(self.card)
+        return config.build(config.draw(self.card["encoder"], described), described)
 
     @cached_property
     def source(self) -> Source:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from PIL import Image
 
-from pretask import contract, encoders, loader, sources
+from pretask import contract, loader, sources
 from pretask.context import Context
 from pretask.loop import check_provided
 from pretask.methods import MethodConfig
@@ -31,7 +31,7 @@ def preview(
     if config.needs:
         source = Some(source, torch.linspace(0, len(source) - 1, min(len(source), LOOKED_AT)).long())
     torch.manual_seed(seed)
-    method = config.build(encoders.build(config.spec(), source.channels, source.size), source)
+    method = config.build(config.draw(config.spec(), source), source)
     if config.needs:  # the puzzle is made of what else is known of the images
         check_provided(method, source)
         method.begin(Context(source, [], Plan.of(1, 1).at(0), Rng(seed, "begin", 0)))

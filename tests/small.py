@@ -1,6 +1,6 @@
 """The smallest made-up images that a method can make its puzzle of, and a small net of the kind that it trains."""
 
-from pretask import encoders, methods, sources
+from pretask import methods, sources
 from pretask.types import Source, UserError
 
 SMALL = {
@@ -23,7 +23,7 @@ def images_for(name: str) -> Source:
     while True:
         source = sources.open(f"synthetic:64:{side}")
         try:
-            config.build(encoders.build(config.spec(small(config.encoder)), 3, side), source)
+            config.build(config.draw(config.spec(small(config.encoder)), source), source)
         except UserError:
             assert side < 256, f"{name} takes no images of up to {side} px"
             side *= 2

@@ -1,9 +1,12 @@
 """The contract, for every file in pretask/methods and every recipe in it."""
 
 import pytest
+import torch
 from small import images_for, small
 
-from pretask import contract, methods
+from pretask import api, contract, encoders, methods
+from pretask.encoders import Encoder
+from pretask.run import save_encoder
 
 NAMES = methods.names()
 
@@ -14,6 +17,32 @@ def test_the_contract(name, check):
     config = methods.recipe(name)()
     failure = contract.outcome(check, contract.Case.of(config, images_for(name), small(config.encoder)))
     assert failure is None, failure
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_run_that_does_not_learn_ends_with_the_weights_that_it_was_given(name, tmp_path):
+    """So do its teachers; also where a teacher is exported, or a method draws the first weights itself."""
+    config, size = methods.recipe(name)(), images_for(name).size
+    torch.manual_seed(1)
+    given = encoders.build(config.spec(small(config.encoder)), 3, size)
+    (tmp_path / "given").mkdir()
+    save_encoder(given, tmp_path / "given")
+    run = api.pretrain(
+        name,
+        f"synthetic:64:{size}",
+        tmp_path / "run",
+        encoder=small(config.encoder),
+        init=tmp_path / "given",
+        seed=2,
+        steps=2,
+        batch=16,
+        lr=0.0,
+        quiet=True,
+    )
+    teacher = getattr(run.method, "teacher", run.encoder)
+    for net in (run.encoder, *(part for part in teacher.modules() if isinstance(part, Encoder))):
+        left = dict(net.named_parameters())
+        assert [k for k, v in given.named_parameters() if not torch.equal(v, left[k])] == []
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor
+from torch import Tensor, nn
 
 from pretask.encoders import Encoder
 from pretask.types import UserError
@@ -59,11 +59,19 @@ def places(grid: tuple[int, int], width: int) -> Tensor:
     return build_sincos2d_pos_embed(list(grid), width)
 
 
-def fix_places(vit: Any) -> None:
-    """Sines and cosines in the place of learned position embeddings, which stay as they are."""
-    own = vit.pos_embed.requires_grad_(False)  # (1, P + N, D), or (1, N, D) without the prefix
+def draw_vit(vit: Any) -> None:
+    """First weights by Glorot, and sines and cosines in the place of learned position embeddings."""
+    vit.apply(glorot)
     fixed = places(vit.patch_embed.grid_size, vit.embed_dim)
-    own.data[:, -len(fixed) :] = fixed
+    vit.pos_embed.data[:, -len(fixed) :] = fixed  # of (1, P + N, D), or (1, N, D) without the prefix
+
+
+def glorot(module: nn.Module) -> None:
+    """Xavier-uniform weights, and biases of 0; a patch's embedding counts as a linear layer (MAE's released code)."""
+    if isinstance(module, nn.Linear | nn.Conv2d):
+        nn.init.xavier_uniform_(module.weight.view(len(module.weight), -1))
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
 
 
 def encode(encoder: Encoder, shown: Tensor, visible: Tensor) -> Tensor:

@@ -35,8 +35,15 @@ class MethodConfig:
         """The encoder to build: `encoder`, or the recipe's, that sees what it may."""
         return encoders.seeing(encoder or self.encoder, self.sees)
 
+    def draw(self, encoder: str, source: Source) -> Encoder:
+        """The network of that name with its first weights; they are drawn here where the paper says how."""
+        return encoders.build(encoder, source.channels, source.size)
+
     def build(self, encoder: Encoder, source: Source) -> "Method[Any]":
-        """The method, untrained, on `encoder`. `source` tells its length and image size, no more."""
+        """The method, untrained, on `encoder`, whose weights stay what they are: teachers are copies of it.
+
+        `source` tells its length and image size, no more.
+        """
         raise NotImplementedError
 
 

@@ -26,9 +26,9 @@ from pretask import images
 from pretask.config import TrainConfig
 from pretask.encoders import Encoder
 from pretask.encoders.heads import follow, rising, teacher_of
-from pretask.encoders.vit import encode, fix_places, patches, pick, places, plain, put, unpatched
+from pretask.encoders.vit import draw_vit, encode, glorot, patches, pick, places, plain, put, unpatched
 from pretask.methods.base import Method, MethodConfig
-from pretask.methods.mae import GREY, glorot
+from pretask.methods.mae import GREY
 from pretask.rng import Rng
 from pretask.types import Batch, Loss, Progress, Source, UserError
 
@@ -64,6 +64,11 @@ class Config(MethodConfig):
     """of the predictor (12 for the paper's largest encoder)"""
     heads: int = 4
     """of the predictor's attention"""
+
+    def draw(self, encoder: str, source: Source) -> Encoder:
+        drawn = super().draw(encoder, source)
+        draw_vit(plain(drawn, "ijepa", self.encoder))
+        return drawn
 
     def build(self, encoder: Encoder, source: Source) -> "IJEPA":
         vit = plain(encoder, "ijepa", self.encoder)
@@ -139,9 +144,10 @@ class IJEPA(Method[Blocks]):
             nn.LayerNorm(config.width),
             nn.Linear(config.width, vit.embed_dim),
         )
-        self.apply(glorot)
+        for part in (self.narrow, self.predictor):
+            part.apply(glorot)
         nn.init.normal_(self.unknown, std=0.02)
-        fix_places(vit)
+        vit.pos_embed.requires_grad_(False)
         self.register_buffer("places", places(self.grid, config.width), persistent=False)
         self.teacher = teacher_of(encoder)
 

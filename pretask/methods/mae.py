@@ -26,7 +26,7 @@ from torch.optim import Optimizer
 from pretask import images
 from pretask.config import TrainConfig
 from pretask.encoders import Encoder
-from pretask.encoders.vit import encode, fix_places, patches, pick, places, plain, put, unpatched
+from pretask.encoders.vit import draw_vit, encode, glorot, patches, pick, places, plain, put, unpatched
 from pretask.methods.base import Method, MethodConfig
 from pretask.rng import Rng
 from pretask.types import Batch, Loss, Source, UserError
@@ -58,6 +58,11 @@ class Config(MethodConfig):
     """of the decoder"""
     heads: int = 4
     """of the decoder's attention"""
+
+    def draw(self, encoder: str, source: Source) -> Encoder:
+        drawn = super().draw(encoder, source)
+        draw_vit(plain(drawn, "mae", self.encoder))
+        return drawn
 
     def build(self, encoder: Encoder, source: Source) -> "MAE":
         net = plain(encoder, "mae", self.encoder)
@@ -110,14 +115,6 @@ def level(patch: Tensor) -> tuple[Tensor, Tensor]:
     return patch.mean(-1, keepdim=True), (patch.var(-1, keepdim=True) + EPS).sqrt()
 
 
-def glorot(module: nn.Module) -> None:
-    """Xavier-uniform weights, and biases of 0; a patch's embedding counts as a linear layer (released code)."""
-    if isinstance(module, nn.Linear | nn.Conv2d):
-        nn.init.xavier_uniform_(module.weight.view(len(module.weight), -1))
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-
-
 class MAE(Method[Masked]):
     places: Tensor  # (N, width)
 
@@ -134,11 +131,12 @@ class MAE(Method[Masked]):
             nn.LayerNorm(config.width),
             answer,
         )
-        self.apply(glorot)
+        for part in (self.narrow, self.decoder):
+            part.apply(glorot)
         nn.init.normal_(answer.weight, std=0.02)  # begins with the mean
         nn.init.normal_(self.unknown, std=0.02)
         self.register_buffer("places", places(self.grid, config.width), persistent=False)
-        fix_places(self.vit)
+        self.vit.pos_embed.requires_grad_(False)
 
     @property
     def vit(self) -> Any:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from pretask import encoders, sources
+from pretask import sources
 from pretask.encoders.vit import encode, patches, put, unpatched
 from pretask.methods import ijepa
 from pretask.plan import Plan
@@ -24,7 +24,8 @@ def source():
 
 def made(source, encoder=VIT, **knobs):
     torch.manual_seed(0)
-    return ijepa.Config(**knobs).build(encoders.build(encoder, source.channels, source.size), source)
+    config = ijepa.Config(**knobs)
+    return config.build(config.draw(encoder, source), source)
 
 
 def puzzle(method, source, seed=0, n=16):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from pretask import encoders, images, sources
+from pretask import images, sources
 from pretask.methods import mae
 from pretask.rng import Rng
 from pretask.types import Batch, UserError
@@ -30,7 +30,8 @@ def source():
 
 def made(source, config=None, encoder=VIT):
     torch.manual_seed(0)
-    return (config or mae.Config()).build(encoders.build(encoder, source.channels, source.size), source)
+    config = config or mae.Config()
+    return config.build(config.draw(encoder, source), source)
 
 
 def batch(source, n=16):
