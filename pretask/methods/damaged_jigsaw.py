@@ -1,23 +1,23 @@
 """Damaged jigsaw: nine tiles are shuffled, one is missing, the others have lost their colour; mend all three.
 
 Kim, Cho, Yoo, Kweon: Learning Image Representations by Completing Damaged Jigsaw Puzzles, WACV 2018, arXiv:1802.01880.
-One network, which sees each tile alone, serves three heads: the order of the tiles, the colour of the eight, the colour
-of the ninth. Setting the weights of two heads to 0 leaves the third by itself on the same puzzle (the paper's
+One network, which sees each tile alone, serves three heads: the order of the tiles, the colour of the eight, what
+the ninth showed. Setting the weights of two heads to 0 leaves the third by itself on the same puzzle (the paper's
 "complicated" single tasks). By default some images keep their colour, so that the features can use it later; their
 colour is not asked for.
 
-Only the abstract of the paper could be read; these are this file's own choices: colours are the ab channels of CIELab
-at 8 x 8 places of a tile; they are scored by the squared error, in units of their usual variance, so that answering
-the mean colour costs about 1; the order is scored in units of ln N, so that guessing costs 1. The paper's recipe gives
+Only the abstract of the paper could be read; these are this file's own choices: tiles are painted in CIELab at 8 x 8
+places, the eight in a and b, the ninth in L as well ("generate the missing content"); each channel is scored by the squared
+error, in units of its usual variance, so that answering its mean costs about 1; the order is scored in units of ln N, so that guessing costs 1. The paper's recipe gives
 the three equal weight; by default colours count less, which makes better features within minutes. The list of orders
 makes the smallest distance large, because with a hole two orders that differ in two tiles could look the same but for
 one.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -32,11 +32,12 @@ from pretask.methods.base import Method
 from pretask.methods.jigsaw import (
     TILES,
     Board,
+    Spread,
     cut,
-    far_apart,
     guessed,
     levelled,
     others,
+    permutation_set,
     reordered,
     shuffled,
 )
@@ -49,10 +50,10 @@ PLACES = 8
 
 @dataclass(frozen=True)
 class Config(jigsaw.Config):
-    """Name the order of grey tiles of which one is missing, and give all nine their colour."""
+    """Name the order of grey tiles of which one is missing, paint it, and give the others their colour."""
 
-    apart: Literal["mean", "min"] = "min"
-    """which Hamming distance between the orders of the list is made large, one after the other"""
+    spread: Spread = "minimum"
+    """what of an order's distances to those before it is made large: their mean or their minimum"""
     grey: float = 0.7
     """probability that the tiles of an image lose their colour (the paper: 1)"""
     order: float = 1.0
@@ -60,7 +61,7 @@ class Config(jigsaw.Config):
     colour: float = 0.3
     """weight of the colour of the eight tiles (the paper's recipe: 1)"""
     inpaint: float = 0.3
-    """weight of the colour of the missing tile (the paper's recipe: 1)"""
+    """weight of the missing tile (the paper's recipe: 1)"""
 
     def build(self, encoder: Encoder, source: Source) -> Method[Any]:
         if encoder.channels != 3:
@@ -120,7 +121,9 @@ class DamagedJigsaw(Method[Damaged]):
     def __init__(self, config: Config, encoder: Encoder):
         super().__init__()
         self.config, self.board = config, Board.of(config, encoder.size)
-        self.register_buffer("orders", far_apart(config.orders, config.apart), persistent=False)
+        self.register_buffer(
+            "orders", permutation_set(config.orders, config.distance, config.spread), persistent=False
+        )
         self.tiles = TileEncoder(encoder, self.board.side, config.flat)
         self.column = nn.Sequential(
             nn.Linear(self.tiles.dim, config.width), nn.ReLU(inplace=True), nn.Dropout(config.dropout)
@@ -132,7 +135,7 @@ class DamagedJigsaw(Method[Damaged]):
         self.context = nn.Linear(TILES * config.width, config.width)
         self.around = nn.Conv2d(self.tiles.channels + config.width, config.width, 1)
         self.colour = nn.Conv2d(config.width, 2, 3, padding=1)
-        self.inpaint = projector(config.width + TILES, config.hidden, 2 * PLACES * PLACES)
+        self.inpaint = projector(config.width + TILES, config.hidden, 3 * PLACES * PLACES)
 
     def pretext(self, batch: Batch, rng: Rng) -> Damaged:
         tile, plain = cut(images.to_float(batch.image), self.board, self.config, rng)
@@ -143,8 +146,9 @@ class DamagedJigsaw(Method[Damaged]):
         seen = torch.where(plain[:, None, None, None, None], light, whole) * there[:, :, None, None, None]
         return Damaged(seen, plain, missing, order, entry, others(tile, self.config, rng), whole)
 
-    def answers(self, pretext: Damaged) -> tuple[Tensor, Tensor]:
-        """Scores of the orders (B, K, N), and the colour of every tile (B, 9, 2, 8, 8), ab / images.AB_SPREAD."""
+    def answers(self, pretext: Damaged) -> tuple[Tensor, Tensor, Tensor]:
+        """Scores of the orders (B, K, N), ab of the eight tiles (8·B, 2, 8, 8) and Lab of the ninth (B, 3, 8, 8), as
+        `scaled` has them."""
         b, missing = len(pretext.tile), pretext.missing
         there = torch.arange(TILES, device=missing.device) != missing[:, None]
         seen, last = self.tiles(levelled(pretext.tile[there], self.config))  # of eight tiles, (8·B, …)
@@ -155,36 +159,53 @@ class DamagedJigsaw(Method[Damaged]):
         around = context.repeat_interleave(TILES - 1, 0)[..., None, None].expand(-1, -1, *last.shape[-2:])
         maps = F.interpolate(self.around(torch.cat([last, around], 1)), size=(PLACES,) * 2, mode="bilinear")
         hole = self.inpaint(torch.cat([context, F.one_hot(missing, TILES).to(context.dtype)], 1))
-        colour = hole.view(b, 1, 2, PLACES, PLACES).repeat(1, TILES, 1, 1, 1)
-        colour[there] = self.colour(maps.relu())
         boards = reordered(board, pretext.order, self.orders[pretext.others]).flatten(2)
-        return self.order(boards.flatten(0, 1)).view(*boards.shape[:2], -1), colour
+        logits = self.order(boards.flatten(0, 1)).view(*boards.shape[:2], -1)
+        return logits, self.colour(maps.relu()), hole.view(b, 3, PLACES, PLACES)
 
     def loss(self, pretext: Damaged) -> Loss:
-        logits, colour = self.answers(pretext)
-        true = images.lab(pretext.whole.flatten(0, 1))[:, 1:] / images.AB_SPREAD
-        true = F.adaptive_avg_pool2d(true, PLACES).view_as(colour)
-        cost = (colour.float() - true).square().mean((2, 3, 4))  # (B, 9)
-        there = torch.arange(TILES, device=cost.device) != pretext.missing[:, None]
-        asked = there & pretext.grey[:, None]
+        logits, colour, hole = self.answers(pretext)
+        there = torch.arange(TILES, device=hole.device) != pretext.missing[:, None]
+        true = scaled(images.lab(pretext.whole.flatten(0, 1)))
+        true = F.adaptive_avg_pool2d(true, PLACES).unflatten(0, there.shape)  # (B, 9, 3, 8, 8)
+        cost = (colour.float() - true[there][:, 1:]).square().mean((1, 2, 3))  # (8·B,)
+        asked = pretext.grey.repeat_interleave(TILES - 1)
         order, accuracy = guessed(logits, pretext)
         parts = {
             "order": order / math.log(len(self.orders)),
-            "colour": (cost * asked).sum() / there.sum(),  # a count that is the same in every process
-            "inpaint": cost[~there].mean(),
+            "colour": (cost * asked).mean(),  # over a count that is the same in every process
+            "inpaint": (hole.float() - true[~there]).square().mean(),
         }
         total = sum(getattr(self.config, name) * value for name, value in parts.items())
         return Loss(torch.as_tensor(total), parts | accuracy)
 
     def solve(self, pretext: Damaged) -> Mapping[str, Tensor]:
-        logits, colour = self.answers(pretext)
+        """Tiles are painted in the answered colours on the lightness that is seen; of the ninth that is answered too."""
+        logits, colour, hole = self.answers(pretext)
         entry = logits[:, 0].argmax(1)
-        light = images.lab(pretext.whole.flatten(0, 1))[:, :1]
-        ab = F.interpolate(
-            images.AB_SPREAD * colour.float().flatten(0, 1), size=light.shape[-2:], mode="bilinear"
+        there = torch.arange(TILES, device=hole.device) != pretext.missing[:, None]
+        seen, grey = pretext.tile[there], pretext.grey.repeat_interleave(TILES - 1)[:, None, None, None]
+        light = torch.where(grey, 100 * seen[:, :1], images.lab(seen)[:, :1])
+        colour, hole = (
+            F.interpolate(x, size=seen.shape[-2:], mode="bilinear")
+            for x in (unscaled(colour.float(), [1, 2]), unscaled(hole.float(), [0, 1, 2]))
         )
-        whole = images.from_lab(torch.cat([light, ab], 1)).view_as(pretext.whole)
+        whole = torch.empty_like(pretext.tile)
+        whole[there] = images.from_lab(torch.cat([light, colour], 1))
+        whole[~there] = images.from_lab(hole)
         return {"entry": entry, "order": self.orders[entry], "whole": whole}
 
     def export(self) -> Encoder:
         return self.tiles.encoder
+
+
+def scaled(lab: Tensor) -> Tensor:
+    """(M, 3, h, w) -> each channel less its mean in photographs, in units of its standard deviation there."""
+    mean, spread = (lab.new_tensor(of)[:, None, None] for of in (images.LAB_MEAN, images.LAB_SPREAD))
+    return (lab - mean) / spread
+
+
+def unscaled(x: Tensor, channels: Sequence[int]) -> Tensor:
+    """The inverse of `scaled`, of some of the channels L, a, b."""
+    mean, spread = (x.new_tensor(of)[channels, None, None] for of in (images.LAB_MEAN, images.LAB_SPREAD))
+    return x * spread + mean

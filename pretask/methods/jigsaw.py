@@ -30,6 +30,8 @@ from pretask.types import Batch, Loss, Source, UserError
 
 SIDE = 3
 TILES = SIDE * SIDE
+Distance = Literal["maximal", "middle", "minimal"]
+Spread = Literal["mean", "minimum"]
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,11 @@ class Config(MethodConfig):
 
     orders: int = 100
     """in the list, of the 362,880 that there are"""
-    apart: Literal["mean", "min"] = "mean"
-    """which Hamming distance between the orders of the list is made large, one after the other (the paper: mean)"""
+    distance: Distance = "maximal"
+    """Hamming distance of the listed orders from each other: as large as it gets, that of random ones, or as small
+    (table 4)"""
+    spread: Spread = "mean"
+    """what of an order's distances to those before it is made large: their mean, as in the paper, or their minimum"""
     window: float = 1.0
     """side of the square that is cut into nine cells, as a share of the image's; smaller ones lie anywhere"""
     tile: float = 0.75
@@ -121,26 +126,35 @@ class Shuffled:
 
 
 @cache
-def far_apart(count: int, by: str, seed: int = 0) -> Tensor:
-    """(count, 9): orders of nine tiles, each chosen to be as far as possible from those before it.
+def permutation_set(
+    count: int, distance: Distance = "maximal", spread: Spread = "mean", seed: int = 0
+) -> Tensor:
+    """(count, 9): different orders of nine tiles (algorithm 1).
 
-    The first is random; then the one whose Hamming distances to the chosen have the largest mean or, with `by` "min",
-    the largest minimum, ties going to the larger mean.
+    The first is random. Then comes the one whose Hamming distances to the chosen have the largest mean or, with
+    `spread` "minimum", the largest minimum, and of equal minima the largest mean; `distance` "minimal" takes the
+    smallest mean, "middle" any order. Ties are broken at random: the first of them in dictionary order would be a
+    near twin of one that is there already, as good by the mean, and a puzzle that two tiles decide.
     """
     every = torch.from_numpy(np.array(list(permutations(range(TILES))), dtype=np.uint8).T.copy())  # (9, 9!)
     if not 2 <= count <= every.shape[1]:
         raise UserError(
             f"a list of {count} orders was asked for; there are 2 to {every.shape[1]:,} of {TILES} tiles"
         )
-    chosen = [int(Rng(seed, "orders").integers(1, high=every.shape[1]))]
+    rng = Rng(seed, "orders")
+    if distance == "middle":
+        return every[:, rng.permutation(every.shape[1])[:count]].T.long()
+    chosen = [int(rng.integers(1, high=every.shape[1]))]
     total = torch.zeros(every.shape[1], dtype=torch.int32)
     least = torch.full_like(total, TILES)
     while len(chosen) < count:
-        distance = (every != every[:, chosen[-1:]]).sum(0, dtype=torch.int32)
-        total, least = total + distance, torch.minimum(least, distance)
-        worth = total.clone() if by == "mean" else least * (TILES * count) + total
-        worth[chosen] = -1
-        chosen.append(int(worth.argmax()))
+        far = (every != every[:, chosen[-1:]]).sum(0, dtype=torch.int32)
+        total, least = total + far, torch.minimum(least, far)
+        worth = least * (TILES * count) + total if spread == "minimum" else total.clone()
+        worth = -worth if distance == "minimal" else worth
+        worth[chosen] = torch.iinfo(worth.dtype).min
+        best = (worth == worth.max()).nonzero().flatten()
+        chosen.append(int(best[rng.integers(1, high=len(best))]))
     return every[:, chosen].T.long()
 
 
@@ -175,7 +189,9 @@ class Jigsaw(Method[Shuffled]):
     def __init__(self, config: Config, encoder: Encoder):
         super().__init__()
         self.config, self.board = config, Board.of(config, encoder.size)
-        self.register_buffer("orders", far_apart(config.orders, config.apart), persistent=False)
+        self.register_buffer(
+            "orders", permutation_set(config.orders, config.distance, config.spread), persistent=False
+        )
         self.tiles = TileEncoder(encoder, self.board.side, config.flat)
         self.fc6 = nn.Linear(self.tiles.dim, config.width)  # of each tile alone
         self.fc7 = nn.Linear(TILES * config.width, config.hidden)

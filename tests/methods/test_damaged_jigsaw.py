@@ -126,21 +126,26 @@ def test_all_heads_off_is_a_mistake(source):
 
 @pytest.mark.parametrize("missing", [False, True])
 def test_the_true_colours_cost_nothing_and_paint_the_picture_and_grey_costs_their_square(source, missing):
-    """Slow, from the definition: a and b at 8 x 8 places of each tile, in units of 14."""
+    """Slow, from the definition: at 8 x 8 places, a and b of eight tiles and L, a and b of the ninth."""
     method = made(source).eval()
     p = method.pretext(batch(source, 4), Rng(1))
     whole = p.whole[:, :, :, 4:5, 4:5].expand_as(p.whole)  # tiles of one colour: nothing is lost at 8 x 8
     p = dataclasses.replace(p, whole=whole)
-    ab = torch.stack([images.lab(tile)[:, 1:] for tile in whole.unbind(1)], 1)[..., :8, :8]
-    method.answers = lambda pretext: (torch.zeros(4, 8, 100), ab / 14)
+    hole = torch.arange(9) == p.missing[:, None]
+    light = images.lab(whole.flatten(0, 1))[:, :1].view_as(whole[:, :, :1]) / 100
+    p = dataclasses.replace(p, tile=light.expand_as(whole) * ~hole[:, :, None, None, None])
+    lab = torch.stack([images.lab(tile) for tile in whole.unbind(1)], 1)[..., :8, :8]
+    mean, spread = (torch.tensor(of)[:, None, None] for of in ((48.0, 1.0, 3.7), (26.0, 10.5, 18.6)))
+    true = (lab - mean) / spread
+    ab, all3 = true[~hole][:, 1:], true[hole]
+    method.answers = lambda pretext: (torch.zeros(4, 8, 100), ab, all3)
     with torch.no_grad():
         parts, painted = method.loss(p).parts, method.solve(p)["whole"]
         assert parts["colour"] < 1e-8 and parts["inpaint"] < 1e-8
         assert_close(painted, whole, atol=2e-3, rtol=0)
-        method.answers = lambda pretext: (torch.zeros(4, 8, 100), torch.zeros_like(ab))
+        method.answers = lambda pretext: (torch.zeros(4, 8, 100), 0 * ab, 0 * all3)
         part = method.loss(p).parts["inpaint" if missing else "colour"]
-    hole = torch.arange(9) == p.missing[:, None]
-    assert_close(part, ab[hole == missing].square().mean() / 14**2)
+    assert_close(part, (all3 if missing else ab).square().mean())
 
 
 def test_images_that_keep_their_colour_are_not_asked_for_it(source):
@@ -186,7 +191,7 @@ def test_the_other_orders_move_the_hole_along(source):
     p, rows = method.pretext(batch(source, 4), Rng(1)), torch.arange(4)[:, None]
     cell = back(p.tile, p.order)
     with torch.no_grad():
-        together, _ = method.answers(p)
+        together = method.answers(p)[0]
         for k, entry in enumerate(p.others.unbind(1)):
             order = method.orders[entry]
             tile = cell[rows, order]
@@ -200,7 +205,7 @@ def test_the_paper_recipe_is_that_of_jigsaw_with_every_image_grey():
     for name in ("orders", "tile", "width", "hidden", "dropout", "flat", "flip", "shuffles"):
         assert getattr(ours, name) == getattr(theirs, name), name
     assert (ours.encoder, ours.train) == (theirs.encoder, theirs.train)
-    assert (ours.grey, ours.shuffles, ours.apart) == (1.0, 1, "min")
+    assert (ours.grey, ours.shuffles, ours.spread) == (1.0, 1, "minimum")
 
 
 def test_grey_images_are_a_mistake():
@@ -218,11 +223,16 @@ def test_a_missing_tile_is_described_alike_in_all_images(source):
     assert seen[0].flatten(1).any(1).all()
 
 
-def test_the_answer_is_the_whole_picture_in_its_own_light(source):
-    method = made(source).eval()
+def test_the_answer_shows_the_light_that_was_seen_and_nothing_that_was_not(source):
+    method = made(source, dj.Config(fringe=0)).eval()
     p = method.pretext(batch(source), Rng(1))
     with torch.no_grad():
-        found = method.solve(p)
-    assert found["whole"].shape == p.whole.shape
-    own, answered = (images.lab(x.flatten(0, 1))[:, 0] for x in (p.whole, found["whole"]))
+        found, blind = (
+            method.solve(q)["whole"] for q in (p, dataclasses.replace(p, whole=torch.rand_like(p.whole)))
+        )
+    assert torch.equal(found, blind)  # the picture that is to be found is not looked at
+    there = torch.arange(9) != p.missing[:, None]
+    own, answered = (images.lab(x[there])[:, 0] for x in (p.whole, found))
     assert (own - answered).abs().mean() < 3  # but for colours that sRGB lacks
+    own, answered = (images.lab(x[~there])[:, 0] for x in (p.whole, found))
+    assert (own - answered).abs().mean() > 3  # of the missing tile nothing is known yet

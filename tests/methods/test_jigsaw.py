@@ -41,27 +41,45 @@ def distances(orders):
 @pytest.mark.parametrize(("count", "mean", "seed"), [(64, 8.125, 0), (100, 8.080, 0), (100, 8.080, 1)])
 def test_the_mean_distance_is_the_one_that_balance_predicts(count, mean, seed):
     """9 (1 - agreements / pairs): each tile stands in each slot ⌊N/9⌋ or ⌈N/9⌉ times."""
-    orders = jigsaw.far_apart(count, "mean", seed)
+    orders = jigsaw.permutation_set(count, seed=seed)
     assert_close(distances(orders).double().mean().item(), mean, atol=5e-4, rtol=0)
     for slot in orders.T:
         assert set(slot.bincount(minlength=9).tolist()) <= {count // 9, -(-count // 9)}
 
 
 def test_a_thousand_orders_are_as_far_apart_as_published():
-    orders = jigsaw.far_apart(1000, "mean")
+    orders = jigsaw.permutation_set(1000)
     assert_close(distances(orders).double().mean().item(), 8.008, atol=5e-4, rtol=0)
     assert set(torch.cat([slot.bincount() for slot in orders.T]).tolist()) == {111, 112}
 
 
-def test_a_large_mean_does_not_bound_the_smallest_distance_and_min_does():
-    assert distances(jigsaw.far_apart(100, "mean")).min() == 2
-    assert distances(jigsaw.far_apart(64, "min")).min() == 7
-    assert distances(jigsaw.far_apart(100, "min")).min() == 6
+def test_a_large_mean_does_not_bound_the_smallest_distance_and_that_of_the_minimum_does():
+    assert distances(jigsaw.permutation_set(100)).min() == 2
+    assert distances(jigsaw.permutation_set(64, spread="minimum")).min() == 7
+    assert distances(jigsaw.permutation_set(100, spread="minimum")).min() == 6
 
 
-@pytest.mark.parametrize("by", ["mean", "min"])
-def test_every_entry_is_an_order_and_none_comes_twice(by):
-    orders = jigsaw.far_apart(80, by)
+@pytest.mark.parametrize("spread", ["mean", "minimum"])
+@pytest.mark.parametrize("seed", range(3))
+def test_few_orders_have_a_near_twin(spread, seed):
+    """Of the released list of 100 one in ten has a twin at distance 2, and the nearest order is 4.21 away on average."""
+    orders = jigsaw.permutation_set(100, spread=spread, seed=seed)
+    apart = (orders[:, None] != orders[None]).sum(-1) + 9 * torch.eye(100).long()
+    nearest = apart.min(1).values
+    assert (nearest == 2).double().mean() <= 0.1 and nearest.double().mean() > 4.2
+    assert (distances(orders) <= 4).sum() < 35  # as many as in the released list
+
+
+def test_the_middle_and_the_minimal_set_lie_where_the_paper_has_them():
+    """Table 4: "middle" orders are as far from each other as random ones, 8 of 9; "minimal" ones at about 4."""
+    assert distances(jigsaw.permutation_set(100, "middle")).double().mean() == pytest.approx(8.0, abs=0.05)
+    assert distances(jigsaw.permutation_set(100, "minimal")).double().mean() == pytest.approx(3.998, abs=1e-3)
+
+
+@pytest.mark.parametrize("distance", ["maximal", "middle", "minimal"])
+@pytest.mark.parametrize("spread", ["mean", "minimum"])
+def test_every_entry_is_an_order_and_none_comes_twice(distance, spread):
+    orders = jigsaw.permutation_set(80, distance, spread)
     assert (orders.sort(1).values == torch.arange(9)).all()
     assert len(orders.unique(dim=0)) == 80
 
