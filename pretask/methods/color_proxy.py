@@ -37,7 +37,8 @@ HEAD_DECAY = 1e-6
 WIDEST = 110.0
 """of a and b: about the largest of sRGB"""
 FADED = 0.03
-"""length of the mean hue, 0 if all are as likely, below which `solve` lets the colour fade (as in 2016)"""
+"""length of the mean over all bins of their hue times its probability, below which `solve` lets the colour fade: 1/32 is
+that of a hue without doubt, 0 that of all alike (chromatic fading, released code of 2016)"""
 PAINTED = 48
 """places along a side at which `solve` asks for colours; it fills in between them"""
 CHUNK = 1024
@@ -253,7 +254,7 @@ class ColorProxy(Method[Sampled]):
         if self.config.targets == "hue_chroma":
             x, y, chroma = colour.unbind(1)
             hue = 3 / math.pi * torch.atan2(y, x)
-            return images.tinted(grey, hue, chroma * (torch.hypot(x, y) / FADED).clamp(max=1))
+            return images.tinted(grey, hue, chroma * (torch.hypot(x, y) / BINS / FADED).clamp(max=1))
         light = images.lightness(grey.expand(-1, 3, -1, -1))
         hue, chroma, _ = images.to_hcv(images.from_lab(torch.cat([100 * light, colour], 1)))
         return images.tinted(grey, hue, chroma)

@@ -1,5 +1,6 @@
 """What colour as a proxy task must show (Larsson et al. 2016 and 2017): its colours, its costs, and where it reads."""
 
+import cmath
 import colorsys
 import dataclasses
 import math
@@ -357,6 +358,22 @@ def test_a_hue_that_nobody_knows_fades_to_grey(source):
     colour = method.expected(torch.zeros(1, 32 * 32, 2, 32)).transpose(1, 2).view(1, 3, 32, 32)
     grey = torch.full((1, 1, 32, 32), 0.5)
     assert_close(method.painted(grey, colour), grey.expand(1, 3, 32, 32), atol=1e-4, rtol=0)
+
+
+def test_a_hue_in_doubt_fades_as_far_as_its_mean_over_the_bins_is_short(source):
+    """Slow, from the released decoder: |Σ p e^iθ / 32| against 0.03, so that a hue spread over half of the circle keeps
+    two thirds of its chroma; a threshold for the sum would keep all of it."""
+    method = made(source).eval()
+    answers = torch.full((1, 3, 2, 32), -30.0)
+    answers[0, 0, 0, 5] = answers[0, 1, 0, 4:20] = answers[0, 2, 0, 4:28] = 0.0  # sure, half, three quarters
+    answers[0, :, 1, 9] = 0.0  # a chroma of 9.5 / 32
+    colour = method.expected(answers).transpose(1, 2).view(1, 3, 1, 3)
+    painted = method.painted(torch.full((1, 1, 1, 3), 0.5), colour)
+    for place, bins in enumerate((range(5, 6), range(4, 20), range(4, 28))):
+        total = sum(cmath.exp(2j * math.pi * (k + 0.5) / 32) / len(bins) for k in bins)
+        fading = min(1.0, abs(total / 32) / 0.03)
+        chroma = painted[0, :, 0, place].amax() - painted[0, :, 0, place].amin()
+        assert chroma.item() == pytest.approx(9.5 / 32 * fading, abs=1e-4)
 
 
 # ---- recipes and mistakes
