@@ -14,17 +14,29 @@ class TrainConfig:
     batch: int = 256
     """images per step, over all processes"""
     optimizer: Literal["adamw", "sgd", "lars"] = "adamw"
-    """update rule; sgd and lars use Nesterov momentum"""
+    """update rule"""
     lr: float = 1e-3
     """peak learning rate"""
+    lr_start: float = 0.0
+    """learning rate at the start of the warmup"""
+    lr_end: float = 0.0
+    """learning rate at the end of the cosine"""
+    vector_lr: float = 1.0
+    """factor of the learning rate of gains and biases (Caffe's nets: 2)"""
     momentum: float = 0.9
     """of sgd and lars"""
+    nesterov: bool = False
+    """sgd and lars look ahead by the momentum"""
     weight_decay: float = 0.05
-    """of matrices; gains and biases are free"""
+    """of matrices"""
+    weight_decay_end: float | None = None
+    """where the weight decay ends, along half a cosine; none: it stays"""
+    decay_all: bool = False
+    """gains and biases decay as well; under lars, what decays also has its step fitted to its length"""
     warmup: float = 0.05
     """fraction of a round that the learning rate rises"""
     drops: tuple[float, ...] = ()
-    """fractions of a round at which the learning rate falls by `drop`; none: half a cosine to 0"""
+    """fractions of a round at which the learning rate falls by `drop`; none: half a cosine to `lr_end`"""
     drop: float = 0.1
     """factor of each fall"""
     rises: tuple[float, ...] = ()
@@ -39,7 +51,23 @@ def schedule(train: TrainConfig, fraction: float) -> float:
     """Share of the peak learning rate at `fraction` of the run, the same course in every round."""
     f = fraction * train.rounds % 1.0
     if f < train.warmup:
-        return f / train.warmup
+        return mixed(train.lr_start / train.lr, 1.0, f / train.warmup)
     if train.drops:
         return train.drop ** (sum(f >= at for at in train.drops) - sum(f >= at for at in train.rises))
-    return (1 + math.cos(math.pi * (f - train.warmup) / (1 - train.warmup))) / 2
+    return mixed(1.0, train.lr_end / train.lr, half_cosine((f - train.warmup) / (1 - train.warmup)))
+
+
+def decay(train: TrainConfig, fraction: float) -> float:
+    """Share of the first weight decay at `fraction` of the run."""
+    if train.weight_decay_end is None:
+        return 1.0
+    return mixed(1.0, train.weight_decay_end / train.weight_decay, half_cosine(fraction))
+
+
+def mixed(start: float, end: float, share: float) -> float:
+    return start + (end - start) * share
+
+
+def half_cosine(fraction: float) -> float:
+    """From 0 to 1, slowly at both ends."""
+    return (1 - math.cos(math.pi * fraction)) / 2

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pretask import checkpoint, convolutions, distributed, loader, methods
-from pretask.config import TrainConfig, schedule
+from pretask.config import TrainConfig, decay, schedule
 from pretask.context import Context, Finished
 from pretask.device import attention
 from pretask.journal import Journal
@@ -87,7 +87,7 @@ class Trainer:
         self.solver = fabric.setup_module(self.wrapped)
         self.optimizers: list[Optimizer] = method.optimizers(train)
         for group in (g for o in self.optimizers for g in o.param_groups):
-            group["peak"] = group["lr"]
+            group |= {"peak": group["lr"], "decay": group["weight_decay"]}
         self.steppers: list[Any] = [fabric.setup_optimizers(o) for o in self.optimizers]
 
     # ---- one step
@@ -109,6 +109,7 @@ class Trainer:
                 self.fabric.clip_gradients(self.solver, stepper, max_norm=self.train.clip)
             for group in optimizer.param_groups:
                 group["lr"] = rate(group, self.train, progress)
+                group["weight_decay"] = group["decay"] * decay(self.train, progress.fraction)
             stepper.step()
         with torch.no_grad():
             self.method.after_step(distributed.gather_rows(carry), progress)

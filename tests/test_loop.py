@@ -1,5 +1,6 @@
 """A run is exact: cut off anywhere, on one process or two, it ends with the same weights."""
 
+import math
 import os
 import random
 import signal
@@ -12,8 +13,8 @@ from lightning_fabric.strategies import DDPStrategy
 from small import images_for, small
 from torch.testing import assert_close
 
-from pretask import checkpoint, encoders, loop, methods, run
-from pretask.config import TrainConfig, schedule
+from pretask import checkpoint, loop, methods, run
+from pretask.config import TrainConfig, decay, schedule
 from pretask.errors import UserError
 from pretask.journal import Journal
 from pretask.loop import Trainer
@@ -30,10 +31,16 @@ def trainer(folder, name="simclr", fabric=None, batch=16, flags=None, **settings
     torch.manual_seed(0)
     source = images_for(name)
     config = methods.recipe(name)(**(flags or {}))
-    plain = {"optimizer": "sgd", "lr": 0.1, "weight_decay": 1e-4, "rounds": config.train.rounds}
+    plain = {
+        "optimizer": "sgd",
+        "lr": 0.1,
+        "nesterov": True,
+        "weight_decay": 1e-4,
+        "rounds": config.train.rounds,
+    }
     train = TrainConfig(batch=batch, **{**plain, **settings})
     encoder = config.spec(NARROW.get(name, "resnet_small:width=8"))
-    method = config.build(encoders.build(encoder, 3, source.size), source)
+    method = config.build(config.draw(encoder, source), source)
     return Trainer(fabric or Fabric(accelerator="cpu", devices=1), method, source, train, folder)
 
 
@@ -62,6 +69,63 @@ def test_the_learning_rate_rises_falls_and_does_so_in_every_round():
     assert schedule(cosine, 0.55) == pytest.approx(1)
     drops = TrainConfig(warmup=0.0, drops=(0.5, 0.75), drop=0.1)
     assert [schedule(drops, f) for f in (0, 0.49, 0.5, 0.8)] == pytest.approx([1, 1, 0.1, 0.01])
+    ends = TrainConfig(warmup=0.1, lr=0.5, lr_start=0.1, lr_end=0.02)
+    rates = [ends.lr * schedule(ends, f) for f in (0, 0.05, 0.1, 0.55, 1 - 1e-9)]
+    assert rates == pytest.approx([0.1, 0.3, 0.5, 0.26, 0.02])
+    grows = TrainConfig(weight_decay=0.04, weight_decay_end=0.4)
+    assert [0.04 * decay(grows, f) for f in (0, 0.5, 1)] == pytest.approx([0.04, 0.22, 0.4])
+    assert decay(TrainConfig(), 0.7) == 1
+
+
+RULES = {
+    "sgd": ({}, (0.1, 0.0), (0.1, 1e-4)),
+    "caffe": ({"vector_lr": 2.0}, (0.2, 0.0), (0.1, 1e-4)),
+    "all decay": ({"decay_all": True}, (0.1, 1e-4), (0.1, 1e-4)),
+    "lars": ({"optimizer": "lars", "vector_lr": 0.5, "nesterov": False}, (0.05, 0.0), (0.1, 1e-4)),
+}
+
+
+@pytest.mark.parametrize(("settings", "vectors", "matrices"), RULES.values(), ids=RULES)
+def test_gains_and_biases_learn_and_decay_as_the_recipe_says(settings, vectors, matrices, tmp_path):
+    made = trainer(tmp_path, **settings)
+    (optimizer,) = made.optimizers
+    known = {
+        id(p): (group["lr"], group["weight_decay"])
+        for group in optimizer.param_groups
+        for p in group["params"]
+    }
+    assert set(known) == {id(p) for p in made.method.parameters()}
+    for p in made.method.parameters():
+        assert known[id(p)] == pytest.approx(vectors if p.ndim == 1 else matrices)
+    assert all(group["nesterov"] == made.train.nesterov for group in optimizer.param_groups)
+
+
+def test_a_weight_decay_that_rises_does_so_for_what_decays(tmp_path):
+    made = trainer(tmp_path, weight_decay=0.04, weight_decay_end=0.4)
+    made.begin()
+    plan, batch = Plan.of(5, 5, 1), made.source.__getitems__(torch.arange(16))
+    seen = []
+    for step in range(5):
+        made.step(batch, plan.at(step))
+        seen.append([group["weight_decay"] for group in made.optimizers[0].param_groups])
+    expected = [0.04 + 0.36 * (1 - math.cos(math.pi * step / 5)) / 2 for step in range(5)]
+    assert [matrices for matrices, _ in seen] == pytest.approx(expected)
+    assert not any(vectors for _, vectors in seen)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_momentum_looks_ahead_only_where_the_recipe_says_so(nesterov, tmp_path):
+    """Slow, for one weight: v = 0.9 v + g, and a step against v, or against 0.9 v + g."""
+    made = trainer(tmp_path, nesterov=nesterov, weight_decay=0.0)
+    (optimizer,) = made.optimizers
+    weight = optimizer.param_groups[0]["params"][0]
+    at, v = weight.detach().clone(), 0.0
+    for g in (1.0, 3.0):
+        weight.grad = torch.full_like(weight, g)
+        optimizer.step()
+        v = 0.9 * v + g
+        at = at - 0.1 * (0.9 * v + g if nesterov else v)
+        torch.testing.assert_close(weight.detach(), at)
 
 
 def killed(folder, name, die):

@@ -113,13 +113,14 @@ class Method(nn.Module, ABC, Generic[P]):
         """
 
     def groups(self) -> Iterable[dict[str, Any]]:
-        """Optimiser groups: matrices decay, gains and biases do not.
+        """Optimizer groups: matrices, then gains and biases ("vectors"), which decay where the recipe says so.
 
-        The learning rate of a "steady" group never falls; one with "after" stands still up to that fraction of the run.
+        "lr_scale" and "decay_scale" are factors of a group's own, or it has its "weight_decay". The learning rate of a "steady" group never falls; one
+        with "after" stands still up to that fraction of the run.
         """
         trained = [p for p in self.parameters() if p.requires_grad]
         yield {"params": [p for p in trained if p.ndim > 1]}
-        yield {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0}
+        yield {"params": [p for p in trained if p.ndim <= 1], "vectors": True}
 
     def optimizers(self, train: TrainConfig) -> list[Optimizer]:
         """One, unless two players learn by different rules; all of them step after one backward."""
@@ -127,12 +128,18 @@ class Method(nn.Module, ABC, Generic[P]):
             create_optimizer_v2,  # longer to import than torch; only training needs it
         )
 
-        groups = [g for g in self.groups() if g["params"]]
-        kind = {"sgd": "nesterov" if train.momentum else "momentum", "lars": "nlars", "adamw": "adamw"}[
-            train.optimizer
-        ]
+        groups = [ruled(group, train) for group in self.groups() if group["params"]]
+        kind = {"sgd": ("momentum", "nesterov"), "lars": ("lars", "nlars"), "adamw": ("adamw", "adamw")}
         rule: dict[str, Any] = {"fused": True} if train.optimizer == "adamw" else {"momentum": train.momentum}
-        return [create_optimizer_v2(groups, opt=kind, lr=train.lr, weight_decay=train.weight_decay, **rule)]
+        return [create_optimizer_v2(groups, opt=kind[train.optimizer][train.nesterov], lr=train.lr, **rule)]
 
     def forward(self, pretext: P) -> Loss:
         return self.loss(pretext)
+
+
+def ruled(group: dict[str, Any], train: TrainConfig) -> dict[str, Any]:
+    """A group with its learning rate and weight decay."""
+    vectors = group.get("vectors", False)
+    lr_scale = group.get("lr_scale", train.vector_lr if vectors else 1.0)
+    decay_scale = group.get("decay_scale", float(train.decay_all) if vectors else 1.0)
+    return {"lr": lr_scale * train.lr, "weight_decay": decay_scale * train.weight_decay} | group

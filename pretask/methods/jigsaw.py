@@ -88,6 +88,7 @@ class Paper(Config):
         weight_decay=5e-4,
         warmup=0.0,
         drops=(0.29, 0.57, 0.86),
+        vector_lr=2.0,
     )
 
     orders: int = 1000

@@ -46,7 +46,7 @@ class Config(MethodConfig):
 
     encoder: ClassVar[str] = "jule"
     train: ClassVar[TrainConfig] = TrainConfig(
-        epochs=80, batch=100, optimizer="sgd", lr=0.01, weight_decay=5e-5, warmup=0.0
+        epochs=80, batch=100, optimizer="sgd", lr=0.01, nesterov=True, weight_decay=5e-5, warmup=0.0
     )
 
     clusters: int = 10

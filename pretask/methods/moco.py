@@ -58,7 +58,7 @@ class Paper(Config):
 
     encoder: ClassVar[str] = "resnet50"
     train: ClassVar[TrainConfig] = TrainConfig(
-        epochs=200, batch=256, optimizer="sgd", lr=0.03, weight_decay=1e-4, warmup=0.0
+        epochs=200, batch=256, optimizer="sgd", lr=0.03, weight_decay=1e-4, decay_all=True, warmup=0.0
     )
 
     side: float = 1.0

@@ -37,7 +37,14 @@ class Config(MethodConfig):
 
     encoder: ClassVar[str] = "resnet_small:width=32"
     train: ClassVar[TrainConfig] = TrainConfig(
-        epochs=50, batch=64, optimizer="sgd", lr=0.03, weight_decay=5e-4, warmup=0.02, rounds=5
+        epochs=50,
+        batch=64,
+        optimizer="sgd",
+        lr=0.03,
+        nesterov=True,
+        weight_decay=5e-4,
+        warmup=0.02,
+        rounds=5,
     )
 
     temperature: float = 0.1
@@ -82,6 +89,8 @@ class Paper(Config):
         warmup=0.0,
         drops=(0.6, 0.8),
         rounds=5,
+        nesterov=True,
+        decay_all=True,
     )
 
     side: float = 1.0

@@ -87,6 +87,8 @@ class Paper(Config):
         warmup=0.0,
         drops=(90 / 245, 130 / 245, 190 / 245, 230 / 245),
         rises=(210 / 245,),
+        nesterov=True,
+        decay_all=True,
     )
 
     crop: float = 0.08

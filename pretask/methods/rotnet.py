@@ -54,6 +54,8 @@ class Paper(Config):
         warmup=0.0,
         drops=(0.3, 0.6, 0.8),
         drop=0.2,
+        nesterov=True,
+        decay_all=True,
     )
 
     crop: float = 1.0
