@@ -10,6 +10,7 @@ import inspect
 import re
 import textwrap
 from collections.abc import Iterator, Mapping
+from functools import cache
 from io import BytesIO
 from itertools import pairwise
 from typing import Any
@@ -193,6 +194,7 @@ def sentences(kind: type[MethodConfig]) -> dict[str, str]:
     return told
 
 
+@cache
 def below_fields(kind: type) -> dict[str, str]:
     """The strings that stand below the fields of one class, which Python itself does not keep."""
     body = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0].body  # type: ignore[attr-defined]

@@ -66,8 +66,8 @@ def write(folder: Path, names: Sequence[str]) -> None:
         parts.append(clusters([read(path) for path in sets]))
     if sets := sorted((folder / "choices").glob("*.json")):
         parts.append(choices([read(path) for path in sets]))
-    if (folder / "patches.json").exists():
-        parts.append(patches(read(folder / "patches.json")))
+    if (kept := folder / "patches" / "cifar10.json").exists():
+        parts.append(patches(read(kept)))
     parts += [paintings(folder / "painting"), audits(folder / "audits"), speed(folder / "speed")]
     (folder / "index.md").write_text("\n".join(parts))
 

@@ -4,7 +4,7 @@
     python docs/results/patches.py --data FOLDER
 
 FOLDER holds cifar10/. Centers are learned from 100 to 50,000 images of CIFAR-10, and scored with these images' labels on 2,000
-test images. What came out is kept in patches.json, and `make.py` puts it on the page; rows that are there are not made again.
+test images. What came out is kept in patches/, and `make.py` puts it on the page; rows that are there are not made again.
 It takes about half an hour of one core.
 """
 
@@ -52,7 +52,7 @@ def main() -> None:
     folder = words.parse_args().data / "cifar10"
     every, test = (opened(folder / f"cifar10_{part}_full_jpeg.npz") for part in ("train", "test"))
     unseen = some(test, TEST)
-    kept = HERE / "patches.json"
+    kept = HERE / "patches" / "cifar10.json"
     rows = json.loads(kept.read_text()) if kept.exists() else []
     for n in COUNTS:
         train = some(every, n)
