@@ -1,0 +1,203 @@
+"""What papers and released code say of each recipe, beside what pretask builds: read by the site and by a test.
+
+tests/golden/NAME.json holds {"RECIPE": {"FACT": {"paper": …, "released": …, "source": …, "why": …}}}, never a value of
+pretask's own: that is read from the recipe and from what it builds. `why` stands where it differs. An entry whose source
+nobody has read has the source "unread" and says nothing else.
+
+A FACT that a program can read here is compared, by tests/test_fidelity.py:
+    width, views.jitter, train.lr     a field of the recipe, or of a dataclass in it
+    encoder                           the network's name
+    encoder.parameters                how many numbers it has
+    schedule                          [fraction of the run, learning rate], …
+    schedule.weight_decay             the same of the weight decay
+Others, such as `loss.scale` or `init.conv1`, are for people; where they matter, a test of the method has them.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pretask import encoders, methods
+from pretask.config import decay, schedule
+from pretask.methods import MethodConfig
+
+GOLDEN = Path(__file__).parents[1] / "tests" / "golden"
+UNREAD = "unread"
+Entry = Mapping[str, Any]
+
+INTRODUCTION = """\
+Each `:paper` recipe was held against its paper and, where it was found, against the authors' released code, number by
+number. A method's page shows all that was read; here is what differs, and why. Where paper and code disagree, pretask
+follows the code. Facts that a program can read are compared by `tests/test_fidelity.py`."""
+SHARED = """\
+All `:paper` recipes share this, whatever was used for their papers:
+
+- Images are augmented by pretask's own batched operations on the device. They agree with torchvision's; those of OpenCV,
+  Caffe, TensorFlow and PIL round and filter otherwise.
+- Crops are resized bilinearly.
+- Processors and GPUs with bf16 compute in it; `--precision 32` does not.
+- AdamW stands for Adam, so that weight decay is no part of the gradient.
+- Images come in a new random order in each pass, and a last, short batch is left out."""
+
+
+def golden(name: str) -> dict[str, dict[str, Entry]]:
+    """Recipe -> fact -> entry; nothing where a method has none yet."""
+    path = GOLDEN / f"{name}.json"
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def published(name: str) -> dict[str, type[MethodConfig]]:
+    """The recipes of a method that are somebody's: those that are called after a paper, or have golden values."""
+    found, known = methods.recipes(methods.module(name)), golden(name)
+    return {
+        recipe: config for recipe, config in found.items() if recipe.startswith("paper") or recipe in known
+    }
+
+
+def fields(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every field of a recipe with its value; those of a dataclass in it, and of `train`, as NAME.FIELD."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from fields(value, f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name, value
+    if isinstance(config, MethodConfig):
+        yield from fields(config.train, "train.")
+
+
+def ours(config: MethodConfig, fact: str, like: Any) -> Any:
+    """What is built, or None of a fact that no program reads; a schedule is asked at the fractions of `like`."""
+    known = dict(fields(config)) | {"encoder": config.encoder}
+    if fact in known:
+        return known[fact]
+    if fact == "encoder.parameters":
+        net = encoders.build(config.spec(), 3, SIZES.get(config.encoder, 224))
+        return sum(p.numel() for p in net.parameters())
+    if fact == "schedule":
+        return [[f, config.train.lr * schedule(config.train, f)] for f, _ in like]
+    if fact == "schedule.weight_decay":
+        return [[f, config.train.weight_decay * decay(config.train, f)] for f, _ in like]
+    return None
+
+
+SIZES = {"exemplar": 32, "nin4": 32}
+"""pixels for which networks are built whose parameters depend on it; 224 of others"""
+
+
+def read(entry: Entry) -> bool:
+    return entry["source"] != UNREAD
+
+
+def theirs(entry: Entry) -> Any:
+    """The released value or, where there is none, the paper's."""
+    return entry["released"] if "released" in entry else entry["paper"]
+
+
+def agrees(one: Any, other: Any) -> bool:
+    """Equal, numbers to a thousandth."""
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(agrees(a, b) for a, b in zip(one, other, strict=True))
+    if isinstance(one, bool) or isinstance(other, bool) or not isinstance(one, int | float):
+        return one == other
+    return isinstance(other, int | float) and abs(one - other) <= 1e-3 * max(abs(one), abs(other))
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """One fact of one recipe."""
+
+    recipe: str
+    fact: str
+    entry: Entry
+    ours: Any
+
+    @property
+    def compared(self) -> bool:
+        return read(self.entry) and self.ours is not None
+
+    @property
+    def same(self) -> bool:
+        return agrees(self.ours, theirs(self.entry)) if self.compared else "why" not in self.entry
+
+
+def lines(name: str) -> list[Line]:
+    """All facts of a method, in the order of its file."""
+    return [
+        Line(recipe, fact, entry, ours(config(), fact, theirs(entry)) if read(entry) else None)
+        for recipe, config in published(name).items()
+        for fact, entry in golden(name).get(recipe, {}).items()
+    ]
+
+
+# ---- pages
+
+
+def table(name: str) -> str:
+    """Of a method's page: every fact that was read, and how many were not."""
+    found = lines(name)
+    rows = [
+        [
+            place(line, name),
+            shown(line.entry.get("paper")),
+            shown(line.entry.get("released")),
+            mine(line),
+            line.entry["source"],
+        ]
+        for line in found
+        if read(line.entry)
+    ]
+    unread = sum(not read(line.entry) for line in found)
+    said = f"\n\n{unread} more fields were held against nothing." if unread else ""
+    return markdown(["", "paper", "released code", "pretask", "read in"], rows) + said if rows else ""
+
+
+def page() -> str:
+    """All differences of all methods."""
+    parts = ["# Fidelity", INTRODUCTION, "## What all recipes share", SHARED]
+    for name in methods.names():
+        known = [line for line in lines(name) if read(line.entry)]
+        differs = [line for line in known if not line.same]
+        if not known:
+            continue
+        unread = len(lines(name)) - len(known)
+        parts.append(
+            f"## {name}\n\n{len(known)} facts read, {sum(line.compared for line in known)} of them compared by a test; "
+            f"{len(differs)} differ; {unread} fields unread. [All of them](methods/{name}.md#fidelity)"
+        )
+        rows = [[place(line, name), shown(theirs(line.entry)), mine(line)] for line in differs]
+        parts.append(markdown(["", "theirs", "pretask"], rows) if rows else "")
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def mine(line: Line) -> str:
+    """What is built where it differs or can be shown, and why it differs."""
+    value = shown(line.ours) if line.compared and not line.same else "" if not line.same else "as theirs"
+    return "; ".join(part for part in (value, line.entry.get("why", "")) if part)
+
+
+def place(line: Line, name: str) -> str:
+    return f"{line.recipe}: `{line.fact}`" if len(published(name)) > 1 else f"`{line.fact}`"
+
+
+def shown(value: Any) -> str:
+    match value:
+        case None:
+            return ""
+        case float():
+            return f"{value:.5g}"
+        case list() | tuple():
+            return (
+                ", ".join(f"({shown(v)})" if isinstance(v, list | tuple) else shown(v) for v in value)
+                or "none"
+            )
+        case dict():
+            return ", ".join(f"{key}: {shown(v)}" for key, v in value.items())
+    return str(value)
+
+
+def markdown(head: list[str], rows: list[list[str]]) -> str:
+    said = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *said])
