@@ -8,11 +8,13 @@ import ast
 import dataclasses
 import inspect
 import re
+import sys
 import textwrap
 from collections.abc import Iterator, Mapping
 from functools import cache
 from io import BytesIO
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -22,8 +24,12 @@ from pretask import methods, selfhelp
 from pretask.config import TrainConfig
 from pretask.methods import MethodConfig
 
+sys.path.append(str(Path(__file__).parent))
+import fidelity  # noqa: E402  # beside this file
+
 DATA = {"words": "pairs.jsonl", "tracked": "tracks/", "depth": "scenes:rooms+photos/"}
 """what a method needs -> how data with it is called on its page; of others photos/"""
+FIDELITY = "What its paper and the released code say, and what the recipe does ([all methods](../fidelity.md))."
 
 
 # ---- what mkdocs calls
@@ -42,6 +48,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         files.append(File.generated(config, f"methods/{name}.md", content=page(name)))
         files.append(File.generated(config, f"methods/{name}.png", content=picture(name)))
     files.append(File.generated(config, "methods/index.md", content=overview()))
+    files.append(File.generated(config, "fidelity.md", content=fidelity.page()))
     return files
 
 
@@ -99,6 +106,7 @@ def page(name: str) -> str:
             "Each is a flag of the command line and a field of the run's `run.json`. A value that a recipe "
             "changes is bold.",
             knobs(name),
+            *(["## Fidelity", FIDELITY, told] if (told := fidelity.table(name)) else []),
             f"The source is `pretask/methods/{name}.py`, one file.",
         ]
     )
