@@ -25,7 +25,7 @@ from pretask.config import TrainConfig
 from pretask.methods import MethodConfig
 
 sys.path.append(str(Path(__file__).parent))
-import fidelity  # noqa: E402  # beside this file
+import fidelity  # beside this file
 
 DATA = {"words": "pairs.jsonl", "tracked": "tracks/", "depth": "scenes:rooms+photos/"}
 """what a method needs -> how data with it is called on its page; of others photos/"""
