@@ -82,13 +82,30 @@ def cfn(channels: int = 3, size: int = 64) -> nn.Sequential:
     )
 
 
+class Times(nn.Module):
+    """Its input in other units."""
+
+    def __init__(self, factor: float):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x):
+        return self.factor * x
+
+
 def context_alexnet(channels: int = 3, size: int = 96) -> nn.Sequential:
-    """A tower of context prediction, conv1 to pool5 (Doersch 2015, released code): AlexNet without groups, whose last
-    three convolutions have batch norm without gain and bias; a patch of 96 px ends as 3 x 3."""
+    """A tower of context prediction, conv1 to pool5 (cdoersch/deepcontext train.py:54-64): AlexNet without groups, whose
+    last three convolutions have batch norm without gain and bias; a patch of 96 px ends as 3 x 3.
+
+    It begins by multiplying by 50 what comes in units of its standard deviation, "the usual AlexNet inputs"
+    (train.py:107-110): biases and the local norms are of these units. No bias where batch norm would take it away again.
+    """
 
     def stage(i: int, o: int, kernel: int, stride: int = 1, *then: nn.Module, norm: bool = False):
         layer = nn.Conv2d(i, o, kernel, stride, kernel // 2, bias=not norm)
-        nn.init.xavier_uniform_(layer.weight)
+        nn.init.kaiming_uniform_(layer.weight, nonlinearity="linear")  # Caffe's xavier: by the inputs alone
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
         norms = [nn.BatchNorm2d(o, affine=False)] if norm else []
         return nn.Sequential(layer, *norms, nn.ReLU(inplace=True), *then)
 
@@ -100,7 +117,7 @@ def context_alexnet(channels: int = 3, size: int = 96) -> nn.Sequential:
 
     return nn.Sequential(
         OrderedDict(
-            conv1=stage(channels, 96, 11, 4, pool(), local()),
+            conv1=nn.Sequential(Times(50.0), *stage(channels, 96, 11, 4, pool(), local())),
             conv2=stage(96, 256, 5, 1, pool(), local()),
             conv3=stage(256, 384, 3, norm=True),
             conv4=stage(384, 384, 3, norm=True),
