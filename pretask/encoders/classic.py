@@ -237,9 +237,9 @@ def color_vgg16(channels: int = 1, size: int = 224, width: int = 64, wide: int =
 
 
 class Residual(nn.Module):
-    """Two 3x3 convolutions beside a shortcut, which is pooled and widened where the stage begins."""
+    """Two 3x3 convolutions beside a shortcut, which is pooled, or else `strided`, and widened where the stage begins."""
 
-    def __init__(self, i: int, o: int, stride: int):
+    def __init__(self, i: int, o: int, stride: int, strided: bool = False):
         super().__init__()
         self.body = nn.Sequential(
             nn.Conv2d(i, o, 3, stride, 1, bias=False),
@@ -248,12 +248,11 @@ class Residual(nn.Module):
             nn.Conv2d(o, o, 3, 1, 1, bias=False),
             nn.BatchNorm2d(o),
         )
+        pool, step = ([], stride) if strided else ([nn.AvgPool2d(stride, ceil_mode=True)], 1)
         self.shortcut = (
             nn.Identity()
             if stride == 1 and i == o
-            else nn.Sequential(
-                nn.AvgPool2d(stride, ceil_mode=True), nn.Conv2d(i, o, 1, bias=False), nn.BatchNorm2d(o)
-            )
+            else nn.Sequential(*pool, nn.Conv2d(i, o, 1, step, bias=False), nn.BatchNorm2d(o))
         )
         self.out = nn.ReLU(inplace=True)
 
@@ -269,17 +268,19 @@ def resnet_small(
     stages: int = 3,
     stride: int = 2,
     wide: int = 0,
+    strided: bool = False,
 ) -> nn.Sequential:
     """A ResNet for images of 28 to 64 px: a 3x3 stem that halves once, then three stages that end at 1/8.
 
     `wide` adds a last 1x1 convolution to so many channels: a narrow, fast net whose features are not narrow.
-    `blocks=2,stages=4,stride=1` is the ResNet-18 of the CIFAR papers: no halving before the second stage.
+    `blocks=2,stages=4,stride=1,strided=True` is the ResNet-18 of the CIFAR papers: no halving before the second stage, and
+    shortcuts that halve by a 1x1 convolution of stride 2 (others pool first, which loses no pixel).
     """
     named: dict[str, nn.Module] = {"stem": conv(channels, width, 3, stride)}
     i = width
     for s in range(stages):
         o = width * 2**s
-        units = [Residual(i if b == 0 else o, o, 2 if s and b == 0 else 1) for b in range(blocks)]
+        units = [Residual(i if b == 0 else o, o, 2 if s and b == 0 else 1, strided) for b in range(blocks)]
         named[f"stage{s + 1}"] = nn.Sequential(*units)
         i = o
     if wide:
