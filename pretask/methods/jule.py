@@ -21,12 +21,12 @@ a cluster times 20 numbers.
 evenly over the batch, all of its images being one order, and may repeat where there are fewer than 20 (released: at
 random, without repetition, one less than the batch has clusters where it has 20 or fewer); gradients are those of the
 loss (the criterion overwrites its anchors by γ - 1 times themselves before it uses them again, so that with γ = 1 nothing
-but the anchors is moved, TripletEmbedding.lua:53); images are embedded in evaluation mode (released: for merging in training mode, by the
-statistics of 100 images at a time); what is said in maths/agglomeration.py. The affinities of the weighted triplets are
-exp(-d² / mean d² of the batch), as in jwyang/JULE-Caffe (graphlinkage_loss_layer.cpp), and their negatives are of any
-other cluster: one far away has almost no affinity, nor gradient. The loss is a mean; the paper's is, from memory, a sum
-over the K_c - 1 nearest clusters. JULE-Caffe, by which the paper's numbers were made, has a third objective still, the
-mean of 1 - A in clusters plus that of max(0, A - 0.5) among them.
+but the anchors is moved, TripletEmbedding.lua:53); images are embedded in evaluation mode (released: for merging in
+training mode, by the statistics of 100 images at a time); what is said in maths/agglomeration.py. The affinities of the
+weighted triplets are exp(-d² / mean d² of the batch), as in jwyang/JULE-Caffe (graphlinkage_loss_layer.cpp), and their
+negatives are of any other cluster: one far away has almost no affinity, nor gradient. The loss is a mean; the paper's is,
+from memory, a sum over the K_c - 1 nearest clusters. JULE-Caffe, the code of the paper by its README, has a third
+objective still, the mean of 1 - A in clusters plus that of max(0, A - 0.5) among them.
 
 By default, besides: the learning rate falls along half a cosine; momentum is Nesterov's; matrices alone decay; the last
 period trains on the wanted clusters; a few outliers do not end as a cluster. `jule:paper`: see there.
