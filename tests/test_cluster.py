@@ -161,7 +161,7 @@ def test_a_method_is_trained_first_and_a_run_of_jule_seen_by_its_own_head(
 def outliers():
     """(202, 8, 8, 1): two kinds of a hundred images each, and two images far from both, by two of their pixels."""
     place = torch.tensor([[40.0, 40.0]] * 100 + [[130.0, 40.0]] * 100 + [[30.0, 200.0], [36.0, 200.0]])
-    place[:200] += 5 * Rng(4).normal(200, 2)
+    place[:200] += 5 * Rng(0).normal(200, 2)
     image = torch.zeros(202, 64)
     image[:, [9, 54]] = place
     return image.view(202, 8, 8, 1).round().clamp(0, 255).to(torch.uint8).numpy()
@@ -189,11 +189,14 @@ def test_a_flag_says_whether_a_few_outliers_are_a_cluster(odd, tmp_path, capsys)
     capsys.readouterr()
 
 
-def test_a_flag_says_whether_affinities_are_exact(plain, tmp_path, capsys):
-    x = clustering.subject("pixels").features(sources.open(plain))
-    slow, fast = (agglomeration.cluster(x, 7, neighbours_each=8, exact=exact) for exact in (True, False))
+def test_a_flag_says_whether_affinities_are_exact(tmp_path, capsys):
+    image = torch.zeros(150, 64)
+    image[:, [9, 30, 54]] = Rng(0).uniform(150, 3, high=140).round()
+    np.savez(tmp_path / "cloud.npz", images=image.view(150, 8, 8, 1).to(torch.uint8).numpy())
+    x = image[:, [9, 30, 54]] / 255
+    slow, fast = (agglomeration.cluster(x, 5, neighbours_each=8, exact=exact) for exact in (True, False))
     assert not slow.equal(fast), "it matters here"
-    words = ["cluster", "pixels", "--data", str(plain), "--clusters", "7", "--neighbours", "8"]
+    words = ["cluster", "pixels", "--data", str(tmp_path / "cloud.npz"), "--clusters", "5", "--neighbours", "8"]
     for exact, expected in (("True", slow), ("False", fast)):
         assert main([*words, "--out", str(tmp_path / exact), "--exact", exact]) == 0
         assert [int(row["cluster"]) for row in rows(tmp_path / exact)] == expected.tolist()
@@ -201,7 +204,7 @@ def test_a_flag_says_whether_affinities_are_exact(plain, tmp_path, capsys):
 
 
 def trained_jule(recipe, odd, tmp_path, **config):
-    knobs = {"encoder": "jule:width=8,blocks=1", "epochs": 1, "batch": 50, "lr": 0.0, "quiet": True}
+    knobs = {"encoder": "jule:width=8,blocks=1", "epochs": 1, "batch": 50, "lr": 1e-9, "quiet": True}
     out = tmp_path / recipe.replace(":", "-")
     return pretask.pretrain(recipe, odd, out, config={"clusters": 3} | config, **knobs)
 
