@@ -196,7 +196,16 @@ def test_a_flag_says_whether_affinities_are_exact(tmp_path, capsys):
     x = image[:, [9, 30, 54]] / 255
     slow, fast = (agglomeration.cluster(x, 5, neighbours_each=8, exact=exact) for exact in (True, False))
     assert not slow.equal(fast), "it matters here"
-    words = ["cluster", "pixels", "--data", str(tmp_path / "cloud.npz"), "--clusters", "5", "--neighbours", "8"]
+    words = [
+        "cluster",
+        "pixels",
+        "--data",
+        str(tmp_path / "cloud.npz"),
+        "--clusters",
+        "5",
+        "--neighbours",
+        "8",
+    ]
     for exact, expected in (("True", slow), ("False", fast)):
         assert main([*words, "--out", str(tmp_path / exact), "--exact", exact]) == 0
         assert [int(row["cluster"]) for row in rows(tmp_path / exact)] == expected.tolist()

@@ -107,7 +107,7 @@ class Paper(Config):
         epochs=74,
         batch=56,
         optimizer="sgd",
-        lr=1e-5 * 56 * 40,
+        lr=0.0224,  # 1e-5 · 56 · 40
         momentum=0.0,
         weight_decay=0.0,
         warmup=0.0,

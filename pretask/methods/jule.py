@@ -128,7 +128,7 @@ class Paper(Config):
         epochs=60,
         batch=100,
         optimizer="sgd",
-        lr=0.01 * (1 - 0.9),  # dampening
+        lr=0.001,  # 0.01 · (1 - 0.9), the dampening
         weight_decay=5e-5,
         decay_all=True,
         warmup=0.0,
