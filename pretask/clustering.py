@@ -187,8 +187,10 @@ def cluster(
     far = distances(x, found)
     scores = {} if data.label is None else scored(data.label[kept], found, seed)
     sizes = found.bincount(minlength=int(found.max()) + 1).tolist()
-    how = [linkage.get(name) for name in LINKAGE]
-    made = Clusters(out, what.name, source.name, by, *how, len(x), len(source.bad), sizes, **scores)
+    links, exact, smallest = (linkage.get(name) for name in LINKAGE)
+    made = Clusters(
+        out, what.name, source.name, by, links, exact, smallest, len(x), len(source.bad), sizes, **scores
+    )
     names = source.files(kept)
 
     def fill(inside: Path) -> None:
