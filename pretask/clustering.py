@@ -1,9 +1,9 @@
 """Images sorted into clusters by what a network makes of them: `pretask cluster RUN --data PATH --clusters K`
 
 Agglomerative clustering (maths/agglomeration.py) or k-means of frozen features: of a method that compares images by a head
-of its own, as JULE does, that; of all others the pooled features at unit length; of `pixels` the images themselves. A
-bare method is trained first. Labels, where the data has any, are read for the score alone: NMI by the geometric mean,
-and ACC.
+of its own, as JULE does, that, merged as its run merged them; of all others the pooled features at unit length; of
+`pixels` the images themselves. A bare method is trained first. Labels, where the data has any, are read for the score
+alone: NMI by the geometric mean, and ACC.
 
 Cost: one pass over the images, then the clustering's own; memory N · D numbers for the features.
 """
@@ -12,10 +12,11 @@ import csv
 import dataclasses
 import io
 import json
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from types import MappingProxyType
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -38,6 +39,12 @@ SHOWN = 64
 """images on a cluster's sheet, those nearest to its mean first"""
 PIXELS = "pixels"
 """the subject that is no run: the baseline"""
+LINKAGE = {
+    "neighbours_each": agglomeration.NEIGHBOURS,
+    "exact": True,
+    "smallest": agglomeration.SMALLEST,
+}
+"""how images are merged where neither their method nor the command says so"""
 
 By = Literal["links", "kmeans"]
 
@@ -51,8 +58,8 @@ class Subject:
     channels: int | None
     features: Callable[[Images], Tensor]
     """readable images of a source -> (N, D)"""
-    neighbours: int | None = None
-    """of an image, that its method links it with"""
+    linkage: Mapping[str, Any] = field(default_factory=dict)
+    """how its method merges images, by arguments of `agglomeration.cluster`"""
 
 
 @dataclass(frozen=True)
@@ -64,6 +71,8 @@ class Clusters:
     data: str
     by: str
     neighbours: int | None
+    exact: bool | None
+    smallest: float | None
     n: int
     skipped: int
     sizes: list[int]
@@ -78,35 +87,40 @@ class Clusters:
 
 
 def subject(
-    spec: str, size: int | None = None, batch: int = 256, clusters: int = 0, data: str = ""
+    spec: str,
+    size: int | None = None,
+    batch: int = 256,
+    data: str = "",
+    config: Mapping[str, Any] = MappingProxyType({}),
 ) -> Subject:
-    """A run's folder, timm:NAME, `pixels`, or a method, which is then trained on `data` for so many clusters."""
+    """A run's folder, timm:NAME, `pixels`, or a method, which is then trained on `data`, by what it knows of `config`."""
     if spec == PIXELS:
         return Subject("raw pixels", size, None, pixels)
     if spec.partition(":")[0] in methods.names() and not Path(spec).exists():
-        spec = str(trained(spec, data, clusters))
+        spec = str(trained(spec, data, config))
     encoder = embedding.encoder_of(spec, size)
-    by, links = (unit, None) if spec.startswith("timm:") else compared(Run(spec))
+    by, linkage = (unit, {}) if spec.startswith("timm:") else compared(Run(spec))
 
     def features(source: Images) -> Tensor:
         return by(torch.from_numpy(embedding.array(encoder, source, "pool", batch)))
 
-    return Subject(spec, encoder.size, encoder.channels, features, links)
+    return Subject(spec, encoder.size, encoder.channels, features, linkage)
 
 
-def compared(run: Run) -> tuple[Callable[[Tensor], Tensor], int | None]:
-    """What the run's method makes of pooled features, of most nothing new, for which no checkpoint is needed; and by how
-    many neighbours it links images, if it does."""
+def compared(run: Run) -> tuple[Callable[[Tensor], Tensor], Mapping[str, Any]]:
+    """What the run's method makes of pooled features, of most nothing new, for which no checkpoint is needed; and how it
+    merges images, if it does."""
     drawn = run.drawn()
-    return unit if type(drawn).compared is Method.compared else run.method.compared, drawn.links
+    return unit if type(drawn).compared is Method.compared else run.method.compared, drawn.linkage
 
 
-def trained(method: str, data: str, clusters: int) -> Path:
-    """A new run of a method on `data`, for as many clusters as are wanted if it has that knob."""
+def trained(method: str, data: str, config: Mapping[str, Any]) -> Path:
+    """A new run of a method on `data`: for as many clusters as are wanted, merged as asked for, if it has such knobs."""
     from pretask.api import pretrain
 
     knobs = {f.name for f in dataclasses.fields(methods.recipe(method))}
-    return pretrain(method, data, config={"clusters": clusters} if "clusters" in knobs else {}).folder
+    told = {name: value for name, value in config.items() if name in knobs and value is not None}
+    return pretrain(method, data, config=told).folder
 
 
 def pixels(source: Images) -> Tensor:
@@ -144,16 +158,18 @@ def cluster(
     by: By = "links",
     seed: int = 0,
     neighbours: int | None = None,
+    exact: bool | None = None,
+    smallest: float | None = None,
 ) -> Clusters:
     """Clusters of every readable image, in a new folder `out`: clusters.csv and clusters.parquet with a row for each
     (file, cluster, distance from the cluster's mean), cluster-000.png … with a sheet of each, summary.json.
 
-    By links an image has so many `neighbours`, or the subject's own. UserError if there are fewer images than clusters.
+    By links an image has so many `neighbours`, affinities are `exact` or the fast mode's, and a cluster is one of those
+    wanted from a share `smallest` of the mean size on; None: as the subject's method merges. UserError if there are fewer
+    images than clusters.
     """
     source = data.images
-    refuse(out)
-    if neighbours is not None and neighbours < 1:
-        raise UserError(f"--neighbours {neighbours} links no images; expected 1 or more")
+    refuse(out, neighbours, smallest)
     source.__getitems__(torch.arange(1))  # a stream has no positions, and says so before the work
     x = what.features(source)
     kept = readable(source)
@@ -161,15 +177,20 @@ def cluster(
         raise UserError(
             f"{len(x)} images make no {clusters} clusters; expected --clusters from 1 to {len(x)}"
         )
+    linkage: dict[str, Any] = {}
     if by == "kmeans":
-        links, found = None, scoring.cluster(x, clusters, seed)
+        found = scoring.cluster(x, clusters, seed)
     else:
-        links = neighbours or what.neighbours or agglomeration.NEIGHBOURS
-        found = agglomeration.cluster(x, clusters, neighbours_each=links)
+        asked = {"neighbours_each": neighbours, "exact": exact, "smallest": smallest}
+        linkage = LINKAGE | {**what.linkage} | {k: v for k, v in asked.items() if v is not None}
+        found = agglomeration.cluster(x, clusters, **linkage)
     far = distances(x, found)
     scores = {} if data.label is None else scored(data.label[kept], found, seed)
     sizes = found.bincount(minlength=int(found.max()) + 1).tolist()
-    made = Clusters(out, what.name, source.name, by, links, len(x), len(source.bad), sizes, **scores)
+    links, exact, smallest = (linkage.get(name) for name in LINKAGE)
+    made = Clusters(
+        out, what.name, source.name, by, links, exact, smallest, len(x), len(source.bad), sizes, **scores
+    )
     names = source.files(kept)
 
     def fill(inside: Path) -> None:
@@ -184,10 +205,14 @@ def cluster(
     return made
 
 
-def refuse(out: Path) -> None:
-    """UserError if there is something already."""
+def refuse(out: Path, neighbours: int | None, smallest: float | None) -> None:
+    """UserError if there is something already, or clusters cannot be merged so."""
     if out.exists():
         raise UserError(f"{out} exists; choose another --out")
+    if neighbours is not None and neighbours < 1:
+        raise UserError(f"--neighbours {neighbours} links no images; expected 1 or more")
+    if smallest is not None and not 0 <= smallest <= 1:
+        raise UserError(f"--smallest {smallest:g} is no share of the mean size; expected 0 to 1")
 
 
 def distances(x: Tensor, label: Tensor) -> Tensor:

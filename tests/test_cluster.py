@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import sys
 
 import numpy as np
@@ -150,10 +151,118 @@ def test_a_method_is_trained_first_and_a_run_of_jule_seen_by_its_own_head(
     pool = torch.from_numpy(embedding.array(method.encoder, sources.open(plain)))
     z = method.compared(pool)
     assert z.shape == (60, 160)
-    assert method.links == 10 != agglomeration.NEIGHBOURS, "what it merged by"
+    assert method.linkage["neighbours_each"] == 10 != agglomeration.NEIGHBOURS, "what it merged by"
     by_run = agglomeration.cluster(z, 3, neighbours_each=10)
     assert [int(row["cluster"]) for row in rows(tmp_path / "out")] == by_run.tolist()
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["neighbours"] == 10
+
+
+@pytest.fixture(scope="module")
+def outliers():
+    """(202, 8, 8, 1): two kinds of a hundred images each, and two images far from both, by two of their pixels."""
+    place = torch.tensor([[40.0, 40.0]] * 100 + [[130.0, 40.0]] * 100 + [[30.0, 200.0], [36.0, 200.0]])
+    place[:200] += 5 * Rng(0).normal(200, 2)
+    image = torch.zeros(202, 64)
+    image[:, [9, 54]] = place
+    return image.view(202, 8, 8, 1).round().clamp(0, 255).to(torch.uint8).numpy()
+
+
+@pytest.fixture
+def odd(outliers, tmp_path):
+    np.savez(tmp_path / "odd.npz", images=outliers)
+    return tmp_path / "odd.npz"
+
+
+def sizes(out):
+    return sorted(json.loads((out / "summary.json").read_text())["sizes"])
+
+
+def test_a_flag_says_whether_a_few_outliers_are_a_cluster(odd, tmp_path, capsys):
+    words = ["cluster", "pixels", "--data", str(odd), "--clusters", "3"]
+    assert main([*words, "--out", str(tmp_path / "all"), "--smallest", "0"]) == 0
+    assert sizes(tmp_path / "all") == [2, 100, 100]
+    assert main([*words, "--out", str(tmp_path / "large")]) == 0
+    assert sizes(tmp_path / "large")[0] > 2
+    data = clustering.opened(str(odd), Asked())
+    made = clustering.cluster(clustering.subject("pixels"), data, 3, tmp_path / "api", smallest=0.0)
+    assert sorted(made.sizes) == [2, 100, 100] and made.smallest == 0 and made.exact
+    capsys.readouterr()
+
+
+def test_a_flag_says_whether_affinities_are_exact(tmp_path, capsys):
+    image = torch.zeros(150, 64)
+    image[:, [9, 30, 54]] = Rng(0).uniform(150, 3, high=140).round()
+    np.savez(tmp_path / "cloud.npz", images=image.view(150, 8, 8, 1).to(torch.uint8).numpy())
+    x = image[:, [9, 30, 54]] / 255
+    slow, fast = (agglomeration.cluster(x, 5, neighbours_each=8, exact=exact) for exact in (True, False))
+    assert not slow.equal(fast), "it matters here"
+    words = [
+        "cluster",
+        "pixels",
+        "--data",
+        str(tmp_path / "cloud.npz"),
+        "--clusters",
+        "5",
+        "--neighbours",
+        "8",
+    ]
+    for exact, expected in (("True", slow), ("False", fast)):
+        assert main([*words, "--out", str(tmp_path / exact), "--exact", exact]) == 0
+        assert [int(row["cluster"]) for row in rows(tmp_path / exact)] == expected.tolist()
+    capsys.readouterr()
+
+
+def trained_jule(recipe, odd, tmp_path, **config):
+    knobs = {"encoder": "jule:width=8,blocks=1", "epochs": 1, "batch": 50, "lr": 1e-9, "quiet": True}
+    out = tmp_path / recipe.replace(":", "-")
+    return pretask.pretrain(recipe, odd, out, config={"clusters": 3} | config, **knobs)
+
+
+def test_a_run_of_jule_paper_is_clustered_as_the_paper_does(odd, tmp_path, capsys):
+    """By the fast mode, period by period, and outliers count; the default recipe merges by its own, and flags win."""
+    run = trained_jule("jule:paper", odd, tmp_path)
+    z = run.method.compared(torch.from_numpy(embedding.array(run.encoder, sources.open(odd))))
+    distance, index = agglomeration.neighbours(z, 20)
+    w, label = agglomeration.graph(distance, index), agglomeration.chains(index[:, 0])
+    while (count := int(label.max()) + 1) > 3:
+        count -= min(math.ceil(0.9 * count), count - 3)
+        label = agglomeration.agglomerate(w, label, z, count, rivals=5, exact=False, wanted=3)
+    words = ["cluster", str(run.folder), "--data", str(odd), "--clusters", "3"]
+    assert main([*words, "--out", str(tmp_path / "own")]) == 0
+    assert [int(row["cluster"]) for row in rows(tmp_path / "own")] == label.tolist()
+    assert sizes(tmp_path / "own") == [2, 100, 100]
+    summary = json.loads((tmp_path / "own" / "summary.json").read_text())
+    assert summary["neighbours"] == 20 and summary["exact"] is False and summary["smallest"] == 0
+    assert main([*words, "--out", str(tmp_path / "flags"), "--smallest", "0.05", "--exact", "True"]) == 0
+    assert sizes(tmp_path / "flags")[0] > 2
+    other = trained_jule("jule", odd, tmp_path, smallest=0.0, rivals=3)
+    made = clustering.cluster(
+        clustering.subject(str(other.folder)),
+        clustering.opened(str(odd), Asked(size=8, channels=1)),
+        3,
+        tmp_path / "o",
+    )
+    z = other.method.compared(torch.from_numpy(embedding.array(other.encoder, sources.open(odd))))
+    expected = agglomeration.cluster(z, 3, neighbours_each=10, rivals=3, smallest=0.0)
+    assert [int(row["cluster"]) for row in rows(tmp_path / "o")] == expected.tolist()
+    assert made.smallest == 0 and made.exact and made.neighbours == 10
+    capsys.readouterr()
+
+
+def test_flags_reach_the_training_of_a_method_as_well(plain, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    asked, train = [], pretask.pretrain
+
+    def small(method, data, config):
+        asked.append(config)
+        knobs = {"encoder": "jule:width=8", "epochs": 1, "batch": 20, "quiet": True}
+        return train(method, data, tmp_path / "trained", config=config, **knobs)
+
+    monkeypatch.setattr("pretask.api.pretrain", small)
+    words = ["cluster", "jule", "--data", str(plain), "--clusters", "3", "--out", "out"]
+    assert main([*words, "--smallest", "0", "--exact", "False", "--neighbours", "7"]) == 0
+    assert asked == [{"clusters": 3, "neighbours": 7, "exact": False, "smallest": 0.0}]
+    capsys.readouterr()
 
 
 def test_images_are_linked_with_as_many_neighbours_as_asked_for(run, plain, tmp_path, capsys):
@@ -192,6 +301,7 @@ def test_mistakes_are_one_line_and_leave_nothing(run, plain, tmp_path, capsys):
         ([str(run), "--clusters", "61", "--out", new], "60 images make no 61 clusters"),
         (["pixels", "--clusters", "0", "--out", new], "60 images make no 0 clusters"),
         (["pixels", "--clusters", "3", "--out", new, "--neighbours", "0"], "links no images; expected 1"),
+        (["pixels", "--clusters", "3", "--out", new, "--smallest", "2"], "no share of the mean size"),
         ([str(tmp_path / "gone"), "--clusters", "3", "--out", new], "is not a run"),
         (["pixels", "--out", new], "clusters"),
     ):

@@ -24,6 +24,12 @@ class Flags:
     """agglomerative, on the graph of nearest neighbours, or k-means"""
     neighbours: int | None = None
     """of each image in that graph (those that a run of jule merged by; else 20)"""
+    exact: bool | None = None
+    """affinities of clusters as if computed anew after each merge, or those of JULE's fast mode (as a run of jule merged;
+    else exact)"""
+    smallest: float | None = None
+    """share of the mean size below which a cluster is none of those wanted, so that outliers join their nearest; 0: every
+    cluster counts (as a run of jule merged; else 0.05)"""
     json: bool = False
     """print the summary as JSON, and nothing else, on standard output"""
     batch: int = 256
@@ -46,8 +52,10 @@ def run(words: list[str]) -> None:
     from pretask.reports import table
     from pretask.sources.common import Asked
 
-    clustering.refuse(chosen.out)  # before a method is trained
-    seen_by = clustering.subject(what, chosen.size, chosen.batch, chosen.clusters, chosen.data)
+    clustering.refuse(chosen.out, chosen.neighbours, chosen.smallest)  # before a method is trained
+    merging = {name: getattr(chosen, name) for name in ("neighbours", "exact", "smallest")}
+    config = {"clusters": chosen.clusters} | merging
+    seen_by = clustering.subject(what, chosen.size, chosen.batch, chosen.data, config)
     asked = Asked(seen_by.size, seen_by.channels, chosen.root, chosen.max_bad)
     made = clustering.cluster(
         seen_by,
@@ -56,7 +64,7 @@ def run(words: list[str]) -> None:
         chosen.out,
         chosen.by,
         chosen.seed,
-        chosen.neighbours,
+        **merging,
     )
     if chosen.json:
         print(made.to_json())

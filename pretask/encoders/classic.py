@@ -111,13 +111,30 @@ def cfn(channels: int = 3, size: int = 64) -> nn.Sequential:
     return nn.Sequential(OrderedDict(caffe_trunk(channels, 2)))
 
 
+class Times(nn.Module):
+    """Its input in other units."""
+
+    def __init__(self, factor: float):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x):
+        return self.factor * x
+
+
 def context_alexnet(channels: int = 3, size: int = 96) -> nn.Sequential:
-    """A tower of context prediction, conv1 to pool5 (Doersch 2015, released code): AlexNet without groups, whose last
-    three convolutions have batch norm without gain and bias; a patch of 96 px ends as 3 x 3."""
+    """A tower of context prediction, conv1 to pool5 (cdoersch/deepcontext train.py:54-64): AlexNet without groups, whose
+    last three convolutions have batch norm without gain and bias; a patch of 96 px ends as 3 x 3.
+
+    It begins by multiplying by 50 what comes in units of its standard deviation, "the usual AlexNet inputs"
+    (train.py:107-110): biases and the local norms are of these units. No bias where batch norm would take it away again.
+    """
 
     def stage(i: int, o: int, kernel: int, stride: int = 1, *then: nn.Module, norm: bool = False):
         layer = nn.Conv2d(i, o, kernel, stride, kernel // 2, bias=not norm)
-        nn.init.xavier_uniform_(layer.weight)
+        nn.init.kaiming_uniform_(layer.weight, nonlinearity="linear")  # Caffe's xavier: by the inputs alone
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
         norms = [nn.BatchNorm2d(o, affine=False)] if norm else []
         return nn.Sequential(layer, *norms, nn.ReLU(inplace=True), *then)
 
@@ -129,7 +146,7 @@ def context_alexnet(channels: int = 3, size: int = 96) -> nn.Sequential:
 
     return nn.Sequential(
         OrderedDict(
-            conv1=stage(channels, 96, 11, 4, pool(), local()),
+            conv1=nn.Sequential(Times(50.0), *stage(channels, 96, 11, 4, pool(), local())),
             conv2=stage(96, 256, 5, 1, pool(), local()),
             conv3=stage(256, 384, 3, norm=True),
             conv4=stage(384, 384, 3, norm=True),
@@ -254,9 +271,9 @@ def color_vgg16(channels: int = 1, size: int = 224, width: int = 64, wide: int =
 
 
 class Residual(nn.Module):
-    """Two 3x3 convolutions beside a shortcut, which is pooled and widened where the stage begins."""
+    """Two 3x3 convolutions beside a shortcut, which is pooled, or else `strided`, and widened where the stage begins."""
 
-    def __init__(self, i: int, o: int, stride: int):
+    def __init__(self, i: int, o: int, stride: int, strided: bool = False):
         super().__init__()
         self.body = nn.Sequential(
             nn.Conv2d(i, o, 3, stride, 1, bias=False),
@@ -265,12 +282,11 @@ class Residual(nn.Module):
             nn.Conv2d(o, o, 3, 1, 1, bias=False),
             nn.BatchNorm2d(o),
         )
+        pool, step = ([], stride) if strided else ([nn.AvgPool2d(stride, ceil_mode=True)], 1)
         self.shortcut = (
             nn.Identity()
             if stride == 1 and i == o
-            else nn.Sequential(
-                nn.AvgPool2d(stride, ceil_mode=True), nn.Conv2d(i, o, 1, bias=False), nn.BatchNorm2d(o)
-            )
+            else nn.Sequential(*pool, nn.Conv2d(i, o, 1, step, bias=False), nn.BatchNorm2d(o))
         )
         self.out = nn.ReLU(inplace=True)
 
@@ -286,17 +302,19 @@ def resnet_small(
     stages: int = 3,
     stride: int = 2,
     wide: int = 0,
+    strided: bool = False,
 ) -> nn.Sequential:
     """A ResNet for images of 28 to 64 px: a 3x3 stem that halves once, then three stages that end at 1/8.
 
     `wide` adds a last 1x1 convolution to so many channels: a narrow, fast net whose features are not narrow.
-    `blocks=2,stages=4,stride=1` is the ResNet-18 of the CIFAR papers: no halving before the second stage.
+    `blocks=2,stages=4,stride=1,strided=True` is the ResNet-18 of the CIFAR papers: no halving before the second stage, and
+    shortcuts that halve by a 1x1 convolution of stride 2 (others pool first, which loses no pixel).
     """
     named: dict[str, nn.Module] = {"stem": conv(channels, width, 3, stride)}
     i = width
     for s in range(stages):
         o = width * 2**s
-        units = [Residual(i if b == 0 else o, o, 2 if s and b == 0 else 1) for b in range(blocks)]
+        units = [Residual(i if b == 0 else o, o, 2 if s and b == 0 else 1, strided) for b in range(blocks)]
         named[f"stage{s + 1}"] = nn.Sequential(*units)
         i = o
     if wide:

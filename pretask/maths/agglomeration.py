@@ -9,12 +9,19 @@ Cost, for N samples of D numbers with k neighbours in n clusters, each near r ot
 neighbours, in blocks; n·(n + r²) steps for n merges, and in the exact mode k²·N·log N more; memory N·(D + 9k) + 5n·r
 numbers, never N².
 
-Differs from the released code: the matrix of affinities is whole, not its upper half; neighbours that do not exist have
-affinity 0; the local-structure term counts to the end (there: while there are more than 100 clusters); and `cluster`
-lets no few outliers be one of the clusters in the end, as two images far from all others would (`smallest`: with it, the
-pixels of MNIST come to the published baseline of NMI 0.91, without it to 0.66; bench/cluster.py).
+JULE's released code is jwyang/JULE.torch at 69bdfd8: W is computed in affinity/affinity.lua:14-43, a merge is chosen in
+agg_clustering/agg_clustering.lua:102-129, and made there in the regular mode, 131-185, or in the fast one, 187-256. The paper's own text was
+not at hand, so its equations stand here without their numbers.
+
+**Differs** from that code: the matrix of affinities is whole, not its upper half, where a cluster is ranked against those
+of lower number alone; neighbors that do not exist have affinity 0; the local-structure term counts to the end (there:
+while there are more than 100 clusters); chains of nearest neighbors have no end (there: 51 samples); clusters without any
+affinity are merged one by one as they appear (there: once at the beginning of a period); and by default `cluster` lets no
+few outliers be one of the clusters in the end, as two images far from all others would (`smallest`: with it, the pixels
+of MNIST come to the published baseline of NMI 0.91, without it to 0.66; bench/cluster.py).
 """
 
+import math
 from typing import Any
 
 import numpy as np
@@ -60,7 +67,7 @@ def neighbours(x: Tensor, k: int, block: int = BLOCK) -> tuple[Tensor, Tensor]:
 def graph(distance: Tensor, index: Tensor, a: float = 1.0) -> Any:
     """(N, k) squared distances and positions of neighbours -> W (N, N), sparse, from each sample to its neighbours.
 
-    W_ij = exp(-d²_ij / σ²) with σ² = a times the mean of all d²; not symmetric.
+    W_ij = exp(-d²_ij / σ²) with σ² = a / (N·k) Σ_ij d²_ij, over the k neighbors j of every i; not symmetric.
     """
     from scipy.sparse import csr_array
 
@@ -127,8 +134,8 @@ def agglomerate(
 ) -> Tensor:
     """Graph W (N, N), clusters (N,), samples (N, D) -> (N,) `clusters` clusters, or as many as there are, if fewer.
 
-    Merged is the cluster i, with its nearest i1, for which A(i, i1) + weight / (rivals - 1) · Σ_k (A(i, i1) - A(i, ik))
-    is largest, k from 2 to `rivals`. `exact` (the paper's regular mode) keeps A as if computed anew after each merge;
+    Merged is the cluster i, with its nearest i1, for which A(i, i1) + λ / (K_c - 1) · Σ_k (A(i, i1) - A(i, ik)) is
+    largest, k from 2 to K_c, where λ is `weight` and K_c `rivals`. `exact` (the paper's regular mode) keeps A as if computed anew after each merge;
     else affinities of both parts are summed and samples linked to one part each way are left out (its fast mode).
 
     While more than `rescued` clusters are left (20 times `wanted`), one with no affinity to any other is merged with
@@ -210,24 +217,41 @@ def both_ways(w: Any) -> tuple[np.ndarray, ...]:
     return pattern.indptr.astype(np.int64), column, picked(w, row, column), picked(w, column, row)
 
 
+def course(first: int, last: int, unroll: float) -> list[int]:
+    """How many clusters each period begins with, from `first` to `last`: a share η, `unroll`, of them less each time."""
+    counts = [first]
+    while counts[-1] > last:
+        counts.append(max(last, counts[-1] - math.ceil(unroll * counts[-1])))
+    return counts
+
+
 def cluster(
     x: Tensor,
     clusters: int,
     *,
     neighbours_each: int = NEIGHBOURS,
+    rivals: int = RIVALS,
     exact: bool = True,
     smallest: float = SMALLEST,
+    unroll: float = 1.0,
 ) -> Tensor:
     """(N, D) -> (N,): chains of nearest neighbours merged until `clusters` are left.
 
-    Where there are fewer chains than that, every sample begins by itself. UserError for more clusters than samples.
+    Affinities are computed anew from the samples whenever a share `unroll` of the clusters has merged, which makes a
+    difference in the fast mode alone. Where there are fewer chains than `clusters`, every sample begins by itself.
+    UserError for more clusters than samples.
     """
     if not 1 <= clusters <= len(x):
         raise UserError(f"{len(x)} images make no {clusters} clusters; expected 1 to {len(x)}")
     if len(x) == 1:
         return torch.zeros(1, dtype=torch.int64)
     distance, index = neighbours(x, min(neighbours_each, len(x) - 1))
-    first = chains(index[:, 0])
-    if int(first.max()) + 1 < clusters:
-        first = torch.arange(len(x))
-    return agglomerate(graph(distance, index), first, x, clusters, exact=exact, smallest=smallest)
+    label = chains(index[:, 0])
+    if int(label.max()) + 1 < clusters:
+        label = torch.arange(len(x))
+    w = graph(distance, index)
+    for count in course(int(label.max()) + 1, clusters, unroll)[1:]:
+        label = agglomerate(
+            w, label, x, count, rivals=rivals, exact=exact, wanted=clusters, smallest=smallest
+        )
+    return label

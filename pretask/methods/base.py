@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
@@ -66,8 +67,8 @@ class Method(nn.Module, ABC, Generic[P]):
     """what the last epoch does cannot be taken back (clusters that are merged), so a finished run is not made longer"""
     turns: int = 1
     """parts that learn one after another, each for an equal share of the run; their steps may take unlike times"""
-    links: int | None = None
-    """how many nearest neighbours of an image `pretask cluster` looks at; none: as many as of any other features"""
+    linkage: Mapping[str, Any] = MappingProxyType({})
+    """how `pretask cluster` merges images, by arguments of `agglomeration.cluster`; none: as by any other features"""
 
     @abstractmethod
     def pretext(self, batch: Batch, rng: Rng) -> P:

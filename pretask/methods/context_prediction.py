@@ -1,12 +1,26 @@
 """Context prediction: two patches of an image; where does the second lie, seen from the first?
 
 Doersch, Gupta, Efros: Unsupervised Visual Representation Learning by Context Prediction, ICCV 2015,
-arXiv:1505.05192; numbers without another source are those of the released code. Nine patches are cut from a 3 x 3
-grid with gaps. Every patch is seen alone, and only the head sees two. It must not tell the places by lines that run on
-(gap and jitter), by the colour fringes of lenses (colour dropping or projection), by brightness, or by traces of
-scaling (sec. 3.1).
+arXiv:1505.05192, which has no numbered equations; numbers without another source are those of the released code,
+cdoersch/deepcontext at 5307282 (train.py). Nine patches are cut from a 3 x 3 grid with gaps. Every patch is seen alone,
+and only the head sees two. It must not tell the places by lines that run on (gap and jitter), by the color fringes of
+lenses (color dropping or projection), by brightness, or by traces of scaling (sec. 3.1).
 
 Cost: nine patches go through the network for each image, and each is used in many pairs.
+
+**Differs**, all recipes: images have one size and are cropped to a share of their area, which is scaled to that size
+(released: to 150,000 to 450,000 px, keeping the aspect); a grid of 3 x 3 lies in it with room for the jitter (released: as
+many cells as fit from an origin within the first pitch, and patches that jitter out are pushed back inside); one grid of
+an image a step (released: four in a row); the size to which some patches are made coarse is drawn once a step, and scaling
+down averages (released: for each patch, by caffe.io.resize); the noise in dropped channels loses its mean as well; the RMS
+of a patch counts as a quarter of a gray level at least.
+
+`:paper` follows the released run, but batch norms keep the statistics of about the last ten steps for evaluation (Caffe's
+default: of the last thousand), and layers before them have no bias, which they would take away. The text of the paper has
+384 maps in conv2 and a momentum of .999, where the released code has 256 and none.
+
+By default, besides: a small ResNet whose map is averaged, one hidden layer, of 512, 8 of the 40 pairs, AdamW along half a
+cosine, colors projected (the paper's other way), crops of half the area at least.
 """
 
 import math
@@ -58,12 +72,12 @@ class Config(MethodConfig):
 
     pairs: int = 8
     """that are asked for each image, of the 40 that the grid has"""
-    patch: float = 0.25
-    """side of a patch, as a share of the image's; three of them and the two gaps between fill it"""
+    patch: float = 0.22
+    """side of a patch, as a share of the image's; three of them, two gaps and the jitter leave a tenth for the grid to move"""
     gap: float = 0.5
     """between patches, as a share of their side"""
     jitter: float = 7 / 96
-    """by which a patch may lie elsewhere in each direction, as a share of its side"""
+    """by which a patch may lie elsewhere in each direction, as a share of its side; always inside the image"""
     zoom: float = 0.5
     """smallest share of the image's area that is shown"""
     colour: Literal["drop", "project", "keep"] = "project"
@@ -73,7 +87,7 @@ class Config(MethodConfig):
     hidden: int = 512
     """width of the head's hidden layers"""
     layers: int = 1
-    """hidden layers of the head"""
+    """hidden layers of the head, the first with batch norm"""
     flat: bool = False
     """a patch is described by its whole last map in place of the map's mean"""
 
@@ -83,9 +97,9 @@ class Config(MethodConfig):
 
 @dataclass(frozen=True)
 class Paper(Config):
-    """The released run, with --size 400: patches of 96 px, 504 a step, 1.7 million steps at one learning rate.
+    """The released run, with --size 400: patches of 96 px, 504 a step, 1.7 million steps at one learning rate (README).
 
-    Its 1e-5 is of a loss that is summed over the pairs of a step, about 2,000; here it is their mean.
+    The loss is there the sum over the pairs of a step (train.py:82), here their mean: 1e-5 times 56 images of 40 pairs.
     """
 
     encoder: ClassVar[str] = "context_alexnet"
@@ -93,7 +107,7 @@ class Paper(Config):
         epochs=74,
         batch=56,
         optimizer="sgd",
-        lr=0.02,
+        lr=0.0224,  # 1e-5 · 56 · 40
         momentum=0.0,
         weight_decay=0.0,
         warmup=0.0,
@@ -114,6 +128,17 @@ class Paper(Config):
     """fc7 and fc8"""
     flat: bool = True
     """3 x 3 x 256 numbers"""
+
+    def build(self, encoder: Encoder, source: Source) -> "ContextPrediction":
+        method = super().build(encoder, source)
+        for layer in [*method.column, *method.head]:
+            if isinstance(layer, nn.Linear):
+                nn.init.kaiming_uniform_(
+                    layer.weight, nonlinearity="linear"
+                )  # Caffe's xavier: by the inputs alone
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
+        return method
 
 
 @dataclass(frozen=True)
@@ -138,11 +163,11 @@ class ContextPrediction(Method[Neighbours]):
         self.side = int(config.patch * encoder.size)
         self.pitch = self.side + int(config.gap * self.side)
         self.reach = round(config.jitter * self.side)
-        self.spare = encoder.size - 2 * self.pitch - self.side
-        if config.patch * (3 + 2 * config.gap) > 1:
+        self.spare = encoder.size - 2 * self.pitch - self.side - 2 * self.reach
+        if self.spare < 0:
             raise UserError(
-                f"three patches of {config.patch:g} of an image and two gaps of {config.gap:g} of a patch are "
-                "wider than the image; give a smaller --patch or --gap"
+                f"three patches of {config.patch:g} of an image, two gaps of {config.gap:g} of a patch and a jitter of "
+                f"{config.jitter:g} are wider than the image; give a smaller --patch, --gap or --jitter"
             )
         if self.side < 4:
             raise UserError(
@@ -157,24 +182,23 @@ class ContextPrediction(Method[Neighbours]):
             nn.ReLU(inplace=True),
         )
         hidden: list[nn.Module] = []
-        for i in range(config.layers):
-            wide = 2 * config.hidden if i == 0 else config.hidden
-            hidden += [
-                nn.Linear(wide, config.hidden, bias=False),
-                plain_norm(config.hidden),
-                nn.ReLU(inplace=True),
-            ]
+        for i in range(config.layers):  # fc7 has a norm, fc8 has none (train.py:78-79)
+            wide, norm = (2 * config.hidden, [plain_norm(config.hidden)]) if i == 0 else (config.hidden, [])
+            hidden += [nn.Linear(wide, config.hidden, bias=not norm), *norm, nn.ReLU(inplace=True)]
         self.head = nn.Sequential(*hidden, nn.Linear(config.hidden, PLACES))
 
     # ---- the puzzle
 
     def cut(self, x: Tensor, rng: Rng) -> Tensor:
-        """(B, C, H, W) -> the nine patches of a grid that lies anywhere, each moved a little, (B, 9, C, p, p)."""
+        """(B, C, H, W) -> the nine patches of a grid that lies anywhere, each moved a little, (B, 9, C, p, p).
+
+        The grid keeps away from the border by the jitter, which would otherwise push outer patches inwards alone.
+        """
         b, cells = len(x), torch.arange(PATCHES, device=x.device)
         corner = torch.stack([cells // SIDE, cells % SIDE], 1) * self.pitch  # (9, 2)
-        corner = corner + rng.integers(b, 1, 2, high=self.spare + 1)
-        corner = corner + rng.integers(b, PATCHES, 2, high=2 * self.reach + 1) - self.reach
-        return images.windows(x, corner.clamp(0, x.shape[-1] - self.side), self.side)
+        corner = corner + rng.integers(b, 1, 2, high=self.spare + 1)  # (B, 9, 2), and the jitter
+        corner = corner + rng.integers(b, PATCHES, 2, high=2 * self.reach + 1)
+        return images.windows(x, corner, self.side)
 
     def coarsened(self, patch: Tensor, rng: Rng) -> Tensor:
         """Scaled down to 1 % of the area at least and up again, each patch with probability `coarse`.
@@ -195,7 +219,7 @@ class ContextPrediction(Method[Neighbours]):
             patch = dropped(patch, rng)
         elif x.shape[1] == 3 and self.config.colour == "project":
             patch = torch.einsum("dc,bpchw->bpdhw", PROJECTION.to(x.device), patch)
-        patch = patch - patch.mean((-2, -1), keepdim=True)
+        patch = patch - patch.mean((-2, -1), keepdim=True)  # train.py:103, in every channel
         size = patch.square().mean((2, 3, 4), keepdim=True).sqrt()
         asked = rng.orders(len(x), len(self.pairs))[:, : self.config.pairs]  # (B, K)
         return Neighbours(patch / size.clamp(min=1e-3), *self.pairs[asked].unbind(-1))

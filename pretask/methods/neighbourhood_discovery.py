@@ -1,9 +1,24 @@
 """Neighbourhood discovery (AND): every image is a class, until the surest take their nearest neighbour in.
 
 Huang, Dong, Gong, Zhu: Unsupervised Deep Learning by Neighbourhood Discovery, ICML 2019, arXiv:1904.11567;
-numbers without another source are those of the released code. A bank holds one unit vector per image. Each
-round begins by ranking the images by how undecided they are among all others, and joins a growing share of
-them, the anchors, with their nearest neighbour: 0, 25, 50, 75 and 100 % in five rounds.
+numbers without another source are those of the released code, Raymond-sci/AND at f94c07f. A bank holds one unit vector
+per image. Each round begins by ranking the images by how undecided they are among all others, and joins a growing share
+of them, the anchors, with their nearest neighbor: 0, 25, 50, 75 and 100 % in five rounds.
+
+Equations (the paper's text was not at hand, so they have lines of the code in place of numbers):
+p_ij = exp(x_i·m_j/τ) / Σ_k exp(x_i·m_k/τ), x_i the view's unit vector and m_j a bank row (lib/criterion.py:21);
+an instance costs -log p_ii (criterion.py:42-44), an anchor -log Σ_j p_ij over itself and its neighborhood N_k(i)
+(criterion.py:30-34), both in `likelihoods`; a batch the sum of them over its size (:46), in `loss`;
+the entropy H_i = -Σ_j p_ij log p_ij of a bank row among all (lib/ans_discovery.py:107), by which anchors are chosen
+(:114), and N_k(i), the k nearest others (:159-162), in `discover`; the bank's m_i ← (m_i + x_i)/2, at unit length
+(lib/non_parametric_classifier.py:52-57), in `after_step`.
+
+**Differs**, all recipes: pixels are normalized by 0.5 and 0.25, not by CIFAR-10's mean and deviation; the order in which
+brightness, contrast, saturation and hue change is drawn once a batch, not for each image; the most similar others are
+found for all images, not for the anchors alone, which makes no difference; PyTorch of that time drew the gains of batch
+norms uniformly in [0, 1] (from memory), ours are 1. By default, besides: a narrow ResNet with a halving stem and pooled
+shortcuts, 50 epochs in all, half a cosine with a warmup in each round, views of 3/4 of the side, mirrored half of the time;
+biases and gains do not decay.
 
 Cost: the softmax is over all N images, B·N numbers a step (51 MB for 256 of 50,000); a discovery compares all
 with all, N²·D multiplications once a round, in blocks, so that its memory does not grow with N² (7 s for
@@ -79,7 +94,7 @@ class Config(MethodConfig):
 class Paper(Config):
     """The released CIFAR-10 run: ResNet-18 with a 3x3 stem, five rounds of 200 epochs, no flip."""
 
-    encoder: ClassVar[str] = "resnet_small:blocks=2,stages=4,stride=1"
+    encoder: ClassVar[str] = "resnet_small:blocks=2,stages=4,stride=1,strided=True"
     train: ClassVar[TrainConfig] = TrainConfig(
         epochs=1000,
         batch=128,
@@ -108,7 +123,7 @@ class View:
 def likelihoods(
     z: Tensor, bank: Tensor, index: Tensor, neighbour: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor]:
-    """-log p_ii and -log(p_ii + Σ p_ij over the neighbours j), p_ij = exp(z_i·m_j/τ) / Σ_k exp(z_i·m_k/τ).
+    """-log p_ii and -log(p_ii + Σ p_ij over the neighbors j), p_ij = exp(x_i·m_j/τ) / Σ_k exp(x_i·m_k/τ), x_i as z.
 
     z (B, D) and bank (N, D) unit rows, index (B,), neighbour (B, k) positions in the bank -> (B,), (B,).
     """
@@ -121,7 +136,7 @@ def likelihoods(
 
 
 def discover(bank: Tensor, k: int, temperature: float, block: int = BLOCK) -> tuple[Tensor, Tensor]:
-    """How undecided each row is among all, itself included, and its k nearest others.
+    """How undecided each row is among all, itself included, H_i, and its k nearest others, N_k(i).
 
     bank (N, D) -> entropy (N,) of softmax(m_i·M/τ), neighbours (N, k), nearest first; never N x N at once.
     """

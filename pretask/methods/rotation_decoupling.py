@@ -1,7 +1,7 @@
 """Rotation decoupling: one half of the features tells the turn of an image, the other half which image it is.
 
 Feng, Xu, Tao: Self-Supervised Representation Learning by Rotation Feature Decoupling, CVPR 2019; numbers without another
-source are those of the released code. All four turns of an image are seen at once, as in RotNet. From the first half a
+source are those of the released code, philiptheother/FeatureDecoupling at 8722d7a (pytorch_feature_decoupling/). All four turns of an image are seen at once, as in RotNet. From the first half a
 classifier reads the turn. The second half should be the same for all four turns, and its mean over them should find the
 image's own row in a bank of all images (noise-contrastive estimation, NCE). Some images look upright in several turns
 (a ball, a flower): at the end of the run a turned copy counts the less, the more upright it looks.
@@ -14,10 +14,21 @@ Cost: the two RotNets together see every puzzle once, up to then, which makes a 
 judging passes every image through one of them in four turns. A bank row takes 512 bytes an image; a step reads B·K of
 them (34 MB by default).
 
-Differs: the released weights come as a file that another run left. The RotNets have group norms, not batch norms: how
-many images of a half a batch holds is chance, and differs among processes. One optimiser, not three of the same
-settings. The NCE needs no epsilon, since it is computed from logarithms. By default a layer widens the pooled features
-of a small net before they are split, as the wide layers of the paper's AlexNet do, and the learning rate falls along a
+Equations (the paper's text was not at hand, so they have lines of the code in place of numbers), of image i in turn r with
+halves f1 and f2 of its features, L = λ_c L_rot + λ_r L_irr + λ_n L_inst with all λ 1 (algorithms/DecouplingModel.py:107):
+L_rot = 1/4B Σ w_ir CE(c(f1_ir), r), w_ir = 1 at first (:98) and then 1 - p_ir^γ, γ = 2, for r > 0 (:100 and :36), in `loss`
+and `weights`; L_irr, the mean squared distance of f2_ir from its mean over r, f̄2_i (:102), in `variance`; L_inst, NCE of
+v_i = L2(W f̄2_i): P(i|v) = exp(v·V_i/τ)/Z among K drawn rows, "eq 5.1", "eq 5.2" and "equation 6 in ref. A"
+(architectures/NCECriterion.py:24-37), in `nce`; Z, N times the mean of exp(v·V/τ) over the first batch
+(architectures/NCEAverage.py:103), and V_i ← L2((V_i + v_i)/2), in `after_step`.
+
+**Differs**, all recipes: the released weights come as a file that another run left, here two RotNets make them within the
+run. The RotNets have group norms, not batch norms: how many images of a half a batch holds is chance, and differs among
+processes. One optimizer, not three of the same settings. The NCE needs no epsilon (released: 1e-7 in denominators), since
+it is computed from logarithms. f̄2 is not held constant in L_irr, which leaves its gradient the same. Pixels are normalized
+by 0.5 and 0.25, not by ImageNet's mean and deviation. PyTorch of that time drew the gains of batch norms uniformly in
+[0, 1] (from memory), ours are 1. By default, besides: a small ResNet, whose pooled features a layer widens before they are
+split, as the wide layers of the paper's AlexNet do, τ 0.2, 1,024 negatives, AdamW; and the learning rate falls along a
 cosine, which leaves more of it for the weighted part (5 %) than the released restart does (1 %).
 """
 
@@ -114,7 +125,7 @@ class Turned(rotnet.Turned):
 
 
 def nce(similarity: Tensor, constant: Tensor, count: int) -> Tensor:
-    """-log P_i/(P_i + K/N) - Σ_k log (K/N)/(P_k + K/N), P = exp(v·V/τ)/Z, over the mean of the batch.
+    """L_inst = -log P_i/(P_i + K/N) - Σ_k log (K/N)/(P_k + K/N), P = exp(v·V/τ)/Z, over the mean of the batch.
 
     similarity (B, 1 + K) v·V/τ, that to the own row first; Z as `constant`; N as `count`.
     """
@@ -123,12 +134,12 @@ def nce(similarity: Tensor, constant: Tensor, count: int) -> Tensor:
 
 
 def variance(half: Tensor) -> Tensor:
-    """(B, 4, D) -> mean squared distance from the mean of the four turns: 0 if they are the same."""
+    """L_irr of f2 (B, 4, D): mean squared distance from the mean of the four turns, 0 if they are the same."""
     return half.var(1, correction=0).mean()
 
 
 def weights(upright: Tensor, exponent: float) -> Tensor:
-    """How upright each of the four turns looks -> what it counts, (B, 4); the one that is upright counts in full."""
+    """How upright each of the four turns looks, p -> what it counts, w (B, 4); the one that is upright counts in full."""
     weight = 1 - upright**exponent
     return torch.cat([torch.ones_like(weight[:, :1]), weight[:, 1:]], 1)
 

@@ -1,9 +1,16 @@
 """Stacked denoising autoencoder: each layer sees its input damaged and must give it back undamaged.
 
 Vincent, Larochelle, Lajoie, Bengio, Manzagol: Stacked Denoising Autoencoders: Learning Useful Representations
-in a Deep Network with a Local Denoising Criterion, JMLR 11 (2010) 3371-3408; not on arXiv. Layers are trained
-one after another: a layer's input, and so its target, is what the finished layers below make of the clean
-image; noise is never handed up.
+in a Deep Network with a Local Denoising Criterion, JMLR 11 (2010) 3371-3408; not on arXiv. The authors' laboratory
+published a reference, lisa-lab/DeepLearningTutorials at 11c4651 (code/dA.py, code/SdA.py). Layers are trained one after
+another: a layer's input, and so its target, is what the finished layers below make of the clean image; noise is never
+handed up.
+
+Equations (the paper's text was not at hand, so they have lines of the reference in place of numbers): y = s(W x̃ + b), s
+the logistic sigmoid (dA.py:224), is a layer of the encoder; z = s(W' y + b') with W' = Wᵀ (dA.py:184, 231), or without s
+for inputs that are no probabilities, `decoder`; x̃, x damaged (dA.py:218), `damage`; L_H(x, z) = -Σ_j x_j log z_j +
+(1 - x_j) log(1 - z_j) (dA.py:243) or |x - z|², `errors`; α Σ_{j ∈ J(x̃)} + β Σ_{j ∉ J(x̃)} of its terms, J what was damaged
+(sec. 3.3), `emphasised`; a batch costs the mean (dA.py:249).
 
 The paper's net is `mlp`: sigmoid layers, decoded by their own matrix transposed. Any other chain of layers
 works as well (`resnet_small`, timm's ResNets and ConvNeXts): a layer is then a stage, noise falls on whole
@@ -12,6 +19,13 @@ convolution looks back.
 
 Cost: a step runs the layers below forward and one layer forward and backward, so never more than the whole
 encoder.
+
+**Differs**: nothing here is fine-tuned, which is half of the paper; `pretask evaluate` reads its features. `:paper` is the
+reference's run, not one of the paper's, whose learning rates, epochs and noise were chosen by validation for each data
+set; its batches hold 20 images, not one, at 20 times the rate, drawn in random order, not in that of the file, from all
+the images that are given (reference: 50,000). By default, besides: AdamW along half a cosine for each layer, 25 % masking
+of an exact number of components. `:conv`, and any net that is no `mlp`, is not the paper's: linear outputs and squared
+errors where a layer ends in no sigmoid, convolutions as decoders, noise on whole positions.
 """
 
 from collections.abc import Iterator, Mapping

@@ -345,6 +345,27 @@ def test_while_many_are_left_the_lonely_go_first_and_later_the_near():
     assert groups(later) >= {frozenset(alone)}
 
 
+def test_two_blobs_and_two_outliers_are_three_clusters_unless_outliers_do_not_count():
+    middle = torch.tensor([[0.0, 0.0], [10.0, 0.0]]).repeat_interleave(100, 0)
+    x = torch.cat([middle + Rng(3).normal(200, 2), torch.tensor([[5.0, 30.0], [5.1, 30.0]])])
+    every = ag.cluster(x, 3, smallest=0.0)
+    assert sorted(every.bincount().tolist()) == [2, 100, 100]
+    assert sorted(ag.cluster(x, 3).bincount().tolist())[0] > 2
+
+
+@pytest.mark.parametrize("unroll", [0.2, 0.9, 1.0])
+def test_affinities_are_computed_anew_with_every_share_that_has_merged(unroll):
+    """In the fast mode, which else leaves out more and more."""
+    x = Rng(2).normal(150, 3)
+    distance, index = ag.neighbours(x, 8)
+    w, label = ag.graph(distance, index), ag.chains(index[:, 0])
+    while (count := int(label.max()) + 1) > 4:
+        count = max(4, count - math.ceil(unroll * count))
+        label = slowly(w, label, x, count, rivals=3, exact=False, rescued=20 * 4)
+    found = ag.cluster(x, 4, neighbours_each=8, rivals=3, exact=False, smallest=0.0, unroll=unroll)
+    assert groups(found) == groups(label)
+
+
 def test_more_clusters_than_chains_begin_with_single_samples():
     x, _, label = drawn()
     wanted = int(label.max()) + 10

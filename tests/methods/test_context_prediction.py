@@ -87,22 +87,53 @@ def test_the_published_geometry():
     assert corner.min() >= 0 and corner.max() <= 400 - 96
 
 
-def test_jitter_is_whole_pixels_in_every_direction_and_balanced():
-    source = sources.open("synthetic:64:128")
-    method = made(source, cp.Config(patch=0.2, jitter=0.12))
-    assert method.reach == 3
-    at = torch.stack(torch.meshgrid(torch.arange(128), torch.arange(128), indexing="ij")).float()
-    corner = method.cut(at.expand(500, 2, -1, -1), Rng(1))[:, 4, :, 0, 0]
-    rest = corner - method.pitch  # the grid's own place and the jitter
-    assert rest.min() >= -3 and rest.max() <= method.spare + 3
+@pytest.mark.parametrize(
+    ("config", "encoder", "size", "reach"),
+    [
+        (cp.Config(), "resnet_small:width=4", 96, 2),
+        (cp.Config(), "resnet_small:width=4", 32, 1),
+        (cp.Paper(), "context_alexnet", 400, 7),
+    ],
+)
+def test_jitter_is_even_in_every_direction_for_every_cell_and_few_patches_touch_the_border(
+    config, encoder, size, reach
+):
+    """Two cells of a grid differ by the pitch and both their jitters, whose difference is distributed as a triangle."""
+    method = made(sources.open(f"synthetic:64:{size}"), config, encoder)
+    at = torch.stack(torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")).float()
+    corner = torch.cat(
+        [method.cut(at.expand(100, 2, -1, -1), Rng(k))[..., 0, 0] for k in range(20)]
+    )  # (2000, 9, 2)
+    cells = torch.arange(9)
+    moved = corner - method.pitch * torch.stack(
+        [cells // 3, cells % 3], 1
+    )  # where the grid begins, and the jitter
+    n = 2 * reach + 1
+    triangle = torch.tensor([(n - abs(d)) / n**2 for d in range(-2 * reach, 2 * reach + 1)])
+    for cell in (0, 1, 2, 3, 5, 6, 7, 8):
+        for axis in range(2):
+            apart = (moved[:, cell] - moved[:, 4])[:, axis].round().long() + 2 * reach
+            share = apart.bincount(minlength=len(triangle)) / len(apart)
+            assert_close(share, triangle, atol=0.05, rtol=0)
+            assert abs((share - triangle).cumsum(0)).max() < 0.05
+    assert corner.min() >= 0 and corner.max() <= size - method.side
+    outer = corner[:, [0, 1, 2], 0], corner[:, [0, 3, 6], 1], corner[:, [6, 7, 8], 0], corner[:, [2, 5, 8], 1]
+    touching = [
+        (line == (0 if side < 2 else size - method.side)).float().mean() for side, line in enumerate(outer)
+    ]
+    chance = 1 / n / (method.spare + 1)  # of the grid as far out as it goes, and the patch once more
+    assert chance < 0.12
+    assert_close(torch.stack(touching), torch.full((4,), chance), atol=0.03, rtol=0)
 
 
 def test_what_does_not_fit_says_what_would():
     with pytest.raises(UserError, match="smaller --patch"):
-        made(sources.open("synthetic:64:16"), cp.Config(patch=0.3))
-    with pytest.raises(UserError, match="--size 16 or more"):
-        made(sources.open("synthetic:64:12"), cp.Config())
-    for size in range(16, 100):
+        made(sources.open("synthetic:64:16"), cp.Config(patch=0.4))
+    with pytest.raises(UserError, match="or --jitter"):  # without jitter it fits
+        made(sources.open("synthetic:64:96"), cp.Config(patch=0.25))
+    with pytest.raises(UserError, match="--size 19 or more"):
+        made(sources.open("synthetic:64:16"), cp.Config())
+    for size in range(19, 130):
         assert made(sources.open(f"synthetic:64:{size}"), cp.Config(), "resnet_small:width=4").spare >= 0
 
 
@@ -189,6 +220,73 @@ def test_the_published_tower():
     net = encoders.build("context_alexnet", 3, 96).eval()
     sides = [s.shape[-1] for name, s in net(torch.zeros(1, 3, 96, 96)).items() if name != "pool"]
     assert sides == [12, 6, 6, 6, 3]
+
+
+@pytest.fixture(scope="module")
+def published():
+    """conv1 to fc9 of train.py:54-82, fc6 to fc8 narrower."""
+    return made(sources.open("synthetic:64:400"), cp.Paper(hidden=256), "context_alexnet")
+
+
+LAYERS = """Times Conv2d ReLU MaxPool2d LocalResponseNorm Conv2d ReLU MaxPool2d LocalResponseNorm
+    Conv2d BatchNorm2d ReLU Conv2d BatchNorm2d ReLU Conv2d BatchNorm2d ReLU MaxPool2d
+    Linear BatchNorm1d ReLU Linear BatchNorm1d ReLU Linear ReLU Linear"""
+
+
+def leaves(method):
+    modules = [*method.patches.encoder.net.modules(), *method.column.modules(), *method.head.modules()]
+    return [m for m in modules if not list(m.children())]
+
+
+def test_the_published_net_has_its_layers_in_order_and_no_norm_in_fc8(published):
+    assert [type(m).__name__ for m in leaves(published)] == LAYERS.split()
+    shapes = [tuple(m.weight.shape) for m in leaves(published) if getattr(m, "weight", None) is not None]
+    assert shapes == [
+        (96, 3, 11, 11), (256, 96, 5, 5), (384, 256, 3, 3), (384, 384, 3, 3), (256, 384, 3, 3),
+        (256, 2304), (256, 512), (256, 256), (8, 256),
+    ]  # fmt: skip
+
+
+def test_weights_begin_as_caffe_draws_them(published):
+    """Uniform within the root of three over the inputs; torch's Xavier has half the sum of inputs and outputs."""
+    for layer in leaves(published):
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            bound = math.sqrt(3 / layer.weight[0].numel())
+            assert 0.99 * bound < layer.weight.abs().max() <= bound * 1.0001 or layer.weight.numel() < 5000
+            assert_close(layer.weight.std(), torch.tensor(bound / math.sqrt(3)), rtol=0.04, atol=0)
+            assert layer.bias is None or not layer.bias.any()
+
+
+def test_conv1_is_given_patches_of_a_size_of_fifty(published):
+    seen = []
+    conv1 = next(m for m in leaves(published) if isinstance(m, nn.Conv2d))
+    conv1.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    source = sources.open("synthetic:64:400")
+    with torch.no_grad():
+        p = published.eval().pretext(batch(source, 2), Rng(1))
+        published.logits(p)
+    assert_close(seen[0].square().mean((1, 2, 3)).sqrt(), torch.full((18,), 50.0), rtol=1e-3, atol=0)
+
+
+def test_a_step_is_that_of_the_summed_loss_at_the_published_rate(published):
+    """No momentum, no decay, 1e-5 times the gradient of the sum over all pairs of a step, biases at the same rate."""
+    config = published.config
+    images_, pairs = config.train.batch, config.pairs
+    optimizer = published.optimizers(config.train)[0]
+    for group in optimizer.param_groups:
+        assert group["momentum"] == 0 and group["weight_decay"] == 0
+        assert_close(group["lr"], 1e-5 * images_ * pairs)
+    weight = published.head[-1].weight
+    before = weight.detach().clone()
+    logits = Rng(1).normal(images_ * pairs, 256) @ weight.T
+    place = Rng(2).integers(images_ * pairs, high=8)
+    (summed,) = torch.autograd.grad(
+        nn.functional.cross_entropy(logits, place, reduction="sum"), weight, retain_graph=True
+    )
+    optimizer.zero_grad()
+    nn.functional.cross_entropy(logits, place).backward()
+    optimizer.step()
+    assert_close(weight.detach(), before - 1e-5 * summed)
 
 
 # ---- the shortcut that the paper found

@@ -277,6 +277,21 @@ def test_the_published_net_is_a_resnet18_of_the_cifar_kind():
     assert (
         sum(1 for m in encoder.modules() if isinstance(m, torch.nn.Conv2d) and m.kernel_size == (3, 3)) == 17
     )
+    assert (
+        sum(p.numel() for p in encoder.parameters()) == 11_168_832
+    )  # models/resnet_cifar.py without its linear layer
+
+
+def test_the_published_shortcuts_halve_by_stride():
+    """models/resnet_cifar.py:26-38, the block that begins a stage, written out."""
+    block = encoders.build(nd.Paper.encoder, 3, 32).net.stage2[0].eval()
+    x = Rng(1).normal(2, 64, 8, 8)
+    conv1, bn1, _, conv2, bn2 = block.body
+    conv3, bn3 = (m for m in block.shortcut if not isinstance(m, torch.nn.AvgPool2d))
+    out = bn2(conv2(bn1(conv1(x)).relu())) + bn3(
+        torch.einsum("oi,bihw->bohw", conv3.weight[:, :, 0, 0], x[:, :, ::2, ::2])
+    )
+    assert_close(block(x), out.relu())
 
 
 def test_fewer_images_than_neighbours_is_a_one_line_error():
