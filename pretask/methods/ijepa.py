@@ -225,10 +225,9 @@ class IJEPA(Method[Blocks]):
         return Loss(F.smooth_l1_loss(self.foreseen(pretext), self.target(pretext)))
 
     def after_step(self, carry: Any, progress: Progress) -> None:
-        first = self.config.keep
-        follow(
-            self.teacher, self.encoder, first + (1 - first) * progress.fraction
-        )  # on a line (appendix A.1)
+        keep = self.config.keep
+        keep += (1 - keep) * progress.fraction  # on a line (appendix A.1)
+        follow(self.teacher, self.encoder, keep)
 
     def export(self) -> Encoder:
         """The teacher, as in the paper."""

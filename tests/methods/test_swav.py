@@ -98,6 +98,16 @@ def test_small_views_come_in_the_order_of_their_images(method):
     assert_close(every[3], method.embedded(method.encoder(method.puzzle.small[:, 1])["pool"]))
 
 
+def test_the_head_gets_all_views_at_once_as_its_batch_norm_shows(method):
+    """`forward` of `src/resnet50.py`: one size after the other through the net, all together through the head."""
+    p, z = method.puzzle, method.through(method.embedded, method.puzzle)
+    pools = [method.encoder(x)["pool"] for x in (p.both, torch.cat([p.small[:, 0], p.small[:, 1]]))]
+    assert_close(z, F.normalize(method.head(torch.cat(pools)), dim=1).unflatten(0, (4, 32)))
+    apart = torch.cat([F.normalize(method.head(pool), dim=1) for pool in pools]).unflatten(0, (4, 32))
+    assert (method.scores(z) - method.scores(apart)).abs().max() > 0.02
+    assert_close(method.loss(p).total, method.swapped(method.scores(z)))
+
+
 def test_scores_are_cosines(method):
     z = method.embedded(method.encoder(method.puzzle.left)["pool"])
     before = method.scores(z)
@@ -186,6 +196,16 @@ def test_a_queue_that_is_not_full_is_not_counted_and_starts_when_it_is_told():
     assert_close(method.codes_of(0, own), alone)
     method.after_step(rows_of(3), Plan.of(4, 4).at(3))
     assert (method.codes_of(0, own) - alone).abs().max() > 1e-3
+
+
+def test_a_queue_goes_with_the_weights_onto_the_disk():
+    method, again = with_queue(8, start=0.0), with_queue(8, start=0.0)
+    for seed in (1, 2):
+        method.after_step(rows_of(seed), Plan.of(4, 4).at(0))
+    again.load_state_dict(method.state_dict())
+    own = method.scores(F.normalize(Rng(9).normal(5, 6), dim=1))
+    assert torch.equal(again.codes_of(1, own), method.codes_of(1, own))
+    assert (with_queue(8).codes_of(1, own) - method.codes_of(1, own)).abs().max() > 1e-3
 
 
 def test_what_is_carried_are_the_features_of_both_large_views_and_may_exceed_the_queue(method):
