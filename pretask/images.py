@@ -276,6 +276,8 @@ class Views:
     """probability of a left-right flip"""
     jitter: float = 0.5
     """strength of the colour jitter; 0.8 of it for brightness, contrast and saturation, 0.2 for hue"""
+    saturation: float | None = None
+    """largest change of saturation; none: as of brightness (BYOL and what followed it: 0.2, half of that)"""
     jitter_p: float = 0.8
     """probability of a jitter"""
     grey: float = 0.2
@@ -290,7 +292,8 @@ class Views:
         shape = (1.0, 1.0) if self.crop == (1.0, 1.0) else RATIO
         x = flip(resized_crop(x, size, rng, self.crop, shape), rng, self.flip)
         s = 0.8 * self.jitter
-        x = jitter(x, rng, s, s, s, 0.2 * self.jitter, p=self.jitter_p)
+        saturation = s if self.saturation is None else self.saturation
+        x = jitter(x, rng, s, s, saturation, 0.2 * self.jitter, p=self.jitter_p)
         x = grey(x, rng, self.grey) if x.shape[1] == 3 else x
         x = blur(x, rng, self.blur) if self.blur else x
         return solarize(x, rng, self.solarize) if self.solarize else x

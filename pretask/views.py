@@ -105,9 +105,13 @@ class OfCrops(OfViews[Crops]):
         none = x.new_empty(len(x), 0, x.shape[1], side, side)
         return Crops(*self.large(batch, rng), torch.stack(small, 1) if small else none)
 
-    def through(self, net: Any, pretext: Crops) -> Tensor:
-        """What a network (B, C, H, W) -> (B, D) makes of all views: (2 + V, B, D), the large ones first."""
-        rows = [net(pretext.both)]
+    def through(self, head: Any, pretext: Crops) -> Tensor:
+        """What a head (N, D) -> (N, K) makes of the pooled features of all views: (2 + V, B, K), the large ones first.
+
+        The encoder gets one size after the other, the head all views at once (released code of SwAV and DINO): a batch
+        norm in the head counts them all.
+        """
+        rows = [self.encoder(pretext.both)["pool"]]
         if pretext.small.shape[1]:
-            rows.append(net(pretext.small.transpose(0, 1).flatten(0, 1)))
-        return torch.cat(rows).unflatten(0, (-1, len(pretext.left)))
+            rows.append(self.encoder(pretext.small.transpose(0, 1).flatten(0, 1))["pool"])
+        return head(torch.cat(rows)).unflatten(0, (-1, len(pretext.left)))

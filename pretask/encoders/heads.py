@@ -8,10 +8,14 @@ from typing import TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from pretask.encoders import Encoder
 
 M = TypeVar("M", bound=nn.Module)
+
+TIMM_RATES = {"drop_prob", "drop_rate", "prob"}
+"""what DropPath and DropBlock2d, classifiers and PatchDropout call the share that they drop"""
 
 
 def projector(*widths: int) -> nn.Sequential:
@@ -23,8 +27,17 @@ def projector(*widths: int) -> nn.Sequential:
 
 
 def teacher_of(module: M) -> M:
-    """A copy that no gradient reaches; `follow` moves it."""
-    return copy.deepcopy(module).requires_grad_(False)
+    """A copy that no gradient reaches and that drops neither paths nor units; `follow` moves it.
+
+    Its batch norms count its own batches while it is trained along, as in the released code of BYOL and DINO.
+    """
+    teacher = copy.deepcopy(module).requires_grad_(False)
+    for part in teacher.modules():
+        if isinstance(part, _DropoutNd):
+            part.p = 0.0
+        for rate in TIMM_RATES & vars(part).keys():
+            setattr(part, rate, 0.0)
+    return teacher
 
 
 @torch.no_grad()

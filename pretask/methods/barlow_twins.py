@@ -49,7 +49,7 @@ class Paper(Config):
 
     side: float = 1.0
     """full size"""
-    views: images.Views = images.Views(crop=(0.08, 1.0))
+    views: images.Views = images.Views(crop=(0.08, 1.0), saturation=0.2)
     """but for blur and solarisation, in which the two views differ"""
     width: int = 8192
     """of the description"""

@@ -3,7 +3,11 @@
 Grill et al.: Bootstrap Your Own Latent, NeurIPS 2020, arXiv:2006.07733. There are no negatives: what keeps all images
 from getting the same features is that the teacher gets no gradient and that a predictor stands between the two.
 
-Differs: the loss is the mean over both directions, half of the paper's sum; batch norms see both views at once.
+The teacher drops nothing, and its batch norms count its batches as the student's do (released code).
+
+**Differs:** the loss is the mean over both directions, half of the paper's sum; batch norms see both views at once; the
+last layers of projector and predictor have biases, the released ones have none; crops are bilinear and of an image
+already reduced to the views' size.
 """
 
 from dataclasses import dataclass
@@ -47,7 +51,7 @@ class Paper(Config):
 
     side: float = 1.0
     """full size"""
-    views: images.Views = images.Views(crop=(0.08, 1.0))
+    views: images.Views = images.Views(crop=(0.08, 1.0), saturation=0.2)
     """but for blur and solarisation, in which the two views differ"""
     keep: float = 0.996
     """at first (sec. 3.3)"""

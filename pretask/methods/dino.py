@@ -5,10 +5,15 @@ ICCV 2021, arXiv:2104.14294; numbers without another source are those of the rel
 gradient and sees the large views alone. Two things keep it from assigning all images alike: its logits are centred, so
 that no one prototype always wins, and its softmax is sharp, so that not all of them always share (sec. 3.1).
 
-Differs: the weight decay does not rise, and the learning rate falls to 0; prototypes keep length 1 in every net, where
-the paper's best ViT-S lets them grow; heads begin with torch's weights, not with narrow ones; students drop no paths;
-gradients are clipped together, not weight by weight; the teacher's temperature rises with every step, not every epoch;
-saturation is jittered by 0.4, not 0.2; crops are bilinear.
+The head gets the class tokens of all views at once, so its batch norms, where it has some, count them all. Students may
+drop paths ("drop_path_rate" of the encoder); teachers drop nothing, and their batch norms count batches, as students' do.
+
+**Differs:** logits are cosines in every net, where the released ViT-S run scales them by learned lengths
+(`--norm_last_layer false`); heads begin with torch's weights, not with normal ones of deviation 0.02, and the class token
+with 1e-6, as timm has it, not with 0.02; frozen prototypes gather momentum; gradients are clipped together, not weight by
+weight; the teacher's temperature rises with every step, not every epoch; crops are bilinear and of an image already
+reduced to the views' size; a blur has a window of a tenth of the side; a ViT's pixels are less 0.5 and in units of 0.5, as
+timm has it, not by ImageNet's means and deviations.
 """
 
 from collections.abc import Iterable, Mapping
@@ -50,7 +55,7 @@ class Config(CropsConfig):
     hidden: int = 512
     """of the head's hidden layers (2048 on ImageNet)"""
     norm: bool = True
-    """batch norms in the head, as for ResNets; without them small nets soon share all images out evenly"""
+    """batch norms in the head (an option of the released code); without them small nets soon share all images out evenly"""
 
     def build(self, encoder: Encoder, source: Source) -> "DINO":
         return DINO(self, encoder)
@@ -63,16 +68,26 @@ class Config(CropsConfig):
 
 @dataclass(frozen=True)
 class Paper(Config):
-    """ViT-S/16 on ImageNet, with --size 224: batch 1024, 300 epochs, 2 views of 224 px and 8 of 96 px."""
+    """ViT-S/16 on ImageNet, with --size 224: batch 1024, 300 epochs, 2 views of 224 px and 8 of 96 px.
 
-    encoder: ClassVar[str] = "vit_small_patch16_224:dynamic_img_size=True"
+    The run of the released README's "Boosting DINO performance". It has no batch norms: views meet nowhere in the net.
+    """
+
+    encoder: ClassVar[str] = "vit_small_patch16_224:dynamic_img_size=True,drop_path_rate=0.1"
     train: ClassVar[TrainConfig] = TrainConfig(
-        epochs=300, batch=1024, lr=5e-4 * 1024 / 256, weight_decay=0.04, warmup=10 / 300, clip=3.0
+        epochs=300,
+        batch=1024,
+        lr=5e-4 * 1024 / 256,
+        lr_end=1e-6,
+        weight_decay=0.04,
+        weight_decay_end=0.4,
+        warmup=10 / 300,
+        clip=3.0,
     )
 
     side: float = 1.0
     """full size"""
-    views: images.Views = images.Views(crop=(0.4, 1.0), blur=0.5)
+    views: images.Views = images.Views(crop=(0.4, 1.0), saturation=0.2, blur=0.5)
     """but for blur and solarisation of the two large views, which differ"""
     small: int = 8
     """of 96 px"""
@@ -109,10 +124,16 @@ class Head(nn.Module):
         self.prototypes = nn.Linear(width, prototypes, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        z = F.normalize(self.narrow(x.flatten(0, -2)).float(), dim=1)
+        return self.cosines(self.narrowed(x))
+
+    def narrowed(self, x: Tensor) -> Tensor:
+        """(…, D) -> (…, width) unit rows; batch norms count all rows."""
+        return F.normalize(self.narrow(x.flatten(0, -2)).float(), dim=1).unflatten(0, x.shape[:-1])
+
+    def cosines(self, z: Tensor) -> Tensor:
+        """(…, width) unit rows -> (…, K)."""
         with torch.autocast(z.device.type, enabled=False):  # bfloat16 is off by up to 0.06 at 1 / 0.04
-            logits = z @ F.normalize(self.prototypes.weight, dim=1).T
-        return logits.unflatten(0, x.shape[:-1])
+            return z @ F.normalize(self.prototypes.weight, dim=1).T
 
 
 def assigned(logits: Tensor, centre: Tensor, temperature: Tensor) -> Tensor:
@@ -150,7 +171,7 @@ class DINO(OfCrops):
     def loss(self, pretext: Crops) -> Loss:
         taught = self.taught(pretext.both)  # (2B, K)
         target = assigned(taught, self.centre, self.sharpness).unflatten(0, (2, -1))
-        log_p = (self.through(self.logits, pretext) / self.config.temperature).log_softmax(2)
+        log_p = (self.through(self.head, pretext) / self.config.temperature).log_softmax(2)
         entropy = torch.special.entr(target).sum(2).mean()  # towards 0 or ln K: collapse (sec. 5.3)
         return Loss(across(target, log_p), {"entropy": entropy}, carry=taught.mean(0, keepdim=True))
 
@@ -163,11 +184,11 @@ class DINO(OfCrops):
             follow(teacher, student, keep)
 
     def groups(self) -> Iterable[dict[str, Any]]:
-        """The prototypes stay as they are at first, and have no weight decay, which their lengths would not feel."""
+        """The prototypes stay as they are at first."""
         last = self.head.prototypes.weight
         for group in super().groups():
             yield {**group, "params": [p for p in group["params"] if p is not last]}
-        yield {"params": [last], "weight_decay": 0.0, "after": self.config.frozen}
+        yield {"params": [last], "after": self.config.frozen}
 
     def solve(self, pretext: Crops) -> Mapping[str, Tensor]:
         """The right view that the teacher assigns most nearly as the student foresees from the left one."""

@@ -6,8 +6,12 @@ learned token, at the patch's own place. From a view with hidden patches the stu
 assigns the whole of another view, as in DINO; both losses count alike. What keeps all patches from one answer is what
 keeps all images from it in DINO: the teacher follows slowly, centred and sharp. Patches have a centre of their own.
 
-Differs: all that does in DINO; no more than ten rectangles are tried for a view, and one may be as high or wide as the
-view; a transformer that pools otherwise than by a class token has what it pools in that token's place.
+The head gets the class and patch tokens of both large views at once, then those of the small views at once: so its
+batch norms, where it has some, count them (`main_ibot.py`, whose small views go through the net by themselves).
+
+**Differs:** all that does in DINO; no more than ten rectangles are tried for a view, and one may be as high or wide as the
+view; the token of hidden patches does not decay; a transformer that pools otherwise than by a class token has what it
+pools in that token's place.
 """
 
 import math
@@ -60,14 +64,21 @@ class Config(dino.Config):
 class Paper(Config):
     """ViT-S/16 on ImageNet, with --size 224: batch 1024, 800 epochs, 2 views of 224 px and 10 of 96 px."""
 
-    encoder: ClassVar[str] = "vit_small_patch16_224:dynamic_img_size=True"
+    encoder: ClassVar[str] = "vit_small_patch16_224:dynamic_img_size=True,drop_path_rate=0.1"
     train: ClassVar[TrainConfig] = TrainConfig(
-        epochs=800, batch=1024, lr=5e-4 * 1024 / 256, weight_decay=0.04, warmup=10 / 800, clip=3.0
+        epochs=800,
+        batch=1024,
+        lr=5e-4 * 1024 / 256,
+        lr_end=1e-6,
+        weight_decay=0.04,
+        weight_decay_end=0.4,
+        warmup=10 / 800,
+        clip=3.0,
     )
 
     side: float = 1.0
     """full size"""
-    views: images.Views = images.Views(crop=(0.25, 1.0), blur=0.5)
+    views: images.Views = images.Views(crop=(0.25, 1.0), saturation=0.2, blur=0.5)
     """but for blur and solarisation of the two large views, which differ"""
     small: int = 10
     """of 96 px"""
@@ -139,7 +150,6 @@ class IBOT(DINO):
         net: Any = encoder.net
         self.grid: tuple[int, int] = net.patch_embed.dynamic_feat_size((self.side, self.side))
         self.unknown = nn.Parameter(torch.zeros(net.embed_dim))  # in the place of a hidden patch
-        nn.init.normal_(self.unknown, std=0.02)
         self.register_buffer("patch_centre", torch.zeros(config.prototypes))
 
     def pretext(self, batch: Batch, rng: Rng) -> Masked:
@@ -153,31 +163,38 @@ class IBOT(DINO):
         share = rng.uniform(count, low=low, high=high) * rng.coin(count, p=self.config.masked)
         return rectangles(share * math.prod(self.grid), self.grid, rng)
 
-    def tokens(self, encoder: Any, image: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, C, H, W), (B, h, w) -> what the transformer pools (B, D), and its patches (B, N, D)."""
+    def tokens(self, encoder: Any, image: Tensor, hidden: Tensor | None = None) -> Tensor:
+        """(B, C, H, W), (B, h, w) -> (B, 1 + N, D): what the transformer pools, and its patches."""
         vit = encoder.net
         x = vit.patch_embed(encoder.normalised(encoder.seen(image)))  # (B, N, D) or (B, h, w, D)
-        x = torch.where(hidden.reshape(*x.shape[:-1], 1), self.unknown.to(x.dtype), x)
+        if hidden is not None:
+            x = torch.where(hidden.reshape(*x.shape[:-1], 1), self.unknown.to(x.dtype), x)
         x = vit.norm(vit.blocks(vit.norm_pre(vit._pos_embed(x))))  # (B, P + N, D), after P prefix tokens
-        return vit.forward_head(x, pre_logits=True), vit.fc_norm(x[:, vit.num_prefix_tokens :])
+        whole = vit.forward_head(x, pre_logits=True)
+        return torch.cat([whole[:, None], vit.fc_norm(x[:, vit.num_prefix_tokens :])], 1)
+
+    def of_small(self, image: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, K), the student's for what is pooled; patches count in batch norms alone."""
+        tokens = self.tokens(self.encoder, image)
+        return self.head.cosines(self.head.narrowed(tokens if self.config.norm else tokens[:, :1])[:, 0])
 
     def loss(self, pretext: Masked) -> Loss:  # type: ignore[override]  # it makes no other puzzle
         t = self.config.temperature
         hidden = torch.cat([pretext.left_hidden, pretext.right_hidden])  # (2B, h, w)
         encoder, head = self.teacher
         with torch.no_grad():
-            image, patch = map(head, self.tokens(encoder, pretext.both, torch.zeros_like(hidden)))
-        whole, patches = self.tokens(self.encoder, pretext.both, hidden)
-        rows = [self.head(whole)]
+            taught = head(self.tokens(encoder, pretext.both))  # (2B, 1 + N, K)
+        image, patch = taught[:, 0], taught[:, 1:]
+        logits = self.head(self.tokens(self.encoder, pretext.both, hidden))
+        rows = [logits[:, 0]]
         if self.config.small:
-            rows.append(self.logits(pretext.small.transpose(0, 1).flatten(0, 1)))
+            rows.append(self.of_small(pretext.small.transpose(0, 1).flatten(0, 1)))
         log_p = (torch.cat(rows) / t).log_softmax(1).unflatten(0, (-1, len(pretext.left)))  # (2 + V, B, K)
         of_images = across(assigned(image, self.centre, self.sharpness).unflatten(0, (2, -1)), log_p)
 
         where = hidden.flatten(1)  # (2B, N)
         target = assigned(patch[where], self.patch_centre, self.sharpness)  # (M, K)
-        foreseen = self.head(patches)[where]  # batch norms see all patches, as the teacher's do
-        log_p = (foreseen / t).log_softmax(1)
+        log_p = (logits[:, 1:][where] / t).log_softmax(1)
         of_patches = each_image(-(target * log_p).sum(1), where)
         carry = image.mean(0, keepdim=True), patch.mean((0, 1))[None]
         return Loss(of_images + of_patches, {"images": of_images, "patches": of_patches}, carry)

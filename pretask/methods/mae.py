@@ -8,7 +8,11 @@ hidden patch, and the place of each (sec. 3). Only hidden patches are scored. Pl
 learned, in both halves, and weights begin as Glorot's (appendix A.1): small ones, such as timm's, leave a narrow network
 for hundreds of steps where it paints nothing but greys.
 
-Differs from the paper: targets are plain pixels, not those less the data set's mean; crops are bilinear.
+**Differs:** patches are hidden one by one alone, not in blocks or on a grid (fig. 6); pixels are less 0.5 and in units of
+0.5, as timm has it, and targets are plain pixels, where the released code takes ImageNet's means and deviations for both;
+crops are bilinear and of an image already reduced to the net's size, so magnified up to 2.2 times. Of the first weights
+(`models_mae.py`) the class token's have a deviation of 1e-6, not 0.02, and those of the decoder's answer 0.02, not
+Glorot's; the decoder's last norm adds 1e-5 to the variance, not 1e-6; the token of hidden patches does not decay.
 
 Cost: as the number of patches, so that is what to choose. At 32 px patches of 4 px make 64; larger images want larger
 patches: at 96 px `--encoder vit_tiny_patch16_224:patch_size=12,…` makes as many.

@@ -84,7 +84,7 @@ class PaperV3(V3):
 
     side: float = 1.0
     """full size"""
-    views: images.Views = images.Views()
+    views: images.Views = images.Views(saturation=0.2)
     """but for blur and solarisation, in which the two views differ"""
     temperature: float = 1.0
     """of the softmax over keys"""

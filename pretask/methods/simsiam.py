@@ -3,7 +3,8 @@
 Chen, He: Exploring Simple Siamese Representation Learning, CVPR 2021, arXiv:2011.10566. BYOL without a teacher: what
 keeps all images from getting the same features is that no gradient flows through what is to be foreseen.
 
-Differs: batch norms see both views at once.
+**Differs:** batch norms see both views at once; the learning rate falls with every step, not every epoch; crops are of an
+image already reduced to the views' size; a blur has a window of a tenth of the side.
 """
 
 from collections.abc import Iterable
@@ -43,7 +44,13 @@ class Paper(Config):
 
     encoder: ClassVar[str] = "resnet50"
     train: ClassVar[TrainConfig] = TrainConfig(
-        epochs=100, batch=512, optimizer="sgd", lr=0.05 * 512 / 256, weight_decay=1e-4, warmup=0.0
+        epochs=100,
+        batch=512,
+        optimizer="sgd",
+        lr=0.05 * 512 / 256,
+        weight_decay=1e-4,
+        decay_all=True,  # `main_simsiam.py` gives its optimizer all parameters alike
+        warmup=0.0,
     )
 
     side: float = 1.0

@@ -5,7 +5,12 @@ Assignments, NeurIPS 2020, arXiv:2006.09882; numbers without another source are 
 all images from going to one prototype is that the assignments of a batch, its codes, are made equally many for each
 (Sinkhorn and Knopp). Small views are only asked. With several processes the codes are shared out over all of them.
 
-Differs: no queue of earlier features, so a batch should hold about as many views as there are prototypes.
+A batch with fewer images than prototypes cannot be shared out evenly: then features of earlier batches are shared out
+with it, and forgotten (sec. 3.1, "Working with small batches").
+
+**Differs:** cosines divide by the prototypes' lengths, where the released code cuts the prototypes to length 1 before
+every step; frozen prototypes gather momentum; with several processes the queue is one, not one for each; the released
+ResNet-50 pads by a pixel more (`src/resnet50.py`); a blur has a window of a tenth of the side, as in SimCLR.
 """
 
 from collections.abc import Iterable, Mapping
@@ -20,7 +25,7 @@ from pretask import distributed, images
 from pretask.config import TrainConfig
 from pretask.encoders import Encoder
 from pretask.encoders.heads import projector
-from pretask.types import Loss, Source
+from pretask.types import Loss, Progress, Source
 from pretask.views import Crops, CropsConfig, OfCrops
 
 
@@ -38,6 +43,10 @@ class Config(CropsConfig):
     """of Sinkhorn and Knopp"""
     frozen: float = 0.01
     """share of the run in whose beginning the prototypes stay as they are"""
+    queue: int = 384
+    """earlier features of each large view that codes count: half as many again as prototypes (3,840 for 3000); 0: none"""
+    queue_start: float = 15 / 200
+    """share of the run after which they are gathered (epoch 15 of 200, `scripts/swav_200ep_bs256_pretrain.sh`)"""
     width: int = 128
     """of the projection"""
     hidden: int = 512
@@ -49,11 +58,22 @@ class Config(CropsConfig):
 
 @dataclass(frozen=True)
 class Paper(Config):
-    """ResNet-50 on ImageNet, with --size 224: batch 4096, 800 epochs, 2 views of 224 px and 6 of 96 px."""
+    """ResNet-50 on ImageNet, with --size 224: batch 4096, 800 epochs, 2 views of 224 px and 6 of 96 px.
+
+    As `scripts/swav_800ep_pretrain.sh`. LARC fits the steps of gains and biases, too, and lets them decay.
+    """
 
     encoder: ClassVar[str] = "resnet50"
     train: ClassVar[TrainConfig] = TrainConfig(
-        epochs=800, batch=4096, optimizer="lars", lr=4.8, weight_decay=1e-6, warmup=10 / 800
+        epochs=800,
+        batch=4096,
+        optimizer="lars",
+        lr=4.8,
+        lr_start=0.3,
+        lr_end=0.0048,
+        weight_decay=1e-6,
+        decay_all=True,
+        warmup=10 / 800,
     )
 
     side: float = 1.0
@@ -69,9 +89,32 @@ class Paper(Config):
     prototypes: int = 3000
     """table 4"""
     frozen: float = 313 / (800 * 312)
-    """one epoch of 313 steps"""
+    """313 steps, about one epoch"""
+    queue: int = 0
+    """none: a batch has more images than there are prototypes"""
     hidden: int = 2048
     """of the projector's hidden layer"""
+
+
+@dataclass(frozen=True)
+class Paper256(Paper):
+    """The same in batches of 256 and 200 epochs, with a queue (`scripts/swav_200ep_bs256_pretrain.sh`)."""
+
+    train: ClassVar[TrainConfig] = TrainConfig(
+        epochs=200,
+        batch=256,
+        optimizer="lars",
+        lr=0.6,
+        lr_end=0.0006,
+        weight_decay=1e-6,
+        decay_all=True,
+        warmup=0.0,
+    )
+
+    frozen: float = 5005 / (200 * 5004)
+    """5005 steps, about one epoch"""
+    queue: int = 3840
+    """features of 15 batches"""
 
 
 @torch.no_grad()
@@ -89,35 +132,65 @@ def codes(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
 
 
 class SwAV(OfCrops):
+    queue: Tensor  # (2, Q, D) earlier features of the left and of the right view, the newest first
+    queued: Tensor  # () how many of Q there are
+
     def __init__(self, config: Config, encoder: Encoder):
         super().__init__(config, encoder)
         self.head = projector(encoder.dim, config.hidden, config.width)
         self.prototypes = nn.Linear(config.width, config.prototypes, bias=False)
+        self.register_buffer("queue", torch.zeros(2, config.queue, config.width))
+        self.register_buffer("queued", torch.zeros((), dtype=torch.int64))
 
-    def scores(self, image: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, K): cosines with the prototypes."""
-        z = F.normalize(self.head(self.encoder(image)["pool"]).float(), dim=1)
+    def embedded(self, pool: Tensor) -> Tensor:
+        """Pooled features (N, dim) -> (N, D) unit rows."""
+        return F.normalize(self.head(pool).float(), dim=1)
+
+    def scores(self, z: Tensor) -> Tensor:
+        """(…, D) -> (…, K): cosines with the prototypes."""
         with torch.autocast(z.device.type, enabled=False):
             return z @ F.normalize(self.prototypes.weight, dim=1).T
 
     def loss(self, pretext: Crops) -> Loss:
-        c, scores = self.config, self.through(self.scores, pretext)  # (2 + V, B, K)
-        log_p = (scores / c.temperature).log_softmax(2)
+        z = self.through(self.embedded, pretext)  # (2 + V, B, D)
+        return Loss(self.swapped(self.scores(z)), carry=z[:2].detach().transpose(0, 1))
+
+    def swapped(self, scores: Tensor) -> Tensor:
+        """Mean cross-entropy of each large view's codes with all other views, of (2 + V, B, K) scores (eq. 2)."""
+        log_p = (scores / self.config.temperature).log_softmax(2)
         costs = []
         for own in (0, 1):
-            q = codes(distributed.gather_rows(scores[own].detach()), c.epsilon, c.iterations)
-            q = q.chunk(distributed.world())[distributed.rank()]  # (B, K)
+            q = self.codes_of(own, scores[own].detach())
             others = [v for v in range(len(scores)) if v != own]
-            costs.append(-(q * log_p[others]).sum(2).mean())  # eq. 2, swapped
-        return Loss(torch.stack(costs).mean())
+            costs.append(-(q * log_p[others]).sum(2).mean())
+        return torch.stack(costs).mean()
+
+    @torch.no_grad()
+    def codes_of(self, own: int, scores: Tensor) -> Tensor:
+        """(B, K) scores of the left or right view -> their codes, shared out together with a queue that is full."""
+        c, batch = self.config, distributed.gather_rows(scores)
+        earlier = (
+            self.scores(self.queue[own]) if self.queued == c.queue else batch[:0]
+        )  # (Q, K) by today's prototypes
+        q = codes(torch.cat([earlier, batch]), c.epsilon, c.iterations)[len(earlier) :]
+        return q.chunk(distributed.world())[distributed.rank()]
+
+    def after_step(self, carry: Any, progress: Progress) -> None:
+        """`carry` (B, 2, D): what both large views of all processes became."""
+        if progress.fraction >= self.config.queue_start:
+            rows = self.config.queue
+            self.queue.copy_(torch.cat([carry.transpose(0, 1), self.queue], 1)[:, :rows])
+            self.queued.copy_((self.queued + len(carry)).clamp(max=rows))
 
     def groups(self) -> Iterable[dict[str, Any]]:
-        """The prototypes stay as they are at first, and have no weight decay, which their lengths would not feel."""
+        """The prototypes stay as they are at first."""
         for group in super().groups():
             yield {**group, "params": [p for p in group["params"] if p is not self.prototypes.weight]}
-        yield {"params": [self.prototypes.weight], "weight_decay": 0.0, "after": self.config.frozen}
+        yield {"params": [self.prototypes.weight], "after": self.config.frozen}
 
     def solve(self, pretext: Crops) -> Mapping[str, Tensor]:
-        left, right = self.scores(pretext.left), self.scores(pretext.right)
+        left, right = (
+            self.scores(self.embedded(self.encoder(view)["pool"])) for view in (pretext.left, pretext.right)
+        )
         near = F.normalize(left, dim=1) @ F.normalize(right, dim=1).T
         return {"right": pretext.right[near.argmax(1)]}

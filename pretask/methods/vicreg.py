@@ -3,7 +3,8 @@
 Bardes, Ponce, LeCun: Variance-Invariance-Covariance Regularization for Self-Supervised Learning, ICLR 2022,
 arXiv:2105.04906. With several processes variances and covariances are over the batches of all of them.
 
-Differs: batch norms see both views at once.
+**Differs:** batch norms see both views at once; the projector's last layer has biases, which no term feels; crops are
+bilinear and of an image already reduced to the views' size; a blur has a window of a tenth of the side.
 """
 
 from dataclasses import dataclass
@@ -45,16 +46,22 @@ class Config(ViewsConfig):
 
 @dataclass(frozen=True)
 class Paper(Config):
-    """ResNet-50 on ImageNet, with --size 224: batch 2048, LARS, 1000 epochs (sec. 4.2)."""
+    """ResNet-50 on ImageNet, with --size 224: batch 2048, LARS, 1000 epochs (released README)."""
 
     encoder: ClassVar[str] = "resnet50"
     train: ClassVar[TrainConfig] = TrainConfig(
-        epochs=1000, batch=2048, optimizer="lars", lr=0.2 * 2048 / 256, weight_decay=1e-6, warmup=0.01
+        epochs=1000,
+        batch=2048,
+        optimizer="lars",
+        lr=0.2 * 2048 / 256,
+        lr_end=0.0002 * 2048 / 256,
+        weight_decay=1e-6,
+        warmup=0.01,
     )
 
     side: float = 1.0
     """full size"""
-    views: images.Views = images.Views(crop=(0.08, 1.0))
+    views: images.Views = images.Views(crop=(0.08, 1.0), saturation=0.2)
     """but for blur and solarisation, in which the two views differ"""
     width: int = 8192
     """of the description"""

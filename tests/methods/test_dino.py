@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 from pretask import encoders, images, sources
+from pretask.config import decay, schedule
 from pretask.loop import rate
 from pretask.methods import dino
 from pretask.plan import Plan
@@ -103,16 +104,18 @@ def test_a_student_view_is_never_compared_with_the_teachers_same_view():
 
 
 def test_the_method_scores_all_views_by_its_centre_and_both_temperatures(source):
-    method = made(source, dino.Config(**NARROW, temperature=0.2))
+    """And the head gets all of them at once, as its batch norms show (`utils.MultiCropWrapper`)."""
+    method = made(source, dino.Config(**NARROW, temperature=0.2, small_side=0.5))
     method.centre.copy_(Rng(3).normal(32) / 4)
     method.sharpness.fill_(0.09)
     p = puzzle(method, source)
     with torch.no_grad():
         found = method.loss(p)
-        large = method.logits(p.both).unflatten(0, (2, 8))
-        small = method.logits(p.small.transpose(0, 1).flatten(0, 1)).unflatten(0, (2, 8))
+        pools = [method.encoder(x)["pool"] for x in (p.both, torch.cat([p.small[:, 0], p.small[:, 1]]))]
+        student = method.head(torch.cat(pools)).unflatten(0, (4, 8))
+        apart = torch.cat([method.head(pool) for pool in pools]).unflatten(0, (4, 8))
         teacher = method.taught(p.both).unflatten(0, (2, 8))
-    student = torch.cat([large, small])
+    assert (student - apart).abs().max() > 0.01
     assert_close(found.total.item(), slow(teacher, student, method.centre, 0.09, 0.2), atol=1e-4, rtol=1e-4)
 
 
@@ -277,7 +280,8 @@ def test_with_both_every_image_has_its_few_prototypes_and_together_they_have_mos
 # ---- recipes, groups, answers
 
 
-def test_the_prototypes_stand_still_at_first_and_do_not_decay(source):
+def test_the_prototypes_stand_still_at_first_and_decay_as_all_matrices(source):
+    """`utils.get_params_groups`: what has more than one dimension is regularized, `last_layer` too."""
     method = made(source)
     [optimizer] = method.optimizers(dataclasses.replace(dino.Config.train, weight_decay=0.5, warmup=0.0))
     trained = [w for w in method.parameters() if w.requires_grad]
@@ -287,7 +291,7 @@ def test_the_prototypes_stand_still_at_first_and_do_not_decay(source):
     method.loss(puzzle(method, source)).total.backward()
     last = method.head.prototypes.weight
     [alone] = [g for g in optimizer.param_groups if any(w is last for w in g["params"])]
-    assert alone["weight_decay"] == 0 and len(alone["params"]) == 1
+    assert alone["weight_decay"] == 0.5 and len(alone["params"]) == 1
     for step, still in ((1, True), (29, True), (30, False)):
         before = [w.detach().clone() for w in (last, method.head.narrow[0].weight)]
         for group in optimizer.param_groups:
@@ -329,5 +333,18 @@ def test_the_paper_recipe_is_that_of_the_released_code():
     assert train.lr == pytest.approx(0.002) and train.warmup * train.epochs == pytest.approx(10)
     source = sources.open("synthetic:2:224")
     narrow = dataclasses.replace(paper, prototypes=8)
-    method = made(source, narrow, f"{paper.encoder},embed_dim=12,num_heads=1,depth=1")
+    method = made(source, narrow, f"{paper.encoder},embed_dim=12,num_heads=1,depth=3")
     assert (method.side, method.small_side) == (224, 96)
+    for net, rates in ((method.encoder, [0, 0.05, 0.1]), (method.teacher[0], [0, 0, 0])):
+        assert [getattr(block.drop_path1, "drop_prob", 0) for block in net.net.blocks] == pytest.approx(rates)
+
+
+def test_learning_rate_and_weight_decay_go_the_released_ways():
+    """`utils.cosine_scheduler` with `--min_lr 1e-6 --weight_decay 0.04 --weight_decay_end 0.4`."""
+    train = dino.Paper.train
+    for epoch in range(0, 300, 10):
+        turn = math.pi * (epoch - 10) / 290
+        rising = 0.002 * epoch / 10 if epoch < 10 else 1e-6 + 0.5 * (0.002 - 1e-6) * (1 + math.cos(turn))
+        assert train.lr * schedule(train, epoch / 300) == pytest.approx(rising)
+        heavier = 0.4 + 0.5 * (0.04 - 0.4) * (1 + math.cos(math.pi * epoch / 300))
+        assert train.weight_decay * decay(train, epoch / 300) == pytest.approx(heavier)

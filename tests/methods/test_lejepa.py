@@ -1,5 +1,6 @@
 """What a faithful LeJEPA must show (Balestriero and LeCun 2025, and the released code)."""
 
+import dataclasses
 import math
 
 import pytest
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 from pretask import encoders, sources
+from pretask.config import schedule
 from pretask.methods import lejepa
 from pretask.rng import Rng
 
@@ -64,14 +66,21 @@ def test_each_view_is_tested_by_itself():
 
 
 def test_the_loss_weighs_distance_and_normality(method):
-    method.eval()
-    z = method.through(lambda image: method.head(method.encoder(image)["pool"]), method.puzzle)
-    centre = sum(z) / 4
-    apart = sum((view - centre).square().mean() for view in z) / 4
+    """Centers are means of the global views (eq. 7), and the projector's batch norms count all views at once."""
+    p = method.puzzle
+    pools = [method.encoder(x)["pool"] for x in (p.both, torch.cat([p.small[:, 0], p.small[:, 1]]))]
+    z = method.head(torch.cat(pools)).unflatten(0, (4, 32))
+    apart, by_size = 0.0, torch.cat([method.head(pool) for pool in pools]).unflatten(0, (4, 32))
+    for n in range(32):
+        centre = (z[0, n] + z[1, n]) / 2
+        for v in range(4):
+            apart += ((centre - z[v, n]) ** 2).sum() / (4 * 32 * 64)
+    assert (z - by_size).abs().max() > 0.01
     seed = int(method.puzzle.seed)
     normality = lejepa.sigreg(z, lejepa.directions(64, 256, Rng(seed, "directions")))
     found = method.loss(method.puzzle)
     assert_close(found.parts["apart"], apart)
+    assert abs(apart - (z - z.mean(0)).square().mean()) > 0.1 * apart
     assert_close(found.total, 0.98 * apart + 0.02 * normality)
 
 
@@ -97,3 +106,54 @@ def test_without_the_test_of_normality_all_images_get_the_same_features():
         return net.head(net.encoder(net.pretext(batch, Rng(99)).left)["pool"]).std(0).mean().item()
 
     assert spread(0.0) < 0.1 < 0.3 < spread(0.5)
+
+
+# ---- the released demo (rbalestr-lab/lejepa, MINIMAL.md)
+
+
+def test_in_the_demo_all_four_views_are_global():
+    torch.manual_seed(0)
+    source, paper = sources.open("synthetic:16:32"), lejepa.Paper()
+    method = paper.build(encoders.build("resnet_small:width=16", 3, 32), source).train()
+    p = method.pretext(source.__getitems__(torch.arange(16)), Rng(0))
+    assert p.left.shape == p.right.shape == p.small[:, 0].shape == p.small[:, 1].shape
+    pools = torch.cat(
+        [method.encoder(x)["pool"] for x in (p.both, torch.cat([p.small[:, 0], p.small[:, 1]]))]
+    )
+    z = method.head(pools).unflatten(0, (4, 16))
+    assert_close(method.loss(p).parts["apart"], (z.mean(0) - z).square().mean())
+    widths = [(x.in_features, x.out_features) for x in method.head if isinstance(x, torch.nn.Linear)]
+    assert widths == [(method.encoder.dim, 512), (512, 2048), (2048, 2048), (2048, 16)]
+
+
+def test_the_paper_recipe_is_the_demos():
+    """`python mnist.py +lamb=0.02 +V=4 +proj_dim=16 +lr=2e-3 +bs=256 +epochs=800`, and what the script says itself."""
+    paper, train = lejepa.Paper(), lejepa.Paper.train
+    assert (paper.gaussian, 2 + paper.small, paper.width, train.lr, train.batch, train.epochs) == (
+        0.02, 4, 16, 2e-3, 256, 800,
+    )  # fmt: skip
+    assert (paper.directions, train.weight_decay, train.optimizer) == (256, 0.05, "adamw")
+    for views in (*paper.pair(), dataclasses.replace(paper.views, crop=paper.small_crop)):
+        assert (views.crop, views.grey, views.flip, views.blur, views.solarize) == (
+            (0.08, 1),
+            0.2,
+            0.5,
+            0.5,
+            0.2,
+        )
+    for epoch in range(0, 800, 20):  # LinearLR from 0.01, then CosineAnnealingLR to 1e-3
+        cosine = 1e-3 + (2e-3 - 1e-3) * (1 + math.cos(math.pi * (epoch - 1) / 799)) / 2
+        expected = 0.01 * 2e-3 if epoch == 0 else cosine
+        assert train.lr * schedule(train, epoch / 800) == pytest.approx(expected)
+
+
+def test_the_demo_decays_gains_and_biases_and_drops_paths():
+    source = sources.open("synthetic:4:128")
+    encoder = encoders.build(f"{lejepa.Paper.encoder},embed_dim=12,num_heads=1,depth=3", 3, 128)
+    method = lejepa.Paper().build(encoder, source)
+    (optimizer,) = method.optimizers(lejepa.Paper.train)
+    assert {group["weight_decay"] for group in optimizer.param_groups} == {0.05}
+    assert [getattr(block.drop_path1, "drop_prob", 0) for block in encoder.net.blocks] == pytest.approx(
+        [0, 0.05, 0.1]
+    )
+    assert (method.side, method.small_side) == (128, 128)

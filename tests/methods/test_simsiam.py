@@ -79,6 +79,13 @@ def test_without_the_stopped_gradient_all_images_get_the_same_features(method, m
     assert collapsed[1] < 0.6 < 0.85 < healthy[1]
 
 
+def test_the_paper_recipe_lets_gains_and_biases_decay(method):
+    """`main_simsiam.py`: one SGD over all parameters, `--wd 1e-4`."""
+    (optimizer,) = method.optimizers(simsiam.Paper.train)
+    assert {group["weight_decay"] for group in optimizer.param_groups} == {1e-4}
+    assert not any(group["nesterov"] for group in optimizer.param_groups)
+
+
 def test_the_predictors_learning_rate_stays(method):
     train = TrainConfig(lr=0.1, warmup=0.0)
     (optimizer,) = method.optimizers(train)
