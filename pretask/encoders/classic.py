@@ -5,6 +5,7 @@ Each is a function (channels, size, …) -> nn.Sequential whose children are the
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from torch import nn
 
@@ -322,6 +323,18 @@ def resnet_small(
     return nn.Sequential(OrderedDict(named))
 
 
+def resnet50_cifar(channels: int = 3, size: int = 32) -> nn.Sequential:
+    """ResNet-50 for images of 32 px (Chen et al. 2020, appendix B.9): its stem is a 3x3 convolution that does not halve,
+    without pooling, so it ends at 1/8."""
+    import timm  # longer to import than torch
+
+    net: Any = timm.create_model("resnet50", num_classes=0)
+    first = nn.Conv2d(channels, 64, 3, 1, 1, bias=False)
+    nn.init.kaiming_normal_(first.weight, mode="fan_out", nonlinearity="relu")  # as timm draws the others
+    stages = {f"stage{n}": getattr(net, f"layer{n}") for n in (1, 2, 3, 4)}
+    return nn.Sequential(OrderedDict(stem=nn.Sequential(first, net.bn1, net.act1), **stages))
+
+
 def mlp(channels: int = 1, size: int = 28, width: int = 1000, depth: int = 3) -> nn.Sequential:
     """Sigmoid layers of one width, as in Vincent et al. 2010; the first takes all pixels in a row.
 
@@ -368,6 +381,7 @@ NETS: dict[str, Callable[..., nn.Sequential]] = {
     "color_alexnet": color_alexnet,
     "color_vgg16": color_vgg16,
     "resnet_small": resnet_small,
+    "resnet50_cifar": resnet50_cifar,
     "mlp": mlp,
     "jule": jule,
 }

@@ -18,12 +18,12 @@ TIMM_RATES = {"drop_prob", "drop_rate", "prob"}
 """what DropPath and DropBlock2d, classifiers and PatchDropout call the share that they drop"""
 
 
-def projector(*widths: int) -> nn.Sequential:
-    """Linear layers with batch norm and ReLU between them; the last is plain."""
+def projector(*widths: int, bias: bool = True) -> nn.Sequential:
+    """Linear layers with batch norm and ReLU between them; the last is plain, with a bias or without."""
     layers: list[nn.Module] = []
     for a, b in pairwise(widths[:-1]):
         layers += [nn.Linear(a, b, bias=False), nn.BatchNorm1d(b), nn.ReLU(inplace=True)]
-    return nn.Sequential(*layers, nn.Linear(widths[-2], widths[-1]))
+    return nn.Sequential(*layers, nn.Linear(widths[-2], widths[-1], bias))
 
 
 def teacher_of(module: M) -> M:

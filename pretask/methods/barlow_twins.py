@@ -1,9 +1,13 @@
 """Barlow Twins: each number of a description should agree between two views, and no two numbers should repeat each other.
 
-Zbontar, Jing, Misra, LeCun, Deny: Barlow Twins, ICML 2021, arXiv:2103.03230. With several processes the correlations
-are over the batches of all of them.
+Zbontar, Jing, Misra, LeCun, Deny: Barlow Twins, ICML 2021, arXiv:2103.03230. "Released" is
+facebookresearch/barlowtwins at 8e8d284. With several processes the correlations are over the batches of all of them.
 
-Differs: batch norms of encoder and projector see both views at once.
+Differs: where paper and released code disagree, the recipe has the released numbers (λ is 0.005 and the weight decay
+1.5e-6 in the paper, sec. 2.2). The released correlations are summed over processes by a call that has no gradient,
+so the gradient of P processes is a P-th of the loss's; LARS makes up for that in matrices, and gains and biases
+learn P times more slowly than here (the paper's run had 32 GPUs). Of a weight w with gradient g and decay d the
+released LARS divides by |g + d·w|, this one by |g| + d·|w|.
 """
 
 from dataclasses import dataclass
@@ -28,11 +32,11 @@ class Config(ViewsConfig):
     """Make each number of a description agree between two views, and repeat no other."""
 
     redundancy: float = 0.0051
-    """λ, weight of what should not correlate"""
+    """λ, weight of what should not correlate (released code)"""
     width: int = 1024
-    """of the description (8192 in the paper)"""
+    """of the description (8192 in the paper, sec. 2.2)"""
     hidden: int = 512
-    """of the projector's two hidden layers (8192 in the paper)"""
+    """of the projector's two hidden layers (8192 in the paper, sec. 2.2)"""
 
     def build(self, encoder: Encoder, source: Source) -> "BarlowTwins":
         return BarlowTwins(self, encoder)
@@ -44,7 +48,14 @@ class Paper(Config):
 
     encoder: ClassVar[str] = "resnet50"
     train: ClassVar[TrainConfig] = TrainConfig(
-        epochs=1000, batch=2048, optimizer="lars", lr=0.2 * 2048 / 256, weight_decay=1e-6, warmup=0.01
+        epochs=1000,
+        batch=2048,
+        optimizer="lars",
+        lr=0.2 * 2048 / 256,
+        lr_end=0.001 * 0.2 * 2048 / 256,
+        vector_lr=0.0048 / 0.2,
+        weight_decay=1e-6,
+        warmup=0.01,
     )
 
     side: float = 1.0
@@ -81,12 +92,9 @@ def cost(c: Tensor, redundancy: float) -> tuple[Tensor, Tensor]:
 class BarlowTwins(OfTwoViews):
     def __init__(self, config: Config, encoder: Encoder):
         super().__init__(config, encoder)
-        self.head = projector(encoder.dim, config.hidden, config.hidden, config.width)
+        self.head = projector(encoder.dim, config.hidden, config.hidden, config.width, bias=False)
 
     def loss(self, pretext: TwoViews) -> Loss:
-        z = self.head(self.encoder(pretext.both)["pool"])
-        c = correlations(*(distributed.gather(view) for view in z.chunk(2)))
-        agreement, redundancy = cost(c, self.config.redundancy)
-        scale = 1 / self.config.width  # of no effect on AdamW and LARS, and comparable between widths
-        parts = {"agreement": scale * agreement, "redundancy": scale * redundancy}
-        return Loss(scale * (agreement + redundancy), parts)
+        z = (self.head(self.encoder(view)["pool"]) for view in (pretext.left, pretext.right))  # (B, D) each
+        agreement, redundancy = cost(correlations(*map(distributed.gather, z)), self.config.redundancy)
+        return Loss(agreement + redundancy, {"agreement": agreement, "redundancy": redundancy})

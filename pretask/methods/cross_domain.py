@@ -1,19 +1,31 @@
 """Cross-domain tasks: foresee contours, depth and normals of rendered scenes, by features that photographs could have.
 
-Ren, Lee: Cross-Domain Self-supervised Multi-task Feature Learning using Synthetic Imagery, CVPR 2018, arXiv:1711.09082;
-numbers without another source are those of the released code. A renderer knows three answers for nothing. So that what is
-learnt holds for photographs too, a judge looks at a map of features and says from which of the two it comes; the trunk is
-trained to be taken for photographs. The judge also sees earlier maps, out of two pools. `pretask render` makes scenes.
-
-For short runs the judge learns by default ten times as fast as the released one.
+Ren, Lee: Cross-Domain Self-supervised Multi-task Feature Learning using Synthetic Imagery, CVPR 2018,
+arXiv:1711.09082. Of the paper only the abstract and the first page could be read, so its equations have no numbers
+here: "released" is jason718/game-feature-learning at ae9b48a, the source of every number that names no other. A
+renderer knows three answers for nothing. So that what is learnt holds for photographs too, a judge looks at a map of
+features and says from which of the two it comes; the trunk is trained to be taken for photographs. The judge also
+sees earlier maps, out of two pools. `pretask render` makes scenes.
 
 Cost: an image and a photograph a sample, and maps of full size from three heads; a pool keeps 128 maps (3 MB each by
 default).
 
-Differs: contours weigh as much as all that is none (`pos_weight`), where the released code weighs both alike; depth is
-compared where it is known, and by default by Eigen's loss (arXiv:1406.2283, eq. 3) of each image, where the released code
-adds the mean's square over the batch; the judge sees maps behind the ReLU; maps of one batch are exchanged with the pool
-all at once; the learning rate falls as the released settings say, which the released loop forgets.
+Differs in the losses: contours weigh as much as all that is none (`pos_weight`), where the released code weighs both
+alike, by the count of the whole image, not of the crop; an image with few contours has no say about them, where the
+released loader draws another; depth and normals are compared where they are known, where the released code takes an
+unknown depth for log(1e-8); and depth by default by Eigen's loss (arXiv:1406.2283, eq. 3) of each image, where the
+released code adds the mean's square over the batch.
+
+Differs in the game: the judge sees maps behind the ReLU (released: before it); judge and trunk are scored at once
+and step together, where in the released loop the judge steps first and the trunk is scored by the judge that has;
+maps of one batch are exchanged with the pool all at once; by default, for short runs, the judge learns ten times as
+fast.
+
+Differs in the rest: photographs are cropped as scenes are, where released ones are squeezed to 227 x 227; the gain
+of 0.02 is that of heads and judge, where the released trunk begins with it as well; pixels enter less 0.5, in units
+of 0.25, where the released ones enter less ImageNet's mean; crops may end with the image's last row and column,
+which released ones never do; batch norms see the whole batch, not each of 8 GPUs its part; the learning rate falls
+as the released settings say, which the released loop forgets.
 """
 
 import math
@@ -53,7 +65,7 @@ class Config(MethodConfig):
     crop: float = 227 / 256
     """share of the image's side that is shown, anywhere in it"""
     contours: float = 1.0
-    """weight of the task, 0 to leave it out"""
+    """weight of the task, 0 to leave it out (weights: released alexnet.yaml)"""
     normals: float = 10.0
     """weight"""
     depth: float = 5.0
@@ -63,7 +75,7 @@ class Config(MethodConfig):
     sign: Literal["eigen", "released"] = "eigen"
     """whether a depth that is wrong by a factor costs less than others, or more"""
     fewest: float = 350 / 227**2
-    """share of contour pixels below which an image has no say about contours"""
+    """share of contour pixels below which an image has no say about contours (released: 350 pixels)"""
     tap: str = ""
     """stage whose map the judge sees; none: the last but one"""
     width: int = 64
@@ -128,7 +140,10 @@ def outlines(instances: Tensor) -> Tensor:
 
 
 def contour_loss(logits: Tensor, contours: Tensor, fewest: float) -> Tensor:
-    """Binary cross-entropy in which the contours of an image weigh as much as all else in it; mean over pixels."""
+    """Binary cross-entropy in which the contours of an image weigh as much as all else in it; mean over pixels.
+
+    The weight is (H·W - n) / n of n contour pixels, as released (model.py:151), but of contours alone.
+    """
     share = contours.mean((1, 2, 3), keepdim=True)  # (B, 1, 1, 1)
     heavy = (1 - share) / share.clamp(min=1 / contours[0].numel())
     loss = F.binary_cross_entropy_with_logits(logits, contours, pos_weight=heavy, reduction="none")
@@ -136,7 +151,7 @@ def contour_loss(logits: Tensor, contours: Tensor, fewest: float) -> Tensor:
 
 
 def normal_loss(found: Tensor, normals: Tensor) -> Tensor:
-    """Mean of 1 - cos between vectors (B, 3, H, W) of any length and unit ones, where these are known."""
+    """Mean of 1 - cos between vectors (B, 3, H, W) of any length and unit ones, where these are known (model.py:148)."""
     cosine = (F.normalize(found, dim=1) * normals).sum(1)
     return mean(1 - cosine, normals.square().sum(1) > 0.5)
 
@@ -144,7 +159,7 @@ def normal_loss(found: Tensor, normals: Tensor) -> Tensor:
 def depth_loss(found: Tensor, depth: Tensor, sign: str) -> Tensor:
     """½ (mean e² ∓ ½ (mean e)²) of errors e of log depth (B, 1, H, W), where it is known.
 
-    "eigen": the means of each image, and minus; "released": those of the batch, and plus.
+    "eigen": the means of each image, and minus; "released": those of the batch, and plus (model.py:134-137).
     """
     known = depth > 0
     error = torch.where(known, found - depth.clamp(min=1e-3).log(), 0.0)
@@ -303,6 +318,7 @@ class CrossDomain(Method[Scene]):
             real = self.encoder(pretext.photograph)[self.tap]
         held = {name: p.detach() for name, p in self.judge.named_parameters()}
         fooled = functional_call(self.judge, held, (rendered,)).float()
+        # adversary: -log D(rendered); judge: -½ [log(1 - D(rendered)) + log D(photograph)] (model.py:160, 170-178)
         parts["adversary"] = F.binary_cross_entropy_with_logits(fooled, torch.ones_like(fooled))
         made = self.judge(self.rendered.seen(rendered.detach(), pretext.draw[:, 0])).float()
         true = self.judge(self.photographed.seen(real, pretext.draw[:, 1])).float()

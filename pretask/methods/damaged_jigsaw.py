@@ -1,17 +1,18 @@
 """Damaged jigsaw: nine tiles are shuffled, one is missing, the others have lost their colour; mend all three.
 
-Kim, Cho, Yoo, Kweon: Learning Image Representations by Completing Damaged Jigsaw Puzzles, WACV 2018, arXiv:1802.01880.
-One network, which sees each tile alone, serves three heads: the order of the tiles, the colour of the eight, what
-the ninth showed. Setting the weights of two heads to 0 leaves the third by itself on the same puzzle (the paper's
-"complicated" single tasks). By default some images keep their colour, so that the features can use it later; their
-colour is not asked for.
+Kim, Cho, Yoo, Kweon: Learning Image Representations by Completing Damaged Jigsaw Puzzles, WACV 2018,
+arXiv:1802.01880. One network, which sees each tile alone, serves three heads: the order of the tiles, the colour of
+the eight, what the ninth showed. Setting the weights of two heads to 0 leaves the third by itself on the same puzzle
+(the paper's "complicated" single tasks). By default some images keep their colour, so that the features can use it
+later; their colour is not asked for.
 
-Only the abstract of the paper could be read; these are this file's own choices: tiles are painted in CIELab at 8 x 8
-places, the eight in a and b, the ninth in L as well ("generate the missing content"); each channel is scored by the squared
-error, in units of its usual variance, so that answering its mean costs about 1; the order is scored in units of ln N, so that guessing costs 1. The paper's recipe gives
-the three equal weight; by default colours count less, which makes better features within minutes. The list of orders
-makes the smallest distance large, because with a hole two orders that differ in two tiles could look the same but for
-one.
+Differs, as far as one can tell: no code was released, and of the paper only the abstract could be read. These are
+this file's own choices: tiles are painted in CIELab at 8 x 8 places, the eight in a and b, the ninth in L as well
+("generate the missing content"); each channel is scored by the squared error, in units of its usual variance, so
+that answering its mean costs about 1; the order is scored in units of ln N, so that guessing costs 1. The paper's
+recipe is that of jigsaw, network and all, and gives the three equal weight; by default colours count less, which
+makes better features within minutes. The list of orders makes the smallest distance large, because with a hole two
+orders that differ in two tiles could look the same but for one.
 """
 
 import math

@@ -374,7 +374,10 @@ def test_the_papers_recipe_has_its_numbers():
     assert all(group["betas"] == (0.5, 0.999) for group in own.param_groups)
     held = [p for group in own.param_groups for p in group["params"]]
     assert len(held) == sum(1 for _ in (*made.encoder.parameters(), *made.heads.parameters()))
+    assert all(group["weight_decay"] == 0 for group in own.param_groups)  # Adam, so nothing decays
+    assert len({group["lr"] for group in own.param_groups}) == 1 and train.drops == (18 / 30, 27 / 30)
     assert (judge.defaults["momentum"], judge.defaults["weight_decay"]) == (0.9, 5e-4)
+    assert len(judge.param_groups) == 1 and not judge.defaults["nesterov"]  # gains and biases decay as well
     assert judge.defaults["lr"] == made.config.judge_lr and c.judge_lr == 1e-3
 
 

@@ -9,6 +9,7 @@ from tiles import back, picture
 from torch.testing import assert_close
 
 from pretask import encoders, images, sources
+from pretask.config import schedule
 from pretask.methods import jigsaw
 from pretask.rng import Rng
 from pretask.types import Batch, UserError
@@ -255,3 +256,15 @@ def test_the_paper_recipe_describes_a_tile_by_its_whole_map():
     assert method.fc6.weight.shape == (1024, 3 * 3 * 256)
     assert method.fc7.weight.shape == (4096, 9 * 1024) and method.fc8.weight.shape == (1000, 4096)
     assert method.fc6.bias.eq(1).all() and not method.fc8.bias.any()
+
+
+def test_the_learning_rate_falls_at_the_released_iterations():
+    """solver_cfn_jps.prototxt at 8041c58: 0.01, a tenth every 100,000 of 350,000, batches of 256; biases twice as fast and
+    without decay, no Nesterov."""
+    train = jigsaw.Paper.train
+    for step in (0, 99_999, 100_000, 100_500, 199_999, 200_000, 299_999, 300_000, 301_500, 349_999):
+        released = 0.01 * 0.1 ** (step // 100_000)
+        assert_close(train.lr * schedule(train, step / 350_000), released, rtol=1e-6, atol=0)
+    assert abs(train.epochs * 1_281_167 / train.batch / 350_000 - 1) < 0.002
+    assert (train.weight_decay, train.vector_lr, train.decay_all) == (5e-4, 2.0, False)
+    assert (train.momentum, train.nesterov) == (0.9, False)
