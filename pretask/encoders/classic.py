@@ -4,9 +4,9 @@ Each is a function (channels, size, …) -> nn.Sequential whose children are the
 """
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
-from torch import nn
+from torch import Tensor, nn
 
 
 def conv(i: int, o: int, kernel: int, stride: int = 1) -> nn.Sequential:
@@ -55,15 +55,13 @@ def alexnet_bn(channels: int = 3, size: int = 224) -> nn.Sequential:
     )
 
 
-def cfn(channels: int = 3, size: int = 64) -> nn.Sequential:
-    """A column of the context-free network, conv1 to pool5 (Noroozi & Favaro 2016, released code): AlexNet's with
-    stride 2 and its pooling rounded up, so that a tile of 64 px ends as 3 x 3."""
+def caffe_trunk(channels: int, stride: int) -> list[tuple[str, nn.Sequential]]:
+    """conv1 to pool5 of CaffeNet, with its first weights: AlexNet in two groups, pooled before it is normed, its pooling
+    rounded up."""
 
     def stage(i: int, o: int, kernel: int, groups: int, bias: float, *then: nn.Module, stride: int = 1):
         layer = nn.Conv2d(i, o, kernel, stride, kernel // 2 if stride == 1 else 0, groups=groups)
-        nn.init.normal_(layer.weight, std=0.01)
-        nn.init.constant_(layer.bias, bias)  # type: ignore[arg-type]
-        return nn.Sequential(layer, nn.ReLU(inplace=True), *then)
+        return nn.Sequential(filled(layer, 0.01, bias), nn.ReLU(inplace=True), *then)
 
     def pool() -> nn.Module:
         return nn.MaxPool2d(3, 2, ceil_mode=True)
@@ -71,15 +69,51 @@ def cfn(channels: int = 3, size: int = 64) -> nn.Sequential:
     def norm() -> nn.Module:
         return nn.LocalResponseNorm(5, 1e-4, 0.75)
 
-    return nn.Sequential(
-        OrderedDict(
-            conv1=stage(channels, 96, 11, 1, 0.0, pool(), norm(), stride=2),
-            conv2=stage(96, 256, 5, 2, 1.0, pool(), norm()),
-            conv3=stage(256, 384, 3, 1, 0.0),
-            conv4=stage(384, 384, 3, 2, 1.0),
-            conv5=stage(384, 256, 3, 2, 1.0, pool()),
-        )
-    )
+    return [
+        ("conv1", stage(channels, 96, 11, 1, 0.0, pool(), norm(), stride=stride)),
+        ("conv2", stage(96, 256, 5, 2, 1.0, pool(), norm())),
+        ("conv3", stage(256, 384, 3, 1, 0.0)),
+        ("conv4", stage(384, 384, 3, 2, 1.0)),
+        ("conv5", stage(384, 256, 3, 2, 1.0, pool())),
+    ]
+
+
+def caffe_xavier(weight: Tensor) -> None:
+    """Uniform within sqrt(3 / inputs): Caffe's filler of that name does not count the outputs."""
+    nn.init.kaiming_uniform_(weight, nonlinearity="linear")
+
+
+def filled(layer: nn.Conv2d, std: float, bias: float) -> nn.Conv2d:
+    """With weights drawn from a Gaussian and constant biases, as Caffe's prototxts write it."""
+    nn.init.normal_(layer.weight, std=std)
+    nn.init.constant_(layer.bias, bias)  # type: ignore[arg-type]
+    return layer
+
+
+def caffenet(
+    channels: int = 3, size: int = 227, fc6: int = 4096, fc7: int = 4096, dropout: float = 0.5
+) -> nn.Sequential:
+    """CaffeNet, conv1 to fc7, as the papers of its time train it (TextTopicNet 2017, released code).
+
+    fc6 is a convolution as wide as the last map, 6x6 of 227 px and more, so that it can look at larger images.
+    `fc7=1024,dropout=0` is the net of Wang & Gupta 2015 (released code).
+    """
+    side = (size - 11) // 4 + 1
+    for _ in range(3):
+        side = -((3 - side) // 2) + 1  # pooled, rounded up
+
+    def wide(i: int, o: int, kernel: int) -> nn.Sequential:
+        drop = [nn.Dropout(dropout)] if dropout else []
+        return nn.Sequential(filled(nn.Conv2d(i, o, kernel), 0.005, 1.0), nn.ReLU(inplace=True), *drop)
+
+    ends = [("fc6", wide(256, fc6, min(6, side))), ("fc7", wide(fc6, fc7, 1))]
+    return nn.Sequential(OrderedDict(caffe_trunk(channels, 4) + ends))
+
+
+def cfn(channels: int = 3, size: int = 64) -> nn.Sequential:
+    """A column of the context-free network, conv1 to pool5 (Noroozi & Favaro 2016, released code): CaffeNet's with
+    stride 2, so that a tile of 64 px ends as 3 x 3."""
+    return nn.Sequential(OrderedDict(caffe_trunk(channels, 2)))
 
 
 def context_alexnet(channels: int = 3, size: int = 96) -> nn.Sequential:
@@ -137,16 +171,26 @@ def colornet(channels: int = 1, size: int = 256) -> nn.Sequential:
 
 
 def color_alexnet(channels: int = 1, size: int = 180) -> nn.Sequential:
-    """The feature-learning net of Zhang et al. 2016 (released code), conv1 to fc7: AlexNet with batch norm after every
-    convolution, its first wide layer a dilated 6x6 convolution; the last pooling does not halve, so it ends at 1/16."""
+    """The feature-learning net of Zhang et al. 2016 (released code), conv1 to fc7: AlexNet with batch norm between every
+    convolution and its ReLU, its first wide layer a dilated 6x6 convolution; the last pooling does not halve, so it ends
+    at 1/16."""
 
     def stage(
-        i: int, o: int, kernel: int, stride: int = 1, groups: int = 1, pool: int = 0, dilation: int = 1
+        i: int,
+        o: int,
+        kernel: int,
+        stride: int = 1,
+        groups: int = 1,
+        pool: int = 0,
+        dilation: int = 1,
+        std: float = 0.0,
     ):
         reach = dilation * (kernel - 1)
         layer = nn.Conv2d(i, o, kernel, stride, (reach + 1) // 2, dilation, groups)
-        pools = [nn.MaxPool2d(3, pool, 1)] if pool else []
-        return nn.Sequential(layer, nn.ReLU(inplace=True), *pools, nn.BatchNorm2d(o, affine=False))
+        if std:
+            filled(layer, std, 1.0)
+        pools = [nn.MaxPool2d(3, pool, 1, ceil_mode=True)] if pool else []
+        return nn.Sequential(layer, nn.BatchNorm2d(o, affine=False), nn.ReLU(inplace=True), *pools)
 
     return nn.Sequential(
         OrderedDict(
@@ -155,8 +199,8 @@ def color_alexnet(channels: int = 1, size: int = 180) -> nn.Sequential:
             conv3=stage(256, 384, 3),
             conv4=stage(384, 384, 3, groups=2),
             conv5=stage(384, 256, 3, groups=2, pool=1),
-            fc6=stage(256, 4096, 6, dilation=2),
-            fc7=stage(4096, 4096, 1),
+            fc6=stage(256, 4096, 6, dilation=2, std=0.005),
+            fc7=stage(4096, 4096, 1, std=0.005),
         )
     )
 
@@ -203,11 +247,14 @@ def exemplar(channels: int = 3, size: int = 96, patch: int = 32) -> nn.Sequentia
 
 def color_vgg16(channels: int = 1, size: int = 224, width: int = 64, wide: int = 4096) -> nn.Sequential:
     """VGG-16 as a colorizer reads it (Larsson 2016 and 2017, released code): each of its 13 convolutions, and fc6 and
-    fc7 as convolutions of 7x7 and 1x1, is a stage; batch norm without gain and bias. 12,416 channels in all."""
+    fc7 as convolutions of 7x7 and 1x1, is a stage; batch norm without gain and bias, dropout .5 after fc6 and fc7.
+    12,416 channels in all."""
 
-    def stage(i: int, o: int, kernel: int, *then: nn.Module) -> nn.Sequential:
-        layer = nn.Conv2d(i, o, kernel, 1, kernel // 2, bias=False)
-        return nn.Sequential(*then, layer, nn.BatchNorm2d(o, affine=False), nn.ReLU(inplace=True))
+    def stage(i: int, o: int, kernel: int, *pool: nn.Module, dropout: float = 0.0) -> nn.Sequential:
+        layer = nn.Conv2d(i, o, kernel, 1, kernel // 2, bias=False)  # a bias would be lost in the norm
+        caffe_xavier(layer.weight)
+        drop = [nn.Dropout(dropout)] if dropout else []
+        return nn.Sequential(*pool, layer, nn.BatchNorm2d(o, affine=False), nn.ReLU(inplace=True), *drop)
 
     named, i = {}, channels
     for block, (times, layers) in enumerate([(1, 2), (2, 2), (4, 3), (8, 3), (8, 3)]):
@@ -215,7 +262,8 @@ def color_vgg16(channels: int = 1, size: int = 224, width: int = 64, wide: int =
             pool = [nn.MaxPool2d(2)] if block and n == 0 else []
             named[f"conv{block + 1}_{n + 1}"] = stage(i, times * width, 3, *pool)
             i = times * width
-    named["fc6"], named["fc7"] = stage(i, wide, 7, nn.MaxPool2d(2)), stage(wide, wide, 1)
+    named["fc6"] = stage(i, wide, 7, nn.MaxPool2d(2), dropout=0.5)
+    named["fc7"] = stage(wide, wide, 1, dropout=0.5)
     return nn.Sequential(OrderedDict(named))
 
 
@@ -307,6 +355,7 @@ NETS: dict[str, Callable[..., nn.Sequential]] = {
     "nin4": lambda **k: nin(4, **k),
     "nin5": lambda **k: nin(5, **k),
     "alexnet_bn": alexnet_bn,
+    "caffenet": caffenet,
     "cfn": cfn,
     "exemplar": exemplar,
     "scene_alexnet": scene_alexnet,
@@ -319,5 +368,9 @@ NETS: dict[str, Callable[..., nn.Sequential]] = {
     "jule": jule,
 }
 
-PLAIN = frozenset({"mlp"})
-"""nets that take pixels in [0, 1] as they are, because they are asked to give them back"""
+LEVELS: Mapping[str, tuple[tuple[float, ...], float]] = {
+    "mlp": ((0.0,), 1.0),  # asked to give the pixels back
+    "caffenet": ((122.67892 / 255, 116.66877 / 255, 104.00699 / 255), 1 / 255),
+}
+"""mean of each channel and standard deviation by which pixels are normalised, if not by 0.5 and 0.25: Caffe takes 0 … 255
+less the mean (that of TextTopicNet, released code), and its first weights and local norms are made for that"""
