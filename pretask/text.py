@@ -60,24 +60,12 @@ def unspaced() -> re.Pattern[str]:
     return re.compile(f"([{UNSPACED}]+)")
 
 
-SINGULAR = (
-    ("ies", "y"),
-    ("ches", "ch"),
-    ("shes", "sh"),
-    ("xes", "x"),
-    ("sses", "ss"),
-    ("ves", "f"),
-    ("men", "man"),
-    ("s", ""),
-)
-"""of English nouns: an ending, and what stands for it in the singular"""
+def lemma(word: str, known: frozenset[str]) -> str:
+    """The form under which an English dictionary has a word, if that is a known word too; else the word itself.
 
+    It is looked up as a name, so that names stay what they are: Mars, Wales.
+    """
+    from simplemma import lemmatize
 
-def singular(word: str, known: frozenset[str]) -> str:
-    """An English plural's singular, if that is a known word too; else the word itself."""
-    for ending, instead in SINGULAR:
-        if word.endswith(ending) and not word.endswith("ss"):
-            one = word.removesuffix(ending) + instead
-            if len(one) >= SHORTEST and one in known:
-                return one
-    return word
+    found = lemmatize(word.capitalize(), lang="en").casefold()
+    return found if found in known else word

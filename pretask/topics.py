@@ -39,7 +39,7 @@ class Topics:
     vocabulary: list[str]
     weight: Tensor  # (K, V) float64, pseudo-counts
     english: bool
-    """whether plurals count as the singular"""
+    """whether forms count as their lemma"""
     perplexity: float
     """of texts that were held out: among so many words, as it were, each one is chosen"""
     chance: float
@@ -146,13 +146,12 @@ def revived(weight: np.ndarray) -> Any:
 
 
 def cleaned(texts: Sequence[str], stop: str, known: frozenset[str] | None = None) -> list[list[str]]:
-    """The words of each text that may say what it is about; English plurals as the singular, if that is `known` too."""
+    """The words of each text that may say what it is about; English ones as their lemma, if that is `known` too."""
     bags = [text.words(t) for t in texts]
     known = known or frozenset(word for bag in bags for word in bag)
     left_out = stop_words(stop)
-    one = {
-        word: text.singular(word, known) if stop == ENGLISH else word for word in {w for b in bags for w in b}
-    }
+    every = {word for bag in bags for word in bag}
+    one = {word: text.lemma(word, known) if stop == ENGLISH else word for word in every}
     return [[one[word] for word in bag if word not in left_out] for bag in bags]
 
 

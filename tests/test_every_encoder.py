@@ -9,6 +9,7 @@ from pretask.types import UserError
 
 SMALL = {
     "alexnet_bn": 64,
+    "caffenet": 96,
     "scene_alexnet": 64,
     "cfn": 64,
     "color_vgg16": 48,
@@ -16,8 +17,8 @@ SMALL = {
     "exemplar": 48,
 }
 """sides, of those that cannot do with 32 px"""
-NARROW = {"color_vgg16": "color_vgg16:width=8,wide=64"}
-"""in place of those with a hundred million weights"""
+NARROW = {"caffenet": "caffenet:fc6=64,fc7=64", "color_vgg16": "color_vgg16:width=8,wide=64"}
+"""in place of those with a hundred million weights, or half as many"""
 TIMM = {
     "resnet18": 32,
     "resnet10t:stem_width=16": 48,

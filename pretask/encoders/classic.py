@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 
 def conv(i: int, o: int, kernel: int, stride: int = 1) -> nn.Sequential:
@@ -77,6 +77,11 @@ def caffe_trunk(channels: int, stride: int) -> list[tuple[str, nn.Sequential]]:
         ("conv4", stage(384, 384, 3, 2, 1.0)),
         ("conv5", stage(384, 256, 3, 2, 1.0, pool())),
     ]
+
+
+def caffe_xavier(weight: Tensor) -> None:
+    """Uniform within sqrt(3 / inputs): Caffe's filler of that name does not count the outputs."""
+    nn.init.kaiming_uniform_(weight, nonlinearity="linear")
 
 
 def filled(layer: nn.Conv2d, std: float, bias: float) -> nn.Conv2d:
@@ -189,10 +194,19 @@ def color_alexnet(channels: int = 1, size: int = 180) -> nn.Sequential:
     at 1/16."""
 
     def stage(
-        i: int, o: int, kernel: int, stride: int = 1, groups: int = 1, pool: int = 0, dilation: int = 1
+        i: int,
+        o: int,
+        kernel: int,
+        stride: int = 1,
+        groups: int = 1,
+        pool: int = 0,
+        dilation: int = 1,
+        std: float = 0.0,
     ):
         reach = dilation * (kernel - 1)
         layer = nn.Conv2d(i, o, kernel, stride, (reach + 1) // 2, dilation, groups)
+        if std:
+            filled(layer, std, 1.0)
         pools = [nn.MaxPool2d(3, pool, 1, ceil_mode=True)] if pool else []
         return nn.Sequential(layer, nn.BatchNorm2d(o, affine=False), nn.ReLU(inplace=True), *pools)
 
@@ -203,8 +217,8 @@ def color_alexnet(channels: int = 1, size: int = 180) -> nn.Sequential:
             conv3=stage(256, 384, 3),
             conv4=stage(384, 384, 3, groups=2),
             conv5=stage(384, 256, 3, groups=2, pool=1),
-            fc6=stage(256, 4096, 6, dilation=2),
-            fc7=stage(4096, 4096, 1),
+            fc6=stage(256, 4096, 6, dilation=2, std=0.005),
+            fc7=stage(4096, 4096, 1, std=0.005),
         )
     )
 
@@ -256,7 +270,7 @@ def color_vgg16(channels: int = 1, size: int = 224, width: int = 64, wide: int =
 
     def stage(i: int, o: int, kernel: int, *pool: nn.Module, dropout: float = 0.0) -> nn.Sequential:
         layer = nn.Conv2d(i, o, kernel, 1, kernel // 2, bias=False)  # a bias would be lost in the norm
-        nn.init.xavier_uniform_(layer.weight)
+        caffe_xavier(layer.weight)
         drop = [nn.Dropout(dropout)] if dropout else []
         return nn.Sequential(*pool, layer, nn.BatchNorm2d(o, affine=False), nn.ReLU(inplace=True), *drop)
 
@@ -388,7 +402,7 @@ NETS: dict[str, Callable[..., nn.Sequential]] = {
 
 LEVELS: Mapping[str, tuple[tuple[float, ...], float]] = {
     "mlp": ((0.0,), 1.0),  # asked to give the pixels back
-    "caffenet": ((122.67892 / 255, 116.66877 / 255, 104.00699 / 255), 1 / 255),  # (TextTopicNet, released code)
+    "caffenet": ((122.67892 / 255, 116.66877 / 255, 104.00699 / 255), 1 / 255),
 }
 """mean of each channel and standard deviation by which pixels are normalised, if not by 0.5 and 0.25: Caffe takes 0 … 255
-minus the mean, and its first weights and local norms are made for that"""
+less the mean (that of TextTopicNet, released code), and its first weights and local norms are made for that"""

@@ -1,13 +1,22 @@
 """Colour proxy: look at a grey image and say, at a few places, how its hue and its chroma are distributed.
 
 Larsson, Maire, Shakhnarovich: Colorization as a Proxy Task for Visual Understanding, CVPR 2017, arXiv:1703.04044, and
-Learning Representations for Automatic Colorization, ECCV 2016, arXiv:1603.06668. Which colour a place has takes knowing
-what stands there. The answer is read from the hypercolumn of the place, all maps of the network at that point, so that
-edges come from shallow maps and deep ones are left to say what things are. Only the places that are asked for are
-gathered: a hypercolumn of the whole image is never made in training.
+Learning Representations for Automatic Colorization, ECCV 2016, arXiv:1603.06668; neither text was read. Numbers are
+those of the released code: of 2017 gustavla/self-supervision, of 2016 gustavla/autocolorize. Which colour a place has
+takes knowing what stands there. The answer is read from the hypercolumn of the place, all maps of the network at that
+point, so that edges come from shallow maps and deep ones are left to say what things are. Only the places that are
+asked for are gathered: a hypercolumn of the whole image is never made in training.
 
 Hue is an angle that grey has none of, so it costs as much as there is chroma. The variants ask for a and b of CIELab,
 as histograms or, as painting by regression does, as two numbers.
+
+**Differs:**
+by default crops are stretched, and colors are asked for at few places, each by its own color. `:paper` takes the net,
+its dropout, its course, its crops and its windows from 2016, but images of 224 px, the margin around the places and
+the decay of the head from 2017 (2016: 352 px, places 96 px from the border, decay 5e-4). In 2016 the crop came from
+the whole photograph, here it comes from its central square. Grey enters as (grey - 0.5) / 0.25, where 2016 takes off
+0.4488: behind the first batch norm that is the same but at the border. Running statistics of batch norm move by 0.1 a
+step (Caffe's default: 0.001).
 """
 
 import math
@@ -22,6 +31,7 @@ from torch import Tensor, nn
 from pretask import images
 from pretask.config import TrainConfig
 from pretask.encoders import Encoder
+from pretask.encoders.classic import caffe_xavier
 from pretask.methods.base import Method, MethodConfig
 from pretask.rng import Rng
 from pretask.types import Batch, Loss, Source, UserError
@@ -31,9 +41,9 @@ Targets = Literal["hue_chroma", "lab_histogram", "lab"]
 BINS = 32
 """of hue and of chroma (2016, sec. 3.2)"""
 HUE = 5.0
-"""weight of hue beside chroma (released code)"""
+"""weight of hue beside chroma (2016 and 2017)"""
 HEAD_DECAY = 1e-6
-"""weight decay of the head's matrices (released code)"""
+"""weight decay of the head's matrices (2017)"""
 WIDEST = 110.0
 """of a and b: about the largest of sRGB"""
 FADED = 0.03
@@ -65,6 +75,8 @@ class Config(MethodConfig):
     """of the head's hidden layer (paper: 0.5)"""
     crop: float = 0.3
     """smallest share of the area that is shown; 1 shows the whole image"""
+    stretch: bool = True
+    """crops are up to 4/3 as wide as high, or as high as wide; no: squares, of an image enlarged by a uniform factor"""
     side: float = 0.75
     """of what a crop shows, as a share of the image's; smaller puzzles, and more of them in the same time"""
 
@@ -89,6 +101,7 @@ class Paper(Config):
         weight_decay=5e-4,
         warmup=0.0,
         drops=(0.5, 0.75, 0.875),
+        vector_lr=2.0,
     )
 
     places: int = 128
@@ -101,8 +114,16 @@ class Paper(Config):
     """of the head's hidden layer"""
     crop: float = (352 / 600) ** 2
     """352 px of a shorter side of 352 to 600 (2016)"""
+    stretch: bool = False
+    """shapes stay as they are (2016)"""
     side: float = 1.0
     """full size"""
+
+    def build(self, encoder: Encoder, source: Source) -> "ColorProxy":
+        method = super().build(encoder, source)
+        for head in method.heads.values():
+            caffe_xavier(head.weight)
+        return method
 
 
 @dataclass(frozen=True)
@@ -112,6 +133,15 @@ class Sampled:
     at: Tensor  # (B, N, 2) row and column of each place
     target: Tensor  # (B, N, 2, K) histograms of hue and chroma, or of a and b; or (B, N, 2, 1) a and b
     weight: Tensor  # (B, N, 2) of the two
+
+
+def enlarged(x: Tensor, size: int, rng: Rng, scale: tuple[float, float]) -> Tensor:
+    """(B, C, H, W) -> (B, C, size, size): squares out of images whose side was multiplied by a factor, uniform from and to
+    where they show `scale` of the area (released ExtendedImageData of 2016)."""
+    factor = rng.uniform(len(x), 1, low=scale[1] ** -0.5, high=scale[0] ** -0.5)
+    share = 1 / factor  # (B, 1) of the side
+    centre = share / 2 + rng.uniform(len(x), 2) * (1 - share)
+    return images.crop(x, torch.cat([centre, share, share], 1), size)
 
 
 def coordinates(image: Tensor, targets: Targets) -> Tensor:
@@ -187,7 +217,8 @@ class ColorProxy(Method[Sampled]):
 
     def pretext(self, batch: Batch, rng: Rng) -> Sampled:
         c, x = self.config, images.to_float(batch.image)
-        x = images.flip(images.resized_crop(x, self.side, rng, (c.crop, 1.0)), rng)
+        cropped = images.resized_crop if c.stretch else enlarged
+        x = images.flip(cropped(x, self.side, rng, (c.crop, 1.0)), rng)
         at = self.margin + rng.integers(len(x), c.places, 2, high=self.side - 2 * self.margin)
         grey, values = images.mean(x), coordinates(x, c.targets)
 

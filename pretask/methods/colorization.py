@@ -1,9 +1,21 @@
 """Colorization: from the lightness of an image, name the colour of each of its places.
 
-Zhang, Isola, Efros: Colorful Image Colorization, ECCV 2016, arXiv:1603.08511. To colour a thing, one has to know what
-it is. Colours are the ab of CIELab in 313 classes, because the mean of the colours that a thing may have is grey. Bright
-colours are rare, so that a place counts by how rare its colour is among the images at hand: the shares of the colours
-are measured on them when a run begins, where the paper's were those of ImageNet. Images without colour do not count.
+Zhang, Isola, Efros: Colorful Image Colorization, ECCV 2016, arXiv:1603.08511; the released code is that of the caffe
+branch of richzhang/colorization. To colour a thing, one has to know what it is. Colours are the ab of CIELab in 313
+classes, because the mean of the colours that a thing may have is grey. Bright colours are rare, so that a place
+counts by how rare its colour is among the images at hand: the shares of the colours are measured on them when a run
+begins. Images without colour do not count.
+
+**Differs:**
+the shares of the colors are those of the images at hand, not ImageNet's. The weight of a place is part of the loss,
+where the released layer multiplies the gradient alone and prints the loss without ("unweighted" in the log).
+Lightness enters as about -2 to 2, not -50 to 50 as released; with the norms of both nets that changes the pace alone.
+First weights are torch's, where the released ones are fitted to images by k-means (fc6, fc7 and fc8 of `:features`
+are as released). Adam's decay is decoupled and its β₂ 0.999 (`:paper`: 0.99, and decay is added to the gradient).
+Running statistics of batch norm move by 0.1 a step (Caffe's default: 0.001). `:paper` falls by thirds at the paper's
+steps; the released solver falls by tenths every 225,000 of 500,000 steps. Images are cut to their central square;
+how the released code's database was cut was not read. Nothing is recognized in painted images by a VGG net (sec. 3.1):
+its weights are not at hand.
 """
 
 from collections.abc import Mapping
@@ -78,12 +90,19 @@ class Config(MethodConfig):
 class Paper(Config):
     """With --size 256: the released net that paints; windows of 176 px, Adam, about 450,000 steps on ImageNet.
 
-    The paper's Adam has β₂ = 0.99 and adds its decay to the gradient; its first weights are fitted by k-means.
+    Its biases learn and decay as its matrices do (colorization_train_val_v2.prototxt).
     """
 
     encoder: ClassVar[str] = "colornet"
     train: ClassVar[TrainConfig] = TrainConfig(
-        epochs=14, batch=40, lr=3e-5, weight_decay=1e-3, warmup=0.0, drops=(0.44, 0.83), drop=1 / 3
+        epochs=14,
+        batch=40,
+        lr=3e-5,
+        weight_decay=1e-3,
+        warmup=0.0,
+        drops=(200 / 450, 375 / 450),
+        drop=1 / 3,
+        decay_all=True,
     )
 
     side: float = 0.6875
@@ -98,13 +117,26 @@ class Features(Config):
 
     encoder: ClassVar[str] = "color_alexnet"
     train: ClassVar[TrainConfig] = TrainConfig(
-        epochs=28, batch=80, lr=3e-5, weight_decay=1e-3, warmup=0.0, drops=(0.53, 0.67, 0.89), drop=1 / 3
+        epochs=28,
+        batch=80,
+        lr=3e-5,
+        weight_decay=1e-3,
+        warmup=0.0,
+        drops=(24 / 45, 30 / 45, 40 / 45),
+        drop=1 / 3,
+        vector_lr=2.0,
     )
 
     side: float = 0.703125
     """180 of 256 pixels"""
     every: int = 8
     """pixels (released code)"""
+
+    def build(self, encoder: Encoder, source: Source) -> "Colorization":
+        method = super().build(encoder, source)
+        for weight in method.head.parameters():  # fc8 has no filler, and Caffe's is zero
+            nn.init.zeros_(weight)
+        return method
 
 
 @dataclass(frozen=True)
@@ -193,7 +225,7 @@ class Colorization(Method[Colourless]):
         answer = F.interpolate(answer, size=pretext.ab.shape[-2:], mode="bilinear").float()
         nearest, share = encode(pretext.ab, self.config.neighbours)
         if self.config.regress:
-            cost = (answer - pretext.ab / images.AB_SPREAD).square().sum(1) / 2  # (B, h, w)
+            cost = (answer - pretext.ab / images.AB_SPREAD).square().sum(1) / 2  # (B, h, w), eq. 1
         else:
             cost = -(share * answer.log_softmax(1).gather(1, nearest)).sum(1)  # eq. 2
         counts = self.weight[nearest[:, 0]] * pretext.coloured[:, None, None]  # eq. 3

@@ -1,12 +1,19 @@
 """TextTopicNet: foresee from an image alone what the text around it is about.
 
 Gomez, Patel, Rusiñol, Karatzas, Jawahar: Self-Supervised Learning of Visual Features through Embedding Images into Text
-Topic Spaces, CVPR 2017, arXiv:1705.08631; numbers are those of the released code. Topics are learned from the texts
-alone, by latent Dirichlet allocation; every image of a text has the text's topics as its soft target.
+Topic Spaces, CVPR 2017, arXiv:1705.08631. The paper's text was not read: numbers are those of the released code,
+lluisgomez/TextTopicNet. Topics are learned from the texts alone, by latent Dirichlet allocation; every image of a text
+has the text's topics as its soft target.
 
-Differs: topics are learned by scikit-learn, not gensim; English plurals become the singular where that occurs too, in
-place of a look into WordNet; images are drawn anew in every epoch, cropped by share of area, and by default their colours
-change too: of a few hundred images the network else learns each by heart.
+**Differs:**
+topics are learned by scikit-learn, not gensim. Words become their lemma by simplemma's dictionary, and only where
+that lemma occurs in the texts too: the released code looks up nouns in WordNet, whether the singular occurs or not,
+and leaves verbs as they are ("painted" stays, here it becomes "paint"). Stop words are scikit-learn's, not those of
+`stop-words`; wiki markup is left to the data. Images are drawn anew in every epoch, where the released loader goes
+through one fixed order. By default images are cropped by share of area and their colors change too: of a few hundred
+images the network else learns each by heart. With `:paper`, images are cut to their central square and reduced to 256
+px, where the released loader squeezes them to squares; evaluation looks at all of them and averages fc7 over its
+places, where the released code takes the 227 px in the middle.
 
 Cost: topics of texts of 2 kB take about 0.3 ms a text and pass of one core, before the first step; longer texts longer.
 """
@@ -43,15 +50,17 @@ class Config(MethodConfig):
     topics: int = 40
     """that the texts are about"""
     stop: str = "english"
-    """words that tell nothing: english (then plurals also count as the singular), a file of words, or '' for none"""
+    """words that tell nothing: english (then forms also count as their lemma), a file of words, or '' for none"""
     fewest: int = 5
     """texts that a word must occur in (20 for the paper's 100,000)"""
     most: float = 0.5
     """share of the texts that a word may occur in"""
     passes: int = 20
     """over the texts, while topics are learned"""
+    side: float = 1.0
+    """of the window that is shown, as a share of the image's; less: another one each time"""
     views: images.Views = images.Views()
-    """how an image is shown"""
+    """how what the window shows is changed"""
 
     def build(self, encoder: Encoder, source: Source) -> "TextTopic":
         if self.topics < 2:
@@ -61,31 +70,42 @@ class Config(MethodConfig):
 
 @dataclass(frozen=True)
 class Paper(Config):
-    """100,785 images of Wikipedia articles, with --size 256: AlexNet, 102 epochs."""
+    """100,785 images of Wikipedia articles, with --size 256: CaffeNet, 160,000 steps, 102 epochs."""
 
-    encoder: ClassVar[str] = "alexnet_bn"
+    encoder: ClassVar[str] = "caffenet"
     train: ClassVar[TrainConfig] = TrainConfig(
         epochs=102, batch=64, optimizer="sgd", lr=1e-3, weight_decay=5e-4, warmup=0.0,
-        drops=(50 / 160, 100 / 160, 150 / 160),
+        drops=(50 / 160, 100 / 160, 150 / 160), vector_lr=2.0,
     )  # fmt: skip
 
     fewest: int = 20
     """texts that a word must occur in"""
     passes: int = 1
     """over the texts"""
-    views: images.Views = images.Views(crop=((227 / 256) ** 2, 1.0), jitter_p=0.0, grey=0.0)
-    """227 of 256 pixels, and mirrored"""
+    side: float = 227 / 256
+    """227 of 256 pixels, from any of 30 x 30 places"""
+    views: images.Views = images.Views(crop=(1.0, 1.0), jitter_p=0.0, grey=0.0)
+    """mirrored, no more"""
+
+    def build(self, encoder: Encoder, source: Source) -> "TextTopic":
+        method = super().build(encoder, source)
+        nn.init.normal_(method.head.weight, std=0.01)  # fc8
+        nn.init.zeros_(method.head.bias)  # type: ignore[arg-type]
+        return method
 
 
 @dataclass(frozen=True)
 class About:
-    image: Tensor  # (B, C, H, W)
+    image: Tensor  # (B, C, H, W) a window of the image, or all of it
     share: Tensor  # (B, K) of each topic in the text
     topic: Tensor  # (B,) the text's main topic
 
 
 def cross_entropy(logits: Tensor, share: Tensor) -> Tensor:
-    """Σ_k of -t log σ(o) - (1 - t) log(1 - σ(o)), mean over the batch: topics are not made to exclude each other."""
+    """Σ_k of -t log σ(o) - (1 - t) log(1 - σ(o)), mean over the batch: topics are not made to exclude each other.
+
+    Caffe's SigmoidCrossEntropyLoss, which sums over topics (released train_val.prototxt).
+    """
     return F.binary_cross_entropy_with_logits(logits, share, reduction="none").sum(1).mean()
 
 
@@ -96,7 +116,7 @@ class TextTopic(Method[About]):
 
     def __init__(self, config: Config, encoder: Encoder, count: int):
         super().__init__()
-        self.config, self.encoder = config, encoder
+        self.config, self.encoder, self.side = config, encoder, encoder.side(config.side)
         self.head = nn.Linear(encoder.dim, config.topics)
         self.register_buffer("share", torch.zeros(count, config.topics))
         self.register_buffer("told", torch.zeros(config.topics, NAMED, dtype=torch.uint8))
@@ -113,7 +133,11 @@ class TextTopic(Method[About]):
 
     def pretext(self, batch: Batch, rng: Rng) -> About:
         x = images.to_float(batch.image)
-        x = self.config.views(x, x.shape[-1], rng)
+        if self.side < x.shape[-1]:
+            room = x.shape[-1] - self.side
+            corner = rng.child("window").integers(len(x), 1, 2, high=room + 1)
+            x = images.windows(x, corner, self.side)[:, 0]
+        x = self.config.views(x, self.side, rng)
         share = self.share[batch.index]
         return About(x, share, share.argmax(1))
 

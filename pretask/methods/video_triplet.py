@@ -1,15 +1,21 @@
 """Video triplets: what was tracked through a clip is nearer to itself a moment later than to things of other clips.
 
-Wang, Gupta: Unsupervised Learning of Visual Representations using Videos, ICCV 2015, arXiv:1505.00687; numbers without
-another source are those of the released code. `pretask track` mines the pairs (tracking.py): the first and the last
-patch of a track. Each pair is held against negatives of other clips in its batch, drawn at random in the first part of
-the run, later half of them from the hardest.
+Wang, Gupta: Unsupervised Learning of Visual Representations using Videos, ICCV 2015, arXiv:1505.00687. The paper's
+text was not read: numbers without another source are those of the released code, xiaolonw/caffe-video_triplet, and
+the paper's own are marked as remembered or as summarized by others. `pretask track` mines the pairs (tracking.py):
+the first and the last patch of a track. Each pair is held against negatives of other clips in its batch: all of them
+drawn at random in the first part of the run, then half of them hard ones in the released prototxt, all of them in the
+paper.
 
 Cost: two images a sample, and B·2B similarities; with several processes the negatives are those of all.
 
-Differs: by default patches are also cropped, and their colours changed, each by itself, so that neither place nor tint
-of a clip gives it away (the paper mirrors alone); the head ends without the ReLU of the paper's nets, which lets
-cosines be negative.
+**Differs:**
+by default patches are also cropped, and their colors changed, each by itself, so that neither place nor tint of a
+clip gives it away (released: mirrored alone); the head is not the end of the network but a part of its own, with
+batch norm, and ends without the ReLU of the released net, which lets cosines be negative. Of `:paper`, the margin is
+the paper's as remembered, 0.5, where the released prototxt has 1 (its readme names 0.5 as well); the mean that is
+taken off is one color, that of ImageNet, where the released code takes off a mean picture of its patches; one run
+goes through both stages, where the released launch script names the weights of an earlier run to start from.
 """
 
 from collections.abc import Mapping
@@ -31,7 +37,7 @@ from pretask.types import Batch, Loss, Progress, Source, UserError
 from pretask.views import ViewsConfig
 
 NEGATIVES = 4
-"""of each pair; as many are the hardest, of which half are drawn"""
+"""of each pair (neg_num); the hard ones among them are drawn from as many"""
 
 
 @dataclass(frozen=True)
@@ -44,39 +50,49 @@ class Config(ViewsConfig):
     side: float = 1.0
     """of a patch that is seen, as a share of the patch that was mined"""
     margin: float = 0.5
-    """by how much a negative should be further away than the partner, in cosine (released net: 1)"""
+    """by how much a negative should be further away than the partner, in cosine (released prototxt: 1)"""
     hard: float = 0.25
-    """part of the run after which half of the negatives are hard ones (paper: about 150,000 of 400,000 steps)"""
+    """part of the run after which negatives are hard ones (readme: start without)"""
+    mined: int = 2
+    """hard ones of the four negatives then (hard_ratio 0.5; the paper: all, by a summary)"""
     hidden: int = 512
-    """width of the head's hidden layer"""
+    """width of the head's hidden layer; 0: no head, the network's own features are compared"""
     width: int = 128
-    """of what is compared"""
-    rectified: bool = False
-    """whether what is compared is cut at zero"""
+    """of what is compared, behind a head"""
 
     def build(self, encoder: Encoder, source: Source) -> "VideoTriplet":
+        if not 0 <= self.mined <= NEGATIVES:
+            raise UserError(f"--mined {self.mined} is not between 0 and the {NEGATIVES} negatives of a pair")
         return VideoTriplet(self, encoder)
 
 
 @dataclass(frozen=True)
 class Paper(Config):
-    """CaffeNet on 8 million patches of 227 px: SGD, 50 pairs a step, 400,000 steps (released code)."""
+    """With --size 227: CaffeNet on 8 million patches, SGD, 50 pairs a step, 400,000 steps (released code).
 
-    encoder: ClassVar[str] = "alexnet_bn"
+    `--mined 2 --margin 1` is the loss of the released prototxt.
+    """
+
+    encoder: ClassVar[str] = "caffenet:fc7=1024,dropout=0"
     train: ClassVar[TrainConfig] = TrainConfig(
-        epochs=5, batch=50, optimizer="sgd", lr=1e-3, weight_decay=5e-4, warmup=0.0, drops=(0.25, 0.5, 0.75)
+        epochs=5,
+        batch=50,
+        optimizer="sgd",
+        lr=1e-3,
+        weight_decay=5e-4,
+        warmup=0.0,
+        drops=(0.25, 0.5, 0.75),
+        vector_lr=2.0,
     )
 
     views: images.Views = images.Views(crop=(1.0, 1.0), jitter=0.0, jitter_p=0.0, grey=0.0)
     """mirrored, no more"""
     hard: float = 150 / 400
-    """part of the run"""
-    hidden: int = 4096
-    """fc6"""
-    width: int = 1024
-    """fc7"""
-    rectified: bool = True
-    """fc7 ends in a ReLU"""
+    """part of the run (150,000 steps, by a summary of the paper: coguo.com/1747746327.html)"""
+    mined: int = 4
+    """the hardest of all (the same summary)"""
+    hidden: int = 0
+    """fc7 is what is compared, behind its ReLU"""
 
 
 @dataclass(frozen=True)
@@ -108,7 +124,8 @@ def chosen(value: Tensor, allowed: Tensor, count: int) -> Tensor:
 def ranking(
     first: Tensor, last: Tensor, clip: Tensor, draw: Tensor, margin: float, hard: int
 ) -> tuple[Tensor, Tensor]:
-    """Hinges max(0, D(a, p) - D(a, n) + M) + max(0, D(a, p) - D(p, n) + M) of every pair a, p, D = 1 - cosine.
+    """Hinges max(0, D(a, p) - D(a, n) + M) + max(0, D(a, p) - D(p, n) + M) of every pair a, p, D = 1 - cosine (released
+    RankHardLoss; the paper's hinge is the first of the two).
 
     first, last (B, D) unit rows, clip (B,), draw (B, 2, 2B). Negatives n are of other clips, and of those that violate the
     margin to a. The sum is divided by NEGATIVES·2B, however many hinges there are. Also the share of pairs that are each
@@ -134,8 +151,7 @@ class VideoTriplet(Method[Tracked]):
         super().__init__()
         self.config, self.encoder = config, encoder
         self.side = encoder.side(config.side)
-        self.head = projector(encoder.dim, config.hidden, config.width)
-        self.last = nn.ReLU() if config.rectified else nn.Identity()
+        self.head = projector(encoder.dim, config.hidden, config.width) if config.hidden else nn.Identity()
         self.register_buffer("mines", torch.zeros((), dtype=torch.bool))
 
     def begin(self, context: Context) -> None:
@@ -156,14 +172,14 @@ class VideoTriplet(Method[Tracked]):
 
     def embedded(self, pretext: Tracked) -> tuple[Tensor, Tensor]:
         both = torch.cat([pretext.image, pretext.tracked])
-        z = F.normalize(self.last(self.head(self.encoder(both)["pool"])).float(), dim=1)
+        z = F.normalize(self.head(self.encoder(both)["pool"]).float(), dim=1)
         first, last = z.chunk(2)
         return first, last  # (B, D) each
 
     def loss(self, pretext: Tracked) -> Loss:
         first, last = (distributed.gather(z) for z in self.embedded(pretext))
         clip, draw = distributed.gather_rows((pretext.clip, pretext.draw))
-        hard = NEGATIVES // 2 if self.mines else 0
+        hard = self.config.mined if self.mines else 0
         with torch.autocast(first.device.type, enabled=False):  # hinges are small differences
             total, right = ranking(first, last, clip, draw, self.config.margin, hard)
         return Loss(total, {"nearest": right, "hard": self.mines.float()})

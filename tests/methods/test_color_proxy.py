@@ -281,6 +281,32 @@ def test_the_papers_hypercolumn_has_12416_channels():
     assert [c.kernel_size[0] for c in convolutions] == [3] * 13 + [7, 1]
 
 
+def test_the_papers_net_drops_half_of_fc6_and_of_fc7_in_training_alone():
+    """train_vgg16.prototxt: dropout_ratio 0.5 behind the ReLUs of fc6 and fc7."""
+    torch.manual_seed(0)
+    net = encoders.build("color_vgg16:width=4,wide=256", 1, 96)
+    image, zeros = torch.rand(8, 1, 96, 96), {}
+    for training in (True, False):
+        with torch.no_grad():
+            stages = net.train(training)(image)
+        zeros[training] = {name: (x == 0).float().mean().item() for name, x in stages.items()}
+    for name in zeros[True]:
+        twice = name in ("fc6", "fc7")  # cut at zero, or dropped
+        assert zeros[True][name] == pytest.approx(0.75 if twice else 0.5, abs=0.1) or name == "pool", name
+    with torch.no_grad():
+        assert torch.equal(net(image)["fc7"], net(image)["fc7"])
+
+
+def test_the_papers_net_begins_as_caffes_xavier_has_it():
+    """Uniform within sqrt(3 / inputs), outputs not counted."""
+    torch.manual_seed(0)
+    net = classic.color_vgg16(width=16, wide=64)
+    for layer in (m for m in net.modules() if isinstance(m, torch.nn.Conv2d)):
+        inputs = layer.weight[0].numel()
+        assert layer.weight.abs().max() <= math.sqrt(3 / inputs)
+        assert layer.weight.std().item() == pytest.approx(1 / math.sqrt(inputs), rel=0.1)
+
+
 def test_training_makes_no_hypercolumn_but_those_of_its_places(source):
     method, seen = made(source), []
     method.hidden.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].shape))
@@ -379,6 +405,28 @@ def test_a_hue_in_doubt_fades_as_far_as_its_mean_over_the_bins_is_short(source):
 # ---- recipes and mistakes
 
 
+def test_the_papers_crops_are_squares_of_images_enlarged_by_a_uniform_factor():
+    """Each image tells its rows and columns: both go on by 352 / s of a pixel, s uniform from 352 to 600 (2016)."""
+    at = torch.arange(64, dtype=torch.uint8)
+    grid = torch.stack([at[:, None].expand(64, 64), at.expand(64, 64), 0 * at.expand(64, 64)])
+    batch = Batch(torch.arange(400), grid.expand(400, 3, 64, 64))
+    method = made(sources.open("synthetic:4:64"), cp.Paper(), "resnet_small:width=4")
+    shown = 255 * method.pretext(batch, Rng(1)).image
+    inner = slice(8, 56)  # clear of the border
+    down = shown[:, 0, inner].diff(dim=1).mean((1, 2))
+    right = shown[:, 1, :, inner].diff(dim=2).mean((1, 2)).abs()
+    assert_close(down, right, atol=2e-3, rtol=0)
+    side = (352 / down).sort().values
+    assert_close(side, torch.linspace(352, 600, 400), atol=25, rtol=0)  # Kolmogorov: 0.1 of 248
+
+
+def test_an_unstretched_crop_of_all_is_the_image(source):
+    method = made(source, cp.Config(stretch=False, crop=1.0, side=1.0))
+    p, x = method.pretext(batch(source), Rng(1)), images.to_float(batch(source).image)
+    same, mirrored = ((p.image - y).abs().amax((1, 2, 3)) < 1e-4 for y in (x, x.flip(3)))
+    assert (same | mirrored).all() and same.any() and mirrored.any()
+
+
 def test_the_head_decays_by_its_own_rate_and_no_weight_is_left_out(source):
     method = made(source)
     groups = list(method.groups())
@@ -393,6 +441,19 @@ def test_the_paper_recipe_is_that_of_the_released_code():
     t = c.train
     assert (t.optimizer, t.lr, t.momentum, t.weight_decay, t.batch) == ("sgd", 1e-3, 0.9, 5e-4, 8)
     assert [2.0 * at for at in t.drops] == [1.0, 1.5, 1.75]  # million steps
+
+
+def test_the_papers_head_has_biases_at_twice_the_rate_and_begins_as_caffes_xavier_has_it(source):
+    method = made(source, cp.Paper())
+    for group in method.optimizers(cp.Paper.train)[0].param_groups:
+        vectors = {p.ndim for p in group["params"]} == {1}
+        assert group["lr"] == pytest.approx(2e-3 if vectors else 1e-3)
+        assert group["weight_decay"] in ({0.0} if vectors else {5e-4, cp.HEAD_DECAY})
+        assert group["momentum"] == 0.9 and not group["nesterov"]
+    for head in method.heads.values():
+        bound = math.sqrt(3 / 1024)
+        assert 0.95 * bound < head.weight.abs().max() <= bound and not head.bias.any()
+    assert method.hidden.weight.std().item() == pytest.approx(1e-4, rel=0.05)
 
 
 def test_grey_images_and_nets_without_maps_are_mistakes(source):

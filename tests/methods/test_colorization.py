@@ -309,6 +309,46 @@ def test_the_papers_norms_have_no_gain():
         assert len(norms) == 7 and not any(m.affine for m in norms)
 
 
+def test_the_net_for_features_norms_before_it_cuts_at_zero_and_then_pools():
+    """conv, BN, ReLU, pooling (richzhang/colorization train_alexnet/train_val.prototxt): no output of a layer is negative,
+    fc7's that fc8 reads among them, and half of what a norm gives is cut."""
+    torch.manual_seed(0)
+    net = encoders.build("color_alexnet", 1, 180)
+    kinds = ["".join(type(m).__name__[0] for m in stage) for stage in net.net]
+    assert kinds == ["CBRM", "CBRM", "CBR", "CBR", "CBRM", "CBR", "CBR"]
+    with torch.no_grad():
+        stages = net(nn.functional.interpolate(torch.rand(4, 1, 12, 12), 180, mode="bilinear"))
+    assert [stages[name].min().item() for name in stages] == [0.0] * 7 + [stages["pool"].min().item()]
+    for name in ("conv3", "conv4", "fc6", "fc7"):
+        assert 0.4 < (stages[name] == 0).float().mean() < 0.8, name
+
+
+def test_the_net_for_features_pools_rounded_up():
+    """Sides as Caffe has them: of 180 px as with rounding down, of 256 px one more."""
+    with torch.no_grad():
+        for size, sides in ((180, [23, 12, 12, 12, 12, 12, 12]), (256, [33, 17, 17, 17, 17, 17, 17])):
+            net = encoders.build("color_alexnet", 1, size).eval()
+            assert list(net.sides.values()) == sides
+
+
+@pytest.mark.parametrize(("recipe", "rate", "decay"), [(cz.Paper, 1.0, 1e-3), (cz.Features, 2.0, 0.0)])
+def test_biases_learn_and_decay_as_in_the_prototxts(recipe, rate, decay):
+    """colorization_train_val_v2.prototxt leaves Caffe's 1 and 1; the net for features has lr_mult 2, decay_mult 0."""
+    method = made(sources.open("synthetic:8:64"), recipe(), "resnet_small:width=8")
+    for group in method.optimizers(recipe.train)[0].param_groups:
+        vectors = {p.ndim for p in group["params"]} == {1}
+        assert group["lr"] == pytest.approx(3e-5 * (rate if vectors else 1))
+        assert group["weight_decay"] == pytest.approx(decay if vectors else 1e-3)
+
+
+def test_the_net_for_features_begins_without_an_opinion_and_its_wide_layers_as_released():
+    source = sources.open("synthetic:4:128")
+    method = made(source, cz.Features(), "color_alexnet")
+    assert not any(p.any() for p in method.head.parameters())
+    for stage in (method.encoder.net.fc6, method.encoder.net.fc7):
+        assert stage[0].weight.std().item() == pytest.approx(0.005, rel=0.02) and stage[0].bias.eq(1).all()
+
+
 def test_grey_sources_and_impossible_shares_are_one_line():
     with pytest.raises(UserError, match="sees the lightness of colour images"):
         made(sources.open("synthetic:8:32", channels=1))

@@ -12,7 +12,7 @@ from pretask.context import Context
 from pretask.methods import text_topic
 from pretask.plan import Plan
 from pretask.rng import Rng
-from pretask.types import UserError
+from pretask.types import Batch, UserError
 
 NOW = Plan.of(9, 1).at(0)
 K = 40
@@ -244,10 +244,54 @@ def test_shuffled_texts_leave_nothing_to_learn_and_true_ones_do():
     assert right["true"] > 0.5 and right["shuffled"] < 0.35
 
 
-def test_papers_net_takes_its_images():
-    config, source = text_topic.Paper(), sources.open("synthetic:16:128")
-    method = config.build(encoders.build(config.encoder, 3, 128), source)
-    assert method.logits(torch.rand(2, 3, 128, 128)).shape == (2, 40)
+@pytest.mark.parametrize(("size", "side", "places", "count"), [(256, 227, 30, 12), (20, 16, 5, 200)])
+def test_the_papers_windows_are_227_of_256_pixels_from_any_of_30_places_and_unstretched(
+    size, side, places, count
+):
+    """Each image tells its rows and columns: so many one after another, from anywhere on, mirrored half of the time."""
+    at = torch.arange(size, dtype=torch.uint8)
+    grid = torch.stack([at[:, None].expand(size, size), at.expand(size, size), 0 * at.expand(size, size)])
+    batch = Batch(torch.zeros(count, dtype=torch.long), grid.expand(count, 3, size, size))
+    config = dataclasses.replace(text_topic.Paper(), **({} if size == 256 else {"side": side / size}))
+    method = config.build(
+        encoders.build("resnet_small:width=4", 3, size), sources.open(f"synthetic:4:{size}")
+    )
+    shown = 255 * method.pretext(batch, Rng(1)).image
+    assert shown.shape == (count, 3, side, side)
+    rows, columns = shown[:, 0], shown[:, 1]
+    mirrored = columns[:, 0, 0] > columns[:, 0, -1]
+    columns = torch.where(mirrored[:, None, None], columns.flip(2), columns)
+    first, steps = torch.stack([rows[:, 0, 0], columns[:, 0, 0]]), torch.arange(float(side))
+    near = {"atol": 0.01, "rtol": 0}
+    torch.testing.assert_close(rows, (first[0, :, None, None] + steps[:, None]).expand_as(rows), **near)
+    torch.testing.assert_close(columns, (first[1, :, None, None] + steps).expand_as(columns), **near)
+    torch.testing.assert_close(first, first.round(), **near)
+    assert first.min() > -0.01 and first.max() < places - 0.99
+    assert mirrored.any() and not mirrored.all()
+    if count == 200:  # enough to have seen all of them
+        assert all(sorted({round(f) for f in each.tolist()}) == list(range(places)) for each in first)
+
+
+def test_the_papers_net_is_caffenet_and_its_rates_are_those_of_the_prototxt():
+    config, source = text_topic.Paper(), sources.open("synthetic:16:256")
+    torch.manual_seed(0)
+    method = config.build(encoders.build(config.encoder, 3, 256), source)
+    assert sum(p.numel() for p in method.parameters()) == 57_032_104
+    assert list(method.encoder.widths) == [*(f"conv{i}" for i in range(1, 6)), "fc6", "fc7", "pool"]
+    assert method.side == 227 and method.eval().logits(torch.rand(1, 3, 227, 227)).shape == (1, 40)
+    assert not method.head.bias.any()
+    assert method.head.weight.std().item() == pytest.approx(0.01, rel=0.02)
+    for group in method.optimizers(config.train)[0].param_groups:  # lr_mult 1, 2 and decay_mult 1, 0
+        vectors = {p.ndim for p in group["params"]} == {1}
+        assert group["lr"] == pytest.approx(2e-3 if vectors else 1e-3)
+        assert group["weight_decay"] == pytest.approx(0.0 if vectors else 5e-4)
+        assert group["momentum"] == 0.9 and not group["nesterov"]
     assert (config.train.epochs, config.fewest, config.most, config.passes) == (102, 20, 0.5, 1)
-    assert config.views.crop == (pytest.approx((227 / 256) ** 2), 1.0)
-    assert config.views.jitter_p == config.views.grey == 0
+    assert config.views.jitter_p == config.views.grey == 0 and config.views.crop == (1.0, 1.0)
+
+
+def test_the_default_shows_views_of_the_whole_image(source):
+    method, _ = begun(text_topic.Config(), source)
+    batch = source.__getitems__(torch.arange(6))
+    views = text_topic.Config().views(images.to_float(batch.image), 16, Rng(3))
+    assert torch.equal(method.pretext(batch, Rng(3)).image, views)

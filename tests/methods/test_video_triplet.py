@@ -44,7 +44,7 @@ def slow(first, last, clip, draw, margin, hard) -> float:
     return total / (4 * b * 2)
 
 
-@pytest.mark.parametrize("hard", [0, 2])
+@pytest.mark.parametrize("hard", [0, 2, 4])
 @pytest.mark.parametrize("margin", [0.1, 0.5, 1.0])
 def test_the_loss_is_that_of_the_released_layer(margin, hard):
     first, last = rows(12, 1), F.normalize(rows(12, 1) + 0.3 * rows(12, 2), dim=1)
@@ -97,6 +97,14 @@ def test_half_of_the_hard_ones_are_among_the_four_hardest():
     assert ((taken & hardest).sum(1) < 4).any()  # the others are of all that are left
 
 
+def test_where_all_are_mined_they_are_the_four_hardest():
+    similarity, allowed = Rng(1).normal(50, 40), Rng(3).uniform(50, 40) < 0.7
+    taken = negatives(similarity, allowed, Rng(2).uniform(50, 2, 40), 4)
+    for row, may, mine in zip(similarity.tolist(), allowed.tolist(), taken.tolist(), strict=True):
+        left = sorted((j for j in range(40) if may[j]), key=lambda j: -row[j])
+        assert {j for j in range(40) if mine[j]} == set(left[:4])
+
+
 def test_without_hard_ones_every_candidate_is_chosen_equally_often():
     similarity, allowed = Rng(1).normal(1, 12).expand(6000, 12), torch.ones(6000, 12, dtype=torch.bool)
     share = negatives(similarity, allowed, Rng(2).uniform(6000, 2, 12), 0).float().mean(0)
@@ -128,6 +136,24 @@ def test_negatives_turn_hard_after_their_part_of_the_run_and_that_is_remembered(
         made.after_step(None, Plan.of(8, 8).at(step))
         assert bool(made.mines) == (step == 3)
     assert made.loss(puzzle).parts["hard"] == 1 and "mines" in made.state_dict()
+
+
+@pytest.mark.parametrize(("recipe", "hard"), [("video_triplet", 2), ("video_triplet:paper", 4)])
+def test_a_mining_run_costs_what_the_layer_with_so_many_hard_ones_does(recipe, hard):
+    made, source = method(recipe)
+    made.eval().mines.fill_(True)
+    puzzle = made.puzzle(loader.sample(source, 16), 1)
+    with torch.no_grad():
+        first, last = made.embedded(puzzle)
+        found = made.loss(puzzle).total.item()
+    costs = {h: slow(first, last, puzzle.clip, puzzle.draw, made.config.margin, h) for h in (0, 2, 4)}
+    assert_close(found, costs[hard], rtol=1e-4, atol=1e-5)
+    assert all(abs(found - costs[h]) > 1e-3 * found for h in costs if h != hard), costs
+
+
+def test_more_hard_ones_than_negatives_are_the_users_to_mend():
+    with pytest.raises(UserError, match="--mined 5 is not between 0 and the 4 negatives"):
+        method(mined=5)
 
 
 def test_the_two_patches_of_a_pair_stay_together_and_are_mirrored_each_by_itself():
@@ -171,9 +197,31 @@ def test_tracks_of_one_clip_alone_are_the_users_to_mend():
 
 def test_the_papers_recipe_has_its_numbers():
     c, train = Paper(), Paper.train
-    assert (c.margin, c.width, c.hidden, video_triplet.NEGATIVES) == (0.5, 1024, 4096, 4)
+    assert (c.margin, c.mined, c.hidden, video_triplet.NEGATIVES) == (0.5, 4, 0, 4)
     assert (train.batch, train.lr, train.weight_decay, train.optimizer) == (50, 1e-3, 5e-4, "sgd")
     assert train.drops == (0.25, 0.5, 0.75)  # 100,000 of 400,000 steps each
+
+
+def test_the_papers_net_is_caffenet_without_dropout_and_compares_its_1024_wide_fc7():
+    """xiaolonw/caffe-video_triplet rank_scripts/rank_alexnet/imagenet_train.prototxt, at the size of its patches."""
+    source = sources.open("synthetic:8:227")
+    torch.manual_seed(0)
+    made = Paper().build(encoders.build(Paper.encoder, 3, 227), source)
+    assert sum(p.numel() for p in made.parameters()) == 44_282_240
+    assert list(made.encoder.widths) == [*(f"conv{i}" for i in range(1, 6)), "fc6", "fc7", "pool"]
+    assert not any(isinstance(m, torch.nn.Dropout | torch.nn.BatchNorm2d) for m in made.modules())
+    with torch.no_grad():
+        puzzle = made.puzzle(loader.sample(source, 2), 1)
+        assert puzzle.image.shape[-1] == 227
+        first, _ = made.embedded(puzzle)
+        fc7 = made.encoder(puzzle.image)["fc7"]
+    assert fc7.shape == (2, 1024, 1, 1)
+    assert_close(first, F.normalize(fc7.flatten(1), dim=1))
+    for group in made.optimizers(Paper.train)[0].param_groups:  # lr_mult 1, 2 and decay_mult 1, 0
+        vectors = {p.ndim for p in group["params"]} == {1}
+        assert group["lr"] == pytest.approx(2e-3 if vectors else 1e-3)
+        assert group["weight_decay"] == pytest.approx(0.0 if vectors else 5e-4)
+        assert group["momentum"] == 0.9 and not group["nesterov"]
 
 
 def test_it_learns_who_belongs_together_though_colours_and_places_change():
