@@ -149,7 +149,7 @@ def build(spec: str, channels: int = 3, size: int = 224, pretrained: bool = Fals
             net = classic.NETS[name](channels=inner, size=size, **arguments)
         except TypeError as wrong:
             raise UserError(f"encoder {spec!r}: {wrong}") from None
-        mean, std = (0.0, 1.0) if name in classic.PLAIN else (0.5, 0.25)
+        mean, std = classic.NORMS.get(name, (0.5, 0.25))
         return Classic(spec, net, channels, size, (mean,) * inner, (std,) * inner, sees)
     import timm  # takes longer to import than torch, and classic nets do without
 

@@ -185,16 +185,20 @@ def scene_alexnet(channels: int = 3, size: int = 227) -> nn.Sequential:
 
 
 def exemplar(channels: int = 3, size: int = 96, patch: int = 32) -> nn.Sequential:
-    """The medium net of Exemplar-CNN, 64c5-128c5-256c5-512f (Dosovitskiy 2014): its fully connected layer is a
-    convolution as wide as a patch of `patch` pixels has become, so that it can look at whole images."""
+    """The medium net of Exemplar-CNN, 64c5-128c5-256c5-512f (Dosovitskiy 2014, released code): its fully connected layer
+    is a convolution as wide as a patch of `patch` pixels has become, so that it can look at whole images. It pools windows of
+    3x3 pixels, rounded up, as the released net does; the paper says 2x2."""
 
     def stage(i: int, o: int, kernel: int, padding: int, *then: nn.Module) -> nn.Sequential:
         return nn.Sequential(nn.Conv2d(i, o, kernel, 1, padding), nn.ReLU(inplace=True), *then)
 
+    def pool() -> nn.Module:
+        return nn.MaxPool2d(3, 2, ceil_mode=True)
+
     return nn.Sequential(
         OrderedDict(
-            conv1=stage(channels, 64, 5, 2, nn.MaxPool2d(2)),
-            conv2=stage(64, 128, 5, 2, nn.MaxPool2d(2)),
+            conv1=stage(channels, 64, 5, 2, pool()),
+            conv2=stage(64, 128, 5, 2, pool()),
             conv3=stage(128, 256, 5, 2),
             fc=stage(256, 512, patch // 4, 0),
         )
@@ -319,5 +323,6 @@ NETS: dict[str, Callable[..., nn.Sequential]] = {
     "jule": jule,
 }
 
-PLAIN = frozenset({"mlp"})
-"""nets that take pixels in [0, 1] as they are, because they are asked to give them back"""
+NORMS = {"mlp": (0.0, 1.0), "exemplar": (0.5, 256 / 255)}
+"""mean and deviation by which pixels in [0, 1] are normalised: not at all where they are asked back; as the released net's
+were, which took bytes over 256"""
