@@ -15,6 +15,7 @@ import torch
 from common import FIRST, Goal, alternate, flags, show, trainer
 
 from pretask import encoders, memory, methods, sources
+from pretask.context import Context
 from pretask.methods import Method
 from pretask.rng import Rng
 from pretask.types import Batch
@@ -46,6 +47,7 @@ def parts(name: str, asked: Flags) -> tuple[Callable[[], object], Callable[[], o
     config = methods.recipe(name)(**differs)
     source = sources.open(f"synthetic:{max(asked.tiles, config.train.batch)}", size=size)
     method: Method[Any] = config.build(encoders.build(asked.encoder, source.channels, source.size), source)
+    method.begin(Context(source, [], FIRST, Rng(0, "begin")))
     puzzle = method.pretext(source.__getitems__(torch.arange(2)), Rng(0))
     per_image = (
         next(v.shape[1] for v in vars(puzzle).values() if v.ndim == 5) if name != "exemplar_cnn" else 1

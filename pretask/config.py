@@ -37,8 +37,8 @@ class TrainConfig:
     """fraction of a round that the learning rate rises"""
     drops: tuple[float, ...] = ()
     """fractions of a round at which the learning rate falls by `drop`; none: half a cosine to `lr_end`"""
-    drop: float = 0.1
-    """factor of each fall"""
+    drop: float | tuple[float, ...] = 0.1
+    """factor of each fall, or of one after the other"""
     rises: tuple[float, ...] = ()
     """fractions of a round at which one fall is taken back"""
     clip: float = 0.0
@@ -53,7 +53,8 @@ def schedule(train: TrainConfig, fraction: float) -> float:
     if f < train.warmup:
         return mixed(train.lr_start / train.lr, 1.0, f / train.warmup)
     if train.drops:
-        return train.drop ** (sum(f >= at for at in train.drops) - sum(f >= at for at in train.rises))
+        falls = sum(f >= at for at in train.drops) - sum(f >= at for at in train.rises)
+        return train.drop**falls if isinstance(train.drop, int | float) else math.prod(train.drop[:falls])
     return mixed(1.0, train.lr_end / train.lr, half_cosine((f - train.warmup) / (1 - train.warmup)))
 
 

@@ -233,7 +233,7 @@ def _dataclass(kind: type, values: Mapping[str, Any]) -> Any:
     def typed(hint: Any, value: Any) -> Any:
         if dataclasses.is_dataclass(hint) and isinstance(hint, type):
             return _dataclass(hint, value)
-        if get_origin(hint) is tuple and isinstance(value, list):
+        if isinstance(value, list) and tuple in map(get_origin, (hint, *get_args(hint))):
             return tuple(value)
         if isinstance(value, str) and (hint is Path or Path in get_args(hint)):
             return Path(value)

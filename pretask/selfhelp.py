@@ -13,9 +13,10 @@ from pretask.plan import Plan
 from pretask.reports import sheet
 from pretask.rng import Rng
 from pretask.sources.share import Some
+from pretask.sources.stream import Stream
 
 LOOKED_AT = 500
-"""images from which a preview learns what a method needs to know beside pixels"""
+"""images from which a preview learns what a method needs to know first"""
 
 
 def made_up(config: MethodConfig) -> str:
@@ -28,12 +29,13 @@ def preview(
 ) -> Image.Image:
     """A contact sheet of puzzles with their answers."""
     source = sources.open(data, size=size)
-    if config.needs:
+    addressed = not isinstance(source, Stream)
+    if addressed:
         source = Some(source, torch.linspace(0, len(source) - 1, min(len(source), LOOKED_AT)).long())
     torch.manual_seed(seed)
     method = config.build(config.draw(config.spec(), source), source)
-    if config.needs:  # the puzzle is made of what else is known of the images
-        check_provided(method, source)
+    check_provided(method, source)
+    if addressed:  # the puzzle may be made of what a method learns of the images first
         method.begin(Context(source, [], Plan.of(1, 1).at(0), Rng(seed, "begin", 0)))
     batch = loader.sample(source, rows, Rng(seed, "preview", "which"))
     puzzle = method.puzzle(batch, seed, "preview")

@@ -138,7 +138,7 @@ def context_alexnet(channels: int = 3, size: int = 96) -> nn.Sequential:
 
     def stage(i: int, o: int, kernel: int, stride: int = 1, *then: nn.Module, norm: bool = False):
         layer = nn.Conv2d(i, o, kernel, stride, kernel // 2, bias=not norm)
-        nn.init.kaiming_uniform_(layer.weight, nonlinearity="linear")  # Caffe's xavier: by the inputs alone
+        caffe_xavier(layer.weight)
         if layer.bias is not None:
             nn.init.zeros_(layer.bias)
         norms = [nn.BatchNorm2d(o, affine=False)] if norm else []
@@ -247,16 +247,20 @@ def scene_alexnet(channels: int = 3, size: int = 227) -> nn.Sequential:
 
 
 def exemplar(channels: int = 3, size: int = 96, patch: int = 32) -> nn.Sequential:
-    """The medium net of Exemplar-CNN, 64c5-128c5-256c5-512f (Dosovitskiy 2014): its fully connected layer is a
-    convolution as wide as a patch of `patch` pixels has become, so that it can look at whole images."""
+    """The medium net of Exemplar-CNN, 64c5-128c5-256c5-512f (Dosovitskiy 2014, released code): its fully connected layer
+    is a convolution as wide as a patch of `patch` pixels has become, so that it can look at whole images. It pools windows of
+    3x3 pixels, rounded up, as the released net does; the paper says 2x2."""
 
     def stage(i: int, o: int, kernel: int, padding: int, *then: nn.Module) -> nn.Sequential:
         return nn.Sequential(nn.Conv2d(i, o, kernel, 1, padding), nn.ReLU(inplace=True), *then)
 
+    def pool() -> nn.Module:
+        return nn.MaxPool2d(3, 2, ceil_mode=True)
+
     return nn.Sequential(
         OrderedDict(
-            conv1=stage(channels, 64, 5, 2, nn.MaxPool2d(2)),
-            conv2=stage(64, 128, 5, 2, nn.MaxPool2d(2)),
+            conv1=stage(channels, 64, 5, 2, pool()),
+            conv2=stage(64, 128, 5, 2, pool()),
             conv3=stage(128, 256, 5, 2),
             fc=stage(256, 512, patch // 4, 0),
         )
@@ -402,6 +406,7 @@ NETS: dict[str, Callable[..., nn.Sequential]] = {
 
 LEVELS: Mapping[str, tuple[tuple[float, ...], float]] = {
     "mlp": ((0.0,), 1.0),  # asked to give the pixels back
+    "exemplar": ((0.5,), 256 / 255),  # bytes over 256 (released code)
     "caffenet": ((122.67892 / 255, 116.66877 / 255, 104.00699 / 255), 1 / 255),
 }
 """mean of each channel and standard deviation by which pixels are normalised, if not by 0.5 and 0.25: Caffe takes 0 … 255

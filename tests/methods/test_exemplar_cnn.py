@@ -1,13 +1,18 @@
 """What a faithful Exemplar-CNN must show (Dosovitskiy et al. 2014, 2016)."""
 
+import dataclasses
+import json
 import math
+from collections import Counter
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.testing import assert_close
 
-from pretask import encoders, images, sources
+from pretask import encoders, images, run, selfhelp, sources
+from pretask.config import TrainConfig, schedule
 from pretask.context import Context
 from pretask.methods import exemplar_cnn as ec
 from pretask.plan import Plan
@@ -27,7 +32,18 @@ def source():
 
 def made(source, config, encoder="resnet_small:width=16"):
     torch.manual_seed(0)
-    return config.build(encoders.build(encoder, source.channels, source.size), source)
+    return config.build(config.draw(encoder, source), source)
+
+
+def sown(source, config, encoder="resnet_small:width=8", seed=0):
+    """The same, with its seeds drawn."""
+    method = made(source, config, encoder)
+    method.begin(dataclasses.replace(context(source), rng=Rng(seed, "begin")))
+    return method
+
+
+def noise(n, size, channels=3):
+    return Arrays("noise", Rng(1, "noise").integers(n, channels, size, size, high=256).to(torch.uint8))
 
 
 def batch(source, n=16):
@@ -42,16 +58,101 @@ def context(source, round=0, rounds=2):
 
 
 def test_every_image_gives_one_class_or_as_many_as_were_asked_for(source):
-    method = made(source, ec.Config())
-    assert sorted(method.label.tolist()) == list(range(64))
-    method = made(source, ec.Config(seeds=20))
-    assert sorted(x for x in method.label.tolist() if x >= 0) == list(range(20))
+    method = sown(source, ec.Config())
+    assert sorted(method.label.flatten().tolist()) == list(range(64))
+    assert method.begin_epoch(context(source)) is None
+    method = sown(source, ec.Config(seeds=20))
+    assert sorted(x for x in method.label.flatten().tolist() if x >= 0) == list(range(20))
     weights = method.begin_epoch(context(source))
-    assert torch.equal(weights > 0, method.label >= 0) and weights.sum() == 20
+    assert torch.equal(weights > 0, method.label[:, 0] >= 0) and weights.sum() == 20
+
+
+def test_seeds_follow_from_the_runs_seed(source):
+    one, again, other = (sown(source, ec.Config(seeds=20), seed=seed) for seed in (0, 0, 1))
+    assert torch.equal(one.label, again.label) and torch.equal(one.place, again.place)
+    assert not torch.equal(one.label, other.label) and not torch.equal(one.place, other.place)
+
+
+def test_images_that_show_nothing_give_no_class():
+    """Nine of ten are of one gray; 100 seeds are asked for, and 40 images show something."""
+    image = Rng(1).integers(400, 1, 1, 1, high=256).expand(-1, 3, 32, 32).clone()
+    image[::10] = Rng(2).integers(40, 3, 32, 32, high=256)
+    source = Arrays("mostly flat", image.to(torch.uint8))
+    for asked, given in ((100, 40), (30, 30)):
+        method = sown(source, ec.Config(seeds=asked))
+        seeded = (method.label[:, 0] >= 0).nonzero()[:, 0]
+        assert len(seeded) == given and (seeded % 10 == 0).all()
+        assert sorted(method.label[seeded, 0].tolist()) == list(range(given))
+
+
+def test_where_no_image_shows_anything_all_are_classes():
+    flat = Arrays("flat", Rng(1).integers(30, 1, 1, 1, high=256).expand(-1, 3, 32, 32).to(torch.uint8))
+    method = sown(flat, ec.Config(seeds=20))
+    assert (method.label >= 0).sum() == 20 and len(method.place.unique(dim=0)) > 10
+
+
+def test_images_are_drawn_in_proportion_to_their_energy_one_after_the_other():
+    """Two of six stripes of unlike contrast; slow, over all pairs: p_i + sum over j of p_j · p_i / (1 - p_j)."""
+    contrast = torch.tensor([0.1, 0.2, 0.2, 0.3, 0.4, 0.6])
+    x = torch.zeros(6, 3, 16, 16)
+    x[..., ::4] = contrast.view(-1, 1, 1, 1)
+    source = Arrays("stripes", (x * 255).round().to(torch.uint8))
+    method, seen, runs = (
+        made(source, ec.Config(seeds=2, patch=8), "resnet_small:width=8"),
+        torch.zeros(6),
+        1000,
+    )
+    for k in range(runs):
+        method.sow(dataclasses.replace(context(source), rng=Rng(k)), torch.arange(6))
+        seen += method.label[:, 0] >= 0
+    p = contrast.double() ** 2
+    p = (p / p.sum()).tolist()
+    expected = [p[i] + sum(p[j] * p[i] / (1 - p[j]) for j in range(6) if j != i) for i in range(6)]
+    assert_close(seen / runs, torch.tensor(expected), atol=0.05, rtol=0)
+
+
+@pytest.mark.parametrize(("flat", "most"), [(0, 112), (950, 1000)])
+def test_four_images_are_looked_at_for_each_seed_and_more_where_they_show_nothing(flat, most, monkeypatch):
+    source, looked = noise(1000, 96), []
+    source.image[:flat] = 7
+    plain = source.__getitems__
+    monkeypatch.setattr(ec, "PIXELS", 16 * 96 * 96)
+    method = made(source, ec.Config(seeds=25), "resnet_small:width=8")
+    monkeypatch.setattr(
+        source, "__getitems__", lambda index: (looked.extend(index.tolist()), plain(index))[1]
+    )
+    method.sow(context(source), Rng(1).permutation(1000))
+    assert 100 <= len(looked) == len(set(looked)) <= most and (method.label >= 0).sum() == 25
+    assert (method.label[:flat] < 0).all()
+
+
+def test_an_image_may_give_several_seeds_that_lie_apart_and_come_equally_often():
+    source = noise(40, 48)
+    method = sown(source, ec.Config(seeds=90, per_image=3, patch=8))
+    has = method.label >= 0
+    assert sorted(method.label[has].tolist()) == list(range(90)) and has.sum(1).max() == 3
+    assert torch.equal(method.begin_epoch(context(source)), has.sum(1).float())
+    for places, there in zip(method.place, has, strict=True):
+        for later in range(3):
+            for former in range(later):
+                if there[later] and there[former]:
+                    (r, c, s), (r0, c0, s0) = places[later].tolist(), places[former].tolist()
+                    assert max(abs(r + s / 2 - r0 - s0 / 2), abs(c + s / 2 - c0 - s0 / 2)) > s
+    index = has.sum(1).argmax().expand(3000)  # an image with three
+    shown = method.pretext(source.__getitems__(index), Rng(1)).seed
+    assert Counter(shown.tolist()).keys() == set(method.label[index[0]].tolist())
+    assert min(Counter(shown.tolist()).values()) > 900
+    b = source.__getitems__(index[:1].expand(200))
+    still = made(source, ec.Config(seeds=90, per_image=3, patch=8, **STILL, **PALE), "resnet_small:width=8")
+    still.load_state_dict(method.state_dict())
+    puzzle = still.pretext(b, Rng(2))
+    k = (method.label[index[0]] == puzzle.seed[:, None]).int().argmax(1)
+    expected = still.seeds(images.to_float(b.image), method.place[index[0]][k])
+    assert_close(puzzle.image, expected, atol=2e-3, rtol=0)
 
 
 def test_a_classifier_that_knows_nothing_pays_the_logarithm_of_the_classes(source):
-    method = made(source, ec.Config())
+    method = sown(source, ec.Config(), "resnet_small:width=16")
     torch.nn.init.zeros_(method.head[-1].weight)
     torch.nn.init.zeros_(method.head[-1].bias)
     loss = method.loss(method.pretext(batch(source, 64), Rng(1)))
@@ -91,37 +192,35 @@ def test_the_numbers_of_a_copy_are_even_and_independent():
 # ---- where seeds lie
 
 
-def test_seeds_are_drawn_in_proportion_to_the_squared_gradient():
+def test_how_busy_a_patch_is_is_proportional_to_the_squared_gradient():
     """Stripes on two sides of an image, one with twice the contrast: four times the energy, four times as often."""
     image = torch.zeros(1, 3, 16, 200)
     image[..., 30:70:4] = 0.2
     image[..., 130:170:4] = 0.4
-    energy = ec.busy(image, 8, 4)
+    energy = ec.busy(ec.steepness(image), 8, 0)
     left, right = energy[..., :96].sum(), energy[..., 96:].sum()
-    assert_close(right / left, torch.tensor(4.0), rtol=0.02, atol=0)
-    flat = energy[..., 80:110]
-    assert flat.max() < 1e-6 * energy.max()
+    assert_close((right / left).item(), 4.0, rtol=0.02, atol=0)
+    assert not energy[..., 80:110].any(), "exactly nothing, not a trace"
 
 
-@pytest.mark.parametrize("margin", [4, 5, 7])
-def test_how_busy_a_patch_is_is_the_mean_of_its_squared_gradients(margin):
+@pytest.mark.parametrize("inset", [0, 1, 3])
+def test_how_busy_a_patch_is_is_the_mean_of_its_squared_gradients(inset):
     """Slow, pixel by pixel; beyond the border an image goes on as it ends."""
     x = Rng(1).uniform(2, 3, 18, 21)
-    found = ec.busy(x, 8, margin)
-    assert found.shape == (2, 18 - 2 * margin + 1, 21 - 2 * margin + 1)
+    found = ec.busy(ec.steepness(x), 8, inset)
+    assert found.shape == (2, 18 - 8 - 2 * inset + 1, 21 - 8 - 2 * inset + 1)
     for image, energies in zip(images.luma(x)[:, 0], found, strict=True):
 
         def at(row, column, image=image):
             return image[min(max(row, 0), 17), min(max(column, 0), 20)]
 
         for i, j in ((0, 0), (1, 3), (energies.shape[0] - 1, energies.shape[1] - 1)):
-            top, left = i + margin - 4, j + margin - 4
             energy = [
                 (at(r, c + 1) - at(r, c - 1)) ** 2 + (at(r + 1, c) - at(r - 1, c)) ** 2
-                for r in range(top, top + 8)
-                for c in range(left, left + 8)
+                for r in range(i + inset, i + inset + 8)
+                for c in range(j + inset, j + inset + 8)
             ]
-            assert_close(energies[i, j], torch.stack(energy).mean())
+            assert_close(energies[i, j].float(), torch.stack(energy).mean())
 
 
 def test_no_seed_lies_where_nothing_is_and_busier_places_are_likelier():
@@ -129,32 +228,51 @@ def test_no_seed_lies_where_nothing_is_and_busier_places_are_likelier():
     x[:, :, :, :24:4] = 0.4
     x[:, :, :, 24::4] = 0.2
     x[:, :, 24:] = 0.5  # the lower half is empty
-    source = Arrays("stripes", (x * 255).to(torch.uint8))
-    method = made(source, ec.Config(patch=8, **STILL))
-    corner = method.corners(x, torch.arange(400))
-    assert (corner[:, 0] < 25).all()
-    energy = ec.busy(x[:1], method.side, method.margin)[0].sum(0)  # of each column
-    first = corner[:, 1] - (method.margin - method.side // 2)
-    expected = (energy * torch.arange(len(energy))).sum() / energy.sum()
-    assert abs(first.float().mean() - expected) < 1.5  # evenly drawn ones would be 4 px further on
+    method = sown(Arrays("stripes", (x * 255).to(torch.uint8)), ec.Config(patch=8))
+    row, column, side = method.place[:, 0].unbind(1)
+    assert (row < 25).all()
+    one = side == 8
+    energy = ec.busy(ec.steepness(x[:1]), 8, 1)[0].sum(0)  # of each column
+    expected = (energy * torch.arange(1, len(energy) + 1)).sum() / energy.sum()
+    assert (
+        one.sum() > 70 and abs(column[one].float().mean() - expected) < 2.5
+    )  # an even draw: 4 px further on
 
 
-def test_a_seed_stays_where_it_is(source):
-    method = made(source, ec.Config(patch=24))
-    x = images.to_float(batch(source).image)
-    assert torch.equal(method.corners(x, torch.arange(16)), method.corners(x, torch.arange(16)))
+def test_seeds_have_four_sizes_and_lie_anywhere_that_is_0_625_of_their_side_from_the_border():
+    """Released: sides of 32 / 0.8^k as likely as each other, centers in the middle 56 x 56 of 96 px at the first."""
+    method = sown(noise(1600, 96), ec.Config(seeds=1600))
+    corner, side = method.place[:, 0, :2], method.place[:, 0, 2]
+    assert sorted(side.unique().tolist()) == [32, 40, 50, 62]
+    center = corner + side[:, None] / 2
+    for one in (32, 40, 50, 62):
+        of = center[side == one]
+        assert 330 < len(of) < 470
+        assert (of.min() - 0.625 * one).abs() < 2 and (96 - 0.625 * one - of.max()).abs() < 2
+    of = center[side == 32]
+    assert of.min() >= 20 and of.max() <= 76
+    for axis in of.unbind(1):
+        assert axis.histc(4, 20, 76).min() > 0.17 * len(of)
 
 
-def test_where_the_image_has_room_no_copy_reaches_beyond_it():
-    """The published reach: 22.4 (cos 20° + sin 20°) + 6.4 = 35.1 px for patches of 32 in images of 96."""
-    method = made(sources.open("synthetic:64:96"), ec.Paper(), "resnet_small:width=8")
-    assert {name: getattr(method.config, name) for name in PUBLISHED} == PUBLISHED
-    assert method.side == 32 and 36 <= method.margin <= 44
-    assert 22.4 * (math.cos(math.radians(20)) + math.sin(math.radians(20))) + 6.4 < method.margin
+@pytest.mark.parametrize(("size", "sides"), [(32, [24]), (48, [32]), (64, [32, 40]), (96, [32, 40, 50, 62])])
+def test_a_seed_takes_three_quarters_of_its_image_at_most(size, sides):
+    method = made(sources.open(f"synthetic:64:{size}"), ec.Config())
+    assert method.sides == sides and method.side == sides[0]
+    for side in sides:
+        assert ec.inset(side, size) >= 0 and 2 * ec.inset(side, size) + side < size
+
+
+@pytest.mark.parametrize("size", range(11, 100, 7))
+@pytest.mark.parametrize("patch", [8, 15, 32, 70])
+def test_there_is_room_for_a_seed_in_every_image(size, patch):
+    side = min(patch, 3 * size // 4)
+    assert 0 <= ec.inset(side, size) <= (size - side) // 2
 
 
 def test_by_default_colours_change_by_half_of_the_published_ranges_and_the_head_has_a_layer(source):
     ours, paper = ec.Config(), ec.Paper()
+    assert {name: getattr(paper, name) for name in PUBLISHED} == PUBLISHED
     for name in ("axes", "power", "stretch"):
         half = [math.log(x) / 2 for x in getattr(paper, name)]
         assert_close([math.log(x) for x in getattr(ours, name)], half, atol=0.01, rtol=0)
@@ -170,55 +288,113 @@ def test_images_too_small_for_a_seed_say_what_size_is_needed():
         made(sources.open("synthetic:64:16"), ec.Config(patch=4))
 
 
-@pytest.mark.parametrize(("size", "side"), [(32, 24), (48, 32), (96, 32)])
-def test_a_seed_has_32_pixels_and_leaves_room_in_small_images(size, side):
-    assert made(sources.open(f"synthetic:64:{size}"), ec.Config()).side == side
-
-
 # ---- how a copy is distorted
 
 
-def test_without_distortion_a_copy_is_its_seed(source):
-    method = made(source, ec.Config(patch=24, **STILL, **PALE))
-    method.begin(context(source))
-    b = batch(source)
-    seed = method.seeds(images.to_float(b.image), b.index)
-    assert_close(method.pretext(b, Rng(1)).image, seed, atol=2e-5, rtol=0)
+def test_without_distortion_a_copy_is_the_patch_of_the_image():
+    source = noise(64, 48)
+    method = sown(source, ec.Config(patch=24, **STILL, **PALE))
+    b = batch(source, 64)
+    made = method.pretext(b, Rng(1)).image
+    for copy, image, (row, column, side) in zip(made, b.image, method.place[:, 0].tolist(), strict=True):
+        patch = image[:, row : row + side, column : column + side] / 255
+        resized = F.interpolate(patch[None], size=24, mode="bilinear")[0]
+        assert_close(copy, resized, atol=2e-3, rtol=0)
 
 
 def coordinates(config, n=300, size=96):
-    """Where the pixels of copies come from: (n, 2 of x and y, p, p), pixels, and the centres of their seeds."""
-    source = sources.open(f"synthetic:64:{size}")
-    method = made(source, config, "resnet_small:width=8")
+    """Where the pixels of copies come from: (n, 2 of x and y, p, p), pixels; the seeds' places; the numbers that decide."""
+    method = sown(noise(n, size, 1), config)
     down, across = torch.meshgrid(torch.arange(size) + 0.5, torch.arange(size) + 0.5, indexing="ij")
-    ramp = torch.stack([across, down, across * 0]).expand(n, -1, -1, -1)
+    ramp = torch.stack([across, down]).expand(n, -1, -1, -1)
     u = ec.hashed(torch.arange(n), torch.arange(n)).T
-    busy = Rng(3).uniform(n, 3, size, size)
-    corner = method.corners(busy, torch.arange(n))
-    method.corners = lambda x, index: corner
-    return method.placed(ramp, torch.arange(n), u[:6])[:, :2], corner.flip(1) + method.side / 2
+    place = method.place[:, 0]
+    return method.placed(ramp, place, u[:6]), place, u
 
 
-def test_shifts_stay_within_a_fifth_and_are_balanced():
-    at, centre = coordinates(ec.Paper(scale=(1.0, 1.0), turn=0.0))
-    moved = at.mean((2, 3)) - centre
-    assert 6 < moved.abs().max() <= 6.4 + 1e-3 and moved.mean().abs() < 0.5
+@pytest.fixture
+def fine(monkeypatch):
+    """Everything is read off the image itself, whose coordinates a smaller copy would round at the border."""
+    monkeypatch.setattr(ec, "REDUCED", math.inf)
 
 
-def test_scales_stay_between_their_ends_and_halve_as_often_as_they_double():
-    at, _ = coordinates(ec.Paper(shift=0.0, turn=0.0))
-    factor = (at[:, 0, 0, -1] - at[:, 0, 0, 0]) / 31
+@pytest.mark.parametrize("size", [96, 160])
+def test_a_copy_shows_real_pixels_alone_and_is_moved_no_further_than_that_takes(size, fine):
+    """Slow, corner by corner: a copy that reaches beyond the image is moved inside, if it fits at all."""
+    config = ec.Paper()
+    at, places, numbers = coordinates(config, 600, size)
+    moved = fitted = 0
+    for copy, (row, column, side), u in zip(at, places.tolist(), numbers.T.tolist(), strict=True):
+        length = side * 0.7 * 2 ** u[3]
+        turn = math.radians(20) * (2 * u[2] - 1)
+        middle = [
+            column + side / 2 + 0.2 * side * (2 * u[0] - 1),
+            row + side / 2 + 0.2 * side * (2 * u[1] - 1),
+        ]
+        corners = [
+            (
+                middle[0] + length / 2 * (a * math.cos(turn) - b * math.sin(turn)),
+                middle[1] + length / 2 * (a * math.sin(turn) + b * math.cos(turn)),
+            )
+            for a in (-1, 1)
+            for b in (-1, 1)
+        ]
+        low, high = ([pick(corner[i] for corner in corners) for i in (0, 1)] for pick in (min, max))
+        if any(last - first > size for first, last in zip(low, high, strict=True)):
+            continue
+        away = [max(0, -first) - max(0, last - size) for first, last in zip(low, high, strict=True)]
+        moved += any(away)
+        fitted += 1
+        expected = torch.tensor([m + a for m, a in zip(middle, away, strict=True)])
+        assert_close(copy.mean((1, 2)), expected, atol=0.05, rtol=0)
+        for axis in (1, 2):  # where pixels were mirrored or repeated, steps would differ
+            steps = copy.diff(dim=axis)
+            assert (steps - steps.mean((1, 2), keepdim=True)).abs().max() < 0.3
+    assert moved > 30 and (fitted == 600 if size == 160 else fitted > 450)
+
+
+def test_a_large_copy_is_reduced_without_aliasing():
+    """Stripes of one pixel: against the mean of 8 x 8 samples for each pixel, which is what an eye would see."""
+    x = torch.zeros(40, 1, 96, 96)
+    x[..., ::2] = 1
+    center, angle = torch.full((40, 2), 48.0), torch.linspace(-0.3, 0.3, 40)
+    for factor, worst in ((2.7, 0.12), (1.6, 0.2)):
+        side = torch.full((40,), 32 * factor)
+        truth = F.avg_pool2d(ec.window(x, center, side, angle, 256), 8)
+        assert (ec.window(x, center, side, angle, 32) - truth).square().mean().sqrt() < worst
+
+
+def test_a_copy_is_the_same_whatever_else_is_in_the_batch():
+    """Some are read off a smaller image, others are not."""
+    x, u = Rng(1).uniform(50, 3, 96, 96), Rng(2).uniform(50, 2)
+    center, side, angle = 30 + 36 * u, 20 + 65 * u[:, 0], u[:, 1] - 0.5
+    whole = ec.window(x, center, side, angle, 32)
+    for k in (0, 7, 49):
+        alone = ec.window(*(v[k : k + 1] for v in (x, center, side, angle)), 32)
+        assert_close(alone[0], whole[k])
+
+
+def test_shifts_stay_within_a_fifth_of_the_side_and_are_balanced(fine):
+    at, place, _ = coordinates(ec.Paper(scale=(1.0, 1.0), turn=0.0), size=160)
+    corner, side = place[:, :2].flip(1), place[:, 2:]
+    moved = (at.mean((2, 3)) - corner - side / 2) / side
+    assert 0.19 < moved.abs().max() <= 0.2 + 1e-3 and moved.mean().abs() < 0.015
+
+
+def test_scales_stay_between_their_ends_and_halve_as_often_as_they_double(fine):
+    at, place, _ = coordinates(ec.Paper(shift=0.0, turn=0.0), size=160)
+    factor = (at[:, 0, 0, -1] - at[:, 0, 0, 0]) / 31 / (place[:, 2] / 32)
     assert 0.7 - 1e-3 <= factor.min() < 0.72 and 1.36 < factor.max() <= 1.4 + 1e-3
     assert abs(factor.log().mean() - math.log(0.7 * 1.4) / 2) < 0.03
 
 
-def test_turns_stay_within_twenty_degrees_and_keep_shapes():
-    at, _ = coordinates(ec.Paper(shift=0.0, scale=(1.0, 1.0)))
+def test_turns_stay_within_twenty_degrees_and_keep_shapes(fine):
+    at, place, _ = coordinates(ec.Paper(shift=0.0, scale=(1.0, 1.0)), size=160)
     across, down = at[:, :, 0, -1] - at[:, :, 0, 0], at[:, :, -1, 0] - at[:, :, 0, 0]
     angle = torch.atan2(across[:, 1], across[:, 0]).rad2deg()
     assert 19 < angle.abs().max() <= 20 + 1e-2 and angle.mean().abs() < 2
     assert_close((across * down).sum(1), torch.zeros(len(at)), atol=1e-2, rtol=0)
-    assert_close(across.norm(dim=1), torch.full((len(at),), 31.0), atol=1e-2, rtol=0)
+    assert_close(across.norm(dim=1), 31 / 32 * place[:, 2].float(), atol=2e-2, rtol=0)
 
 
 def test_all_pixels_of_a_copy_share_one_draw(source):
@@ -270,8 +446,9 @@ def test_grey_images_are_distorted_too():
 def test_seeds_that_cannot_be_told_apart_become_one_class():
     one = Rng(1).integers(20, 3, 48, 48, high=256).to(torch.uint8)
     twins = Arrays("twins", torch.cat([one, one]))
-    method = made(twins, ec.Clustered()).train()
-    method.corners = lambda x, index: torch.zeros(len(x), 2, dtype=torch.long)  # twins show the same patch
+    method = made(
+        twins, ec.Clustered()
+    ).train()  # before `begin` all seeds lie in the middle: twins show the same
     before = method.head[-1].weight.clone()
     method.begin_epoch(context(twins, round=0))
     assert len(method.label.unique()) == 40
@@ -306,6 +483,84 @@ def test_what_the_distortions_cost_is_never_below_nothing(source):
     assert jensen(method, source) > 0
     still = made(source, ec.Config(**STILL, **PALE))
     assert abs(jensen(still, source)) < 1e-5
+
+
+# ---- the published recipe
+
+
+RELEASED = {
+    "encoder.net.conv1.0": ((64, 3, 5, 5), 0.05, 0.1, 1.0, 0.0),
+    "encoder.net.conv2.0": ((128, 64, 5, 5), 0.02, 0.1, 1.0, 0.0),
+    "encoder.net.conv3.0": ((256, 128, 5, 5), 0.01, 0.1, 1.0, 0.25),
+    "encoder.net.fc.0": ((512, 256, 8, 8), 0.01, 0.1, 1.0, 1.0),
+    "head.0": ((64, 512), 0.005, 0.0, 0.25, 4.0),
+}
+"""template/train.prototxt: shape, std of the weights, bias, blobs_lr and weight_decay of the weights; of every bias 2 and 0"""
+
+
+def test_the_published_net_begins_learns_and_decays_as_the_released_one():
+    config = ec.Paper()
+    source = sources.open("synthetic:64:96")
+    method = made(source, config, "exemplar")
+    (optimizer,) = method.optimizers(config.train)
+    known = {id(p): (g["lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
+    named = dict(method.named_parameters())
+    assert named.keys() == {f"{layer}.{part}" for layer in RELEASED for part in ("weight", "bias")}
+    for layer, (shape, std, bias, rate, decay) in RELEASED.items():
+        weight, other = named[f"{layer}.weight"], named[f"{layer}.bias"]
+        assert weight.shape == shape and abs(weight.mean()) < 0.05 * std
+        assert weight.std().item() == pytest.approx(std, rel=0.05)
+        assert (other == bias).all()
+        assert known[id(weight)] == pytest.approx((0.01 * rate, 0.004 * decay))
+        assert known[id(other)] == pytest.approx((0.02, 0.0))
+    assert optimizer.defaults["momentum"] == 0.9 and not optimizer.defaults["nesterov"]
+
+
+def test_the_published_rates_fall_as_in_the_released_script():
+    """train_nn_pretrain_distr.sh … 1 … 1200000 0.01: the steps at each rate, one after the other."""
+    course = [(1_200_000, 0.01), (120_000, 0.004), (120_000, 0.001), (60_000, 0.0004), (60_000, 0.0001)]
+    train, steps, step = ec.Paper().train, sum(count for count, _ in course), 0
+    assert (100_000 // train.batch) * train.epochs == pytest.approx(steps, rel=1e-3)  # of STL-10's images
+    for count, rate in course:
+        for at in (step + 100, step + count - 100):
+            assert train.lr * schedule(train, at / steps) == pytest.approx(rate)
+        step += count
+
+
+def test_a_run_that_goes_on_has_the_rates_of_its_recipe():
+    for config in (ec.Config, ec.Paper):
+        card = json.loads(json.dumps(dataclasses.asdict(config.train)))
+        assert run._dataclass(TrainConfig, card) == config.train
+
+
+def test_any_other_net_learns_by_the_published_rates(source):
+    method = made(source, ec.Paper(), "resnet_small:width=8")
+    (optimizer,) = method.optimizers(ec.Paper.train)
+    sizes = [sum(p.numel() for p in g["params"]) for g in optimizer.param_groups]
+    assert sum(sizes) == sum(p.numel() for p in method.parameters())
+    assert [g["lr"] for g in optimizer.param_groups] == pytest.approx([0.0025, 0.01, 0.02])
+
+
+def test_the_published_net_pools_three_by_three_and_takes_bytes_over_256():
+    encoder = encoders.build("exemplar", 3, 96)
+    assert sum(p.numel() for p in encoder.parameters()) == 4_864 + 204_928 + 819_456 + 8_389_120
+    pools = [m for m in encoder.modules() if isinstance(m, nn.MaxPool2d)]
+    assert [(m.kernel_size, m.stride, m.ceil_mode) for m in pools] == [(3, 2, True)] * 2
+    assert encoder.sides == {
+        "conv1": 48,
+        "conv2": 24,
+        "conv3": 24,
+        "fc": 17,
+    }  # test_conv_STL.prototxt's quadrants
+    x = Rng(1).integers(1, 3, 4, 4, high=256).float()
+    assert_close(encoder.normalised(x / 255), (x - 127.5) * 0.00390625)
+
+
+def test_a_preview_shows_seeds_that_were_drawn(monkeypatch):
+    begun = []
+    monkeypatch.setattr(ec.ExemplarCNN, "begin", lambda self, context: begun.append(len(context.source)))
+    selfhelp.preview("synthetic:600:32", ec.Config(), "puzzles")
+    assert begun == [500]
 
 
 def test_the_published_net_can_look_at_a_whole_image():
