@@ -29,7 +29,9 @@ import fidelity  # beside this file
 
 DATA = {"words": "pairs.jsonl", "tracked": "tracks/", "depth": "scenes:rooms+photos/"}
 """what a method needs -> how data with it is called on its page; of others photos/"""
-FIDELITY = "What its paper and the released code say, and what the recipe does ([all methods](../fidelity.md))."
+FIDELITY = (
+    "What its paper and the released code say, and what the recipe does ([all methods](../fidelity.md))."
+)
 
 
 # ---- what mkdocs calls
