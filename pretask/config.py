@@ -51,22 +51,27 @@ def schedule(train: TrainConfig, fraction: float) -> float:
     """Share of the peak learning rate at `fraction` of the run, the same course in every round."""
     f = fraction * train.rounds % 1.0
     if f < train.warmup:
-        return mixed(train.lr_start / train.lr, 1.0, f / train.warmup)
+        return mixed(share(train.lr_start, train.lr), 1.0, f / train.warmup)
     if train.drops:
         falls = sum(f >= at for at in train.drops) - sum(f >= at for at in train.rises)
         return train.drop**falls if isinstance(train.drop, int | float) else math.prod(train.drop[:falls])
-    return mixed(1.0, train.lr_end / train.lr, half_cosine((f - train.warmup) / (1 - train.warmup)))
+    return mixed(1.0, share(train.lr_end, train.lr), half_cosine((f - train.warmup) / (1 - train.warmup)))
 
 
 def decay(train: TrainConfig, fraction: float) -> float:
     """Share of the first weight decay at `fraction` of the run."""
     if train.weight_decay_end is None:
         return 1.0
-    return mixed(1.0, train.weight_decay_end / train.weight_decay, half_cosine(fraction))
+    return mixed(1.0, share(train.weight_decay_end, train.weight_decay), half_cosine(fraction))
 
 
 def mixed(start: float, end: float, share: float) -> float:
     return start + (end - start) * share
+
+
+def share(end: float, peak: float) -> float:
+    """Of a peak that may be 0: then there is nothing to rise from or to fall to."""
+    return end / peak if peak else 0.0
 
 
 def half_cosine(fraction: float) -> float:
