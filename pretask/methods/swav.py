@@ -169,9 +169,8 @@ class SwAV(OfCrops):
     def codes_of(self, own: int, scores: Tensor) -> Tensor:
         """(B, K) scores of the left or right view -> their codes, shared out together with a queue that is full."""
         c, batch = self.config, distributed.gather_rows(scores)
-        earlier = (
-            self.scores(self.queue[own]) if self.queued == c.queue else batch[:0]
-        )  # (Q, K) by today's prototypes
+        full = self.queued == c.queue
+        earlier = self.scores(self.queue[own]) if full else batch[:0]  # (Q, K), by today's prototypes
         q = codes(torch.cat([earlier, batch]), c.epsilon, c.iterations)[len(earlier) :]
         return q.chunk(distributed.world())[distributed.rank()]
 
