@@ -192,13 +192,16 @@ def steepness(x: Tensor) -> Tensor:
     return (across.square() + down.square())[:, 0]
 
 
-def busy(steep: Tensor, side: int, rim: int) -> Tensor:
-    """(B, H, W) -> the mean over each patch of `side` that is `rim` or more from the border, (B, h, w)."""
-    energy = steep[:, rim : steep.shape[1] - rim, rim : steep.shape[2] - rim].double()
-    for _ in range(2):  # along rows, then along columns: the mean of a window is a difference of running sums
-        ends = F.pad(energy.cumsum(2), (1, 0))
-        energy = ((ends[..., side:] - ends[..., :-side]) / side).mT
-    return energy
+def summed(steep: Tensor) -> Tensor:
+    """(B, H, W) -> sums over all rectangles from the upper left, (B, H + 1, W + 1), in 2^-32: whole, so that 0 stays 0."""
+    return F.pad((steep.double() * 2**32).long().cumsum(1).cumsum(2), (1, 0, 1, 0))
+
+
+def busy(sums: Tensor, side: int, rim: int) -> Tensor:
+    """(B, H + 1, W + 1) -> the mean over each patch of `side` that is `rim` or more from the border, (B, h, w)."""
+    s = sums[:, rim : sums.shape[1] - rim, rim : sums.shape[2] - rim]
+    box = s[:, side:, side:] - s[:, side:, :-side] - s[:, :-side, side:] + s[:, :-side, :-side]
+    return box.double() / (2**32 * side**2)
 
 
 def apart(place: Tensor, side: int, rim: int, h: int) -> Tensor:
@@ -322,13 +325,13 @@ class ExemplarCNN(Method[Copies]):
         Of a seed each scale is as likely; its place is drawn in proportion to the mean squared gradient within the patch
         (PAMI, sec. 2). An image's energy is the mean of that over all of the smallest patches (released sampler).
         """
-        steep, size = steepness(x), x.shape[-1]
+        sums, size = summed(steepness(x)), x.shape[-1]
         side = torch.tensor(self.sides)[(u[..., 0] * len(self.sides)).long()]  # (B, P)
-        mean = busy(steep, self.side, inset(self.side, size)).mean((1, 2))
+        mean = busy(sums, self.side, inset(self.side, size)).mean((1, 2))
         place, energy = side[..., None].repeat(1, 1, 3), torch.zeros(side.shape).double()
         for k, one in itertools.product(range(side.shape[1]), self.sides):
             of, rim = (side[:, k] == one).nonzero()[:, 0], inset(one, size)
-            each = busy(steep[of], one, rim)
+            each = busy(sums[of], one, rim)
             corner, total = pick(each * apart(place[of, :k], one, rim, each.shape[-1]), u[of, k, 1])
             place[of, k, :2] = corner + rim
             energy[of, k] = torch.where(total > 0, mean[of], 0.0)
