@@ -1,8 +1,8 @@
 """What papers and released code say of each recipe, beside what pretask builds: read by the site and by a test.
 
 tests/golden/NAME.json holds {"RECIPE": {"FACT": {"paper": …, "released": …, "source": …, "why": …}}}, never a value of
-pretask's own: that is read from the recipe and from what it builds. `why` stands where it differs. An entry whose source
-nobody has read has the source "unread" and says nothing else.
+pretask's own: that is read from the recipe and from what it builds. `why` stands where it differs, a `note` where it does
+not. An entry whose source nobody has read has the source "unread" and says nothing else.
 
 A FACT that a program can read here is compared, by tests/test_fidelity.py:
     width, views.jitter, train.lr     a field of the recipe, or of a dataclass in it
@@ -74,7 +74,8 @@ def ours(config: MethodConfig, fact: str, like: Any) -> Any:
     if fact in known:
         return known[fact]
     if fact == "encoder.parameters":
-        net = encoders.build(config.spec(), 3, SIZES.get(config.encoder, 224))
+        channels, size = IMAGES.get(config.encoder.partition(":")[0], (3, 224))
+        net = encoders.build(config.spec(), channels, size)
         return sum(p.numel() for p in net.parameters())
     if fact == "schedule":
         return [[f, config.train.lr * schedule(config.train, f)] for f, _ in like]
@@ -83,8 +84,8 @@ def ours(config: MethodConfig, fact: str, like: Any) -> Any:
     return None
 
 
-SIZES = {"exemplar": 32, "nin4": 32}
-"""pixels for which networks are built whose parameters depend on it; 224 of others"""
+IMAGES = {"exemplar": (3, 32), "jule": (1, 28), "mlp": (1, 28)}
+"""channels and pixels for which networks are built whose parameters depend on them"""
 
 
 def read(entry: Entry) -> bool:
@@ -175,7 +176,7 @@ def page() -> str:
 def mine(line: Line) -> str:
     """What is built where it differs or can be shown, and why it differs."""
     value = shown(line.ours) if line.compared and not line.same else "" if not line.same else "as theirs"
-    return "; ".join(part for part in (value, line.entry.get("why", "")) if part)
+    return "; ".join(part for part in (value, line.entry.get("why"), line.entry.get("note")) if part)
 
 
 def place(line: Line, name: str) -> str:
