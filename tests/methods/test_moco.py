@@ -1,11 +1,13 @@
 """What a faithful MoCo must show (He et al. 2020, eq. 1 and algorithm 1; Chen et al. 2021, algorithm 1)."""
 
+import copy
 import dataclasses
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch.testing import assert_close
 
 from pretask import encoders, sources
@@ -123,6 +125,51 @@ def test_version_3_asks_both_views_among_the_batch_through_a_predictor():
     assert method.loss(p).carry is None
 
 
+def test_version_3_has_batch_norms_see_one_view_at_a_time():
+    """Appendix A of v3: the two crops of an image are never in one batch."""
+    method = made(queue=0).train()
+    p, alone = method.puzzle, copy.deepcopy(method)
+    total = method.loss(p).total
+    encoder, head = alone.teacher
+    q1, q2 = (alone.predictor(alone.head(alone.encoder(x)["pool"])) for x in (p.left, p.right))
+    k1, k2 = (head(encoder(x)["pool"]) for x in (p.left, p.right))
+    q1, q2, k1, k2 = (F.normalize(x, dim=1) for x in (q1, q2, k1, k2))
+    own = torch.arange(32)
+    expected = F.cross_entropy(q1 @ k2.T / 0.2, own) + F.cross_entropy(q2 @ k1.T / 0.2, own)
+    assert_close(total, 2 * 0.2 * expected)
+
+
+def layers(net):
+    return [
+        (type(x).__name__, [tuple(p.shape) for p in x.parameters()])
+        for x in net.modules()
+        if not isinstance(x, nn.Sequential)
+    ]
+
+
+def test_the_head_of_version_2_is_the_released_one_without_batch_norm():
+    """moco/builder.py:36 at 7397dfe: Linear, ReLU, Linear, all with biases."""
+    method = made(hidden=40, width=24)
+    expected = [("Linear", [(40, method.encoder.dim), (40,)]), ("ReLU", []), ("Linear", [(24, 40), (24,)])]
+    assert layers(method.head) == expected and layers(method.teacher[1]) == expected
+    assert layers(method.predictor) == [("Identity", [])]
+
+
+def test_the_heads_of_version_3_are_the_released_ones_of_a_resnet():
+    """moco/builder.py:36-52 and 105-109 at c349e6e: two matrices each, and a batch norm without gain ends the projector."""
+    method = made(queue=0, hidden=40, width=24)
+
+    def two(i):
+        return [("Linear", [(40, i)]), ("BatchNorm1d", [(40,), (40,)]), ("ReLU", []), ("Linear", [(24, 40)])]
+
+    projector = [*two(method.encoder.dim), ("BatchNorm1d", [])]
+    assert layers(method.head) == projector and layers(method.teacher[1]) == projector
+    assert layers(method.predictor) == two(24)
+    out = method.train().head(Rng(1).normal(64, method.encoder.dim))
+    assert_close(out.mean(0), torch.zeros(24), atol=1e-5, rtol=0)
+    assert_close(out.square().mean(0), torch.ones(24), atol=1e-2, rtol=0)
+
+
 @pytest.mark.parametrize("queue", [64, 0])
 def test_no_gradient_reaches_the_teacher(queue):
     method = made(queue=queue)
@@ -140,5 +187,15 @@ def test_recipes_are_those_of_the_two_versions():
         "sgd",
         0.03,
     )
-    assert (v3.queue, v3.keep, v3.train.lr, v3.train.batch) == (0, 0.996, 4.8, 4096)
+    assert (v2.train.weight_decay, v2.train.decay_all, v2.train.nesterov) == (1e-4, True, False)
+    # CONFIG.md of moco-v3: 300 epochs with the defaults 1e-6 and 0.99; 1.5e-6 and 0.996 are for 1000
+    assert (v3.train.epochs, v3.train.weight_decay, v3.keep) == (300, 1e-6, 0.99)
+    assert (v3.queue, v3.train.lr, v3.train.batch) == (0, 4.8, 4096)
     assert v3.pair()[0] != v3.pair()[1] and v2.pair()[0] == v2.pair()[1]
+
+
+def test_the_residual_branches_of_version_2_begin_at_full_strength():
+    """torchvision's ResNet, as v2 builds it; timm's begins with branches of gain 0."""
+    norm = encoders.build(moco.Paper.encoder, 3, 32).net.layer1[0].bn3
+    assert norm.weight.eq(1).all()
+    assert encoders.build(moco.PaperV3.encoder, 3, 32).net.layer1[0].bn3.weight.eq(0).all()
