@@ -23,10 +23,21 @@ WORDS = 100_000
 """of the vocabulary, at most: the most frequent ones"""
 HELD = 0.1
 """share of the texts that are not learned from, for the perplexity"""
-MANY = 10_000
-"""texts from which on the topics are updated within a pass, after every CHUNK; of fewer texts some topics then stay empty"""
-CHUNK = 2000
-"""(gensim's default)"""
+FEW = 5
+"""passes from which on the topics are updated once a pass, by all texts; in fewer passes after every CHUNK of texts.
+
+How far topics are from those that texts were made of (half of the sum of absolute differences), of 12,500 texts of 100
+words, 40 topics and 2,000 words, whatever the number of texts costs the same time:
+
+| passes | once a pass | every 2,000 texts | the same with scikit-learn's decay 0.7 and offset 10 |
+|---|---|---|---|
+| 1 | .77 | .32 | .45 |
+| 3 | .33 | .26 | |
+| 5 | .23 | .26 | |
+| 20 | .19 | .26 | .35 |
+"""
+CHUNK, DECAY, OFFSET = 2000, 0.5, 1.0
+"""texts of an update, and how much the n-th counts: (OFFSET + n)^-DECAY (gensim's defaults)"""
 FLOOR = 0.01
 """a smaller share of a text is none (the default of gensim, which made the paper's)"""
 ENGLISH = "english"
@@ -104,7 +115,7 @@ def learn(
             f"all {len(texts)} texts are the same, so there are no topics; expected different ones"
         )
     held = (rng.child("held").permutation(len(distinct)).cpu().numpy() < HELD * len(distinct))[which]
-    model = allocation(topics, int(rng.generator.initial_seed() % 2**31), passes, sum(~held))
+    model = allocation(topics, int(rng.generator.initial_seed() % 2**31), passes)
     model.fit(counts[~held])
     unseen = [bag for bag, out in zip(bags, held, strict=True) if out]
     frequency = np.asarray(counts[~held].sum(0)).ravel() + FLOOR
@@ -126,12 +137,13 @@ def perplexity(model: Any, bags: list[list[str]], vocabulary: list[str]) -> floa
     return float(np.exp(-(there.data * np.log(p[there.row, there.col])).sum() / max(1, there.data.sum())))
 
 
-def allocation(topics: int, seed: int = 0, passes: int = 1, texts: int = 0) -> Any:
+def allocation(topics: int, seed: int = 0, passes: int = 1) -> Any:
     from sklearn.decomposition import LatentDirichletAllocation
 
-    way = "online" if texts > MANY else "batch"
+    way = "online" if passes < FEW else "batch"
+    course = {"batch_size": CHUNK, "learning_decay": DECAY, "learning_offset": OFFSET}
     return LatentDirichletAllocation(
-        topics, learning_method=way, batch_size=CHUNK, max_iter=passes, random_state=seed
+        topics, learning_method=way, max_iter=passes, random_state=seed, **course
     )
 
 

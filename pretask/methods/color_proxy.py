@@ -122,7 +122,7 @@ class Paper(Config):
     def build(self, encoder: Encoder, source: Source) -> "ColorProxy":
         method = super().build(encoder, source)
         for head in method.heads.values():
-            caffe_xavier(head.weight)
+            caffe_xavier(head.get_parameter("weight"))
         return method
 
 

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import linear_sum_assignment
 
 from pretask import encoders, images, sources, text, topics
 from pretask.context import Context
@@ -81,6 +82,35 @@ def test_the_topics_are_those_that_the_texts_were_made_of(source, texts):
     label = sources.open_labelled("synthetic:200:16").label
     assert (torch.tensor(of_topic)[share.argmax(1)] == label).float().mean() > 0.98
     assert found.perplexity < 0.75 * found.chance
+
+
+def planted(n, k, v, length):
+    """n texts of about `length` words, of k topics over v words, and the topics (k, v)."""
+    draw = np.random.default_rng(0)
+    topic, share = draw.dirichlet(np.full(v, 0.05), k), draw.dirichlet(np.full(k, 1 / k), n)
+    names = [f"w{chr(97 + i // 26)}{chr(97 + i % 26)}" for i in range(v)]
+    rows = [draw.multinomial(draw.poisson(length) + 1, p / p.sum()) for p in share @ topic]
+    texts = [" ".join(name for name, c in zip(names, row, strict=True) for _ in range(c)) for row in rows]
+    return texts, topic, names
+
+
+@pytest.mark.parametrize(
+    ("n", "k", "v", "length", "passes", "chunk", "near"),
+    [
+        (700, 8, 200, 80, 20, 2000, 0.06),  # in many passes; by steps of decay 0.7 and offset 10: 0.13
+        (2700, 8, 300, 60, 1, 200, 0.35),  # in a single one, which all at once is a single step: 0.6
+    ],
+)
+def test_planted_topics_are_found_in_many_passes_and_in_a_single_one(
+    n, k, v, length, passes, chunk, near, monkeypatch
+):
+    monkeypatch.setattr(topics, "CHUNK", chunk)
+    texts, topic, names = planted(n, k, v, length)
+    found = learned(texts, k, stop="", passes=passes)
+    own = torch.zeros(k, v, dtype=torch.double)
+    own[:, [names.index(word) for word in found.vocabulary]] = found.weight
+    far = 0.5 * (own / own.sum(1, keepdim=True) - torch.from_numpy(topic)[:, None]).abs().sum(2)
+    assert far[linear_sum_assignment(far)].mean() < near
 
 
 def test_shares_are_none_or_more_than_a_hundredth_and_alike_for_texts_alike(texts):
