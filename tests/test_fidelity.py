@@ -30,7 +30,9 @@ def test_every_field_of_a_published_recipe_has_an_entry(name):
         entries = fidelity.golden(name).get(recipe, {})
         missing = {fact for fact, _ in fidelity.fields(config())} - set(entries)
         assert not missing, f"tests/golden/{name}.json lacks {sorted(missing)} of {recipe}"
-        assert any(fact.startswith("encoder") for fact in entries), f"{name}: nothing of the encoder of {recipe}"
+        assert any(fact.startswith("encoder") for fact in entries), (
+            f"{name}: nothing of the encoder of {recipe}"
+        )
 
 
 @pytest.mark.parametrize("path", sorted(fidelity.GOLDEN.glob("*.json")), ids=lambda path: path.stem)
