@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -98,7 +98,7 @@ def pretrained(name: str, code: Path, seed: int, when: str, asked: argparse.Name
     return run
 
 
-def compared(name: str, runs: dict[str, Sequence[Path]], data: Path) -> dict[str, Any]:
+def compared(name: str, runs: Mapping[str, Sequence[Path]], data: Path) -> dict[str, Any]:
     """kNN and linear probe of both, and the paired difference after - before."""
     right = {when: [scored(Run(run), data) for run in each] for when, each in runs.items()}
     found: dict[str, Any] = {"method": name, "what": CHANGES[name].what, "before": BEFORE, "seeds": SEEDS}
