@@ -149,7 +149,7 @@ def layers(net):
 
 def test_the_head_of_version_2_is_the_released_one_without_batch_norm():
     """moco/builder.py:36 at 7397dfe: Linear, ReLU, Linear, all with biases."""
-    method = made(hidden=40, width=24)
+    method = made(hidden=40, width=24, normed=moco.Paper().normed)
     expected = [("Linear", [(40, method.encoder.dim), (40,)]), ("ReLU", []), ("Linear", [(24, 40), (24,)])]
     assert layers(method.head) == expected and layers(method.teacher[1]) == expected
     assert layers(method.predictor) == [("Identity", [])]
