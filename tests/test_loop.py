@@ -177,8 +177,9 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_weights(name, moment,
     assert steps == list(range(40))
 
 
-SLOW = {"context_prediction": 0.005}
-"""learning rates of the test with two processes, where rounding grows two hundredfold in two of the usual steps on some processors"""
+SLOW = {"context_prediction": 0.005, "barlow_twins": 0.02 / 512}
+"""learning rates of the test with two processes: where rounding grows two hundredfold in two of the usual steps on some
+processors, and where the loss is a sum over the 512 numbers of a projection, not their mean"""
 
 
 def _two(fabric, folder, name):
@@ -292,7 +293,9 @@ def test_in_half_precision_the_loss_runs_the_same_course(tmp_path, name):
     """Emulated on any CPU; each quarter of the curve lies within 3 % of where the curve begins, or of the cosine's two.
     At a rate so low that the loss does not follow the rounding of its first steps: at 3e-3 one thousandth on a weight
     moves it by a percent."""
-    rate, span = {"simsiam": (3e-4, 2.0), "video_triplet": (3e-4, None)}.get(name, (1e-3, None))
+    rate, span = {"simsiam": (3e-4, 2.0), "video_triplet": (3e-4, None), "ibot": (5e-3, None)}.get(
+        name, (1e-3, None)
+    )
 
     def curve(precision):
         folder, fabric = tmp_path / precision, Fabric(accelerator="cpu", devices=1, precision=precision)

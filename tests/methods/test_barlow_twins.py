@@ -85,12 +85,13 @@ def small():
     source = sources.open("synthetic:32:16")
     config = dataclasses.replace(barlow.Paper(), width=24, hidden=32)
     method = config.build(encoders.build("resnet_small:width=16", 3, 16), source).train()
-    return method, method.pretext(source.__getitems__(torch.arange(32)), Rng(0))
+    views = method.pretext(source.__getitems__(torch.arange(32)), Rng(0))
+    return method.double(), dataclasses.replace(views, left=views.left.double(), right=views.right.double())
 
 
 def released_loss(method, views):
     """Each view by itself through all batch norms; the sum over the whole matrix, undivided."""
-    norm = nn.BatchNorm1d(method.config.width, affine=False)
+    norm = nn.BatchNorm1d(method.config.width, affine=False).double()
     one, other = (norm(method.head(method.encoder(view)["pool"])) for view in views)
     c = one.T @ other / len(one)
     here = torch.eye(len(c), dtype=torch.bool)
