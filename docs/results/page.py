@@ -1,6 +1,7 @@
 """The page of the measured results and its pictures, from the folders beside this file."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -62,6 +63,8 @@ def write(folder: Path, names: Sequence[str]) -> None:
             picture(folder / name)
     if studies := sorted((folder / "orderings").glob("*.json")):
         parts.append(orderings([read(path) for path in studies]))
+    if found := sorted((folder / "changes").glob("*.json")):
+        parts.append(changes([read(path) for path in found]))
     if sets := sorted((folder / "clusters").glob("*.json")):
         parts.append(clusters([read(path) for path in sets]))
     if sets := sorted((folder / "choices").glob("*.json")):
@@ -134,6 +137,36 @@ def orderings(studies: Sequence[Row]) -> str:
 
 def against(less: Row | None) -> str:
     return "" if less is None else f" [{less['low']:+.1f}, {less['high']:+.1f}]"
+
+
+def changes(found: Sequence[Row]) -> str:
+    """Default recipes before and after they were held against papers and released code."""
+    rows = []
+    for one in found:
+        solved = {when: np.mean(each) for when, each in one["solved"].items()}
+        share = "" if math.isnan(solved["after"]) else f"{solved['before']:.1f} → {solved['after']:.1f}"
+        cells = [f"`{one['method']}`: {one['what']}", share]
+        for kind in ("kNN", "linear"):
+            before, after, off = (one[kind][when] for when in ("before", "after", "difference"))
+            cells.append(
+                f"{before['value']:.1f} → {after['value']:.1f}, {off['value']:+.1f} [{off['low']:+.1f}, {off['high']:+.1f}]"
+            )
+        rows.append(f"| {' | '.join(cells)} |")
+    first = found[0]
+    return "\n".join(
+        [
+            "## Default recipes that changed\n",
+            "Made by `python docs/results/changes.py`: the same seeds before (commit "
+            f"{first['before']}) and after recipes were held against papers and released code, {first['seeds']} seeds, "
+            f"`{first['command'].replace(first['method'], 'METHOD')}`, on one core. *Solved* is the share of puzzles in the last "
+            "tenth of the run, %; kNN and linear probe of pooled features on Imagenette's test images, %, and the paired "
+            "difference with its interval.\n",
+            "| what changed | solved | kNN | linear |",
+            "|---|---:|---:|---:|",
+            *rows,
+            "",
+        ]
+    )
 
 
 def choices(found: Sequence[Row]) -> str:
