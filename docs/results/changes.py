@@ -88,14 +88,16 @@ def command(name: str) -> list[str]:
 
 def pretrained(name: str, code: Path, seed: int, when: str, asked: argparse.Namespace) -> Path:
     """One run on one core by the code of a folder, unless it is there; one that was cut off is begun anew."""
-    run = asked.runs / f"{name}-{when}-s{seed}"
+    run = asked.runs.resolve() / f"{name}-{when}-s{seed}"
     if not (run / "DONE").exists():
         shutil.rmtree(run, ignore_errors=True)
-        data = asked.data / TRAIN
+        data = asked.data.resolve() / TRAIN
         words = [*command(name), "--data", str(data), "--seed", str(seed), "--out", str(run)]
         print("$", shlex.join(words), "#", when, flush=True)
-        known = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(code)}
-        subprocess.run([sys.executable, "-m", *words], check=True, env=known)
+        # -m looks in the folder where it is started first
+        subprocess.run(
+            [sys.executable, "-m", *words], check=True, cwd=code, env=os.environ | {"OMP_NUM_THREADS": "1"}
+        )
     return run
 
 
