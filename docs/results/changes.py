@@ -77,7 +77,9 @@ def main() -> None:
 def checkout(commit: str) -> Iterator[Path]:
     """The files of an older commit."""
     with tempfile.TemporaryDirectory() as folder:
-        packed = subprocess.run(["git", "archive", commit], cwd=HERE, check=True, capture_output=True).stdout
+        packed = subprocess.run(
+            ["git", "archive", commit], cwd=HERE.parents[1], check=True, capture_output=True
+        ).stdout
         subprocess.run(["tar", "-x", "-C", folder], input=packed, check=True)
         yield Path(folder)
 
