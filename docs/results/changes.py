@@ -3,7 +3,7 @@
 
     python docs/results/changes.py [METHOD …] --data FOLDER [--runs runs/changes]
 
-FOLDER holds imagenette224/. Before is a checkout of an older commit of this repository, made in a temporary folder. Every
+FOLDER holds imagenette224/, and pairs/ for text_topic. Before is a checkout of an older commit of this repository, made in a temporary folder. Every
 run is 300 steps on 96 px, on one core, two at a time; those that are there, finished, are used again. What came out is kept in
 changes/METHOD.json, and `make.py` puts it on the page.
 """
@@ -23,6 +23,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import make
 import torch
 from orderings import COMMON, HERE, solved
 
@@ -34,7 +35,8 @@ from pretask.run import Run
 BEFORE = "2a7ee8d"
 SEEDS = 3
 TRAIN, TEST = "imagenette224/train", "imagenette224/val"
-
+PAIRS = {"text_topic": f"{make.PAIRS}/train.jsonl"}
+"""what is learned from where photographs do not do; the scores are those of photographs all the same"""
 
 CHANGES = {
     "jigsaw": "orders without near twins",
@@ -47,8 +49,10 @@ CHANGES = {
     "lejepa": "the head sees all views at once; centers are means of the large views",
     "ijepa": "the teacher's momentum rises along a line",
     "barlow_twins": "the loss is not divided by the width; each view has batch norms to itself",
+    "moco:v3": "heads as released; each view has batch norms to itself",
+    "text_topic": "words are lemmas; topics by at least five passes",
 }
-"""what was changed in default recipes; that of text_topic, whose words are lemmas now, takes images with texts"""
+"""what was changed in recipes that small machines run"""
 
 
 def main() -> None:
@@ -61,6 +65,7 @@ def main() -> None:
         words.error(f"no change of {', '.join(sorted(unknown))}; there are {', '.join(CHANGES)}")
     (HERE / "changes").mkdir(exist_ok=True)
     for name in asked.method or CHANGES:
+        make.prepare(PAIRS.get(name, TRAIN), asked.data, asked.runs)
         with checkout(BEFORE) as older, ThreadPoolExecutor(os.cpu_count()) as several:
             places = {"before": older, "after": HERE.parents[1]}
             made = {
@@ -69,7 +74,7 @@ def main() -> None:
             }
             runs = {when: [one.result() for one in each] for when, each in made.items()}
         found = compared(name, runs, asked.data)
-        (HERE / "changes" / f"{name}.json").write_text(json.dumps(found, indent=2) + "\n")
+        (HERE / "changes" / f"{plain(name)}.json").write_text(json.dumps(found, indent=2) + "\n")
         print(name, "done", flush=True)
 
 
@@ -88,12 +93,17 @@ def command(name: str) -> list[str]:
     return ["pretask", "pretrain", name, *COMMON]
 
 
+def plain(name: str) -> str:
+    """For a path."""
+    return name.replace(":", "-")
+
+
 def pretrained(name: str, code: Path, seed: int, when: str, asked: argparse.Namespace) -> Path:
     """One run on one core by the code of a folder, unless it is there; one that was cut off is begun anew."""
-    run = asked.runs.resolve() / f"{name}-{when}-s{seed}"
+    run = asked.runs.resolve() / f"{plain(name)}-{when}-s{seed}"
     if not (run / "DONE").exists():
         shutil.rmtree(run, ignore_errors=True)
-        data = asked.data.resolve() / TRAIN
+        data = make.place(PAIRS.get(name, TRAIN), asked.data.resolve(), run)
         words = [*command(name), "--data", str(data), "--seed", str(seed), "--out", str(run)]
         print("$", shlex.join(words), "#", when, flush=True)
         # -m looks in the folder where it is started first
@@ -107,7 +117,8 @@ def compared(name: str, runs: Mapping[str, Sequence[Path]], data: Path) -> dict[
     """kNN and linear probe of both, and the paired difference after - before."""
     right = {when: [scored(Run(run), data) for run in each] for when, each in runs.items()}
     found: dict[str, Any] = {"method": name, "what": CHANGES[name], "before": BEFORE, "seeds": SEEDS}
-    found["command"] = shlex.join([*command(name), "--data", str(Path("DATA") / TRAIN)])
+    place = make.place(PAIRS.get(name, TRAIN), Path("DATA"), Path("RUNS/x"))
+    found["command"] = shlex.join([*command(name), "--data", place])
     found["solved"] = {when: [solved(run) for run in each] for when, each in runs.items()}
     for kind in ("kNN", "linear"):
         rows = {when: torch.stack([one[kind] for one in each]) for when, each in right.items()}
