@@ -1,13 +1,17 @@
-"""Three questions to a run of any method: how much data, how many labels, how much do features change in fine-tuning?
+"""Questions to a run of any method: how much data, how many labels, how much do features change in fine-tuning? And what
+would pretraining with labels have given?
 
-`pretask study RUN --data LABELLED`. They are those that Larsson, Maire and Shakhnarovich asked of colour as a proxy task
-(CVPR 2017, arXiv:1703.04044); the change is measured by CKA (evals/cka.py).
+`pretask study RUN --data LABELLED`. Larsson, Maire and Shakhnarovich (CVPR 2017, arXiv:1703.04044, abstract) asked how
+much data and how many labels *pretraining with labels* takes, and how far features change in fine-tuning, to see what
+colorization is worth beside it. Here "supervised" asks the first two of them as they did, on the labels at hand; "data",
+"labels" and "change" ask the run itself. Their tables could not be read: shares, numbers of classes and the way in which
+classes are merged are pretask's. Change is measured by CKA (evals/cka.py).
 """
 
 import copy
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,12 +23,12 @@ from torch import Tensor, nn
 from pretask import checkpoint, run
 from pretask.device import find_device
 from pretask.encoders import Encoder
-from pretask.evals import evaluate, fewshot, finetune, measure
+from pretask.evals import baselines, evaluate, fewshot, finetune, measure
 from pretask.evals.cka import cka
 from pretask.evals.features import Features, embed, readable
 from pretask.evals.holdout import Part, ranks
 from pretask.evals.measure import Result
-from pretask.evaluating import labelled, repeated, sisters
+from pretask.evaluating import budget, labelled, repeated, sisters
 from pretask.journal import Tell
 from pretask.plan import cautions
 from pretask.rng import Rng
@@ -33,12 +37,18 @@ from pretask.types import Labelled, UserError
 
 SCHEMA = 1
 FOLDER = "study"
-Question = Literal["data", "labels", "change"]
-QUESTIONS: tuple[Question, ...] = ("data", "labels", "change")
+Question = Literal["data", "labels", "change", "supervised"]
+QUESTIONS: tuple[Question, ...] = ("data", "labels", "change", "supervised")
+USUAL = QUESTIONS[:3]
+"""what is asked where nothing else is said"""
 DATA = (0.1, 0.3)
 """shares of the run's images, beside 0 and 1"""
 LABELS = (0.01, 0.1, 1.0)
 """shares of the labelled training images"""
+SUPERVISED = (0.1, 0.3)
+"""shares of images and of labels that a network is pretrained with, beside all of them"""
+CLASSES = (2, 5, 10, 100)
+"""into so many groups its classes are merged, as far as there are more"""
 ENOUGH = 5
 """labelled images of each class with which a fifth of them can be held out to choose the penalty on"""
 COMPARED = 2_000
@@ -53,6 +63,11 @@ PROTOCOL = {
     f"number of labels, layer decay {finetune.DECAY}, and 1 for the untrained encoder, which is trained from scratch",
     "change": f"linear CKA of the features before and after fine-tuning on all labels, at each stage, on {COMPARED} test images "
     "at most; 1: the same up to rotation and scale",
+    "supervised": "the run beside the same encoder trained with labels from its first weights, on as many images as the run saw, "
+    f"with AdamW (batch {baselines.SUPERVISED.batch}, lr {baselines.SUPERVISED.lr}, weight decay "
+    f"{baselines.SUPERVISED.weight_decay}, shifts and flips), frozen and scored like the run on all labelled images; images: both "
+    "on a share of their images; labels: a share of the labelled images, drawn class by class, beside the run on all of its "
+    "own; classes: all images, whose classes are merged at random into groups of about as many",
     "interval": "95 % as in evaluate; of CKA Student's t with the infinitesimal jackknife's variance over test images",
 }
 
@@ -78,7 +93,8 @@ class Study:
     row: {"share", "images": that the share is, "features": whose, "own": true for the run's, "eval": "knn" | "linear" |
     "finetune" | "cka", "value", "low", "high", "n": test images, "values": of each run, "chosen": settings of each run};
     and "stage" but for fine-tuning. Values are percentages, but for cka. The share of "data" is of the run's own images,
-    that of "labels" of the labelled ones; "change" is of all labels, which are 1 and their number.
+    that of "labels" of the labelled ones; "change" is of all labels, which are 1 and their number. Rows of "supervised" have
+    "axis": "images" | "labels" | "classes", and "at", how many there are on it, in place of share and images.
     """
 
     method: str
@@ -117,7 +133,7 @@ def study(
     data: Any,
     test: Any = None,
     *,
-    ask: Sequence[Question] = QUESTIONS,
+    ask: Sequence[Question] = USUAL,
     shares: Sequence[float] = (),
     seeds: int = 1,
     root: Path | None = None,
@@ -125,12 +141,12 @@ def study(
     progress: bool = True,
     tell: Tell | None = None,
 ) -> Study:
-    """Ask a run the three questions, or some; kept in RUN/study, where answers to others on the same data stay.
+    """Ask a run some questions, by default the first three; kept in RUN/study, where answers to others on the same data stay.
 
         found = pretask.study("runs/rotnet-photos-s0", "labelled/", test="held_out/", ask=["labels"])
 
     `what` is a run or its folder; `data` and `test` are what `evaluate` takes. `shares` are of the run's images for
-    "data" and of the labelled images for "labels", in the place of DATA and LABELS.
+    "data", of the labelled images for "labels" and of both for "supervised", in the place of DATA, LABELS and SUPERVISED.
     """
     if not isinstance(what, Run) and str(what).startswith("timm:"):
         raise UserError(f"{what} is no run, so it cannot be repeated; give the folder of a run")
@@ -152,6 +168,7 @@ def study(
         "data": lambda: how_much_data(family, pairs, bench, shares or DATA, tell),
         "labels": lambda: how_many_labels(pairs, bench, shares or LABELS),
         "change": lambda: how_much_change(pairs, bench),
+        "supervised": lambda: how_much_supervision(family, pairs, bench, shares or SUPERVISED, tell),
     }
     found = Study(run.title(first.card), about, answers, cautions(first.card))
     for question in QUESTIONS:
@@ -265,15 +282,23 @@ def how_much_data(
     family: Sequence[Run], pairs: Sequence[Pair], bench: Bench, shares: Sequence[float], tell: Tell | None
 ) -> Said:
     """Scores of the run repeated on shares of its images."""
-    n, batch = family[0].card["n"], family[0].card["train"]["batch"]
+    n = family[0].card["n"]
     yield from scored([untrained for _, untrained in pairs], share=0.0, images=0)
     for share in sorted({*shares} - {1.0}):
-        if round(share * n) < batch:
-            yield f"no run on {share:g} of the images: {round(share * n)} are fewer than one batch of {batch}"
+        if lacking := too_few(family[0], share):
+            yield lacking
             continue
         fewer = [part(each, share, tell) for each in family]
         yield from scored([Subject.of(f, bench) for f in fewer], share=share, images=fewer[0].card["n"])
     yield from scored([trained for trained, _ in pairs], share=1.0, images=n)
+
+
+def too_few(of: Run, share: float) -> str:
+    """Why a run on that share of its images would not even have one batch; "" if it has."""
+    count, batch = round(share * of.card["n"]), of.card["train"]["batch"]
+    if count >= batch:
+        return ""
+    return f"no run on {share:g} of the images: {count} are fewer than one batch of {batch}"
 
 
 def part(of: Run, share: float, tell: Tell | None) -> Run:
@@ -369,3 +394,50 @@ def change(subject: Subject, index: Tensor, few: Labelled) -> list[Result]:
     before, after = (embed(net, few, **subject.bench.known).stages for net in nets)
     found = {stage: cka(before[stage], after[stage]) for stage in before}
     return [Result("cka", stage, f.value, variance=f.variance) for stage, f in found.items()]
+
+
+# ---- what would pretraining with labels have given?
+
+
+def how_much_supervision(
+    family: Sequence[Run], pairs: Sequence[Pair], bench: Bench, shares: Sequence[float], tell: Tell | None
+) -> Said:
+    """Scores of the run, and of the same encoder pretrained with labels: fewer images, fewer labels, fewer classes.
+
+    An image without a label teaches the latter nothing, so that fewer labels are fewer images to it, but not to the run.
+    """
+    own, steps = [trained for trained, _ in pairs], budget(family[0])
+    whole = list(scored(own))  # first of all, since unreadable images are known from here on
+    label, classes, found = bench.train.label[bench.positions], len(bench.train.classes), whole
+    for share in sorted({*shares, 1.0}):
+        if lacking := too_few(family[0], share):
+            yield lacking
+            continue
+        fewer = [part(each, share, tell) for each in family] if share < 1 else family
+        images = scored([Subject.of(each, bench) for each in fewer]) if share < 1 else whole
+        found = list(scored([supervised(each, share, classes, steps) for each in own]))
+        labels = int(per_class(label, share).sum())
+        yield from at("images", fewer[0].card["n"], images)
+        yield from at("images", labels, found)
+        yield from at("labels", labels, [*whole, *found])
+    for groups in (k for k in CLASSES if k < classes):
+        merged = scored([supervised(each, 1.0, groups, steps) for each in own])
+        yield from at("classes", groups, [*whole, *merged])
+    yield from at("classes", classes, [*whole, *found])
+
+
+def at(axis: str, count: int, rows: Iterable[dict[str, Any] | str]) -> Said:
+    yield from (row if isinstance(row, str) else {"axis": axis, "at": count} | row for row in rows)
+
+
+def supervised(of: Subject, share: float, groups: int, steps: int) -> Subject:
+    """The encoder trained with that share of the labels, of classes that are merged into so many groups."""
+    bench, there = of.bench, of.bench.positions
+    few = there[labels(bench.train.label[there], share, of.seed)]
+    part = Part(bench.train, few, bench.train.name)
+    if groups < len(part.classes):
+        part.label = Rng(of.seed, "classes").permutation(len(part.classes))[part.label] % groups
+        part.classes = [str(group) for group in range(groups)]
+    name = f"supervised, {len(few):,} labels of {groups} classes"
+    net = baselines.supervised(of.encoder, part, steps, of.seed, name=name, **bench.known)
+    return Subject(f"supervised {net.name}", net, of.seed, False, bench)

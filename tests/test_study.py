@@ -245,7 +245,7 @@ def found(trained, tmp_path_factory):
 
 def test_the_three_questions_are_answered(found, trained):
     answer, fits = found
-    assert list(answer["answers"]) == ["data", "labels", "change"] == list(studying.QUESTIONS)
+    assert list(answer["answers"]) == ["data", "labels", "change"] == list(studying.USUAL)
     data = {(r["share"], r["images"], r["own"], r["eval"]) for r in rows(answer, "data")}
     shares = ((0.0, 0, False), (0.5, 32, True), (1.0, 64, True))
     assert data == {(*share, e) for share in shares for e in ("knn", "linear")}
@@ -260,7 +260,7 @@ def test_the_three_questions_are_answered(found, trained):
     assert stages == ["stem", "stage1", "stage2", "stage3", "pool"] == [
         r["stage"] for r in rows(answer, "change", own=False)
     ]  # fmt: skip
-    for row in (r for ask in studying.QUESTIONS for r in rows(answer, ask)):
+    for row in (r for ask in studying.USUAL for r in rows(answer, ask)):
         top = 1 if row["eval"] == "cka" else 100
         assert 0 <= row["low"] <= row["value"] <= row["high"] <= top and row["n"] == 60
         assert row["features"] == ("rotnet" if row["own"] else "untrained resnet_small:width=8")
@@ -371,6 +371,91 @@ def test_a_card_from_before_there_were_shares_is_of_all_images(trained):
     card = run.load(trained).card
     del card["settings"]["share"]
     assert run.revive(card)[1].share == 1.0 == Settings("").share
+
+
+# ---- pretraining with labels
+
+
+@pytest.fixture(scope="module")
+def beside(trained) -> dict:
+    """The JSON of the run beside the same encoder pretrained with labels, and what each of those learned from."""
+    parts, real = [], baselines.supervised
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(studying, "CLASSES", (2, 3, 10))
+        patch.setattr(
+            baselines,
+            "supervised",
+            lambda net, part, steps, *given, **known: (
+                parts.append((part, steps)) or real(net, part, steps, *given, **known)
+            ),
+        )
+        made = studying.study(
+            trained, DATA[1], DATA[3], ask=["supervised"], shares=(0.5, 0.001), progress=False
+        )
+    return json.loads(made.to_json()) | {"parts": parts}
+
+
+def test_the_run_stands_beside_fewer_images_fewer_labels_and_fewer_classes(beside, trained):
+    found = {(r["axis"], r["at"], r["own"]) for r in rows(beside, "supervised")}
+    images = {("images", 32, True), ("images", 61, False), ("images", 64, True), ("images", 120, False)}
+    labels = {("labels", n, own) for n in (61, 120) for own in (True, False)}
+    classes = {("classes", k, own) for k in (2, 3, 4) for own in (True, False)}
+    assert found == images | labels | classes
+    assert len(beside["answers"]["supervised"]["skipped"]) == 1  # a share smaller than a batch
+    # each network is trained once, for as many images as the run saw
+    steps = max(1, 6 * 16 // baselines.SUPERVISED.batch)
+    assert [(len(p), len(p.classes), s) for p, s in beside["parts"]] == [
+        (61, 4, steps), (120, 4, steps), (120, 2, steps), (120, 3, steps)]  # fmt: skip
+    for e in ("knn", "linear"):  # the run is one and the same on the axes that are not its own
+        whole = rows(beside, "supervised", axis="images", at=64, own=True, eval=e)[0]["value"]
+        other = [r for r in rows(beside, "supervised", own=True, eval=e) if r["axis"] != "images"]
+        assert {r["value"] for r in other} == {whole}
+    part = run.load(trained / "study" / "share-0.5").card
+    assert part["n"] == 32  # kept, as for the question of data
+
+
+def test_merged_classes_are_groups_of_whole_classes_of_about_as_many(beside):
+    label = sources.open_labelled("synthetic:120:16").label
+    for part, groups in zip((p for p, _ in beside["parts"][2:]), (2, 3), strict=True):
+        pairs = set(zip(label[part.index].tolist(), part.label.tolist(), strict=True))
+        assert len(pairs) == 4 and {group for _, group in pairs} == set(range(groups))
+        sizes = [sum(g == group for _, g in pairs) for group in range(groups)]
+        assert max(sizes) - min(sizes) <= 1
+
+
+def test_with_all_labels_it_is_the_supervised_row_of_evaluate(beside, trained, monkeypatch):
+    monkeypatch.setattr(baselines, "SAMPLES", 2000)
+    train, test = (sources.open_labelled(spec) for spec in (DATA[1], DATA[3]))
+    known = {"name": "rotnet", "progress": False, "centres": 8, "supervised_steps": 1}
+    scores = evaluate.evaluate([pretask.load(trained).encoder], train, test, **known)
+    for e in ("knn", "linear"):
+        expected = scores.get("supervised resnet_small:width=8", e, "pool")
+        for axis, at in (("images", 120), ("labels", 120), ("classes", 4)):
+            row = rows(beside, "supervised", axis=axis, at=at, own=False, eval=e)[0]
+            assert expected is not None and row["value"] == expected["value"]
+
+
+def test_labels_that_are_left_out_teach_nothing():
+    source = sources.open_labelled("synthetic:120:16")
+    few = studying.labels(source.label, 0.1, 0)
+    other = (source.label + 1) % 4
+    other[few] = source.label[few]
+    torch.manual_seed(0)
+    net = encoders.build("resnet_small:width=4,stages=2", 3, 16)
+    taught = []
+    for label in (source.label, other):
+        bench = studying.Bench(sources.Labelled(source.images, label, source.classes), source, False)
+        taught.append(studying.supervised(studying.Subject("x", net, 0, True, bench), 0.1, 4, 2).encoder)
+    assert all(torch.equal(v, taught[1].state_dict()[k]) for k, v in taught[0].state_dict().items())
+
+
+def test_the_table_and_the_page_show_each_axis_by_itself(beside, trained, capfd):
+    assert main(["study", str(trained), *DATA, "--ask", "change"]) == 0  # the answer stays
+    shown = capfd.readouterr().out
+    page = (trained / "report.html").read_text()
+    for words in ("on fewer images?", "with fewer labels?", "of fewer classes?", "with labels, linear"):
+        assert words in shown and words in page
+    assert shown.count("smaller") + shown.count("fewer than one batch") == 1
 
 
 MISTAKES = {

@@ -12,6 +12,8 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from pretask.evals.interval import over_runs
+from pretask.reports import table as tables
+from pretask.studying import Answer, Study
 
 Row = Mapping[str, Any]
 
@@ -76,6 +78,8 @@ def write(folder: Path, names: Sequence[str]) -> None:
         parts.append(choices([read(path) for path in sets]))
     if (kept := folder / "patches" / "cifar10.json").exists():
         parts.append(patches(read(kept)))
+    if (kept := folder / "supervised" / "cifar10.json").exists():
+        parts.append(supervised(read(kept)))
     parts += [paintings(folder / "painting"), audits(folder / "audits"), speed(folder / "speed")]
     (folder / "index.md").write_text("\n".join(parts))
 
@@ -200,6 +204,32 @@ def choices(found: Sequence[Row]) -> str:
                 cells = [mean_error([each[rule] for each in of]) for rule in rules]
                 lines.append(f"| {name} | {n:,} | {' | '.join(cells)} |")
         lines.append("")
+    return "\n".join(lines)
+
+
+def supervised(found: Row) -> str:
+    """The run beside the same encoder pretrained with labels, a table for each axis."""
+    data = found["data"]
+    lines = [
+        "## What pretraining with labels would have given\n",
+        "Made by `python docs/results/supervised.py`, one seed:\n",
+        "```sh",
+        *(command.replace(" --", " \\\n    --") for command in found["commands"]),
+        "```\n",
+        f"{data['n_train']:,} training images, {data['n_test']:,} test images; all encoders are frozen, and scored with all "
+        "labels. An image without a label teaches the encoder that is pretrained with labels nothing, so fewer labels are "
+        "fewer images to it, but not to the run.\n",
+    ]
+    for grid in tables.grids(
+        Study(found["method"], data, {"supervised": Answer(**found["answers"]["supervised"])})
+    ):
+        lines += [
+            f"**{grid.question}**\n",
+            f"| {grid.first} | {' | '.join(grid.columns)} |",
+            "|---:|" + "---:|" * len(grid.columns),
+            *(f"| {name} | {' | '.join(map(tables.measured, cells))} |" for name, cells in grid.lines),
+            "",
+        ]
     return "\n".join(lines)
 
 

@@ -178,12 +178,13 @@ def supervised(
     device: torch.device | str = "cpu",
     progress: bool = True,
     loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+    name: str = "supervised",
 ) -> Encoder:
     """The same encoder, trained for `steps` on images and labels: fine-tuning of one that has learnt nothing.
 
     `loss` is that of logits (B, K) and labels (B, …).
     """
     net, every = untrained(encoder, seed), torch.arange(len(source))
-    known = {"name": "supervised", "device": device, "progress": progress, "loss": loss}
+    known = {"name": name, "device": device, "progress": progress, "loss": loss}
     finetune.fit(net, source, every, SUPERVISED, steps, seed, decay=1.0, **known)
     return net.eval()

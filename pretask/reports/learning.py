@@ -34,11 +34,14 @@ class Answer:
 
 def answers(study: "Study") -> list[Answer]:
     axes = {
+        "supervised images": "% against images that were seen, without labels and with",
+        "supervised labels": "% against labels; the run has seen all of its images, and none of them",
+        "supervised classes": "% against classes that are told apart in pretraining; the run tells none",
         "data": "% against images trained on, of which the run's own are the last",
         "labels": "% against labels",
         "change": "CKA before and after fine-tuning, from the first stage to the last",
     }
-    return [drawn(grid, axes[ask]) for ask, grid in zip(study.answers, grids(study), strict=True)]
+    return [drawn(grid, axes[grid.key]) for grid in grids(study)]
 
 
 def drawn(grid: Grid, axis: str) -> Answer:
@@ -55,7 +58,9 @@ def drawn(grid: Grid, axis: str) -> Answer:
 
 def look(number: int, column: str) -> tuple[str, Any]:
     """Colour and dashes of a line."""
-    return COLOURS[column.startswith(("untrained", "from scratch"))], STYLES[number % len(STYLES)]
+    return COLOURS[column.startswith(("untrained", "from scratch", "with labels"))], STYLES[
+        number % len(STYLES)
+    ]
 
 
 def sample(colour: str, dashes: Any) -> str:
@@ -91,13 +96,15 @@ def picture(grid: Grid) -> str:
     return svg.svg(figure)
 
 
-def first(cells: Sequence[Mapping[str, Any] | None]) -> Mapping[str, Any]:
-    return next(cell for cell in cells if cell is not None)
+def count(cells: Sequence[Mapping[str, Any] | None]) -> int:
+    """Images, labels or classes that a row is of."""
+    first = next(cell for cell in cells if cell is not None)
+    return first.get("at", first.get("images"))
 
 
 def places(grid: Grid) -> list[float]:
     """Where the rows lie: by the logarithm of how many images they are; no images lie half a decade further left."""
-    counts = [first(cells)["images"] for _, cells in grid.lines]
+    counts = [count(cells) for _, cells in grid.lines]
     if grid.first == "stage":
         return [float(i + 1) for i in range(len(counts))]
     least = min((math.log10(n) for n in counts if n), default=0.0)
@@ -107,4 +114,4 @@ def places(grid: Grid) -> list[float]:
 def labels(grid: Grid) -> list[str]:
     if grid.first == "stage":
         return [str(i + 1) for i in range(len(grid.lines))]
-    return [f"{first(cells)['images']:,}" for _, cells in grid.lines]
+    return [f"{count(cells):,}" for _, cells in grid.lines]

@@ -197,8 +197,11 @@ ASKED = {
     "data": ("How much data?", "trained on"),
     "labels": ("How many labels?", "labels"),
     "change": ("How much do features change in fine-tuning?", "stage"),
+    "supervised images": ("Pretrained with labels: on fewer images?", "images"),
+    "supervised labels": ("Pretrained with labels: with fewer labels?", "labels"),
+    "supervised classes": ("Pretrained with labels: of fewer classes?", "classes"),
 }
-"""question -> as it is asked, and what the rows of its answer are"""
+"""question, and axis if there are several -> as it is asked, and what the rows of its answer are"""
 WAYS = {
     ("knn", True): "kNN",
     ("linear", True): "linear",
@@ -209,12 +212,16 @@ WAYS = {
     ("cka", False): "untrained, CKA",
 }
 """(eval, of the run or of the untrained encoder) -> heading"""
+TAUGHT = {("knn", False): "with labels, kNN", ("linear", False): "with labels, linear"}
+"""the same of the encoder that was pretrained with labels"""
 
 
 @dataclass(frozen=True)
 class Grid:
     """The answer to one question: rows of images, labels or stages, columns of what was measured."""
 
+    key: str
+    """of ASKED"""
     question: str
     first: str
     columns: Sequence[str]
@@ -224,27 +231,35 @@ class Grid:
 
 def grids(study: "Study") -> list[Grid]:
     """What a study found, for the terminal and for the page."""
-    found = []
+    found: dict[str, Grid] = {}
     for ask, answer in study.answers.items():
-        name = one_of_each if ask == "change" else one_of_shares
-        at = {(name(row), way(ask, row)): row for row in answer.rows}
-        names, ways = (list(dict.fromkeys(key[i] for key in at)) for i in (0, 1))
-        ways = [w for w in WAYS.values() if w in ways]
-        lines = [(n, [at.get((n, w)) for w in ways]) for n in names]
-        found.append(Grid(*ASKED[ask], ways, lines, answer.skipped))
-    return found
+        for axis in dict.fromkeys(row.get("axis", "") for row in answer.rows):
+            rows = [row for row in answer.rows if row.get("axis", "") == axis]
+            at = {
+                (name(ask, row), way(ask, row)): row for row in sorted(rows, key=lambda row: row.get("at", 0))
+            }
+            names, ways = (list(dict.fromkeys(key[i] for key in at)) for i in (0, 1))
+            ways = [w for w in (*WAYS.values(), *TAUGHT.values()) if w in ways]
+            lines = [(n, [at.get((n, w)) for w in ways]) for n in names]
+            skipped = () if found.keys() & {key for key in ASKED if key.startswith(ask)} else answer.skipped
+            key = f"{ask} {axis}".strip()
+            found[key] = Grid(key, *ASKED[key], ways, lines, skipped)
+    return list(found.values())
 
 
 def way(ask: str, row: Mapping[str, Any]) -> str:
     """The untrained encoder is the row of no images where data is asked for, else a column."""
+    if ask == "supervised" and not row["own"]:
+        return TAUGHT[row["eval"], False]
     return WAYS[row["eval"], row["own"] or ask == "data"]
 
 
-def one_of_each(row: Mapping[str, Any]) -> str:
-    return row["stage"]
-
-
-def one_of_shares(row: Mapping[str, Any]) -> str:
+def name(ask: str, row: Mapping[str, Any]) -> str:
+    """Of a row: a stage, how many there are on an axis, or a share."""
+    if ask == "change":
+        return row["stage"]
+    if ask == "supervised":
+        return f"{row['at']:,}"
     return f"{row['images']:,} ({100 * row['share']:g} %)" if row["share"] else "0 (untrained)"
 
 
