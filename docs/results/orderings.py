@@ -137,6 +137,16 @@ STUDIES = {
         "jigsaw",
         {"100 orders": (), "10 orders": ("--orders", "10"), "1,000 orders": ("--orders", "1000")},
     ),
+    "jigsaw-distance": Study(
+        "The farther apart the orders of the list are in the mean, the more puzzles are solved, and the better is transfer "
+        "(table 4).",
+        "jigsaw",
+        {
+            "as far apart as can be": (),
+            "random": ("--distance", "middle"),
+            "as near as can be": ("--distance", "minimal"),
+        },
+    ),
     "jigsaw-shuffles": Study(
         "Not in the paper: how many orders the head is asked for each time.",
         "jigsaw",
