@@ -186,7 +186,7 @@ VIT = "vit_tiny_patch16_224:patch_size=4,embed_dim=48,depth=2"
 
 
 def test_the_heads_of_version_3_are_the_released_ones_of_a_transformer():
-    """moco/builder.py:36-52 and 117-121 at c349e6e: a third matrix in the projector, a norm at both ends."""
+    """moco/builder.py:36-52 and 112-122 at c349e6e: a third matrix in the projector, a norm at both ends."""
     config = moco.V3(hidden=40, width=24)
     source = sources.open("synthetic:32:16")
     method = config.build(config.draw(VIT, source), source)
