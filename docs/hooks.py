@@ -200,7 +200,8 @@ def sentences(kind: type[MethodConfig]) -> dict[str, str]:
             told |= below_fields(each)
     for field in dataclasses.fields(kind):
         if dataclasses.is_dataclass(field.default) and not isinstance(field.default, type):
-            told |= below_fields(type(field.default))
+            for each in filter(dataclasses.is_dataclass, reversed(type(field.default).__mro__)):
+                told |= below_fields(each)
     return told
 
 

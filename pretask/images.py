@@ -291,9 +291,17 @@ class Views:
         """(B, C, H, W) in [0, 1] -> one view (B, C, size, size)."""
         shape = (1.0, 1.0) if self.crop == (1.0, 1.0) else RATIO
         x = flip(resized_crop(x, size, rng, self.crop, shape), rng, self.flip)
-        s = 0.8 * self.jitter
-        saturation = s if self.saturation is None else self.saturation
-        x = jitter(x, rng, s, s, saturation, 0.2 * self.jitter, p=self.jitter_p)
-        x = grey(x, rng, self.grey) if x.shape[1] == 3 else x
+        x = self.colors(x, rng)
         x = blur(x, rng, self.blur) if self.blur else x
         return solarize(x, rng, self.solarize) if self.solarize else x
+
+    @property
+    def strengths(self) -> tuple[float, float, float, float]:
+        """Largest changes of brightness, contrast, saturation and hue."""
+        s = 0.8 * self.jitter
+        return s, s, s if self.saturation is None else self.saturation, 0.2 * self.jitter
+
+    def colors(self, x: Tensor, rng: Rng) -> Tensor:
+        """What becomes of them: first the jitter, then, in some views, they are lost."""
+        x = jitter(x, rng, *self.strengths, p=self.jitter_p)
+        return grey(x, rng, self.grey) if x.shape[1] == 3 else x

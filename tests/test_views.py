@@ -13,7 +13,9 @@ JITTER = {
     "byol:paper": (0.4, 0.4, 0.2, 0.1),  # google-deepmind/deepmind-research byol/utils/augmentations.py
     "barlow_twins:paper": (0.4, 0.4, 0.2, 0.1),  # facebookresearch/barlowtwins main.py
     "vicreg:paper": (0.4, 0.4, 0.2, 0.1),  # facebookresearch/vicreg augmentations.py
+    "moco:paper": (0.4, 0.4, 0.4, 0.1),  # facebookresearch/moco main_moco.py
     "moco:paperv3": (0.4, 0.4, 0.2, 0.1),  # facebookresearch/moco-v3 main_moco.py
+    "moco:paperv3vit": (0.4, 0.4, 0.2, 0.1),
     "dino:paper": (0.4, 0.4, 0.2, 0.1),  # facebookresearch/dino main_dino.py
     "ibot:paper": (0.4, 0.4, 0.2, 0.1),  # bytedance/ibot main_ibot.py
     "simsiam:paper": (0.4, 0.4, 0.4, 0.1),  # facebookresearch/simsiam main_simsiam.py

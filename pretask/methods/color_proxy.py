@@ -1,7 +1,8 @@
 """Colour proxy: look at a grey image and say, at a few places, how its hue and its chroma are distributed.
 
 Larsson, Maire, Shakhnarovich: Colorization as a Proxy Task for Visual Understanding, CVPR 2017, arXiv:1703.04044, and
-Learning Representations for Automatic Colorization, ECCV 2016, arXiv:1603.06668; neither text was read. Numbers are
+Learning Representations for Automatic Colorization, ECCV 2016, arXiv:1603.06668. Of the texts, only readers' notes on
+sec. 3 of 2016 were read (rasin-tsukuba's weblog, for one), which give its equations no numbers. Numbers are
 those of the released code: of 2017 gustavla/self-supervision, of 2016 gustavla/autocolorize. Which colour a place has
 takes knowing what stands there. The answer is read from the hypercolumn of the place, all maps of the network at that
 point, so that edges come from shallow maps and deep ones are left to say what things are. Only the places that are
@@ -11,7 +12,8 @@ Hue is an angle that grey has none of, so it costs as much as there is chroma. T
 as histograms or, as painting by regression does, as two numbers.
 
 **Differs:**
-by default crops are stretched, and colors are asked for at few places, each by its own color. `:paper` takes the net,
+by default crops are stretched, and colors are asked for at few places, each by its own color. The bins of a and b are
+of equal width, where 2016 takes quantiles of a normal distribution of deviation 25 (sec. 3.2). `:paper` takes the net,
 its dropout, its course, its crops and its windows from 2016, but images of 224 px, the margin around the places and
 the decay of the head from 2017 (2016: 352 px, places 96 px from the border, decay 5e-4). In 2016 the crop came from
 the whole photograph, here it comes from its central square. Grey enters as (grey - 0.5) / 0.25, where 2016 takes off
@@ -244,6 +246,7 @@ class ColorProxy(Method[Sampled]):
         else:
             cost = F.kl_div(answers.log_softmax(-1), pretext.target, reduction="none")
         hue, chroma = (pretext.weight * cost.sum(-1)).mean((0, 1))
+        # of hue and chroma D_KL(y_C‖f_C) + λ_H y_C D_KL(y_H‖f_H), of a and b D_KL of each or squares (2016, sec. 3.2)
         return Loss(hue + chroma, dict(zip(self.names, (hue, chroma), strict=True)))
 
     def solve(self, pretext: Sampled) -> Mapping[str, Tensor]:
@@ -278,6 +281,7 @@ class ColorProxy(Method[Sampled]):
         if self.config.targets == "lab_histogram":
             return 2 * WIDEST * (p @ middle - 0.5)
         turn = 2 * math.pi * middle
+        # of the hue K·z, the sum of p_k exp(iθ_k) (2016, sec. 3.3)
         return torch.stack([p[:, :, 0] @ turn.cos(), p[:, :, 0] @ turn.sin(), p[:, :, 1] @ middle], 2)
 
     def painted(self, grey: Tensor, colour: Tensor) -> Tensor:

@@ -4,9 +4,12 @@ Balestriero, LeCun: LeJEPA: Provable and Scalable Self-Supervised Learning Witho
 arXiv:2511.08544. No teacher, no predictor, no stopped gradient: what keeps all images from getting the same features is
 SIGReg, a test of normality along random directions that are drawn anew at every step. With several processes it is of
 the batches of all of them. Every view foresees the mean of the global views (sec. 5.1, eq. 7): the large ones, or all
-where all are drawn alike.
+where all are drawn alike. The paper names two equations by words, (SIGReg) and (LeJEPA); they and eq. 7 were read
+in sergio-alberto-dlm/knowledge_robot_learning, wiki/papers/balestriero_2025_lejepa.md, which quotes its third version.
 
-**Differs:** for a net that is no transformer, the paper's algorithm 2 counts small views as global as well. In `:paper`:
+**Differs:** for a net that is no transformer, the paper's algorithm 2 counts small views as global as well; eq. 7 adds up
+the squares of an embedding's numbers, here they are averaged, and the integral of the paper's algorithm 1 goes from -5 to 5,
+here to 3 by symmetry (both as in the released demo). In `:paper`:
 the demo probes the 512 numbers of a layer behind the transformer, which here belongs to the projector, so the
 transformer's own 384 are exported; crops are of an image already reduced to 128 px, not to 160; a blur has a window of a
 tenth of the side, not of 7 px; pixels are less 0.5 and in units of 0.5, as timm has it, not by ImageNet's means and
@@ -98,7 +101,7 @@ def directions(width: int, count: int, rng: Rng) -> Tensor:
 
 
 def sigreg(z: Tensor, along: Tensor) -> Tensor:
-    """Sketched isotropic Gaussian regularisation of (…, B, D), along unit columns (D, M): a mean over … and columns.
+    """Sketched isotropic Gaussian regularization (SIGReg) of (…, B, D), along unit columns (D, M): a mean over … and columns.
 
     Epps and Pulley's statistic of z·a against N(0, 1): B ∫ |φ̂(t) - φ(t)|² φ(t) dt with φ(t) = exp(-t²/2), by the
     trapezoidal rule on [0, 3], doubled because the integrand is even. About 1 for a Gaussian, 0.40 B for zeros.
@@ -135,5 +138,5 @@ class LeJEPA(OfCrops):
         apart = (z - z[: self.num_global].mean(0)).square().mean()  # eq. 7
         with torch.autocast(z.device.type, enabled=False):
             normality = sigreg(every, along)
-        total = (1 - c.gaussian) * apart + c.gaussian * normality
+        total = (1 - c.gaussian) * apart + c.gaussian * normality  # eq. (LeJEPA)
         return Loss(total, {"apart": apart, "normality": normality})

@@ -17,17 +17,26 @@ errors over batches). Networks trained on shuffled eighths, as released, find it
 0.005, 0.027 ± 0.006), and their features are no better (kNN 36.9 and 38.6 %): so far nobody had learnt to cheat. In
 long runs somebody may; the authors' notebook for CIFAR-10 loses 4 % at 800 epochs without shuffling.
 
+v1 is here as it was published alone (`:paperv1`): made small, it learns little in so few steps (kNN 35.0 %, untrained 33.9,
+v2 by default 42.5: the same runs, one seed).
+
 Also, the cosines of learning rate and teacher move at every step (released v2: the learning rate at every epoch).
-v3's heads are the released ones of ResNets with any encoder; for transformers the projector has a third layer there,
-the predictor a batch norm at its end, and the embedding of patches stays as it was drawn.
+
+Without a queue, a plain vision transformer of any size is trained as the released v3 trains its own (`vits.py`): its first
+weights are those, and its embedding of patches, one random projection, never learns, nor do the positions, sines and
+cosines. Frozen they are as well where weights are loaded. Its projector has a third layer and its predictor ends in a
+batch norm; every other net has the heads of ResNets. Here sines and cosines come in another order, and a ViT's
+pixels are less 0.5 and in units of 0.5, as timm has it, not by ImageNet's means and deviations.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
+from timm.layers.patch_embed import PatchEmbed
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from pretask import distributed, images
@@ -35,8 +44,27 @@ from pretask.config import TrainConfig
 from pretask.context import Context
 from pretask.encoders import Encoder
 from pretask.encoders.heads import follow, projector, rising, teacher_of
-from pretask.types import Loss, Progress, Source
+from pretask.encoders.vit import draw_vit
+from pretask.rng import Rng
+from pretask.types import Loss, Progress, Source, UserError
 from pretask.views import OfTwoViews, TwoViews, ViewsConfig, unlike
+
+
+@dataclass(frozen=True)
+class V1Views(images.Views):
+    """Of v1, and of InstDisc (arXiv:1805.01978): hues turn as far as the rest changes, and colors are lost before the jitter."""
+
+    jitter_p: float = 1.0
+    """probability of a jitter, of four equal strengths: 0.4 (released code)"""
+
+    @property
+    def strengths(self) -> tuple[float, float, float, float]:
+        brightness, contrast, saturation, _ = super().strengths
+        return brightness, contrast, saturation, brightness
+
+    def colors(self, x: Tensor, rng: Rng) -> Tensor:
+        x = images.grey(x, rng, self.grey) if x.shape[1] == 3 else x
+        return images.jitter(x, rng, *self.strengths, p=self.jitter_p)
 
 
 @dataclass(frozen=True)
@@ -52,11 +80,23 @@ class Config(ViewsConfig):
     width: int = 128
     """of a key"""
     hidden: int = 512
-    """of the hidden layers of the heads (2048, v2; 4096, v3)"""
+    """of the hidden layers of the heads (2048, v2; 4096, v3); 0: the head is one linear layer, as in v1"""
     normed: bool = True
     """a batch norm behind the hidden layer of the head (v2: none)"""
 
+    def draw(self, encoder: str, source: Source) -> Encoder:
+        drawn = super().draw(encoder, source)
+        if not self.queue and (vit := transformer(drawn)):
+            if vit.embed_dim % 4:
+                raise UserError(
+                    f"moco:v3 has places of sines and cosines; the width {vit.embed_dim} of {encoder} is no multiple of 4"
+                )
+            draw_v3(vit)
+        return drawn
+
     def build(self, encoder: Encoder, source: Source) -> "MoCo":
+        if not self.queue and not self.hidden:
+            raise UserError("without a queue (v3) the heads have hidden layers; give a --hidden, such as 512")
         return MoCo(self, encoder)
 
 
@@ -92,6 +132,20 @@ class Paper(Config):
 
 
 @dataclass(frozen=True)
+class PaperV1(Paper):
+    """v1 with a ResNet-50 on ImageNet, and --size 224: batch 256, SGD, 200 epochs (released code)."""
+
+    train: ClassVar[TrainConfig] = replace(Paper.train, drops=(120 / 200, 160 / 200))
+
+    views: V1Views = V1Views()
+    """never blurred"""
+    temperature: float = 0.07
+    """of the softmax over keys"""
+    hidden: int = 0
+    """the head is one linear layer"""
+
+
+@dataclass(frozen=True)
 class PaperV3(V3):
     """v3 with a ResNet-50 on ImageNet, and --size 224: batch 4096, LARS, 300 epochs (released CONFIG.md)."""
 
@@ -117,6 +171,39 @@ class PaperV3(V3):
         return unlike(self.views)
 
 
+@dataclass(frozen=True)
+class PaperV3ViT(PaperV3):
+    """v3 with a ViT-S/16 of 12 heads on ImageNet, and --size 224: batch 4096, AdamW, 300 epochs (released CONFIG.md)."""
+
+    encoder: ClassVar[str] = "vit_small_patch16_224:num_heads=12"
+    train: ClassVar[TrainConfig] = TrainConfig(
+        epochs=300, batch=4096, lr=1.5e-4 * 4096 / 256, weight_decay=0.1, decay_all=True, warmup=40 / 300
+    )
+
+    views: images.Views = images.Views(crop=(0.08, 1.0), saturation=0.2)
+    """but for blur and solarisation, in which the two views differ"""
+    temperature: float = 0.2
+    """of the softmax over keys"""
+
+
+def transformer(encoder: Encoder) -> Any:
+    """The plain vision transformer inside, with positions and one layer that embeds patches; None of another net."""
+    net = encoder.net
+    plain = isinstance(net, VisionTransformer) and isinstance(net.patch_embed, PatchEmbed)
+    return net if plain and net.pos_embed is not None else None
+
+
+@torch.no_grad()
+def draw_v3(vit: Any) -> None:
+    """First weights as in `vits.py`: queries, keys and values are three matrices, and other tokens have no place."""
+    draw_vit(vit)
+    for name, layer in vit.named_modules():
+        if name.endswith("qkv"):
+            for matrix in layer.weight.chunk(3):
+                nn.init.xavier_uniform_(matrix)
+    vit.pos_embed[:, : -vit.patch_embed.num_patches] = 0
+
+
 def among(query: Tensor, keys: Tensor, right: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """InfoNCE (v1 and v3, eq. 1): -log softmax(q·k/τ) of each query's own key, and how often that one is the nearest.
 
@@ -136,22 +223,36 @@ def among_earlier(query: Tensor, key: Tensor, queue: Tensor, temperature: float)
     return F.cross_entropy(logits, right), (logits.argmax(1) == right).float().mean()
 
 
+def linear(dim: int, hidden: int, width: int) -> nn.Sequential:
+    """The head of v1, one layer; or that of v2, with a hidden one and no batch norm."""
+    before = [nn.Linear(dim, hidden), nn.ReLU()] if hidden else []
+    return nn.Sequential(*before, nn.Linear(hidden or dim, width))
+
+
+def normed(*widths: int) -> nn.Sequential:
+    """A projector without biases that ends in a batch norm without gain."""
+    return nn.Sequential(projector(*widths, bias=False), nn.BatchNorm1d(widths[-1], affine=False))
+
+
 class MoCo(OfTwoViews):
     queue: Tensor  # (K, D) keys of earlier steps
     place: Tensor  # () where the next one goes
 
     def __init__(self, config: Config, encoder: Encoder):
         super().__init__(config, encoder)
-        hidden, width = config.hidden, config.width
+        dim, hidden, width = encoder.dim, config.hidden, config.width
         self.predictor: nn.Module = nn.Identity()
-        if not config.queue:
-            last = nn.BatchNorm1d(width, affine=False)
-            self.head = nn.Sequential(projector(encoder.dim, hidden, width, bias=False), last)
-            self.predictor = projector(width, hidden, width, bias=False)
-        elif config.normed:
-            self.head = projector(encoder.dim, hidden, width)
+        if config.queue:
+            plain = not (hidden and config.normed)
+            self.head = linear(dim, hidden, width) if plain else projector(dim, hidden, width)
+        elif vit := transformer(encoder):
+            self.head = normed(dim, hidden, hidden, width)
+            self.predictor = normed(width, hidden, width)
+            vit.patch_embed.requires_grad_(False)
+            vit.pos_embed.requires_grad_(False)
         else:
-            self.head = nn.Sequential(nn.Linear(encoder.dim, hidden), nn.ReLU(), nn.Linear(hidden, width))
+            self.head = normed(dim, hidden, width)
+            self.predictor = projector(width, hidden, width, bias=False)
         self.teacher = nn.ModuleList(teacher_of(net) for net in (encoder, self.head))
         self.register_buffer("queue", torch.zeros(config.queue, width))
         self.register_buffer("place", torch.zeros((), dtype=torch.int64))

@@ -10,11 +10,14 @@ import torch.nn.functional as F
 from torch import nn
 from torch.testing import assert_close
 
-from pretask import encoders, sources
+from pretask import api, encoders, images, methods, sources
+from pretask.config import schedule
 from pretask.context import Context
 from pretask.methods import moco
 from pretask.plan import Plan
 from pretask.rng import Rng
+from pretask.run import save_encoder
+from pretask.types import UserError
 
 NOW = Plan.of(10, 10).at(0)
 
@@ -147,6 +150,14 @@ def layers(net):
     ]
 
 
+def test_the_head_of_version_1_is_one_linear_layer():
+    """moco/builder.py:31 at 7397dfe: the last layer of the ResNet, for 128 classes."""
+    config = methods.recipe("moco:paperv1")()
+    method = made(hidden=config.hidden, normed=config.normed, width=config.width)
+    expected = [("Linear", [(128, method.encoder.dim), (128,)])]
+    assert layers(method.head) == expected and layers(method.teacher[1]) == expected
+
+
 def test_the_head_of_version_2_is_the_released_one_without_batch_norm():
     """moco/builder.py:36 at 7397dfe: Linear, ReLU, Linear, all with biases."""
     method = made(hidden=40, width=24, normed=moco.Paper().normed)
@@ -170,6 +181,155 @@ def test_the_heads_of_version_3_are_the_released_ones_of_a_resnet():
     assert_close(out.square().mean(0), torch.ones(24), atol=1e-2, rtol=0)
 
 
+VIT = "vit_tiny_patch16_224:patch_size=4,embed_dim=48,depth=2"
+
+
+def test_the_heads_of_version_3_are_the_released_ones_of_a_transformer():
+    """moco/builder.py:36-52 and 112-122 at c349e6e: a third matrix in the projector, a norm at both ends."""
+    config = moco.V3(hidden=40, width=24)
+    source = sources.open("synthetic:32:16")
+    method = config.build(config.draw(VIT, source), source)
+
+    def hidden(i):
+        return [("Linear", [(40, i)]), ("BatchNorm1d", [(40,), (40,)]), ("ReLU", [])]
+
+    end = [("Linear", [(24, 40)]), ("BatchNorm1d", [])]
+    assert layers(method.head) == [*hidden(48), *hidden(40), *end] == layers(method.teacher[1])
+    assert layers(method.predictor) == [*hidden(24), *end]
+
+
+@pytest.fixture(scope="module")
+def vit_small():
+    """Of the recipe, drawn by it."""
+    config, source = methods.recipe("moco:paperv3vit")(), sources.open("synthetic:2:224")
+    torch.manual_seed(0)
+    return config.build(config.draw(config.encoder, source), source)
+
+
+def test_the_transformer_has_the_numbers_of_the_released_one(vit_small):
+    """Counted by hand from vits.py and moco/builder.py at c349e6e."""
+    block = 2 * 768 + (384 * 1152 + 1152) + (384 * 384 + 384) + (384 * 1536 + 1536) + (1536 * 384 + 384)
+    patches, places = 3 * 16 * 16 * 384 + 384, 197 * 384
+    net = vit_small.encoder.net
+    assert sum(p.numel() for p in net.parameters()) == patches + 384 + places + 12 * block + 768 == 21_665_664
+    assert sum(p.numel() for p in net.parameters() if p.requires_grad) == 21_665_664 - patches - places
+    assert [block.attn.num_heads for block in net.blocks] == [12] * 12
+    assert {layer.eps for layer in net.modules() if isinstance(layer, nn.LayerNorm)} == {1e-6}
+    head = 384 * 4096 + 4096 * 4096 + 4096 * 256 + 2 * 2 * 4096
+    assert sum(p.numel() for p in vit_small.head.parameters()) == head == 19_415_040
+    assert sum(p.numel() for p in vit_small.predictor.parameters()) == 2 * 256 * 4096 + 2 * 4096 == 2_105_344
+
+
+def test_the_transformer_begins_with_the_weights_of_the_released_one(vit_small):
+    """vits.py:32-50 at c349e6e: all uniform, between -b and b."""
+    bounds = {
+        "patch_embed.proj.weight": math.sqrt(6 / (3 * 16 * 16 + 384)),
+        "qkv.weight": math.sqrt(6 / (384 + 384)),  # three matrices that are side by side
+        "attn.proj.weight": math.sqrt(6 / (384 + 384)),
+        "fc1.weight": math.sqrt(6 / (384 + 1536)),
+        "fc2.weight": math.sqrt(6 / (1536 + 384)),
+    }
+    for name, w in vit_small.encoder.net.named_parameters():
+        for end, bound in bounds.items():
+            if name.endswith(end):
+                assert w.abs().max() <= bound and abs(w.std() * math.sqrt(3) / bound - 1) < 0.01, name
+        if name.endswith("bias"):
+            assert not w.any(), name
+    assert vit_small.encoder.net.cls_token.abs().max() < 1e-5
+
+
+def test_positions_are_the_released_sines_and_cosines_but_for_their_order(vit_small):
+    """vits.py:53-69 at c349e6e; a class token that stands nowhere."""
+    ours = vit_small.encoder.net.pos_embed[0].detach()
+    theirs = []
+    for row in range(14):
+        for column in range(14):
+            angles = [[at / 10_000 ** (i / 96) for i in range(96)] for at in (row, column)]
+            theirs.append([f(a) for each in angles for f in (math.sin, math.cos) for a in each])
+    assert not ours[0].any()
+    assert_close(ours[1:].sort(0).values.sum(0).sort().values, torch.tensor(theirs).sum(0).sort().values)
+    assert_close(ours[1:] @ ours[1:].T, torch.tensor(theirs) @ torch.tensor(theirs).T, atol=1e-3, rtol=0)
+
+
+def fixed(encoder):
+    """What no step changes, by name."""
+    return {
+        k: v.clone()
+        for k, v in encoder.net.state_dict().items()
+        if k.startswith(("patch_embed", "pos_embed"))
+    }
+
+
+def equal(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_the_embedding_of_patches_never_learns_nor_does_it_after_a_break(given, tmp_path):
+    """--stop-grad-conv1 of the released commands; in the teacher as well, from weights that are loaded as well."""
+    config = moco.V3()
+    torch.manual_seed(2)
+    first = config.draw(VIT, sources.open("synthetic:64:16"))
+    if given:
+        (tmp_path / "given").mkdir()
+        with torch.no_grad():
+            for p in first.parameters():
+                p.add_(0.1)
+        save_encoder(first, tmp_path / "given")
+    run = api.pretrain(
+        "moco:v3", "synthetic:64:16", tmp_path / "run", encoder=VIT, seed=2, steps=3,
+        init=tmp_path / "given" if given else None, config={"hidden": 32, "keep": 0.5}, quiet=True,
+        batch=16, lr=0.01, weight_decay=0.1, warmup=0.0, decay_all=True,
+    )  # fmt: skip
+    early = run.encoder.net.blocks[0].mlp.fc1.weight.clone()
+    assert not torch.equal(early, first.net.blocks[0].mlp.fc1.weight)
+    assert len(fixed(first)) == 3 and equal(fixed(run.encoder), fixed(first))
+    longer = api.pretrain(None, resume=tmp_path / "run", steps=6, quiet=True)
+    assert not torch.equal(longer.encoder.net.blocks[0].mlp.fc1.weight, early)
+    assert equal(fixed(longer.encoder), fixed(first))
+    assert equal(fixed(longer.method.teacher[0]), fixed(first))
+
+
+def test_where_there_is_a_queue_transformers_learn_all_they_have():
+    source, config = sources.open("synthetic:32:16"), moco.Config(queue=64)
+    torch.manual_seed(0)
+    drawn = config.draw(VIT, source)
+    torch.manual_seed(0)
+    plain = encoders.build(VIT, 3, 16)
+    assert all(torch.equal(a, b) for a, b in zip(drawn.parameters(), plain.parameters(), strict=True))
+    assert all(p.requires_grad for p in config.build(drawn, source).encoder.parameters())
+
+
+def test_without_a_queue_heads_have_hidden_layers_and_positions_a_width_of_fours():
+    source = sources.open("synthetic:32:16")
+    with pytest.raises(UserError, match="--hidden"):
+        made(queue=0, hidden=0)
+    with pytest.raises(UserError, match=r"width 42 .* no multiple of 4"):
+        moco.V3().draw("vit_tiny_patch16_224:patch_size=4,embed_dim=42,depth=1", source)
+
+
+def test_views_of_version_1_lose_their_colors_before_they_are_jittered(monkeypatch):
+    """main_moco.py:342-345 at 7397dfe; a hue that turns says nothing to a gray image."""
+    drawn, inner = [], images.jitter
+    monkeypatch.setattr(
+        images, "jitter", lambda x, rng, *strengths, p: drawn.append((*strengths, p)) or inner(x, rng, *strengths, p=p)
+    )  # fmt: skip
+    x, whole = Rng(1).uniform(8, 3, 16, 16), {"crop": (1.0, 1.0), "flip": 0.0}
+    one, other = methods.recipe("moco:paperv1")().pair()
+    assert one == other and (one.crop, one.flip, one.grey) == ((0.2, 1.0), 0.5, 0.2)
+    assert not one.blur and not one.solarize
+    drawn.clear()
+    one(x, 16, Rng(0))
+    assert drawn == [pytest.approx((0.4, 0.4, 0.4, 0.4, 1.0))]
+    with monkeypatch.context() as turning:
+        turning.setattr(
+            images, "jitter", lambda x, rng, *strengths, p: inner(x, rng, 0, 0, 0, strengths[3], p)
+        )
+        gray, colored = (dataclasses.replace(one, **whole, grey=p)(x, 16, Rng(0)) for p in (1.0, 0.0))
+    assert_close(gray, images.luma(x).expand_as(x), atol=1e-4, rtol=0)
+    assert (images.luma(colored) - images.luma(x)).abs().max() > 0.1
+
+
 @pytest.mark.parametrize("queue", [64, 0])
 def test_no_gradient_reaches_the_teacher(queue):
     method = made(queue=queue)
@@ -178,7 +338,7 @@ def test_no_gradient_reaches_the_teacher(queue):
     assert all(p.grad is not None for p in method.head.parameters())
 
 
-def test_recipes_are_those_of_the_two_versions():
+def test_recipes_are_those_of_the_versions():
     v2, v3 = moco.Paper(), moco.PaperV3()
     assert (v2.queue, v2.keep, v2.temperature, v2.train.optimizer, v2.train.lr) == (
         65_536,
@@ -192,6 +352,14 @@ def test_recipes_are_those_of_the_two_versions():
     assert (v3.train.epochs, v3.train.weight_decay, v3.keep) == (300, 1e-6, 0.99)
     assert (v3.queue, v3.train.lr, v3.train.batch) == (0, 4.8, 4096)
     assert v3.pair()[0] != v3.pair()[1] and v2.pair()[0] == v2.pair()[1]
+    v1, vit = moco.PaperV1(), moco.PaperV3ViT()
+    assert (v1.queue, v1.keep, v1.temperature, v1.width, v1.encoder) == (65_536, 0.999, 0.07, 128, v2.encoder)
+    rates = [v1.train.lr * schedule(v1.train, epoch / 200) for epoch in (0, 119, 120, 159, 160, 199)]
+    assert rates == pytest.approx([0.03, 0.03, 0.003, 0.003, 0.0003, 0.0003])  # main_moco.py:494 at 7397dfe
+    assert (vit.train.lr, vit.train.batch, vit.train.optimizer) == (1.5e-4 * 16, 4096, "adamw")
+    assert (vit.temperature, vit.keep, vit.views.crop) == (0.2, 0.99, (0.08, 1.0))
+    (method_groups,) = made(queue=0).optimizers(vit.train)
+    assert {group["weight_decay"] for group in method_groups.param_groups} == {0.1}
 
 
 def test_the_residual_branches_of_version_2_begin_at_full_strength():
