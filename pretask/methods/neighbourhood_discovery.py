@@ -32,6 +32,7 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from pretask import images
@@ -44,6 +45,8 @@ from pretask.types import Batch, Loss, Progress, Source, UserError
 
 BLOCK = 2**24
 """similarities held at once during a discovery (64 MB)"""
+FOUND = "neighbors-{}.safetensors"
+"""in the run's folder: what each round began with, for the report"""
 
 
 @dataclass(frozen=True)
@@ -179,6 +182,8 @@ class NeighbourhoodDiscovery(Method[View]):
             entropy, neighbour = discover(self.bank, self.config.neighbours, self.config.temperature)
             self.neighbour.copy_(neighbour)
             self.anchor[entropy.argsort(stable=True)[:count]] = True
+            found = {"anchor": self.anchor, "neighbor": neighbour.int(), "entropy": entropy}
+            context.files[FOUND.format(now.round)] = save({name: x.cpu() for name, x in found.items()})
 
     def pretext(self, batch: Batch, rng: Rng) -> View:
         c = self.config

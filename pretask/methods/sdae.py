@@ -42,11 +42,13 @@ from pretask import images
 from pretask.config import TrainConfig
 from pretask.context import Context
 from pretask.encoders import Classic, Encoder
-from pretask.methods.base import Method, MethodConfig
+from pretask.methods.base import Gallery, Method, MethodConfig
 from pretask.rng import Rng
 from pretask.types import Batch, Loss, Source, UserError
 
 Noise = Literal["masking", "salt_and_pepper", "gaussian"]
+SAMPLES = 6
+"""of each image, in the report"""
 
 
 @dataclass(frozen=True)
@@ -322,9 +324,36 @@ class StackedDenoising(Method[Damaged]):
         s = int(self.stage)
         x = self.encode(s, pretext.damaged)
         for below in range(s, -1, -1):
-            x = self.decoders[below](x)
-            x = (x.sigmoid() if self.bounded[below] else x).view(len(x), *self.shapes[below])
+            x = self.decode(below, x)
         return {"image": x}
+
+    def sample(self, image: Tensor, rng: Rng) -> Tensor:
+        """Another image with the same code: up without noise, then down, each unit of a code on or off by its probability.
+
+        Images (B, C, H, W) in [0, 1] -> (B, C, H, W), of the pixels their probabilities. Only sigmoid layers have any.
+        """
+        s, x = int(self.stage), image
+        for layer in range(s + 1):
+            x = self.encode(layer, x)
+        for layer in range(s, -1, -1):
+            x = (rng.child("code", layer).uniform(*x.shape) < x).to(x.dtype)
+            x = self.decode(layer, x)
+        return x
+
+    def decode(self, s: int, code: Tensor) -> Tensor:
+        """A layer's code -> its input, (B, …)."""
+        x = self.decoders[s](code)
+        return (x.sigmoid() if self.bounded[s] else x).view(len(x), *self.shapes[s])
+
+    def gallery(self, image: Tensor, rng: Rng) -> Gallery | None:
+        if not all(map(ends_in_sigmoid, layers(self.encoder))):
+            return None
+        columns = {f"sample {i + 1}": self.sample(image, rng.child("sample", i)) for i in range(SAMPLES)}
+        about = (
+            "Left an image, then others that the stack draws from the code of its top layer: going down, each unit of "
+            "a code is on or off by its probability, and what is shown are the probabilities of the pixels."
+        )
+        return Gallery("Samples from the stack", about, {"image": image} | columns)
 
     def export(self) -> Encoder:
         return self.encoder
