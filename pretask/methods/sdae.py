@@ -17,10 +17,15 @@ works as well (`resnet_small`, timm's ResNets and ConvNeXts): a layer is then a 
 positions of a map (a pixel that keeps one of its colours would give the others away), and a decoder of one
 convolution looks back.
 
+A trained stack of sigmoid layers draws images, `sample`, shown in the report: up to the top without noise, then down, each
+unit of a code on or off by its probability, and of the pixels the probabilities (the paper's samples from memory, and as ohjay/sdae,
+which is not the authors', reads its figure 15: generate_samples.py at 35c7aa5).
+
 Cost: a step runs the layers below forward and one layer forward and backward, so never more than the whole
 encoder.
 
-**Differs**: nothing here is fine-tuned, which is half of the paper; `pretask evaluate` reads its features. `:paper` is the
+**Differs**: nothing here is fine-tuned, which is half of the paper: its test error is measured by docs/results/stacks.py, and
+`pretask evaluate --finetune` has a recipe of its own. `:paper` is the
 reference's run, not one of the paper's, whose learning rates, epochs and noise were chosen by validation for each data
 set; its batches hold 20 images, not one, at 20 times the rate, drawn in random order, not in that of the file, from all
 the images that are given (reference: 50,000). By default, besides: AdamW along half a cosine for each layer, 25 % masking

@@ -163,7 +163,9 @@ def pictures(method: Method[Any], source: Source, seed: int) -> html.Pictures | 
     if made is None:
         return None
     columns = {name: sheet.pictures(x.cpu()) for name, x in made.columns.items()}
-    rows = [sheet.Cell(tuple((name, column[i]) for name, column in columns.items())) for i in range(len(batch))]
+    rows = [
+        sheet.Cell(tuple((name, column[i]) for name, column in columns.items())) for i in range(len(batch))
+    ]
     return html.Pictures(made.title, made.about, rows)
 
 

@@ -57,7 +57,9 @@ def drawn(grid: Grid, axis: str) -> Answer:
 
 def look(number: int, column: str) -> tuple[str, Any]:
     """Colour and dashes of a line."""
-    return COLOURS[column.startswith(("untrained", "from scratch", "all images", "the others"))], STYLES[number % len(STYLES)]
+    return COLOURS[column.startswith(("untrained", "from scratch", "all images", "the others"))], STYLES[
+        number % len(STYLES)
+    ]
 
 
 def sample(colour: str, dashes: Any) -> str:

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -38,7 +37,11 @@ def answers(folder: Path, card: Mapping[str, Any]) -> list[Answer]:
     label = labels(card)
     equal = f"nats, against the round; {math.log(card['n']):.1f} of an image that is as like any other"
     undecided = drawn(entropies(rounds), equal)
-    return [undecided] if label is None else [drawn(consistencies(rounds, label), "%, against the round"), undecided]
+    return (
+        [undecided]
+        if label is None
+        else [drawn(consistencies(rounds, label), "%, against the round"), undecided]
+    )
 
 
 def labels(card: Mapping[str, Any]) -> Tensor | None:
@@ -61,7 +64,9 @@ def consistencies(rounds: Rounds, label: Tensor) -> Grid:
         same = (label[found["neighbor"].long()] == label[:, None]).float().mean(1)  # (N,)
         cells = [cell(100 * some) for some in (same[found["anchor"]], same)]
         lines.append((named(number, found), cells))
-    return Grid("How many neighbors are of their image's class?", "round", ["anchors", "all images"], lines, [])
+    return Grid(
+        "How many neighbors are of their image's class?", "round", ["anchors", "all images"], lines, []
+    )
 
 
 def entropies(rounds: Rounds) -> Grid:
