@@ -25,7 +25,7 @@ Cost: a step runs the layers below forward and one layer forward and backward, s
 encoder.
 
 **Differs**: nothing here is fine-tuned, which is half of the paper: its test error is measured by docs/results/stacks.py, and
-`pretask evaluate --finetune` has a recipe of its own. `:paper` is the
+what `pretask evaluate` does with `--finetune` is another recipe. `:paper` is the
 reference's run, not one of the paper's, whose learning rates, epochs and noise were chosen by validation for each data
 set; its batches hold 20 images, not one, at 20 times the rate, drawn in random order, not in that of the file, from all
 the images that are given (reference: 50,000). By default, besides: AdamW along half a cosine for each layer, 25 % masking
