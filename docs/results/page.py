@@ -224,7 +224,13 @@ def stacks(found: Row) -> str:
         name = f"{arm['arm']}: `{arm['command']}`" if arm["command"] else arm["arm"]
         off = "" if less is None else f"{less['value']:+.2f} [{less['low']:+.2f}, {less['high']:+.2f}]"
         lines.append(f"| {name} | {error['value']:.2f} ±{reach:.2f} | {off} |")
-    return "\n".join([*lines, ""])
+    sure = [
+        arm
+        for arm in found["arms"]
+        if arm["difference"] and arm["difference"]["low"] * arm["difference"]["high"] > 0
+    ]
+    unsure = [] if sure else ["- none of the differences is sure: every interval holds 0"]
+    return "\n".join([*lines, "", *unsure, f"- {found['pilots']}", ""])
 
 
 def patches(rows: Sequence[Row]) -> str:
