@@ -24,7 +24,7 @@ class Context:
     progress: Progress
     rng: Rng
     files: dict[str, bytes] = field(default_factory=dict)
-    """what `begin` learned that is no part of a network: name -> content of a file in the run's folder"""
+    """what was learned that is no part of a network: name -> content of a file in the run's folder"""
 
     def embed(self, encoder: Encoder, size: int = 1024) -> Tensor:
         """(N, D): pooled features of every sample, in source order, in evaluation mode, without augmentation."""

@@ -74,7 +74,7 @@ class Trainer:
         self.fabric, self.method, self.source, self.train = fabric, method, source, train
         self.folder, self.seed, self.workers = folder, seed, workers
         self.ready = False  # whether the method has begun
-        self.files: dict[str, bytes] = {}  # what it has learned then, for a reader
+        self.files: dict[str, bytes] = {}  # what it has learned, for a reader
         self.since, self.spent = time.monotonic(), 0.0  # seconds until the run was cut off
         self.begun = -1  # the last epoch that `begin_epoch` has prepared
         self.weights: Tensor | None = None  # (N,) sampling weights of this epoch
@@ -129,6 +129,13 @@ class Trainer:
             with pace.preparing(progress), self.whole():
                 self.weights = self.method.begin_epoch(self.context(progress))
             self.begun = progress.epoch
+
+    def publish(self) -> None:
+        """Write what the method has left for a reader into the run's folder."""
+        while self.files:
+            name, content = self.files.popitem()
+            if self.fabric.is_global_zero:
+                checkpoint.write(self.folder / name, lambda file, content=content: file.write(content))
 
     def context(self, progress: Progress) -> Context:
         rng = Rng(self.seed, "begin", progress.epoch, device=self.fabric.device)
@@ -207,6 +214,7 @@ class Trainer:
         try:
             while step < plan.steps:
                 self.prepare(progress, pace)
+                self.publish()
                 epoch = progress.epoch
                 for batch in journal.waiting(self.batches(progress)):
                     loss, parts = self.step(batch, progress)

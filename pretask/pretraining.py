@@ -207,6 +207,7 @@ def pretrain(
                 checkpoint.write_folder(
                     folder, partial(first_files, card=card, picture=picture, more=trainer.files)
                 )
+            trainer.files.clear()
         else:
             card = old
             if fabric.is_global_zero:

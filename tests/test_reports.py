@@ -471,6 +471,32 @@ def test_embedded_images_come_from_everywhere_in_a_sorted_source(parts):
         torch.testing.assert_close(z, parts["encoder"](x / 255)["pool"])
 
 
+def test_what_else_a_method_makes_of_images_is_a_section_with_a_row_for_each_image(folder, parts, tmp_path):
+    from pretask import encoders
+    from pretask.methods import sdae
+
+    source = parts["source"]
+    method = sdae.Config().build(encoders.build("mlp:width=16", 3, 16), source)
+    method.stage.fill_(2)
+    shown = compose.pictures(method, source, seed=0)
+    assert shown is not None
+    assert len(shown.rows) == compose.ASKED
+    batch = source.__getitems__(Rng(0, "report", "which").permutation(64)[: compose.ASKED])
+    for cell, picture in zip(shown.rows, sheet.pictures(batch.image), strict=True):
+        assert np.array_equal(np.asarray(cell.pictures[0][1]), np.asarray(picture))
+        assert len(cell.pictures) == 1 + sdae.SAMPLES
+    again = compose.pictures(method, source, seed=0)
+    assert again is not None
+    assert np.array_equal(*(np.asarray(each.rows[3].pictures[2][1]) for each in (shown, again)))
+    assert compose.pictures(parts["method"], source, seed=0) is None  # rotnet makes nothing else
+    run = tmp_path / "run"
+    shutil.copytree(folder, run)
+    text = compose.compose(run, card(), method=method, source=source).read_text()
+    section = text[text.index('<section id="gallery"') :].partition("</section>")[0]
+    assert section.count("<img") == compose.ASKED * (1 + sdae.SAMPLES)
+    assert 'alt="sample 6 of image 8"' in section
+
+
 def test_a_run_whose_data_is_gone_still_gets_its_curves(folder, tmp_path):
     run = tmp_path / "left-over"
     shutil.copytree(folder, run)

@@ -48,11 +48,20 @@ class MethodConfig:
         raise NotImplementedError
 
 
+@dataclass(frozen=True)
+class Gallery:
+    """Pictures for the report: columns by name, each (B, 1 or 3, H, W), a row for each image."""
+
+    title: str
+    about: str
+    columns: Mapping[str, Tensor]
+
+
 class Method(nn.Module, ABC, Generic[P]):
     """A pretext task and its solver.
 
     Required:  `pretext` makes the puzzle, `loss` scores the solver, `export` names what is kept.
-    Optional:  `solve`, `compared`, `meanings`, `begin`, `begin_epoch`, `after_step`, `groups`, `optimizers`.
+    Optional:  `solve`, `compared`, `meanings`, `gallery`, `begin`, `begin_epoch`, `after_step`, `groups`, `optimizers`.
 
     Whatever a method remembers between steps is a buffer or a parameter: then it is saved, and a resumed run
     continues exactly. P is a frozen dataclass of tensors whose rows are samples; `preview` draws its images
@@ -99,6 +108,9 @@ class Method(nn.Module, ABC, Generic[P]):
     def meanings(self) -> Mapping[str, Sequence[str]]:
         """For people: what the numbers in some fields of the puzzle stand for, from 0 on."""
         return {}
+
+    def gallery(self, image: Tensor, rng: Rng) -> Gallery | None:
+        """For people: what else the trained method makes of images (B, C, H, W) in [0, 1], beside its puzzles."""
 
     def begin(self, context: Context) -> None:
         """Once, before the first epoch: fit topics, choose seeds, fill a memory bank."""

@@ -17,10 +17,15 @@ works as well (`resnet_small`, timm's ResNets and ConvNeXts): a layer is then a 
 positions of a map (a pixel that keeps one of its colours would give the others away), and a decoder of one
 convolution looks back.
 
+A trained stack of sigmoid layers draws images, `sample`, shown in the report: up to the top without noise, then down, each
+unit of a code on or off by its probability, and of the pixels the probabilities (the paper's samples from memory, and as ohjay/sdae,
+which is not the authors', reads its figure 15: generate_samples.py at 35c7aa5).
+
 Cost: a step runs the layers below forward and one layer forward and backward, so never more than the whole
 encoder.
 
-**Differs**: nothing here is fine-tuned, which is half of the paper; `pretask evaluate` reads its features. `:paper` is the
+**Differs**: nothing here is fine-tuned, which is half of the paper: its test error is measured by docs/results/stacks.py, and
+what `pretask evaluate` does with `--finetune` is another recipe. `:paper` is the
 reference's run, not one of the paper's, whose learning rates, epochs and noise were chosen by validation for each data
 set; its batches hold 20 images, not one, at 20 times the rate, drawn in random order, not in that of the file, from all
 the images that are given (reference: 50,000). By default, besides: AdamW along half a cosine for each layer, 25 % masking
@@ -42,11 +47,13 @@ from pretask import images
 from pretask.config import TrainConfig
 from pretask.context import Context
 from pretask.encoders import Classic, Encoder
-from pretask.methods.base import Method, MethodConfig
+from pretask.methods.base import Gallery, Method, MethodConfig
 from pretask.rng import Rng
 from pretask.types import Batch, Loss, Source, UserError
 
 Noise = Literal["masking", "salt_and_pepper", "gaussian"]
+SAMPLES = 6
+"""of each image, in the report"""
 
 
 @dataclass(frozen=True)
@@ -322,9 +329,36 @@ class StackedDenoising(Method[Damaged]):
         s = int(self.stage)
         x = self.encode(s, pretext.damaged)
         for below in range(s, -1, -1):
-            x = self.decoders[below](x)
-            x = (x.sigmoid() if self.bounded[below] else x).view(len(x), *self.shapes[below])
+            x = self.decode(below, x)
         return {"image": x}
+
+    def sample(self, image: Tensor, rng: Rng) -> Tensor:
+        """Another image with the same code: up without noise, then down, each unit of a code on or off by its probability.
+
+        Images (B, C, H, W) in [0, 1] -> (B, C, H, W), of the pixels their probabilities. Only sigmoid layers have any.
+        """
+        s, x = int(self.stage), image
+        for layer in range(s + 1):
+            x = self.encode(layer, x)
+        for layer in range(s, -1, -1):
+            x = (rng.child("code", layer).uniform(*x.shape) < x).to(x.dtype)
+            x = self.decode(layer, x)
+        return x
+
+    def decode(self, s: int, code: Tensor) -> Tensor:
+        """A layer's code -> its input, (B, …)."""
+        x = self.decoders[s](code)
+        return (x.sigmoid() if self.bounded[s] else x).view(len(x), *self.shapes[s])
+
+    def gallery(self, image: Tensor, rng: Rng) -> Gallery | None:
+        if not all(map(ends_in_sigmoid, layers(self.encoder))):
+            return None
+        columns = {f"sample {i + 1}": self.sample(image, rng.child("sample", i)) for i in range(SAMPLES)}
+        about = (
+            "Left an image, then others that the stack draws from the code of its top layer: going down, each unit of "
+            "a code is on or off by its probability, and what is shown are the probabilities of the pixels."
+        )
+        return Gallery("Samples from the stack", about, {"image": image} | columns)
 
     def export(self) -> Encoder:
         return self.encoder

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pretask import auditing, checkpoint, loader, studying
+from pretask import auditing, checkpoint, images, loader, studying
 from pretask import run as runs
 from pretask.encoders import Encoder, pooled
 from pretask.methods import Method
 from pretask.plan import cautions
-from pretask.reports import curves, features, html, learning, sheet, subjects
+from pretask.reports import curves, features, html, learning, neighborhoods, sheet, subjects
 from pretask.reports.curves import Row
 from pretask.rng import Rng
 from pretask.states import ADVICE, HEALTHY
@@ -97,6 +97,7 @@ def compose(
     if cells:
         picture = sheet.paint(cells[: 2 * ASKED], title=folder.resolve().name, subtitle=sheet.tally(cells))
         checkpoint.write(folder / "preview.png", lambda file: picture.save(file, format="PNG"))
+    gallery = pictures(method, source, seed) if method is not None and source is not None else None
     lines, plane = [], None
     shown = looked.source if looked else source
     if encoder is not None and shown is not None and len(shown) > features.NEIGHBOURS:
@@ -122,6 +123,8 @@ def compose(
         audit=audit,
         clues=cleaned,
         studies=[(s.data, learning.answers(s)) for s in studying.read(folder)],
+        rounds=neighborhoods.answers(folder, card),
+        gallery=gallery,
         subjects=None if source is None else subjects.read(folder, source),
     )
 
@@ -149,6 +152,21 @@ def puzzles(method: Method[Any], source: Source, seed: int) -> list[sheet.Cell]:
     method.eval()
     pretext = method.puzzle(batch, seed, "report")
     return sheet.cells(pretext, method.solve(pretext), SHOWN, method.meanings())
+
+
+@torch.no_grad()
+def pictures(method: Method[Any], source: Source, seed: int) -> html.Pictures | None:
+    """What else the method makes of the images whose puzzles are shown."""
+    batch = loader.sample(source, ASKED, Rng(seed, "report", "which"))
+    device = next(method.parameters()).device
+    made = method.eval().gallery(images.to_float(batch.image.to(device)), Rng(seed, "gallery", device=device))
+    if made is None:
+        return None
+    columns = {name: sheet.pictures(x.cpu()) for name, x in made.columns.items()}
+    rows = [
+        sheet.Cell(tuple((name, column[i]) for name, column in columns.items())) for i in range(len(batch))
+    ]
+    return html.Pictures(made.title, made.about, rows)
 
 
 def embed(

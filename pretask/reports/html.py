@@ -42,6 +42,15 @@ class Map:
 
 
 @dataclass(frozen=True)
+class Pictures:
+    """What else a method makes of images, a row for each; see Method.gallery."""
+
+    title: str
+    about: str
+    rows: Sequence[Cell]
+
+
+@dataclass(frozen=True)
 class Verdict:
     """The run in one sentence; `tone` is good, warn or bad."""
 
@@ -64,6 +73,8 @@ def write(
     audit: Audit | None = None,
     clues: Sequence[Cell] = (),
     studies: Sequence[tuple[Row, Sequence[Answer]]] = (),
+    rounds: Sequence[Answer] = (),
+    gallery: Pictures | None = None,
     subjects: Subjects | None = None,
 ) -> Path:
     """`report.html` in the run folder, from its card and whatever else there is to show."""
@@ -86,6 +97,8 @@ def write(
         audit=audit,
         clues=clues,
         studies=studies,
+        rounds=rounds,
+        gallery=gallery,
         subjects=subjects,
         skipped=skipped(folder / runs.SKIPPED),
         listed=LISTED,

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
 
 STYLES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)))
 """of the lines in one drawing, so that they are told apart without colour"""
+NUMBERED = ("stage", "round")
+"""rows that are no numbers of images"""
+BESIDE = ("untrained", "from scratch", "with labels", "all images", "the others")
+"""how columns begin that are not the run's own"""
 COLOURS = {False: svg.ACCENT, True: svg.INK}
 """of the run, and of what it stands beside"""
 
@@ -41,7 +45,7 @@ def answers(study: "Study") -> list[Answer]:
         "labels": "% against labels",
         "change": "CKA before and after fine-tuning, from the first stage to the last",
     }
-    return [drawn(grid, axes[grid.key]) for grid in grids(study)]
+    return [drawn(grid, axes[key]) for key, grid in grids(study).items()]
 
 
 def drawn(grid: Grid, axis: str) -> Answer:
@@ -58,9 +62,7 @@ def drawn(grid: Grid, axis: str) -> Answer:
 
 def look(number: int, column: str) -> tuple[str, Any]:
     """Colour and dashes of a line."""
-    return COLOURS[column.startswith(("untrained", "from scratch", "with labels"))], STYLES[
-        number % len(STYLES)
-    ]
+    return COLOURS[column.startswith(BESIDE)], STYLES[number % len(STYLES)]
 
 
 def sample(colour: str, dashes: Any) -> str:
@@ -73,7 +75,7 @@ def sample(colour: str, dashes: Any) -> str:
 
 
 def picture(grid: Grid) -> str:
-    """Values with their intervals, over images or labels on a logarithmic axis, or over stages numbered from 1."""
+    """Values with their intervals, over images or labels on a logarithmic axis, or over stages or rounds numbered from 1."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
     figure, axes = svg.blank(4.6, 2.8)
@@ -104,14 +106,16 @@ def count(cells: Sequence[Mapping[str, Any] | None]) -> int:
 
 def places(grid: Grid) -> list[float]:
     """Where the rows lie: by the logarithm of how many images they are; no images lie half a decade further left."""
+    if grid.first in NUMBERED:
+        return [float(i + 1) for i in range(len(grid.lines))]
     counts = [count(cells) for _, cells in grid.lines]
-    if grid.first == "stage":
-        return [float(i + 1) for i in range(len(counts))]
     least = min((math.log10(n) for n in counts if n), default=0.0)
     return [math.log10(n) if n else least - 0.5 for n in counts]
 
 
 def labels(grid: Grid) -> list[str]:
+    if grid.first == "round":
+        return [name.partition(" ")[0] for name, _ in grid.lines]
     if grid.first == "stage":
         return [str(i + 1) for i in range(len(grid.lines))]
     return [f"{count(cells):,}" for _, cells in grid.lines]

@@ -220,8 +220,6 @@ TAUGHT = {("knn", False): "with labels, kNN", ("linear", False): "with labels, l
 class Grid:
     """The answer to one question: rows of images, labels or stages, columns of what was measured."""
 
-    key: str
-    """of ASKED"""
     question: str
     first: str
     columns: Sequence[str]
@@ -229,8 +227,8 @@ class Grid:
     skipped: Sequence[str]
 
 
-def grids(study: "Study") -> list[Grid]:
-    """What a study found, for the terminal and for the page."""
+def grids(study: "Study") -> dict[str, Grid]:
+    """What a study found, for the terminal and for the page, by keys of ASKED."""
     found: dict[str, Grid] = {}
     for ask, answer in study.answers.items():
         for axis in dict.fromkeys(row.get("axis", "") for row in answer.rows):
@@ -243,8 +241,8 @@ def grids(study: "Study") -> list[Grid]:
             lines = [(n, [at.get((n, w)) for w in ways]) for n in names]
             skipped = () if found.keys() & {key for key in ASKED if key.startswith(ask)} else answer.skipped
             key = f"{ask} {axis}".strip()
-            found[key] = Grid(key, *ASKED[key], ways, lines, skipped)
-    return list(found.values())
+            found[key] = Grid(*ASKED[key], ways, lines, skipped)
+    return found
 
 
 def way(ask: str, row: Mapping[str, Any]) -> str:
@@ -266,7 +264,7 @@ def name(ask: str, row: Mapping[str, Any]) -> str:
 def studied(study: "Study") -> Group:
     """A table for each question."""
     parts: list[Table | Text] = []
-    for grid in grids(study):
+    for grid in grids(study).values():
         table = Table(box=None, pad_edge=False, padding=(0, 1))
         table.add_column(grid.first, no_wrap=True)
         for column in grid.columns:

@@ -36,8 +36,13 @@ def drawn(source: Images, share: float, seed: int) -> Images:
         raise UserError(
             f"{source.name} is a stream, of which no share can be drawn; write it to disk first with pretask prepare"
         )
-    index = Rng(seed, "share").permutation(len(source))[: count(len(source), share)].sort().values
+    index = chosen(len(source), share, seed)
     return source.some(index) if isinstance(source, Encoded) else Some(source, index)
+
+
+def chosen(n: int, share: float, seed: int) -> Tensor:
+    """(M,): the positions of that share of n images."""
+    return Rng(seed, "share").permutation(n)[: count(n, share)].sort().values
 
 
 def count(n: int, share: float) -> int:

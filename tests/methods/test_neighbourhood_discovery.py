@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -308,3 +309,27 @@ def test_neighbours_are_looked_for_once_a_round_in_a_run_that_is_stretched(monke
         method.begin_epoch(Context(Pictures(40), [], now, Rng(0, "begin", step)))
         assert method.anchor.sum() == 40 * now.round // 4
     assert [now.round for now in found] == [1, 2, 3, 4] and all(now.first_of_round for now in found)
+
+
+# ---- what is kept for the report
+
+
+def kept(method: nd.NeighbourhoodDiscovery, epoch: int) -> dict[str, Tensor]:
+    at = context(len(method.bank), epoch)
+    method.begin_epoch(at)
+    return {name: load(content) for name, content in at.files.items()}
+
+
+def test_every_round_leaves_its_anchors_neighbors_and_entropies():
+    method = built(config=nd.Config(neighbours=2))
+    assert kept(method, 0) == {}  # no neighbors yet
+    for number, epoch in enumerate((2, 4, 6, 8), 1):
+        method.bank.copy_(unit(Rng(number), 40, 128))
+        found = kept(method, epoch)
+        assert list(found) == [f"neighbors-{number}.safetensors"]
+        (found,) = found.values()
+        assert found["anchor"].sum() == 10 * number
+        assert torch.equal(found["anchor"], method.anchor)
+        assert torch.equal(found["neighbor"].long(), method.neighbour)
+        assert_close(found["entropy"], nd.discover(method.bank, 2, 0.1)[0])
+        assert kept(method, epoch + 1) == {}  # the middle of a round

@@ -342,3 +342,92 @@ def test_layers_share_the_schedule_evenly_in_a_run_that_is_stretched():
         method.begin_epoch(Context(pictures(1), [], plan.at(step), Rng(0)))
         stages.append(int(method.stage))
     assert [stages.index(layer) for layer in range(3)] == [0, 4, 40]
+
+
+# ---- sampling from the stack
+
+
+def saturated(method: sdae.StackedDenoising, factor: float) -> sdae.StackedDenoising:
+    """Every layer's weights times `factor`: with much of it, units are on or off for sure."""
+    with torch.no_grad():
+        for layer in method.encoder.net:
+            for linear in (m for m in layer if isinstance(m, nn.Linear)):
+                linear.weight *= factor
+                linear.bias.copy_(Rng(5, "bias").normal(len(linear.bias)))
+        for s, decoder in enumerate(method.decoders):
+            decoder.bias.copy_(Rng(6, "bias", s).normal(len(decoder.bias)))
+    method.stage.fill_(2)
+    return method.eval()
+
+
+def weights(method: sdae.StackedDenoising) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Of each layer W, b and b'."""
+    linears = [m for m in method.encoder.net.modules() if isinstance(m, nn.Linear)]
+    return [(m.weight, m.bias, d.bias) for m, d in zip(linears, method.decoders, strict=True)]
+
+
+def test_samples_are_images_by_the_rng_and_differ_from_each_other():
+    source = pictures()
+    method, image = saturated(built(SMALL, source), 1.0), source.image / 255
+    with torch.no_grad():
+        one, again, other = (method.sample(image, Rng(seed)) for seed in (1, 1, 2))
+    assert one.shape == image.shape
+    assert one.min() >= 0
+    assert one.max() <= 1
+    assert torch.equal(one, again)
+    assert ((one - other).flatten(1).abs().amax(1) > 0.01).all()
+
+
+def test_a_sample_of_units_that_are_sure_is_the_expected_image_of_the_slow_loop():
+    """Up W x + b, down Wᵀ y + b', unit by unit; with codes of 0 and 1 nothing is left to chance."""
+    source = pictures(2)
+    method = saturated(built(SMALL, source), 1000.0)
+    with torch.no_grad():
+        found = method.sample(source.image / 255, Rng(1)).flatten(1)
+        for i, x in enumerate(source.image.flatten(1) / 255):
+            for w, b, _ in weights(method):
+                x = torch.tensor([1.0 if float(w[j] @ x + b[j]) > 0 else 0.0 for j in range(len(b))])
+            for w, _, back in reversed(weights(method)):
+                x = torch.stack([torch.sigmoid(w[:, j] @ x + back[j]) for j in range(len(back))])
+            assert_close(found[i], x)
+
+
+def test_units_are_drawn_one_by_one_by_their_probabilities_at_every_layer():
+    """Of one image 4,000 times, a stack of one layer: the mean and the variance of the logits are those of Bernoulli units."""
+    source = Pictures(pictures(1).image.repeat(4000, 1, 1, 1))
+    method = built("mlp:width=16,depth=1", source).eval()
+    with torch.no_grad():
+        method.encoder.net[0][1].weight *= 0.1
+        drawn = torch.logit(method.sample(source.image / 255, Rng(1)).double()).flatten(1)
+        ((w, b, back),) = weights(method)
+        p = torch.sigmoid(w @ (source.image[0].flatten() / 255) + b)
+    spread = (w**2 * (p * (1 - p))[:, None]).sum(0)
+    assert ((drawn.mean(0) - (p @ w + back)).abs() < 5 * (spread / 4000).sqrt() + 1e-6).all()
+    assert_close(drawn.var(0), spread.double(), rtol=0.2, atol=1e-7)
+
+
+def test_each_layer_below_is_drawn_as_well():
+    """Sure units at the top alone: what differs between samples was drawn below."""
+    source = pictures(1)
+    method = saturated(built(SMALL, source), 1.0)
+    with torch.no_grad():
+        top = [m for m in method.encoder.net.modules() if isinstance(m, nn.Linear)][-1]
+        top.bias.fill_(1000.0)
+        samples = torch.cat([method.sample(source.image / 255, Rng(seed)) for seed in range(20)])
+        (w3, _, back3), (w2, _, back2), (w1, _, back1) = reversed(weights(method))
+        two = torch.sigmoid(torch.ones(len(w3)) @ w3 + back3)  # probabilities of the second code
+        one = torch.sigmoid(two @ w2 + back2)
+        mean = torch.sigmoid(one @ w1 + back1).view(1, 1, 28, 28)
+    assert (samples - mean).abs().amax() > 0.05
+    assert len({tuple(x.flatten().tolist()) for x in samples}) == 20
+
+
+def test_the_report_is_given_an_image_and_samples_and_only_of_sigmoid_layers():
+    source = pictures(3)
+    made = saturated(built(SMALL, source), 1.0).gallery(source.image / 255, Rng(1))
+    assert made is not None
+    assert list(made.columns) == ["image", *(f"sample {i}" for i in range(1, 7))]
+    assert torch.equal(made.columns["image"], source.image / 255)
+    assert not torch.equal(made.columns["sample 1"], made.columns["sample 2"])
+    colored = pictures(3, channels=3, size=16)
+    assert built("resnet_small:width=8", colored).gallery(colored.image / 255, Rng(1)) is None
