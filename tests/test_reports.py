@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import subprocess
+from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,12 +16,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
+from pretask import encoders, sources
 from pretask import run as runs
-from pretask import sources
 from pretask.methods import rotnet
-from pretask.reports import compose, curves, features, html, sheet, turing
+from pretask.reports import attention, compose, curves, features, html, sheet, turing
 from pretask.rng import Rng
 
 HOSTILE = '<script>alert("1")</script><img src=x onerror=alert(2)>{{ 7*7 }}$\\frac{'
@@ -283,6 +284,58 @@ def test_thumbnails_do_not_cover_each_other():
     }
 
 
+# ---- attention maps
+
+
+def test_an_attention_map_is_the_sum_over_channels_of_powers_from_0_to_1():
+    features = 3 * Rng(1).normal(2, 5, 3, 4)
+    for p in attention.POWERS:
+        for image, found in zip(features.tolist(), attention.strength(features, p).tolist(), strict=True):
+            summed = [[sum(abs(c[y][x]) ** p for c in image) for x in range(4)] for y in range(3)]
+            low, high = min(map(min, summed)), max(map(max, summed))
+            expected = [[(v - low) / (high - low) for v in row] for row in summed]
+            assert found == [pytest.approx(row, abs=1e-5) for row in expected]
+    assert not attention.strength(torch.ones(1, 5, 3, 4), 2).any()
+
+
+@pytest.mark.parametrize(
+    ("encoder", "size", "chosen"),
+    [
+        ("alexnet_bn", 224, {"conv1": 1, "conv3": 2, "conv5": 4}),  # fig. 3
+        ("resnet_small:width=4", 16, {"stem": 1, "stage2": 2, "stage3": 4}),
+        ("exemplar", 32, {"conv1": 1, "conv2": 2, "conv3": 4}),  # its last map has one place
+        ("mlp", 8, {}),
+    ],
+)
+def test_the_first_the_middle_and_the_last_map_are_shown(encoder, size, chosen):
+    built = encoders.build(encoder, 3, size)
+    assert attention.stages(built.sides) == chosen
+    cells = attention.cells(built, (255 * noise(2, 3, size, size)).to(torch.uint8))
+    assert len(cells) == (2 if chosen else 0)
+    for cell in cells:
+        assert [name for name, _ in cell.pictures] == ["image", *(f"{s}, p = {p}" for s, p in chosen.items())]
+    assert built.training
+
+
+def test_one_or_two_maps_are_shown_once_each():
+    assert attention.stages({"a": 4}) == {"a": 1}
+    assert attention.stages({"a": 4, "b": 2, "c": 1}) == {"a": 1, "b": 2}
+
+
+def test_a_map_is_bright_where_the_features_of_its_own_image_are_strong():
+    net = nn.Sequential(OrderedDict(map=nn.AvgPool2d(4)))
+    encoder = encoders.Classic("brightness", net, 3, 32, (0.0,) * 3, (1.0,) * 3)
+    image = torch.zeros(3, 3, 32, 32, dtype=torch.uint8)
+    places = [(4, 20), (24, 8), (12, 12)]
+    for one, (y, x) in zip(image, places, strict=True):
+        one[:, y : y + 4, x : x + 4] = 200
+    for cell, (y, x) in zip(attention.cells(encoder, image), places, strict=True):
+        shown = np.asarray(dict(cell.pictures)["map, p = 1"]).sum(2, dtype=int)
+        top = np.unravel_index(shown.argmax(), shown.shape)
+        assert y <= top[0] < y + 4
+        assert x <= top[1] < x + 4
+
+
 # ---- the page
 
 
@@ -330,8 +383,6 @@ def parts() -> dict:
     """A small untrained solver, its encoder, and images with labels whose class names are hostile."""
     labelled = sources.open_labelled("synthetic:64:16")
     labelled.classes = [f"{name} {HOSTILE}" for name in labelled.classes]
-    from pretask import encoders
-
     encoder = encoders.build("resnet_small:width=8", 3, 16)
     method = rotnet.Config().build(encoder, labelled)
     return {
@@ -349,7 +400,7 @@ def page(folder, parts) -> Path:
     return compose.compose(folder, hostile, **parts)
 
 
-SECTIONS = ["scores", "puzzles", "curves", "neighbours", "map", "skipped", "repeat", "next"]
+SECTIONS = ["scores", "puzzles", "attention", "curves", "neighbours", "map", "skipped", "repeat", "next"]
 
 
 def test_a_page_without_anything_to_show_has_no_empty_sections(tmp_path):
@@ -459,7 +510,7 @@ def test_the_puzzles_shown_are_answered_by_the_model_itself_as_it_is(parts):
         answers = method.logits(pretext).argmax(1)
     for cell, picture, answer in zip(cells, sheet.pictures(pretext.image), answers.tolist(), strict=True):
         assert np.array_equal(np.asarray(cell.pictures[0][1]), np.asarray(picture))
-        assert cell.notes[0].answered == str(answer)
+        assert cell.notes[0].answered == f"{90 * answer}°"
 
 
 def test_embedded_images_come_from_everywhere_in_a_sorted_source(parts):

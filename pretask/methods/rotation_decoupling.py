@@ -1,14 +1,19 @@
 """Rotation decoupling: one half of the features tells the turn of an image, the other half which image it is.
 
 Feng, Xu, Tao: Self-Supervised Representation Learning by Rotation Feature Decoupling, CVPR 2019; numbers without another
-source are those of the released code, philiptheother/FeatureDecoupling at 8722d7a (pytorch_feature_decoupling/). All four turns of an image are seen at once, as in RotNet. From the first half a
-classifier reads the turn. The second half should be the same for all four turns, and its mean over them should find the
-image's own row in a bank of all images (noise-contrastive estimation, NCE). Some images look upright in several turns
-(a ball, a flower): at the end of the run a turned copy counts the less, the more upright it looks.
+source are those of the released code, philiptheother/FeatureDecoupling at 8722d7a (pytorch_feature_decoupling/). All four
+turns of an image are seen at once, as in RotNet. From the first half a classifier reads the turn. The second half should be
+the same for all four turns, and its mean over them should find the image's own row in a bank of all images
+(noise-contrastive estimation, NCE). Some images look upright in several turns (a ball, a flower): at the end of the run a
+turned copy counts the less, the more upright it looks.
 
 How upright it looks is said by RotNets that never saw the image, made in the same run, so that one command does it all:
 two small ones learn beside the network, each from one random half of the images. When the weights are due, each of them
 judges the other's half, once and for good, and learns no more.
+
+The log has two accuracies: `accuracy` is that of the classifier, and `accuracy_second` what the same classifier, which never
+learns from the second half, reads from that (released: `prec_rot` and `prec_inv` of an evaluation, DecouplingModel.py:170
+and :171; here of every training step). While the first rises, the second should stay near chance, 25 %.
 
 Cost: the two RotNets together see every puzzle once, up to then, which makes a step 1.4 times as long by default;
 judging passes every image through one of them in four turns. A bank row takes 512 bytes an image; a step reads B·K of
@@ -33,7 +38,7 @@ cosine, which leaves more of it for the weighted part (5 %) than the released re
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -48,13 +53,14 @@ from pretask.context import Context
 from pretask.encoders import Encoder, pooled
 from pretask.methods import rotnet
 from pretask.methods.base import Method
-from pretask.methods.rotnet import TURNS
 from pretask.rng import Rng
 from pretask.types import Batch, Loss, Progress, Source, UserError
 
+TURNS = len(rotnet.ANGLES)
+
 
 @dataclass(frozen=True)
-class Config(rotnet.Config):
+class Config(rotnet.CropConfig):
     """Tell the turn of an image from one half of its features, and which image it is from the other."""
 
     half: int = 256
@@ -232,8 +238,11 @@ class RotationDecoupling(Method[Turned]):
         constant = self.constant if self.constant > 0 else distributed.mean(sums.mean())
         instance, irrelevance = nce(similarity, constant, len(self.bank)), variance(lasting)
         judges = self.learn(pretext)
+        with torch.no_grad():
+            second = (self.head(lasting.flatten(0, 1)).argmax(1) == pretext.turn).float().mean()
         parts = {
             "accuracy": (logits.argmax(1) == pretext.turn).float().mean(),
+            "accuracy_second": second,
             "rotation": rotation,
             "weight": weight.mean(),
             "irrelevance": irrelevance,
@@ -263,6 +272,9 @@ class RotationDecoupling(Method[Turned]):
     def solve(self, pretext: Turned) -> Mapping[str, Tensor]:
         turning, _ = self.halves(pretext.image)
         return {"turn": self.head(turning).argmax(1)}
+
+    def meanings(self) -> Mapping[str, Sequence[str]]:
+        return {"turn": [f"{angle}°" for angle in rotnet.ANGLES]}
 
     def export(self) -> Encoder:
         return self.encoder

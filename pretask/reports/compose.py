@@ -15,7 +15,7 @@ from pretask import run as runs
 from pretask.encoders import Encoder, pooled
 from pretask.methods import Method
 from pretask.plan import cautions
-from pretask.reports import curves, features, html, learning, neighborhoods, sheet, subjects
+from pretask.reports import attention, curves, features, html, learning, neighborhoods, sheet, subjects
 from pretask.reports.curves import Row
 from pretask.rng import Rng
 from pretask.states import ADVICE, HEALTHY
@@ -29,6 +29,8 @@ CLEANED = 3
 """puzzles that are shown without each clue"""
 EMBEDDED = 1500
 """images of up to 64 pixels among which neighbours are looked for; fewer of larger ones, to take seconds"""
+LOOKED_INTO = 6
+"""images whose attention maps are shown"""
 FEWEST = 300
 """of whatever size"""
 
@@ -98,8 +100,12 @@ def compose(
         picture = sheet.paint(cells[: 2 * ASKED], title=folder.resolve().name, subtitle=sheet.tally(cells))
         checkpoint.write(folder / "preview.png", lambda file: picture.save(file, format="PNG"))
     gallery = pictures(method, source, seed) if method is not None and source is not None else None
-    lines, plane = [], None
+    lines, plane, attended = [], None, []
     shown = looked.source if looked else source
+    if encoder is not None and shown is not None:
+        attended = attention.cells(
+            encoder, loader.sample(shown, LOOKED_INTO, Rng(seed, "report", "which")).image
+        )
     if encoder is not None and shown is not None and len(shown) > features.NEIGHBOURS:
         index, z, x = embed(encoder, shown, seed, looked.pool if looked else None)
         label, classes = (looked.source.label[index], looked.source.classes) if looked else (None, [])
@@ -116,6 +122,7 @@ def compose(
         about=about,
         missing=missing,
         cells=cells,
+        attended=attended,
         plots=curves.plots(log, watch),
         neighbours=lines,
         map=plane,

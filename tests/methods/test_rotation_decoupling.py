@@ -174,6 +174,22 @@ def test_the_terms_are_those_of_the_paper_and_their_sum():
     assert_close(found.total, found.parts["rotation"] + found.parts["irrelevance"] + found.parts["instance"])
 
 
+def test_the_log_has_the_accuracy_of_the_classifier_on_either_half():
+    """The same classifier reads both; to the second half it is nothing to learn from."""
+    method = built()
+    p = puzzle(method, *range(12))
+    found = method.loss(p)
+    right = [0, 0]
+    for row, turn in zip(method.layer(method.encoder(p.image)["pool"]), p.turn.tolist(), strict=True):
+        for half in (0, 1):
+            logits = method.head.weight @ row[32 * half : 32 * (half + 1)] + method.head.bias
+            right[half] += int(logits.argmax() == turn)
+    assert found.parts["accuracy"].item() == pytest.approx(right[0] / 48)
+    assert found.parts["accuracy_second"].item() == pytest.approx(right[1] / 48)
+    assert right[0] != right[1]
+    assert not found.parts["accuracy_second"].requires_grad
+
+
 def test_similarities_are_not_rounded_where_the_network_is():
     method = built()
     p = puzzle(method, *range(8))
@@ -421,6 +437,9 @@ def test_the_turn_is_read_from_the_first_half_and_not_from_the_second():
         optimizer.step()
         with torch.no_grad():
             method.after_step(found.carry, NOW)
+    logged = [found.parts[name].item() for name in ("accuracy", "accuracy_second")]
+    assert logged[0] > 0.8
+    assert abs(logged[1] - 0.25) < 0.15
     method.eval()
     with torch.no_grad():
         drawn = [method.pretext(source.__getitems__(torch.arange(256)), Rng(3, k)) for k in range(2)]

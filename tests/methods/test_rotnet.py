@@ -8,8 +8,10 @@ from torch import nn
 from torch.testing import assert_close
 
 from pretask import encoders, images, sources
+from pretask.config import schedule
 from pretask.methods import rotnet
 from pretask.rng import Rng
+from pretask.types import Batch, UserError
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +27,18 @@ def made(source, encoder="resnet_small:width=16", config=None, seed=0):
 
 def batch(source, n=16):
     return source.__getitems__(torch.arange(n))
+
+
+EIGHT = tuple(range(0, 360, 45))
+
+
+def shown(image, angles, recipe=rotnet.Config, seed=1, **crop):
+    """The views of images (B, C, H, H) by the angle, (B, C, h, h) each."""
+    size = image.shape[-1]
+    config = recipe(angles=angles, **crop)
+    method = config.build(encoders.build("resnet_small:width=4", 3, size), sources.open("synthetic:2:8"))
+    p = method.pretext(Batch(torch.arange(len(image)), image), Rng(seed))
+    return dict(zip(angles, p.image.unflatten(0, (-1, len(angles))).unbind(1), strict=True))
 
 
 def test_four_turns_of_each_image_stand_in_a_row(source):
@@ -94,6 +108,98 @@ def test_the_loss_is_the_mean_over_all_turns(source):
     assert_close(method.loss(p).total.item(), by_hand, atol=1e-5, rtol=1e-5)
 
 
+# ---- other turns
+
+
+@pytest.mark.parametrize("angles", [(0, 180), (90, 270), EIGHT])
+def test_every_angle_of_each_image_stands_in_a_row_and_has_its_answer(source, angles):
+    method = made(source, config=rotnet.Config(angles=angles))
+    p = method.pretext(batch(source, 64), Rng(1))
+    assert len(p.image) == 64 * len(angles)
+    assert p.turn.tolist() == list(range(len(angles))) * 64
+    assert method.meanings()["turn"] == [f"{angle}°" for angle in angles]
+    out = [made(source, config=method.config, seed=seed).loss(p) for seed in range(8)]
+    assert abs(torch.stack([o.total for o in out]).mean().item() - math.log(len(angles))) < 0.15
+    assert abs(torch.stack([o.parts["accuracy"] for o in out]).mean().item() - 1 / len(angles)) < 0.1
+
+
+@pytest.mark.parametrize("recipe", [rotnet.Config, rotnet.Paper])
+def test_quarter_turns_are_the_same_pixels_in_every_set_without_oblique_ones(source, recipe):
+    image = batch(source).image
+    four = shown(image, rotnet.ANGLES, recipe)
+    for angles in ((0, 180), (90, 270), (270, 0, 90)):
+        views = shown(image, angles, recipe)
+        assert all(torch.equal(views[angle], four[angle]) for angle in angles)
+
+
+def test_undoing_quarter_turns_among_eight_gives_the_view_back_bit_for_bit(source):
+    views = shown(batch(source).image, EIGHT)
+    for angle, view in views.items():
+        assert torch.equal(view.rot90(-(angle // 90), (2, 3)), views[angle % 90])
+
+
+@pytest.mark.parametrize("angles", [EIGHT, (-45, 0, 30)])
+def test_a_ramp_rises_in_the_direction_of_the_turn(angles):
+    """Bilinear sampling and blurring keep a ramp what it is: the angle, the size and the place are read off it."""
+    ramp = torch.arange(40, 200, 2, dtype=torch.uint8).expand(4, 3, 80, 80)
+    views = shown(torch.cat([ramp, ramp.mT]), angles, crop=0.5)
+    inner = {angle: view[:, 0, 2:-2, 2:-2] for angle, view in views.items()}
+    right = {angle: x.diff(dim=2).mean((1, 2)) for angle, x in inner.items()}  # rise a pixel
+    up = {angle: -x.diff(dim=1).mean((1, 2)) for angle, x in inner.items()}
+    for angle in angles:
+        cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+        assert_close(right[angle], cos * right[0] - sin * up[0], atol=1e-5, rtol=0)
+        assert_close(up[angle], cos * up[0] + sin * right[0], atol=1e-5, rtol=0)
+        assert_close(inner[angle].mean((1, 2)), inner[0].mean((1, 2)), atol=1e-4, rtol=0)  # the same middle
+
+
+@pytest.mark.parametrize("recipe", [rotnet.Config, rotnet.Paper])
+@pytest.mark.parametrize("size", [24, 31, 96])
+def test_no_turn_leaves_an_empty_corner(recipe, size):
+    for angle, view in shown(torch.full((8, 3, size, size), 200, dtype=torch.uint8), EIGHT, recipe).items():
+        assert_close(view, torch.full_like(view, 200 / 255), msg=str(angle))
+
+
+@pytest.mark.parametrize(("size", "crop"), [(96, 0.3), (64, 1.0), (32, 0.3)])
+def test_all_turns_leave_as_much_of_the_finest_detail(size, crop):
+    """Of white noise: variance, and that of differences of neighbors, along and across the rows."""
+    noise = Rng(5).integers(64, 3, size, size, high=256).to(torch.uint8)
+    views = shown(noise, (*EIGHT, 30), crop=crop)
+    for view in views.values():
+        for measure in (fine(view), fine(view.mT)):
+            assert_close(measure, fine(views[0]), rtol=0.08, atol=0)
+
+
+def fine(view):
+    along = view.diff(dim=3).square().mean()
+    across = (view[..., 1:, 1:] - view[..., :-1, :-1]).square().mean()
+    return torch.stack([view.var(), along, across])
+
+
+def test_of_white_noise_a_network_cannot_tell_a_straight_from_an_oblique_view():
+    """It can, within 60 steps and every time, if straight ones are sampled at the pixels."""
+    torch.manual_seed(0)
+    method = made(sources.open("synthetic:2:48"), config=rotnet.Config(angles=(0, 45)))
+    optimizer, right = torch.optim.AdamW(method.parameters(), lr=3e-3), []
+    for step in range(60):
+        noise = Rng(6, step).integers(16, 3, 48, 48, high=256).to(torch.uint8)
+        loss = method.loss(method.pretext(Batch(torch.arange(16), noise), Rng(step)))
+        optimizer.zero_grad()
+        loss.total.backward()
+        optimizer.step()
+        right.append(loss.parts["accuracy"].item())
+    assert abs(sum(right[-30:]) / 30 - 0.5) < 0.06
+
+
+@pytest.mark.parametrize("angles", [(), (90,), (0, 180, 0), (0, 360)])
+def test_angles_that_are_no_choice_are_a_one_line_error(source, angles):
+    with pytest.raises(UserError, match="two or more, and no two the same"):
+        made(source, config=rotnet.Config(angles=angles))
+
+
+# ---- the papers' nets and runs
+
+
 @pytest.mark.parametrize(
     ("name", "size", "count"),
     [
@@ -114,11 +220,15 @@ def test_nin_maps_have_the_released_sizes():
 
 
 def test_the_papers_learning_rate_falls_by_five_three_times():
-    from pretask.config import schedule
-
     train = rotnet.Paper.train
     at = [train.lr * schedule(train, epoch / 200) for epoch in (0, 59, 60, 119, 120, 159, 160, 199)]
     assert_close(at, [0.1, 0.1, 0.02, 0.02, 0.004, 0.004, 0.0008, 0.0008])
+
+
+def test_on_imagenet_it_falls_by_ten_three_times():
+    train = rotnet.PaperImageNet.train
+    at = [train.lr * schedule(train, epoch / 50) for epoch in (0, 14, 15, 29, 30, 44, 45, 49)]
+    assert_close(at, [1e-2, 1e-2, 1e-3, 1e-3, 1e-4, 1e-4, 1e-5, 1e-5])
 
 
 def test_flipping_after_the_turn_caps_the_accuracy_near_three_quarters():
