@@ -8,6 +8,7 @@ A FACT that a program can read here is compared, by tests/test_fidelity.py:
     width, views.jitter, train.lr     a field of the recipe, or of a dataclass in it
     encoder                           the network's name
     encoder.parameters                how many numbers it has
+    encoder.mean, encoder.std         of the pixels that it is given, a number for each channel
     schedule                          [fraction of the run, learning rate], …
     schedule.weight_decay             the same of the weight decay
 Others, such as `loss.scale` or `init.conv1`, are for people; where they matter, a test of the method has them.
@@ -73,10 +74,12 @@ def ours(config: MethodConfig, fact: str, like: Any) -> Any:
     known = dict(fields(config)) | {"encoder": config.encoder}
     if fact in known:
         return known[fact]
-    if fact == "encoder.parameters":
+    if fact in ("encoder.parameters", "encoder.mean", "encoder.std"):
         channels, size = IMAGES.get(config.encoder.partition(":")[0], (3, 224))
         net = encoders.build(config.spec(), channels, size)
-        return sum(p.numel() for p in net.parameters())
+        if fact == "encoder.parameters":
+            return sum(p.numel() for p in net.parameters())
+        return (net.mean if fact == "encoder.mean" else net.std).flatten().tolist()
     if fact == "schedule":
         return [[f, config.train.lr * schedule(config.train, f)] for f, _ in like]
     if fact == "schedule.weight_decay":

@@ -9,8 +9,7 @@ where all are drawn alike.
 **Differs:** for a net that is no transformer, the paper's algorithm 2 counts small views as global as well. In `:paper`:
 the demo probes the 512 numbers of a layer behind the transformer, which here belongs to the projector, so the
 transformer's own 384 are exported; crops are of an image already reduced to 128 px, not to 160; a blur has a window of a
-tenth of the side, not of 7 px; pixels are less 0.5 and in units of 0.5, as timm has it, not by ImageNet's means and
-deviations.
+tenth of the side, not of 7 px.
 
 Cost of SIGReg: views · batch · directions · 17 sines and cosines.
 """
@@ -57,7 +56,7 @@ class Config(CropsConfig):
 class Paper(Config):
     """ViT-S/8 on Imagenette, with --size 128: AdamW, 800 epochs, 4 views of 128 px (released demo, `MINIMAL.md`)."""
 
-    encoder: ClassVar[str] = "vit_small_patch8_224:drop_path_rate=0.1"
+    encoder: ClassVar[str] = "vit_small_patch8_224.dino:drop_path_rate=0.1"
     train: ClassVar[TrainConfig] = TrainConfig(
         epochs=800,
         batch=256,
