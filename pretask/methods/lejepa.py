@@ -56,7 +56,7 @@ class Config(CropsConfig):
 class Paper(Config):
     """ViT-S/8 on Imagenette, with --size 128: AdamW, 800 epochs, 4 views of 128 px (released demo, `MINIMAL.md`)."""
 
-    encoder: ClassVar[str] = "vit_small_patch8_224.dino:drop_path_rate=0.1"
+    encoder: ClassVar[str] = "vit_small_patch8_224:drop_path_rate=0.1"
     train: ClassVar[TrainConfig] = TrainConfig(
         epochs=800,
         batch=256,

@@ -161,18 +161,18 @@ def test_blocks_are_large_and_every_image_has_its_own(source, share):
 
 
 def test_what_blocks_leave_to_hide_lies_beside_them(source, monkeypatch):
-    """Of a rectangle of 5 x 4 and a notch of one patch: first the notch, which most hidden patches surround."""
+    """Of a rectangle of 5 x 4 with a hole of one patch, and a patch far away: first the hole, which most surround."""
     block = torch.zeros(8, 8, dtype=torch.bool)
     block[:5, :4] = True
-    block[2, 2] = False
+    block[2, 2], block[7, 7] = False, True
     monkeypatch.setattr(mae, "rectangles", lambda most, *_: block.expand(len(most), -1, -1))
-    method = made(source, mae.Config(mask=24 / 64, mask_sampling="block"))
+    method = made(source, mae.Config(mask=25 / 64, mask_sampling="block"))
     around = torch.zeros(8, 8, dtype=torch.bool)
-    around[:6, :5] = True
+    around[:6, :5] = around[6:, 6:] = True
     for order in method.order(20, Rng(1)):
-        assert set(order[:19].tolist()) == set(block.flatten().nonzero().flatten().tolist())
-        assert order[19] == 2 * 8 + 2
-        assert around.flatten()[order[20:24]].all()
+        assert set(order[:20].tolist()) == set(block.flatten().nonzero().flatten().tolist())
+        assert order[20] == 2 * 8 + 2
+        assert around.flatten()[order[21:25]].all()
 
 
 def test_every_image_has_its_own_mask_and_every_patch_is_hidden_as_often(source):
