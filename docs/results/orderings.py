@@ -169,7 +169,7 @@ STUDIES = {
             "1500",
             "--encoder",
             make.MAE_96,
-        ),  # after 300 it paints little but greys
+        ),  # 300 are few for it
     ),
     "colour-loss": Study(
         "Classification with rare colours weighed up paints better than without, and that better than regression; "

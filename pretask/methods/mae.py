@@ -8,16 +8,17 @@ hidden patch, and the place of each (sec. 3). Only hidden patches are scored. Pl
 learned, in both halves, and weights begin as Glorot's (appendix A.1): small ones, such as timm's, leave a narrow network
 for hundreds of steps where it paints nothing but greys.
 
-Which patches are hidden decides how hard the puzzle is (fig. 6, table 1f): one by one at random; in large blocks, which is
-harder, so that half of them are enough; or all but a regular grid, which is easier. The paper has the best features from
-the first: 73.5 % by a linear probe, 72.3 by half in blocks, 63.9 by three quarters in blocks, 66.0 by the grid.
+Which patches are hidden decides how hard the puzzle is (fig. 6): each at random; large blocks, which is harder; or all but a
+regular grid, which is easier (`--mask-sampling`). In the paper the first gives the best features: a linear probe of a ViT-L
+names 73.5 % of ImageNet, 72.3 with half in blocks, 63.9 with three quarters in blocks, 66.0 with a grid (table 1f).
 
 **Differs:** crops are bilinear and of an image already reduced to the net's size, so magnified up to 2.2 times. The default
 recipe's pixels are less 0.5 and in units of 0.5, as timm has it for its net; `:paper`'s are by ImageNet's means and
 deviations, as released. A place's sines and cosines are the released ones in another order. Masks other than random were not
-released: blocks are BEiT's (arXiv:2106.08254, algorithm 1), as `ibot` draws them, so one may be as high or wide as the
-image; 40 are tried, and where they leave a few patches to hide, those that the blocks surround most are, so that all images
-hide equally many. Of every four patches in a square, the grid keeps the same one all over an image, but each image another.
+released: blocks are BEiT's (arXiv:2106.08254, its `masking_generator.py`), as `ibot` draws them, so one may be as high or
+wide as the image; 40 are tried, and where they leave a few patches to hide, those that blocks surround most are hidden as
+well, so that all images of a batch hide equally many. Of every four patches in a square, a grid shows the same one all over
+an image; which one is drawn for each image.
 
 Cost: as the number of patches, so that is what to choose. At 32 px patches of 4 px make 64; larger images want larger
 patches: at 96 px `--encoder vit_tiny_patch16_224:patch_size=12,…` makes as many.
