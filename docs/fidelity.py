@@ -8,6 +8,7 @@ A FACT that a program can read here is compared, by tests/test_fidelity.py:
     width, views.jitter, train.lr     a field of the recipe, or of a dataclass in it
     encoder                           the network's name
     encoder.parameters                how many numbers it has
+    encoder.mean, encoder.std         of the pixels that it is given, a number for each channel
     schedule                          [fraction of the run, learning rate], …
     schedule.weight_decay             the same of the weight decay
 Others, such as `loss.scale` or `init.conv1`, are for people; where they matter, a test of the method has them.
@@ -15,6 +16,7 @@ Others, such as `loss.scale` or `init.conv1`, are for people; where they matter,
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -39,7 +41,13 @@ All `:paper` recipes share this, whatever was used for their papers:
 - Crops are resized bilinearly.
 - Processors and GPUs with bf16 compute in it; `--precision 32` does not.
 - AdamW stands for Adam, so that weight decay is no part of the gradient.
-- Images come in a new random order in each pass, and a last, short batch is left out."""
+- Images come in a new random order in each pass, and a last, short batch is left out.
+- Random crops are cut from the square canvas that an image becomes when it is opened, not from the photograph: they do not
+  reach what lies beside its central square, and are magnified, the smallest ones this many times in either direction. Where
+  photographs are larger than the canvas, which is all but CIFAR's, the authors' crops are sharper
+  ([what can be done](data.md#crops)):"""
+CUT = ("cross_domain", "rotnet")
+"""methods whose `crop` is no share of the area that is scaled to another size, in their published recipes"""
 
 
 def golden(name: str) -> dict[str, dict[str, Entry]]:
@@ -73,10 +81,12 @@ def ours(config: MethodConfig, fact: str, like: Any) -> Any:
     known = dict(fields(config)) | {"encoder": config.encoder}
     if fact in known:
         return known[fact]
-    if fact == "encoder.parameters":
+    if fact in ("encoder.parameters", "encoder.mean", "encoder.std"):
         channels, size = IMAGES.get(config.encoder.partition(":")[0], (3, 224))
         net = encoders.build(config.spec(), channels, size)
-        return sum(p.numel() for p in net.parameters())
+        if fact == "encoder.parameters":
+            return sum(p.numel() for p in net.parameters())
+        return (net.mean if fact == "encoder.mean" else net.std).flatten().tolist()
     if fact == "schedule":
         return [[f, config.train.lr * schedule(config.train, f)] for f, _ in like]
     if fact == "schedule.weight_decay":
@@ -133,6 +143,16 @@ def lines(name: str) -> list[Line]:
     ]
 
 
+def magnified(config: MethodConfig) -> dict[str, float]:
+    """How often the smallest random crop of a recipe is as wide when it is drawn: "crops", and "small crops" beside them."""
+    known = dict(fields(config))
+    least = known.get("views.crop", (known.get("crop", 1.0),))[0]
+    found = {"crops": known.get("side", 1.0) / math.sqrt(least)} if least < 1 else {}
+    if known.get("small"):
+        found["small crops"] = known["small_side"] / math.sqrt(known["small_crop"][0])
+    return found
+
+
 # ---- pages
 
 
@@ -157,7 +177,7 @@ def table(name: str) -> str:
 
 def page() -> str:
     """All differences of all methods."""
-    parts = ["# Fidelity", INTRODUCTION, "## What all recipes share", SHARED]
+    parts = ["# Fidelity", INTRODUCTION, "## What all recipes share", SHARED, crops()]
     for name in methods.names():
         known = [line for line in lines(name) if read(line.entry)]
         differs = [line for line in known if not line.same]
@@ -171,6 +191,23 @@ def page() -> str:
         rows = [[place(line, name), shown(theirs(line.entry)), mine(line)] for line in differs]
         parts.append(markdown(["", "theirs", "pretask"], rows) if rows else "")
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def crops() -> str:
+    """How much the smallest crops of every published recipe are magnified."""
+    found = {
+        name if recipe == "paper" else f"{name}:{recipe}": magnified(config())
+        for name in methods.names()
+        if name not in CUT
+        for recipe, config in published(name).items()
+    }
+    kinds = ("crops", "small crops")
+    rows = [
+        [name, *(f"{of[kind]:.1f}" if kind in of else "" for kind in kinds)]
+        for name, of in found.items()
+        if of
+    ]
+    return markdown(["", *kinds], rows)
 
 
 def mine(line: Line) -> str:

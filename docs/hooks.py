@@ -10,7 +10,7 @@ import inspect
 import re
 import sys
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from io import BytesIO
 from itertools import pairwise
@@ -29,6 +29,10 @@ import fidelity  # beside this file
 
 DATA = {"words": "pairs.jsonl", "tracked": "tracks/", "depth": "scenes:rooms+photos/"}
 """what a method needs -> how data with it is called on its page; of others photos/"""
+OTHERS: Mapping[str, Sequence[Mapping[str, Any]]] = {
+    "mae": ({"mask_sampling": "block", "mask": 0.5}, {"mask_sampling": "block"}, {"mask_sampling": "grid"})
+}
+"""a method's knobs by which its puzzles look otherwise; its page shows these as well"""
 FIDELITY = (
     "What its paper and the released code say, and what the recipe does ([all methods](../fidelity.md))."
 )
@@ -49,6 +53,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for name in methods.names():
         files.append(File.generated(config, f"methods/{name}.md", content=page(name)))
         files.append(File.generated(config, f"methods/{name}.png", content=picture(name)))
+        for i, knobs in enumerate(OTHERS.get(name, ())):
+            files.append(File.generated(config, f"methods/{name}-{i}.png", content=picture(name, 4, **knobs)))
     files.append(File.generated(config, "methods/index.md", content=overview()))
     files.append(File.generated(config, "fidelity.md", content=fidelity.page()))
     return files
@@ -99,6 +105,7 @@ def page(name: str) -> str:
             idea[0].upper() + idea[1:],
             f"![Puzzles of {name}, each with its answer]({name}.png)",
             "The puzzles, drawn from the built-in pictures by `pretask preview`.",
+            *(other(name, i, knobs) for i, knobs in enumerate(OTHERS.get(name, ()))),
             linked(rest),
             "## Commands",
             commands(name),
@@ -112,6 +119,12 @@ def page(name: str) -> str:
             f"The source is `pretask/methods/{name}.py`, one file.",
         ]
     )
+
+
+def other(name: str, number: int, knobs: Mapping[str, Any]) -> str:
+    """A picture of puzzles by other knobs, below the flags for them."""
+    flags = " ".join(f"{flag(field)} {value}" for field, value in knobs.items())
+    return f"With `{flags}`:\n\n![Puzzles of {name} with {flags}]({name}-{number}.png)"
 
 
 def title(name: str) -> str:
@@ -219,9 +232,9 @@ def below_fields(kind: type) -> dict[str, str]:
     }
 
 
-def picture(name: str, rows: int = 8) -> bytes:
-    """PNG of a method's puzzles."""
+def picture(name: str, rows: int = 8, **knobs: Any) -> bytes:
+    """PNG of a method's puzzles, by some knobs of its own."""
     file = BytesIO()
-    config = methods.recipe(name)()
+    config = methods.recipe(name)(**knobs)
     selfhelp.preview(selfhelp.made_up(config), config, name, rows).save(file, format="PNG", optimize=True)
     return file.getvalue()

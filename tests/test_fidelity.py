@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -57,3 +58,15 @@ def test_a_wrong_number_is_seen_and_a_stale_reason_as_well(monkeypatch):
         monkeypatch.setattr(fidelity, "golden", lambda name, now=right | change: {"paper": now})
         found = [line for line in fidelity.lines("rotnet") if line.same == ("why" in line.entry)]
         assert len(found) == seen
+
+
+def test_the_smallest_crops_are_magnified_as_often_as_the_page_says():
+    """MAE: a fifth of the area. DINO: views of 224 px of 0.4, and of 96 px of 0.05 of the area (main_dino.py:108, 115)."""
+    assert fidelity.magnified(methods.recipe("mae:paper")()) == {"crops": pytest.approx(math.sqrt(5))}
+    assert fidelity.magnified(methods.recipe("dino:paper")()) == {
+        "crops": pytest.approx(math.sqrt(2.5)),
+        "small crops": pytest.approx(96 / (224 * math.sqrt(0.05))),
+    }
+    assert fidelity.magnified(methods.recipe("jigsaw:paper")()) == {}
+    page = fidelity.crops()
+    assert "| mae | 2.2 |  |" in page and "| dino | 1.6 | 1.9 |" in page and "cross_domain" not in page

@@ -417,6 +417,8 @@ ELSEWHERE: dict[str, tuple[str, str, tuple[str, str], Sequence[str]]] = {
     "detection": ("detection", "Detection in COCO's photographs", COCO, ALSO),
 }
 """name -> the task, what it is, the images of training and test, flags"""
+MAE_96 = MAE.encoder.replace("patch_size=4", "patch_size=12")
+"""as many patches of 96 px as the default has of 32 px"""
 COLOUR = {
     "colorization": ("Colorization", "colorization"),
     "proxy": ("Colour proxy", "color_proxy"),
@@ -486,7 +488,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         threads=1,
         flags=(
             *("--budget", "10m", "--size", "96", "--encoder"),
-            MAE.encoder.replace("patch_size=4", "patch_size=12"),  # as many patches as of 32 px
+            MAE_96,
         ),
     ),
     **{

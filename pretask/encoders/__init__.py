@@ -2,7 +2,9 @@
 
 `build("resnet18")`, `build("vit_tiny_patch16_224:patch_size=4")`, `build("nin4")`. Arguments after the colon go to
 `timm.create_model` (or to the classic net) as they are, but for `sees`: "resnet18:sees=lightness" is a net of one
-channel that gets the lightness of the images it is given.
+channel that gets the lightness of the images it is given. timm's name of published weights, as in
+"vit_base_patch16_224.mae", is that of the same net, whose weights are drawn anew, with the mean and deviation of pixels that
+those weights were trained with: ImageNet's, where the plain name has 0.5 and 0.5.
 """
 
 import ast

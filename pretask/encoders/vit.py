@@ -60,10 +60,16 @@ def places(grid: tuple[int, int], width: int) -> Tensor:
 
 
 def draw_vit(vit: Any) -> None:
-    """First weights by Glorot, and sines and cosines in the place of learned position embeddings."""
+    """First weights by Glorot, and sines and cosines in the place of learned position embeddings (MAE's released code).
+
+    The class token is normal of deviation 0.02, and at no place.
+    """
     vit.apply(glorot)
     fixed = places(vit.patch_embed.grid_size, vit.embed_dim)
+    nn.init.zeros_(vit.pos_embed)
     vit.pos_embed.data[:, -len(fixed) :] = fixed  # of (1, P + N, D), or (1, N, D) without the prefix
+    if vit.cls_token is not None:
+        nn.init.normal_(vit.cls_token, std=0.02)
 
 
 def glorot(module: nn.Module) -> None:

@@ -12,8 +12,8 @@ drop paths ("drop_path_rate" of the encoder); teachers drop nothing, and their b
 (`--norm_last_layer false`); heads begin with torch's weights, not with normal ones of deviation 0.02, and the class token
 with 1e-6, as timm has it, not with 0.02; frozen prototypes gather momentum; gradients are clipped together, not weight by
 weight; the teacher's temperature rises with every step, not every epoch; crops are bilinear and of an image already
-reduced to the views' size; a blur has a window of a tenth of the side; a ViT's pixels are less 0.5 and in units of 0.5, as
-timm has it, not by ImageNet's means and deviations.
+reduced to the views' size; a blur has a window of a tenth of the side. The default recipe's pixels are less 0.5 and in units of
+0.5, as timm has it for its net; `:paper`'s are by ImageNet's means and deviations, as released.
 """
 
 from collections.abc import Iterable, Mapping
@@ -73,7 +73,7 @@ class Paper(Config):
     The run of the released README's "Boosting DINO performance". It has no batch norms: views meet nowhere in the net.
     """
 
-    encoder: ClassVar[str] = "vit_small_patch16_224:dynamic_img_size=True,drop_path_rate=0.1"
+    encoder: ClassVar[str] = "vit_small_patch16_224.dino:dynamic_img_size=True,drop_path_rate=0.1"
     train: ClassVar[TrainConfig] = TrainConfig(
         epochs=300,
         batch=1024,

@@ -64,7 +64,7 @@ class Config(dino.Config):
 class Paper(Config):
     """ViT-S/16 on ImageNet, with --size 224: batch 1024, 800 epochs, 2 views of 224 px and 10 of 96 px."""
 
-    encoder: ClassVar[str] = "vit_small_patch16_224:dynamic_img_size=True,drop_path_rate=0.1"
+    encoder: ClassVar[str] = "vit_small_patch16_224.dino:dynamic_img_size=True,drop_path_rate=0.1"
     train: ClassVar[TrainConfig] = TrainConfig(
         epochs=800,
         batch=1024,
@@ -111,13 +111,13 @@ class Masked(Crops):
     right_hidden: Tensor
 
 
-def rectangles(most: Tensor, grid: tuple[int, int], rng: Rng) -> Tensor:
+def rectangles(most: Tensor, grid: tuple[int, int], rng: Rng, tries: int = RECTANGLES) -> Tensor:
     """(B,) -> (B, h, w): rectangles of patches, one after the other as long as no more than `most` are hidden.
 
     They are drawn as in BEiT (arXiv:2106.08254, algorithm 1).
     """
     row, column = (torch.arange(n, device=most.device) for n in grid)
-    draws = rng.uniform(len(most), RECTANGLES, 4).unbind(1)
+    draws = rng.uniform(len(most), tries, 4).unbind(1)
     least = (min(grid) // 3) ** 2  # patches in the first one
     hidden = torch.zeros(len(most), *grid, dtype=torch.bool, device=most.device)
     for size, shape, down, right in (draw.unbind(1) for draw in draws):

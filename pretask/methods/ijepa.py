@@ -12,8 +12,9 @@ by leaving out patches at random, not the last ones; one that the blocks leave n
 image, not drawn again. Blocks reach every row and column: the released sampler (`src/masks/multiblock.py`) never covers
 the last of each, nor fills a side, and draws a block's area and aspect by one number, where here each has its own.
 Weights begin as MAE's, where the released ones are normal of deviation 0.02, and those that end a block smaller the
-deeper it lies; the token of hidden patches does not decay; pixels are less 0.5 and in units of 0.5, as timm has it, not
-by ImageNet's means and deviations; crops are of an image already reduced to the net's size.
+deeper it lies; the token of hidden patches does not decay; crops are of an image already reduced to the net's
+size. The default recipe's pixels are less 0.5 and in units of 0.5, as timm has it for its net; `:paper`'s are by ImageNet's
+means and deviations, as released.
 
 Cost: as the number of patches: choose them as for `mae`. It needs tens of passes over the images: on CIFAR-10 its best
 stage is 5 points above the untrained network's after 20, and not above it after two.
@@ -96,7 +97,7 @@ class Paper(Config):
     The released configurations, none of them of a ViT-B, rise in 40 epochs from 2e-4, where the paper has 15 from 1e-4.
     """
 
-    encoder: ClassVar[str] = "vit_base_patch16_224:global_pool=avg,fc_norm=False,class_token=False"
+    encoder: ClassVar[str] = "vit_base_patch16_224.mae:global_pool=avg,fc_norm=False,class_token=False"
     train: ClassVar[TrainConfig] = TrainConfig(
         epochs=600,
         batch=2048,

@@ -12,8 +12,7 @@ the squares of an embedding's numbers, here they are averaged, and the integral 
 here to 3 by symmetry (both as in the released demo). In `:paper`:
 the demo probes the 512 numbers of a layer behind the transformer, which here belongs to the projector, so the
 transformer's own 384 are exported; crops are of an image already reduced to 128 px, not to 160; a blur has a window of a
-tenth of the side, not of 7 px; pixels are less 0.5 and in units of 0.5, as timm has it, not by ImageNet's means and
-deviations.
+tenth of the side, not of 7 px.
 
 Cost of SIGReg: views · batch · directions · 17 sines and cosines.
 """
