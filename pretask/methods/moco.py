@@ -25,8 +25,7 @@ Also, the cosines of learning rate and teacher move at every step (released v2: 
 Without a queue, a plain vision transformer of any size is trained as the released v3 trains its own (`vits.py`): its first
 weights are those, and its embedding of patches, one random projection, never learns, nor do the positions, sines and
 cosines. Frozen they are as well where weights are loaded. Its projector has a third layer and its predictor ends in a
-batch norm; every other net has the heads of ResNets. Here sines and cosines come in another order, and a ViT's
-pixels are less 0.5 and in units of 0.5, as timm has it, not by ImageNet's means and deviations.
+batch norm; every other net has the heads of ResNets. Here sines and cosines come in another order.
 """
 
 from collections.abc import Mapping
@@ -175,7 +174,7 @@ class PaperV3(V3):
 class PaperV3ViT(PaperV3):
     """v3 with a ViT-S/16 of 12 heads on ImageNet, and --size 224: batch 4096, AdamW, 300 epochs (released CONFIG.md)."""
 
-    encoder: ClassVar[str] = "vit_small_patch16_224:num_heads=12"
+    encoder: ClassVar[str] = "vit_small_patch16_224.dino:num_heads=12"
     train: ClassVar[TrainConfig] = TrainConfig(
         epochs=300, batch=4096, lr=1.5e-4 * 4096 / 256, weight_decay=0.1, decay_all=True, warmup=40 / 300
     )
@@ -195,13 +194,14 @@ def transformer(encoder: Encoder) -> Any:
 
 @torch.no_grad()
 def draw_v3(vit: Any) -> None:
-    """First weights as in `vits.py`: queries, keys and values are three matrices, and other tokens have no place."""
+    """First weights as in `vits.py`: queries, keys and values are three matrices, and the class token is all but 0."""
     draw_vit(vit)
     for name, layer in vit.named_modules():
         if name.endswith("qkv"):
             for matrix in layer.weight.chunk(3):
                 nn.init.xavier_uniform_(matrix)
-    vit.pos_embed[:, : -vit.patch_embed.num_patches] = 0
+    if vit.cls_token is not None:
+        nn.init.normal_(vit.cls_token, std=1e-6)
 
 
 def among(query: Tensor, keys: Tensor, right: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
