@@ -19,7 +19,8 @@ centered (make_features_from_maps_f1.m:16-27). The machines are liblinear's defa
 - images of the encoder's size; released: CIFAR-10 enlarged to 64 px. Caltech-101's pyramid of 1 + 4 + 16 cells is left out.
 
 Solved as the linear probe is (linear.py): to the optimum, all folds at once, and in the span of the training images where
-there are fewer of them than features; scikit-learn's liblinear takes ten times as long and 24 bytes for each number.
+there are fewer of them than features. scikit-learn's liblinear in the primal took 2 to 10 times as long for 2,000 x 3,072
+numbers on one busy core, makes a double of each number, and does not start one penalty from the last.
 """
 
 from collections.abc import Iterator
