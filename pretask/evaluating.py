@@ -40,6 +40,7 @@ def evaluate(
     supervised: bool = False,
     finetune: bool = False,
     nonlinear: bool = False,
+    svm: bool = False,
     size: int | None = None,
     root: Path | None = None,
     max_bad: float = 0.1,
@@ -55,8 +56,8 @@ def evaluate(
     `what` is a run, its folder, an encoder, or "timm:NAME" with the weights that timm publishes; `data` and `test`
     are what `pretrain` takes, with labels, or a pair (images, labels) of arrays. Without `test`, a fifth of each
     class is set aside; tracks, as `pretask track` mines them, need neither labels nor `test`. `supervised` adds the same encoder trained with the labels on as many images as the run saw.
-    `finetune` adds the encoder trained on, with few labels and all; `nonlinear` RotNet's two probes on its best map. `look` is given
-    the labelled images that a report shows and their pooled features.
+    `finetune` adds the encoder trained on, with few labels and all; `nonlinear` RotNet's two probes on its best map, `svm`
+    Exemplar-CNN's linear SVMs on all of its maps. `look` is given the labelled images that a report shows and their pooled features.
     """
     loaded = Run(what) if isinstance(what, str | Path) and not str(what).startswith("timm:") else what
     if not isinstance(loaded, Run) and (seeds > 1 or supervised):
@@ -67,7 +68,7 @@ def evaluate(
     tracks, by_text = followed(data, **known), None
     more: dict[str, Any] = {}
     if tracks is not None:
-        if test is not None or supervised or finetune or nonlinear:
+        if test is not None or supervised or finetune or nonlinear or svm:
             raise UserError(
                 f"{data} holds tracks, which have no labels to train on; give held-out tracks as --data, and no more"
             )
@@ -79,7 +80,13 @@ def evaluate(
             None if test is None else labelled(test, **known),
         )
         steps = budget(loaded) if supervised and isinstance(loaded, Run) else None
-        more = {"supervised_steps": steps, "finetune": finetune, "nonlinear": nonlinear, "look": look}
+        more = {
+            "supervised_steps": steps,
+            "finetune": finetune,
+            "nonlinear": nonlinear,
+            "svm": svm,
+            "look": look,
+        }
         judge = partial(evals.evaluate, train=train, test=unseen)
     # what can be wrong with run and data has been found before other seeds are trained
     if isinstance(loaded, Run):

@@ -162,14 +162,15 @@ def test_supervised_is_a_row_on_request(trained, capfd):
     assert "supervised resnet_small:width=8" in {r["features"] for r in rows}
 
 
-def test_fine_tuning_and_non_linear_probes_are_columns_on_request(trained, capfd, monkeypatch):
+def test_fine_tuning_and_other_probes_are_columns_on_request(trained, capfd, monkeypatch):
     for module in (finetune, nonlinear):
         monkeypatch.setattr(module, "STEPS", 2)
-    assert main(["evaluate", str(trained), *DATA, "--finetune", "--nonlinear"]) == 0
+    assert main(["evaluate", str(trained), *DATA, "--finetune", "--nonlinear", "--svm"]) == 0
     shown = capfd.readouterr().out
     for heading in (
         "MLP probe",
         "conv probe",
+        "quadrant SVM",
         "tuned 10-shot",
         "fine-tuned",
         "finetune: ",
@@ -183,7 +184,7 @@ def test_fine_tuning_and_non_linear_probes_are_columns_on_request(trained, capfd
     assert {r["features"] for r in scores["rows"] if r["eval"] == "finetune"} == {
         "rotnet", "untrained resnet_small:width=8"
     }  # fmt: skip
-    assert "mlp" not in {r["eval"] for r in scores["rows"]}
+    assert not {"mlp", "svm"} & {r["eval"] for r in scores["rows"]}
 
 
 MISTAKES = {

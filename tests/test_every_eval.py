@@ -27,6 +27,7 @@ from pretask.evals import (
     partners,
     retrieval,
     spread,
+    svm,
 )
 from pretask.evals.holdout import Part, Splits, splits
 from pretask.evals.measure import Chosen, Result
@@ -108,6 +109,7 @@ CHOSEN = Chosen(1, {s: linear.Choice(0.1, 0.5, lambda: NOTHING) for s in ("stem"
 THROUGH: dict[str, Callable[..., Iterator[Result]]] = {
     "finetune": lambda *given: finetune.by_finetuning(*given, seed=0, run=0, progress=False),
     "nonlinear": lambda *given: nonlinear.by_maps(*given, CHOSEN, seed=0, progress=False),
+    "svm": lambda *given: svm.by_quadrants(*given, seed=0, progress=False),
 }
 """evaluation -> what it finds of an encoder, a training set and a test set"""
 through = pytest.mark.parametrize("name", THROUGH)

@@ -129,7 +129,7 @@ def test_every_verb(tmp_path, capsys, monkeypatch):
     for words in (
         ["pretrain", "colorization", "--data", data, "--steps", "4", "--batch", "32", "--out", run],
         ["preview", "colorization", "--data", data, "--out", str(tmp_path / "puzzles.png")],
-        ["evaluate", run, "--data", data, "--test", f"{data}:test", "--finetune", "--nonlinear"],
+        ["evaluate", run, "--data", data, "--test", f"{data}:test", "--finetune", "--nonlinear", "--svm"],
         ["embed", run, "--data", data, "--out", str(tmp_path / "features")],
         ["colorize", run, "--data", data, "--out", str(tmp_path / "painted")],
         ["export", run, "--to", "torch", "--out", str(tmp_path / "net.pt")],

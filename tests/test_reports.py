@@ -455,7 +455,7 @@ def test_the_table_sets_each_score_under_its_own_column_and_row():
 
 def test_scores_that_belong_together_share_a_table():
     kinds = {
-        "Frozen features": ("knn", "best linear"),
+        "Frozen features": ("knn", "best linear", "svm"),
         "Linear probe on few images per class": ("1-shot", "100-shot"),
         "Clusters and retrieval": ("nmi", "acc", "recall@1"),
         "Non-linear probes on the best map": ("mlp", "conv"),

@@ -26,6 +26,8 @@ class Flags:
     """add the encoder trained on with 10 labels a class, 100 and all, beside the untrained one; takes minutes"""
     nonlinear: bool = False
     """add RotNet's two non-linear probes, on the map that is best on held-out training images; takes minutes"""
+    svm: bool = False
+    """add Exemplar-CNN's read-out: linear SVMs on the maximum of every map of every stage in each quadrant; takes minutes"""
     size: int | None = None
     """side of the images for timm:NAME, pixels (the size its weights were trained at); a run has its own"""
     root: Path | None = None
@@ -51,6 +53,7 @@ def run(words: list[str]) -> None:
             supervised=chosen.supervised,
             finetune=chosen.finetune,
             nonlinear=chosen.nonlinear,
+            svm=chosen.svm,
             size=chosen.size,
             root=chosen.root,
             max_bad=chosen.max_bad,

@@ -22,6 +22,7 @@ from pretask.encoders import Encoder
 from pretask.evals import baselines, clustering, crossmodal, fewshot, knn, linear
 from pretask.evals import finetune as tuning
 from pretask.evals import nonlinear as probing
+from pretask.evals import svm as machines
 from pretask.evals.features import embed
 from pretask.evals.holdout import FEW, FIT, FOLDS, HELD, REPEATS, Part, split
 from pretask.evals.interval import LEVEL, RESAMPLES, interval, over_runs
@@ -54,6 +55,9 @@ PROTOCOL = {
     "mlp, conv": "on request: RotNet's two non-linear probes, SGD, lr 0.1 falling in its proportions, "
     f"{probing.STEPS} steps of {probing.SGD.batch}; frozen map, no augmentation, pooled to {probing.SIDE} x {probing.SIDE} at "
     "most; the map that the linear probe is best on among held-out training samples",
+    "svm": "on request: Exemplar-CNN's read-out, linear SVMs, each class against the others, squared hinge, on the maximum of "
+    f"every map of every stage in each quadrant; stages divided by their {machines.PERCENTILE}th percentile on training "
+    "samples; penalty as for linear",
     "chosen": f"k, penalty and stage on held-out training samples: of up to {FEW} by {FOLDS} stratified folds, repeated up to "
     f"{REPEATS} times; of more on 20 % of them (at most {HELD}), fitted to at most {FIT} others, and the penalty in proportion",
     "interval": f"{LEVEL:.0%}, bootstrap over test samples ({RESAMPLES} resamples); of NMI, ARI and several runs "
@@ -61,7 +65,7 @@ PROTOCOL = {
 }
 
 COMPARED = (
-    *(("knn", "pool"), ("linear", "pool"), ("best linear", ""), ("mlp", ""), ("conv", "")),
+    *(("knn", "pool"), ("linear", "pool"), ("best linear", ""), ("mlp", ""), ("conv", ""), ("svm", "")),
     *((f"{kind}@{k}", "pool") for kind in ("text", "image") for k in crossmodal.AT),
     *((tuning.eval_name(shots), "") for shots in (*tuning.SHOTS, None)),
 )
@@ -76,11 +80,12 @@ class Scores:
      "rows": [row, …], "differences": [difference, …], "skipped": [sentence, …], "seconds": {features: s}}
 
     row: {"features": whose, "own": true for the runs that are judged, "eval": "knn" | "linear" | "best linear" |
-    "1-shot" … | "nmi" | "ari" | "acc" | "recall@1" … | "rankme" | "alpha" | "std" | "cosine" | "mlp" | "conv" |
+    "1-shot" … | "nmi" | "ari" | "acc" | "recall@1" … | "rankme" | "alpha" | "std" | "cosine" | "mlp" | "conv" | "svm" |
     "finetune" | "finetune 10-shot" | "finetune 100-shot" | "partner@1" …, "stage", "value", "low", "high" (both null where the number
     has no interval), "n": test samples, "data": the test set's name, "seeds": of the runs, "values": of each run,
     "chosen": settings of each run, and a few-shot score's draws}. Values are percentages, but for rankme, alpha, std
-    and cosine. "best linear", "mlp" and "conv" have no "stage": their stages are in "chosen"; "finetune" has none.
+    and cosine. "best linear", "mlp" and "conv" have no "stage": their stages are in "chosen"; "finetune" and
+    "svm" have none.
 
     difference: {"features", "minus", "eval", "value", "low", "high"}, paired over test samples and runs.
 
@@ -143,6 +148,7 @@ def evaluate(
     supervised_steps: int | None = None,
     finetune: bool = False,
     nonlinear: bool = False,
+    svm: bool = False,
     centres: int = baselines.CENTRES,
     device: torch.device | str = "cpu",
     cache: Path | None = None,
@@ -154,7 +160,7 @@ def evaluate(
     `fresh` are the encoders as their runs began, the untrained row; without them it is drawn with `seeds`, the runs'
     own, as the supervised encoders are (with `supervised_steps`). `heads` are those of runs that foretell topics. `seed` is that of the split, the draws and k-means.
     Without `test`, a fifth of each class is set aside.
-    `finetune` and `nonlinear` take the encoders and the untrained ones through finetune.py and nonlinear.py.
+    `finetune`, `nonlinear` and `svm` take the encoders and the untrained ones through the files of that name.
     `look` is given the images that the report shows, those of `test`, without it all, and what the first encoder makes
     of them at "pool", so that nobody needs to embed them again; not if some could not be read.
     """
@@ -183,6 +189,8 @@ def evaluate(
             return
         if nonlinear:
             yield from probing.by_maps(net, train, test, chosen, seed=run, **known)
+        if svm:
+            yield from machines.by_quadrants(net, train, test, seed=seed, **known)
         if finetune:
             decay = tuning.DECAY if row == name else 1.0
             yield from tuning.by_finetuning(net, train, test, seed=seed, run=run, decay=decay, **known)

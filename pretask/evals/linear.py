@@ -133,14 +133,11 @@ class Design:
         weight = weight * self.scale
         return Probe(weight, bias - weight @ self.mean)
 
-    def newton(self, classes: int, penalty: float) -> Callable[[Tensor], Tensor]:
-        """Gradient (…, K, R + 1) -> roughly Newton's direction.
-
-        At p = 1/K the Hessian is (1/K)(I - 11ᵀ/K) ⊗ XᵀX/N + λI (Böhning 1992 bounds it alike everywhere);
-        L-BFGS learns the rest.
-        """
+    def newton(self, flatness: float, penalty: float) -> Callable[[Tensor], Tensor]:
+        """Gradient (…, K, R + 1) -> roughly Newton's direction, where the Hessian is about XᵀX / (N flatness) + λI; L-BFGS
+        learns the rest."""
         # (R,), or those of the vectors and of what they leave
-        shrink = 1 / (self.values / classes + penalty + 1e-6)
+        shrink = 1 / (self.values / flatness + penalty + 1e-6)
 
         def direction(g: Tensor) -> Tensor:
             weight = g[..., :-1]
@@ -149,7 +146,7 @@ class Design:
             else:
                 along = weight @ self.vectors * (shrink[:-1] - shrink[-1])
                 weight = shrink[-1] * weight + along @ self.vectors.T
-            return torch.cat([weight, classes * g[..., -1:]], -1)
+            return torch.cat([weight, flatness * g[..., -1:]], -1)
 
         return direction
 
@@ -190,6 +187,17 @@ class Problem:
         part = (torch.ones(1, len(self.rows)) if part is None else part).to(design.dtype)
         self.share = (part / part.sum(1, keepdim=True)).T.contiguous()  # (N, B), columns sum to 1
 
+    @property
+    def flatness(self) -> float:
+        """K: at p = 1/K the Hessian is (1/K)(I - 11ᵀ/K) ⊗ XᵀX/N + λI (Böhning 1992 bounds it alike everywhere)."""
+        return self.classes
+
+    def cost(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """(n, B, K), (n, 1, K) -> the cross-entropy of each row (n, B) and its gradient by the logits (n, B, K)."""
+        log_p = logits.log_softmax(-1)
+        cost = -(log_p * target).sum(-1)
+        return cost, log_p.exp_().mul_(target.sum(-1, keepdim=True)).sub_(target)
+
     def start(self) -> Tensor:
         return torch.zeros(self.share.shape[1], self.classes, self.design.width + 1, dtype=self.design.dtype)
 
@@ -204,9 +212,9 @@ class Problem:
             rows = rows.to(self.design.dtype)
             target = F.one_hot(label, self.classes) if label.ndim == 1 else label
             target = target.to(rows.dtype)[:, None]  # (n, 1, K)
-            log_p = logits(rows, weight, bias).log_softmax(-1)  # (n, B, K)
-            total -= ((log_p * target).sum(-1) * share).sum(0, dtype=torch.float64)
-            error = log_p.exp_().mul_(target.sum(-1, keepdim=True)).sub_(target).mul_(share[..., None])
+            cost, error = self.cost(logits(rows, weight, bias), target)
+            total += (cost * share).sum(0, dtype=torch.float64)
+            error = error.mul_(share[..., None])
             by_weight.addmm_(error.flatten(1).T, rows)
             by_bias += error.sum(0)
         w = theta[..., :-1]
@@ -219,7 +227,7 @@ class Problem:
         return minimize(
             lambda theta: self.value(theta, penalty),
             self.start() if start is None else start,
-            self.design.newton(self.classes, penalty),
+            self.design.newton(self.flatness, penalty),
             tolerance,
         )
 
@@ -318,15 +326,23 @@ def towards(gradient: Tensor, scaled: Tensor, memory: Sequence[Move]) -> Tensor:
 # ---- the penalty
 
 
-def choose(x: Tensor, label: Tensor, classes: int, splits: Splits) -> Choice:
+def choose(
+    x: Tensor,
+    label: Tensor,
+    classes: int,
+    splits: Splits,
+    kind: type[Problem] = Problem,
+    moments: tuple[Tensor, Tensor] | None = None,
+) -> Choice:
     """(N, D), (N,) -> the penalty that does best on held-out samples.
 
     Uphill from a middling penalty: to weaker ones, and to stronger ones if none of those was better. Each fit starts
     from the last, and two in a row that are no better than the best end the way. Fitted to a share of the samples, the
-    best one is multiplied by that share for all of them: λN, scikit-learn's 1/C, stays what it is.
+    best one is multiplied by that share for all of them: λN, scikit-learn's 1/C, stays what it is. Columns are
+    standardized by their `moments`, their own by default, and `kind` is the objective.
     """
-    design = Design(x)
-    problem = Problem(design, label[splits.fit], classes, splits.fitted, splits.fit)
+    design = Design(x, moments)
+    problem = kind(design, label[splits.fit], classes, splits.fitted, splits.fit)
     held, truth = design.rows[splits.held], label[splits.held]
 
     def tried(penalty: float, start: Tensor | None) -> tuple[float, Tensor, Tensor]:
@@ -349,6 +365,6 @@ def choose(x: Tensor, label: Tensor, classes: int, splits: Splits) -> Choice:
     penalty, theta, right = best[0] * splits.share, *best[1:]
 
     def solve() -> Probe:
-        return design.probe(Problem(design, label, classes).solve(penalty, theta.mean(0, keepdim=True))[0])
+        return design.probe(kind(design, label, classes).solve(penalty, theta.mean(0, keepdim=True))[0])
 
     return Choice(penalty, splits.accuracy(right), solve)

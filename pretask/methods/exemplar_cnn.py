@@ -21,7 +21,8 @@ net learns more from that. In all recipes:
 - the net's input has middle gray subtracted, not the mean of all copies, so that an exported net needs no other numbers;
 - how look-alikes are merged is this file's own choice: mutual nearest neighbors above a cosine.
 `:paper` follows the paper's ranges with 100 copies and the released net, whose pooling is 3x3 (paper: 2x2). A first phase on
-a set of classes of its own is left out: it has one step in the released command.
+a set of classes of its own is left out: it has one step in the released command. The paper's scores are those of linear SVMs
+on all layers: `pretask evaluate RUN --data LABELED --svm` (evals/svm.py).
 
 Cost: the classifier has one row for each of the N seeds: 32,000 of 512 numbers take 66 MB, four times as much with their
 gradients and what AdamW remembers, and a step of 256 images of 32 px takes 2.2 times as long as with 2,000

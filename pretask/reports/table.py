@@ -23,7 +23,7 @@ BLOCKS = (
     {"nmi": "NMI", "ari": "ARI", "acc": "ACC", "recall@1": "R@1"},
     {"text@1": "its text@1", "text@10": "its text@10", "image@1": "an image@1", "image@10": "an image@10"},
     {"partner@1": "partner@1", "partner@5": "partner@5"},
-    {"mlp": "MLP probe", "conv": "conv probe"},
+    {"mlp": "MLP probe", "conv": "conv probe", "svm": "quadrant SVM"},
     {"finetune 10-shot": "tuned 10-shot", "finetune 100-shot": "tuned 100-shot", "finetune": "fine-tuned"},
     {"rankme": "RankMe", "alpha": "α", "std": "std", "cosine": "cosine"},
 )

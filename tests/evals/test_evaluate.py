@@ -267,13 +267,13 @@ def more():
         patch.setattr(fewshot, "DRAWS", 2)
         patch.setattr(finetune, "STEPS", 3)
         patch.setattr(nonlinear, "STEPS", 3)
-        yield scored(encoder(100), encoder(101), seeds=[8, 9], finetune=True, nonlinear=True)
+        yield scored(encoder(100), encoder(101), seeds=[8, 9], finetune=True, nonlinear=True, svm=True)
 
 
-FURTHER = ["mlp", "conv", "finetune 10-shot", "finetune"]
+FURTHER = ["mlp", "conv", "svm", "finetune 10-shot", "finetune"]
 
 
-def test_fine_tuning_and_non_linear_probes_are_rows_of_the_encoders_on_request(more, once):
+def test_what_is_done_on_request_is_rows_of_the_encoders(more, once):
     for row in ("own", *OTHERS):
         there = [r["eval"] for r in more.rows if r["features"] == row and r["eval"] in FURTHER]
         assert there == (FURTHER if row in ("own", OTHERS[0]) else [])
@@ -315,7 +315,7 @@ def test_fine_tuning_matches_the_classes_of_the_test_set_by_name(more, monkeypat
     monkeypatch.setattr(finetune, "STEPS", 3)
     monkeypatch.setattr(nonlinear, "STEPS", 3)
     backwards = some(TEST, torch.arange(64), TEST.classes[::-1], 3 - TEST.label)
-    known = {"seeds": [8, 9], "finetune": True, "nonlinear": True}
+    known = {"seeds": [8, 9], "finetune": True, "nonlinear": True, "svm": True}
     found = scored(encoder(100), encoder(101), test=backwards, **known)
     for eval in FURTHER:
         assert found.get("own", eval)["values"] == more.get("own", eval)["values"]

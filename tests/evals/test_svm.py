@@ -1,0 +1,280 @@
+"""Exemplar-CNN's read-out: the maximum of each quadrant, all layers, liblinear's machines, and no test label in a choice."""
+
+import pytest
+import torch
+from sklearn.svm import LinearSVC
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from pretask import encoders, sources
+from pretask.encoders import Encoder
+from pretask.evals import linear, svm
+from pretask.evals.holdout import splits
+from pretask.rng import Rng
+from pretask.sources import Labelled
+from pretask.sources.arrays import Arrays
+
+TRAIN = sources.open_labelled("synthetic:96:16")
+TEST = sources.open_labelled("synthetic:64:16")
+SMALL = "resnet_small:width=4,stages=2"
+
+
+def encoder(name: str = SMALL, size: int = 16) -> Encoder:
+    torch.manual_seed(0)
+    return encoders.build(name, 3, size)
+
+
+def read(net: Encoder, train=TRAIN, test=TEST, seed: int = 0):
+    (found,) = svm.by_quadrants(net, train, test, seed=seed, progress=False)
+    return found
+
+
+def spied(monkeypatch, net: Encoder, train=TRAIN, test=TEST) -> tuple[Tensor, Tensor, linear.Choice]:
+    """The features of the training and of the test images that the machines are given, and what was chosen."""
+    seen = []
+    choose, logits = svm.choose, linear.Probe.logits
+
+    def spy(x, *rest):
+        seen.append(x)
+        seen.append(choose(x, *rest))
+        return seen[1]
+
+    monkeypatch.setattr(svm, "choose", spy)
+    monkeypatch.setattr(linear.Probe, "logits", lambda self, x: seen.append(x) or logits(self, x))
+    read(net, train, test)
+    return seen[0], seen[2], seen[1]
+
+
+# ---- the features
+
+
+@pytest.mark.parametrize(
+    ("h", "w"), [(1, 1), (1, 4), (2, 2), (3, 3), (4, 4), (5, 3), (9, 9), (12, 7), (17, 17), (48, 48)]
+)
+def test_a_cell_has_the_maximum_of_its_quadrant(h, w):
+    """Slowly: the first half of a side is rows 0 … ceil(h / 2) - 1, as a pooling of 9 cuts the released 17 into 9 and 8."""
+    x = Rng(h, w).normal(2, 3, h, w)
+    expected = []
+    for c in range(3):
+        for rows in (range((h + 1) // 2), range((h + 1) // 2, h)):
+            for columns in (range((w + 1) // 2), range((w + 1) // 2, w)):
+                if rows and columns:
+                    expected.append(
+                        [max(x[b, c, i, j].item() for i in rows for j in columns) for b in (0, 1)]
+                    )
+    assert_close(svm.cells(x), torch.tensor(expected).T)
+    assert torch.equal(svm.cells(x, 1), x.amax((2, 3)))
+    assert torch.equal(svm.cells(x[..., 0, 0]), x[..., 0, 0])
+
+
+def test_the_released_net_gives_3840_numbers_of_which_each_layer_has_four_for_a_map(monkeypatch):
+    """64c5-128c5-256c5-512f of 96 px: conv maps of 48, 24 and 24, a fully connected one of 17 (test_conv_STL.prototxt has
+    pool 9 for it); its 960 maps, and not the classes, become four numbers each, layer by layer."""
+    net = encoder("exemplar", 96)
+    assert net.sides["fc"] == 17
+    some = [
+        Labelled(
+            Arrays("some", torch.randint(0, 256, (20, 3, 96, 96)).byte()), torch.arange(20) % 2, ["a", "b"]
+        )
+    ]
+    shown, _, _ = spied(monkeypatch, net, *some * 2)
+    assert shown.shape == (20, 4 * (64 + 128 + 256 + 512)) == (20, 3840)
+    with torch.no_grad():
+        stages = net.eval()(some[0].__getitems__(torch.arange(20)).image.float() / 255)
+    first = 0
+    for stage in ("conv1", "conv2", "conv3", "fc"):
+        own = svm.cells(stages[stage])
+        mine = shown[:, first : first + own.shape[1]].float()
+        assert_close(mine * own.max() / mine.max(), own, atol=2e-3 * own.max().item(), rtol=0)
+        first += own.shape[1]
+
+
+KINDS = {
+    "resnet18": (32, 4 * (64 + 64 + 128 + 256) + 512),  # the last stage is one place
+    "vit_tiny_patch16_224:patch_size=8,depth=4,embed_dim=24,num_heads=2": (16, 4 * 4 * 24),
+    "mlp:width=8,depth=2": (16, 2 * 8),
+    SMALL: (16, 4 * (4 + 4 + 8)),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_kind_of_encoder_has_its_stages_read(name):
+    size, count = KINDS[name]
+    net = encoder(name, size)
+    source = sources.open_labelled(f"synthetic:40:{size}")
+    found = read(net, source, source)
+    assert found.notes["features"] == count == sum(
+        x.shape[1] for s, x in svm.Cells(net.eval(), 2)(torch.rand(1, 3, size, size)).items() if s != "pool"
+    )  # fmt: skip
+    assert 0 <= found.value <= 100
+
+
+def test_features_that_would_not_fit_are_the_maxima_of_whole_maps(monkeypatch):
+    monkeypatch.setattr(svm, "MEMORY", 2 * 96 * 64)
+    assert read(encoder()).notes["features"] == 64
+    monkeypatch.setattr(svm, "MEMORY", 2 * 96 * 64 - 1)
+    assert read(encoder()).notes["features"] == 16
+
+
+class Fixed(nn.Module):
+    """Two stages that are the image's channels, the second a thousand times as large and negative."""
+
+    def __init__(self):
+        super().__init__()
+        self.widths, self.sides = (
+            {"one": 2, "two": 1, "nothing": 1, "pool": 1},
+            {"one": 4, "two": 4, "nothing": 4},
+        )
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        x = image[:, :2] / 10
+        two = -1000 * image[:, 2:]
+        return {"one": x, "two": two, "nothing": 0 * two, "pool": two.mean((2, 3))}
+
+
+def test_stages_are_divided_by_their_percentile_on_training_images_and_the_test_set_has_no_say(monkeypatch):
+    """As numpy finds it, of all numbers of a stage; the test set is brighter, and stays brighter."""
+    rng = Rng(0, "pixels")
+    image = rng.integers(4000, 3, 4, 4, high=128).byte()
+    train = Labelled(Arrays("dark", image), torch.arange(4000) % 3, [*"abc"])
+    test = Labelled(Arrays("bright", 2 * image[:50]), torch.arange(50) % 3, [*"abc"])
+    shown, unseen, _ = spied(monkeypatch, Fixed(), train, test)
+    pixels = image.double() / 255
+    for columns, map in ((slice(0, 8), pixels[:, :2] / 10), (slice(8, 12), -1000 * pixels[:, 2:])):
+        own = svm.cells(map)
+        top = torch.quantile(own.abs().flatten(), 0.9999, interpolation="nearest")
+        assert_close(shown[:, columns].double(), own / top, atol=2e-3, rtol=2e-3)
+        assert_close(unseen[:, columns].double(), 2 * own[:50] / top, atol=4e-3, rtol=2e-3)
+    assert not shown[:, 12:].any() and shown.dtype == torch.float16
+
+
+def test_one_number_in_ten_thousand_lies_above_the_percentile():
+    assert svm.percentile(torch.arange(1.0, 20_001)[Rng(0).permutation(20_000)].view(100, 200)) == 19_998
+    assert svm.percentile(torch.tensor([[3.0]])) == 3
+
+
+# ---- the machines
+
+
+def blobs(n: int, d: int, classes: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Overlapping classes of non-negative features, as layers have them, and unseen ones."""
+    rng = Rng(n, d, classes)
+    label = rng.integers(n, high=classes)
+    middle = rng.uniform(classes, d, low=0, high=0.3)
+    unseen = middle[rng.integers(200, high=classes)]
+    x, unseen = ((m + 0.3 * rng.normal(*m.shape)).clamp(min=0) for m in (middle[label], unseen))
+    return x, label, unseen
+
+
+@pytest.mark.parametrize("penalty", [0.1, 1e-3])
+@pytest.mark.parametrize(("n", "d"), [(300, 40), (60, 200), (80, 80)])
+@pytest.mark.parametrize("classes", [2, 4])
+def test_the_machines_are_scikit_learns_on_both_sides_of_as_many_samples_as_features(n, d, classes, penalty):
+    """liblinear's ½ |w|² + C Σ max(0, 1 - y z)², C = 1 / (penalty n), with a bias that costs it next to nothing."""
+    x, label, unseen = blobs(n, d, classes)
+    mean, _ = linear.standard(x)
+    design = linear.Design(x, (mean, torch.ones(d)))
+    assert (design.basis is None) == (n >= d)
+    theta = svm.Hinge(design, label, classes).solve(penalty, tolerance=1e-10)
+    theirs = LinearSVC(C=1 / (penalty * n), dual=False, intercept_scaling=300, tol=1e-9, max_iter=10_000)
+    theirs.fit(x.double().numpy(), label.numpy())
+    decision = torch.from_numpy(theirs.decision_function(unseen.double().numpy()))
+    mine = design.probe(theta[0]).logits(unseen).double()
+    if classes == 2:  # one machine of theirs, two of ours
+        decision = torch.stack([-decision, decision], 1)
+    assert_close(mine, decision, atol=5e-3, rtol=0)
+
+
+def test_the_gradient_is_that_of_the_formula():
+    """Of two ways, each fitted to its own rows: Σ over rows and classes as it is written, by autograd."""
+    x, label, _ = blobs(30, 6, 3)
+    part = Rng(0, "part").integers(2, 30, high=2).bool()
+    design = linear.Design(x.double(), (torch.zeros(6).double(), torch.ones(6).double()))
+    problem = svm.Hinge(design, label, 3, part)
+    theta = Rng(0, "theta").normal(2, 3, 7).double().requires_grad_()
+    total = torch.zeros(2).double()
+    for b in range(2):
+        for i in part[b].nonzero().flatten().tolist():
+            for k in range(3):
+                y = 1.0 if label[i] == k else -1.0
+                z = x[i].double() @ theta[b, k, :-1] + theta[b, k, -1]
+                total[b] = total[b] + (1 - y * z).clamp(min=0) ** 2 / part[b].sum()
+        total[b] = total[b] + 0.05 / 2 * theta[b, :, :-1].square().sum()
+    (gradient,) = torch.autograd.grad(total.sum(), theta)
+    value, found = problem.value(theta.detach(), 0.05)
+    assert_close(value, total.detach())
+    assert_close(found, gradient)
+
+
+@pytest.mark.parametrize(("n", "d"), [(120, 30), (60, 100)])
+def test_the_penalty_is_one_that_scikit_learn_finds_best_on_the_folds(n, d):
+    """Tried with LinearSVC on every fold: as accurate as was said, and no neighbor is clearly better."""
+    x, label, _ = blobs(n, d, 3)
+    ways = splits(label, 0)
+    choice = svm.choose(x, label, 3, 0)
+
+    def accuracy(penalty: float) -> float:
+        right = torch.zeros_like(ways.judged)
+        for b, fitted in enumerate(ways.fitted):
+            rows = ways.fit[fitted]
+            own = LinearSVC(C=1 / (penalty * len(rows)), dual=False, intercept_scaling=100, tol=1e-6)
+            own.fit(x[rows].double().numpy(), label[rows].numpy())
+            right[b] = torch.from_numpy(own.predict(x[ways.held].double().numpy())) == label[ways.held]
+        return ways.accuracy(right)
+
+    assert accuracy(choice.penalty) == pytest.approx(choice.accuracy, abs=0.01)
+    place = linear.PENALTIES.index(choice.penalty)
+    for near in linear.PENALTIES[max(0, place - 1) : place + 2]:
+        assert accuracy(near) < choice.accuracy + 0.01
+
+
+# ---- honest scores
+
+
+def test_what_is_scored_is_what_the_machines_say_of_the_test_images(monkeypatch):
+    net = encoder()
+    found = read(net)
+    shown, unseen, choice = spied(monkeypatch, net)
+    mean, _ = linear.standard(shown)
+    design = linear.Design(shown, (mean, torch.ones_like(mean)))
+    machines = design.probe(
+        svm.Hinge(design, TRAIN.label, 4).solve(found.notes["penalty"], tolerance=1e-9)[0]
+    )
+    assert found.notes["penalty"] == choice.penalty
+    assert (found.right.bool() == (machines.predict(unseen) == TEST.label)).double().mean() > 0.96
+    assert (found.eval, found.stage, found.value) == (
+        "svm",
+        "",
+        pytest.approx(100 * found.right.mean().item()),
+    )
+
+
+def test_no_choice_depends_on_the_test_labels_or_images():
+    noise = torch.randint(0, 256, (64, 3, 16, 16)).byte()
+    others = (
+        Labelled(TEST.images, (TEST.label + 1) % 4, TEST.classes),
+        Labelled(Arrays("noise", noise), TEST.label, TEST.classes),
+    )
+    own, moved, noisy = (read(encoder(), test=test) for test in (TEST, *others))
+    assert own.notes == moved.notes == noisy.notes
+    assert not (own.right.bool() & moved.right.bool()).any()  # one answer for each image
+
+
+def test_classes_without_training_images_are_never_named():
+    index = (TRAIN.label != 1).nonzero().flatten()
+    train = Labelled(Arrays("three", TRAIN.__getitems__(index).image), TRAIN.label[index], TRAIN.classes)
+    found = read(encoder(), train)
+    assert not found.right[TEST.label == 1].any() and found.right.any()
+
+
+def test_a_class_that_shows_in_one_corner_is_found_there_and_random_labels_are_not():
+    label = Rng(0, "corner").integers(160, high=4)
+    image = torch.randint(0, 100, (160, 3, 16, 16))
+    for k, (i, j) in enumerate(((2, 2), (2, 11), (11, 2), (11, 11))):
+        image[label == k, :, i : i + 3, j : j + 3] = 255
+    half = [
+        Labelled(Arrays("corners", image[part].byte()), label[part], [*"abcd"])
+        for part in (slice(0, 100), slice(100, 160))
+    ]
+    guess = Labelled(half[1].images, Rng(1, "guess").integers(60, high=4), [*"abcd"])
+    assert read(encoder(), *half).value > 90 and read(encoder(), half[0], guess).value < 45
