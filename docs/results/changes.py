@@ -3,8 +3,8 @@
 
     python docs/results/changes.py [METHOD …] --data FOLDER [--runs runs/changes]
 
-FOLDER holds imagenette224/, and pairs/ for text_topic. Before is a checkout of an older commit of this repository, made in a temporary folder. Every
-run is 300 steps on 96 px, on one core, two at a time; those that are there, finished, are used again. What came out is kept in
+FOLDER holds imagenette224/, and pairs/ for text_topic. Before is a checkout of an older commit of this repository, made in a temporary folder. Runs
+are 300 steps (of mae 1,500) on 96 px, on one core, two at a time; those that are there, finished, are used again. What came out is kept in
 changes/METHOD.json, and `make.py` puts it on the page.
 """
 
@@ -37,6 +37,8 @@ SEEDS = 3
 TRAIN, TEST = "imagenette224/train", "imagenette224/val"
 PAIRS = {"text_topic": f"{make.PAIRS}/train.jsonl"}
 """what is learned from where photographs do not do; the scores are those of photographs all the same"""
+OTHERS = {"mae": ("--size", "96", "--steps", "1500", "--encoder", make.MAE_96)}
+"""in place of COMMON: 300 steps are few for it, and patches of 4 px are many"""
 
 CHANGES = {
     "jigsaw": "orders without near twins",
@@ -49,6 +51,7 @@ CHANGES = {
     "lejepa": "the head sees all views at once; centers are means of the large views",
     "ijepa": "the teacher's momentum rises along a line",
     "barlow_twins": "the loss is not divided by the width; each view has batch norms to itself",
+    "mae": "first weights, epsilon, decay of the token and targets as released",
     "moco:v3": "heads as released; each view has batch norms to itself",
     "text_topic": "words are lemmas; topics by at least five passes",
 }
@@ -90,7 +93,7 @@ def checkout(commit: str) -> Iterator[Path]:
 
 
 def command(name: str) -> list[str]:
-    return ["pretask", "pretrain", name, *COMMON]
+    return ["pretask", "pretrain", name, *OTHERS.get(name, COMMON)]
 
 
 def plain(name: str) -> str:
