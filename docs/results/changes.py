@@ -4,7 +4,7 @@
     python docs/results/changes.py [METHOD …] --data FOLDER [--runs runs/changes]
 
 FOLDER holds imagenette224/, and pairs/ for text_topic. Before is a checkout of an older commit of this repository, made in a temporary folder. Runs
-are 300 steps (of mae 1,500) on 96 px, on one core, two at a time; those that are there, finished, are used again. What came out is kept in
+are 300 steps (of transformers 1,500) on 96 px, on one core, two at a time; those that are there, finished, are used again. What came out is kept in
 changes/METHOD.json, and `make.py` puts it on the page.
 """
 
@@ -27,7 +27,7 @@ import make
 import torch
 from orderings import COMMON, HERE, solved
 
-from pretask import sources
+from pretask import methods, sources
 from pretask.evals import evaluate, features, measure
 from pretask.evals.interval import interval
 from pretask.run import Run
@@ -37,8 +37,8 @@ SEEDS = 3
 TRAIN, TEST = "imagenette224/train", "imagenette224/val"
 PAIRS = {"text_topic": f"{make.PAIRS}/train.jsonl"}
 """what is learned from where photographs do not do; the scores are those of photographs all the same"""
-OTHERS = {"mae": ("--size", "96", "--steps", "1500", "--encoder", make.MAE_96)}
-"""in place of COMMON: 300 steps are few for it, and patches of 4 px are many"""
+TRANSFORMERS = ("mae", "ijepa", "ibot")
+"""to which 300 steps are few, and patches of 4 px too many: they have 1,500 steps and patches of 12 px"""
 
 CHANGES = {
     "jigsaw": "orders without near twins",
@@ -93,7 +93,11 @@ def checkout(commit: str) -> Iterator[Path]:
 
 
 def command(name: str) -> list[str]:
-    return ["pretask", "pretrain", name, *OTHERS.get(name, COMMON)]
+    flags = COMMON
+    if name in TRANSFORMERS:
+        encoder = methods.recipe(name).encoder.replace("patch_size=4", "patch_size=12")
+        flags = ("--size", "96", "--steps", "1500", "--encoder", encoder)
+    return ["pretask", "pretrain", name, *flags]
 
 
 def plain(name: str) -> str:
