@@ -408,6 +408,13 @@ LEVELS: Mapping[str, tuple[tuple[float, ...], float]] = {
     "mlp": ((0.0,), 1.0),  # asked to give the pixels back
     "exemplar": ((0.5,), 256 / 255),  # bytes over 256 (released code)
     "caffenet": ((122.67892 / 255, 116.66877 / 255, 104.00699 / 255), 1 / 255),
+    "scene_alexnet": (
+        (0.449,),
+        1.0,
+    ),  # the mean of ImageNet's three: all channels get the same one (released train.py:19)
+    "colornet": ((0.5,), 0.01),  # L - 50 (released data_l_meansub)
+    "color_alexnet": ((0.5,), 0.01),  # the same
+    "color_vgg16": ((0.4488,), 1.0),  # (released train_vgg16.prototxt:39)
 }
-"""mean of each channel and standard deviation by which pixels are normalised, if not by 0.5 and 0.25: Caffe takes 0 … 255
+"""mean of each channel and standard deviation by which pixels are normalized, if not by 0.5 and 0.25: Caffe takes 0 … 255
 less the mean (that of TextTopicNet, released code), and its first weights and local norms are made for that"""
