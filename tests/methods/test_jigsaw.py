@@ -255,8 +255,8 @@ def test_the_published_column_is_given_gray_levels_and_its_answers_depend_on_the
     photographs; ours all have it. With a deviation of 1 the released first weights and biases of 1 make a net whose answers
     vary over tiles by a ten-thousandth of their size, where those of the released input vary by a hundredth."""
     source = sources.open(shared_data("imagenette224", "val"), size=255, channels=3)
-    method = made(source, jigsaw.Paper(orders=10, grey=0.0), "cfn").eval()
-    shown = method.pretext(batch(source, 32), Rng(1))
+    method = made(source, jigsaw.Paper(orders=10, hidden=256, grey=0.0), "cfn").eval()
+    shown = method.pretext(batch(source, 16), Rng(1))
     tiles = 255 * shown.tile.flatten(0, 1)
     released = tiles - tiles.mean((2, 3), keepdim=True)
     seen = []
