@@ -20,8 +20,11 @@ from typing import Any
 import make
 import timm
 import torch
+from orderings import COMMON
 from PIL import Image
-from timm.data import ImageNetInfo, create_transform, resolve_model_data_config
+from timm.data.config import resolve_model_data_config
+from timm.data.imagenet_info import ImageNetInfo
+from timm.data.transforms_factory import create_transform
 from torch import Tensor
 
 from pretask import colorizing, images, sources
@@ -31,7 +34,7 @@ from pretask.run import Run
 
 NETWORK = "tf_efficientnet_lite0@weights/tf_efficientnet_lite0.safetensors"
 TRAIN, TEST = "imagenette224/train", "imagenette224/val"
-TEMPERATURES = (None, 1.0)
+TEMPERATURES = (0.38, 1.0)
 """of the painted colors: the paper's 0.38, and the mean"""
 
 
@@ -43,7 +46,7 @@ def main() -> None:
     asked = words.parse_args()
     run = asked.runs / "recognition-s0"
     flags = ["pretrain", "colorization", "--data", str(asked.data / TRAIN), "--out", str(run)]
-    flags += ["--size", "96", "--budget", "10m"]
+    flags += COMMON
     if not (run / "DONE").exists():
         make.pretask(flags, threads=1)
     name, _, file = asked.network.partition("@")
@@ -89,7 +92,7 @@ def recognized(run: Run, folder: Path, name_of: Callable[[Image.Image], int]) ->
         light, own = lab[:, :1], lab[:, 1:]
         colors = {"in their own colors": own, "without color": 0 * own}
         for t in TEMPERATURES:
-            colors[f"painted, temperature {t or run.method.config.temperature:g}"] = paint(light, t)
+            colors[f"painted, temperature {t:g}"] = paint(light, t)
         colors["in the colors of another photograph"] = labs[other][:, 1:]  # all are of one size
         true = numbers[file.partition("/")[0].partition("_")[0]]
         for what, ab in colors.items():

@@ -190,7 +190,7 @@ def colornet(channels: int = 1, size: int = 256) -> nn.Sequential:
             ]
         return nn.Sequential(*layers, nn.BatchNorm2d(o, affine=False))
 
-    net = OrderedDict(
+    net: OrderedDict[str, nn.Module] = OrderedDict(
         conv1=stage(channels, 64, 2, stride=2),
         conv2=stage(64, 128, 2, stride=2),
         conv3=stage(128, 256, 3, stride=2),
@@ -224,7 +224,7 @@ def color_alexnet(channels: int = 1, size: int = 180) -> nn.Sequential:
         pools = [nn.MaxPool2d(3, pool, 1, ceil_mode=True)] if pool else []
         return nn.Sequential(layer, nn.BatchNorm2d(o, affine=False), nn.ReLU(inplace=True), *pools)
 
-    net = OrderedDict(
+    net: OrderedDict[str, nn.Module] = OrderedDict(
         conv1=stage(channels, 96, 11, stride=4, pool=2),
         conv2=stage(96, 256, 5, groups=2, pool=2),
         conv3=stage(256, 384, 3),
