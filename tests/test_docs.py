@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import importlib.util
+import json
 import re
 import shlex
 import shutil
@@ -295,6 +296,16 @@ def test_the_numbers_of_the_readme_are_those_of_the_results(page):
         features = plain if plain in known else page.features(scores)[1]
         found = [page.find(scores, features, eval)["value"] for eval, _ in page.SHOWN[:4]]
         assert re.findall(r"[\d.]+", numbers) == [f"{value:.1f}" for value in found], name
+
+
+def test_what_is_said_of_recognized_paintings_is_what_was_measured():
+    found = json.loads((RESULTS / "recognition" / "imagenette.json").read_text())
+    table = []
+    for row in found["rows"]:
+        above = "{value:.1f} [{low:.1f}, {high:.1f}]".format(**row["above_gray"]).replace("-", "−")
+        cells = [row["images"], f"{row['top1']['value']:.1f}", "" if above == "0.0 [0.0, 0.0]" else above]
+        table.append(f"| {' | '.join(cells)} |".replace("|  |", "| |"))
+    assert "\n".join(table) in (ROOT / "docs" / "colorize.md").read_text()
 
 
 # ---- what the project says of itself

@@ -213,6 +213,23 @@ def test_the_shorter_of_scenes_and_photographs_starts_over(cache: int, house: Pa
             assert torch.equal(batch.aux["photographs"][:, 0, 0, 0].long() - 100, batch.index % m)
 
 
+@pytest.mark.parametrize("cache", [2048, 0], ids=["in memory", "later"])
+def test_photographs_are_squeezed_to_a_square_and_scenes_are_cut_to_one(
+    cache: int, house: Path, tmp_path: Path
+):
+    """A panorama whose ends are black and white: both are seen beside a scene, and neither of it by itself."""
+    (tmp_path / "photos").mkdir()
+    pixels = np.full((32, 128, 3), 128, np.uint8)
+    pixels[:, :16], pixels[:, -16:] = 0, 255
+    Image.fromarray(pixels).save(tmp_path / "photos" / "a.png")
+    asked = {"size": 16, "channels": 3, "cache_mb": cache}
+    beside = sources.open(f"scenes:{house}+{tmp_path / 'photos'}", **asked).__getitems__(torch.arange(1))
+    row = beside.aux["photographs"][0, 0, 8]
+    assert row[0] < 10 and row[-1] > 245
+    alone = sources.open(tmp_path / "photos", **asked).__getitems__(torch.arange(1)).image
+    assert (alone == 128).all()
+
+
 def test_a_pair_with_something_unreadable_is_listed_under_its_name(house: Path, tmp_path: Path):
     for i in range(20):
         picture(tmp_path / f"photos/{i:02}.png", np.full((16, 16, 3), i, np.uint8))

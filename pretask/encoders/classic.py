@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
@@ -111,12 +112,6 @@ def caffenet(
     return nn.Sequential(OrderedDict(caffe_trunk(channels, 4) + ends))
 
 
-def cfn(channels: int = 3, size: int = 64) -> nn.Sequential:
-    """A column of the context-free network, conv1 to pool5 (Noroozi & Favaro 2016, released code): CaffeNet's with
-    stride 2, so that a tile of 64 px ends as 3 x 3."""
-    return nn.Sequential(OrderedDict(caffe_trunk(channels, 2)))
-
-
 class Times(nn.Module):
     """Its input in other units."""
 
@@ -126,6 +121,18 @@ class Times(nn.Module):
 
     def forward(self, x):
         return self.factor * x
+
+
+def cfn(channels: int = 3, size: int = 64) -> nn.Sequential:
+    """A column of the context-free network, conv1 to pool5 (Noroozi & Favaro 2016, released code): CaffeNet's with
+    stride 2, so that a tile of 64 px ends as 3 x 3.
+
+    It begins by multiplying what comes in units of its standard deviation by 47, that of a tile in gray levels (measured
+    on Imagenette's photographs of 255 px): first weights, biases of 1 and local norms are made for 0 … 255 less the mean
+    (caffe-master-jps/src/caffe/data_transformer.cpp:206-246), and without it the answer hardly depends on the tiles.
+    """
+    (_, conv1), *others = caffe_trunk(channels, 2)
+    return nn.Sequential(OrderedDict([("conv1", nn.Sequential(Times(47.0), *conv1)), *others]))
 
 
 def context_alexnet(channels: int = 3, size: int = 96) -> nn.Sequential:
@@ -161,9 +168,17 @@ def context_alexnet(channels: int = 3, size: int = 96) -> nn.Sequential:
     )
 
 
+def for_lightness(net: nn.Sequential) -> nn.Sequential:
+    """With torch's first weights of its first layer in units of 1/25: L - 50, from -50 to 50, has a deviation of about 25,
+    and the released first weights, too, make outputs of deviation 1 of it (magic_init_mod.py, initializeLayer)."""
+    with torch.no_grad():
+        net.get_parameter("conv1.0.weight").div_(25)
+    return net
+
+
 def colornet(channels: int = 1, size: int = 256) -> nn.Sequential:
     """The colorization net of Zhang et al. 2016 (released code), conv1 to conv7: VGG without pooling, ends at 1/8; its
-    fifth and sixth block are dilated. Batch norm, without gain and bias, once a block."""
+    fifth and sixth block are dilated. Batch norm, without gain and bias, once a block. It is given L - 50."""
 
     def stage(i: int, o: int, count: int, stride: int = 1, dilation: int = 1) -> nn.Sequential:
         layers: list[nn.Module] = []
@@ -175,23 +190,22 @@ def colornet(channels: int = 1, size: int = 256) -> nn.Sequential:
             ]
         return nn.Sequential(*layers, nn.BatchNorm2d(o, affine=False))
 
-    return nn.Sequential(
-        OrderedDict(
-            conv1=stage(channels, 64, 2, stride=2),
-            conv2=stage(64, 128, 2, stride=2),
-            conv3=stage(128, 256, 3, stride=2),
-            conv4=stage(256, 512, 3),
-            conv5=stage(512, 512, 3, dilation=2),
-            conv6=stage(512, 512, 3, dilation=2),
-            conv7=stage(512, 512, 3),
-        )
+    net: OrderedDict[str, nn.Module] = OrderedDict(
+        conv1=stage(channels, 64, 2, stride=2),
+        conv2=stage(64, 128, 2, stride=2),
+        conv3=stage(128, 256, 3, stride=2),
+        conv4=stage(256, 512, 3),
+        conv5=stage(512, 512, 3, dilation=2),
+        conv6=stage(512, 512, 3, dilation=2),
+        conv7=stage(512, 512, 3),
     )
+    return for_lightness(nn.Sequential(net))
 
 
 def color_alexnet(channels: int = 1, size: int = 180) -> nn.Sequential:
     """The feature-learning net of Zhang et al. 2016 (released code), conv1 to fc7: AlexNet with batch norm between every
     convolution and its ReLU, its first wide layer a dilated 6x6 convolution; the last pooling does not halve, so it ends
-    at 1/16."""
+    at 1/16. It is given L - 50."""
 
     def stage(
         i: int,
@@ -210,17 +224,16 @@ def color_alexnet(channels: int = 1, size: int = 180) -> nn.Sequential:
         pools = [nn.MaxPool2d(3, pool, 1, ceil_mode=True)] if pool else []
         return nn.Sequential(layer, nn.BatchNorm2d(o, affine=False), nn.ReLU(inplace=True), *pools)
 
-    return nn.Sequential(
-        OrderedDict(
-            conv1=stage(channels, 96, 11, stride=4, pool=2),
-            conv2=stage(96, 256, 5, groups=2, pool=2),
-            conv3=stage(256, 384, 3),
-            conv4=stage(384, 384, 3, groups=2),
-            conv5=stage(384, 256, 3, groups=2, pool=1),
-            fc6=stage(256, 4096, 6, dilation=2, std=0.005),
-            fc7=stage(4096, 4096, 1, std=0.005),
-        )
+    net: OrderedDict[str, nn.Module] = OrderedDict(
+        conv1=stage(channels, 96, 11, stride=4, pool=2),
+        conv2=stage(96, 256, 5, groups=2, pool=2),
+        conv3=stage(256, 384, 3),
+        conv4=stage(384, 384, 3, groups=2),
+        conv5=stage(384, 256, 3, groups=2, pool=1),
+        fc6=stage(256, 4096, 6, dilation=2, std=0.005),
+        fc7=stage(4096, 4096, 1, std=0.005),
     )
+    return for_lightness(nn.Sequential(net))
 
 
 def scene_alexnet(channels: int = 3, size: int = 227) -> nn.Sequential:
@@ -408,6 +421,13 @@ LEVELS: Mapping[str, tuple[tuple[float, ...], float]] = {
     "mlp": ((0.0,), 1.0),  # asked to give the pixels back
     "exemplar": ((0.5,), 256 / 255),  # bytes over 256 (released code)
     "caffenet": ((122.67892 / 255, 116.66877 / 255, 104.00699 / 255), 1 / 255),
+    "scene_alexnet": (
+        (0.449,),
+        1.0,
+    ),  # the mean of ImageNet's three: all channels get the same one (released train.py:19)
+    "colornet": ((0.5,), 0.01),  # L - 50 (released data_l_meansub)
+    "color_alexnet": ((0.5,), 0.01),  # the same
+    "color_vgg16": ((0.4488,), 1.0),  # (released train_vgg16.prototxt:39)
 }
-"""mean of each channel and standard deviation by which pixels are normalised, if not by 0.5 and 0.25: Caffe takes 0 … 255
+"""mean of each channel and standard deviation by which pixels are normalized, if not by 0.5 and 0.25: Caffe takes 0 … 255
 less the mean (that of TextTopicNet, released code), and its first weights and local norms are made for that"""

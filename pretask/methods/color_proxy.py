@@ -16,9 +16,9 @@ by default crops are stretched, and colors are asked for at few places, each by 
 of equal width, where 2016 takes quantiles of a normal distribution of deviation 25 (sec. 3.2). `:paper` takes the net,
 its dropout, its course, its crops and its windows from 2016, but images of 224 px, the margin around the places and
 the decay of the head from 2017 (2016: 352 px, places 96 px from the border, decay 5e-4). In 2016 the crop came from
-the whole photograph, here it comes from its central square. Grey enters as (grey - 0.5) / 0.25, where 2016 takes off
-0.4488: behind the first batch norm that is the same but at the border. Running statistics of batch norm move by 0.1 a
-step (Caffe's default: 0.001).
+the whole photograph, here it comes from its central square. `:paper` is given gray less 0.4488, as in 2016; other nets by
+default (gray - 0.5) / 0.25. In hypercolumns gray itself stands without that (the bias of the hidden layer takes it up).
+Running statistics of batch norm move by 0.1 a step (Caffe's default: 0.001).
 """
 
 import math

@@ -9,13 +9,14 @@ begins. Images without colour do not count.
 **Differs:**
 the shares of the colors are those of the images at hand, not ImageNet's. The weight of a place is part of the loss,
 where the released layer multiplies the gradient alone and prints the loss without ("unweighted" in the log).
-Lightness enters as about -2 to 2, not -50 to 50 as released; with the norms of both nets that changes the pace alone.
-First weights are torch's, where the released ones are fitted to images by k-means (fc6, fc7 and fc8 of `:features`
-are as released). Adam's decay is decoupled and its β₂ 0.999 (`:paper`: 0.99, and decay is added to the gradient).
-Running statistics of batch norm move by 0.1 a step (Caffe's default: 0.001). `:paper` falls by thirds at the paper's
-steps; the released solver falls by tenths every 225,000 of 500,000 steps. Images are cut to their central square;
-how the released code's database was cut was not read. Nothing is recognized in painted images by a VGG net (sec. 3.1):
-its weights are not at hand.
+`:paper` and `:features` are given L - 50, as released; other nets by default (L - 50) / 25. First weights are torch's,
+those of the published nets' first layer a 25th as large, where the released ones are fitted to images by k-means and
+scaled so that every output begins with a deviation of 1 (fc6, fc7 and fc8 of `:features` are as released). Adam's decay
+is decoupled and its β₂ 0.999 (`:paper`: 0.99, and decay is added to the gradient). Running statistics of batch norm
+move by 0.1 a step (Caffe's default: 0.001). `:paper` falls by thirds at the paper's steps; the released solver falls by
+tenths every 225,000 of 500,000 steps. Images are cut to their central square; how the released code's database was cut
+was not read. Whether painted images are recognized (sec. 3.1) is asked of an EfficientNet-Lite0, by
+docs/results/recognition.py, not of a VGG-16, whose weights are not at hand.
 """
 
 from collections.abc import Mapping

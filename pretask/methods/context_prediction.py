@@ -15,8 +15,8 @@ an image a step (released: four in a row); the size to which some patches are ma
 down averages (released: for each patch, by caffe.io.resize); the noise in dropped channels loses its mean as well; the RMS
 of a patch counts as a quarter of a gray level at least.
 
-`:paper` follows the released run, but batch norms keep the statistics of about the last ten steps for evaluation (Caffe's
-default: of the last thousand), and layers before them have no bias, which they would take away. The text of the paper has
+`:paper` follows the released run, an input with an RMS of 50 included, but batch norms keep the statistics of about the
+last ten steps for evaluation (Caffe's default: of the last thousand), and layers before them have no bias, which they would take away. The text of the paper has
 384 maps in conv2 and a momentum of .999, where the released code has 256 and none.
 
 By default, besides: a small ResNet whose map is averaged, one hidden layer, of 512, 8 of the 40 pairs, AdamW along half a

@@ -2,30 +2,33 @@
 
 Ren, Lee: Cross-Domain Self-supervised Multi-task Feature Learning using Synthetic Imagery, CVPR 2018,
 arXiv:1711.09082. Of the paper only the abstract and the first page could be read, so its equations have no numbers
-here: "released" is jason718/game-feature-learning at ae9b48a, the source of every number that names no other. A
-renderer knows three answers for nothing. So that what is learnt holds for photographs too, a judge looks at a map of
-features and says from which of the two it comes; the trunk is trained to be taken for photographs. The judge also
-sees earlier maps, out of two pools. `pretask render` makes scenes.
+here: "released" is jason718/game-feature-learning at ae9b48a, the source of every number that names no other, its
+lines those of src/. A renderer knows three answers for nothing. So that what is learnt holds for photographs too, a
+judge looks at a map of features and says from which of the two it comes; the trunk is trained to be taken for
+photographs. The judge also sees earlier maps, out of two pools. `pretask render` makes scenes.
 
 Cost: an image and a photograph a sample, and maps of full size from three heads; a pool keeps 128 maps (3 MB each by
 default).
 
-Differs in the losses: contours weigh as much as all that is none (`pos_weight`), where the released code weighs both
-alike, by the count of the whole image, not of the crop; an image with few contours has no say about them, where the
-released loader draws another; depth and normals are compared where they are known, where the released code takes an
-unknown depth for log(1e-8); and depth by default by Eigen's loss (arXiv:1406.2283, eq. 3) of each image, where the
-released code adds the mean's square over the batch.
+**Differs**, in the losses: contours weigh as much as all that is none (`pos_weight`), where the released code weighs
+both alike, by the count of the whole image, not of the crop; an image with few contours has no say about them, where
+the released loader draws another; depth and normals are compared where they are known, where the released code takes an
+unknown depth for log(1e-8) and an unknown normal for a direction; and depth by default by Eigen's loss
+(arXiv:1406.2283, eq. 3) of each image, where the released code adds the mean's square over the batch.
 
-Differs in the game: the judge sees maps behind the ReLU (released: before it); judge and trunk are scored at once
-and step together, where in the released loop the judge steps first and the trunk is scored by the judge that has;
-maps of one batch are exchanged with the pool all at once; by default, for short runs, the judge learns ten times as
-fast.
+In the game: judge and trunk step together, so that the trunk is scored by the judge of one step before; in the released
+loop (model.py:181-199) the judge steps first, on the maps of the same batch, and the trunk is scored by the judge that
+has. By default, for short runs, the judge learns ten times as fast.
 
-Differs in the rest: photographs are cropped as scenes are, where released ones are squeezed to 227 x 227; the gain
-of 0.02 is that of heads and judge, where the released trunk begins with it as well; pixels enter less 0.5, in units
-of 0.25, where the released ones enter less ImageNet's mean; crops may end with the image's last row and column,
-which released ones never do; batch norms see the whole batch, not each of 8 GPUs its part; the learning rate falls
-as the released settings say, which the released loop forgets.
+In the images: scenes are cut to their central square, where released ones are squeezed to one, as photographs are here
+too (`:paper`; by default they are squeezed to the canvas and cropped as scenes are), and their maps are reduced by the
+nearest pixel, normals by the mean direction, where the released loader smooths all of them. Every channel enters less
+0.449 in `:paper`, where the released one enters less its own mean in ImageNet, 0.485, 0.456 or 0.406 (by default less
+0.5, in units of 0.25). Crops may end with the image's last row and column, which released ones never do.
+
+In the rest: batch norms see the whole batch, not each of 8 GPUs its part; the learning rate falls as the released
+settings say, which the released loop forgets; by default weights begin as torch draws them, but for heads and judge.
+Over several processes a map is exchanged for one that the pool held before the step or that came from the same process.
 """
 
 import math
@@ -51,7 +54,7 @@ POOL = 128
 BETAS = (0.5, 0.999)
 """of Adam"""
 GAIN = 0.02
-"""of the first weights of heads and judge"""
+"""of the first weights of heads and judge, and in `:paper` of the trunk (networks.py:12)"""
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,8 @@ class Config(MethodConfig):
 
     crop: float = 227 / 256
     """share of the image's side that is shown, anywhere in it"""
+    whole: bool = False
+    """a photograph is scaled to the size of a crop, in place of being cropped itself"""
     contours: float = 1.0
     """weight of the task, 0 to leave it out (weights: released alexnet.yaml)"""
     normals: float = 10.0
@@ -108,6 +113,8 @@ class Paper(Config):
         epochs=30, batch=224, lr=1e-3, weight_decay=0.0, warmup=0.0, drops=(0.6, 0.9)
     )
 
+    whole: bool = True
+    """227 x 227 pixels, whatever the photograph's shape (train.py:29)"""
     tap: str = "conv5"
     """the best of those that were tried"""
     sign: Literal["eigen", "released"] = "released"
@@ -118,6 +125,11 @@ class Paper(Config):
     """channels"""
     judge_lr: float = 1e-3
     """peak learning rate"""
+
+    def draw(self, encoder: str, source: Source) -> Encoder:
+        drawn = super().draw(encoder, source)
+        drawn.apply(start)  # so small that the eps of the first batch norms counts (model.py:53)
+        return drawn
 
 
 @dataclass(frozen=True)
@@ -240,18 +252,28 @@ class Pool(nn.Module):
 
     def places(self, draw: Tensor, first: int) -> tuple[Tensor, Tensor, Tensor]:
         """(B, 2) draws of the maps from `first` on in the batch -> (B,) where each goes, whether it does, and in
-        exchange for an older one."""
+        exchange for an older one (utils.py:24-44)."""
         place = self.held + first + torch.arange(len(draw), device=draw.device)
         new, swap = place < POOL, draw[:, 0] < 0.5
         return torch.where(new, place, (draw[:, 1] * POOL).long()), new | swap, swap & ~new
 
     def seen(self, maps: Tensor, draw: Tensor) -> Tensor:
-        """(B, C, h, w) -> the same, some of them older ones; nothing is remembered yet."""
-        place, _, old = self.places(draw, distributed.rank() * len(draw))
-        return torch.where(old[:, None, None, None], self.maps[place], maps)
+        """(B, C, h, w) -> the same, some of them older ones; nothing is remembered yet.
+
+        Maps come one after the other: one may be exchanged for another that the batch has just put into the pool.
+        """
+        place, goes, old = self.places(draw, distributed.rank() * len(draw))
+        at = torch.arange(len(draw), device=draw.device)
+        before = (place[:, None] == place) & goes & (at < at[:, None])  # (B, B): who has put one there before
+        last = torch.where(before, at, -1).amax(1)
+        older = torch.where((last >= 0)[:, None, None, None], maps[last], self.maps[place])
+        there = (last >= 0) | (place < self.held)
+        return torch.where((old & there)[:, None, None, None], older, maps)
 
     def remember(self, maps: Tensor, draw: Tensor) -> None:
         place, goes, _ = self.places(draw, 0)
+        at = torch.arange(len(draw), device=draw.device)
+        goes &= ~((place[:, None] == place) & goes & (at > at[:, None])).any(1)  # of one place the last stays
         self.maps[place[goes]] = maps[goes].float()
         self.held.copy_((self.held + len(maps)).clamp(max=POOL))
 
@@ -291,13 +313,13 @@ class CrossDomain(Method[Scene]):
         here, there = (
             rng.child(name).integers(len(batch), 1, 2, high=room + 1) for name in ("crop", "photograph")
         )
-        image, photograph = (
-            one_channel(images.to_float(cut(x, corner)), rng.child("channel", name))
-            for name, x, corner in (
-                ("rendered", batch.image, here),
-                ("photograph", batch.aux["photographs"], there),
-            )
-        )
+        beside = images.to_float(batch.aux["photographs"])
+        if self.config.whole:
+            beside = F.interpolate(beside, size=(self.side,) * 2, mode="bilinear", antialias=True)
+        else:
+            beside = cut(beside, there)
+        image = one_channel(images.to_float(cut(batch.image, here)), rng.child("channel", "rendered"))
+        photograph = one_channel(beside, rng.child("channel", "photograph"))
         depth, normals, instances = (cut(batch.aux[name], here) for name in ("depth", "normals", "instances"))
         draw = rng.child("pool").uniform(len(batch), 2, 2)
         return Scene(image, photograph, outlines(instances), depth, normals, draw)
@@ -318,7 +340,7 @@ class CrossDomain(Method[Scene]):
             real = self.encoder(pretext.photograph)[self.tap]
         held = {name: p.detach() for name, p in self.judge.named_parameters()}
         fooled = functional_call(self.judge, held, (rendered,)).float()
-        # adversary: -log D(rendered); judge: -½ [log(1 - D(rendered)) + log D(photograph)] (model.py:160, 170-178)
+        # adversary: -log D(rendered); judge: -½ [log(1 - D(rendered)) + log D(photograph)] (model.py:160, 168-178)
         parts["adversary"] = F.binary_cross_entropy_with_logits(fooled, torch.ones_like(fooled))
         made = self.judge(self.rendered.seen(rendered.detach(), pretext.draw[:, 0])).float()
         true = self.judge(self.photographed.seen(real, pretext.draw[:, 1])).float()

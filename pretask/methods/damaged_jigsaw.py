@@ -6,13 +6,13 @@ the eight, what the ninth showed. Setting the weights of two heads to 0 leaves t
 (the paper's "complicated" single tasks). By default some images keep their colour, so that the features can use it
 later; their colour is not asked for.
 
-Differs, as far as one can tell: no code was released, and of the paper only the abstract could be read. These are
+**Differs**, as far as one can tell: no code was released, and of the paper only the abstract could be read. These are
 this file's own choices: tiles are painted in CIELab at 8 x 8 places, the eight in a and b, the ninth in L as well
 ("generate the missing content"); each channel is scored by the squared error, in units of its usual variance, so
 that answering its mean costs about 1; the order is scored in units of ln N, so that guessing costs 1. The paper's
-recipe is that of jigsaw, network and all, and gives the three equal weight; by default colours count less, which
-makes better features within minutes. The list of orders makes the smallest distance large, because with a hole two
-orders that differ in two tiles could look the same but for one.
+recipe is that of jigsaw, network and all, tiles in gray levels included, and gives the three equal weight; by default
+colors count less, which makes better features within minutes. The list of orders makes the smallest distance large,
+because with a hole two orders that differ in two tiles could look the same but for one.
 """
 
 import math

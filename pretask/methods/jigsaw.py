@@ -6,10 +6,12 @@ neighbouring cells are kept from fitting by a gap, by their own brightness and c
 moved against each other, which hides the colour fringes of lenses (sec. 3.2). "Released" is
 MehdiNoroozi/JigsawPuzzleSolver at 8041c58, its first commit; later ones are of another paper.
 
-Differs: by default each puzzle is asked in eight orders and images are flipped. The recipe's list has the 1,000
+**Differs:** by default each puzzle is asked in eight orders and images are flipped. The recipe's list has the 1,000
 orders of the paper (table 4); the released settings name a list of 100, beside 1,000 outputs. Tiles have mean 0 and
-deviation 1, as in the paper; the released code takes the mean alone off pixels of 0 to 255. Grey images and fringes
-are those of the paper; the released code has neither.
+deviation 1, as in the paper; the released code takes the mean alone off pixels of 0 to 255, and its first weights are
+made for that, so the column of the recipe begins by multiplying by 47, a tile's deviation in gray levels. Gray images
+and fringes are those of the paper; the released code has neither. Photographs are cut to their central square and scaled
+to 255 px; the released tool (generate_jps_dataset.cpp) cuts 255 px out of the middle of images that were scaled before.
 
 Cost: the list is made once, by comparing each of its entries with all 362,880 orders of nine (3 s for 1,000).
 """

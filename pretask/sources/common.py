@@ -38,6 +38,8 @@ class Asked:
     """images that fit into this many MiB once decoded are decoded at opening and kept in memory"""
     labels: bool = False
     """labels are wanted: fail early where there are none"""
+    stretch: bool = False
+    """files become square by being squeezed, in place of losing what is outside their central square"""
 
 
 class Images(Source, Protocol):

@@ -1,4 +1,4 @@
-"""Any image file as a square uint8 canvas: upright, 8 bit, grey or RGB, short side resized, centre cut out.
+"""Any image file as a square uint8 canvas: upright, 8 bit, grey or RGB, short side resized, center cut out; or stretched.
 
 Transparent pixels become white, as a page shows them. 16-bit values are scaled (65535 -> 255), not clipped.
 """
@@ -29,14 +29,14 @@ class Unreadable(Exception):
     """One image cannot be used; the message is the reason, in a few words."""
 
 
-def canvas(encoded: Encoded, size: int, channels: int) -> np.ndarray:
-    """A file, its bytes or an opened image -> (channels, size, size) uint8."""
+def canvas(encoded: Encoded, size: int, channels: int, stretch: bool = False) -> np.ndarray:
+    """A file, its bytes or an opened image -> (channels, size, size) uint8; `stretch`: all of it, whatever its shape."""
     with readable():
         image = opened(encoded)
         if image.format == "JPEG":  # the codec itself reduces by 2, 4 or 8, never below `size`
             image.draft("L" if channels == 1 else None, (size, size))
         image = plain(upright(image), channels)
-        pixels = np.asarray(square(image, size))
+        pixels = np.asarray(stretched(image, size) if stretch else square(image, size))
         return pixels.reshape(size, size, channels).transpose(2, 0, 1)
 
 
@@ -110,6 +110,11 @@ def square(image: Image.Image, size: int) -> Image.Image:
     left, top = (image.width - side) / 2, (image.height - side) / 2
     box = (left, top, left + side, top + side)
     return image.resize((size, size), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0)
+
+
+def stretched(image: Image.Image, size: int) -> Image.Image:
+    """All of it as a square; the aspect is lost."""
+    return image.resize((size, size), Image.Resampling.BICUBIC, reducing_gap=3.0)
 
 
 def reason(error: BaseException) -> str:

@@ -75,8 +75,16 @@ class Reader:
     it; where `alike` (N,) is given, the next of an equal value.
     """
 
-    def __init__(self, items: Items, size: int, channels: int, alike: np.ndarray | None = None):
+    def __init__(
+        self,
+        items: Items,
+        size: int,
+        channels: int,
+        alike: np.ndarray | None = None,
+        stretch: bool = False,
+    ):
         self.items, self.size, self.alike, self.planes = items, size, alike, Planes(channels)
+        self.stretch = stretch
 
     def chosen(self, index: Tensor) -> "Reader":
         """Of some positions alone."""
@@ -103,7 +111,7 @@ class Reader:
 
     def one(self, i: int) -> np.ndarray:
         with decode.readable():
-            return decode.canvas(self.items.read(i), self.size, self.planes.channels)
+            return decode.canvas(self.items.read(i), self.size, self.planes.channels, self.stretch)
 
     def candidates(self, i: int) -> Iterator[int]:
         """i, then those that may stand in for it."""
@@ -203,7 +211,8 @@ def collect(
     """
     channels, size = asked.channels or 3, asked.size or median_side(name, items)
     alike = None if label is None else label.numpy()
-    return opened(name, Reader(items, size, channels, alike), asked, label, classes, bad, aux)
+    reader = Reader(items, size, channels, alike, asked.stretch)
+    return opened(name, reader, asked, label, classes, bad, aux)
 
 
 def opened(

@@ -92,5 +92,5 @@ def fitted(pixels: np.ndarray, asked: Asked, name: str) -> Tensor:
     with bar(asked.progress) as progress:
         for i in progress.track(range(n), description=f"resizing {Path(name).name}"):
             image = Image.fromarray(pixels[i].squeeze(-1) if depth == 1 else pixels[i])
-            out[i] = torch.from_numpy(decode.canvas(image, size, channels).copy())
+            out[i] = torch.from_numpy(decode.canvas(image, size, channels, asked.stretch).copy())
     return out

@@ -1,8 +1,9 @@
 """Scenes with dense maps beside their images: `scenes:FOLDER`, or a folder that `pretask render` made.
 
 `scenes:FOLDER+PHOTOGRAPHS` sets a photograph of any other source beside each: sample i is scene i mod N with photograph
-i mod M, and there are max(N, M) of them. A scene one of whose maps is missing, unreadable or of another size than its
-image is left out, counted and listed, as an unreadable image is.
+i mod M, and there are max(N, M) of them. Scenes are cut to their central square; photographs are squeezed to one, as in
+the released code of Ren & Lee 2018 (train.py:29). A scene one of whose maps is missing, unreadable or of another size
+than its image is left out, counted and listed, as an unreadable image is.
 """
 
 from dataclasses import replace
@@ -91,7 +92,7 @@ class SceneReader(Reader):
 def beside(spec: str, scenes: Images, asked: Asked) -> Images:
     from pretask import sources
 
-    alike = replace(asked, size=scenes.size, channels=scenes.channels, split=None, labels=False)
+    alike = replace(asked, size=scenes.size, channels=scenes.channels, split=None, labels=False, stretch=True)
     found = sources.opened(spec, alike).images
     if isinstance(found, Stream):
         raise UserError(

@@ -297,6 +297,17 @@ def test_the_papers_net_drops_half_of_fc6_and_of_fc7_in_training_alone():
         assert torch.equal(net(image)["fc7"], net(image)["fc7"])
 
 
+def test_the_papers_net_is_given_the_mean_of_the_channels_less_the_released_one():
+    """train_vgg16.prototxt: 0 to 1, shift -0.4488, then the mean of three channels."""
+    encoder = encoders.build("color_vgg16:width=4,wide=16,sees=mean", 3, 48).eval()
+    seen, image = [], torch.rand(2, 3, 48, 48)
+    first = next(m for m in encoder.modules() if isinstance(m, torch.nn.Conv2d))
+    first.register_forward_pre_hook(lambda _, x: seen.append(x[0]))
+    with torch.no_grad():
+        encoder(image)
+    assert_close(seen[0], ((image - 0.4488).sum(1, keepdim=True) / 3))
+
+
 def test_the_papers_net_begins_as_caffes_xavier_has_it():
     """Uniform within sqrt(3 / inputs), outputs not counted."""
     torch.manual_seed(0)

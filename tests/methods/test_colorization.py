@@ -331,6 +331,25 @@ def test_the_net_for_features_pools_rounded_up():
             assert list(net.sides.values()) == sides
 
 
+@pytest.mark.parametrize("net", ["colornet", "color_alexnet"])
+def test_the_papers_nets_are_given_the_lightness_less_fifty(net):
+    """data_l_meansub of both prototxts: scale 1, bias -50. Outputs begin at about 1 all the same, as magic_init leaves them:
+    at 25 times that, the biases beside them would have no say for a hundred thousand steps."""
+    torch.manual_seed(0)
+    encoder = encoders.build(f"{net}:sees=lightness", 3, 64).train()
+    seen, made = [], []
+    first = next(m for m in encoder.modules() if isinstance(m, nn.Conv2d))
+    first.register_forward_hook(lambda _, x, y: seen.append(x[0]) or made.append(y.detach().clone()))
+    black_and_white = torch.tensor([0.0, 1.0]).view(2, 1, 1, 1).expand(2, 3, 64, 64)
+    encoder(black_and_white)
+    assert_close(seen[0][0], torch.full((1, 64, 64), -50.0), atol=1e-3, rtol=0)
+    assert_close(seen[0][1], torch.full((1, 64, 64), 50.0), atol=1e-3, rtol=0)
+    x = batch(sources.open("synthetic:32:64"), 32).image / 255
+    encoder(x)
+    assert_close(seen[1], images.lab(x)[:, :1] - 50, atol=2e-2, rtol=0)
+    assert 0.2 < made[1].std() < 2
+
+
 @pytest.mark.parametrize(("recipe", "rate", "decay"), [(cz.Paper, 1.0, 1e-3), (cz.Features, 2.0, 0.0)])
 def test_biases_learn_and_decay_as_in_the_prototxts(recipe, rate, decay):
     """colorization_train_val_v2.prototxt leaves Caffe's 1 and 1; the net for features has lr_mult 2, decay_mult 0."""

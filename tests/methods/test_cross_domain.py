@@ -1,10 +1,13 @@
 """Cross-domain tasks: each loss against its formula, a judge and a trunk that never move each other, pools that hold 128."""
 
 import math
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import nn
 from torch.testing import assert_close
 
@@ -212,6 +215,23 @@ def test_one_channel_stands_for_all_and_it_is_the_same_of_the_whole_batch():
     assert any(a != b for a, b in channels)
 
 
+def test_a_photograph_is_shown_whole_in_the_papers_recipe():
+    """A ramp from black to white: scaled to the crop's side, it still ends as it began (train.py:29); a crop of it does not
+    reach both ends."""
+    made, source = method(whole=Paper().whole)
+    made.side = 24
+    batch = loader.sample(source, 4)
+    ramp = torch.linspace(0, 255, 32).round().to(torch.uint8).expand(4, 3, 32, 32)
+    batch = replace(batch, aux={**batch.aux, "photographs": ramp})
+    shown = made.puzzle(batch, 1).photograph
+    assert shown.shape == (4, 3, 24, 24) and shown.std(2).max() < 1e-6
+    ours = torch.from_numpy(
+        np.array(Image.fromarray(ramp[0, 0].numpy()).resize((24, 24), Image.Resampling.BILINEAR))
+    )
+    assert_close(255 * shown[0, 0], ours.float(), atol=0.6, rtol=0)  # as torchvision's Resize
+    assert shown[:, :, 0, -1].min() - shown[:, :, 0, 0].max() > 0.95
+
+
 # ---- two players
 
 
@@ -304,21 +324,46 @@ def test_the_judge_begins_at_the_toss_of_a_coin():
 # ---- pools
 
 
-def test_a_pool_gives_back_its_first_128_and_never_holds_more():
-    pool, held = Pool(2, 1), []
-    for number in range(20):
-        maps, draw = Rng(number).normal(10, 2, 1, 1), Rng(number, "draw").uniform(10, 2)
+class SlowPool:
+    """One map after the other, as utils.py:24-44 of the released code queries its pool; draws are given."""
+
+    def __init__(self):
+        self.held = []
+
+    def query(self, maps, draw):
+        returned = []
+        for new, (exchanged, which) in zip(maps, draw.tolist(), strict=True):
+            if len(self.held) < POOL:
+                self.held.append(new)
+                returned.append(new)
+            elif exchanged < 0.5:
+                place = int(which * POOL)
+                returned.append(self.held[place])
+                self.held[place] = new
+            else:
+                returned.append(new)
+        return torch.stack(returned)
+
+
+@pytest.mark.parametrize("batch", [10, 224])
+def test_a_pool_answers_as_the_released_one_does_map_by_map(batch):
+    """A batch of 224, the released one, fills the pool and exchanges maps with itself in the very first step."""
+    pool, slow = Pool(2, 1), SlowPool()
+    for number in range(40 if batch == 10 else 4):
+        maps, draw = Rng(number).normal(batch, 2, 1, 1), Rng(number, "draw").uniform(batch, 2)
         seen = pool.seen(maps, draw)
-        own = (seen == maps).all(1).flatten()
-        first = max(0, min(10, POOL - 10 * number))
-        assert own[:first].all()
-        assert torch.equal(~own[first:], draw[first:, 0] < 0.5)
-        for old, was in zip(seen[~own], (~own).nonzero()[:, 0].tolist(), strict=True):
-            assert any(torch.equal(old, kept) for kept in held), was
+        assert torch.equal(seen, slow.query(maps, draw)), number
         pool.remember(maps, draw)
-        held = [*pool.maps[: int(pool.held)]]
-        assert int(pool.held) == min(POOL, 10 * (number + 1))
-    assert len(pool.maps) == POOL
+        assert int(pool.held) == len(slow.held) == min(POOL, batch * (number + 1))
+        assert torch.equal(pool.maps[: int(pool.held)], torch.stack(slow.held)), number
+
+
+def test_a_second_process_is_given_no_map_that_is_not_there(monkeypatch):
+    """Of a first batch over two processes, the second has the places from 112 on; what lies before it has not seen."""
+    monkeypatch.setattr(cross_domain.distributed, "rank", lambda: 1)
+    maps = 1 + Rng(1).uniform(112, 2, 1, 1)
+    seen = Pool(2, 1).seen(maps, Rng(2).uniform(112, 2))
+    assert (seen > 0).all() and not torch.equal(seen, maps)
 
 
 def test_what_is_exchanged_stays_in_the_pool():
@@ -363,6 +408,40 @@ def test_the_papers_nets_have_its_sizes():
             assert grown == [27, 55, 113, 227] and x.shape == (2, out, 227, 227)
         judged = cross_domain.judge(256, Paper().judge)(torch.zeros(2, 256, 13, 13))
         assert judged.shape == (2, 1, 6, 6)
+
+
+def test_the_papers_trunk_begins_as_its_heads_do():
+    """xavier_normal_ with a gain of 0.02 by the shapes of networks.py:90-120, biases 0, gains around 1 by 0.02."""
+    with torch.device("cpu"):
+        net = Paper().draw("scene_alexnet", sources.open("synthetic:2:64")).net
+    shapes = {  # outputs, inputs, kernel
+        "conv1": (96, 3, 11), "conv2": (256, 96, 5), "conv3": (384, 256, 3), "conv4": (384, 384, 3),
+        "conv5": (256, 384, 3), "fc6": (4096, 256, 6), "fc7": (4096, 4096, 1),
+    }  # fmt: skip
+    for name, (out, inputs, kernel) in shapes.items():
+        layer, norm = (
+            next(m for m in net.get_submodule(name) if isinstance(m, kind))
+            for kind in (nn.Conv2d, nn.BatchNorm2d)
+        )
+        std = 0.02 * math.sqrt(2 / ((inputs + out) * kernel**2))
+        assert layer.weight.shape == (out, inputs, kernel, kernel)
+        assert_close(layer.weight.std().item(), std, rtol=0.02, atol=0)
+        assert not layer.bias.any() and not norm.bias.any()
+        assert abs(norm.weight.mean() - 1) < 0.01 and 0.015 < norm.weight.std() < 0.025
+
+
+def test_conv1_of_the_papers_trunk_is_given_three_equal_channels_around_zero():
+    """Pixels in [0, 1] less the mean and no more (train.py:19: a deviation of 1); the one channel that is drawn stands for
+    all three (model.py:103-105)."""
+    source = sources.open("synthetic:4:64")
+    encoder = encoders.build("scene_alexnet", 3, 64)
+    given = []
+    encoder.net.conv1[0].register_forward_pre_hook(lambda _, x: given.append(x[0]))
+    image = cross_domain.one_channel(source.__getitems__(torch.arange(4)).image / 255, Rng(1))
+    encoder.eval()(image)
+    assert torch.equal(given[0][:, 0], given[0][:, 1]) and torch.equal(given[0][:, 0], given[0][:, 2])
+    assert_close(given[0].std(), image.std())
+    assert_close(given[0].mean(), image.mean() - 0.449)
 
 
 def test_the_papers_recipe_has_its_numbers():

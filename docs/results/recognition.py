@@ -1,0 +1,105 @@
+#!/usr/bin/env python3
+"""Is what a run paints recognized by a network that learned from color photographs? (Zhang et al. 2016, sec. 3.1)
+
+    python docs/results/recognition.py --data FOLDER [--network tf_efficientnet_lite0@weights/tf_efficientnet_lite0.safetensors]
+        [--runs runs/results]
+
+FOLDER holds imagenette224/, whose class folders begin with the WordNet numbers of ImageNet. The network is one of timm's with
+ImageNet's 1,000 classes, with its weights in a file below FOLDER. The paper has VGG-16. A run that is there, finished, is used
+again; painting and naming take some minutes. What came out is kept in recognition/imagenette.json and shown in colorize.md.
+"""
+
+import argparse
+import json
+import shlex
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import make
+import timm
+import torch
+from orderings import COMMON
+from PIL import Image
+from timm.data.config import resolve_model_data_config
+from timm.data.imagenet_info import ImageNetInfo
+from timm.data.transforms_factory import create_transform
+from torch import Tensor
+
+from pretask import colorizing, images, sources
+from pretask.evals.interval import interval
+from pretask.reports import sheet
+from pretask.run import Run
+
+NETWORK = "tf_efficientnet_lite0@weights/tf_efficientnet_lite0.safetensors"
+TRAIN, TEST = "imagenette224/train", "imagenette224/val"
+TEMPERATURES = (0.38, 1.0)
+"""of the painted colors: the paper's 0.38, and the mean"""
+
+
+def main() -> None:
+    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words.add_argument("--data", type=Path, required=True)
+    words.add_argument("--network", default=NETWORK, help="NAME@FILE")
+    words.add_argument("--runs", type=Path, default=Path("runs/results"))
+    asked = words.parse_args()
+    run = asked.runs / "recognition-s0"
+    flags = ["pretrain", "colorization", "--data", str(asked.data / TRAIN), "--out", str(run)]
+    flags += COMMON
+    if not (run / "DONE").exists():
+        make.pretask(flags, threads=1)
+    name, _, file = asked.network.partition("@")
+    right = recognized(Run(run), asked.data / TEST, named(name, asked.data / file))
+    gray = right["without color"]
+    rows = [
+        {"images": what, "n": len(x), "top1": asdict(interval(x)), "above_gray": asdict(interval(x - gray))}
+        for what, x in right.items()
+    ]
+    command = make.plain("OMP_NUM_THREADS=1 " + shlex.join(["pretask", *flags]), asked.data, asked.runs)
+    kept = make.HERE / "recognition" / "imagenette.json"
+    kept.parent.mkdir(exist_ok=True)
+    found = {"command": command, "steps": Run(run).card["steps"], "network": asked.network, "rows": rows}
+    kept.write_text(json.dumps(found, indent=2) + "\n")
+    print(kept.read_text())
+
+
+def named(name: str, file: Path) -> Callable[[Image.Image], int]:
+    """The class of ImageNet, of all 1,000, that a network of timm's gives a picture, prepared as it wants it."""
+    net = timm.create_model(name, checkpoint_path=str(file)).eval()
+    prepare: Any = create_transform(**resolve_model_data_config(net), is_training=False)
+
+    @torch.inference_mode()
+    def name_of(picture: Image.Image) -> int:
+        return int(net(prepare(picture)[None]).argmax())
+
+    return name_of
+
+
+@torch.inference_mode()
+def recognized(run: Run, folder: Path, name_of: Callable[[Image.Image], int]) -> dict[str, Tensor]:
+    """Which of the photographs in class folders are named rightly, (N,) of 0 and 100, in their own colors, in none, in what
+    the run paints, and in the colors of another photograph; the lightness is always their own."""
+    source = sources.open(folder, size=run.card["size"], channels=3, cache_mb=0)
+    numbers = {word: i for i, word in enumerate(ImageNetInfo().label_names())}
+    paint = colorizing.painter(run)
+    right: dict[str, list[float]] = {}
+    files, labs = zip(
+        *((file, images.lab(image)) for file, image in colorizing.originals(source)), strict=True
+    )
+    others = torch.randperm(len(labs), generator=torch.Generator().manual_seed(0)).tolist()
+    for file, lab, other in zip(files, labs, others, strict=True):
+        light, own = lab[:, :1], lab[:, 1:]
+        colors = {"in their own colors": own, "without color": 0 * own}
+        for t in TEMPERATURES:
+            colors[f"painted, temperature {t:g}"] = paint(light, t)
+        colors["in the colors of another photograph"] = labs[other][:, 1:]  # all are of one size
+        true = numbers[file.partition("/")[0].partition("_")[0]]
+        for what, ab in colors.items():
+            picture = sheet.pictures(images.from_lab(torch.cat([light, ab], 1)))[0]
+            right.setdefault(what, []).append(100.0 * (name_of(picture) == true))
+    return {what: torch.tensor(x) for what, x in right.items()}
+
+
+if __name__ == "__main__":
+    main()
