@@ -3,7 +3,7 @@
 
     python docs/results/changes.py [METHOD …] --data FOLDER [--runs runs/changes]
 
-FOLDER holds imagenette224/, and pairs/ for text_topic. Before is a checkout of an older commit of this repository, made in a temporary folder. Runs
+FOLDER holds imagenette224/, and pairs/ for text_topic; rooms for cross_domain are rendered. Before is a checkout of an older commit of this repository, made in a temporary folder. Runs
 are 300 steps (of transformers 1,500) on 96 px, on one core, two at a time; those that are there, finished, are used again. What came out is kept in
 changes/METHOD.json, and `make.py` puts it on the page.
 """
@@ -35,7 +35,7 @@ from pretask.run import Run
 BEFORE = "2a7ee8d"
 SEEDS = 3
 TRAIN, TEST = "imagenette224/train", "imagenette224/val"
-PAIRS = {"text_topic": f"{make.PAIRS}/train.jsonl"}
+DATA = {"text_topic": f"{make.PAIRS}/train.jsonl", "cross_domain": f"scenes:{make.ROOMS}+{TRAIN}"}
 """what is learned from where photographs do not do; the scores are those of photographs all the same"""
 TRANSFORMERS = ("mae", "ijepa", "ibot")
 """to which 300 steps are few, and patches of 4 px too many: they have 1,500 steps and patches of 12 px"""
@@ -51,6 +51,7 @@ CHANGES = {
     "lejepa": "the head sees all views at once; centers are means of the large views",
     "ijepa": "the teacher's momentum rises along a line",
     "barlow_twins": "the loss is not divided by the width; each view has batch norms to itself",
+    "cross_domain": "the judge's pools exchange maps one by one",
     "mae": "first weights, epsilon, decay of the token and targets as released",
     "moco:v3": "heads as released; each view has batch norms to itself",
     "text_topic": "words are lemmas; topics by at least five passes",
@@ -68,7 +69,7 @@ def main() -> None:
         words.error(f"no change of {', '.join(sorted(unknown))}; there are {', '.join(CHANGES)}")
     (HERE / "changes").mkdir(exist_ok=True)
     for name in asked.method or CHANGES:
-        make.prepare(PAIRS.get(name, TRAIN), asked.data, asked.runs)
+        make.prepare(DATA.get(name, TRAIN), asked.data, asked.runs)
         with checkout(BEFORE) as older, ThreadPoolExecutor(os.cpu_count()) as several:
             places = {"before": older, "after": HERE.parents[1]}
             made = {
@@ -110,7 +111,7 @@ def pretrained(name: str, code: Path, seed: int, when: str, asked: argparse.Name
     run = asked.runs.resolve() / f"{plain(name)}-{when}-s{seed}"
     if not (run / "DONE").exists():
         shutil.rmtree(run, ignore_errors=True)
-        data = make.place(PAIRS.get(name, TRAIN), asked.data.resolve(), run)
+        data = make.place(DATA.get(name, TRAIN), asked.data.resolve(), run)
         words = [*command(name), "--data", str(data), "--seed", str(seed), "--out", str(run)]
         print("$", shlex.join(words), "#", when, flush=True)
         # -m looks in the folder where it is started first
@@ -124,7 +125,7 @@ def compared(name: str, runs: Mapping[str, Sequence[Path]], data: Path) -> dict[
     """kNN and linear probe of both, and the paired difference after - before."""
     right = {when: [scored(Run(run), data) for run in each] for when, each in runs.items()}
     found: dict[str, Any] = {"method": name, "what": CHANGES[name], "before": BEFORE, "seeds": SEEDS}
-    place = make.place(PAIRS.get(name, TRAIN), Path("DATA"), Path("RUNS/x"))
+    place = make.place(DATA.get(name, TRAIN), Path("DATA"), Path("RUNS/x"))
     found["command"] = shlex.join([*command(name), "--data", place])
     found["solved"] = {when: [solved(run) for run in each] for when, each in runs.items()}
     for kind in ("kNN", "linear"):

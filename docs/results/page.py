@@ -169,7 +169,7 @@ def changes(found: Sequence[Row]) -> str:
             "## Default recipes that changed\n",
             "Made by `python docs/results/changes.py`: the same seeds before (commit "
             f"{first['before']}) and after recipes were held against papers and released code, {first['seeds']} seeds, "
-            f"`{first['command'].replace(first['method'], 'METHOD')}` (text_topic: figures and captions of a textbook; mae, ijepa and ibot: 1,500 steps, patches of 12 px), on one core. *Solved* is the share of puzzles in the last "
+            f"`{first['command'].replace(first['method'], 'METHOD')}` (text_topic: figures and captions of a textbook; cross_domain: rendered rooms beside them; mae, ijepa and ibot: 1,500 steps, patches of 12 px), on one core. *Solved* is the share of puzzles in the last "
             "tenth of the run, %; kNN and linear probe of pooled features on Imagenette's test images, %, and the paired "
             "difference with its interval.\n",
             f"{OLDER}\n",
