@@ -52,11 +52,43 @@ MORE = (
     ("finetune", "fine-tuned"),
 )
 CLUES = ("edges", "JPEG grid", "fringes", "shading", "fine traces")
-OLDER = """\
-All other rows of `jigsaw`, `damaged_jigsaw`, `exemplar_cnn`, `context_prediction`, `swav`, `dino`, `ibot`, `lejepa`, `ijepa`,
-`barlow_twins` and `text_topic` on this page, and what the README says of these methods, were made before commit 47def2c, by the
-default recipes of that time; their commands give other numbers now."""
-"""what is owed until these rows are made again"""
+FOLDS = "text_topic-folds"
+OWED = {
+    **dict.fromkeys(("exemplar-imagenette", "exemplar-cifar10"), "47def2c"),
+    **dict.fromkeys(("context-imagenette", "context-cifar10", "context-lossless"), "47def2c"),
+    **dict.fromkeys(("jigsaw-imagenette", "jigsaw-cifar10", "jigsaw-grid", "jigsaw-no-grid"), "47def2c"),
+    **dict.fromkeys(("damaged-imagenette", "damaged-cifar10"), "47def2c"),
+    **dict.fromkeys(
+        (f"{name}-cifar10" for name in ("barlow_twins", "swav", "dino", "ibot", "ijepa", "lejepa")), "47def2c"
+    ),
+    **dict.fromkeys(("text_topic-astronomy", "text_topic-cifar10", FOLDS), "47def2c"),
+    **dict.fromkeys(("mae-cifar10", "mae-imagenette"), "d2eb21a"),
+    **dict.fromkeys(
+        (
+            f"cross_domain-{name}"
+            for name in (
+                "imagenette",
+                "cifar10",
+                "normals",
+                "depth",
+                "normals-tuned",
+                "depth-tuned",
+                "segmentation",
+                "classification",
+                "detection",
+            )
+        ),
+        "891903c",
+    ),
+}
+"""experiments to be made again -> the commit by which the default recipe has changed since"""
+OWED_STUDIES = {
+    **dict.fromkeys(("exemplar-clustered", "exemplar-copies"), "47def2c"),
+    **dict.fromkeys(("context-colour", "context-gap"), "47def2c"),
+    **dict.fromkeys(("jigsaw-orders", "jigsaw-shuffles", "damaged-heads"), "47def2c"),
+    **dict.fromkeys(("scene-adversary", "scene-tasks"), "891903c"),
+}
+"""the same of orderings"""
 COLOURS = ("#3f51b5", "#9e9e9e", "#c9a227", "#d1495b")
 """of the run, the untrained encoder, raw pixels and k-means patches"""
 
@@ -69,7 +101,7 @@ def write(folder: Path, names: Sequence[str]) -> None:
             parts.append(section(folder / name))
             picture(folder / name)
     if studies := sorted((folder / "orderings").glob("*.json")):
-        parts.append(orderings([read(path) for path in studies]))
+        parts.append(orderings({path.stem: read(path) for path in studies}))
     if found := sorted((folder / "changes").glob("*.json")):
         parts.append(changes([read(path) for path in found]))
     if (kept := folder / "stacks" / "mnist.json").exists():
@@ -107,7 +139,10 @@ def section(kept: Path) -> str:
             f"![Loss of each run, and scores with their intervals]({kept.name}/picture.svg)\n",
             *table(scores),
             "",
-            *(f"- {said}" for said in (*differences(scores), *units(scores), *extras(about))),
+            *(
+                f"- {said}"
+                for said in (*differences(scores), *units(scores), *extras(about), *older(kept.name, card))
+            ),
             "",
         ]
     )
@@ -117,7 +152,7 @@ def read(path: Path) -> Any:
     return json.loads(path.read_text())
 
 
-def orderings(studies: Sequence[Row]) -> str:
+def orderings(studies: Mapping[str, Row]) -> str:
     """A table for each study: what the paper says, what came out."""
     lines = [
         "## Orderings that the papers report, in small\n",
@@ -125,12 +160,12 @@ def orderings(studies: Sequence[Row]) -> str:
         "pooled features of Imagenette, *solved* the share of puzzles at the end of training, %, which is another puzzle in "
         "every arm; where the head that tells it is not trained, it stays at chance. Brackets are against the first arm.\n",
     ]
-    if any("told apart" in study["n"] for study in studies):
+    if any("told apart" in study["n"] for study in studies.values()):
         lines.append(
             "*CIFAR-10* is the same probe there, with 8,000 labels; *told apart* how often a fresh linear probe tells "
             "rendered images from photographs, by the map that the judge sees, %.\n"
         )
-    for study in studies:
+    for name, study in studies.items():
         solved = any(arm["solved"] is not None for arm in study["arms"])
         shown = [*study["n"]]
         lines += [
@@ -142,12 +177,23 @@ def orderings(studies: Sequence[Row]) -> str:
             cells = [f"{arm['solved']:.1f}"] if solved else []
             cells += [f"{spread(arm[score])}{against(arm[score]['difference'])}" for score in shown]
             lines.append(f"| {arm['arm']}: `{arm['command']}` | {' | '.join(cells)} |")
+        if name in OWED_STUDIES:
+            lines.append(f"\n(made before {OWED_STUDIES[name]} changed the default recipe)")
         lines.append("")
     return "\n".join(lines)
 
 
 def against(less: Row | None) -> str:
     return "" if less is None else f" [{less['low']:+.1f}, {less['high']:+.1f}]"
+
+
+def owed() -> str:
+    return (
+        "Other rows on this page of these methods, where it is said beside them, and what the README says of them, were made by the "
+        "default recipes of an older time. To make them again:\n\n"
+        f"```sh\npython docs/results/make.py {' '.join(name for name in OWED if name != FOLDS)} --data FOLDER\n"
+        f"python docs/results/folds.py --data FOLDER\npython docs/results/orderings.py {' '.join(OWED_STUDIES)} --data FOLDER\n```\n"
+    )
 
 
 def changes(found: Sequence[Row]) -> str:
@@ -172,7 +218,7 @@ def changes(found: Sequence[Row]) -> str:
             f"`{first['command'].replace(first['method'], 'METHOD')}` (text_topic: figures and captions of a textbook; cross_domain: rendered rooms beside them; mae, ijepa and ibot: 1,500 steps, patches of 12 px), on one core. *Solved* is the share of puzzles in the last "
             "tenth of the run, %; kNN and linear probe of pooled features on Imagenette's test images, %, and the paired "
             "difference with its interval.\n",
-            f"{OLDER}\n",
+            f"{owed()}\n",
             "| what changed | solved | kNN | linear |",
             "|---|---:|---:|---:|",
             *rows,
@@ -436,6 +482,16 @@ def units(scores: Row) -> list[str]:
 
 def plus_minus(found: Sequence[float]) -> str:
     return f"{found[0]:.1f} ±{found[1]:.1f}"
+
+
+def older(name: str, card: Row) -> list[str]:
+    """A remark where the default recipe has changed since."""
+    if name not in OWED:
+        return []
+    return [
+        f"made at commit {card['commit'][:7]}, before {OWED[name]} changed the default recipe; the commands above give other "
+        "numbers now"
+    ]
 
 
 def extras(about: Row) -> list[str]:
