@@ -1,8 +1,8 @@
 """What papers and released code say of each recipe, beside what pretask builds: read by the site and by a test.
 
 tests/golden/NAME.json holds {"RECIPE": {"FACT": {"paper": …, "released": …, "source": …, "why": …}}}, never a value of
-pretask's own: that is read from the recipe and from what it builds. `why` stands where it differs, a `note` where it does
-not. An entry whose source nobody has read has the source "unread" and says nothing else.
+pretask's own: that is read from the recipe and from the method that it builds. `why` stands where it differs, a `note`
+where it does not. An entry whose source nobody has read has the source "unread" and says nothing else.
 
 A FACT that a program can read here is compared, by tests/test_fidelity.py:
     width, views.jitter, train.lr     a field of the recipe, or of a dataclass in it
@@ -11,19 +11,31 @@ A FACT that a program can read here is compared, by tests/test_fidelity.py:
     encoder.mean, encoder.std         of the pixels that it is given, a number for each channel
     schedule                          [fraction of the run, learning rate], …
     schedule.weight_decay             the same of the weight decay
-Others, such as `loss.scale` or `init.conv1`, are for people; where they matter, a test of the method has them.
+    encoder.layers                    what its layers are, of KINDS, in order
+    head.layers, predictor.layers     the classes of a part's layers, with inputs and outputs if wanted
+    groups                            [{"of": which parameters, "lr": at the peak, "weight_decay": …}, …]: "all", "matrices",
+                                      "vectors" or names with *, each parameter by the first that fits
+    init.NAME                         standard deviation of the first weights of the parameter that "of" names, or their value
+                                      if all are one
+Others, such as `loss.scale`, are for people; where they matter, a test of the method has them. So are groups, layers and
+first weights that are given in words.
 """
 
 import dataclasses
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatch
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
-from pretask import encoders, methods
+import torch
+from torch import Tensor, nn
+
+from pretask import methods
 from pretask.config import decay, schedule
-from pretask.methods import MethodConfig
+from pretask.methods import Method, MethodConfig
 
 GOLDEN = Path(__file__).parents[1] / "tests" / "golden"
 UNREAD = "unread"
@@ -76,17 +88,27 @@ def fields(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield from fields(config.train, "train.")
 
 
-def ours(config: MethodConfig, fact: str, like: Any) -> Any:
-    """What is built, or None of a fact that no program reads; a schedule is asked at the fractions of `like`."""
+def ours(config: MethodConfig, fact: str, entry: Entry) -> Any:
+    """What is built, or None of a fact that no program reads; a schedule is asked at their fractions."""
+    like = theirs(entry)
     known = dict(fields(config)) | {"encoder": config.encoder}
     if fact in known:
         return known[fact]
-    if fact in ("encoder.parameters", "encoder.mean", "encoder.std"):
-        channels, size = IMAGES.get(config.encoder.partition(":")[0], (3, 224))
-        net = encoders.build(config.spec(), channels, size)
-        if fact == "encoder.parameters":
-            return sum(p.numel() for p in net.parameters())
-        return (net.mean if fact == "encoder.mean" else net.std).flatten().tolist()
+    if fact == "encoder.parameters":
+        return sum(p.numel() for p in built(config).export().parameters())
+    if fact in ("encoder.mean", "encoder.std"):
+        return getattr(built(config).export(), fact.partition(".")[2]).flatten().tolist()
+    if fact == "encoder.layers":
+        return [kind(name, layer) for name, layer in leaves(built(config).export().net)]
+    if fact.endswith(".layers"):
+        part = getattr(built(config), fact.partition(".")[0])
+        layers = [layer for _, layer in leaves(part)]
+        return [described(each, like[i] if i < len(like) else "") for i, each in enumerate(layers)]
+    if fact == "groups" and isinstance(like, list):
+        return groups(built(config), config, like)
+    if fact.startswith("init.") and "of" in entry:
+        first = dict(built(config).named_parameters())[entry["of"]].detach().float()
+        return first.std().item() if first.unique().numel() > 1 else first.flatten()[0].item()
     if fact == "schedule":
         return [[f, config.train.lr * schedule(config.train, f)] for f, _ in like]
     if fact == "schedule.weight_decay":
@@ -94,8 +116,101 @@ def ours(config: MethodConfig, fact: str, like: Any) -> Any:
     return None
 
 
-IMAGES = {"exemplar": (3, 32), "jule": (1, 28), "mlp": (1, 28)}
-"""channels and pixels for which networks are built whose parameters depend on them"""
+IMAGES = {
+    "cfn": (3, 255),
+    "context_alexnet": (3, 400),
+    "exemplar": (3, 32),
+    "jule": (1, 28),
+    "mlp": (1, 28),
+    "scene_alexnet": (3, 227),
+}
+"""channels and pixels of the images that a network is built for, if not (3, 224)"""
+
+
+class Photographs:
+    """A source that tells no more than a method may ask for when it is built."""
+
+    name, bad = "photographs", {}
+
+    def __init__(self, config: MethodConfig):
+        self.channels, self.size = IMAGES.get(config.encoder.partition(":")[0], (3, 224))
+        self.provides = config.needs
+
+    def __len__(self) -> int:
+        return 10_000
+
+
+@lru_cache(maxsize=1)
+def built(config: MethodConfig) -> Method[Any]:
+    """The method of a recipe, untrained; the facts of one recipe are asked one after the other."""
+    source: Any = Photographs(config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return config.build(config.draw(config.spec(), source), source)
+
+
+KINDS = {
+    "Conv2d": "conv",
+    "Linear": "fc",
+    "ReLU": "relu",
+    "MaxPool2d": "pool",
+    "AvgPool2d": "mean",
+    "LocalResponseNorm": "lrn",
+    "BatchNorm1d": "bn",
+    "BatchNorm2d": "bn",
+    "Dropout": "drop",
+    "Sigmoid": "sigmoid",
+}
+"""class of a layer -> as it is called in a list of layers; a convolution in the place of a wide layer is "fc" """
+
+
+def leaves(net: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Layers with their names, in order, but for those that only change shape or units."""
+    passed = ("Identity", "Flatten", "Times")
+    return [
+        (name, layer)
+        for name, layer in net.named_modules()
+        if not any(layer.children()) and type(layer).__name__ not in passed
+    ]
+
+
+def kind(name: str, layer: nn.Module) -> str:
+    known = KINDS.get(type(layer).__name__, type(layer).__name__)
+    return "fc" if known == "conv" and name.startswith("fc") else known
+
+
+def described(layer: nn.Module, like: str) -> str:
+    """A layer's class, with as much beside it as `like` has."""
+    words = [type(layer).__name__]
+    if isinstance(layer, nn.Linear) and any(map(str.isdigit, like.partition(" ")[2])):
+        words += [str(layer.in_features), str(layer.out_features)]
+    if isinstance(layer, nn.Linear) and layer.bias is None and " " in like:
+        words.append("without bias")
+    if isinstance(layer, nn.BatchNorm1d) and not layer.affine and " " in like:
+        words.append("without gain")
+    return " ".join(words)
+
+
+def groups(
+    method: Method[Any], config: MethodConfig, like: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """What the optimizers have for the parameters that each group of `like` is of, and for those that no group is of."""
+    found: dict[str, list[dict[str, Any]]] = {each["of"]: [] for each in like}
+    asked = {each["of"]: [key for key in each if key != "of"] for each in like}
+    name_of = {id(p): name for name, p in method.named_parameters()}
+    for optimizer in method.optimizers(config.train):
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                of = next((of for of in found if belongs(name_of[id(p)], p, of)), name_of[id(p)])
+                values = {key: group.get(key) for key in asked.get(of, ("lr", "weight_decay"))}
+                if values not in found.setdefault(of, []):
+                    found[of].append(values)
+    return [{"of": of} | values for of, each in found.items() for values in each]
+
+
+def belongs(name: str, p: Tensor, of: str) -> bool:
+    kinds = {"all": True, "matrices": p.ndim > 1, "vectors": p.ndim <= 1}
+    return kinds.get(of, fnmatch(name, of))
 
 
 def read(entry: Entry) -> bool:
@@ -107,13 +222,15 @@ def theirs(entry: Entry) -> Any:
     return entry["released"] if "released" in entry else entry["paper"]
 
 
-def agrees(one: Any, other: Any) -> bool:
-    """Equal, numbers to a thousandth."""
+def agrees(one: Any, other: Any, slack: float = 1e-3) -> bool:
+    """Equal, numbers to a thousandth, or so."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(agrees(one[key], other[key], slack) for key in one)
     if isinstance(one, list | tuple) and isinstance(other, list | tuple):
-        return len(one) == len(other) and all(agrees(a, b) for a, b in zip(one, other, strict=True))
+        return len(one) == len(other) and all(agrees(a, b, slack) for a, b in zip(one, other, strict=True))
     if isinstance(one, bool) or isinstance(other, bool) or not isinstance(one, int | float):
         return one == other
-    return isinstance(other, int | float) and abs(one - other) <= 1e-3 * max(abs(one), abs(other))
+    return isinstance(other, int | float) and abs(one - other) <= slack * max(abs(one), abs(other))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,6 +241,8 @@ class Line:
     fact: str
     entry: Entry
     ours: Any
+    slack: float = 1e-3
+    """by which numbers may differ, as a share of them"""
 
     @property
     def compared(self) -> bool:
@@ -131,16 +250,33 @@ class Line:
 
     @property
     def same(self) -> bool:
-        return agrees(self.ours, theirs(self.entry)) if self.compared else "why" not in self.entry
+        return agrees(self.ours, theirs(self.entry), self.slack) if self.compared else "why" not in self.entry
 
 
 def lines(name: str) -> list[Line]:
     """All facts of a method, in the order of its file."""
     return [
-        Line(recipe, fact, entry, ours(config(), fact, theirs(entry)) if read(entry) else None)
+        Line(
+            recipe,
+            fact,
+            entry,
+            ours(config(), fact, entry) if read(entry) else None,
+            4 / math.sqrt(2 * drawn(config(), entry)) if "of" in entry else 1e-3,
+        )
         for recipe, config in published(name).items()
         for fact, entry in golden(name).get(recipe, {}).items()
     ]
+
+
+def drawn(config: MethodConfig, entry: Entry) -> int:
+    """How many first weights an entry is of: so many tell their deviation to about 1 in √2n."""
+    return dict(built(config).named_parameters())[entry["of"]].numel()
+
+
+@cache
+def known(name: str) -> list[Line]:
+    """The same, remembered for the pages."""
+    return lines(name)
 
 
 def magnified(config: MethodConfig) -> dict[str, float]:
@@ -158,7 +294,7 @@ def magnified(config: MethodConfig) -> dict[str, float]:
 
 def table(name: str) -> str:
     """Of a method's page: every fact that was read, and how many were not."""
-    found = lines(name)
+    found = known(name)
     rows = [
         [
             place(line, name),
@@ -179,13 +315,13 @@ def page() -> str:
     """All differences of all methods."""
     parts = ["# Fidelity", INTRODUCTION, "## What all recipes share", SHARED, crops()]
     for name in methods.names():
-        known = [line for line in lines(name) if read(line.entry)]
-        differs = [line for line in known if not line.same]
-        if not known:
+        told = [line for line in known(name) if read(line.entry)]
+        differs = [line for line in told if not line.same]
+        if not told:
             continue
-        unread = len(lines(name)) - len(known)
+        unread = len(known(name)) - len(told)
         parts.append(
-            f"## {name}\n\n{len(known)} facts read, {sum(line.compared for line in known)} of them compared by a test; "
+            f"## {name}\n\n{len(told)} facts read, {sum(line.compared for line in told)} of them compared by a test; "
             f"{len(differs)} differ; {unread} fields unread. [All of them](methods/{name}.md#fidelity)"
         )
         rows = [[place(line, name), shown(theirs(line.entry)), mine(line)] for line in differs]
@@ -228,7 +364,7 @@ def shown(value: Any) -> str:
             return f"{value:.5g}"
         case list() | tuple():
             return (
-                ", ".join(f"({shown(v)})" if isinstance(v, list | tuple) else shown(v) for v in value)
+                ", ".join(f"({shown(v)})" if isinstance(v, list | tuple | dict) else shown(v) for v in value)
                 or "none"
             )
         case dict():

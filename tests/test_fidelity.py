@@ -34,6 +34,7 @@ def test_every_field_of_a_published_recipe_has_an_entry(name):
         assert any(fact.startswith("encoder") for fact in entries), (
             f"{name}: nothing of the encoder of {recipe}"
         )
+        assert "groups" in entries, f"{name}: nothing of the optimizer's groups of {recipe}"
 
 
 @pytest.mark.parametrize("path", sorted(fidelity.GOLDEN.glob("*.json")), ids=lambda path: path.stem)
@@ -41,7 +42,7 @@ def test_an_entry_has_a_source_and_what_was_read_there(path):
     for recipe, entries in json.loads(path.read_text()).items():
         assert recipe in fidelity.published(path.stem)
         for fact, entry in entries.items():
-            assert set(entry) <= {"paper", "released", "source", "why", "note"}, fact
+            assert set(entry) <= {"paper", "released", "of", "source", "why", "note"}, fact
             if fidelity.read(entry):
                 assert {"paper", "released"} & set(entry), fact
             else:
@@ -70,3 +71,38 @@ def test_the_smallest_crops_are_magnified_as_often_as_the_page_says():
     assert fidelity.magnified(methods.recipe("jigsaw:paper")()) == {}
     page = fidelity.crops()
     assert "| mae | 2.2 |  |" in page and "| dino | 1.6 | 1.9 |" in page and "cross_domain" not in page
+
+
+def test_groups_layers_and_first_weights_are_those_that_are_built(monkeypatch):
+    """Of rotnet: a group that no entry is of, other layers, other first weights are seen; the right ones are met."""
+    decayed = {"lr": 0.1, "weight_decay": 5e-4}
+    conv1 = {"of": "encoder.net.conv1.0.0.weight", "source": "here"}
+    begins = (
+        ["conv", "bn", "relu"] * 3
+        + ["pool"]
+        + ["conv", "bn", "relu"] * 3
+        + ["mean"]
+        + ["conv", "bn", "relu"] * 6
+    )
+    facts = {
+        "groups": (
+            [{"of": "matrices"} | decayed],
+            [{"of": "matrices"} | decayed, {"of": "vectors"} | decayed],
+        ),
+        "encoder.layers": (begins[1:], begins),
+        "init.conv": (0.1, (3 * 75) ** -0.5),
+    }
+    for fact, (wrong, right) in facts.items():
+        for value in (wrong, right):
+            entry = {"released": value, "source": "here"} | (conv1 if fact == "init.conv" else {})
+            monkeypatch.setattr(fidelity, "golden", lambda name, now=entry, fact=fact: {"paper": {fact: now}})
+            [line] = fidelity.lines("rotnet")
+            assert line.compared
+            assert line.same == (value is right), fact
+    wrong = [{"of": "vectors", "lr": 0.2, "weight_decay": 5e-4}, {"of": "all"} | decayed]
+    monkeypatch.setattr(
+        fidelity, "golden", lambda name: {"paper": {"groups": {"released": wrong, "source": "here"}}}
+    )
+    [line] = fidelity.lines("rotnet")
+    assert not line.same
+    assert line.ours == [{"of": "vectors"} | decayed, {"of": "all"} | decayed]
