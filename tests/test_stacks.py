@@ -78,12 +78,12 @@ def test_the_epoch_that_is_best_on_validation_images_is_given_back(stacks, digit
 
 
 def test_learning_validation_and_test_have_no_image_in_common(stacks, tmp_path, monkeypatch):
-    monkeypatch.setattr(stacks, "SPLIT", {"train": 5, "valid": 3, "test": 12})
-    images = np.arange(20, dtype=np.uint8)[:, None, None].repeat(4, 1).repeat(4, 2)
-    np.savez(tmp_path / "all.npz", images=images, labels=np.arange(20) % 3)
+    monkeypatch.setattr(stacks, "SPLIT", {"train": 20, "valid": 10, "test": 30})
+    images = np.arange(60, dtype=np.uint8)[:, None, None].repeat(4, 1).repeat(4, 2)
+    np.savez(tmp_path / "all.npz", images=images, labels=np.arange(60) % 3)
     stacks.divide(tmp_path / "all.npz", tmp_path)
     parts = [stacks.everything(tmp_path / f"{name}.npz") for name in stacks.SPLIT]
-    assert [len(label) for _, label in parts] == [5, 3, 12]
+    assert [len(label) for _, label in parts] == [20, 10, 30]
     seen = torch.cat([(x[:, 0, 0, 0] * 255).round().long() for x, _ in parts])
-    assert sorted(seen.tolist()) == list(range(20))
+    assert sorted(seen.tolist()) == list(range(60))
     assert torch.equal(torch.cat([label for _, label in parts]), seen % 3)
