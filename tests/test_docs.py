@@ -135,7 +135,9 @@ def test_a_command_with_a_mistake_is_seen(line, understood):
 
 
 def test_the_commands_of_the_methods_own_pages_are_known(hooks, understood, capsys, monkeypatch):
-    monkeypatch.setattr(hooks.fidelity, "table", lambda name: "")  # has none, and builds every published network
+    monkeypatch.setattr(
+        hooks.fidelity, "table", lambda name: ""
+    )  # has none, and builds every published network
     for name in methods.names():
         shown = lines(hooks.page(name))
         assert len(shown) >= 4
