@@ -43,7 +43,7 @@ EPOCHS, BATCH, RATE = 30, 20, 0.3
 PILOTS = (
     "The rate is the best of three by validation errors of pilot runs on another split (SDAE 4.00 at 0.1, 3.85 at 0.3, 4.75 at 1; "
     "without pretraining 4.25 at 0.3, 5.10 at 1). Two of the pilots were scored on that split's test images as well, so the split "
-    "was drawn anew before these runs, and nothing was changed after them"
+    "was drawn anew before these runs, of the same images, and nothing was changed after them"
 )
 """that a reader needs to know: what was tried before"""
 ARMS: Mapping[str, float] = {"SDAE: 25 % masked": 0.25, "SAE: no noise": 0.0}
