@@ -307,7 +307,7 @@ def part(of: Run, share: float, tell: Tell | None) -> Run:
     return repeated(of, of.folder / FOLDER / f"share-{share:g}", tell, share=share * own)
 
 
-def scored(subjects: Sequence[Subject], **about: Any) -> Said:
+def scored(subjects: Sequence[Subject], **about: Any) -> Iterator[dict[str, Any]]:
     results = []
     for subject in subjects:
         train, test = subject.features
@@ -416,18 +416,18 @@ def how_much_supervision(
         fewer = [part(each, share, tell) for each in family] if share < 1 else family
         images = scored([Subject.of(each, bench) for each in fewer]) if share < 1 else whole
         found = list(scored([supervised(each, share, classes, steps) for each in own]))
-        labels = int(per_class(label, share).sum())
+        count = int(per_class(label, share).sum())
         yield from at("images", fewer[0].card["n"], images)
-        yield from at("images", labels, found)
-        yield from at("labels", labels, [*whole, *found])
+        yield from at("images", count, found)
+        yield from at("labels", count, [*whole, *found])
     for groups in (k for k in CLASSES if k < classes):
         merged = scored([supervised(each, 1.0, groups, steps) for each in own])
         yield from at("classes", groups, [*whole, *merged])
     yield from at("classes", classes, [*whole, *found])
 
 
-def at(axis: str, count: int, rows: Iterable[dict[str, Any] | str]) -> Said:
-    yield from (row if isinstance(row, str) else {"axis": axis, "at": count} | row for row in rows)
+def at(axis: str, count: int, rows: Iterable[dict[str, Any]]) -> Said:
+    yield from ({"axis": axis, "at": count} | row for row in rows)
 
 
 def supervised(of: Subject, share: float, groups: int, steps: int) -> Subject:

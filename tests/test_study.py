@@ -449,6 +449,20 @@ def test_labels_that_are_left_out_teach_nothing():
     assert all(torch.equal(v, taught[1].state_dict()[k]) for k, v in taught[0].state_dict().items())
 
 
+def test_images_that_cannot_be_read_are_not_pretrained_on(monkeypatch):
+    source = sources.open_labelled("synthetic:120:16")
+    monkeypatch.setattr(studying, "readable", lambda _: torch.arange(60, 120))
+    seen = []
+    monkeypatch.setattr(baselines, "supervised", lambda net, part, *_, **__: seen.append(part) or net)
+    net = encoders.build("resnet_small:width=4,stages=2", 3, 16)
+    subject = studying.Subject("x", net, 0, True, studying.Bench(source, source, False))
+    for share, groups in ((0.5, 4), (1.0, 2)):
+        studying.supervised(subject, share, groups, 2)
+    few, every = seen
+    assert few.index.min() >= 60 and torch.equal(few.label, source.label[few.index])
+    assert every.index.tolist() == list(range(60, 120))
+
+
 def test_the_table_and_the_page_show_each_axis_by_itself(beside, trained, capfd):
     assert main(["study", str(trained), *DATA, "--ask", "change"]) == 0  # the answer stays
     shown = capfd.readouterr().out

@@ -231,7 +231,7 @@ def grids(study: "Study") -> dict[str, Grid]:
     """What a study found, for the terminal and for the page, by keys of ASKED."""
     found: dict[str, Grid] = {}
     for ask, answer in study.answers.items():
-        for axis in dict.fromkeys(row.get("axis", "") for row in answer.rows):
+        for i, axis in enumerate(dict.fromkeys(row.get("axis", "") for row in answer.rows)):
             rows = [row for row in answer.rows if row.get("axis", "") == axis]
             at = {
                 (name(ask, row), way(ask, row)): row for row in sorted(rows, key=lambda row: row.get("at", 0))
@@ -239,9 +239,8 @@ def grids(study: "Study") -> dict[str, Grid]:
             names, ways = (list(dict.fromkeys(key[i] for key in at)) for i in (0, 1))
             ways = [w for w in (*WAYS.values(), *TAUGHT.values()) if w in ways]
             lines = [(n, [at.get((n, w)) for w in ways]) for n in names]
-            skipped = () if found.keys() & {key for key in ASKED if key.startswith(ask)} else answer.skipped
             key = f"{ask} {axis}".strip()
-            found[key] = Grid(*ASKED[key], ways, lines, skipped)
+            found[key] = Grid(*ASKED[key], ways, lines, () if i else answer.skipped)
     return found
 
 

@@ -20,8 +20,8 @@ FORMS = [
     f"{VIT},reg_tokens=2,no_embed_class=True,pre_norm=True",
     f"{VIT},dynamic_img_size=True",
 ]
-IMAGENET = "vit_base_patch16_224.mae:patch_size=4,embed_dim=48,depth=1,num_heads=4"
 """class token or none, the last norm before or after pooling, registers, tokens in a row or as a map"""
+IMAGENET = "vit_base_patch16_224.mae:patch_size=4,embed_dim=48,depth=1,num_heads=4"
 
 
 @pytest.fixture(scope="module")
