@@ -20,7 +20,8 @@ In the game: judge and trunk step together, so that the trunk is scored by the j
 loop (model.py:181-199) the judge steps first, on the maps of the same batch, and the trunk is scored by the judge that
 has. By default, for short runs, the judge learns ten times as fast.
 
-In the images: scenes are cut to their central square, where released ones are squeezed to one, as photographs are here
+In the images: contours are the pixels next to which another thing begins, where the paper runs Canny's detector on the
+masks of instances (sec. 3.1, as an author quotes it in issue 4 of the released code); scenes are cut to their central square, where released ones are squeezed to one, as photographs are here
 too (`:paper`; by default they are squeezed to the canvas and cropped as scenes are), and their maps are reduced by the
 nearest pixel, normals by the mean direction, where the released loader smooths all of them. Every channel enters less
 0.449 in `:paper`, where the released one enters less its own mean in ImageNet, 0.485, 0.456 or 0.406 (by default less

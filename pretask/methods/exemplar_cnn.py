@@ -7,6 +7,10 @@ proportion to it as well, so that no class is an empty sky. Copies are distorted
 whole image, so that their borders show what is there. With `exemplar_cnn:clustered` seeds that a first half of the run
 cannot tell apart become one class for the second (PAMI, sec. 3.4).
 
+Equations, by the numbers of NIPS 2014: what a copy costs, l(i, T x_i) = -log f(T x_i)_i (2), f the softmax (4) of W g(T x_i)
+of the features g, is `loss`. The paper sums it over seeds and copies (1); a batch has the mean, and where every copy is a
+new one the run follows the expectation over copies (3).
+
 Released code: facts of asanakoy/Exemplar_CNN@e1a6070, the first commit of a fork, which holds the authors' scripts for STL-10.
 
 **Differs:** by default from both: colors change by half of the published ranges, and the head has a hidden layer: a small
@@ -426,11 +430,9 @@ class ExemplarCNN(Method[Copies]):
         ]  # (B, classes)
 
     def loss(self, pretext: Copies) -> Loss:
-        """The multinomial negative log likelihood -log f(T x_i)_i of the seed i that a copy T x_i is made of, and the mean of
-        that over copies (the paper's L(X) is the sum)."""
         logits = self.logits(pretext)
         accuracy = (logits.argmax(1) == pretext.seed).float().mean()
-        return Loss(F.cross_entropy(logits, pretext.seed, ignore_index=-1), {"accuracy": accuracy})
+        return Loss(F.cross_entropy(logits, pretext.seed, ignore_index=-1), {"accuracy": accuracy})  # eq. 1
 
     def solve(self, pretext: Copies) -> Mapping[str, Tensor]:
         return {"seed": self.logits(pretext).argmax(1)}

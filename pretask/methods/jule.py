@@ -10,7 +10,8 @@ quarter as many clusters as images. A period trains on the clusters there are; t
 Two objectives, of triplets of an image i, another image j of its cluster and an image k of another cluster:
 the Torch code's, max(0, γ·|x_i - x_j|² - |x_i - x_k|² + m) with γ = 1 (`jule:paper`, `margin_loss`), and the paper's,
 the weighted triplets -(γ·A(x_i, x_j) - A(x_i, x_k)) of affinities A with γ = 2 (`jule:paperaffinity`, `affinity_loss`).
-The paper's text was not at hand: its objective and γ are from memory, and equations stand here without numbers.
+The paper's text was not at hand: its objective, eq. 11 as its author calls it (issue 2 of the released code), and γ are from
+memory, and the other equations stand here without numbers.
 
 Cost: before each period one pass over the images, N²·160 multiplications for the nearest neighbors, in blocks, and the
 merging of maths/agglomeration.py: 70,000 images take minutes. Triplets of a batch are made of its own images, P pairs of
