@@ -40,11 +40,15 @@ DATA = {"text_topic": f"{make.PAIRS}/train.jsonl", "cross_domain": f"scenes:{mak
 TRANSFORMERS = ("mae", "ijepa", "ibot")
 """to which 300 steps are few, and patches of 4 px too many: they have 1,500 steps and patches of 12 px"""
 
+PAINTERS = ("color_proxy",)
+"""of which `pretask colorize` is scored as well, since what they paint has changed"""
+
 CHANGES = {
     "jigsaw": "orders without near twins",
     "damaged_jigsaw": "orders whose ties are random; the missing tile is painted in L, a and b",
     "exemplar_cnn": "seeds of four sizes, from all over the image, in images that show something",
     "context_prediction": "a grid that leaves room for the jitter",
+    "color_proxy": "paint fades by the mean over bins",
     "swav": "the head sees all views at once; a queue; prototypes decay",
     "dino": "the head sees all views at once; prototypes decay",
     "ibot": "the head sees class and patch tokens at once; prototypes decay; hidden patches begin at 0",
@@ -77,7 +81,12 @@ def main() -> None:
                 for when, place in places.items()
             }
             runs = {when: [one.result() for one in each] for when, each in made.items()}
-        found = compared(name, runs, asked.data)
+            found = compared(name, runs, asked.data)
+            if name in PAINTERS:
+                found["painted"] = {
+                    when: [painted(run, place, asked.data) for run in runs[when]]
+                    for when, place in places.items()
+                }
         (HERE / "changes" / f"{plain(name)}.json").write_text(json.dumps(found, indent=2) + "\n")
         print(name, "done", flush=True)
 
@@ -133,6 +142,28 @@ def compared(name: str, runs: Mapping[str, Sequence[Path]], data: Path) -> dict[
         found[kind] = {when: asdict(interval(row)) for when, row in rows.items()}
         found[kind]["difference"] = asdict(interval(rows["after"] - rows["before"]))
     return found
+
+
+def painted(run: Path, code: Path, data: Path) -> dict[str, dict[str, float]]:
+    """What `pretask colorize`, by the code of a folder, says of the test images that a run paints, and of gray ones."""
+    with tempfile.TemporaryDirectory() as folder:
+        words = [
+            "pretask",
+            "colorize",
+            str(run),
+            "--data",
+            str((data / TEST).resolve()),
+            "--out",
+            f"{folder}/out",
+            "--json",
+        ]
+        told = subprocess.run(
+            [sys.executable, "-m", *words], check=True, cwd=code, stdout=subprocess.PIPE, text=True
+        ).stdout
+    return {
+        row["colours"]: {kind: row[kind]["value"] for kind in ("raw", "balanced", "chroma")}
+        for row in json.loads(told)["scores"]
+    }
 
 
 def scored(run: Run, data: Path) -> dict[str, torch.Tensor]:

@@ -112,6 +112,8 @@ def write(folder: Path, names: Sequence[str]) -> None:
         parts.append(patches(read(kept)))
     if (kept := folder / "supervised" / "cifar10.json").exists():
         parts.append(supervised(read(kept)))
+    if (kept := folder / "shuffling" / "cifar10.json").exists():
+        parts.append(shuffling(read(kept)))
     parts += [paintings(folder / "painting"), audits(folder / "audits"), speed(folder / "speed")]
     (folder / "index.md").write_text("\n".join(parts))
 
@@ -221,7 +223,24 @@ def changes(found: Sequence[Row]) -> str:
             "|---|---:|---:|---:|",
             *rows,
             "",
+            *(painted(one) for one in found if "painted" in one),
         ]
+    )
+
+
+def painted(change: Row) -> str:
+    """What `pretask colorize` said of the runs of a painter before and after."""
+    kinds = {"raw": "AuC", "balanced": "every color alike", "chroma": "chroma"}
+
+    def mean(when: str, colours: str, kind: str) -> str:
+        return f"{np.mean([one[colours][kind] for one in change['painted'][when]]):.1f}"
+
+    said = "; ".join(
+        f"{what} {mean('before', 'painted', kind)} → {mean('after', 'painted', kind)} (gray {mean('after', 'none', kind)})"
+        for kind, what in kinds.items()
+    )
+    return (
+        f"What the runs of `{change['method']}` paint ([the measures](#painting)), mean over seeds: {said}.\n"
     )
 
 
@@ -304,6 +323,29 @@ def stacks(found: Row) -> str:
     ]
     unsure = [] if sure else ["- none of the differences is sure: every interval holds 0"]
     return "\n".join([*lines, "", *unsure, f"- {found['pilots']}", ""])
+
+
+def shuffling(found: Row) -> str:
+    """What queries and keys tell each other through batch norms that they share."""
+    lines = [
+        "## Batch norms that queries and keys share\n",
+        f"Made by `python docs/results/shuffling.py`: MoCo on 8,000 images, {found['seeds']} seeds. kNN on {found['n']:,} test images with "
+        "its 95 % interval, and the paired difference against the first row. The last column, after training: how much lower InfoNCE is "
+        f"where keys share the batch norms of their queries, an eighth of the batch, than where keys are shuffled among the eighths (mean of "
+        f"{found['batches']} batches and its standard error, one value for each seed).\n",
+        "| network | kNN | difference | lower by |",
+        "|---|---:|---:|---|",
+    ]
+    for arm in found["arms"]:
+        score, less = arm["kNN"], arm["difference"]
+        off = "" if less is None else f"{less['value']:+.1f} [{less['low']:+.1f}, {less['high']:+.1f}]"
+        reach = (score["high"] - score["low"]) / 2
+        told = ", ".join(f"{one['lower']:.3f} ±{one['error']:.3f}" for one in arm["told"])
+        lines.append(
+            f"| {arm['arm']}: `{arm['command']}` | {score['value']:.1f} ±{reach:.1f} | {off} | {told} |"
+        )
+    lines.append(f"| untrained | {found['untrained']['value']:.1f} | | |")
+    return "\n".join([*lines, ""])
 
 
 def patches(rows: Sequence[Row]) -> str:
