@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What default recipes gain and lose by being held against papers and released code: the same seed before and after.
 
-    python docs/results/changes.py [METHOD …] --data FOLDER [--runs runs/changes]
+    python docs/results/changes.py [METHOD …] --data FOLDER [--runs runs/changes] [--seeds 3]
 
 FOLDER holds imagenette224/, and pairs/ for text_topic; rooms for cross_domain are rendered. Before is a checkout of an older commit of this repository, made in a temporary folder. Runs
 are 300 steps (of transformers 1,500) on 96 px, on one core, two at a time; those that are there, finished, are used again. What came out is kept in
@@ -33,7 +33,6 @@ from pretask.evals.interval import interval
 from pretask.run import Run
 
 BEFORE = "2a7ee8d"
-SEEDS = 3
 TRAIN, TEST = "imagenette224/train", "imagenette224/val"
 DATA = {"text_topic": f"{make.PAIRS}/train.jsonl", "cross_domain": f"scenes:{make.ROOMS}+{TRAIN}"}
 """what is learned from where photographs do not do; the scores are those of photographs all the same"""
@@ -68,6 +67,7 @@ def main() -> None:
     words.add_argument("method", nargs="*", help=", ".join(CHANGES))
     words.add_argument("--data", type=Path, required=True)
     words.add_argument("--runs", type=Path, default=Path("runs/changes"))
+    words.add_argument("--seeds", type=int, default=3)
     asked = words.parse_args()
     if unknown := set(asked.method) - set(CHANGES):
         words.error(f"no change of {', '.join(sorted(unknown))}; there are {', '.join(CHANGES)}")
@@ -77,7 +77,9 @@ def main() -> None:
         with checkout(BEFORE) as older, ThreadPoolExecutor(os.cpu_count()) as several:
             places = {"before": older, "after": HERE.parents[1]}
             made = {
-                when: [several.submit(pretrained, name, place, seed, when, asked) for seed in range(SEEDS)]
+                when: [
+                    several.submit(pretrained, name, place, seed, when, asked) for seed in range(asked.seeds)
+                ]
                 for when, place in places.items()
             }
             runs = {when: [one.result() for one in each] for when, each in made.items()}
@@ -133,7 +135,12 @@ def pretrained(name: str, code: Path, seed: int, when: str, asked: argparse.Name
 def compared(name: str, runs: Mapping[str, Sequence[Path]], data: Path) -> dict[str, Any]:
     """kNN and linear probe of both, and the paired difference after - before."""
     right = {when: [scored(Run(run), data) for run in each] for when, each in runs.items()}
-    found: dict[str, Any] = {"method": name, "what": CHANGES[name], "before": BEFORE, "seeds": SEEDS}
+    found: dict[str, Any] = {
+        "method": name,
+        "what": CHANGES[name],
+        "before": BEFORE,
+        "seeds": len(runs["after"]),
+    }
     place = make.place(DATA.get(name, TRAIN), Path("DATA"), Path("RUNS/x"))
     found["command"] = shlex.join([*command(name), "--data", place])
     found["solved"] = {when: [solved(run) for run in each] for when, each in runs.items()}

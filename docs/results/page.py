@@ -202,7 +202,7 @@ def changes(found: Sequence[Row]) -> str:
     for one in found:
         solved = {when: np.mean(each) for when, each in one["solved"].items()}
         share = "" if math.isnan(solved["after"]) else f"{solved['before']:.1f} → {solved['after']:.1f}"
-        cells = [f"`{one['method']}`: {one['what']}", share]
+        cells = [f"`{one['method']}`: {one['what']}", str(one["seeds"]), share]
         for kind in ("kNN", "linear"):
             before, after, off = (one[kind][when] for when in ("before", "after", "difference"))
             cells.append(
@@ -214,13 +214,13 @@ def changes(found: Sequence[Row]) -> str:
         [
             "## Default recipes that changed\n",
             "Made by `python docs/results/changes.py`: the same seeds before (commit "
-            f"{first['before']}) and after recipes were held against papers and released code, {first['seeds']} seeds, "
+            f"{first['before']}) and after recipes were held against papers and released code, "
             f"`{first['command'].replace(first['method'], 'METHOD')}` (text_topic: figures and captions of a textbook; cross_domain: rendered rooms beside them; mae, ijepa and ibot: 1,500 steps, patches of 12 px), on one core. *Solved* is the share of puzzles in the last "
             "tenth of the run, %; kNN and linear probe of pooled features on Imagenette's test images, %, and the paired "
             "difference with its interval.\n",
             f"{owed()}\n",
-            "| what changed | solved | kNN | linear |",
-            "|---|---:|---:|---:|",
+            "| what changed | seeds | solved | kNN | linear |",
+            "|---|---:|---:|---:|---:|",
             *rows,
             "",
             *(painted(one) for one in found if "painted" in one),
