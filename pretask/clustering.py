@@ -26,12 +26,13 @@ from pretask import checkpoint, embedding, methods, sources
 from pretask.evals import clustering as scoring
 from pretask.evals.interval import Interval, interval, over_runs, resampled
 from pretask.evals.knn import unit
+from pretask.ledger import BAD
 from pretask.maths import agglomeration
 from pretask.methods import Method
 from pretask.reports import sheet
 from pretask.run import Run
 from pretask.sources import folder
-from pretask.sources.common import Asked, Images, Opened, listed
+from pretask.sources.common import Asked, Images, Opened
 from pretask.types import UserError
 
 SCHEMA = 1
@@ -138,13 +139,15 @@ def opened(spec: str, asked: Asked) -> Opened:
         found = sources.opened(spec, dataclasses.replace(asked, labels=True))
     except UserError:  # none, or not of this kind of source
         return sources.opened(spec, asked)
-    return sources.opened(spec, asked) if folder.LOOSE in found.images.bad.values() else found
+    return sources.opened(spec, asked) if folder.LOOSE in found.images.ledger.unwanted.values() else found
 
 
 def readable(source: Images) -> Tensor:
     """(N,) positions of the images that could be read."""
     names = source.files(torch.arange(len(source)))
-    return torch.tensor([i for i, name in enumerate(names) if name not in source.bad], dtype=torch.int64)
+    return torch.tensor(
+        [i for i, name in enumerate(names) if name not in source.ledger.bad], dtype=torch.int64
+    )
 
 
 # ---- clustering
@@ -189,7 +192,17 @@ def cluster(
     sizes = found.bincount(minlength=int(found.max()) + 1).tolist()
     links, exact, smallest = (linkage.get(name) for name in LINKAGE)
     made = Clusters(
-        out, what.name, source.name, by, links, exact, smallest, len(x), len(source.bad), sizes, **scores
+        out,
+        what.name,
+        source.name,
+        by,
+        links,
+        exact,
+        smallest,
+        len(x),
+        len(source.ledger.bad),
+        sizes,
+        **scores,
     )
     names = source.files(kept)
 
@@ -197,8 +210,8 @@ def cluster(
         write_table(inside, names, found, far)
         for c in range(len(sizes)):
             write_sheet(inside / f"cluster-{c:03}.png", source, kept, c, found, far)
-        if source.bad:
-            checkpoint.write_text(inside / "skipped.csv", listed(source.bad))
+        if source.ledger.bad:
+            checkpoint.write_text(inside / BAD, source.ledger.csv())
         checkpoint.write_text(inside / "summary.json", made.to_json() + "\n")
 
     checkpoint.write_folder(out, fill)

@@ -20,11 +20,12 @@ from pretask import checkpoint, images
 from pretask.device import find_device
 from pretask.embedding import batches
 from pretask.evals.interval import RESAMPLES, Interval, quantiles
+from pretask.ledger import BAD
 from pretask.methods.colorization import BINS, GREY, encode, smoothed
 from pretask.reports import sheet, turing
 from pretask.run import Run, title
 from pretask.sources import decode
-from pretask.sources.common import Images, bar, listed
+from pretask.sources.common import Images, bar
 from pretask.sources.encoded import Encoded
 from pretask.types import UserError
 
@@ -109,9 +110,11 @@ def colorize(
     checkpoint.write(out / "sheet.png", lambda file: picture.save(file, format="PNG"))
     if pairs:
         turing.write(out / "turing.html", pairs, about, run.card["seed"])
-    if source.bad:
-        checkpoint.write_text(out / "skipped.csv", listed(source.bad))
-    made = Coloured(out, len(taken) - 1, len(source.bad), len(judge.seen), judge.scores(run.card["seed"]))
+    if source.ledger.bad:
+        checkpoint.write_text(out / BAD, source.ledger.csv())
+    made = Coloured(
+        out, len(taken) - 1, len(source.ledger.bad), len(judge.seen), judge.scores(run.card["seed"])
+    )
     checkpoint.write_text(out / "scores.json", made.to_json() + "\n")
     return made
 
@@ -143,7 +146,7 @@ def originals(source: Images) -> Iterator[tuple[str, Tensor]]:
     if not isinstance(source, Encoded):
         for each in batches(source, 64):
             for name, image in zip(source.files(each.index), images.to_float(each.image), strict=True):
-                if name not in source.bad:
+                if name not in source.ledger.bad:
                     yield name, image[None]
         return
     for i in range(len(source)):

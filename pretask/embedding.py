@@ -21,7 +21,7 @@ from pretask.device import find_device
 from pretask.encoders import Encoder, pooled
 from pretask.run import Run
 from pretask.sources import decode
-from pretask.sources.common import Images, bar, check_bad, listed
+from pretask.sources.common import Images, bar
 from pretask.sources.encoded import cores
 from pretask.sources.stream import Stream
 from pretask.types import Batch, UserError
@@ -73,7 +73,7 @@ def check_stage(encoder: Encoder, stage: str) -> None:
 
 
 def rows(encoder: Encoder, source: Images, stage: str = "pool", batch: int = 256) -> Iterator["Rows"]:
-    """Features of every readable image, `batch` at a time; unreadable ones are in `source.bad`."""
+    """Features of every readable image, `batch` at a time; unreadable ones are in `source.ledger.bad`."""
     check_stage(encoder, stage)
     home = encoder.mean.device
     encoder.to(find_device())
@@ -81,7 +81,7 @@ def rows(encoder: Encoder, source: Images, stage: str = "pool", batch: int = 256
         for each in batches(source, batch):
             found = pooled(encoder, each.image, stage)
             names = source.files(each.index)
-            kept = [i for i, name in enumerate(names) if name not in source.bad]
+            kept = [i for i, name in enumerate(names) if name not in source.ledger.bad]
             yield Rows([names[i] for i in kept], found[kept].numpy(), len(names))
     finally:
         encoder.to(home)
@@ -116,12 +116,11 @@ def streamed(source: Stream, batch: int) -> Iterator[Batch]:
         while encoded := list(islice(rest, batch)):
             index = start + torch.arange(len(encoded))
             found = list(threads.map(one, encoded))
-            names = source.files(index)
-            source.bad.update({n: x for n, x in zip(names, found, strict=True) if isinstance(x, str)})
+            source.note(index, found)
             start += len(encoded)
-            check_bad(source.name, source.bad, len(source), source.max_bad)
             image = np.stack([nothing if isinstance(x, str) else x for x in found])
             yield Batch(index, torch.from_numpy(image))
+    source.ledger.found = start  # all that there were
 
 
 def array(encoder: Encoder, source: Images, stage: str = "pool", batch: int = 256) -> np.ndarray:
@@ -155,15 +154,15 @@ def write(
     out = out if out.suffix else out.with_suffix(".parquet")
     if out.suffix != ".parquet":
         raise UserError(f"--out {out} should end in .parquet; the .npy is written beside it")
-    targets = out, out.with_suffix(".npy"), out.with_suffix(".skipped.csv")
+    targets = out, out.with_suffix(".npy"), out.with_suffix(".bad.csv")
     for path in targets:
         if path.exists():
             raise UserError(f"{path} exists; choose another --out")
     with complete(*targets) as (table, plain, skipped):
         n, width = fill(table, plain, rows(encoder, source, stage, batch), len(source), progress)
-        if source.bad:
-            skipped.write_bytes(listed(source.bad).encode(errors="surrogateescape"))
-    return Written(*targets[:2], targets[2] if source.bad else None, n, width)
+        if source.ledger.bad:
+            skipped.write_bytes(source.ledger.csv().encode(errors="surrogateescape"))
+    return Written(*targets[:2], targets[2] if source.ledger.bad else None, n, width)
 
 
 @contextmanager

@@ -156,7 +156,7 @@ class Trainer:
             "weights": self.weights,
             "method": distributed.gathered(self.method.state_dict()),
             "optimizers": [distributed.gathered(o.state_dict()) for o in self.optimizers],
-            "bad": dict(self.source.bad),
+            "records": self.source.ledger.state(),
         }
 
     def restore(self, state: Mapping[str, Any]) -> int:
@@ -168,7 +168,7 @@ class Trainer:
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(shared_out(saved, optimizer))
         self.begun, self.weights = state["begun"], state["weights"]
-        self.source.bad.update(state["bad"])
+        self.source.ledger.restore(state["records"])
         return state["step"]
 
     def save(self, step: int) -> None:

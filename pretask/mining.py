@@ -23,9 +23,10 @@ from PIL import Image
 from torch import Tensor
 
 from pretask import checkpoint, clips, tracking
+from pretask.ledger import Ledger
 from pretask.reports import sheet
 from pretask.sources import store
-from pretask.sources.common import bar, listed
+from pretask.sources.common import bar
 from pretask.sources.encoded import cores
 from pretask.types import Batch, UserError
 
@@ -77,15 +78,14 @@ def mine(
     seconds = time.monotonic() - began
     pairs = Pairs(path.resolve().name, parts)
     if not len(pairs):
-        some = "; ".join(f"{name}: {why}" for name, why in list(pairs.bad.items())[:3])
         raise UserError(
-            f"no track in {len(parts)} clips at {path} ({some}); expected clips in which things move"
+            f"no track in {len(parts)} clips at {path} ({pairs.ledger.some()}); expected clips in which things move"
         )
     checkpoint.write_folder(out, lambda inside: write(pairs, inside, progress))
     checkpoint.remove(folder)
     new = {part.name for _, part in todo}
     frames = sum(card["frames"] for card in pairs.cards if card["name"] in new)
-    return Summary(out, len(parts), len(pairs), pairs.bad, frames, seconds)
+    return Summary(out, len(parts), len(pairs), pairs.ledger.bad, frames, seconds)
 
 
 def mined(
@@ -155,7 +155,8 @@ class Pairs:
     def __init__(self, name: str, parts: Sequence[Part]):
         self.name, self.parts = name, parts
         self.cards = [part.card for part in parts]
-        self.bad = {card["name"]: card["why"] for card in self.cards if card["why"]}
+        self.ledger = Ledger({card["name"]: card["why"] for card in self.cards if card["why"]})
+        self.ledger.found = len(parts)  # clips
         self.start, self.size = [], 0
         for part in parts:
             with np.load(part.path) as kept:
@@ -202,8 +203,8 @@ def write(pairs: Pairs, folder: Path, progress: bool) -> None:
     """The store, and what lies beside it."""
     store.write(pairs, folder, progress)
     (folder / "tracks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(pairs)))
-    if pairs.bad:
-        (folder / "rejected.csv").write_text(listed(pairs.bad))
+    if pairs.ledger.bad:
+        (folder / "rejected.csv").write_text(pairs.ledger.csv())
     films = chosen(pairs)
     sheet_of(films).save(folder / "tracks.png")
     moving = film_of(films)

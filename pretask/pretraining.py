@@ -26,11 +26,12 @@ from pretask.config import TrainConfig
 from pretask.device import Precision, fastest, find_device
 from pretask.display import busy
 from pretask.journal import Journal, Tell
+from pretask.ledger import BAD
 from pretask.loop import Trainer
 from pretask.methods import Method, MethodConfig
 from pretask.pacing import ENTRIES, Budget, Pace
 from pretask.plan import Plan
-from pretask.sources.common import Images, listed
+from pretask.sources.common import Images
 from pretask.sources.share import drawn
 from pretask.types import Source, UserError
 from pretask.watch import Watch
@@ -259,13 +260,13 @@ def fit(
     record: Callable[[Plan], None],
 ) -> None:
     """Train to the end; what could not be read is listed however it ends."""
-    bad = trainer.source.bad
+    ledger = trainer.source.ledger
     try:
         trainer.fit(plan, journal, pace, budget, record)
-        bad.update(distributed.union(bad))
+        ledger.bad.update(distributed.union(ledger.bad))
     finally:
-        if bad and journal.writes:
-            checkpoint.write_text(trainer.folder / run.SKIPPED, listed(bad))
+        if ledger.bad and journal.writes:
+            checkpoint.write_text(trainer.folder / BAD, ledger.csv())
 
 
 def describe(

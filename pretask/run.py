@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pretask.ledger import Ledger
 from pretask.types import Source, UserError
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from pretask.plan import Plan
     from pretask.types import Batch
 
-CARD, LOG, SEEN, SKIPPED, DONE = "run.json", "log.jsonl", "watch.jsonl", "skipped.csv", "DONE"
+CARD, LOG, SEEN, DONE = "run.json", "log.jsonl", "watch.jsonl", "DONE"
 WEIGHTS, SHAPE = "encoder.safetensors", "encoder.json"
 DECIDES = {"method", "recipe", "config", "train", "settings", "encoder", "n", "channels", "size", "steps"}
 """entries of a card without which a run cannot go on"""
@@ -104,7 +105,7 @@ class Described:
 
     def __init__(self, card: Mapping[str, Any]):
         self.name, self.n, self.channels, self.size = card["data"], card["n"], card["channels"], card["size"]
-        self.bad: dict[str, str] = {}
+        self.ledger = Ledger()
 
     def __len__(self) -> int:
         return self.n

@@ -16,10 +16,10 @@ from pretask.evals.evaluate import Scores
 from pretask.evals.transfer import Outcome, Plan, Task
 from pretask.evaluating import budget, sisters
 from pretask.journal import Tell
+from pretask.ledger import Ledger
 from pretask.plan import cautions
 from pretask.reports import sheet
 from pretask.run import Run
-from pretask.sources.common import listed
 from pretask.tasks import TASKS
 from pretask.types import UserError
 
@@ -107,7 +107,7 @@ def keep(path: Path, outcome: Outcome, skipped: Mapping[str, str]) -> None:
         )
         checkpoint.write(drawn, lambda file: made.save(file, format="PNG"))
     if skipped:
-        checkpoint.write_text(left_out, listed(skipped))
+        checkpoint.write_text(left_out, Ledger(skipped).csv())
 
 
 def picture(x: Tensor) -> Image.Image:
@@ -117,7 +117,7 @@ def picture(x: Tensor) -> Image.Image:
 
 def beside(path: Path) -> tuple[Path, Path]:
     """The sheet and the list that belong to scores."""
-    return path.with_suffix(".png"), path.with_suffix(".skipped.csv")
+    return path.with_suffix(".png"), path.with_suffix(".bad.csv")
 
 
 def files(folder: Path | str, scores: Scores) -> list[str]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pretask.errors import UserError as UserError
+from pretask.ledger import Ledger
 
 AUX = {
     "words": "a text with every image, as in pairs.jsonl, pairs.csv or text:FOLDER",
@@ -99,7 +100,7 @@ class Source(Protocol):
     channels: int  # 1 or 3
     size: int  # H = W of every image, pixels
     provides: frozenset[str]  # names found in Batch.aux
-    bad: dict[str, str]  # what could not be read so far: file or row -> reason
+    ledger: Ledger  # what became of each record that came in
 
     def __len__(self) -> int: ...
 

@@ -38,7 +38,7 @@ def said(capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def listed(folder: Path) -> dict[str, str]:
-    text = (folder / run.SKIPPED).read_text(errors="surrogateescape")
+    text = (folder / "bad.csv").read_text(errors="surrogateescape")
     head, *rows = csv.reader(io.StringIO(text, newline=""))
     assert head == ["file", "reason"] and len({name for name, _ in rows}) == len(rows)
     return dict(rows)  # type: ignore[arg-type]
@@ -171,7 +171,7 @@ def test_what_was_bad_before_a_crash_is_still_listed_after_it(large, tmp_path: P
         patch.setattr(checkpoint, "write_text", lambda *_: None)  # as if it were killed
         patch.setattr(pretraining, "first_files", lambda folder, card, **_: card_only(folder, card))
         assert pretrain(folder, tmp_path / "run", *words) == 130
-    assert not (tmp_path / "run" / run.SKIPPED).exists()
+    assert not (tmp_path / "run" / "bad.csv").exists()
     assert main(["pretrain", "--resume", str(tmp_path / "run")]) == 0
     assert set(listed(tmp_path / "run")) == bad
 

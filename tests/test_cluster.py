@@ -75,7 +75,7 @@ def test_pixels_are_sorted_and_every_file_is_named_with_its_cluster(photos, tmp_
     assert table["file"] == [row["file"] for row in found]
     assert table["cluster"] == [int(row["cluster"]) for row in found]
     np.testing.assert_allclose(table["distance"], [float(row["distance"]) for row in found], rtol=1e-4)
-    assert "30.png,not an image" in (out / "skipped.csv").read_text()
+    assert "30.png,not an image" in (out / "bad.csv").read_text()
     assert sorted(p.name for p in out.glob("*.png")) == [f"cluster-{c:03}.png" for c in range(3)]
 
 

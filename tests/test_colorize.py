@@ -59,7 +59,7 @@ def test_every_image_is_painted_at_its_own_size_and_lightness(run, photos, tmp_p
         "grey.png": (64, 64),
         "large.png": (1600, 800),
     }
-    assert (out / "skipped.csv").read_text() == "file,reason\nbroken.jpg,not an image\n"
+    assert (out / "bad.csv").read_text() == "file,reason\nbroken.jpg,not an image\n"
     said = capsys.readouterr()
     assert "AuC" in said.out and "wrote 5 images" in said.err and "1 could not be read" in said.err
 

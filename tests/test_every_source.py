@@ -128,7 +128,7 @@ def test_the_loader_gives_what_indexing_gives(source: sources.Images):
 
 
 def test_a_source_says_what_it_is(source: sources.Images):
-    assert (len(source), source.channels, source.size, source.bad) == (N, 3, SIZE, {})
+    assert (len(source), source.channels, source.size, source.ledger.bad) == (N, 3, SIZE, {})
     assert source.provides == frozenset()
     assert source.name
     assert len(set(source.files(torch.arange(N)))) == N

@@ -182,7 +182,7 @@ def test_a_rendered_folder_is_a_source(made: Path):
     assert card == {"scenes": 3, "size": 32, "samples": 1, "seed": 3}
     for spec in (str(made), f"scenes:{made}", f"{made}/"):
         source = sources.open(spec)
-        assert (len(source), source.size, source.bad) == (3, 32, {})
+        assert (len(source), source.size, source.ledger.bad) == (3, 32, {})
         assert source.provides == {"depth", "normals", "instances"}
     batch = source.__getitems__(torch.arange(3))
     whole = rendering.scene(TINY, 1)

@@ -369,7 +369,7 @@ def folder(tmp_path_factory) -> Path:
     watch = [{"step": s, "std": 0.1, "cosine": 0.2, "rank": 9.0, "state": "healthy"} for s in (0, 50, 99)]
     for name, content in ((runs.LOG, rows), (runs.SEEN, watch)):
         (run / name).write_text("".join(json.dumps(row) + "\n" for row in content))
-    (run / runs.SKIPPED).write_text(
+    (run / "bad.csv").write_text(
         f'file,reason\n"{HOSTILE.replace(chr(34), chr(34) * 2)}.png",empty\na.jpg,cut off\n'
     )
     (run / "scores").mkdir()

@@ -64,7 +64,7 @@ def check_together(batch, names=("depth", "normals", "instances")):
 @pytest.mark.parametrize("cache", [64, 0], ids=["memory", "later"])
 def test_every_image_comes_with_its_own_maps(cache: int, house: Path):
     source = sources.open(f"scenes:{house}", size=16, cache_mb=cache)
-    assert source.provides == {"depth", "normals", "instances"} and not source.bad
+    assert source.provides == {"depth", "normals", "instances"} and not source.ledger.bad
     assert (len(source), source.channels, source.size) == (N, 3, 16)
     index = torch.tensor([7, 3, 3, 0])
     assert torch.equal(check_together(source.__getitems__(index)), index)
@@ -159,7 +159,7 @@ def spoil(house: Path) -> dict[str, str]:
 def test_a_scene_with_a_bad_map_is_left_out_and_listed(house: Path):
     told = spoil(house)
     source = sources.open(f"scenes:{house}", size=16, max_bad=0.5)
-    assert source.bad == told
+    assert source.ledger.bad == told
     assert check_together(source.__getitems__(torch.arange(7))).tolist() == [0, 2, 4, 6, 8, 10, 11]
     with pytest.raises(UserError, match=r"5 of 12 images cannot be read .*depth: no such file.* --max-bad"):
         sources.open(f"scenes:{house}", size=16)
@@ -171,7 +171,7 @@ def test_a_scene_that_stands_in_brings_its_own_maps(house: Path, monkeypatch):
     source = sources.open(f"scenes:{house}", size=16, max_bad=0.5, cache_mb=0)
     (batch,) = loader.epoch(source, torch.arange(N), N, workers=1)
     assert check_together(batch).tolist() == [0, 2, 2, 4, 4, 6, 6, 8, 8, 10, 10, 11]
-    assert source.bad == told
+    assert source.ledger.bad == told
 
 
 @pytest.mark.parametrize(
@@ -237,7 +237,7 @@ def test_a_pair_with_something_unreadable_is_listed_under_its_name(house: Path, 
     (house / "depth/004.png").unlink()
     source = sources.open(f"scenes:{house}+{tmp_path / 'photos'}", size=16, cache_mb=0)
     list(loader.epoch(source, torch.arange(len(source)), 8, workers=1))
-    assert source.bad.keys() == {"color/004.png", "13.png"}
+    assert source.ledger.bad.keys() == {"color/004.png", "13.png"}
     named = source.files(torch.tensor([3, 4, 13, 16]))
     assert named == ["color/003.png + 03.png", "color/004.png", "13.png", "color/004.png"]
     store.prepare(source, tmp_path / "store", progress=False)
@@ -400,7 +400,7 @@ def test_normals_are_computed_where_there_is_a_camera(house: Path):
 
 def test_measured_scenes_of_a_kitchen_have_the_normals_of_their_depth(shared_data):
     source = sources.open(f"scenes:{shared_data('rgbd', 'seven_scenes')}", size=64, progress=False)
-    assert len(source) == 63 and source.provides == {"depth", "normals"} and not source.bad
+    assert len(source) == 63 and source.provides == {"depth", "normals"} and not source.ledger.bad
     batch = source.__getitems__(torch.arange(0, 63, 9))
     depth, n = batch.aux["depth"], batch.aux["normals"]
     known = depth > 0

@@ -70,7 +70,7 @@ def test_a_share_of_every_kind_of_source_counts_from_0_and_holds_its_own_images(
     if kind == "store":
         store.prepare(source, tmp_path / "store", progress=False)
         source = sources.open(tmp_path / "store")
-    source.bad["gone.png"] = "empty"
+    source.ledger.bad["gone.png"] = "empty"
     some = drawn(source, 0.3, 0)
     own = red(whole(drawn(sources.open(folder), 0.3, 0)))
     order = Rng(5).permutation(len(some))
@@ -78,7 +78,7 @@ def test_a_share_of_every_kind_of_source_counts_from_0_and_holds_its_own_images(
     assert torch.equal(torch.cat([b.index for b in batches]), order)
     assert [r for b in batches for r in red(b)] == [own[i] for i in order.tolist()]
     assert some.files(torch.tensor([0, 3])) == [f"{own[i]:03d}.png" for i in (0, 3)]
-    assert some.bad == {"gone.png": "empty"} and some.provides == source.provides and some.size == 16
+    assert some.ledger.bad == {"gone.png": "empty"} and some.provides == source.provides and some.size == 16
 
 
 def test_what_stands_in_for_an_unreadable_image_is_of_the_share_too(folder, tmp_path):
@@ -87,7 +87,7 @@ def test_what_stands_in_for_an_unreadable_image_is_of_the_share_too(folder, tmp_
     own = red(whole(drawn(sources.open(folder), 0.3, 0)))
     (tmp_path / f"{own[2]:03d}.png").write_bytes(b"no image")
     some = drawn(sources.open(tmp_path, size=16, cache_mb=0), 0.3, 0)
-    assert red(whole(some)) == [*own[:2], own[3], *own[3:]] and f"{own[2]:03d}.png" in some.bad
+    assert red(whole(some)) == [*own[:2], own[3], *own[3:]] and f"{own[2]:03d}.png" in some.ledger.bad
 
 
 def test_a_run_on_a_share_sees_its_images_alone_and_is_revived_with_it(folder, tmp_path, monkeypatch):

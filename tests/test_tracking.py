@@ -230,7 +230,7 @@ def test_clips_that_gave_nothing_are_listed_with_the_reason(tracks):
     with (tracks / "rejected.csv").open() as file:
         listed = {row["file"]: row["reason"] for row in csv.DictReader(file)}
     assert listed == {"still": "nothing moves", "broken.mp4": "invalid data found when processing input"}
-    assert sources.open(str(tracks)).bad == listed
+    assert sources.open(str(tracks)).ledger.bad == listed
 
 
 def test_there_are_tracks_to_look_at(tracks):

@@ -32,7 +32,7 @@ def run(words: list[str]) -> None:
     if found.label is not None:
         source = sources.Labelled(found.images, found.label, found.classes)
     store.prepare(source, chosen.out)
-    bad = f"; {len(source.bad)} files could not be read" if source.bad else ""
+    bad = f"; {len(source.ledger.bad)} files could not be read" if source.ledger.bad else ""
     say(
         f"wrote {chosen.out} ({len(source)} images of {source.size} px{bad}). Next: give it as --data {chosen.out}"
     )

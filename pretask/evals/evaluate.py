@@ -174,7 +174,7 @@ def evaluate(
 
     def results(row: str, net: nn.Module, run: int) -> Iterator[Result]:
         of_train, of_test = (embed(net, source, cache=cache, **known) for source in (train, test))
-        if look and net is encoders[0] and not shown.bad:
+        if look and net is encoders[0] and not shown.ledger.bad:
             pool = of_test.stages["pool"]
             if isinstance(train, Part) and isinstance(test, Part):
                 order = torch.cat([train.index, test.index]).argsort()

@@ -112,10 +112,10 @@ def readable(source: Source) -> Tensor | None:
     whole, index = (
         (source.whole, source.index) if isinstance(source, Part) else (source, torch.arange(len(source)))
     )
-    if not source.bad or not hasattr(whole, "files"):
+    if not source.ledger.bad or not hasattr(whole, "files"):
         return None
     names = whole.files(index)  # pyright: ignore[reportAttributeAccessIssue]
-    return torch.tensor([i for i, name in enumerate(names) if name not in source.bad])
+    return torch.tensor([i for i, name in enumerate(names) if name not in source.ledger.bad])
 
 
 def pooled(x: Tensor, width: int = WIDTH) -> Tensor:

@@ -105,7 +105,7 @@ class Part:
         self.whole, self.index, self.name = whole, index, name
         self.label, self.classes = whole.label[index], whole.classes
         self.channels, self.size = whole.channels, whole.size
-        self.provides, self.bad = whole.provides, whole.bad
+        self.provides, self.ledger = whole.provides, whole.ledger
 
     def __len__(self) -> int:
         return len(self.index)

@@ -29,7 +29,7 @@ class Later:
     """What the images of a source show a moment later, as a source of its own."""
 
     def __init__(self, source: Images):
-        self.source, self.name, self.bad = source, source.name, source.bad
+        self.source, self.name, self.ledger = source, source.name, source.ledger
         self.channels, self.size, self.provides = source.channels, source.size, frozenset[str]()
 
     def __len__(self) -> int:

@@ -18,6 +18,7 @@ from PIL import Image
 from pretask import checkpoint
 from pretask import run as runs
 from pretask.auditing import Audit
+from pretask.ledger import BAD
 from pretask.reports.curves import Plot, Row
 from pretask.reports.features import Neighbour
 from pretask.reports.learning import Answer
@@ -102,7 +103,7 @@ def write(
         rounds=rounds,
         gallery=gallery,
         subjects=subjects,
-        skipped=skipped(folder / runs.SKIPPED),
+        skipped=skipped(folder / BAD),
         listed=LISTED,
         settings=settings(card),
         next=next_steps(folder, card),

@@ -23,7 +23,7 @@ class Labelled:
     def __init__(self, images: Images, label: Tensor, classes: list[str]):
         self.images, self.label, self.classes = images, label, classes
         self.name, self.size, self.channels = images.name, images.size, images.channels
-        self.provides, self.bad = images.provides, images.bad
+        self.provides, self.ledger = images.provides, images.ledger
 
     def __len__(self) -> int:
         return len(self.images)

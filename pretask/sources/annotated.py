@@ -24,9 +24,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from pretask.ledger import stop
 from pretask.rng import Rng
 from pretask.sources import decode
-from pretask.sources.common import Asked, Images, bar, check_bad
+from pretask.sources.common import Asked, Images, bar
 from pretask.sources.encoded import collect, cores
 from pretask.types import UserError
 
@@ -177,7 +178,7 @@ def load(spec: str | Path, *, masks: bool = False, max_bad: float = 0.1, progres
             mask = mask_of(root, claim.file) if masks else None
             items.append(made(claim, size, classes, mask, bad))
     name = root.resolve().name + (f" {part}" if part else "")
-    check_bad(name, lost, total, max_bad if items else 0.0)
+    stop(name, lost, total, max_bad if items else 0.0)
     if not items:
         raise UserError(f"{spec} has no image {f'with a mask in {MASKS}/' if masks else 'of use'}")
     if not masks and not any(len(item.boxes) for item in items):

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from pretask.ledger import Ledger
 from pretask.sources.common import Texts
 from pretask.sources.maps import Planes
 from pretask.types import Batch
@@ -17,13 +18,14 @@ class Arrays:
         name: str,
         image: Tensor,
         names: Texts | None = None,
-        bad: dict[str, str] | None = None,
+        ledger: Ledger | None = None,
         aux: Mapping[str, Tensor] | None = None,
         mapped: bool = False,
         planes: Planes | None = None,
     ):
         self.name, self.image, self.names = name, image, names
-        self.bad, self.aux = dict(bad or {}), dict(aux or {})
+        self.ledger, self.aux = ledger or Ledger(), dict(aux or {})
+        self.ledger.opened(len(image))
         self.planes = planes or Planes(image.shape[1])
         self.channels, self.size = self.planes.channels, image.shape[2]
         self.provides = frozenset(self.aux).union(self.planes.maps)

@@ -1,10 +1,7 @@
 """What all kinds of source share: how one is asked for, what opening returns, compact names, a bar."""
 
-import csv
-import io
-import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -15,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from pretask.ledger import Ledger
 from pretask.types import Source, UserError
 
 
@@ -43,7 +41,9 @@ class Asked:
 
 
 class Images(Source, Protocol):
-    """A source that knows what each sample is called."""
+    """A source that knows what each sample is called, and what became of all that came in."""
+
+    ledger: Ledger
 
     def files(self, index: Tensor) -> list[str]: ...
 
@@ -78,30 +78,6 @@ class Texts:
 
     def take(self, keep: Sequence[int]) -> "Texts":
         return Texts.of(self[i] for i in keep)
-
-
-def check_bad(name: str, bad: dict[str, str], n: int, limit: float) -> None:
-    """Stop when more than `limit` of `n` images cannot be read."""
-    if not bad or len(bad) <= limit * n:
-        return
-    some = "; ".join(f"{file}: {why}" for file, why in list(bad.items())[:3])
-    raise UserError(
-        f"{name}: {len(bad)} of {n} images cannot be read ({some}); "
-        f"at most {limit:.0%} are tolerated. Mend or remove them, or raise --max-bad"
-    )
-
-
-def listed(bad: Mapping[str, str]) -> str:
-    """What could not be read and why, as the CSV that every verb leaves."""
-    text = io.StringIO()
-    csv.writer(text).writerows([("file", "reason"), *sorted(bad.items())])
-    return text.getvalue()
-
-
-def check_sample(name: str, bad: dict[str, str], n: int, limit: float) -> None:
-    """The same of `n` images drawn from many: stop when chance alone does not explain it (3 standard deviations)."""
-    if len(bad) > limit * n + 3 * math.sqrt(limit * (1 - limit) * n):
-        check_bad(name, bad, n, limit)
 
 
 def numbered(labels: np.ndarray, names: Sequence[str] | None = None) -> tuple[Tensor, list[str]]:

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pretask.ledger import Ledger, check_sample
 from pretask.sources import decode
 from pretask.sources.arrays import Arrays
-from pretask.sources.common import Asked, Opened, Texts, bar, check_bad, check_sample
+from pretask.sources.common import Asked, Opened, Texts, bar
 from pretask.sources.maps import Planes
 from pretask.types import Batch, UserError
 
@@ -125,21 +126,21 @@ class Reader:
 
 
 class Encoded:
-    """A source that decodes what it is asked for; `bad` is what was found amiss before."""
+    """A source that decodes what it is asked for; `rows` (N,) are its positions in the books, if it is a part of what they keep."""
 
     def __init__(
         self,
         name: str,
         reader: Reader,
         max_bad: float,
-        bad: dict[str, str] | None = None,
+        ledger: Ledger,
         aux: Mapping[str, Tensor] | None = None,
+        rows: Tensor | None = None,
     ):
         self.name, self.reader, self.max_bad = name, reader, max_bad
         self.size, self.channels = reader.size, reader.planes.channels
-        self.bad, self.aux = dict(bad or {}), dict(aux or {})
+        self.ledger, self.aux, self.rows = ledger, dict(aux or {}), rows
         self.provides = frozenset(self.aux).union(reader.planes.maps)
-        self.n = len(reader.items) + len(self.bad)  # all there are
 
     def __len__(self) -> int:
         return len(self.reader.items)
@@ -160,30 +161,38 @@ class Encoded:
 
     def batch(self, index: Tensor, image: Tensor, read: list[int]) -> Batch:
         """An image that stands in for an unreadable one brings along what is known about itself."""
+        self.see(read)
         image, maps = self.reader.planes.unpack(image)
         return Batch(index, image, {name: rows[read] for name, rows in self.aux.items()} | maps)
 
+    def see(self, read: list[int]) -> None:
+        self.ledger.see(read if self.rows is None else self.rows[read].tolist())
+
     def note(self, bad: dict[str, str]) -> None:
         """Remember what a reader, here or in a worker, could not read."""
-        self.bad.update(bad)
-        check_bad(self.name, self.bad, self.n, self.max_bad)
+        self.ledger.bad.update(bad)
+        self.ledger.check(self.name, self.max_bad)
 
     def survey(self) -> None:
         """Look at a sample first, so that most of a hopeless folder is not trained on before it is called so."""
         index = sample(len(self))
         found: dict[str, str] = {}
         with ThreadPoolExecutor(cores()) as threads:
-            for bad in threads.map(self.unreadable, index):
-                found |= bad
+            for i, why in zip(index, threads.map(self.unreadable, index), strict=True):
+                if why is None:
+                    self.see([i])
+                else:
+                    found[self.reader.items.name(i)] = why
         check_sample(self.name, found, len(index), self.max_bad)
         self.note(found)
 
-    def unreadable(self, i: int) -> dict[str, str]:
+    def unreadable(self, i: int) -> str | None:
+        """Why an image cannot be read; None if it can."""
         try:
             self.reader.one(i)
         except decode.Unreadable as error:
-            return {self.reader.items.name(i): str(error)}
-        return {}
+            return str(error)
+        return None
 
     def files(self, index: Tensor) -> list[str]:
         return [self.reader.items.name(i) for i in index.tolist()]
@@ -191,9 +200,8 @@ class Encoded:
     def some(self, index: Tensor) -> "Encoded":
         """The images at `index` as a source of their own: none but they stand in for one that is unreadable."""
         aux = {name: rows[index] for name, rows in self.aux.items()}
-        made = Encoded(self.name, self.reader.chosen(index), self.max_bad, self.bad, aux)
-        made.n = self.n  # `bad` is of all there are
-        return made
+        rows = index if self.rows is None else self.rows[index]
+        return Encoded(self.name, self.reader.chosen(index), self.max_bad, self.ledger, aux, rows)
 
 
 def collect(
@@ -202,17 +210,17 @@ def collect(
     asked: Asked,
     label: Tensor | None = None,
     classes: list[str] | None = None,
-    bad: dict[str, str] | None = None,
+    ledger: Ledger | None = None,
     aux: Mapping[str, Tensor] | None = None,
 ) -> Opened:
-    """A source of `items`, decoded now if they fit into memory; `bad` is what was found amiss before.
+    """A source of `items`, decoded now if they fit into memory; `ledger` has what was left out before.
 
     `aux` is what else is known about each, (N, …) under names of types.AUX.
     """
     channels, size = asked.channels or 3, asked.size or median_side(name, items)
     alike = None if label is None else label.numpy()
     reader = Reader(items, size, channels, alike, asked.stretch)
-    return opened(name, reader, asked, label, classes, bad, aux)
+    return opened(name, reader, asked, label, classes, ledger, aux)
 
 
 def opened(
@@ -221,15 +229,17 @@ def opened(
     asked: Asked,
     label: Tensor | None = None,
     classes: list[str] | None = None,
-    bad: dict[str, str] | None = None,
+    ledger: Ledger | None = None,
     aux: Mapping[str, Tensor] | None = None,
 ) -> Opened:
     """The same of what any reader decodes."""
+    ledger = ledger or Ledger()
     if len(reader.items) * reader.planes.count * reader.size**2 > asked.cache_mb * 2**20:
-        source = Encoded(name, reader, asked.max_bad, bad, aux)
+        ledger.opened(len(reader.items), unread=True)
+        source = Encoded(name, reader, asked.max_bad, ledger, aux)
         source.survey()
         return Opened(source, label, classes or [])
-    return decoded(name, reader, asked, label, classes or [], bad or {}, aux or {})
+    return decoded(name, reader, asked, label, classes or [], ledger, aux or {})
 
 
 def decoded(
@@ -238,7 +248,7 @@ def decoded(
     asked: Asked,
     label: Tensor | None,
     classes: list[str],
-    bad: dict[str, str],
+    ledger: Ledger,
     aux: Mapping[str, Tensor],
 ) -> Opened:
     """All of it, in memory; unreadable images are dropped, and their labels with them."""
@@ -263,14 +273,16 @@ def decoded(
                 progress.advance(task, done)
     finally:
         pool.shutdown(cancel_futures=True)
-    bad = bad | {reader.items.name(i): reasons[i] for i in sorted(reasons)}
+    for i in sorted(reasons):
+        ledger.leave(reader.items.name(i), reasons[i])
     keep = [i for i in range(n) if i not in reasons]
-    check_bad(name, bad, len(keep) + len(bad), asked.max_bad if keep else 0.0)
+    ledger.opened(len(keep))
+    ledger.check(name, asked.max_bad if keep else 0.0)
     if reasons:
         image, label = image[keep], None if label is None else label[keep]
         aux = {field: rows[keep] for field, rows in aux.items()}
     names = Texts.of(reader.items.name(i) for i in keep)
-    held = Arrays(name, torch.from_numpy(image), names, bad, aux, planes=reader.planes)
+    held = Arrays(name, torch.from_numpy(image), names, ledger, aux, planes=reader.planes)
     return Opened(held, label, classes)
 
 

@@ -5,15 +5,34 @@ from pathlib import Path
 
 import numpy as np
 
+from pretask.ledger import Ledger
 from pretask.sources.common import Asked, Opened, Texts, numbered
 from pretask.sources.encoded import collect
 from pretask.types import UserError
 
-SUFFIXES = frozenset(b"jpg jpeg jpe jfif png apng webp bmp dib tif tiff gif pgm ppm pbm pnm avif jp2".split())
+SUFFIXES = frozenset(
+    b"jpg jpeg jpe jfif png apng webp bmp dib tif tiff gif pgm ppm pbm pnm avif jp2 heic heif hif jxl".split()
+)
 VIDEOS = frozenset(b"3gp asf avi flv m2ts m4v mkv mov mp4 mpeg mpg mts mxf ogv ts vob webm wmv".split())
 
 LOOSE = "lies outside the class folders"
 """why an image has no label"""
+FIRST = 32
+"""bytes that tell what a file is whose ending does not"""
+MAGIC = (
+    b"\xff\xd8\xff",
+    b"\x89PNG\r\n\x1a\n",
+    b"GIF87a",
+    b"GIF89a",
+    b"II*\0",
+    b"MM\0*",
+    b"\xff\x0a",
+    b"\0\0\0\x0cJXL ",
+    b"\0\0\0\x0cjP  ",
+)
+"""of JPEG, PNG, GIF, TIFF, JPEG XL bare and in a box, JPEG 2000"""
+BRANDS = (b"avif", b"avis", b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
+"""of AVIF and HEIF, after `ftyp`"""
 
 
 class Files:
@@ -34,12 +53,12 @@ class Files:
 
 def load(spec: str, asked: Asked) -> Opened:
     root = inside(Path(spec).expanduser(), asked.split)
-    found, bad = scan(root)
+    found, ledger = scan(root)
     if not found:
-        others = sum(1 for _ in root.iterdir())
-        films = any(p.suffix[1:].lower().encode() in VIDEOS for p in root.rglob("*"))
+        films = any(ending[1:].encode() in VIDEOS for ending in ledger.other)
+        ledger.opened(0)
         raise UserError(
-            f"{root} holds no images ({others} entries of other kinds); "
+            f"{root} holds no images ({ledger.line()}); "
             + (
                 f"of its video clips, tracks can be made: pretask track {root} --out tracks"
                 if films
@@ -52,9 +71,10 @@ def load(spec: str, asked: Asked) -> Opened:
         found = [path for path in found if b"/" in path]
         if not found:
             raise UserError(f"{root} has no class folders; expected {root}/CLASS/IMAGE, one folder per class")
-        bad |= {os.fsdecode(path): LOOSE for path in loose}
+        for path in loose:
+            ledger.spare(os.fsdecode(path), LOOSE)
         label, classes = numbered(np.array([os.fsdecode(path.split(b"/")[0]) for path in found]))
-    return collect(root.resolve().name, Files(str(root), Texts.of(found)), asked, label, classes, bad)
+    return collect(root.resolve().name, Files(str(root), Texts.of(found)), asked, label, classes, ledger)
 
 
 def inside(root: Path, split: str | None) -> Path:
@@ -67,14 +87,15 @@ def inside(root: Path, split: str | None) -> Path:
     return root / split
 
 
-def scan(root: Path) -> tuple[list[bytes], dict[str, str]]:
-    """Relative paths of all images below `root`, in order of file name; and what could not be looked at.
+def scan(root: Path) -> tuple[list[bytes], Ledger]:
+    """Relative paths of all images below `root`, in order of file name; and the books, with all else that is there.
 
-    Hidden entries are passed over. Links are followed, real folders first, and no folder is entered twice.
+    A file is an image by its ending, or, of any other ending, by its first bytes. Hidden entries are not looked into.
+    Links are followed, real folders first, and no folder is entered twice.
     """
     base = os.fsencode(root)
     found: list[bytes] = []
-    bad: dict[str, str] = {}
+    ledger = Ledger()
     entered: set[tuple[int, int]] = set()
     folders, links = [b""], []
     while folders or links:
@@ -87,20 +108,46 @@ def scan(root: Path) -> tuple[list[bytes], dict[str, str]]:
             entered.add((status.st_dev, status.st_ino))
             entries = sorted(os.scandir(path), key=lambda e: e.name, reverse=True)
         except OSError as error:
-            bad[os.fsdecode(folder) or "."] = (error.strerror or "cannot be entered").lower()
+            ledger.leave(os.fsdecode(folder) or ".", (error.strerror or "cannot be entered").lower())
             continue
         for entry in entries:
-            if entry.name.startswith(b"."):
-                continue
             relative = os.path.join(folder, entry.name)
-            if is_folder(entry):
+            if entry.name.startswith(b"."):
+                ledger.other["hidden"] += 1
+            elif is_folder(entry):
                 (links if entry.is_symlink() else folders).append(relative)
-            elif entry.name.rpartition(b".")[2].lower() in SUFFIXES:
+            elif ending(entry.name)[1:] in SUFFIXES:
                 if is_file(entry):
                     found.append(relative)
                 else:
-                    bad[os.fsdecode(relative)] = "a broken link, or not a file"
-    return sorted(found, key=by_name), bad
+                    ledger.leave(os.fsdecode(relative), "a broken link, or not a file")
+            elif is_file(entry) and is_image(entry.path):
+                found.append(relative)
+            else:
+                ledger.other[os.fsdecode(ending(entry.name)) or "without ending"] += 1
+    return sorted(found, key=by_name), ledger
+
+
+def ending(name: bytes) -> bytes:
+    """ ".jpg" of "Photo.JPG"; nothing of a name without a dot."""
+    _, dot, last = name.rpartition(b".")
+    return (dot + last).lower()
+
+
+def is_image(path: bytes) -> bool:
+    """By its first bytes; not if it cannot be opened."""
+    try:
+        with open(path, "rb") as file:
+            return looks_like_image(file.read(FIRST))
+    except OSError:
+        return False
+
+
+def looks_like_image(first: bytes) -> bool:
+    boxed = first[4:8] == b"ftyp" and first[8:12] in BRANDS
+    riff = first[:4] == b"RIFF" and first[8:12] == b"WEBP"
+    bitmap = first[:2] == b"BM" and first[6:10] == bytes(4) and len(first) > 10
+    return first.startswith(MAGIC) or boxed or riff or bitmap
 
 
 def by_name(path: bytes) -> tuple[bytes, bytes]:

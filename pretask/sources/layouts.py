@@ -153,8 +153,9 @@ def hdf5() -> Any:
 
 
 def find(root: Path) -> tuple[House | SceneNet | Hypersim, dict[str, str]]:
-    """The layout of a folder, and what in it could not be looked at."""
-    paths, bad = scan(root)
+    """The layout of a folder, and what in it could not be looked at. Maps are no images of their own."""
+    paths, ledger = scan(root)
+    bad = ledger.bad
     if own := [path for path in paths if path.startswith(b"color/") and path.count(b"/") == 1]:
         return House(root, own), inside(bad, "color/")
     if photos := [path for path in paths if b"/photo/" in b"/" + path and path.split(b"/")[-2] == b"photo"]:

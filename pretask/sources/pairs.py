@@ -18,6 +18,7 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 
 from pretask import text
+from pretask.ledger import Ledger
 from pretask.sources import table
 from pretask.sources.common import Asked, Opened, Texts, numbered
 from pretask.sources.encoded import Chosen, Items, collect
@@ -35,12 +36,12 @@ UNSHOWN = frozenset({"script", "style", "template", "noscript"})
 
 @dataclass(frozen=True)
 class Found:
-    """Images, the text of each, whatever stands in a label column, and what could not be used: place -> reason."""
+    """Images, the text of each, whatever stands in a label column, and the books."""
 
     items: Items
     texts: list[str]
     labels: list[Any]
-    bad: dict[str, str]
+    ledger: Ledger
 
 
 def understands(spec: str) -> bool:
@@ -70,31 +71,31 @@ def load(spec: str, asked: Asked) -> Opened:
     if asked.labels and None not in found.labels:
         label, classes = numbered(np.array(found.labels))
     words = {"words": text.pack(found.texts)}
-    return collect(path.stem, found.items, asked, label, classes, found.bad, words)
+    return collect(path.stem, found.items, asked, label, classes, found.ledger, words)
 
 
 # ---- a row for each image
 
 
 def of_rows(path: Path, columns: Sequence[str]) -> Found:
-    bad: dict[str, str] = {}
+    ledger = Ledger()
     images, texts, labels = [], [], []
-    for place, row in rows(path, bad):
+    for place, row in rows(path, ledger):
         image = next((row[name] for name in IMAGE_NAMES if row.get(name)), None)
         words = text_of(row, columns, path)
         why = amiss(path.parent, image) or ("" if words.strip() else "has no text")
         if why:
-            bad[place] = why
+            ledger.leave(place, why)
             continue
         images.append(image)
         texts.append(words)
         labels.append(next((row[name] for name in table.LABEL_NAMES if row.get(name) is not None), None))
-    check_any(path, images, bad)
-    return Found(Files(str(path.parent), Texts.of(images)), texts, labels, bad)
+    check_any(path, images, ledger)
+    return Found(Files(str(path.parent), Texts.of(images)), texts, labels, ledger)
 
 
-def rows(path: Path, bad: dict[str, str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Where each row stands, and what it says; lines that are no rows go to `bad`."""
+def rows(path: Path, ledger: Ledger) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Where each row stands, and what it says; lines that are no rows are left out."""
     with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
         if path.suffix != ".jsonl":
             csv.field_size_limit(2**27)  # a column may hold an article
@@ -110,12 +111,12 @@ def rows(path: Path, bad: dict[str, str]) -> Iterator[tuple[str, Mapping[str, An
             try:
                 row = json.loads(line)
             except ValueError as error:
-                bad[f"line {number}"] = f"not JSON: {str(error).partition(':')[0].lower()}"
+                ledger.leave(f"line {number}", f"not JSON: {str(error).partition(':')[0].lower()}")
                 continue
             if isinstance(row, dict):
                 yield f"line {number}", row
             else:
-                bad[f"line {number}"] = "not an object of names and values"
+                ledger.leave(f"line {number}", "not an object of names and values")
 
 
 def text_of(row: Mapping[str, Any], columns: Sequence[str], path: Path) -> str:
@@ -142,7 +143,7 @@ def of_table(path: Path, columns: Sequence[str], asked: Asked) -> Found:
     names = [name for name in data.column_names if name != column]
     stored = table.Rows(table.undecoded(data, column), column)
     where = path if path.is_dir() else path.parent
-    bad: dict[str, str] = {}
+    ledger = Ledger()
     kept, images, texts, labels = [], [], [], []
     for i, row in enumerate(data.select_columns(names)):
         cell = stored.table[i][column]
@@ -151,21 +152,21 @@ def of_table(path: Path, columns: Sequence[str], asked: Asked) -> Found:
             "" if words.strip() else "has no text"
         )
         if why:
-            bad[stored.name(i)] = why
+            ledger.leave(stored.name(i), why)
             continue
         kept.append(i)
         images.append(cell if isinstance(cell, str) else "")
         texts.append(words)
         labels.append(next((row[name] for name in table.LABEL_NAMES if row.get(name) is not None), None))
-    check_any(path, kept, bad)
+    check_any(path, kept, ledger)
     named = all(images)
     items = Files(str(where), Texts.of(images)) if named else Chosen(stored, np.array(kept))
-    return Found(items, texts, labels, bad)
+    return Found(items, texts, labels, ledger)
 
 
-def check_any(path: Path, kept: Sequence[Any], bad: Mapping[str, str]) -> None:
+def check_any(path: Path, kept: Sequence[Any], ledger: Ledger) -> None:
     if not kept:
-        some = "; ".join(f"{place}: {why}" for place, why in list(bad.items())[:3]) or "it is empty"
+        some = ledger.some() or "it is empty"
         raise UserError(
             f"{path} has no image with text ({some}); expected an image column, such as `image`, with "
             "paths from where the file lies, and a text column, such as `text`"
@@ -177,7 +178,7 @@ def check_any(path: Path, kept: Sequence[Any], bad: Mapping[str, str]) -> None:
 
 def articles(root: Path) -> Found:
     """Every image that an article below `root` shows, with all its text."""
-    bad: dict[str, str] = {}
+    ledger = Ledger()
     images, texts = [], []
     for path in sorted(p for p in root.rglob("*") if p.suffix.lower() in ARTICLES and p.is_file()):
         words, shown = parsed(path)
@@ -185,17 +186,17 @@ def articles(root: Path) -> Found:
             file, why = local(root, path.parent, image)
             why = why or ("" if words.strip() else "has no text")
             if why:
-                bad[f"{path.relative_to(root)}: {image[:80]}"] = why
+                ledger.leave(f"{path.relative_to(root)}: {image[:80]}", why)
                 continue
             images.append(os.path.relpath(file, root))
             texts.append(words)
     if not images:
-        some = "; ".join(f"{place}: {why}" for place, why in list(bad.items())[:3])
+        some = ledger.some()
         raise UserError(
             f"{root} has no article with an image of its own{f' ({some})' if some else ''}; expected files "
             f"ending in {', '.join(ARTICLES)} that show images beside them"
         )
-    return Found(Files(str(root), Texts.of(images)), texts, [None] * len(images), bad)
+    return Found(Files(str(root), Texts.of(images)), texts, [None] * len(images), ledger)
 
 
 def parsed(path: Path) -> tuple[str, list[str]]:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from pretask.ledger import Ledger
 from pretask.sources import decode, layouts, maps, store
 from pretask.sources.common import Asked, Images, Opened
 from pretask.sources.encoded import Reader, median_side, opened
@@ -59,7 +60,7 @@ def of_files(root: Path, asked: Asked) -> Images:
         raise UserError(f"{root} has color/ alone; expected depth/, normals/ or instances/ beside it")
     name = root.resolve().name
     reader = SceneReader(layout, asked.size or median_side(name, layout), asked.channels or 3)
-    return opened(name, reader, asked, bad=bad).images
+    return opened(name, reader, asked, ledger=Ledger(bad)).images
 
 
 class SceneReader(Reader):
@@ -109,7 +110,8 @@ class Paired:
         self.name = f"{scenes.name}+{photographs.name}"
         self.size, self.channels = scenes.size, scenes.channels
         self.provides = scenes.provides | {"photographs"}
-        self.bad = scenes.bad | photographs.bad
+        self.ledger = Ledger()
+        self.ledger.gather(scenes.ledger, photographs.ledger)
 
     def __len__(self) -> int:
         return max(len(self.scenes), len(self.photographs))
@@ -117,7 +119,7 @@ class Paired:
     def __getitems__(self, index: Tensor) -> Batch:
         scene = self.scenes.__getitems__(index % len(self.scenes))
         photograph = self.photographs.__getitems__(index % len(self.photographs))
-        self.bad.update(self.scenes.bad | self.photographs.bad)
+        self.ledger.gather(self.scenes.ledger, self.photographs.ledger)
         return Batch(index, scene.image, {**scene.aux, "photographs": photograph.image})
 
     def files(self, index: Tensor) -> list[str]:
@@ -127,4 +129,4 @@ class Paired:
             self.photographs.files(index % len(self.photographs)),
             strict=True,
         )
-        return [next((one for one in pair if one in self.bad), " + ".join(pair)) for pair in pairs]
+        return [next((one for one in pair if one in self.ledger.bad), " + ".join(pair)) for pair in pairs]

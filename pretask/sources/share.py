@@ -15,7 +15,7 @@ class Some:
     def __init__(self, whole: Images, index: Tensor):
         self.whole, self.index, self.name = whole, index, whole.name
         self.channels, self.size = whole.channels, whole.size
-        self.provides, self.bad = whole.provides, whole.bad
+        self.provides, self.ledger = whole.provides, whole.ledger
 
     def __len__(self) -> int:
         return len(self.index)

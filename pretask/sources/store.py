@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from pretask import checkpoint
+from pretask.ledger import Ledger
 from pretask.sources import decode
 from pretask.sources.arrays import Arrays
 from pretask.sources.common import Asked, Images, Opened, Texts, bar
@@ -48,7 +49,7 @@ def load(spec: str, asked: Asked) -> Opened:
             raise UserError(f"{folder} was prepared with {what} {there}, not {wanted}; prepare another store")
     label = torch.from_numpy(np.load(folder / "label.npy")) if asked.labels and card["classes"] else None
     return Opened(
-        Arrays(card["name"], image, names, card["bad"], fields, mapped=True), label, card["classes"]
+        Arrays(card["name"], image, names, Ledger(card["bad"]), fields, mapped=True), label, card["classes"]
     )
 
 
@@ -95,7 +96,7 @@ def write(source: Images, folder: Path, progress: bool) -> None:
         task = shown.add_task(f"preparing {source.name}", total=len(source))
         for batch in batches(source):
             named = source.files(batch.index)
-            good = torch.tensor([name not in source.bad for name in named])
+            good = torch.tensor([name not in source.ledger.bad for name in named])
             names += [name for name, kept in zip(named, good.tolist(), strict=True) if kept]
             keep.append(batch.index[good])
             for name, rows in {"image": batch.image, **batch.aux}.items():
@@ -112,7 +113,14 @@ def write(source: Images, folder: Path, progress: bool) -> None:
     if label is not None:
         np.save(folder / "label.npy", label[torch.cat(keep)].numpy())
     classes = [] if label is None else source.classes  # type: ignore[attr-defined]
-    card = {"name": source.name, "fields": fields, "classes": classes, "bad": source.bad}
+    ledger = source.ledger
+    card = {
+        "name": source.name,
+        "fields": fields,
+        "classes": classes,
+        "records": ledger.card(),
+        "bad": ledger.bad,
+    }
     (folder / CARD).write_text(json.dumps(card, indent=1))
     for path in [*folder.iterdir(), folder]:
         checkpoint.sync(path)

@@ -9,7 +9,7 @@ addressable data.
 
 import glob
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, islice, repeat
 from typing import Any
@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pretask.ledger import Ledger
 from pretask.sources import decode, table, tar
-from pretask.sources.common import Asked, Opened, check_bad
+from pretask.sources.common import Asked, Opened
 from pretask.sources.encoded import cores
 from pretask.types import Batch, UserError
 
@@ -68,7 +69,8 @@ class Stream:
     def __init__(self, name: str, rows: Any, column: str, n: int, size: int, channels: int, max_bad: float):
         self.name, self.rows, self.column, self.n = name, rows, column, n
         self.size, self.channels, self.max_bad = size, channels, max_bad
-        self.bad: dict[str, str] = {}  # of the current pass, whose order gives the rows their numbers
+        self.ledger = Ledger()  # of the current pass, whose order gives the rows their numbers
+        self.ledger.opened(n, unread=True)
 
     def __len__(self) -> int:
         return self.n
@@ -103,13 +105,22 @@ class Stream:
         """This process's rows of len // batch batches; begins anew where its own shards are fewer."""
         rank, world = share
         own = batch // world
-        self.bad.clear()
+        self.ledger.clear(self.n)
         endless = chain.from_iterable(self.once(share, seed) for _ in repeat(None))
         rows = islice(endless, first * own, None)
         with ThreadPoolExecutor(cores()) as threads:
             for k in range(first, len(self) // batch):
                 index = (k * batch + rank * own + torch.arange(own)) % len(self)
                 yield Batch(index, self.decoded(list(islice(rows, own)), index, threads))
+
+    def note(self, index: Tensor, images: Sequence[Any]) -> None:
+        """What became of some rows: an image, or the reason why there is none."""
+        for i, name, x in zip(index.tolist(), self.files(index), images, strict=True):
+            if isinstance(x, str):
+                self.ledger.bad[name] = x
+            else:
+                self.ledger.see([i])
+        self.ledger.check(self.name, self.max_bad)
 
     def decoded(
         self, rows: list[decode.Encoded | None], index: Tensor, threads: ThreadPoolExecutor
@@ -125,12 +136,10 @@ class Stream:
                 return str(error)
 
         images = list(threads.map(one, rows))
-        bad = {name: x for name, x in zip(self.files(index), images, strict=True) if isinstance(x, str)}
-        self.bad.update(bad)
-        check_bad(self.name, self.bad, len(self), self.max_bad)
+        self.note(index, images)
         readable = [x for x in images if not isinstance(x, str)]
         if not readable:
-            why = next(iter(bad.values()))
+            why = images[0]
             raise UserError(f"{self.name}: none of {len(rows)} images in a row can be read ({why})")
         kept = torch.tensor([not isinstance(x, str) for x in images])
         place = (kept.cumsum(0) - kept.long()) % len(

@@ -160,7 +160,7 @@ def test_a_run_says_itself_what_a_topic_is_and_which_an_image_has(texts):
 def test_images_that_could_not_be_read_have_no_topics(texts):
     said = crossmodal.texts_of(texts)
     source = crossmodal.Told(texts, said, learn(said, Rng(0), 4, fewest=1, most=1.0))
-    source.bad = {"3": "not an image"}
+    source.ledger.bad = {"3": "not an image"}
     share, which = crossmodal.told(source)
     assert torch.equal(share, source.share[torch.arange(120) != 3])
     assert torch.equal(which, source.which[torch.arange(120) != 3])

@@ -251,7 +251,7 @@ def test_what_was_embedded_is_handed_on_in_the_order_of_its_images(test):
 
 def test_rows_that_are_fewer_than_the_images_are_not_handed_on():
     broken = some(TEST, torch.arange(30))
-    broken.bad["7.jpg"] = "truncated"
+    broken.ledger.bad["7.jpg"] = "truncated"
     seen = []
     scored(test=broken, look=lambda *given: seen.append(given))
     assert not seen

@@ -59,7 +59,7 @@ def check_listed(bad: dict[str, str], names: set[str]) -> None:
 def test_bad_files_are_dropped_and_listed(mixed: Path):
     source = sources.open(mixed, max_bad=0.5)
     assert values(source) == list(range(20))
-    check_listed(source.bad, set(BAD))
+    check_listed(source.ledger.bad, set(BAD))
     assert source.files(torch.tensor([4, 19])) == ["a/04.png", "b/19.png"]
 
 
@@ -74,7 +74,7 @@ def test_where_images_are_decoded_later_the_next_one_stands_in(mixed: Path):
     assert len(source) == 23  # links and pipes are seen at opening, the rest when it is decoded
     stands_in = [0, 1, 2, 3, 4, 4, 5, 6, 6, *range(7, 16), 16, *range(16, 20)]
     assert values(source) == stands_in
-    check_listed(source.bad, set(BAD))
+    check_listed(source.ledger.bad, set(BAD))
 
 
 def test_what_workers_meet_is_reported_and_the_batches_are_the_same(mixed: Path):
@@ -82,7 +82,7 @@ def test_what_workers_meet_is_reported_and_the_batches_are_the_same(mixed: Path)
     order = torch.randperm(23, generator=torch.Generator().manual_seed(1))
     made = torch.cat([batch.image for batch in loader.epoch(there, order, 8, workers=2)])
     assert torch.equal(made, here.__getitems__(order).image)
-    check_listed(there.bad, set(BAD))
+    check_listed(there.ledger.bad, set(BAD))
 
 
 def test_a_stand_in_has_the_label_of_the_image_it_stands_for(tmp_path: Path):
@@ -133,7 +133,7 @@ def test_a_sample_that_chance_explains_does_not_stop_a_run(tmp_path: Path):
     many(tmp_path, 1500, range(0))
     for i in places:
         (tmp_path / f"{i:04d}.png").write_bytes(b"")
-    assert len(sources.open(tmp_path, cache_mb=0, size=16).bad) == 12
+    assert len(sources.open(tmp_path, cache_mb=0, size=16).ledger.bad) == 12
 
 
 def test_only_bad_files_are_an_error_at_once(tmp_path: Path):
@@ -160,7 +160,7 @@ def test_files_without_permission_are_skipped(tmp_path: Path):
     for i in range(20):
         photo(tmp_path / f"{i:02d}.png", i)
     (tmp_path / "07.png").chmod(0)
-    assert sources.open(tmp_path).bad == {"07.png": "permission denied"}
+    assert sources.open(tmp_path).ledger.bad == {"07.png": "permission denied"}
 
 
 def test_hidden_entries_are_passed_over(tmp_path: Path):
@@ -180,7 +180,7 @@ def test_links_are_followed_once_and_loops_end(tmp_path: Path):
     (tmp_path / "data/linked").symlink_to(tmp_path / "elsewhere")
     source = sources.open(tmp_path / "data", max_bad=0.5)
     assert source.files(torch.arange(len(source))) == ["real/0.png", "linked/1.png"]
-    assert set(source.bad) == {"self.png"}
+    assert set(source.ledger.bad) == {"self.png"}
 
 
 @pytest.mark.parametrize("name", ["with space.png", "été 写真.png", b"not utf-8 \xff.png"])
@@ -216,7 +216,8 @@ def test_files_outside_class_folders_are_listed(tmp_path: Path):
         photo(tmp_path / f"a/{i:02d}.png", i)
     photo(tmp_path / "loose.png", 99)
     source = sources.open_labelled(tmp_path)
-    assert (len(source), source.bad) == (20, {"loose.png": "lies outside the class folders"})
+    assert len(source) == 20 and not source.ledger.bad
+    assert source.ledger.unwanted == {"loose.png": "lies outside the class folders"}
 
 
 @pytest.mark.parametrize("labelled", [False, True])

@@ -149,7 +149,7 @@ def test_encoded_images_that_are_damaged_are_dropped_with_their_labels(tmp_path:
         labels=np.arange(20),
     )
     source = sources.open_labelled(path)
-    assert source.bad == {"3": "not an image"}
+    assert source.ledger.bad == {"3": "not an image"}
     assert source.label.tolist() == [i for i in range(20) if i != 3]
     assert source.files(torch.tensor([2, 3])) == ["2", "4"]
 

@@ -80,7 +80,7 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_image_comes_with_its_own_text(kind: str, later: bool, photos: Path):
     source = sources.open(KINDS[kind](photos, rows_of()), cache_mb=0 if later else 64)
-    assert source.provides == {"words"} and not source.bad
+    assert source.provides == {"words"} and not source.ledger.bad
     assert read(source) == [(i, f"number {i} α") for i in range(N)]
     order = torch.randperm(N, generator=torch.Generator().manual_seed(0))
     for batch in loader.epoch(source, order, 5, workers=2):
@@ -121,7 +121,7 @@ def test_rows_that_cannot_be_used_are_counted_and_listed(photos: Path):
     spec = jsonl(photos, rows)
     source = sources.open(spec, max_bad=0.5)
     assert read(source) == [(i, f"number {i} α") for i in range(N) if i != 3]
-    assert {place: re.sub(r":.*", "", why) for place, why in source.bad.items()} == {
+    assert {place: re.sub(r":.*", "", why) for place, why in source.ledger.bad.items()} == {
         "line 21": "not JSON",
         "line 22": "not an object of names and values",
         "line 24": "names no image",
@@ -191,7 +191,7 @@ def test_articles_give_their_whole_text_to_each_of_their_images(photos: Path):
     assert dwarf[1] == giant[1]
     assert text.words(dwarf[1])[:7] == ["stars", "some", "words", "dwarf", "giant", "table", "cells"]
     assert text.words(moons[1]) == ["moons", "phobos", "deimos"]
-    assert {place: why.partition(";")[0] for place, why in source.bad.items()} == {
+    assert {place: why.partition(";")[0] for place, why in source.ledger.bad.items()} == {
         "pages/stars.md: https://example.org/a.png": "its image lies on the web",
         "pages/stars.md: gone.png": "no such file",
         "pages/stars.md: data:image/png;base64,AA": "its image is written into the article",
@@ -202,7 +202,7 @@ def test_articles_give_their_whole_text_to_each_of_their_images(photos: Path):
 
 def test_the_real_pairs(shared_data):
     book = sources.open(shared_data("pairs", "astronomy", "pairs.jsonl"), size=32)
-    assert len(book) == 669 and not book.bad
+    assert len(book) == 669 and not book.ledger.bad
     assert "universe" in text.words(text.unpack(book.__getitems__(torch.arange(1)).aux["words"])[0])
     assert (
         len(sources.open(f"{shared_data('pairs', 'coco_captions', 'pairs.jsonl')}:captions", size=32)) == 159

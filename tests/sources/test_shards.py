@@ -76,7 +76,7 @@ def test_hidden_members_and_other_kinds_are_passed_over(tmp_path: Path):
 def test_damaged_members_are_dropped(tmp_path: Path):
     members = {f"{i}.png": png(i) if i != 3 else b"" for i in range(20)}
     source = sources.open(tar(tmp_path / "s.tar", members))
-    assert source.bad == {"s.tar/3.png": "empty"}
+    assert source.ledger.bad == {"s.tar/3.png": "empty"}
     assert reds(source) == [i for i in range(20) if i != 3]
 
 
@@ -112,7 +112,7 @@ def test_empty_and_damaged_cells_are_dropped_with_their_labels(tmp_path: Path):
     source = sources.open_labelled(
         parquet(tmp_path / "data.parquet", cells, [i % 3 for i in range(20)], typed=False)
     )
-    assert source.bad == {"row 4": "not an image", "row 9": "empty"}
+    assert source.ledger.bad == {"row 4": "not an image", "row 9": "empty"}
     assert source.label.tolist() == [i % 3 for i in range(20) if i not in (4, 9)]
 
 
@@ -241,7 +241,7 @@ def test_bad_rows_of_a_stream_are_replaced_within_their_batch(tmp_path: Path):
     source = sources.open(f"hf-stream:{tmp_path}/*.parquet#20", size=16, max_bad=0.5)
     shown = values(loader.epoch(source, None, 4))
     assert shown[:3] == [[0, 1, 2, 0], [4, 5, 6, 4], [8, 9, 10, 11]]
-    assert source.bad == {"row 3": "not an image", "row 7": "empty"}
+    assert source.ledger.bad == {"row 3": "not an image", "row 7": "empty"}
     assert values(loader.epoch(source, None, 4, first=1)) == shown[1:]
 
 
@@ -259,7 +259,7 @@ def test_a_stream_is_judged_by_the_pass_and_not_by_all_passes_together(tmp_path:
     for seed in range(6):
         order = torch.randperm(N, generator=torch.Generator().manual_seed(seed))
         assert len(list(loader.epoch(source, order, 10))) == 6
-    assert len(source.bad) == 4
+    assert len(source.ledger.bad) == 4
 
 
 def test_a_stream_says_what_it_cannot_do(tmp_path: Path):

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from pretask import checkpoint, sources
+from pretask.ledger import Ledger
 from pretask.sources import store
 from pretask.types import Batch, UserError
 
@@ -41,7 +42,7 @@ def test_a_store_equals_its_source_without_the_bad_images(photos: Path, tmp_path
     index = torch.arange(40)
     assert torch.equal(everything(back).image, everything(source).image)
     assert torch.equal(back.label, source.label)
-    assert (back.classes, back.name, back.bad) == (["a", "b"], "photos", {"a/10x.png": "empty"})
+    assert (back.classes, back.name, back.ledger.bad) == (["a", "b"], "photos", {"a/10x.png": "empty"})
     assert back.files(index) == source.files(index)
 
 
@@ -54,7 +55,7 @@ def test_what_was_written_without_labels_has_none(photos: Path, tmp_path: Path):
 
 def test_every_field_of_a_batch_is_kept(tmp_path: Path):
     class Articles:
-        name, channels, size, provides, bad = "articles", 1, 4, frozenset({"words"}), {}
+        name, channels, size, provides, ledger = "articles", 1, 4, frozenset({"words"}), Ledger()
 
         def __len__(self) -> int:
             return 300
