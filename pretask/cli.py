@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Sequence
 
+from pretask import accounts
 from pretask.commands import verb
 from pretask.errors import UserError
 
@@ -56,9 +57,16 @@ def main(arguments: Sequence[str] | None = None, since: float | None = None) -> 
         print(f"pretask {__version__}")
         return 0
     try:
-        return verb(words[0])(words[1:]) or 0
+        with accounts.kept() as opened:
+            code = verb(words[0])(words[1:]) or 0
+        if opened:
+            from pretask.display import say  # takes a while to import, and --help opens nothing
+
+            for line in accounts.lines(opened):
+                say(line)
+        return code
     except UserError as mistake:
-        print(f"pretask: {' '.join(str(mistake).split())}", file=sys.stderr)
+        print(f"pretask: {' '.join(str(mistake).splitlines())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("pretask: interrupted", file=sys.stderr)

@@ -210,8 +210,7 @@ def cluster(
         write_table(inside, names, found, far)
         for c in range(len(sizes)):
             write_sheet(inside / f"cluster-{c:03}.png", source, kept, c, found, far)
-        if source.ledger.bad:
-            checkpoint.write_text(inside / BAD, source.ledger.csv())
+        source.ledger.write(inside / BAD, out / BAD)
         checkpoint.write_text(inside / "summary.json", made.to_json() + "\n")
 
     checkpoint.write_folder(out, fill)

@@ -110,8 +110,7 @@ def colorize(
     checkpoint.write(out / "sheet.png", lambda file: picture.save(file, format="PNG"))
     if pairs:
         turing.write(out / "turing.html", pairs, about, run.card["seed"])
-    if source.ledger.bad:
-        checkpoint.write_text(out / BAD, source.ledger.csv())
+    source.ledger.write(out / BAD)
     made = Coloured(
         out, len(taken) - 1, len(source.ledger.bad), len(judge.seen), judge.scores(run.card["seed"])
     )

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
+from rich.text import Text
 
 from pretask.states import ADVICE, HEALTHY
 
@@ -21,25 +22,30 @@ PLAIN_EVERY = 30.0
 """seconds between two lines where no person watches a terminal"""
 
 
-def say(text: str) -> None:
+def console(stderr: bool = False) -> Console:
+    """Prints words as they are: names of files and classes have brackets and colons of their own."""
+    return Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+
+
+def say(text: str | Text) -> None:
     """To a person, on standard error, so that standard output stays clean for results; one process speaks for all."""
     from pretask import distributed  # torch takes seconds to import, and --help speaks too
 
     if distributed.rank() == 0:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(text)
+        console(stderr=True).print(text, soft_wrap=True)
 
 
 def busy(what: str) -> AbstractContextManager[object]:
     """Something moves on a terminal for as long as this goes on."""
-    console = Console(stderr=True)
-    return console.status(what) if console.is_terminal else nullcontext()
+    shown = console(stderr=True)
+    return shown.status(what) if shown.is_terminal else nullcontext()
 
 
 class Display:
     """Call it with each row of the journal; use it as a context so that the terminal is left tidy."""
 
     def __init__(self) -> None:
-        self.console = Console(stderr=True)
+        self.console = console(stderr=True)
         self.live = Live(console=self.console, auto_refresh=False) if self.console.is_terminal else None
         self.warned = HEALTHY
         self.last = -math.inf
@@ -54,7 +60,9 @@ class Display:
     def __call__(self, row: Mapping[str, Any]) -> None:
         state = row.get("state", HEALTHY)
         if state not in (HEALTHY, self.warned):
-            self.console.print(f"[bold red]{state}[/] since step {row['since']}: {ADVICE[state]}")
+            self.console.print(
+                Text(state, "bold red").append(f" since step {row['since']}: {ADVICE[state]}", "")
+            )
         self.warned = state
         last = row["step"] + 1 == row["steps"]
         if self.live:
@@ -62,7 +70,7 @@ class Display:
             self.live.update(self.panel(row), refresh=True)
         elif last or time.monotonic() - self.last > PLAIN_EVERY:
             self.last = time.monotonic()
-            self.console.print("  ".join(self.words(row)), highlight=False, soft_wrap=True)
+            self.console.print("  ".join(self.words(row)), soft_wrap=True)
 
     def words(self, row: Mapping[str, Any]) -> list[str]:
         parts = [f"{name} {value:.3g}" for name, value in row.items() if name not in KNOWN]

@@ -160,8 +160,7 @@ def write(
             raise UserError(f"{path} exists; choose another --out")
     with complete(*targets) as (table, plain, skipped):
         n, width = fill(table, plain, rows(encoder, source, stage, batch), len(source), progress)
-        if source.ledger.bad:
-            skipped.write_bytes(source.ledger.csv().encode(errors="surrogateescape"))
+        source.ledger.write(skipped, targets[2])
     return Written(*targets[:2], targets[2] if source.ledger.bad else None, n, width)
 
 

@@ -11,6 +11,7 @@ import io
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -37,6 +38,8 @@ class Ledger:
         """all there are, set when the source is open"""
         self.seen: Tensor | None = None
         """(N,) bool, positions of the source that were read; None: there is nothing that was not"""
+        self.where = ""
+        """a file that lists what cannot be used"""
 
     # ---- entries
 
@@ -121,12 +124,12 @@ class Ledger:
             "not_looked_at": self.waiting,
         }
 
-    def line(self, where: str = "") -> str:
-        """All of it in one line; `where` lie the names of what cannot be used."""
+    def line(self) -> str:
+        """All of it in one line."""
         parts = [f"{self.found:,} found", f"{self.used:,} used"]
         if lost := len(self.bad) + len(self.unwanted):
             told = said(grouped(self.bad) + grouped(self.unwanted))
-            parts.append(f"{lost:,} left out: {told}" + (f" → {where}" if where and self.bad else ""))
+            parts.append(f"{lost:,} left out: {told}" + (f" → {self.where}" if self.where else ""))
         if self.other:
             parts.append(f"{self.other.total():,} other files: {said(self.other)}")
         if self.waiting:
@@ -138,6 +141,14 @@ class Ledger:
         text = io.StringIO()
         csv.writer(text).writerows([("file", "reason"), *sorted(self.bad.items())])
         return text.getvalue()
+
+    def write(self, path: Path, final: Path | None = None) -> None:
+        """The list of what cannot be used, if there is any; `final` is its place when all is done."""
+        from pretask import checkpoint
+
+        if self.bad:
+            checkpoint.write_text(path, self.csv())
+            self.where = str(final or path)
 
     def some(self) -> str:
         """What cannot be used, as far as it fits into a line."""

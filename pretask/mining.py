@@ -2,7 +2,7 @@
 
 What a clip gave is kept in OUT.parts until all are done, so that an interrupted command goes on where it was. The
 store (sources/store.py) has the first patch of each track as its image, the last as `tracked`, the number of its `clip`,
-and the `span` of frames. Beside it lie tracks.jsonl with every box, rejected.csv with clips that gave nothing or broke
+and the `span` of frames. Beside it lie tracks.jsonl with every box, bad.csv with clips that gave nothing or broke
 off, and some tracks to look at, as tracks.png and tracks.gif.
 """
 
@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pretask import checkpoint, clips, tracking
+from pretask import accounts, checkpoint, clips, tracking
 from pretask.ledger import Ledger
 from pretask.reports import sheet
 from pretask.sources import store
@@ -81,7 +81,8 @@ def mine(
         raise UserError(
             f"no track in {len(parts)} clips at {path} ({pairs.ledger.some()}); expected clips in which things move"
         )
-    checkpoint.write_folder(out, lambda inside: write(pairs, inside, progress))
+    accounts.enter(pairs.name, pairs.ledger)
+    checkpoint.write_folder(out, lambda inside: write(pairs, inside, progress, out))
     checkpoint.remove(folder)
     new = {part.name for _, part in todo}
     frames = sum(card["frames"] for card in pairs.cards if card["name"] in new)
@@ -199,12 +200,10 @@ class Pairs:
 # ---- what is written
 
 
-def write(pairs: Pairs, folder: Path, progress: bool) -> None:
-    """The store, and what lies beside it."""
-    store.write(pairs, folder, progress)
+def write(pairs: Pairs, folder: Path, progress: bool, out: Path) -> None:
+    """The store, and what lies beside it, into a folder that will be moved to `out`."""
+    store.write(pairs, folder, progress, out)
     (folder / "tracks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(pairs)))
-    if pairs.ledger.bad:
-        (folder / "rejected.csv").write_text(pairs.ledger.csv())
     films = chosen(pairs)
     sheet_of(films).save(folder / "tracks.png")
     moving = film_of(films)

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -173,7 +174,11 @@ def pretrain(
     labelled = None
     if settings.watch:
         labelled = sources.open_labelled(
-            settings.watch, size=source.size, channels=source.channels, root=settings.root
+            settings.watch,
+            size=source.size,
+            channels=source.channels,
+            root=settings.root,
+            max_bad=settings.max_bad,
         )
     opening = time.monotonic() - opening
     torch.manual_seed(settings.seed)
@@ -223,7 +228,7 @@ def pretrain(
                 checkpoint.write_text(folder / run.DONE, f"{took:.1f} s\n")
         except checkpoint.Unwritable as full:
             raise UserError(
-                f"{full}. Make room, then go on with: pretask pretrain --resume {folder}"
+                f"{full}. Make room, then go on with: pretask pretrain --resume {quote(str(folder))}"
             ) from None
         fabric.barrier()
     return run.Run(folder)
@@ -233,7 +238,7 @@ def check_out(folder: Path) -> None:
     """UserError unless a run can be written there: nothing is in the way, and the disk lets us."""
     if folder.is_dir() and any(folder.iterdir()):
         raise UserError(
-            f"{folder} exists; choose another --out, or go on with: pretask pretrain --resume {folder}"
+            f"{folder} exists; choose another --out, or go on with: pretask pretrain --resume {quote(str(folder))}"
         )
     there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     if not there.is_dir():
@@ -265,8 +270,8 @@ def fit(
         trainer.fit(plan, journal, pace, budget, record)
         ledger.bad.update(distributed.union(ledger.bad))
     finally:
-        if ledger.bad and journal.writes:
-            checkpoint.write_text(trainer.folder / BAD, ledger.csv())
+        if journal.writes:
+            ledger.write(trainer.folder / BAD)
 
 
 def describe(

@@ -25,10 +25,16 @@ def made_up(config: MethodConfig) -> str:
 
 
 def preview(
-    data: str, config: MethodConfig, title: str, rows: int = 8, size: int | None = None, seed: int = 0
+    data: str,
+    config: MethodConfig,
+    title: str,
+    rows: int = 8,
+    size: int | None = None,
+    seed: int = 0,
+    max_bad: float = 0.1,
 ) -> Image.Image:
     """A contact sheet of puzzles with their answers."""
-    source = sources.open(data, size=size)
+    source = sources.open(data, size=size, max_bad=max_bad)
     addressed = not isinstance(source, Stream)
     if addressed:
         source = Some(source, torch.linspace(0, len(source) - 1, min(len(source), LOOKED_AT)).long())
@@ -43,10 +49,14 @@ def preview(
 
 
 def check(
-    data: str, config: MethodConfig, encoder: str | None = None, size: int | None = None
+    data: str,
+    config: MethodConfig,
+    encoder: str | None = None,
+    size: int | None = None,
+    max_bad: float = 0.1,
 ) -> Iterator[tuple[str, str | None]]:
     """Each sentence of the contract, and None or how it was seen to fail."""
-    case = contract.Case.of(config, sources.open(data, size=size), encoder)
+    case = contract.Case.of(config, sources.open(data, size=size, max_bad=max_bad), encoder)
     for each in contract.CHECKS:
         sentence = (each.__doc__ or each.__name__).strip().rstrip(".")
         yield sentence, contract.outcome(each, case)

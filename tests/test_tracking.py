@@ -227,7 +227,7 @@ def test_a_store_of_tracks_opens_as_pairs_with_their_clips(tracks):
 
 
 def test_clips_that_gave_nothing_are_listed_with_the_reason(tracks):
-    with (tracks / "rejected.csv").open() as file:
+    with (tracks / "bad.csv").open() as file:
         listed = {row["file"]: row["reason"] for row in csv.DictReader(file)}
     assert listed == {"still": "nothing moves", "broken.mp4": "invalid data found when processing input"}
     assert sources.open(str(tracks)).ledger.bad == listed
@@ -266,7 +266,7 @@ def test_an_interrupted_command_goes_on_and_ends_with_the_same(moving, tracks, t
     monkeypatch.setattr(mining, "keep", lambda *given: done.append(given[1].name) or kept(*given))
     assert main(asked) == 0
     assert sorted(done) == ["broken.mp4", "film.avi", "moving", "still"]  # each once
-    for name in ("image.bin", "tracked.bin", "clip.bin", "tracks.jsonl", "rejected.csv"):
+    for name in ("image.bin", "tracked.bin", "clip.bin", "tracks.jsonl", "bad.csv"):
         assert (out / name).read_bytes() == (tracks / name).read_bytes()
     assert not (tmp_path / "tracks.parts").exists()
 
@@ -284,7 +284,7 @@ def test_a_clip_that_breaks_off_keeps_its_tracks_and_is_listed(moving, tmp_path,
 
 def test_several_processes_give_what_one_gives(moving, tracks, tmp_path):
     mining.mine(moving.parent, tmp_path / "tracks", Settings(size=32, height=HIGH), workers=2, progress=False)
-    for name in ("image.bin", "tracked.bin", "clip.bin", "tracks.jsonl", "rejected.csv"):
+    for name in ("image.bin", "tracked.bin", "clip.bin", "tracks.jsonl", "bad.csv"):
         assert (tmp_path / "tracks" / name).read_bytes() == (tracks / name).read_bytes()
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pretask.display import Display, say
+from pretask.display import Display, console, say
 from pretask.parse import method_flags, opening, parse
 
 if TYPE_CHECKING:
@@ -42,6 +42,8 @@ class OfMethod:
     """side of the images, pixels"""
     seed: int = 0
     """of the weights, the order and the puzzles"""
+    max_bad: float = 0.1
+    """share of unreadable files at which it stops"""
     images: int = 500
     """images whose puzzles are answered, at most"""
     json: bool = False
@@ -69,7 +71,7 @@ def quickly_trained(method: str, chosen: Any, out: Path) -> "Run":
     from pretask.pretraining import Settings, pretrain
 
     asked: OfMethod = chosen.run
-    source = sources.open(asked.data, size=asked.size)
+    source = sources.open(asked.data, size=asked.size, max_bad=asked.max_bad)
     auditing.check_choice(chosen.method, source, asked.encoder)
     settings = Settings(
         asked.data,
@@ -79,13 +81,13 @@ def quickly_trained(method: str, chosen: Any, out: Path) -> "Run":
         steps=asked.steps,
         budget=asked.budget,
         seed=asked.seed,
+        max_bad=asked.max_bad,
     )
     with Display() as display:
         return pretrain(method, settings, chosen.method, chosen.train, source=source, tell=display)
 
 
 def show(solver: "Run", images: int, json: bool, kept: bool) -> None:
-    from rich.console import Console
 
     from pretask.auditing import audit
     from pretask.reports import report, table
@@ -94,6 +96,6 @@ def show(solver: "Run", images: int, json: bool, kept: bool) -> None:
     if json:
         print(found.to_json())
     else:
-        Console().print(table.audited(found))
+        console().print(table.audited(found))
     if kept:
         say(f"wrote {solver.folder}/audit.json and {report(solver.folder)}")

@@ -1,6 +1,7 @@
 """pretask check METHOD --data PATH: is the method sound on these images?"""
 
 from dataclasses import dataclass
+from shlex import quote
 
 from pretask.display import say
 from pretask.parse import method_flags, opening, parse
@@ -16,6 +17,8 @@ class Flags:
     """the network to try it with (the recipe's)"""
     size: int | None = None
     """side of the images, pixels"""
+    max_bad: float = 0.1
+    """share of unreadable files at which it stops"""
 
 
 def run(words: list[str]) -> int:
@@ -24,17 +27,23 @@ def run(words: list[str]) -> int:
         parse(Flags, ["--help"], "check METHOD")
         return 0
     chosen = parse(method_flags(method, Flags), rest, f"check {method}")
+    from rich.text import Text
+
     from pretask import selfhelp
 
     asked: Flags = chosen.run
     failures = 0
-    for sentence, failure in selfhelp.check(asked.data, chosen.method, asked.encoder, asked.size):
+    for sentence, failure in selfhelp.check(
+        asked.data, chosen.method, asked.encoder, asked.size, asked.max_bad
+    ):
         failures += failure is not None
-        say(f"[green]holds[/]   {sentence}" if failure is None else f"[red]broken[/]  {sentence}: {failure}")
+        held = failure is None
+        mark = Text("holds   " if held else "broken  ", "green" if held else "red")
+        say(mark.append(sentence if held else f"{sentence}: {failure}", ""))
     if failures:
         say(f"{failures} of the contract's sentences do not hold for {method} on {asked.data}")
         return 1
     say(
-        f"{method} is sound on {asked.data}. Next: pretask pretrain {method} --data {asked.data} --budget 10m"
+        f"{method} is sound on {asked.data}. Next: pretask pretrain {quote(method)} --data {quote(asked.data)} --budget 10m"
     )
     return 0

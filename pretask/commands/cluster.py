@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pretask.display import say
+from pretask.display import console, say
 from pretask.parse import subject
 
 
@@ -46,7 +46,6 @@ class Flags:
 
 def run(words: list[str]) -> None:
     what, chosen = subject(words, "cluster", "RUN, METHOD, timm:NAME or pixels", Flags)
-    from rich.console import Console
 
     from pretask import clustering
     from pretask.reports import table
@@ -69,9 +68,8 @@ def run(words: list[str]) -> None:
     if chosen.json:
         print(made.to_json())
     else:
-        Console().print(table.clustered(made))
-    skipped = f"; {made.skipped} could not be read, see {made.folder / 'skipped.csv'}" if made.skipped else ""
+        console().print(table.clustered(made))
     say(
-        f"wrote {made.n} images in {len(made.sizes)} clusters to {made.folder}{skipped}. "
+        f"wrote {made.n} images in {len(made.sizes)} clusters to {made.folder}. "
         f"Look at {made.folder / 'cluster-000.png'}"
     )

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from pretask.display import say
+from pretask.display import console, say
 from pretask.parse import subject
 
 
@@ -29,7 +29,6 @@ class Flags:
 
 def run(words: list[str]) -> None:
     what, chosen = subject(words, "colorize", "RUN", Flags)
-    from rich.console import Console
 
     from pretask import colorizing, sources
     from pretask.reports import table
@@ -48,8 +47,7 @@ def run(words: list[str]) -> None:
     if chosen.json:
         print(made.to_json())
     elif made.scores:
-        Console().print(table.coloured(made))
-    skipped = f"; {made.skipped} could not be read, see {made.folder / 'skipped.csv'}" if made.skipped else ""
-    say(f"wrote {made.n} images to {made.folder}{skipped}. Look at {made.folder / 'sheet.png'}")
+        console().print(table.coloured(made))
+    say(f"wrote {made.n} images to {made.folder}. Look at {made.folder / 'sheet.png'}")
     if made.scores:
         say(f"Which are real? Let visitors guess: {made.folder / 'turing.html'}")

@@ -4,7 +4,7 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from pretask.display import Display, say
+from pretask.display import Display, console, say
 from pretask.errors import UserError
 from pretask.parse import parse
 
@@ -21,7 +21,6 @@ class Flags:
 
 def run(words: list[str]) -> None:
     chosen = parse(Flags, words, "demo")
-    from rich.console import Console
 
     from pretask.evaluating import evaluate
     from pretask.pretraining import Settings, pretrain
@@ -37,8 +36,10 @@ def run(words: list[str]) -> None:
         made = pretrain("rotnet", settings, command=command, tell=display)
     say("\nFrozen. What are the features worth for telling the letters apart?")
     scores = evaluate(made, "demo", "demo:test")
-    Console().print(table.render(scores))
+    console().print(table.render(scores))
     page = report(made.folder, "demo:test")
     say(f"\nwrote {page}; open it in a browser: puzzles, answers, curves, neighbours, scores")
-    say(f"This was: {' '.join(command)}, then pretask evaluate {made.folder} --data demo --test demo:test")
+    say(
+        f"This was: {' '.join(command)}, then pretask evaluate {shlex.quote(str(made.folder))} --data demo --test demo:test"
+    )
     say("Next, on your own images: pretask pretrain rotnet --data FOLDER --budget 10m")

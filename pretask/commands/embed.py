@@ -41,5 +41,4 @@ def run(words: list[str]) -> None:
         cache_mb=0,  # each image is looked at once
     )
     made = embedding.write(encoder, source, chosen.out, chosen.stage, chosen.batch)
-    left_out = f"; what could not be read is in {made.skipped}" if made.skipped else ""
-    say(f"wrote {made.table} and {made.array} ({made.n} rows of {made.width}){left_out}")
+    say(f"wrote {made.table} and {made.array} ({made.n} rows of {made.width})")

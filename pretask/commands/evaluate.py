@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from pretask.display import Display, say
+from pretask.display import Display, console, say
 from pretask.parse import subject
 
 
@@ -38,7 +38,6 @@ class Flags:
 
 def run(words: list[str]) -> None:
     what, chosen = subject(words, "evaluate", "RUN or timm:NAME", Flags)
-    from rich.console import Console
 
     from pretask.evaluating import evaluate
     from pretask.reports import Looked, report, table
@@ -63,7 +62,7 @@ def run(words: list[str]) -> None:
     if chosen.json:
         print(scores.to_json())
     else:
-        Console().print(table.render(scores))
+        console().print(table.render(scores))
     if not what.startswith("timm:"):
         known = {"root": chosen.root, "max_bad": chosen.max_bad}
         page = report(what, chosen.test or chosen.data, looked=looked[0] if looked else None, **known)

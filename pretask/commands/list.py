@@ -30,10 +30,11 @@ def run(words: list[str]) -> None:
     if chosen.json:
         print(json.dumps(rows, indent=2))
         return
-    from rich.console import Console
     from rich.table import Table
+
+    from pretask.display import console
 
     table = Table("method", "asks", "encoder", "needs", box=None, pad_edge=False)
     for row in rows:
         table.add_row(row["method"], row["asks"], row["encoder"], ", ".join(row["needs"]) or "images")
-    Console().print(table)
+    console().print(table)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Literal
 
 from pretask.display import say
@@ -20,6 +21,8 @@ class Flags:
     """1 for grey, 3 for colour"""
     root: Path | None = None
     """where a torchvision data set is"""
+    max_bad: float = 0.1
+    """share of unreadable files at which it stops"""
 
 
 def run(words: list[str]) -> None:
@@ -27,12 +30,13 @@ def run(words: list[str]) -> None:
     from pretask import sources
     from pretask.sources import store
 
-    found = sources.opened(data, sources.Asked(chosen.size, chosen.channels, chosen.root, cache_mb=0))
+    found = sources.opened(
+        data, sources.Asked(chosen.size, chosen.channels, chosen.root, chosen.max_bad, cache_mb=0)
+    )
     source = found.images
     if found.label is not None:
         source = sources.Labelled(found.images, found.label, found.classes)
     store.prepare(source, chosen.out)
-    bad = f"; {len(source.ledger.bad)} files could not be read" if source.ledger.bad else ""
     say(
-        f"wrote {chosen.out} ({len(source)} images of {source.size} px{bad}). Next: give it as --data {chosen.out}"
+        f"wrote {chosen.out} ({source.ledger.used:,} images of {source.size} px). Next: give it as --data {quote(str(chosen.out))}"
     )

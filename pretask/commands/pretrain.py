@@ -76,6 +76,6 @@ def run(words: list[str]) -> None:
         page = report(made.folder, asked.watch, root=asked.root)
         took = (made.folder / "DONE").read_text().strip()
         say(f"wrote {made.folder} ({made.card['steps']} steps, {took}) and {page}")
-        say(f"Next: pretask evaluate {made.folder} --data LABELLED")
+        say(f"Next: pretask evaluate {shlex.quote(str(made.folder))} --data LABELLED")
         for caution in cautions(made.card):
             say(f"Caution: {caution}")

@@ -3,6 +3,7 @@
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 
 from pretask.display import say
 from pretask.errors import UserError
@@ -23,6 +24,8 @@ class Flags:
     """side of the images, pixels"""
     seed: int = 0
     """of the puzzles"""
+    max_bad: float = 0.1
+    """share of unreadable files at which it stops"""
 
 
 def run(words: list[str]) -> None:
@@ -35,7 +38,9 @@ def run(words: list[str]) -> None:
     from pretask.mining import FILM
 
     asked: Flags = chosen.run
-    picture = selfhelp.preview(asked.data, chosen.method, method, asked.rows, asked.size, asked.seed)
+    picture = selfhelp.preview(
+        asked.data, chosen.method, method, asked.rows, asked.size, asked.seed, asked.max_bad
+    )
     out = asked.out or Path(f"preview-{Path(method).stem.replace(':', '-')}.png")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -45,4 +50,4 @@ def run(words: list[str]) -> None:
     if (film := Path(asked.data).expanduser() / FILM).is_file():  # of a store of tracks
         shutil.copyfile(film, out.with_suffix(".gif"))
         say(f"wrote {out.with_suffix('.gif')}, tracks over frames")
-    say(f"wrote {out}. Next: pretask check {method} --data {asked.data}")
+    say(f"wrote {out}. Next: pretask check {quote(method)} --data {quote(asked.data)}")

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 
 from pretask.display import say
 from pretask.parse import parse
@@ -37,5 +38,5 @@ def run(words: list[str]) -> None:
     speed = f", {made.new / made.seconds:.2f} scenes/s" if made.new else ""
     say(
         f"wrote {made.folder} ({made.scenes} scenes of {chosen.size} px{kept}{speed}); look at "
-        f"{made.folder / rendering.SHEET}. Next: pretask preview cross_domain --data scenes:{made.folder}+PHOTOGRAPHS"
+        f"{made.folder / rendering.SHEET}. Next: pretask preview cross_domain --data {quote(f'scenes:{made.folder}+PHOTOGRAPHS')}"
     )

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pretask.display import Display, say
+from pretask.display import Display, console, say
 from pretask.parse import subject
 
 
@@ -36,7 +36,6 @@ class Flags:
 
 def run(words: list[str]) -> None:
     what, chosen = subject(words, "study", "RUN", Flags)
-    from rich.console import Console
 
     from pretask.reports import report, table
     from pretask.studying import study
@@ -56,7 +55,7 @@ def run(words: list[str]) -> None:
     if chosen.json:
         print(found.to_json())
     else:
-        Console().print(table.studied(found))
+        console().print(table.studied(found))
     page = report(what, chosen.test or chosen.data, root=chosen.root, max_bad=chosen.max_bad)
     for caution in found.cautions:
         say(f"Caution: {caution}")

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 
 from pretask.display import say
 from pretask.parse import subject
@@ -25,8 +26,7 @@ def run(words: list[str]) -> None:
 
     made = mining.mine(Path(clips).expanduser(), chosen.out, chosen, chosen.workers)
     pace = f", {made.frames} frames at {made.frames / made.seconds:.0f} a second" if made.frames else ""
-    bad = f"; {len(made.rejected)} in {made.out / 'rejected.csv'}" if made.rejected else ""
     say(
-        f"wrote {made.out} ({made.tracks} tracks of {made.clips} clip{'s' * (made.clips != 1)}{pace}{bad}). Look at {made.out / mining.FILM}. "
-        f"Next: pretask preview video_triplet --data {made.out}"
+        f"wrote {made.out} ({made.tracks} tracks of {made.clips} clip{'s' * (made.clips != 1)}{pace}). Look at {made.out / mining.FILM}. "
+        f"Next: pretask preview video_triplet --data {quote(str(made.out))}"
     )

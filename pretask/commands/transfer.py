@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from pretask.display import Display, say
+from pretask.display import Display, console, say
 from pretask.parse import subject
 
 
@@ -38,7 +38,6 @@ class Flags:
 
 def run(words: list[str]) -> None:
     what, chosen = subject(words, "transfer", "RUN", Flags)
-    from rich.console import Console
 
     from pretask.reports import report, table
     from pretask.transferring import files, transfer
@@ -60,5 +59,5 @@ def run(words: list[str]) -> None:
     if chosen.json:
         print(scores.to_json())
     else:
-        Console().print(table.transferred(scores))
+        console().print(table.transferred(scores))
     say(f"wrote {', '.join(files(what, scores))} and {report(what)}")

@@ -13,6 +13,7 @@ from types import ModuleType
 
 from torch import Tensor
 
+from pretask import accounts
 from pretask.sources.common import Asked, Images, Opened
 from pretask.types import Batch, UserError
 
@@ -71,7 +72,9 @@ def open_labelled(
 def opened(spec: str, asked: Asked) -> Opened:
     if asked.channels not in (None, 1, 3):
         raise UserError(f"{asked.channels} channels were asked for; expected 1 (grey) or 3 (colour)")
-    return kind(spec).load(spec, asked)
+    found = kind(spec).load(spec, asked)
+    accounts.enter(found.images.name, found.images.ledger)
+    return found
 
 
 def kind(spec: str) -> ModuleType:

@@ -8,10 +8,10 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from pretask.display import console
 from pretask.ledger import Ledger
 from pretask.types import Source, UserError
 
@@ -96,6 +96,7 @@ def numbered(labels: np.ndarray, names: Sequence[str] | None = None) -> tuple[Te
 
 def bar(show: bool) -> Progress:
     """On standard error, so that standard output stays clean for --json; none where that is no terminal."""
-    console = Console(stderr=True)
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    return Progress(*columns, console=console, disable=not (show and console.is_terminal), transient=True)
+    shown = console(stderr=True)
+    what = TextColumn("{task.description}", markup=False)
+    columns = what, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    return Progress(*columns, console=shown, disable=not (show and shown.is_terminal), transient=True)

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from shlex import quote
 
 import numpy as np
 
@@ -60,7 +61,7 @@ def load(spec: str, asked: Asked) -> Opened:
         raise UserError(
             f"{root} holds no images ({ledger.line()}); "
             + (
-                f"of its video clips, tracks can be made: pretask track {root} --out tracks"
+                f"of its video clips, tracks can be made: pretask track {quote(str(root))} --out tracks"
                 if films
                 else "expected files ending in .jpg, .png, .webp, .bmp, .tif …"
             )

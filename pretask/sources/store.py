@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pretask import checkpoint
-from pretask.ledger import Ledger
+from pretask.ledger import BAD, Ledger
 from pretask.sources import decode
 from pretask.sources.arrays import Arrays
 from pretask.sources.common import Asked, Images, Opened, Texts, bar
@@ -66,7 +66,7 @@ def prepare(source: Images, out: Path, progress: bool = True) -> None:
     out = Path(out)
     check_out(out)
     check_space(source, next(p for p in out.absolute().parents if p.exists()))
-    checkpoint.write_folder(out, lambda folder: write(source, folder, progress))
+    checkpoint.write_folder(out, lambda folder: write(source, folder, progress, out))
 
 
 def check_out(out: Path) -> None:
@@ -88,7 +88,8 @@ def check_space(source: Images, folder: Path) -> None:
         )
 
 
-def write(source: Images, folder: Path, progress: bool) -> None:
+def write(source: Images, folder: Path, progress: bool, final: Path) -> None:
+    """What makes a store, into a folder that will be moved to `final`."""
     fields: dict[str, dict[str, Any]] = {}
     names: list[str] = []
     keep: list[Tensor] = []
@@ -122,6 +123,7 @@ def write(source: Images, folder: Path, progress: bool) -> None:
         "bad": ledger.bad,
     }
     (folder / CARD).write_text(json.dumps(card, indent=1))
+    ledger.write(folder / BAD, final / BAD)
     for path in [*folder.iterdir(), folder]:
         checkpoint.sync(path)
 
