@@ -4,46 +4,48 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from pretask.limits import Below, Count, Share, Weight
+
 
 @dataclass(frozen=True)
 class TrainConfig:
     """How long and how fast."""
 
-    epochs: int = 100
+    epochs: Count = 100
     """passes over the source; --steps and --budget take its place"""
-    batch: int = 256
+    batch: Count = 256
     """images per step, over all processes"""
     optimizer: Literal["adamw", "sgd", "lars"] = "adamw"
     """update rule"""
-    lr: float = 1e-3
+    lr: Weight = 1e-3
     """peak learning rate"""
-    lr_start: float = 0.0
+    lr_start: Weight = 0.0
     """learning rate at the start of the warmup"""
-    lr_end: float = 0.0
+    lr_end: Weight = 0.0
     """learning rate at the end of the cosine"""
-    vector_lr: float = 1.0
+    vector_lr: Weight = 1.0
     """factor of the learning rate of gains and biases (Caffe's nets: 2)"""
-    momentum: float = 0.9
+    momentum: Below = 0.9
     """of sgd and lars"""
     nesterov: bool = False
     """sgd and lars look ahead by the momentum"""
-    weight_decay: float = 0.05
+    weight_decay: Weight = 0.05
     """of matrices"""
-    weight_decay_end: float | None = None
+    weight_decay_end: Weight | None = None
     """where the weight decay ends, along half a cosine; none: it stays"""
     decay_all: bool = False
     """gains and biases decay as well; under lars, what decays also has its step fitted to its length"""
-    warmup: float = 0.05
+    warmup: Share = 0.05
     """fraction of a round that the learning rate rises"""
-    drops: tuple[float, ...] = ()
+    drops: tuple[Share, ...] = ()
     """fractions of a round at which the learning rate falls by `drop`; none: half a cosine to `lr_end`"""
-    drop: float | tuple[float, ...] = 0.1
+    drop: Weight | tuple[Weight, ...] = 0.1
     """factor of each fall, or of one after the other"""
-    rises: tuple[float, ...] = ()
+    rises: tuple[Share, ...] = ()
     """fractions of a round at which one fall is taken back"""
-    clip: float = 0.0
+    clip: Weight = 0.0
     """largest norm of the gradient; 0: no limit"""
-    rounds: int = 1
+    rounds: Count = 1
     """how often the learning rate's course is run, one after the other"""
 
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pretask.limits import Parts, Share, Weight
 from pretask.rng import Rng
 
 LUMA = (0.2989, 0.587, 0.114)  # ITU-R 601-2, as in torchvision
@@ -270,21 +271,21 @@ def standardise(x: Tensor) -> Tensor:
 class Views:
     """How a view of an image is drawn: SimCLR's recipe (arXiv:2002.05709, appendix A)."""
 
-    crop: tuple[float, float] = (0.2, 1.0)
+    crop: Parts = (0.2, 1.0)
     """share of the area that a view shows; 1 1: the image as it is"""
-    flip: float = 0.5
+    flip: Share = 0.5
     """probability of a left-right flip"""
-    jitter: float = 0.5
+    jitter: Weight = 0.5
     """strength of the colour jitter; 0.8 of it for brightness, contrast and saturation, 0.2 for hue"""
-    saturation: float | None = None
+    saturation: Weight | None = None
     """largest change of saturation; none: as of brightness (BYOL and what followed it: 0.2, half of that)"""
-    jitter_p: float = 0.8
+    jitter_p: Share = 0.8
     """probability of a jitter"""
-    grey: float = 0.2
+    grey: Share = 0.2
     """probability of losing all colour"""
-    blur: float = 0.0
+    blur: Share = 0.0
     """probability of a Gaussian blur (small images: none; appendix B.9)"""
-    solarize: float = 0.0
+    solarize: Share = 0.0
     """probability of inverted highlights (BYOL's second view)"""
 
     def __call__(self, x: Tensor, size: int, rng: Rng) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import tyro
 
+from pretask import limits
 from pretask.errors import UserError
 
 T = TypeVar("T")
@@ -52,12 +53,14 @@ def parse(kind: type[T], arguments: Sequence[str], verb: str) -> T:
     told = io.StringIO()
     try:
         with contextlib.redirect_stderr(told):
-            return tyro.cli(
+            made = tyro.cli(
                 kind,
                 args=list(arguments),
                 prog=f"pretask {verb}",
                 config=(tyro.conf.OmitArgPrefixes,),
             )
+        limits.check(made)
+        return made
     except SystemExit as end:
         if not end.code:
             raise

@@ -22,12 +22,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from PIL import Image
 
-from pretask import checkpoint, distributed, length, loader, memory, methods, run, sources
+from pretask import checkpoint, distributed, length, limits, loader, memory, methods, run, sources
 from pretask.config import TrainConfig
 from pretask.device import Precision, fastest, find_device
 from pretask.display import busy
 from pretask.journal import Journal, Tell
 from pretask.ledger import BAD
+from pretask.limits import Count, Part, Seed, Share
 from pretask.loop import Trainer
 from pretask.methods import Method, MethodConfig
 from pretask.pacing import ENTRIES, Budget, Pace
@@ -51,17 +52,17 @@ class Settings:
     """the run's folder, which must not exist (runs/METHOD-DATA-sSEED)"""
     encoder: str | None = None
     """any timm name or a classic net; timm arguments after a colon: vit_tiny_patch16_224:patch_size=4"""
-    size: int | None = None
+    size: Count | None = None
     """side of the images, pixels (as stored in arrays; from the files of a folder, 160 at most)"""
-    steps: int | None = None
+    steps: Count | None = None
     """length of the run in steps, in the place of --epochs"""
     budget: str | None = None
     """length of the run in time, such as 90s, 10m or 2h, from start to report: as many steps as fit"""
     plan: Path | None = None
     """a run to take as many steps as, planned as they were there, in the place of --steps, --budget and --epochs"""
-    share: float = 1.0
+    share: Part = 1.0
     """of the images to train on, drawn at random by the seed"""
-    seed: int = 0
+    seed: Seed = 0
     """of the weights, the order and the puzzles"""
     init: Path | None = None
     """weights to start from: a run's folder or an encoder.safetensors"""
@@ -69,11 +70,11 @@ class Settings:
     """labelled images for an online kNN score; training never sees them"""
     root: Path | None = None
     """where a torchvision data set is, or is downloaded to"""
-    max_bad: float = 0.1
+    max_bad: Share = 0.1
     """share of unreadable files at which the run stops"""
-    workers: int | None = None
+    workers: Count | None = None
     """processes that decode images (one less than there are cores, 8 at most)"""
-    devices: int | Literal["auto"] = "auto"
+    devices: Count | Literal["auto"] = "auto"
     """processes to train with on this machine: GPUs, or 1 on a CPU"""
     strategy: Literal["ddp", "fsdp"] = "ddp"
     """of several processes: each holds the whole network (ddp), or they share it out among them (fsdp)"""
@@ -165,6 +166,8 @@ def pretrain(
         settings = dataclasses.replace(settings, devices=asked.devices)
     assert config is not None
     assert train is not None
+    for part in (settings, config, train, asked):
+        limits.check(part)
     allowed = None if asked.budget is None else length.seconds(asked.budget)
 
     opening = time.monotonic()

@@ -23,6 +23,7 @@ from typing import Any, Literal
 import numpy as np
 
 from pretask import clips
+from pretask.limits import Count, Part, Positive
 from pretask.sources import decode
 
 POINTS, QUALITY, APART = 1000, 0.001, 4
@@ -55,13 +56,13 @@ FILMS, EVERY, FILM_SIDE = 2, 3, 120
 class Settings:
     """What is looked for, and how it is kept."""
 
-    size: int = 96
+    size: Count = 96
     """side of the patches, pixels"""
-    height: int = 240
+    height: Count = 240
     """short side of the frames while they are looked at, pixels; smaller clips as they are"""
-    box: float = 0.5
+    box: Part = 0.5
     """side of a tracked box, as a share of the frame's short side (paper: 227 of 448)"""
-    seconds: float = 1.0
+    seconds: Positive = 1.0
     """from the first patch to the last (paper: 30 frames); a folder's frames are taken for 30 a second"""
     tracker: Literal["kcf", "csrt"] = "kcf"
     """kcf is the paper's; csrt is more exact, also in size, and several times slower"""

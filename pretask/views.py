@@ -9,6 +9,7 @@ from torch import Tensor
 from pretask import images
 from pretask.config import TrainConfig
 from pretask.encoders import Encoder
+from pretask.limits import Natural, Part, Parts
 from pretask.methods.base import Method, MethodConfig
 from pretask.rng import Rng
 from pretask.types import Batch
@@ -21,7 +22,7 @@ class ViewsConfig(MethodConfig):
     encoder: ClassVar[str] = "resnet_small:width=32,wide=512"
     train: ClassVar[TrainConfig] = TrainConfig(epochs=30, batch=128, lr=3e-3, weight_decay=0.01)
 
-    side: float = 0.75
+    side: Part = 0.75
     """of a view, as a share of the image's; smaller views, and more of them in the same time"""
     views: images.Views = images.Views()
     """how a view is drawn"""
@@ -78,11 +79,11 @@ class CropsConfig(ViewsConfig):
 
     views: images.Views = images.Views(crop=(0.3, 1.0))
     """how a large view is drawn"""
-    small: int = 4
+    small: Natural = 4
     """small views beside the two large ones"""
-    small_side: float = 0.375
+    small_side: Part = 0.375
     """of a small view, as a share of the image's"""
-    small_crop: tuple[float, float] = (0.05, 0.3)
+    small_crop: Parts = (0.05, 0.3)
     """share of the area that a small view shows; else it is drawn as a large one"""
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pretask.display import Display, console, say
+from pretask.limits import Count, Seed, Share
 from pretask.parse import method_flags, opening, parse
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 class OfRun:
     """Score a run's solver again with each known clue taken out of its images: fringes, shading, JPEG's grid, edges, …"""
 
-    images: int = 500
+    images: Count = 500
     """images whose puzzles are answered, at most"""
     json: bool = False
     """print JSON, and nothing else, on standard output"""
@@ -34,17 +35,17 @@ class OfMethod:
     """keep the solver as a run, with its report, in this folder"""
     budget: str = "2m"
     """time in which the solver learns, such as 90s or 10m"""
-    steps: int | None = None
+    steps: Count | None = None
     """that the solver learns for, in the place of --budget"""
     encoder: str | None = None
     """the network of the solver (the recipe's)"""
-    size: int | None = None
+    size: Count | None = None
     """side of the images, pixels"""
-    seed: int = 0
+    seed: Seed = 0
     """of the weights, the order and the puzzles"""
-    max_bad: float = 0.1
+    max_bad: Share = 0.1
     """share of unreadable files at which it stops"""
-    images: int = 500
+    images: Count = 500
     """images whose puzzles are answered, at most"""
     json: bool = False
     """print JSON, and nothing else, on standard output"""

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from shlex import quote
 
 from pretask.display import say
+from pretask.limits import Count, Share
 from pretask.parse import method_flags, opening, parse
 
 
@@ -15,9 +16,9 @@ class Flags:
     """images to try it on"""
     encoder: str | None = None
     """the network to try it with (the recipe's)"""
-    size: int | None = None
+    size: Count | None = None
     """side of the images, pixels"""
-    max_bad: float = 0.1
+    max_bad: Share = 0.1
     """share of unreadable files at which it stops"""
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from pretask.display import console, say
+from pretask.limits import Count, Seed, Share
 from pretask.parse import subject
 
 
@@ -16,31 +17,31 @@ class Flags:
 
     data: str
     """images: a folder, a .npz, .parquet or .tar file, hf:NAME, or a torchvision name"""
-    clusters: int
+    clusters: Count
     """how many"""
     out: Path = Path("clusters")
     """the folder that is made"""
     by: Literal["links", "kmeans"] = "links"
     """agglomerative, on the graph of nearest neighbours, or k-means"""
-    neighbours: int | None = None
+    neighbours: Count | None = None
     """of each image in that graph (those that a run of jule merged by; else 20)"""
     exact: bool | None = None
     """affinities of clusters as if computed anew after each merge, or those of JULE's fast mode (as a run of jule merged;
     else exact)"""
-    smallest: float | None = None
+    smallest: Share | None = None
     """share of the mean size below which a cluster is none of those wanted, so that outliers join their nearest; 0: every
     cluster counts (as a run of jule merged; else 0.05)"""
     json: bool = False
     """print the summary as JSON, and nothing else, on standard output"""
-    batch: int = 256
+    batch: Count = 256
     """images at once"""
-    size: int | None = None
+    size: Count | None = None
     """side of the images for timm:NAME and pixels; a run has its own"""
-    seed: int = 0
+    seed: Seed = 0
     """of k-means, and of the intervals"""
     root: Path | None = None
     """where a torchvision data set is"""
-    max_bad: float = 0.1
+    max_bad: Share = 0.1
     """share of unreadable files at which it stops"""
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pretask.display import console, say
+from pretask.limits import Positive, Share
 from pretask.parse import subject
 
 
@@ -17,13 +18,13 @@ class Flags:
     """images, grey or in colour: a folder, a .npz, .parquet or .tar file, hf:NAME, or a torchvision name"""
     out: Path = Path("coloured")
     """the folder that is made; files keep their names, and their size up to 1600 px"""
-    temperature: float | None = None
+    temperature: Positive | None = None
     """of the distribution of which the mean is painted: small is vivid, 1 is safe (the run's own, 0.38 by default)"""
     json: bool = False
     """print the scores as JSON, and nothing else, on standard output"""
     root: Path | None = None
     """where a torchvision data set is"""
-    max_bad: float = 0.1
+    max_bad: Share = 0.1
     """share of unreadable files at which it stops"""
 
 

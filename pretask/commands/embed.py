@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pretask.display import say
+from pretask.limits import Count, Share
 from pretask.parse import subject
 
 
@@ -17,13 +18,13 @@ class Flags:
     """the table; the .npy is written beside it"""
     stage: str = "pool"
     """of the encoder; a map is averaged over its places"""
-    batch: int = 256
+    batch: Count = 256
     """images at once"""
-    size: int | None = None
+    size: Count | None = None
     """side of the images for timm:NAME, pixels (the size its weights were trained at); a run has its own"""
     root: Path | None = None
     """where a torchvision data set is"""
-    max_bad: float = 0.1
+    max_bad: Share = 0.1
     """share of unreadable files at which it stops"""
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pretask.display import Display, console, say
+from pretask.limits import Count, Share
 from pretask.parse import subject
 
 
@@ -18,7 +19,7 @@ class Flags:
     """labelled images to score on (a fifth of each class of --data, set aside)"""
     json: bool = False
     """print JSON, and nothing else, on standard output"""
-    seeds: int = 1
+    seeds: Count = 1
     """repeat the run with so many seeds; runs beside it are used, missing ones are trained"""
     supervised: bool = False
     """add the same encoder trained with the labels, on as many images as the run saw"""
@@ -28,11 +29,11 @@ class Flags:
     """add RotNet's two non-linear probes, on the map that is best on held-out training images; takes minutes"""
     svm: bool = False
     """add Exemplar-CNN's read-out: linear SVMs on the maximum of every map of every stage in each quadrant; takes minutes"""
-    size: int | None = None
+    size: Count | None = None
     """side of the images for timm:NAME, pixels (the size its weights were trained at); a run has its own"""
     root: Path | None = None
     """where a torchvision data set is"""
-    max_bad: float = 0.1
+    max_bad: Share = 0.1
     """share of unreadable files at which it stops"""
 
 

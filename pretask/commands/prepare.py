@@ -6,6 +6,7 @@ from shlex import quote
 from typing import Literal
 
 from pretask.display import say
+from pretask.limits import Count, Share
 from pretask.parse import subject
 
 
@@ -15,13 +16,13 @@ class Flags:
 
     out: Path
     """the store's folder, which must not exist"""
-    size: int | None = None
+    size: Count | None = None
     """side of the images, pixels"""
     channels: Literal[1, 3] | None = None
     """1 for grey, 3 for colour"""
     root: Path | None = None
     """where a torchvision data set is"""
-    max_bad: float = 0.1
+    max_bad: Share = 0.1
     """share of unreadable files at which it stops"""
 
 

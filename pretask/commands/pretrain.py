@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pretask import cli
 from pretask.display import Display, say
 from pretask.errors import UserError
+from pretask.limits import Count
 from pretask.parse import method_flags, opening, parse
 
 HELP = """\
@@ -24,11 +25,11 @@ rotnet:paper, or your own file ./my_puzzle.py."""
 class Resume:
     """Go on with a run by its own settings."""
 
-    steps: int | None = None
+    steps: Count | None = None
     """of the whole run, those that are done included, in the place of what was planned"""
     budget: str | None = None
     """time from now on, such as 90s, 10m or 2h, in the place of what was planned"""
-    devices: int | Literal["auto"] = "auto"
+    devices: Count | Literal["auto"] = "auto"
     """processes to go on with"""
 
 

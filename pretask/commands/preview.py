@@ -7,6 +7,7 @@ from shlex import quote
 
 from pretask.display import say
 from pretask.errors import UserError
+from pretask.limits import Count, Seed, Share
 from pretask.parse import method_flags, opening, parse
 
 
@@ -18,13 +19,13 @@ class Flags:
     """images to make puzzles from"""
     out: Path | None = None
     """the picture (preview-METHOD.png)"""
-    rows: int = 8
+    rows: Count = 8
     """images"""
-    size: int | None = None
+    size: Count | None = None
     """side of the images, pixels"""
-    seed: int = 0
+    seed: Seed = 0
     """of the puzzles"""
-    max_bad: float = 0.1
+    max_bad: Share = 0.1
     """share of unreadable files at which it stops"""
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from shlex import quote
 
 from pretask.display import say
+from pretask.limits import Count, Seed
 from pretask.parse import parse
 
 
@@ -14,17 +15,17 @@ class Flags:
     as cross_domain, are trained on. Scene i depends on the seed and i alone; an interrupted command goes on with what is
     missing. Needs pip install 'pretask[scenes]'."""
 
-    scenes: int
+    scenes: Count
     """how many"""
     out: Path
     """the folder; if it has scenes of the same settings, they are kept"""
-    size: int = 128
+    size: Count = 128
     """side of the images, pixels"""
-    samples: int = 8
+    samples: Count = 8
     """rays a pixel; more take longer and make less noise"""
-    seed: int = 0
+    seed: Seed = 0
     """of the rooms"""
-    workers: int | None = None
+    workers: Count | None = None
     """processes (one per core)"""
 
 

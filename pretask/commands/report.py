@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pretask.display import say
+from pretask.limits import Share
 from pretask.parse import subject
 
 
@@ -15,7 +16,7 @@ class Flags:
     """labelled images for the neighbours and the map (the images of the run, without labels)"""
     root: Path | None = None
     """where a torchvision data set is"""
-    max_bad: float = 0.1
+    max_bad: Share = 0.1
     """share of unreadable files at which it stops"""
 
 

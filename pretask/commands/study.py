@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from pretask.display import Display, console, say
+from pretask.limits import Count, Part, Share
 from pretask.parse import subject
 
 
@@ -22,15 +23,15 @@ class Flags:
     """labelled images to score on (a fifth of each class of --data, set aside)"""
     ask: tuple[Literal["data", "labels", "change", "supervised"], ...] = ("data", "labels", "change")
     """the questions; answers to the others stay"""
-    shares: tuple[float, ...] = ()
+    shares: tuple[Part, ...] = ()
     """of the run's images and of the labels (data: 0.1 0.3, beside 0 and 1; labels: 0.01 0.1 1; supervised: 0.1 0.3 1)"""
-    seeds: int = 1
+    seeds: Count = 1
     """ask so many runs with other seeds too; those beside it are used, missing ones are trained"""
     json: bool = False
     """print JSON, and nothing else, on standard output"""
     root: Path | None = None
     """where a torchvision data set is"""
-    max_bad: float = 0.1
+    max_bad: Share = 0.1
     """share of unreadable files at which it stops"""
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from shlex import quote
 
 from pretask.display import say
+from pretask.limits import Count
 from pretask.parse import subject
 from pretask.tracking import Settings
 
@@ -16,7 +17,7 @@ class Flags(Settings):
 
     out: Path = Path("tracks")
     """the store's folder, which must not exist"""
-    workers: int | None = None
+    workers: Count | None = None
     """clips looked at at the same time (as many as there are cores)"""
 
 

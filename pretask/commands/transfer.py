@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from pretask.display import Display, console, say
+from pretask.limits import Count, Share
 from pretask.parse import subject
 
 
@@ -21,18 +22,18 @@ class Flags:
     """annotated images to score on (a fifth of --data, set aside; of scenes each fifth in turn)"""
     json: bool = False
     """print JSON, and nothing else, on standard output"""
-    seeds: int = 1
+    seeds: Count = 1
     """repeat the run with so many seeds; runs beside it are used, missing ones are trained"""
     supervised: bool = False
     """add the same encoder trained first with the images' classes, on as many images as the run saw; of normals and depth,
     trained with a decoder"""
     finetune: bool = False
     """of normals and depth, let the encoders learn with a decoder: the untrained one shows what the task alone teaches"""
-    steps: int | None = None
+    steps: Count | None = None
     """of training on the task (the task's own)"""
-    size: int | None = None
+    size: Count | None = None
     """side of the images, pixels; of detection the shorter one (the task's own)"""
-    max_bad: float = 0.1
+    max_bad: Share = 0.1
     """share of unreadable images at which it stops"""
 
 

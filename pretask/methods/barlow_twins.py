@@ -20,6 +20,7 @@ from pretask import distributed, images
 from pretask.config import TrainConfig
 from pretask.encoders import Encoder
 from pretask.encoders.heads import projector
+from pretask.limits import Count, Part, Weight
 from pretask.types import Loss, Source
 from pretask.views import OfTwoViews, TwoViews, ViewsConfig, unlike
 
@@ -31,11 +32,11 @@ EPS = 1e-5
 class Config(ViewsConfig):
     """Make each number of a description agree between two views, and repeat no other."""
 
-    redundancy: float = 0.0051
+    redundancy: Weight = 0.0051
     """λ, weight of what should not correlate (released code)"""
-    width: int = 1024
+    width: Count = 1024
     """of the description (8192 in the paper, sec. 2.2)"""
-    hidden: int = 512
+    hidden: Count = 512
     """of the projector's two hidden layers (8192 in the paper, sec. 2.2)"""
 
     def build(self, encoder: Encoder, source: Source) -> "BarlowTwins":
@@ -58,13 +59,13 @@ class Paper(Config):
         warmup=0.01,
     )
 
-    side: float = 1.0
+    side: Part = 1.0
     """full size"""
     views: images.Views = images.Views(crop=(0.08, 1.0), saturation=0.2)
     """but for blur and solarisation, in which the two views differ"""
-    width: int = 8192
+    width: Count = 8192
     """of the description"""
-    hidden: int = 8192
+    hidden: Count = 8192
     """of the hidden layers"""
 
     def pair(self) -> tuple[images.Views, images.Views]:

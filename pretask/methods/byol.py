@@ -21,6 +21,7 @@ from pretask import images
 from pretask.config import TrainConfig
 from pretask.encoders import Encoder
 from pretask.encoders.heads import follow, projector, rising, teacher_of
+from pretask.limits import Count, Part, Share
 from pretask.types import Loss, Progress, Source
 from pretask.views import OfTwoViews, TwoViews, ViewsConfig, unlike
 
@@ -29,11 +30,11 @@ from pretask.views import OfTwoViews, TwoViews, ViewsConfig, unlike
 class Config(ViewsConfig):
     """Foresee a slowly following teacher's features of another view of the same image."""
 
-    keep: float = 0.99
+    keep: Share = 0.99
     """share of the teacher's weights that stays at each step; rises to 1 (0.996 on ImageNet)"""
-    width: int = 128
+    width: Count = 128
     """of the projection (256 in the paper)"""
-    hidden: int = 512
+    hidden: Count = 512
     """of the hidden layer of projector and predictor (4096 in the paper)"""
 
     def build(self, encoder: Encoder, source: Source) -> "BYOL":
@@ -49,15 +50,15 @@ class Paper(Config):
         epochs=1000, batch=4096, optimizer="lars", lr=0.2 * 4096 / 256, weight_decay=1.5e-6, warmup=0.01
     )
 
-    side: float = 1.0
+    side: Part = 1.0
     """full size"""
     views: images.Views = images.Views(crop=(0.08, 1.0), saturation=0.2)
     """but for blur and solarisation, in which the two views differ"""
-    keep: float = 0.996
+    keep: Share = 0.996
     """at first (sec. 3.3)"""
-    width: int = 256
+    width: Count = 256
     """of the projection"""
-    hidden: int = 4096
+    hidden: Count = 4096
     """of the hidden layers"""
 
     def pair(self) -> tuple[images.Views, images.Views]:

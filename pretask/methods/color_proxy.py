@@ -34,6 +34,7 @@ from pretask import images
 from pretask.config import TrainConfig
 from pretask.encoders import Encoder
 from pretask.encoders.classic import caffe_xavier
+from pretask.limits import Below, Count, Part
 from pretask.methods.base import Method, MethodConfig
 from pretask.rng import Rng
 from pretask.types import Batch, Loss, Source, UserError
@@ -67,19 +68,19 @@ class Config(MethodConfig):
 
     targets: Targets = "hue_chroma"
     """histograms of hue and chroma; histograms of a and b; or a and b themselves, by squared error"""
-    places: int = 16
+    places: Count = 16
     """of an image at which colours are asked for, new ones each time (paper: 128 or 256 of 224 x 224)"""
-    window: int = 1
+    window: Count = 1
     """pixels along a side around a place whose colours are counted; 1: its own colour alone (2016: 7 of 224)"""
-    hidden: int = 256
+    hidden: Count = 256
     """width of the head's hidden layer (paper: 1024)"""
-    dropout: float = 0.0
+    dropout: Below = 0.0
     """of the head's hidden layer (paper: 0.5)"""
-    crop: float = 0.3
+    crop: Part = 0.3
     """smallest share of the area that is shown; 1 shows the whole image"""
     stretch: bool = True
     """crops are up to 4/3 as wide as high, or as high as wide; no: squares, of an image enlarged by a uniform factor"""
-    side: float = 0.75
+    side: Part = 0.75
     """of what a crop shows, as a share of the image's; smaller puzzles, and more of them in the same time"""
 
     def build(self, encoder: Encoder, source: Source) -> "ColorProxy":
@@ -106,19 +107,19 @@ class Paper(Config):
         vector_lr=2.0,
     )
 
-    places: int = 128
+    places: Count = 128
     """of 224 x 224"""
-    window: int = 7
+    window: Count = 7
     """pixels (2016)"""
-    hidden: int = 1024
+    hidden: Count = 1024
     """width of the head's hidden layer"""
-    dropout: float = 0.5
+    dropout: Below = 0.5
     """of the head's hidden layer"""
-    crop: float = (352 / 600) ** 2
+    crop: Part = (352 / 600) ** 2
     """352 px of a shorter side of 352 to 600 (2016)"""
     stretch: bool = False
     """shapes stay as they are (2016)"""
-    side: float = 1.0
+    side: Part = 1.0
     """full size"""
 
     def build(self, encoder: Encoder, source: Source) -> "ColorProxy":

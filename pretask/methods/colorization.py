@@ -31,6 +31,7 @@ from pretask import images, loader
 from pretask.config import TrainConfig
 from pretask.context import Context
 from pretask.encoders import Encoder
+from pretask.limits import Count, Natural, Part, Positive
 from pretask.methods.base import Method, MethodConfig
 from pretask.rng import Rng
 from pretask.types import Batch, Loss, Source, UserError
@@ -60,19 +61,19 @@ class Config(MethodConfig):
     sees: ClassVar[str] = "lightness"
     train: ClassVar[TrainConfig] = TrainConfig(epochs=30, batch=64, lr=3e-3, weight_decay=0.01)
 
-    side: float = 0.75
+    side: Part = 0.75
     """of the window that is shown, as a share of the image's"""
-    every: int = 4
+    every: Count = 4
     """pixels from one place whose colour is asked for to the next (the paper's output is a quarter of its input)"""
-    neighbours: int = 5
+    neighbours: Count = 5
     """nearest bins that share an answer (sec. 2.1; 10 in the released code); 1: the nearest alone"""
-    uniform: float = 0.5
+    uniform: Part = 0.5
     """share of the uniform distribution in what rare colours are weighed by (λ of eq. 4); 1: all count alike"""
     regress: bool = False
     """answer one colour, scored by its squared error: the paper's L2 baseline (eq. 1)"""
-    temperature: float = 0.38
+    temperature: Positive = 0.38
     """of the distribution whose mean is painted (eq. 5); 1: the mean, towards 0: the mode"""
-    decoder: int = 0
+    decoder: Natural = 0
     """channels of three more convolutions in front of the answer, the first of which doubles the map; 0: none"""
 
     def build(self, encoder: Encoder, source: Source) -> "Colorization":
@@ -106,9 +107,9 @@ class Paper(Config):
         decay_all=True,
     )
 
-    side: float = 0.6875
+    side: Part = 0.6875
     """176 of 256 pixels"""
-    decoder: int = 256
+    decoder: Natural = 256
     """of a 4x4 deconvolution and two 3x3 convolutions"""
 
 
@@ -128,9 +129,9 @@ class Features(Config):
         vector_lr=2.0,
     )
 
-    side: float = 0.703125
+    side: Part = 0.703125
     """180 of 256 pixels"""
-    every: int = 8
+    every: Count = 8
     """pixels (released code)"""
 
     def build(self, encoder: Encoder, source: Source) -> "Colorization":

@@ -36,6 +36,7 @@ from pretask import images
 from pretask.config import TrainConfig
 from pretask.encoders import Encoder
 from pretask.encoders.heads import TileEncoder
+from pretask.limits import Count, Part, Share, Weight
 from pretask.methods.base import Method, MethodConfig
 from pretask.rng import Rng
 from pretask.types import Batch, Loss, Source, UserError
@@ -70,23 +71,23 @@ class Config(MethodConfig):
     encoder: ClassVar[str] = "resnet_small:width=32,wide=512"
     train: ClassVar[TrainConfig] = TrainConfig(epochs=30, batch=64, lr=3e-3, weight_decay=0.01)
 
-    pairs: int = 8
+    pairs: Count = 8
     """that are asked for each image, of the 40 that the grid has"""
-    patch: float = 0.22
+    patch: Part = 0.22
     """side of a patch, as a share of the image's; three of them, two gaps and the jitter leave a tenth for the grid to move"""
-    gap: float = 0.5
+    gap: Weight = 0.5
     """between patches, as a share of their side"""
-    jitter: float = 7 / 96
+    jitter: Weight = 7 / 96
     """by which a patch may lie elsewhere in each direction, as a share of its side; always inside the image"""
-    zoom: float = 0.5
+    zoom: Part = 0.5
     """smallest share of the image's area that is shown"""
     colour: Literal["drop", "project", "keep"] = "project"
     """against fringes: keep one channel of a patch and put noise into the others, or project all onto two colours"""
-    coarse: float = 0.33
+    coarse: Share = 0.33
     """probability that a patch is made coarse, by scaling it down and up"""
-    hidden: int = 512
+    hidden: Count = 512
     """width of the head's hidden layers"""
-    layers: int = 1
+    layers: Count = 1
     """hidden layers of the head, the first with batch norm"""
     flat: bool = False
     """a patch is described by its whole last map in place of the map's mean"""
@@ -114,17 +115,17 @@ class Paper(Config):
         drops=(1.0,),
     )
 
-    pairs: int = 40
+    pairs: Count = 40
     """all of them"""
-    patch: float = 0.24
+    patch: Part = 0.24
     """96 of 400 px"""
-    zoom: float = 1 / 3
+    zoom: Part = 1 / 3
     """150,000 of 450,000 px"""
     colour: Literal["drop", "project", "keep"] = "drop"
     """as in the released run"""
-    hidden: int = 4096
+    hidden: Count = 4096
     """fc6, fc7 and fc8"""
-    layers: int = 2
+    layers: Count = 2
     """fc7 and fc8"""
     flat: bool = True
     """3 x 3 x 256 numbers"""

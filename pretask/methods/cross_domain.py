@@ -46,6 +46,7 @@ from torch.optim import SGD, Optimizer
 from pretask import distributed, images
 from pretask.config import TrainConfig
 from pretask.encoders import Encoder
+from pretask.limits import Count, Part, Share, Weight
 from pretask.methods.base import Method, MethodConfig
 from pretask.rng import Rng
 from pretask.types import Batch, Loss, Progress, Source, UserError
@@ -66,31 +67,31 @@ class Config(MethodConfig):
     train: ClassVar[TrainConfig] = TrainConfig(epochs=30, batch=32, lr=1e-3, weight_decay=0.0)
     needs: ClassVar[frozenset[str]] = frozenset({"depth", "normals", "instances", "photographs"})
 
-    crop: float = 227 / 256
+    crop: Part = 227 / 256
     """share of the image's side that is shown, anywhere in it"""
     whole: bool = False
     """a photograph is scaled to the size of a crop, in place of being cropped itself"""
-    contours: float = 1.0
+    contours: Weight = 1.0
     """weight of the task, 0 to leave it out (weights: released alexnet.yaml)"""
-    normals: float = 10.0
+    normals: Weight = 10.0
     """weight"""
-    depth: float = 5.0
+    depth: Weight = 5.0
     """weight"""
-    adversary: float = 0.05
+    adversary: Weight = 0.05
     """weight of being taken for a photograph; much more, and features serve the judge instead of the tasks"""
     sign: Literal["eigen", "released"] = "eigen"
     """whether a depth that is wrong by a factor costs less than others, or more"""
-    fewest: float = 350 / 227**2
+    fewest: Share = 350 / 227**2
     """share of contour pixels below which an image has no say about contours (released: 350 pixels)"""
     tap: str = ""
     """stage whose map the judge sees; none: the last but one"""
-    width: int = 64
+    width: Count = 64
     """channels of the heads"""
-    kernels: tuple[int, ...] = ()
+    kernels: tuple[Count, ...] = ()
     """of the heads' layers, each of which doubles the map; none: 4, as often as it takes to come to the image"""
-    judge: int = 128
+    judge: Count = 128
     """channels of the judge"""
-    judge_lr: float = 1e-2
+    judge_lr: Weight = 1e-2
     """peak learning rate of the judge, by SGD"""
 
     def build(self, encoder: Encoder, source: Source) -> "CrossDomain":
@@ -120,11 +121,11 @@ class Paper(Config):
     """the best of those that were tried"""
     sign: Literal["eigen", "released"] = "released"
     """of the mean's square"""
-    kernels: tuple[int, ...] = (3, 3, 5, 3)
+    kernels: tuple[Count, ...] = (3, 3, 5, 3)
     """from 13 to 227 pixels"""
-    judge: int = 512
+    judge: Count = 512
     """channels"""
-    judge_lr: float = 1e-3
+    judge_lr: Weight = 1e-3
     """peak learning rate"""
 
     def draw(self, encoder: str, source: Source) -> Encoder:

@@ -28,6 +28,7 @@ from pretask import images
 from pretask.config import TrainConfig
 from pretask.encoders import Encoder
 from pretask.encoders.heads import TileEncoder, projector
+from pretask.limits import Below, Count, Part, Several, Share, Weight
 from pretask.methods import jigsaw
 from pretask.methods.base import Method
 from pretask.methods.jigsaw import (
@@ -55,13 +56,13 @@ class Config(jigsaw.Config):
 
     spread: Spread = "minimum"
     """what of an order's distances to those before it is made large: their mean or their minimum"""
-    grey: float = 0.7
+    grey: Share = 0.7
     """probability that the tiles of an image lose their colour (the paper: 1)"""
-    order: float = 1.0
+    order: Weight = 1.0
     """weight of the order; 0 leaves it out"""
-    colour: float = 0.3
+    colour: Weight = 0.3
     """weight of the colour of the eight tiles (the paper's recipe: 1)"""
-    inpaint: float = 0.3
+    inpaint: Weight = 0.3
     """weight of the missing tile (the paper's recipe: 1)"""
 
     def build(self, encoder: Encoder, source: Source) -> Method[Any]:
@@ -81,25 +82,25 @@ class Paper(Config):
     encoder: ClassVar[str] = jigsaw.Paper.encoder
     train: ClassVar[TrainConfig] = jigsaw.Paper.train
 
-    orders: int = jigsaw.Paper.orders
+    orders: Several = jigsaw.Paper.orders
     """of the 362,880 that there are"""
-    tile: float = jigsaw.Paper.tile
+    tile: Part = jigsaw.Paper.tile
     """64 of 85 pixels"""
-    grey: float = 1.0
+    grey: Share = 1.0
     """all images"""
-    colour: float = 1.0
+    colour: Weight = 1.0
     """the weight of the order"""
-    inpaint: float = 1.0
+    inpaint: Weight = 1.0
     """the weight of the order"""
-    flip: float = jigsaw.Paper.flip
+    flip: Share = jigsaw.Paper.flip
     """none in the released code of jigsaw"""
-    shuffles: int = jigsaw.Paper.shuffles
+    shuffles: Count = jigsaw.Paper.shuffles
     """of an image each time"""
-    width: int = jigsaw.Paper.width
+    width: Count = jigsaw.Paper.width
     """numbers by which a tile is described to the heads"""
-    hidden: int = jigsaw.Paper.hidden
+    hidden: Count = jigsaw.Paper.hidden
     """width of the heads' hidden layers"""
-    dropout: float = jigsaw.Paper.dropout
+    dropout: Below = jigsaw.Paper.dropout
     """of what describes a tile"""
     flat: bool = jigsaw.Paper.flat
     """3 x 3 x 256 numbers"""

@@ -28,6 +28,7 @@ from pretask import images
 from pretask.config import TrainConfig
 from pretask.encoders import Encoder
 from pretask.encoders.heads import follow, rising, teacher_of
+from pretask.limits import Count, Natural, Part, Parts, Positive, Several, Share
 from pretask.types import Loss, Progress, Source
 from pretask.views import Crops, CropsConfig, OfCrops, unlike
 
@@ -36,23 +37,23 @@ from pretask.views import Crops, CropsConfig, OfCrops, unlike
 class Config(CropsConfig):
     """Foresee from any view to which prototypes a slowly following teacher assigns a large view of its image."""
 
-    keep: float = 0.99
+    keep: Share = 0.99
     """share of the teacher's weights that stays at each step; rises to 1 (0.996 on ImageNet)"""
-    temperature: float = 0.1
+    temperature: Positive = 0.1
     """of the student's softmax over prototypes"""
-    sharp: tuple[float, float] = (0.04, 0.07)
+    sharp: tuple[Positive, Positive] = (0.04, 0.07)
     """temperature of the teacher's softmax, at first and at last"""
-    warm: float = 0.1
+    warm: Share = 0.1
     """share of the run in which it rises (30 epochs of 300)"""
-    centring: float = 0.9
+    centring: Share = 0.9
     """share of the centre that stays at each step"""
-    frozen: float = 0.03
+    frozen: Share = 0.03
     """share of the run in whose beginning the prototypes stay as they are (1 epoch)"""
-    prototypes: int = 1024
+    prototypes: Several = 1024
     """that views are assigned to (65,536 on ImageNet)"""
-    width: int = 128
+    width: Count = 128
     """of the bottleneck in front of them (256 on ImageNet)"""
-    hidden: int = 512
+    hidden: Count = 512
     """of the head's hidden layers (2048 on ImageNet)"""
     norm: bool = True
     """batch norms in the head (an option of the released code); without them small nets soon share all images out evenly"""
@@ -85,25 +86,25 @@ class Paper(Config):
         clip=3.0,
     )
 
-    side: float = 1.0
+    side: Part = 1.0
     """full size"""
     views: images.Views = images.Views(crop=(0.4, 1.0), saturation=0.2, blur=0.5)
     """but for blur and solarisation of the two large views, which differ"""
-    small: int = 8
+    small: Natural = 8
     """of 96 px"""
-    small_side: float = 96 / 224
+    small_side: Part = 96 / 224
     """of the image's"""
-    small_crop: tuple[float, float] = (0.05, 0.4)
+    small_crop: Parts = (0.05, 0.4)
     """of 96 px"""
-    keep: float = 0.996
+    keep: Share = 0.996
     """at first"""
-    frozen: float = 1 / 300
+    frozen: Share = 1 / 300
     """one epoch"""
-    prototypes: int = 65_536
+    prototypes: Several = 65_536
     """for complex and large data"""
-    width: int = 256
+    width: Count = 256
     """of the bottleneck"""
-    hidden: int = 2048
+    hidden: Count = 2048
     """of the hidden layers"""
     norm: bool = False
     """none, as there are none in a transformer"""

@@ -49,6 +49,7 @@ from pretask.context import Context
 from pretask.encoders import Encoder
 from pretask.encoders.heads import projector
 from pretask.evals import knn
+from pretask.limits import Below, Count, Natural, Positives, Several, Share, Weight
 from pretask.methods.base import Method, MethodConfig
 from pretask.rng import Rng
 from pretask.types import Batch, Loss, Source, UserError
@@ -76,33 +77,33 @@ class Config(MethodConfig):
     encoder: ClassVar[str] = "resnet_small:width=32,wide=512"
     train: ClassVar[TrainConfig] = TrainConfig(epochs=30, batch=256, lr=3e-3, weight_decay=0.01)
 
-    seeds: int = 8000
+    seeds: Several = 8000
     """classes, at most; images that show nothing give none"""
-    per_image: int = 1
+    per_image: Count = 1
     """seeds of one image, at most; their centers lie further apart than a seed's side"""
-    copies: int = 0
+    copies: Natural = 0
     """of each seed; 0: a new one every time"""
-    patch: int = 32
+    patch: Count = 32
     """side of a copy and of the smallest seeds, pixels; at most 3/4 of the image's, as of seeds up to 1.95 times as large"""
-    shift: float = 0.2
+    shift: Share = 0.2
     """to either side, as a share of the seed's side"""
-    scale: tuple[float, float] = (0.7, 1.4)
+    scale: Positives = (0.7, 1.4)
     """factor of the seed's side"""
-    turn: float = 20.0
+    turn: Weight = 20.0
     """degrees, to either side"""
-    axes: tuple[float, float] = (0.71, 1.41)
+    axes: Positives = (0.71, 1.41)
     """factor of the contrast along each principal axis of colour"""
-    power: tuple[float, float] = (0.5, 2.0)
+    power: Positives = (0.5, 2.0)
     """exponent of saturation and value"""
-    stretch: tuple[float, float] = (0.84, 1.18)
+    stretch: Positives = (0.84, 1.18)
     """factor of saturation and value"""
-    offset: float = 0.05
+    offset: Share = 0.05
     """added to hue, saturation and value at most, or taken away"""
-    merge: float = 0.0
+    merge: Share = 0.0
     """cosine above which seeds that are each other's nearest become one class in the next round; 0: never"""
-    dropout: float = 0.0
+    dropout: Below = 0.0
     """of the features, before the head"""
-    hidden: int = 512
+    hidden: Natural = 512
     """width of a layer between features and classes; 0: none"""
 
     def build(self, encoder: Encoder, source: Source) -> "ExemplarCNN":
@@ -115,7 +116,7 @@ class Clustered(Config):
 
     train: ClassVar[TrainConfig] = TrainConfig(epochs=30, batch=256, lr=3e-3, weight_decay=0.01, rounds=2)
 
-    merge: float = 0.9
+    merge: Share = 0.9
     """cosine above which seeds that are each other's nearest become one class"""
 
 
@@ -136,21 +137,21 @@ class Paper(Config):
         drop=(0.4, 0.25, 0.4, 0.25),
     )
 
-    seeds: int = 16000
+    seeds: Several = 16000
     """classes"""
-    copies: int = 100
+    copies: Natural = 100
     """of each seed"""
-    axes: tuple[float, float] = (0.5, 2.0)
+    axes: Positives = (0.5, 2.0)
     """factor of the contrast along each principal axis of colour"""
-    power: tuple[float, float] = (0.25, 4.0)
+    power: Positives = (0.25, 4.0)
     """exponent of saturation and value"""
-    stretch: tuple[float, float] = (0.7, 1.4)
+    stretch: Positives = (0.7, 1.4)
     """factor of saturation and value"""
-    offset: float = 0.1
+    offset: Share = 0.1
     """added to hue, saturation and value at most, or taken away"""
-    dropout: float = 0.5
+    dropout: Below = 0.5
     """of the fully connected layer"""
-    hidden: int = 0
+    hidden: Natural = 0
     """the net has its own"""
 
     def draw(self, encoder: str, source: Source) -> Encoder:

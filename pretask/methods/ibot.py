@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from pretask import images
 from pretask.config import TrainConfig
 from pretask.encoders import Encoder
+from pretask.limits import Count, Natural, Part, Parts, Several, Share, Shares
 from pretask.methods import dino
 from pretask.methods.dino import DINO, across, assigned
 from pretask.rng import Rng
@@ -46,9 +47,9 @@ class Config(dino.Config):
     )
     train: ClassVar[TrainConfig] = TrainConfig(epochs=30, batch=64, lr=1e-3, weight_decay=0.05, clip=3.0)
 
-    masked: float = 0.5
+    masked: Share = 0.5
     """share of the large views that have hidden patches"""
-    hides: tuple[float, float] = (0.1, 0.5)
+    hides: Shares = (0.1, 0.5)
     """of the patches of such a view, from and to (0.3 ± 0.2)"""
 
     def build(self, encoder: Encoder, source: Source) -> "IBOT":
@@ -76,27 +77,27 @@ class Paper(Config):
         clip=3.0,
     )
 
-    side: float = 1.0
+    side: Part = 1.0
     """full size"""
     views: images.Views = images.Views(crop=(0.25, 1.0), saturation=0.2, blur=0.5)
     """but for blur and solarisation of the two large views, which differ"""
-    small: int = 10
+    small: Natural = 10
     """of 96 px"""
-    small_side: float = 96 / 224
+    small_side: Part = 96 / 224
     """of the image's"""
-    small_crop: tuple[float, float] = (0.05, 0.25)
+    small_crop: Parts = (0.05, 0.25)
     """of 96 px"""
-    keep: float = 0.996
+    keep: Share = 0.996
     """at first"""
-    warm: float = 30 / 800
+    warm: Share = 30 / 800
     """30 epochs"""
-    frozen: float = 1 / 800
+    frozen: Share = 1 / 800
     """one epoch"""
-    prototypes: int = 8192
+    prototypes: Several = 8192
     """of images and patches alike"""
-    width: int = 256
+    width: Count = 256
     """of the bottleneck"""
-    hidden: int = 2048
+    hidden: Count = 2048
     """of the hidden layers"""
     norm: bool = False
     """none, as there are none in a transformer"""

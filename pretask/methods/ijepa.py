@@ -33,6 +33,7 @@ from pretask.config import TrainConfig
 from pretask.encoders import Encoder
 from pretask.encoders.heads import follow, teacher_of
 from pretask.encoders.vit import draw_vit, encode, glorot, patches, pick, places, plain, put, unpatched
+from pretask.limits import Count, Part, Parts, Positives, Share
 from pretask.methods.base import Method, MethodConfig
 from pretask.methods.mae import GREY
 from pretask.rng import Rng
@@ -52,23 +53,23 @@ class Config(MethodConfig):
     )
     train: ClassVar[TrainConfig] = TrainConfig(epochs=30, batch=64, lr=1e-3, weight_decay=0.05)
 
-    blocks: int = 4
+    blocks: Count = 4
     """to foresee (sec. 3)"""
-    scale: tuple[float, float] = (0.15, 0.2)
+    scale: Parts = (0.15, 0.2)
     """of a block's area, as a share of the image's"""
-    aspect: tuple[float, float] = (0.75, 1.5)
+    aspect: Positives = (0.75, 1.5)
     """of a block: height over width"""
-    context: tuple[float, float] = (0.85, 1.0)
+    context: Parts = (0.85, 1.0)
     """of the context's area, before the blocks are taken out of it"""
-    crop: float = 0.3
+    crop: Part = 0.3
     """smallest share of the area that is shown (appendix A)"""
-    keep: float = 0.98
+    keep: Share = 0.98
     """share of the teacher's weights that stays at each step; rises to 1 on a line (0.996 in the paper, appendix A.1)"""
-    width: int = 64
+    width: Count = 64
     """of the predictor's tokens, a multiple of 4 and of `heads` (384 in the paper)"""
-    depth: int = 2
+    depth: Count = 2
     """of the predictor (12 for the paper's largest encoder)"""
-    heads: int = 4
+    heads: Count = 4
     """of the predictor's attention"""
 
     def draw(self, encoder: str, source: Source) -> Encoder:
@@ -109,13 +110,13 @@ class Paper(Config):
         warmup=15 / 600,
     )
 
-    keep: float = 0.996
+    keep: Share = 0.996
     """at first"""
-    width: int = 384
+    width: Count = 384
     """of the predictor's tokens"""
-    depth: int = 6
+    depth: Count = 6
     """of the predictor, for a ViT-B"""
-    heads: int = 12
+    heads: Count = 12
     """of the predictor's attention"""
 
 

@@ -32,6 +32,7 @@ from pretask import images
 from pretask.config import TrainConfig
 from pretask.encoders import Encoder
 from pretask.encoders.heads import TileEncoder
+from pretask.limits import Below, Count, Natural, Part, Several, Share
 from pretask.methods.base import Method, MethodConfig
 from pretask.rng import Rng
 from pretask.types import Batch, Loss, Source, UserError
@@ -49,32 +50,32 @@ class Config(MethodConfig):
     encoder: ClassVar[str] = "resnet_small:width=32,wide=512"
     train: ClassVar[TrainConfig] = TrainConfig(epochs=30, batch=64, lr=3e-3, weight_decay=0.01)
 
-    orders: int = 100
+    orders: Several = 100
     """in the list, of the 362,880 that there are"""
     distance: Distance = "maximal"
     """Hamming distance of the listed orders from each other: as large as it gets, that of random ones, or as small
     (table 4)"""
     spread: Spread = "mean"
     """what of an order's distances to those before it is made large: their mean, as in the paper, or their minimum"""
-    window: float = 1.0
+    window: Part = 1.0
     """side of the square that is cut into nine cells, as a share of the image's; smaller ones lie anywhere"""
-    tile: float = 0.75
+    tile: Part = 0.75
     """side of a tile, as a share of its cell's; it lies anywhere in it"""
     normalise: bool = True
     """each channel of each tile to mean 0 and deviation 1 (sec. 3.2; without it 43.5 of 52.6 in table 5)"""
-    fringe: int = 1
+    fringe: Natural = 1
     """pixels by which a channel of a tile is moved at most, up or down and left or right"""
-    grey: float = 0.3
+    grey: Share = 0.3
     """probability that an image loses its colour (sec. 3.2)"""
-    flip: float = 0.5
+    flip: Share = 0.5
     """probability that an image is flipped before it is cut"""
-    shuffles: int = 8
+    shuffles: Count = 8
     """orders that the head is asked for each time; tiles are described once for all (the paper: 1)"""
-    width: int = 128
+    width: Count = 128
     """numbers by which a tile is described to the head"""
-    hidden: int = 512
+    hidden: Count = 512
     """width of the head's hidden layer"""
-    dropout: float = 0.0
+    dropout: Below = 0.0
     """of the head's two layers"""
     flat: bool = False
     """a tile is described by its whole last map in place of the map's mean"""
@@ -99,21 +100,21 @@ class Paper(Config):
         vector_lr=2.0,
     )
 
-    orders: int = 1000
+    orders: Several = 1000
     """of the 362,880 that there are"""
-    tile: float = 64 / 85
+    tile: Part = 64 / 85
     """64 of 85 pixels"""
-    fringe: int = 2
+    fringe: Natural = 2
     """pixels, of 64"""
-    flip: float = 0.0
+    flip: Share = 0.0
     """none in the released code"""
-    shuffles: int = 1
+    shuffles: Count = 1
     """of an image each time"""
-    width: int = 1024
+    width: Count = 1024
     """fc6"""
-    hidden: int = 4096
+    hidden: Count = 4096
     """fc7"""
-    dropout: float = 0.5
+    dropout: Below = 0.5
     """after fc6 and fc7"""
     flat: bool = True
     """3 x 3 x 256 numbers"""

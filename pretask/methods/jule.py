@@ -49,6 +49,7 @@ from pretask import distributed, images
 from pretask.config import TrainConfig
 from pretask.context import Context
 from pretask.encoders import Encoder
+from pretask.limits import Count, Part, Share, Weight
 from pretask.maths import agglomeration
 from pretask.methods.base import Method, MethodConfig
 from pretask.rng import Rng
@@ -67,25 +68,25 @@ class Config(MethodConfig):
         epochs=80, batch=100, optimizer="sgd", lr=0.01, nesterov=True, weight_decay=5e-5, warmup=0.0
     )
 
-    clusters: int = 10
+    clusters: Count = 10
     """that are left in the end; the only thing to be known of the images"""
-    unroll: float = 0.2
+    unroll: Part = 0.2
     """η: share of the clusters that merges between two periods (paper: 0.9, faces 0.2)"""
     loss: Literal["margin", "affinity"] = "margin"
     """of triplets: the released code's, on squared distances, or the paper's, weighted and on affinities"""
-    margin: float = 0.2
+    margin: Weight = 0.2
     """m: by how much another cluster's image should be further away (0.2 to 1)"""
-    own: float = 1.0
+    own: Weight = 1.0
     """γ: weight of the images' own cluster (released: 1, with the margin; 2 with affinities, from memory)"""
-    negatives: int = 20
+    negatives: Count = 20
     """of other clusters for each pair; one less than there are clusters, if that is fewer"""
-    width: int = 160
+    width: Count = 160
     """of the embedding, a vector of length 1"""
-    neighbours: int = 10
+    neighbours: Count = 10
     """K_s: links of an image, for merging, also by `pretask cluster` (10 to 100; fewer for few images)"""
-    rivals: int = 5
+    rivals: Count = 5
     """K_c: neighbouring clusters of which the one to merge with should stand out (1 to 10)"""
-    smallest: float = agglomeration.SMALLEST
+    smallest: Share = agglomeration.SMALLEST
     """share of the mean size below which an outlier's cluster is not kept as one of the `clusters` (paper: all are)"""
     exact: bool = True
     """affinities as if computed anew after each merge; False: the released code's fast mode, which leaves some out"""
@@ -137,13 +138,13 @@ class Paper(Config):
         drop=0.95,
     )
 
-    neighbours: int = 20
+    neighbours: Count = 20
     """links"""
     exact: bool = False
     """the released code's default"""
-    smallest: float = 0.0
+    smallest: Share = 0.0
     """every cluster counts"""
-    unroll: float = 0.9
+    unroll: Part = 0.9
     """of all but the faces"""
     refine: bool = False
     """train.lua stops on reaching the wanted clusters"""
@@ -169,7 +170,7 @@ class PaperAffinity(Paper):
 
     loss: Literal["margin", "affinity"] = "affinity"
     """weighted triplets"""
-    own: float = 2.0
+    own: Weight = 2.0
     """γ (from memory)"""
 
 

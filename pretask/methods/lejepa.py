@@ -28,6 +28,7 @@ from pretask import distributed, images
 from pretask.config import TrainConfig
 from pretask.encoders import Encoder
 from pretask.encoders.heads import projector
+from pretask.limits import Count, Natural, Part, Parts, Share
 from pretask.rng import Rng
 from pretask.types import Batch, Loss, Source
 from pretask.views import Crops, CropsConfig, OfCrops
@@ -40,15 +41,15 @@ NODES, REACH = 17, 3.0
 class Config(CropsConfig):
     """Bring all views of an image together, and spread the images like a round Gaussian."""
 
-    gaussian: float = 0.02
+    gaussian: Share = 0.02
     """λ, weight of the test of normality; 1 - λ is that of the distance between views (released demo; sec. 6.1: 0.05)"""
-    directions: int = 256
+    directions: Count = 256
     """along which normality is tested (256 to 1024 in the paper)"""
-    embedding: int = 0
+    embedding: Natural = 0
     """of a linear layer in front of the projector (512 in the released demo); 0: none"""
-    width: int = 64
+    width: Count = 64
     """of the projection"""
-    hidden: int = 512
+    hidden: Count = 512
     """of the projector's two hidden layers (2048 in the released code)"""
 
     def build(self, encoder: Encoder, source: Source) -> "LeJEPA":
@@ -71,21 +72,21 @@ class Paper(Config):
         warmup=1 / 800,
     )
 
-    side: float = 1.0
+    side: Part = 1.0
     """full size"""
     views: images.Views = images.Views(crop=(0.08, 1.0), jitter=1.0, blur=0.5, solarize=0.2)
     """of all four"""
-    small: int = 2
+    small: Natural = 2
     """two more, drawn as the others are"""
-    small_side: float = 1.0
+    small_side: Part = 1.0
     """full size"""
-    small_crop: tuple[float, float] = (0.08, 1.0)
+    small_crop: Parts = (0.08, 1.0)
     """as of the others"""
-    embedding: int = 512
+    embedding: Natural = 512
     """what the demo has in place of a classifier"""
-    width: int = 16
+    width: Count = 16
     """of the projection"""
-    hidden: int = 2048
+    hidden: Count = 2048
     """of the hidden layers"""
 
 

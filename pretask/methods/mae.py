@@ -38,6 +38,7 @@ from pretask import images
 from pretask.config import TrainConfig
 from pretask.encoders import Encoder
 from pretask.encoders.vit import draw_vit, encode, glorot, patches, pick, places, plain, put, unpatched
+from pretask.limits import Count, Part, Within
 from pretask.methods.base import Method, MethodConfig
 from pretask.methods.ibot import rectangles
 from pretask.rng import Rng
@@ -60,19 +61,19 @@ class Config(MethodConfig):
     )
     train: ClassVar[TrainConfig] = TrainConfig(epochs=30, batch=64, lr=2e-3, weight_decay=0.05)
 
-    mask: float = 0.75
+    mask: Within = 0.75
     """share of the patches that are hidden (sec. 4.1)"""
     mask_sampling: Literal["random", "block", "grid"] = "random"
     """which are: each by itself, large blocks, or all but one of every four (fig. 6)"""
     normalise: bool = True
     """paint each patch less its own mean, in units of its own standard deviation (sec. 4.1)"""
-    crop: float = 0.2
+    crop: Part = 0.2
     """smallest share of the area that is shown (released code)"""
-    width: int = 64
+    width: Count = 64
     """of the decoder's tokens, a multiple of 4 and of `heads`"""
-    blocks: int = 1
+    blocks: Count = 1
     """of the decoder"""
-    heads: int = 4
+    heads: Count = 4
     """of the decoder's attention"""
 
     def draw(self, encoder: str, source: Source) -> Encoder:
@@ -118,11 +119,11 @@ class Paper(Config):
         warmup=40 / 800,
     )
 
-    width: int = 512
+    width: Count = 512
     """of the decoder's tokens (table 1b)"""
-    blocks: int = 8
+    blocks: Count = 8
     """of the decoder (table 1a)"""
-    heads: int = 16
+    heads: Count = 16
     """of the decoder's attention (released code)"""
 
 

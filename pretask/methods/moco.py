@@ -44,6 +44,7 @@ from pretask.context import Context
 from pretask.encoders import Encoder
 from pretask.encoders.heads import follow, projector, rising, teacher_of
 from pretask.encoders.vit import draw_vit
+from pretask.limits import Count, Natural, Part, Positive, Share
 from pretask.rng import Rng
 from pretask.types import Loss, Progress, Source, UserError
 from pretask.views import OfTwoViews, TwoViews, ViewsConfig, unlike
@@ -53,7 +54,7 @@ from pretask.views import OfTwoViews, TwoViews, ViewsConfig, unlike
 class V1Views(images.Views):
     """Of v1, and of InstDisc (arXiv:1805.01978): hues turn as far as the rest changes, and colors are lost before the jitter."""
 
-    jitter_p: float = 1.0
+    jitter_p: Share = 1.0
     """probability of a jitter, of four equal strengths: 0.4 (released code)"""
 
     @property
@@ -70,15 +71,15 @@ class V1Views(images.Views):
 class Config(ViewsConfig):
     """Find the teacher's features of a view's other half among thousands that it saw before (v2)."""
 
-    temperature: float = 0.2
+    temperature: Positive = 0.2
     """of the softmax over keys (v2)"""
-    queue: int = 4096
+    queue: Natural = 4096
     """keys of earlier steps to tell the right one from (65,536 on ImageNet); 0: those of the batch, as in v3"""
-    keep: float = 0.99
+    keep: Share = 0.99
     """m, share of the teacher's weights that stays at each step (0.999 on ImageNet); without a queue it rises to 1"""
-    width: int = 128
+    width: Count = 128
     """of a key"""
-    hidden: int = 512
+    hidden: Natural = 512
     """of the hidden layers of the heads (2048, v2; 4096, v3); 0: the head is one linear layer, as in v1"""
     normed: bool = True
     """a batch norm behind the hidden layer of the head (v2: none)"""
@@ -103,7 +104,7 @@ class Config(ViewsConfig):
 class V3(Config):
     """Find the teacher's features of a view's other half in the batch, through a predictor (v3)."""
 
-    queue: int = 0
+    queue: Natural = 0
     """the keys are those of the batch"""
 
 
@@ -116,15 +117,15 @@ class Paper(Config):
         epochs=200, batch=256, optimizer="sgd", lr=0.03, weight_decay=1e-4, decay_all=True, warmup=0.0
     )
 
-    side: float = 1.0
+    side: Part = 1.0
     """full size"""
     views: images.Views = images.Views(blur=0.5)
     """crops of a fifth of the area or more"""
-    queue: int = 65_536
+    queue: Natural = 65_536
     """keys of 256 steps"""
-    keep: float = 0.999
+    keep: Share = 0.999
     """throughout"""
-    hidden: int = 2048
+    hidden: Natural = 2048
     """of the head's hidden layer"""
     normed: bool = False
     """linear, ReLU, linear"""
@@ -138,9 +139,9 @@ class PaperV1(Paper):
 
     views: V1Views = V1Views()
     """never blurred"""
-    temperature: float = 0.07
+    temperature: Positive = 0.07
     """of the softmax over keys"""
-    hidden: int = 0
+    hidden: Natural = 0
     """the head is one linear layer"""
 
 
@@ -153,17 +154,17 @@ class PaperV3(V3):
         epochs=300, batch=4096, optimizer="lars", lr=0.3 * 4096 / 256, weight_decay=1e-6, warmup=10 / 300
     )
 
-    side: float = 1.0
+    side: Part = 1.0
     """full size"""
     views: images.Views = images.Views(saturation=0.2)
     """but for blur and solarisation, in which the two views differ"""
-    temperature: float = 1.0
+    temperature: Positive = 1.0
     """of the softmax over keys"""
-    keep: float = 0.99
+    keep: Share = 0.99
     """at first (0.996, and a weight decay of 1.5e-6, where it runs for 1000 epochs)"""
-    width: int = 256
+    width: Count = 256
     """of a key"""
-    hidden: int = 4096
+    hidden: Natural = 4096
     """of the hidden layers"""
 
     def pair(self) -> tuple[images.Views, images.Views]:
@@ -181,7 +182,7 @@ class PaperV3ViT(PaperV3):
 
     views: images.Views = images.Views(crop=(0.08, 1.0), saturation=0.2)
     """but for blur and solarisation, in which the two views differ"""
-    temperature: float = 0.2
+    temperature: Positive = 0.2
     """of the softmax over keys"""
 
 

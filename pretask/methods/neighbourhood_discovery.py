@@ -44,6 +44,7 @@ from pretask import images
 from pretask.config import TrainConfig
 from pretask.context import Context
 from pretask.encoders import Encoder
+from pretask.limits import Count, Part, Positive, Share, Weight
 from pretask.methods.base import Method, MethodConfig
 from pretask.rng import Rng
 from pretask.types import Batch, Loss, Progress, Source, UserError
@@ -70,23 +71,23 @@ class Config(MethodConfig):
         rounds=5,
     )
 
-    temperature: float = 0.1
+    temperature: Positive = 0.1
     """of the softmax over all images"""
-    neighbours: int = 1
+    neighbours: Count = 1
     """that an anchor is joined with"""
-    width: int = 128
+    width: Count = 128
     """of a bank row"""
-    keep: float = 0.5
+    keep: Share = 0.5
     """share of a bank row that stays when its image is seen again"""
-    crop: float = 0.2
+    crop: Part = 0.2
     """smallest share of the area that a view shows"""
-    side: float = 0.75
+    side: Part = 0.75
     """of a view, as a share of the image's; smaller views, and more of them in the same time"""
-    jitter: float = 0.4
+    jitter: Weight = 0.4
     """strength of the change of brightness, contrast, saturation and hue"""
-    grey: float = 0.2
+    grey: Share = 0.2
     """probability of losing all colour"""
-    flip: float = 0.5
+    flip: Share = 0.5
     """probability of a left-right flip"""
 
     def build(self, encoder: Encoder, source: Source) -> "NeighbourhoodDiscovery":
@@ -116,9 +117,9 @@ class Paper(Config):
         decay_all=True,
     )
 
-    side: float = 1.0
+    side: Part = 1.0
     """full size"""
-    flip: float = 0.0
+    flip: Share = 0.0
     """commented out in the released configuration"""
 
 

@@ -51,6 +51,7 @@ from pretask import distributed, encoders
 from pretask.config import TrainConfig
 from pretask.context import Context
 from pretask.encoders import Encoder, pooled
+from pretask.limits import Count, Natural, Part, Positive, Share, Weight
 from pretask.methods import rotnet
 from pretask.methods.base import Method
 from pretask.rng import Rng
@@ -63,19 +64,19 @@ TURNS = len(rotnet.ANGLES)
 class Config(rotnet.CropConfig):
     """Tell the turn of an image from one half of its features, and which image it is from the other."""
 
-    half: int = 256
+    half: Natural = 256
     """numbers in each half of the features, made of the pooled ones by a layer; 0: the pooled ones are split (paper)"""
-    width: int = 128
+    width: Count = 128
     """of a bank row"""
-    temperature: float = 0.2
+    temperature: Positive = 0.2
     """of the similarity to a bank row (released: 0.07, at which rows that become alike, as in small sets, cost too much)"""
-    negatives: int = 1024
+    negatives: Count = 1024
     """bank rows beside an image's own (released: 4096); one less than there are images, at most"""
-    keep: float = 0.5
+    keep: Share = 0.5
     """share of a bank row that stays when its image is seen again"""
-    late: float = 0.15
+    late: Share = 0.15
     """share of the run, at its end, in which turned copies are weighted (released: 35 of 245 epochs); in whole epochs"""
-    exponent: float = 2.0
+    exponent: Weight = 2.0
     """of the probability p that a turned copy stands upright, which then counts 1 - p^exponent"""
     judge: str = "resnet_small:width=16"
     """encoder of the two RotNets that tell p"""
@@ -108,17 +109,17 @@ class Paper(Config):
         decay_all=True,
     )
 
-    crop: float = 0.08
+    crop: Part = 0.08
     """smallest share of the area that is shown"""
-    side: float = 1.0
+    side: Part = 1.0
     """full size"""
-    half: int = 0
+    half: Natural = 0
     """2048 of 4096 features"""
-    temperature: float = 0.07
+    temperature: Positive = 0.07
     """of the similarity to a bank row"""
-    negatives: int = 4096
+    negatives: Count = 4096
     """of 1.28 million bank rows"""
-    late: float = 35 / 245
+    late: Share = 35 / 245
     """with the learning rate back at a hundredth of its peak"""
     judge: str = "alexnet_bn"
     """RotNet's own"""

@@ -38,6 +38,7 @@ from torch import Tensor, nn
 from pretask import images
 from pretask.config import TrainConfig
 from pretask.encoders import Encoder
+from pretask.limits import Degrees, Part
 from pretask.methods.base import Method, MethodConfig
 from pretask.rng import Rng
 from pretask.types import Batch, Loss, Source, UserError
@@ -56,9 +57,9 @@ class CropConfig(MethodConfig):
     encoder: ClassVar[str] = "resnet_small:width=32"
     train: ClassVar[TrainConfig] = TrainConfig(epochs=30, batch=64, lr=3e-3, weight_decay=0.01)
 
-    crop: float = 0.3
+    crop: Part = 0.3
     """smallest share of the area that is shown; 1 shows the whole image, moved by an eighth of its side"""
-    side: float = 0.75
+    side: Part = 0.75
     """of what a crop shows, as a share of the image's; smaller puzzles, and more of them in the same time"""
 
 
@@ -66,7 +67,7 @@ class CropConfig(MethodConfig):
 class Config(CropConfig):
     """Turn each image by a multiple of 90 degrees and predict by how much."""
 
-    angles: tuple[int, ...] = ANGLES
+    angles: tuple[Degrees, ...] = ANGLES
     """degrees counter-clockwise, of each of which every image gets a copy (table 2: these four are best)"""
 
     def build(self, encoder: Encoder, source: Source) -> Method[Any]:
@@ -95,7 +96,7 @@ class Paper(Config):
         decay_all=True,
     )
 
-    crop: float = 1.0
+    crop: Part = 1.0
     """the whole image, moved by up to 4 of 32 pixels"""
 
 
@@ -116,9 +117,9 @@ class PaperImageNet(Paper):
         decay_all=True,
     )
 
-    crop: float = 0.08
+    crop: Part = 0.08
     """smallest share of the area that is shown"""
-    side: float = 1.0
+    side: Part = 1.0
     """full size"""
 
 

@@ -47,6 +47,7 @@ from pretask import images
 from pretask.config import TrainConfig
 from pretask.context import Context
 from pretask.encoders import Classic, Encoder
+from pretask.limits import Share, Weight
 from pretask.methods.base import Gallery, Method, MethodConfig
 from pretask.rng import Rng
 from pretask.types import Batch, Loss, Source, UserError
@@ -65,13 +66,13 @@ class Config(MethodConfig):
 
     noise: Noise = "masking"
     """masking sets components to 0; salt_and_pepper to the least or greatest value; gaussian adds to all"""
-    amount: tuple[float, ...] = (0.25,)
+    amount: tuple[Share, ...] = (0.25,)
     """share of the components, or standard deviation of gaussian; one for all layers or one each"""
     exact: bool = True
     """the same number of damaged components in every sample; otherwise each falls by its own coin"""
-    alpha: float = 1.0
+    alpha: Weight = 1.0
     """weight of the loss on damaged components (sec. 3.3)"""
-    beta: float = 1.0
+    beta: Weight = 1.0
     """weight of the loss on the others; 0 is full emphasis"""
     tied: bool = True
     """sigmoid layers decode by their own matrix transposed; others always have a decoder of their own"""
@@ -100,7 +101,7 @@ class Paper(Config):
         rounds=3,
     )
 
-    amount: tuple[float, ...] = (0.1, 0.2, 0.3)
+    amount: tuple[Share, ...] = (0.1, 0.2, 0.3)
     """share of the components that is damaged, layer by layer"""
     exact: bool = False
     """a coin for each component"""
@@ -113,7 +114,7 @@ class Conv(Config):
     encoder: ClassVar[str] = "resnet_small"
     train: ClassVar[TrainConfig] = TrainConfig(epochs=40, batch=128, lr=1e-3, weight_decay=0.0, rounds=4)
 
-    beta: float = 0.0
+    beta: Weight = 0.0
     """full emphasis: a convolution copies what it can see"""
 
 

@@ -24,6 +24,7 @@ from pretask import distributed, images
 from pretask.config import TrainConfig
 from pretask.encoders import Encoder
 from pretask.encoders.heads import projector
+from pretask.limits import Count, Part, Positive
 from pretask.types import Loss, Source
 from pretask.views import OfTwoViews, TwoViews, ViewsConfig
 
@@ -32,11 +33,11 @@ from pretask.views import OfTwoViews, TwoViews, ViewsConfig
 class Config(ViewsConfig):
     """Find the other view of the same image among all views of the batch."""
 
-    temperature: float = 0.2
+    temperature: Positive = 0.2
     """τ, of the softmax over views (released: 0.1 on ImageNet, 0.5 on CIFAR-10)"""
-    width: int = 128
+    width: Count = 128
     """of the projection (sec. 2.3)"""
-    hidden: int = 512
+    hidden: Count = 512
     """of the projection head's hidden layer (released: as wide as the features, 2048)"""
     normed: bool = False
     """the projection head ends with a batch norm that has gains but no biases, as released"""
@@ -60,13 +61,13 @@ class Paper(Config):
         warmup=0.01,
     )
 
-    temperature: float = 0.5
+    temperature: Positive = 0.5
     """of those that B.9 tries, 0.1, 0.5 and 1.0, the one in the released command"""
-    hidden: int = 2048
+    hidden: Count = 2048
     """of the projection head's hidden layer"""
     normed: bool = True
     """in all released runs"""
-    side: float = 1.0
+    side: Part = 1.0
     """full size"""
     views: images.Views = images.Views(crop=(0.08, 1.0))
     """jitter of strength 0.5 and no blur (appendix B.9)"""
@@ -87,7 +88,7 @@ class PaperImageNet(Paper):
         warmup=0.1,
     )
 
-    temperature: float = 0.1
+    temperature: Positive = 0.1
     """of the softmax over views (released command)"""
     views: images.Views = images.Views(crop=(0.08, 1.0), jitter=1.0, blur=0.5)
     """jitter of strength 1, and half of the views blurred (appendix A)"""

@@ -19,6 +19,7 @@ from pretask import images
 from pretask.config import TrainConfig
 from pretask.encoders import Encoder
 from pretask.encoders.heads import projector
+from pretask.limits import Count, Part
 from pretask.types import Loss, Source
 from pretask.views import OfTwoViews, TwoViews, ViewsConfig
 
@@ -29,9 +30,9 @@ class Config(ViewsConfig):
 
     train: ClassVar[TrainConfig] = TrainConfig(epochs=30, batch=128, lr=1e-3, weight_decay=0.01)
 
-    width: int = 512
+    width: Count = 512
     """of the projection (2048 in the paper)"""
-    bottleneck: int = 128
+    bottleneck: Count = 128
     """of the predictor's hidden layer: a quarter of the width, as in the paper"""
 
     def build(self, encoder: Encoder, source: Source) -> "SimSiam":
@@ -53,13 +54,13 @@ class Paper(Config):
         warmup=0.0,
     )
 
-    side: float = 1.0
+    side: Part = 1.0
     """full size"""
     views: images.Views = images.Views(blur=0.5)
     """crops of a fifth of the area or more"""
-    width: int = 2048
+    width: Count = 2048
     """of the projection"""
-    bottleneck: int = 512
+    bottleneck: Count = 512
     """of the predictor's hidden layer"""
 
 

@@ -25,6 +25,7 @@ from pretask import distributed, images
 from pretask.config import TrainConfig
 from pretask.encoders import Encoder
 from pretask.encoders.heads import projector
+from pretask.limits import Count, Natural, Part, Parts, Positive, Several, Share
 from pretask.types import Loss, Progress, Source
 from pretask.views import Crops, CropsConfig, OfCrops
 
@@ -33,23 +34,23 @@ from pretask.views import Crops, CropsConfig, OfCrops
 class Config(CropsConfig):
     """Foresee from one view to which prototypes another view of the same image is assigned."""
 
-    prototypes: int = 256
+    prototypes: Several = 256
     """that images are assigned to (3000 on ImageNet)"""
-    temperature: float = 0.1
+    temperature: Positive = 0.1
     """of the softmax over prototypes"""
-    epsilon: float = 0.05
+    epsilon: Positive = 0.05
     """how soft the codes are"""
-    iterations: int = 3
+    iterations: Count = 3
     """of Sinkhorn and Knopp"""
-    frozen: float = 0.01
+    frozen: Share = 0.01
     """share of the run in whose beginning the prototypes stay as they are"""
-    queue: int = 384
+    queue: Natural = 384
     """earlier features of each large view that codes count: half as many again as prototypes (3,840 for 3000); 0: none"""
-    queue_start: float = 15 / 200
+    queue_start: Share = 15 / 200
     """share of the run after which they are gathered (epoch 15 of 200, `scripts/swav_200ep_bs256_pretrain.sh`)"""
-    width: int = 128
+    width: Count = 128
     """of the projection"""
-    hidden: int = 512
+    hidden: Count = 512
     """of the projector's hidden layer (2048 on ImageNet)"""
 
     def build(self, encoder: Encoder, source: Source) -> "SwAV":
@@ -76,23 +77,23 @@ class Paper(Config):
         warmup=10 / 800,
     )
 
-    side: float = 1.0
+    side: Part = 1.0
     """full size"""
     views: images.Views = images.Views(crop=(0.14, 1.0), jitter=1.0, blur=0.5)
     """of 224 px"""
-    small: int = 6
+    small: Natural = 6
     """of 96 px"""
-    small_side: float = 96 / 224
+    small_side: Part = 96 / 224
     """of the image's"""
-    small_crop: tuple[float, float] = (0.05, 0.14)
+    small_crop: Parts = (0.05, 0.14)
     """of 96 px"""
-    prototypes: int = 3000
+    prototypes: Several = 3000
     """table 4"""
-    frozen: float = 313 / (800 * 312)
+    frozen: Share = 313 / (800 * 312)
     """313 steps, about one epoch"""
-    queue: int = 0
+    queue: Natural = 0
     """none: a batch has more images than there are prototypes"""
-    hidden: int = 2048
+    hidden: Count = 2048
     """of the projector's hidden layer"""
 
 
@@ -111,9 +112,9 @@ class Paper256(Paper):
         warmup=0.0,
     )
 
-    frozen: float = 5005 / (200 * 5004)
+    frozen: Share = 5005 / (200 * 5004)
     """5005 steps, about one epoch"""
-    queue: int = 3840
+    queue: Natural = 3840
     """features of 15 batches"""
 
 

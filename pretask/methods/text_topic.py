@@ -30,6 +30,7 @@ from pretask import images, text, topics
 from pretask.config import TrainConfig
 from pretask.context import Context
 from pretask.encoders import Encoder
+from pretask.limits import Count, Part, Several
 from pretask.methods.base import Method, MethodConfig
 from pretask.rng import Rng
 from pretask.types import Batch, Loss, Source, UserError
@@ -47,17 +48,17 @@ class Config(MethodConfig):
 
     needs: ClassVar[frozenset[str]] = frozenset({"words"})
 
-    topics: int = 40
+    topics: Several = 40
     """that the texts are about"""
     stop: str = "english"
     """words that tell nothing: english (then forms also count as their lemma), a file of words, or '' for none"""
-    fewest: int = 5
+    fewest: Count = 5
     """texts that a word must occur in (20 for the paper's 100,000)"""
-    most: float = 0.5
+    most: Part = 0.5
     """share of the texts that a word may occur in"""
-    passes: int = 20
+    passes: Count = 20
     """over the texts, while topics are learned"""
-    side: float = 1.0
+    side: Part = 1.0
     """of the window that is shown, as a share of the image's; less: another one each time"""
     views: images.Views = images.Views()
     """how what the window shows is changed"""
@@ -78,11 +79,11 @@ class Paper(Config):
         drops=(50 / 160, 100 / 160, 150 / 160), vector_lr=2.0,
     )  # fmt: skip
 
-    fewest: int = 20
+    fewest: Count = 20
     """texts that a word must occur in"""
-    passes: int = 1
+    passes: Count = 1
     """over the texts"""
-    side: float = 227 / 256
+    side: Part = 227 / 256
     """227 of 256 pixels, from any of 30 x 30 places"""
     views: images.Views = images.Views(crop=(1.0, 1.0), jitter_p=0.0, grey=0.0)
     """mirrored, no more"""

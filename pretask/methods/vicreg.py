@@ -18,6 +18,7 @@ from pretask import distributed, images
 from pretask.config import TrainConfig
 from pretask.encoders import Encoder
 from pretask.encoders.heads import projector
+from pretask.limits import Count, Part, Weight
 from pretask.types import Loss, Source
 from pretask.views import OfTwoViews, TwoViews, ViewsConfig, unlike
 
@@ -29,15 +30,15 @@ EPS = 1e-4
 class Config(ViewsConfig):
     """Make descriptions of two views agree, while each number varies and no two vary together."""
 
-    invariance: float = 25.0
+    invariance: Weight = 25.0
     """λ, weight of the views' distance"""
-    variance: float = 25.0
+    variance: Weight = 25.0
     """μ, weight of too small standard deviations"""
-    covariance: float = 1.0
+    covariance: Weight = 1.0
     """ν, weight of what varies together"""
-    width: int = 1024
+    width: Count = 1024
     """of the description (8192 in the paper)"""
-    hidden: int = 512
+    hidden: Count = 512
     """of the expander's two hidden layers (8192 in the paper)"""
 
     def build(self, encoder: Encoder, source: Source) -> "VICReg":
@@ -59,13 +60,13 @@ class Paper(Config):
         warmup=0.01,
     )
 
-    side: float = 1.0
+    side: Part = 1.0
     """full size"""
     views: images.Views = images.Views(crop=(0.08, 1.0), saturation=0.2)
     """but for blur and solarisation, in which the two views differ"""
-    width: int = 8192
+    width: Count = 8192
     """of the description"""
-    hidden: int = 8192
+    hidden: Count = 8192
     """of the hidden layers"""
 
     def pair(self) -> tuple[images.Views, images.Views]:

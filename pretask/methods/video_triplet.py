@@ -31,6 +31,7 @@ from pretask.config import TrainConfig
 from pretask.context import Context
 from pretask.encoders import Encoder
 from pretask.encoders.heads import projector
+from pretask.limits import Count, Natural, Part, Share, Weight
 from pretask.methods.base import Method
 from pretask.rng import Rng
 from pretask.types import Batch, Loss, Progress, Source, UserError
@@ -47,17 +48,17 @@ class Config(ViewsConfig):
     train: ClassVar[TrainConfig] = TrainConfig(epochs=200, batch=64, lr=1e-3, weight_decay=0.01)
     needs: ClassVar[frozenset[str]] = frozenset({"tracked", "clip"})
 
-    side: float = 1.0
+    side: Part = 1.0
     """of a patch that is seen, as a share of the patch that was mined"""
-    margin: float = 0.5
+    margin: Weight = 0.5
     """by how much a negative should be further away than the partner, in cosine (released prototxt: 1)"""
-    hard: float = 0.25
+    hard: Share = 0.25
     """part of the run after which negatives are hard ones (readme: start without)"""
-    mined: int = 2
+    mined: Natural = 2
     """hard ones of the four negatives then (hard_ratio 0.5; the paper: all, by a summary)"""
-    hidden: int = 512
+    hidden: Natural = 512
     """width of the head's hidden layer; 0: no head, the network's own features are compared"""
-    width: int = 128
+    width: Count = 128
     """of what is compared, behind a head"""
 
     def build(self, encoder: Encoder, source: Source) -> "VideoTriplet":
@@ -87,11 +88,11 @@ class Paper(Config):
 
     views: images.Views = images.Views(crop=(1.0, 1.0), jitter=0.0, jitter_p=0.0, grey=0.0)
     """mirrored, no more"""
-    hard: float = 150 / 400
+    hard: Share = 150 / 400
     """part of the run (150,000 steps, by a summary of the paper: coguo.com/1747746327.html)"""
-    mined: int = 4
+    mined: Natural = 4
     """the hardest of all (the same summary)"""
-    hidden: int = 0
+    hidden: Natural = 0
     """fc7 is what is compared, behind its ReLU"""
 
 
