@@ -38,6 +38,15 @@ class Rising:
     """Of a pair: the second number is no smaller than the first."""
 
 
+def between(low: int, high: int) -> tuple[Any, ...]:
+    """Of a whole number: `Annotated[int, *between(1, 40)]`."""
+    return (
+        Interval(ge=low, le=high),
+        number(int, f"{low}…{high}"),
+        Says(f"a whole number from {low} to {high}"),
+    )
+
+
 Count = Annotated[int, Ge(1), number(int, "INT≥1"), Says("a whole number, 1 or more")]
 Natural = Annotated[int, Ge(0), number(int, "INT≥0"), Says("a whole number, 0 or more")]
 Several = Annotated[int, Ge(2), number(int, "INT≥2"), Says("a whole number, 2 or more")]

@@ -21,7 +21,7 @@ docs/results/recognition.py, not of a VGG-16, whose weights are not at hand.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +31,7 @@ from pretask import images, loader
 from pretask.config import TrainConfig
 from pretask.context import Context
 from pretask.encoders import Encoder
-from pretask.limits import Count, Natural, Part, Positive
+from pretask.limits import Count, Natural, Part, Positive, between
 from pretask.methods.base import Method, MethodConfig
 from pretask.rng import Rng
 from pretask.types import Batch, Loss, Source, UserError
@@ -65,7 +65,7 @@ class Config(MethodConfig):
     """of the window that is shown, as a share of the image's"""
     every: Count = 4
     """pixels from one place whose colour is asked for to the next (the paper's output is a quarter of its input)"""
-    neighbours: Count = 5
+    neighbours: Annotated[int, *between(1, len(BINS))] = 5
     """nearest bins that share an answer (sec. 2.1; 10 in the released code); 1: the nearest alone"""
     uniform: Part = 0.5
     """share of the uniform distribution in what rare colours are weighed by (λ of eq. 4); 1: all count alike"""
@@ -77,10 +77,6 @@ class Config(MethodConfig):
     """channels of three more convolutions in front of the answer, the first of which doubles the map; 0: none"""
 
     def build(self, encoder: Encoder, source: Source) -> "Colorization":
-        if not 0 < self.uniform <= 1:
-            raise UserError(f"--uniform {self.uniform:g} is not a share above 0, up to 1")
-        if not 1 <= self.neighbours <= len(BINS):
-            raise UserError(f"--neighbours {self.neighbours} is not between 1 and the {len(BINS)} bins")
         if not encoder.sides:
             raise UserError(
                 f"colorization reads a map, and {encoder.name} makes none; try resnet_small or resnet18"

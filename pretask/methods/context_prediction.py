@@ -26,7 +26,7 @@ cosine, colors projected (the paper's other way), crops of half the area at leas
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +36,7 @@ from pretask import images
 from pretask.config import TrainConfig
 from pretask.encoders import Encoder
 from pretask.encoders.heads import TileEncoder
-from pretask.limits import Count, Part, Share, Weight
+from pretask.limits import Count, Part, Share, Weight, between
 from pretask.methods.base import Method, MethodConfig
 from pretask.rng import Rng
 from pretask.types import Batch, Loss, Source, UserError
@@ -71,7 +71,7 @@ class Config(MethodConfig):
     encoder: ClassVar[str] = "resnet_small:width=32,wide=512"
     train: ClassVar[TrainConfig] = TrainConfig(epochs=30, batch=64, lr=3e-3, weight_decay=0.01)
 
-    pairs: Count = 8
+    pairs: Annotated[int, *between(1, 40)] = 8
     """that are asked for each image, of the 40 that the grid has"""
     patch: Part = 0.22
     """side of a patch, as a share of the image's; three of them, two gaps and the jitter leave a tenth for the grid to move"""
@@ -115,7 +115,7 @@ class Paper(Config):
         drops=(1.0,),
     )
 
-    pairs: Count = 40
+    pairs: Annotated[int, *between(1, 40)] = 40
     """all of them"""
     patch: Part = 0.24
     """96 of 400 px"""

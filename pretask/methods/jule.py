@@ -99,10 +99,6 @@ class Config(MethodConfig):
                 f"{len(source)} images cannot end as {self.clusters} clusters; "
                 f"expected --clusters from 2 to {len(source) // 2}"
             )
-        if not 0 < self.unroll <= 1:
-            raise UserError(
-                f"--unroll {self.unroll:g} is no share of the clusters; expected above 0, at most 1"
-            )
         return Jule(self, encoder, len(source))
 
 

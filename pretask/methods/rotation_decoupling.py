@@ -51,7 +51,7 @@ from pretask import distributed, encoders
 from pretask.config import TrainConfig
 from pretask.context import Context
 from pretask.encoders import Encoder, pooled
-from pretask.limits import Count, Natural, Part, Positive, Share, Weight
+from pretask.limits import Count, Natural, Part, Positive, Share, Weight, Within
 from pretask.methods import rotnet
 from pretask.methods.base import Method
 from pretask.rng import Rng
@@ -74,7 +74,7 @@ class Config(rotnet.CropConfig):
     """bank rows beside an image's own (released: 4096); one less than there are images, at most"""
     keep: Share = 0.5
     """share of a bank row that stays when its image is seen again"""
-    late: Share = 0.15
+    late: Within = 0.15
     """share of the run, at its end, in which turned copies are weighted (released: 35 of 245 epochs); in whole epochs"""
     exponent: Weight = 2.0
     """of the probability p that a turned copy stands upright, which then counts 1 - p^exponent"""
@@ -84,8 +84,6 @@ class Config(rotnet.CropConfig):
     def build(self, encoder: Encoder, source: Source) -> Method[Any]:
         if len(source) < 2:
             raise UserError(f"{source.name} has {len(source)} image; to tell one from others takes 2 or more")
-        if not 0 < self.late < 1:
-            raise UserError(f"--late {self.late:g} is no part of a run; give a number between 0 and 1")
         if not self.half and encoder.dim % 2:
             raise UserError(f"{encoder.name} has {encoder.dim} features, which have no half; give --half 256")
         return RotationDecoupling(self, encoder, len(source))
@@ -119,7 +117,7 @@ class Paper(Config):
     """of the similarity to a bank row"""
     negatives: Count = 4096
     """of 1.28 million bank rows"""
-    late: Share = 35 / 245
+    late: Within = 35 / 245
     """with the learning rate back at a hundredth of its peak"""
     judge: str = "alexnet_bn"
     """RotNet's own"""

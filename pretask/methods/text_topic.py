@@ -33,7 +33,7 @@ from pretask.encoders import Encoder
 from pretask.limits import Count, Part, Several
 from pretask.methods.base import Method, MethodConfig
 from pretask.rng import Rng
-from pretask.types import Batch, Loss, Source, UserError
+from pretask.types import Batch, Loss, Source
 
 NAMED = 48
 """bytes of a topic's first words"""
@@ -64,8 +64,6 @@ class Config(MethodConfig):
     """how what the window shows is changed"""
 
     def build(self, encoder: Encoder, source: Source) -> "TextTopic":
-        if self.topics < 2:
-            raise UserError(f"--topics {self.topics} leaves nothing to tell apart; give 2 or more")
         return TextTopic(self, encoder, len(source))
 
 

@@ -20,7 +20,7 @@ goes through both stages, where the released launch script names the weights of 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +31,7 @@ from pretask.config import TrainConfig
 from pretask.context import Context
 from pretask.encoders import Encoder
 from pretask.encoders.heads import projector
-from pretask.limits import Count, Natural, Part, Share, Weight
+from pretask.limits import Count, Natural, Part, Share, Weight, between
 from pretask.methods.base import Method
 from pretask.rng import Rng
 from pretask.types import Batch, Loss, Progress, Source, UserError
@@ -54,7 +54,7 @@ class Config(ViewsConfig):
     """by how much a negative should be further away than the partner, in cosine (released prototxt: 1)"""
     hard: Share = 0.25
     """part of the run after which negatives are hard ones (readme: start without)"""
-    mined: Natural = 2
+    mined: Annotated[int, *between(0, NEGATIVES)] = 2
     """hard ones of the four negatives then (hard_ratio 0.5; the paper: all, by a summary)"""
     hidden: Natural = 512
     """width of the head's hidden layer; 0: no head, the network's own features are compared"""
@@ -62,8 +62,6 @@ class Config(ViewsConfig):
     """of what is compared, behind a head"""
 
     def build(self, encoder: Encoder, source: Source) -> "VideoTriplet":
-        if not 0 <= self.mined <= NEGATIVES:
-            raise UserError(f"--mined {self.mined} is not between 0 and the {NEGATIVES} negatives of a pair")
         return VideoTriplet(self, encoder)
 
 
@@ -90,7 +88,7 @@ class Paper(Config):
     """mirrored, no more"""
     hard: Share = 150 / 400
     """part of the run (150,000 steps, by a summary of the paper: coguo.com/1747746327.html)"""
-    mined: Natural = 4
+    mined: Annotated[int, *between(0, NEGATIVES)] = 4
     """the hardest of all (the same summary)"""
     hidden: Natural = 0
     """fc7 is what is compared, behind its ReLU"""

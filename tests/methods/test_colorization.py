@@ -368,13 +368,8 @@ def test_the_net_for_features_begins_without_an_opinion_and_its_wide_layers_as_r
         assert stage[0].weight.std().item() == pytest.approx(0.005, rel=0.02) and stage[0].bias.eq(1).all()
 
 
-def test_grey_sources_and_impossible_shares_are_one_line():
+def test_grey_sources_and_nets_without_maps_are_one_line():
     with pytest.raises(UserError, match="sees the lightness of colour images"):
         made(sources.open("synthetic:8:32", channels=1))
-    with pytest.raises(UserError, match="--uniform 0 is not a share"):
-        made(sources.open("synthetic:8:32"), cz.Config(uniform=0.0))
-    for count in (0, 314):
-        with pytest.raises(UserError, match=f"--neighbours {count} is not between 1 and the 313"):
-            made(sources.open("synthetic:8:32"), cz.Config(neighbours=count))
     with pytest.raises(UserError, match="reads a map, and mlp:width=16,sees=lightness makes none"):
         made(sources.open("synthetic:8:32"), encoder="mlp:width=16")

@@ -478,8 +478,6 @@ def read(known: Tensor, new: Tensor, turn: Tensor) -> float:
     ("n", "knobs", "says"),
     [
         (1, {}, "has 1 image; to tell one from others takes 2 or more"),
-        (40, {"late": 1.0}, "--late 1 is no part of a run; give a number between 0 and 1"),
-        (40, {"late": 0.0}, "--late 0 is no part of a run"),
     ],
 )
 def test_what_cannot_be_is_a_one_line_error(n, knobs, says):

@@ -248,11 +248,6 @@ def top_of(context):
     return [words[:3] for words in json.loads(context.files[topics.CARD])["top"]]
 
 
-def test_one_topic_is_refused(source):
-    with pytest.raises(UserError, match="--topics 1 leaves nothing to tell apart"):
-        text_topic.Config(topics=1).build(encoders.build("resnet_small:width=8", 3, 16), source)
-
-
 def test_shuffled_texts_leave_nothing_to_learn_and_true_ones_do():
     """The control of the paper's idea: image and text must belong together."""
     whole, shuffled = sources.open("synthetic:600:16"), sources.open("synthetic:600:16")

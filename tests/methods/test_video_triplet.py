@@ -151,11 +151,6 @@ def test_a_mining_run_costs_what_the_layer_with_so_many_hard_ones_does(recipe, h
     assert all(abs(found - costs[h]) > 1e-3 * found for h in costs if h != hard), costs
 
 
-def test_more_hard_ones_than_negatives_are_the_users_to_mend():
-    with pytest.raises(UserError, match="--mined 5 is not between 0 and the 4 negatives"):
-        method(mined=5)
-
-
 def test_the_two_patches_of_a_pair_stay_together_and_are_mirrored_each_by_itself():
     image = torch.arange(3 * 16 * 16).view(1, 3, 16, 16).remainder(251).to(torch.uint8)
     image = image + torch.arange(64).view(-1, 1, 1, 1).to(torch.uint8)
