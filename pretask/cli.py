@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from pretask import accounts
 from pretask.commands import verb
-from pretask.errors import UserError
+from pretask.errors import Stopped, UserError
 
 HELP = """\
 pretask: learn to see from unlabelled images, and find out what it was worth.
@@ -41,7 +41,7 @@ began = 0.0
 
 
 def main(arguments: Sequence[str] | None = None, since: float | None = None) -> int:
-    """Run one command; returns its exit code: 0, 1 if `check` found a fault, 2 for a mistake of the user, 130 when interrupted.
+    """Run one command; returns its exit code: 0, 1 if `check` found a fault, 2 for a mistake of the user, 130 when interrupted, 143 when a run was told to end.
 
     `since` is when the process began, where the command is all that it does.
     """
@@ -68,6 +68,12 @@ def main(arguments: Sequence[str] | None = None, since: float | None = None) -> 
     except UserError as mistake:
         print(f"pretask: {' '.join(str(mistake).splitlines())}", file=sys.stderr)
         return 2
+    except Stopped as stopped:
+        from pretask.distributed import rank
+
+        if not rank():
+            print(f"pretask: {stopped}", file=sys.stderr)
+        return stopped.code
     except KeyboardInterrupt:
         print("pretask: interrupted", file=sys.stderr)
         return 130

@@ -14,6 +14,8 @@ from torch.utils._pytree import tree_map
 from pretask.types import UserError
 
 _alone = False
+_aside: Any = None
+"""the group of all processes that talks over the CPU"""
 
 
 def _several() -> bool:
@@ -105,6 +107,17 @@ def gather_rows(carry: Any) -> Any:
 def mean(x: Tensor) -> Tensor:
     """Over the processes, without gradient."""
     return _Sum.apply(x.detach()) / world() if world() > 1 else x  # type: ignore[operator]
+
+
+def largest(value: int) -> int:
+    """Of all processes, which talk about it beside their devices, so that none of these has to wait."""
+    global _aside
+    if world() == 1:
+        return value
+    _aside = _aside or dist.new_group(backend="gloo")
+    found = torch.tensor(value)
+    dist.all_reduce(found, dist.ReduceOp.MAX, group=_aside)
+    return int(found)
 
 
 def union(found: dict[str, str]) -> dict[str, str]:

@@ -110,6 +110,12 @@ class Journal:
         self.tell({**row, "steps": progress.steps, "epochs": progress.epochs, "eta": left})
         return True
 
+    def check(self, progress: Progress) -> None:
+        """UserError if a loss since the last row is not finite: such a step must not be saved."""
+        if self.losses:
+            losses = distributed.mean(torch.stack(self.losses)).tolist()
+            self.stop_if_broken(progress.step + 1 - len(losses), losses)
+
     def stop_if_broken(self, first: int, losses: list[float]) -> None:
         broken = next((i for i, value in enumerate(losses) if not math.isfinite(value)), None)
         if broken is None:

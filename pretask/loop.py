@@ -8,19 +8,21 @@ import copy
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from itertools import chain, count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from shlex import quote
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pretask import checkpoint, convolutions, distributed, loader, methods
+from pretask import checkpoint, convolutions, distributed, loader, methods, signals
 from pretask.config import TrainConfig, decay, schedule
 from pretask.context import Context, Finished
 from pretask.device import attention
+from pretask.errors import Stopped
 from pretask.journal import Journal
 from pretask.methods.base import Method
 from pretask.pacing import Budget, Pace
@@ -211,7 +213,7 @@ class Trainer:
         saved = self.keep(step, pace, journal)
         progress = plan.at(step)
         pace.mark(step)
-        try:
+        with suppress(Finished), signals.heard() as ears:
             while step < plan.steps:
                 self.prepare(progress, pace)
                 self.publish()
@@ -221,8 +223,14 @@ class Trainer:
                     lr = self.optimizers[0].param_groups[0]["lr"]
                     sound = journal.note(progress, plan, loss, parts, lr)
                     step += 1
-                    if sound and self.fabric.broadcast(time.monotonic() - saved > SAVE_EVERY):
+                    asked = distributed.largest(ears.asked)
+                    late = sound and self.fabric.broadcast(time.monotonic() - saved > SAVE_EVERY)
+                    if asked or late:
+                        journal.check(progress)
                         saved = self.keep(step, pace, journal)
+                        ears.done()
+                    if asked in signals.CODES:
+                        self.stop(step, plan, signals.CODES[asked])
                     if budget is None and sound:
                         pace.mark(step)
                     elif budget is not None:
@@ -230,12 +238,19 @@ class Trainer:
                     progress = plan.at(step)
                     if progress.epoch > epoch or step == plan.steps:
                         break
-        except Finished:
-            pass
         self.save(step)
         journal.end(plan.at(step))
         self.fabric.barrier()
         return plan
+
+    def stop(self, step: int, plan: Plan, code: int) -> NoReturn:
+        """End a run that is saved, when all processes are here."""
+        self.fabric.barrier()
+        raise Stopped(
+            f"stopped after step {step} of {plan.steps}, which is saved; go on with: "
+            f"pretask pretrain --resume {quote(str(self.folder))}",
+            code,
+        )
 
     def keep(self, step: int, pace: Pace, journal: Journal) -> float:
         """Save, and note how long that takes; returns when it was done."""

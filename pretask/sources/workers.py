@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from pretask import signals
 from pretask.sources.encoded import Encoded, Reader
 from pretask.types import Batch, UserError
 
@@ -41,6 +42,7 @@ class Team:
             num_workers=workers,
             prefetch_factor=ahead,
             persistent_workers=True,
+            worker_init_fn=signals.deaf,
             multiprocessing_context="fork" if sys.platform == "linux" else None,
         )
 

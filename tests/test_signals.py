@@ -1,0 +1,103 @@
+"""A run that is asked to end saves first, and goes on to the same weights; nobody else writes to its folder meanwhile."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from pretask import checkpoint, run
+
+STEPS = 400
+COMMAND = (sys.executable, "-m", "pretask", "pretrain")
+FLAGS = ("simclr", "--data", "synthetic:64:16", "--encoder", "resnet_small:width=4", "--batch", "16",
+         "--steps", str(STEPS), "--precision", "32-true")  # fmt: skip
+
+
+def started(out: Path, *more: str) -> subprocess.Popen:
+    words = [*COMMAND, *FLAGS, "--out", str(out), *more]
+    going = subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    wait_for(out / run.LOG, going)
+    return going
+
+
+def wait_for(path: Path, going: subprocess.Popen) -> None:
+    for _ in range(1200):
+        if path.exists() and path.stat().st_size:
+            return
+        assert going.poll() is None, going.stderr and going.stderr.read()
+        time.sleep(0.05)
+    raise AssertionError(f"{path} never came")
+
+
+def saved(out: Path) -> int:
+    return checkpoint.load(out / checkpoint.LATEST)["step"]
+
+
+def resumed(out: Path) -> dict[str, torch.Tensor]:
+    subprocess.run([*COMMAND, "--resume", str(out)], check=True, capture_output=True)
+    return run.Run(out).encoder.net.state_dict()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> dict[str, torch.Tensor]:
+    out = tmp_path_factory.mktemp("whole") / "run"
+    subprocess.run([*COMMAND, *FLAGS, "--out", str(out)], check=True, capture_output=True)
+    return run.Run(out).encoder.net.state_dict()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_run_that_is_told_to_end_saves_first_and_loses_nothing(number, code, tmp_path, whole):
+    going = started(tmp_path / "run")
+    before = saved(tmp_path / "run")
+    going.send_signal(number)
+    _, told = going.communicate(timeout=60)
+    assert going.returncode == code
+    assert "which is saved; go on with: pretask pretrain --resume" in told.splitlines()[-1]
+    assert before < saved(tmp_path / "run") < STEPS
+    assert not (tmp_path / "run" / run.DONE).exists()
+    after = resumed(tmp_path / "run")
+    assert all(torch.equal(after[name], x) for name, x in whole.items())
+
+
+def test_a_warning_saves_and_the_run_goes_on(tmp_path, whole):
+    going = started(tmp_path / "run")
+    before = saved(tmp_path / "run")
+    going.send_signal(signal.SIGUSR1)
+    for _ in range(600):
+        if saved(tmp_path / "run") > before:
+            break
+        time.sleep(0.05)
+    assert before < saved(tmp_path / "run")
+    going.communicate(timeout=120)
+    assert going.returncode == 0
+    after = run.Run(tmp_path / "run").encoder.net.state_dict()
+    assert all(torch.equal(after[name], x) for name, x in whole.items())
+
+
+def test_a_second_interrupt_ends_at_once():
+    script = (
+        "import os, signal, time\n"
+        "from pretask import signals\n"
+        "with signals.heard() as ears:\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    print(ears.asked == signals.INTERRUPT, flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    time.sleep(30)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "True\n" and "KeyboardInterrupt" in done.stderr
+    assert "Ctrl-C once more ends at once" in done.stderr
+
+
+def test_where_one_of_two_processes_is_told_both_save_the_same_step(tmp_path):
+    going = started(tmp_path / "run", "--devices", "2", "--accelerator", "cpu")
+    going.send_signal(signal.SIGTERM)
+    _, told = going.communicate(timeout=120)
+    assert going.returncode == 143, told
+    assert told.count("which is saved") == 1
+    assert saved(tmp_path / "run") < STEPS
