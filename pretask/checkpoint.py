@@ -1,6 +1,8 @@
 """Saving and restoring a run: written beside, synced, then renamed, so that a reader never sees half a file."""
 
+import errno
 import os
+import platform
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
@@ -12,7 +14,12 @@ import torch
 
 from pretask.types import UserError
 
-LATEST, HEALTHY = "checkpoint.pt", "checkpoint-healthy.pt"
+try:
+    import fcntl
+except ImportError:
+    fcntl = None
+
+LATEST, HEALTHY, LOCK = "checkpoint.pt", "checkpoint-healthy.pt", ".lock"
 
 
 class Unwritable(UserError):
@@ -89,6 +96,34 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """In here no other process may be; UserError if one is.
+
+    The system lets go of the lock when this process ends, however it does, and the processes that it starts have no part in
+    it (as they would have in one of `flock`): after a kill a run can be resumed at once.
+    """
+    if fcntl is None:  # Windows
+        yield
+        return
+    with (folder / LOCK).open("a+") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as taken:
+            if taken.errno not in (errno.EACCES, errno.EAGAIN):
+                yield  # a file system without locks
+                return
+            file.seek(0)
+            raise UserError(
+                f"{folder} is in use by another process ({file.read().strip() or 'which does not say its number'}); "
+                "wait for its end, or end it"
+            ) from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}\n")
+        file.flush()
+        yield
 
 
 # ---- checkpoints

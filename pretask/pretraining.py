@@ -10,7 +10,7 @@ import subprocess
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -198,7 +198,9 @@ def pretrain(
     if report:
         pace.closing = reporting(time.monotonic() - began, opening, allowed)
 
-    with distributed.together(), memory.kept():
+    with distributed.together(), memory.kept(), ExitStack() as held:
+        if resume is not None and fabric.is_global_zero:
+            held.enter_context(checkpoint.locked(folder))
         with busy("getting ready") if tell and fabric.is_global_zero else nullcontext():
             if resume is None:
                 trainer.begin()
@@ -216,6 +218,7 @@ def pretrain(
                 checkpoint.write_folder(
                     folder, partial(first_files, card=card, picture=picture, more=trainer.files)
                 )
+                held.enter_context(checkpoint.locked(folder))
             trainer.files.clear()
         else:
             card = old

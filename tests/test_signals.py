@@ -1,6 +1,5 @@
 """A run that is asked to end saves first, and goes on to the same weights; nobody else writes to its folder meanwhile."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -15,11 +14,11 @@ from pretask import checkpoint, run
 STEPS = 400
 COMMAND = (sys.executable, "-m", "pretask", "pretrain")
 FLAGS = ("simclr", "--data", "synthetic:64:16", "--encoder", "resnet_small:width=4", "--batch", "16",
-         "--steps", str(STEPS), "--precision", "32-true")  # fmt: skip
+         "--precision", "32-true")  # fmt: skip
 
 
-def started(out: Path, *more: str) -> subprocess.Popen:
-    words = [*COMMAND, *FLAGS, "--out", str(out), *more]
+def started(out: Path, *more: str, steps: int = STEPS) -> subprocess.Popen:
+    words = [*COMMAND, *FLAGS, "--steps", str(steps), "--out", str(out), *more]
     going = subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     wait_for(out / run.LOG, going)
     return going
@@ -46,7 +45,8 @@ def resumed(out: Path) -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> dict[str, torch.Tensor]:
     out = tmp_path_factory.mktemp("whole") / "run"
-    subprocess.run([*COMMAND, *FLAGS, "--out", str(out)], check=True, capture_output=True)
+    words = [*COMMAND, *FLAGS, "--steps", str(STEPS), "--out", str(out)]
+    subprocess.run(words, check=True, capture_output=True)
     return run.Run(out).encoder.net.state_dict()
 
 
@@ -101,3 +101,14 @@ def test_where_one_of_two_processes_is_told_both_save_the_same_step(tmp_path):
     assert going.returncode == 143, told
     assert told.count("which is saved") == 1
     assert saved(tmp_path / "run") < STEPS
+
+
+def test_a_folder_belongs_to_one_run_at_a_time_and_is_free_again_after_a_kill(tmp_path):
+    going, again = started(tmp_path / "run", steps=10**6), [*COMMAND, "--resume", str(tmp_path / "run")]
+    second = subprocess.run(again, capture_output=True, text=True, timeout=120)
+    assert second.returncode == 2
+    assert f"in use by another process (process {going.pid} on " in second.stderr
+    going.kill()
+    going.wait()
+    subprocess.run([*again, "--steps", "20"], check=True, capture_output=True)
+    assert (tmp_path / "run" / run.DONE).exists()
