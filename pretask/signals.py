@@ -61,3 +61,16 @@ def deaf(*_: Any) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if hasattr(signal, "SIGUSR1"):
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+
+
+@contextmanager
+def children_unheard() -> Iterator[None]:
+    """In here a DataLoader may start its workers. Its own answer to the death of one, an exception in the middle of whatever
+    the main thread does, is taken back; it notices as well when it next waits for that one."""
+    main = threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGCHLD")
+    before = signal.getsignal(signal.SIGCHLD) if main else None
+    try:
+        yield
+    finally:
+        if main:
+            signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)

@@ -1,6 +1,8 @@
 """The order of an epoch reaches the loop: whole, in shares, from the middle, and whoever decodes."""
 
 import gc
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -15,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from pretask import loader, sources
-from pretask.sources import store
+from pretask.sources import store, workers
 from pretask.types import Batch, UserError
 
 N = 150
@@ -184,6 +186,32 @@ def test_a_source_of_ones_own_needs_only_getitems():
 
     batches = epoch(Mine(), torch.arange(9), 4)  # type: ignore[arg-type]
     assert torch.equal(torch.cat([red(b) for b in batches]), torch.arange(9))
+
+
+def test_where_a_worker_is_killed_another_takes_over_and_no_batch_changes(folder: Path, capfd):
+    source = sources.open(folder, size=16, cache_mb=0)
+    order = ORDER.repeat(20)
+    handler = signal.getsignal(signal.SIGCHLD)
+    batches = loader.epoch(source, order, 64, workers=2)
+    assert signal.getsignal(signal.SIGCHLD) == handler  # or a death would be raised in the middle of a step
+    made = [next(batches)]
+    for _ in range(2):
+        os.kill(active_children()[0].pid, signal.SIGKILL)
+        made += [next(batches) for _ in range(10)]
+    made += list(batches)
+    assert torch.equal(torch.cat([red(b) for b in made]), order)
+    assert "another one takes over" in capfd.readouterr().err
+
+
+def test_where_workers_are_killed_again_and_again_it_ends_in_one_line(folder: Path, monkeypatch):
+    monkeypatch.setattr(workers, "TAKEOVERS", 0)
+    source = sources.open(folder, size=16, cache_mb=0)
+    batches = loader.epoch(source, ORDER.repeat(20), 64, workers=2)
+    next(batches)
+    for child in active_children():
+        os.kill(child.pid, signal.SIGKILL)
+    with pytest.raises(UserError, match=r"killed 1 times.*fewer --workers or a smaller --batch"):
+        list(batches)
 
 
 def test_real_photos_are_the_same_from_workers_and_from_memory(shared_data):
