@@ -76,7 +76,7 @@ FIRST = Plan.of(1, 1).at(0)
 
 def trainer(method: Method[Any], source: Source, train: TrainConfig) -> Trainer:
     """What `pretask pretrain` would train with: its precision, layout and optimizer."""
-    return Trainer(engine(Settings(source.name), method.partial), method, source, train, Path())
+    return Trainer(engine(Settings(source.name), method.partial, train.batch), method, source, train, Path())
 
 
 def speed(one: Sequence[float], other: Sequence[float]) -> float:

@@ -80,7 +80,22 @@ def main(arguments: Sequence[str] | None = None, since: float | None = None) -> 
     except BrokenPipeError:  # the reader of our output, such as `head`, has had enough
         sys.stderr.close()
         return 0
+    except (MemoryError, RuntimeError) as failure:
+        if not short_of_memory(failure):
+            raise
+        told = "".join(str(failure).splitlines()[:1]) or "Python could get no more"
+        print(
+            f"pretask: out of memory ({told}); give a smaller --batch, --size or --encoder", file=sys.stderr
+        )
+        return 2
     except OSError as failure:  # a full disk, a file that may not be read or written
         where = f"{failure.filename}: " if failure.filename else ""
         print(f"pretask: {where}{(failure.strerror or str(failure)).lower()}", file=sys.stderr)
         return 2
+
+
+def short_of_memory(failure: BaseException) -> bool:
+    """Python's error, CUDA's, or what PyTorch says of a CPU, which has no type of its own."""
+    said = str(failure)
+    marks = ("DefaultCPUAllocator", "std::bad_alloc", "out of memory")
+    return isinstance(failure, MemoryError) or any(mark in said for mark in marks)

@@ -354,7 +354,3 @@ def check(method: Method[Any], source: Source, train: TrainConfig) -> None:
             f"{source.name} has {len(source)} images, fewer than one batch of {train.batch}; "
             f"add images or set --batch {len(source)} or less"
         )
-    if train.batch % distributed.world():
-        raise UserError(
-            f"a batch of {train.batch} cannot be shared by {distributed.world()} processes evenly"
-        )

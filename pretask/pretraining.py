@@ -84,7 +84,7 @@ class Settings:
     """bf16 where the hardware has it"""
 
 
-def engine(settings: Settings, partial: bool) -> "Fabric":
+def engine(settings: Settings, partial: bool, batch: int) -> "Fabric":
     """Lightning Fabric for these settings: one process, several on this machine, or many by torchrun."""
     from lightning_fabric import Fabric  # longer to import than torch; a run that is only read does without
     from lightning_fabric.strategies.ddp import DDPStrategy
@@ -101,6 +101,8 @@ def engine(settings: Settings, partial: bool) -> "Fabric":
     logging.getLogger("lightning_fabric").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", ".*`broadcast_buffers` is deprecated")  # its successor is not in 2.5
     nodes = world // here
+    if batch % (count * nodes):  # said before so many processes are started
+        raise UserError(f"a batch of {batch} cannot be shared by {count * nodes} processes evenly")
     strategy: Any = "auto"
     if count * nodes > 1:
         strategy = DDPStrategy(find_unused_parameters=partial, broadcast_buffers=False)
@@ -190,7 +192,7 @@ def pretrain(
     if settings.init and resume is None:
         run.load_encoder_weights(encoder, settings.init)
     solver = config.build(encoder, source)
-    fabric = engine(settings, solver.partial)
+    fabric = engine(settings, solver.partial, train.batch)
     fabric.launch()
     trainer = Trainer(fabric, solver, source, train, folder, settings.seed, settings.workers)
     pace = Pace() if allowed is None else Pace(allowed / ENTRIES)

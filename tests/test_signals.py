@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pretask import checkpoint, run
+from pretask import checkpoint, cli, loop, run
 
 STEPS = 400
 COMMAND = (sys.executable, "-m", "pretask", "pretrain")
@@ -112,3 +112,29 @@ def test_a_folder_belongs_to_one_run_at_a_time_and_is_free_again_after_a_kill(tm
     going.wait()
     subprocess.run([*again, "--steps", "20"], check=True, capture_output=True)
     assert (tmp_path / "run" / run.DONE).exists()
+
+
+@pytest.mark.parametrize("asked", ["torch.empty(2**44)", "bytearray(2**54)"])
+def test_memory_that_is_not_there_is_one_line(asked, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(loop.Trainer, "step", lambda *_: eval(asked))
+    words = [*FLAGS, "--steps", "4", "--out", str(tmp_path / "run")]
+    assert cli.main(["pretrain", *words]) == 2
+    told = capfd.readouterr().err.splitlines()
+    assert told[-1].startswith("pretask: out of memory (") and "give a smaller --batch" in told[-1]
+    assert (tmp_path / "run" / checkpoint.LATEST).exists()
+
+
+def test_processes_that_cannot_share_a_batch_are_never_started(tmp_path, capfd):
+    words = [
+        *FLAGS,
+        "--steps",
+        "4",
+        "--devices",
+        "64",
+        "--accelerator",
+        "cpu",
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    assert cli.main(["pretrain", *words]) == 2
+    assert "a batch of 16 cannot be shared by 64 processes evenly" in capfd.readouterr().err
