@@ -31,7 +31,6 @@ from pretask.maths import agglomeration
 from pretask.methods import Method
 from pretask.reports import sheet
 from pretask.run import Run
-from pretask.sources import folder
 from pretask.sources.common import Asked, Images, Opened
 from pretask.types import UserError
 
@@ -135,11 +134,9 @@ def pixels(source: Images) -> Tensor:
 
 def opened(spec: str, asked: Asked) -> Opened:
     """Images, and beside them their labels where all have one."""
-    try:
-        found = sources.opened(spec, dataclasses.replace(asked, labels=True))
-    except UserError:  # none, or not of this kind of source
-        return sources.opened(spec, asked)
-    return sources.opened(spec, asked) if folder.LOOSE in found.images.ledger.unwanted.values() else found
+    found = sources.opened(spec, dataclasses.replace(asked, labels="any"))
+    whole = found.label is not None and bool((found.label >= 0).all())
+    return found if whole else Opened(found.images)
 
 
 def readable(source: Images) -> Tensor:

@@ -136,7 +136,7 @@ def told(data: Any, test: Any, run: Path | None, **known: Any) -> tuple[Told, To
     """
     if not (isinstance(data, str | Path) and pairs.understands(str(data))):
         return None
-    found = sources.opened(str(data), Asked(labels=True, **known))
+    found = sources.opened(str(data), Asked(labels="all", **known))
     if found.label is not None:
         return None
     texts = texts_of(found.images)

@@ -390,16 +390,6 @@ def test_broken_labels_stop_evaluation_alone(what: str, whole: Path, tmp_path: P
     assert pretrain(path, tmp_path / "run", "--steps", "1") == 0
 
 
-def test_a_missing_label_in_a_table_is_named(tmp_path: Path):
-    datasets = pytest.importorskip("datasets")
-    file = io.BytesIO()
-    Image.fromarray(IMAGES[0]).save(file, "PNG")
-    rows = datasets.Dataset.from_dict({"image": [file.getvalue()] * 3, "label": [1, None, 0]})
-    rows.to_parquet(tmp_path / "x.parquet")
-    with pytest.raises(UserError, match="missing, or not a number"):
-        sources.open_labelled(tmp_path / "x.parquet")
-
-
 def test_without_a_network_a_hub_name_fails_at_once(monkeypatch, tmp_path: Path, capsys):
     utils = pytest.importorskip("huggingface_hub.utils")
     tried = []

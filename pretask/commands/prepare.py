@@ -31,9 +31,8 @@ def run(words: list[str]) -> None:
     from pretask import sources
     from pretask.sources import store
 
-    found = sources.opened(
-        data, sources.Asked(chosen.size, chosen.channels, chosen.root, chosen.max_bad, cache_mb=0)
-    )
+    asked = sources.Asked(chosen.size, chosen.channels, chosen.root, chosen.max_bad, cache_mb=0, labels="any")
+    found = sources.opened(data, asked)
     source = found.images
     if found.label is not None:
         source = sources.Labelled(found.images, found.label, found.classes)

@@ -63,7 +63,7 @@ def open_labelled(
     cache_mb: int = 2048,
 ) -> Labelled:
     """Images with their labels; the knobs are those of `Asked`."""
-    found = opened(str(spec), Asked(size, channels, root, max_bad, split, progress, cache_mb, labels=True))
+    found = opened(str(spec), Asked(size, channels, root, max_bad, split, progress, cache_mb, labels="all"))
     if found.label is None:
         raise UserError(f"{spec} has no labels; expected class folders, or labels beside the images")
     return Labelled(found.images, found.label, found.classes)

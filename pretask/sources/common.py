@@ -1,10 +1,11 @@
 """What all kinds of source share: how one is asked for, what opening returns, compact names, a bar."""
 
+import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from pretask.display import console
-from pretask.ledger import Ledger
+from pretask.ledger import NO_LABEL, Ledger
 from pretask.types import Source, UserError
 
 
@@ -34,8 +35,8 @@ class Asked:
     """show a bar while images are decoded"""
     cache_mb: int = 2048
     """images that fit into this many MiB once decoded are decoded at opening and kept in memory"""
-    labels: bool = False
-    """labels are wanted: fail early where there are none"""
+    labels: Literal["none", "any", "all"] = "none"
+    """none: they are not read; any: -1 where an image has none; all: images without one are left out"""
     stretch: bool = False
     """files become square by being squeezed, in place of losing what is outside their central square"""
 
@@ -53,7 +54,7 @@ class Opened:
     """Images, and beside them, never in them, what is known about their classes."""
 
     images: Images
-    label: Tensor | None = None  # (N,) int64
+    label: Tensor | None = None  # (N,) int64, -1: none; None where no image has one, or none was asked for
     classes: list[str] = field(default_factory=list)
 
 
@@ -80,10 +81,62 @@ class Texts:
         return Texts.of(self[i] for i in keep)
 
 
+@dataclass(frozen=True)
+class Settled:
+    """What is known of the labels of a source's images."""
+
+    kept: np.ndarray  # (M,) positions of the images that stay
+    label: Tensor | None  # (M,)
+    classes: list[str]
+
+
+def settle(
+    labels: Sequence[Any] | np.ndarray,
+    asked: Asked,
+    ledger: Ledger,
+    name: Callable[[int], str],
+    names: Sequence[str] | None = None,
+    why: str = NO_LABEL,
+) -> Settled:
+    """Labels as they were stored -> those that are asked for. Blank ones, None, NaN, and -1 among named classes are none.
+
+    `name` says what an image is called; those that are left out are noted in `ledger`, and `why`.
+    """
+    everything = np.arange(len(labels))
+    there = known(labels, names)
+    if asked.labels == "none" or not there.any():
+        return Settled(everything, None, [])
+    number, classes = numbered(np.array([labels[i] for i in np.flatnonzero(there)]), names)
+    if asked.labels == "all":
+        for i in np.flatnonzero(~there).tolist():
+            ledger.spare(name(i), why)
+        return Settled(everything[there], number, classes)
+    label = torch.full((len(labels),), -1)
+    label[torch.from_numpy(there)] = number
+    return Settled(everything, label, classes)
+
+
+def known(labels: Sequence[Any] | np.ndarray, names: Sequence[str] | None) -> np.ndarray:
+    """(N,) bool: which are labels."""
+
+    def is_label(x: Any) -> bool:
+        if isinstance(x, float | np.floating) and math.isnan(x):
+            return False
+        if isinstance(x, str | bytes):
+            return bool(x.strip())
+        return x is not None and not (names is not None and x < 0)
+
+    return np.fromiter(map(is_label, labels), bool, len(labels))
+
+
 def numbered(labels: np.ndarray, names: Sequence[str] | None = None) -> tuple[Tensor, list[str]]:
-    """Labels of any kind -> (N,) int64 and the class names they stand for."""
-    if labels.dtype.kind == "O" or (labels.dtype.kind == "f" and not np.isfinite(labels).all()):
-        raise UserError("some labels are missing, or not a number; leave these images out")
+    """Labels of any kind, one of each image -> (N,) int64 and the class names they stand for."""
+    if labels.ndim != 1 or labels.dtype.kind not in "iubfUS":
+        raise UserError("the labels are no words or numbers, one for each image")
+    if labels.dtype.kind == "f" and (labels == labels.round()).all():  # whole numbers beside blank cells
+        labels = labels.astype(np.int64)
+    if labels.dtype.kind == "U" and all(text.isdecimal() and str(int(text)) == text for text in labels):
+        labels = labels.astype(np.int64)  # so that 10 comes after 9
     if names is not None and labels.dtype.kind in "iu":
         if len(labels) and not (labels.min() >= 0 and labels.max() < len(names)):
             raise UserError(

@@ -23,7 +23,7 @@ from pretask.types import UserError
 def load(spec: str, asked: Asked) -> Opened:
     name, _, split = spec.partition(":")
     data = built(name.lower(), asked.root or default_root(), asked.split or split or "train")
-    label, classes = labels(data) if asked.labels else (None, [])
+    label, classes = labels(data) if asked.labels != "none" else (None, [])
     pixels = getattr(data, "data", None)
     if isinstance(pixels, torch.Tensor | np.ndarray) and len(pixels) == len(data):
         pixels = np.asarray(pixels)

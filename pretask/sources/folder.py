@@ -4,10 +4,8 @@ import os
 from pathlib import Path
 from shlex import quote
 
-import numpy as np
-
 from pretask.ledger import Ledger
-from pretask.sources.common import Asked, Opened, Texts, numbered
+from pretask.sources.common import Asked, Opened, Texts, settle
 from pretask.sources.encoded import collect
 from pretask.types import UserError
 
@@ -66,16 +64,12 @@ def load(spec: str, asked: Asked) -> Opened:
                 else "expected files ending in .jpg, .png, .webp, .bmp, .tif …"
             )
         )
-    label, classes = None, []
-    if asked.labels:
-        loose = [path for path in found if b"/" not in path]
-        found = [path for path in found if b"/" in path]
-        if not found:
-            raise UserError(f"{root} has no class folders; expected {root}/CLASS/IMAGE, one folder per class")
-        for path in loose:
-            ledger.spare(os.fsdecode(path), LOOSE)
-        label, classes = numbered(np.array([os.fsdecode(path.split(b"/")[0]) for path in found]))
-    return collect(root.resolve().name, Files(str(root), Texts.of(found)), asked, label, classes, ledger)
+    kinds = [os.fsdecode(path.split(b"/")[0]) if b"/" in path else None for path in found]
+    settled = settle(kinds, asked, ledger, lambda i: os.fsdecode(found[i]), why=LOOSE)
+    if asked.labels == "all" and settled.label is None:
+        raise UserError(f"{root} has no class folders; expected {root}/CLASS/IMAGE, one folder per class")
+    files = Files(str(root), Texts.of(found[i] for i in settled.kept))
+    return collect(root.resolve().name, files, asked, settled.label, settled.classes, ledger)
 
 
 def inside(root: Path, split: str | None) -> Path:

@@ -7,10 +7,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from pretask.ledger import Ledger
 from pretask.sources import decode
 from pretask.sources.arrays import Arrays
-from pretask.sources.common import Asked, Opened, bar, numbered
-from pretask.sources.encoded import Packed, collect
+from pretask.sources.common import Asked, Opened, Settled, Texts, bar, settle
+from pretask.sources.encoded import Chosen, Packed, collect
 from pretask.types import UserError
 
 DEPTHS = (1, 3, 4)
@@ -27,14 +28,21 @@ def load(spec: str, asked: Asked) -> Opened:
     name = Path(spec).stem
     if "images" in content:
         check_pixels(content["images"], spec)
-        label, classes = labels(spec, len(content["images"])) if asked.labels else (None, [])
-        return Opened(Arrays(name, fitted(content["images"], asked, spec)), label, classes)
+        pixels, ledger = content["images"], Ledger()
+        settled = labels(spec, len(pixels), asked, ledger)
+        kept = settled.kept
+        some = len(kept) < len(pixels)
+        numbers = Texts.of(map(str, kept)) if some else None
+        held = Arrays(name, fitted(pixels[kept] if some else pixels, asked, spec), numbers, ledger)
+        return Opened(held, settled.label, settled.classes)
     if len(content) < 2:
         raise UserError(f"{spec} holds {there}; expected `images` (N, H, W[, C]) uint8")
     packed = Packed(content["jpeg"], content["offsets"])
     check_packed(packed, spec)
-    label, classes = labels(spec, len(packed)) if asked.labels else (None, [])
-    return collect(name, packed, asked, label, classes)
+    ledger = Ledger()
+    settled = labels(spec, len(packed), asked, ledger)
+    items = packed if len(settled.kept) == len(packed) else Chosen(packed, settled.kept)
+    return collect(name, items, asked, settled.label, settled.classes, ledger)
 
 
 def read(spec: str, *wanted: str) -> tuple[dict[str, np.ndarray], list[str]]:
@@ -46,17 +54,17 @@ def read(spec: str, *wanted: str) -> tuple[dict[str, np.ndarray], list[str]]:
         raise UserError(f"{spec} cannot be read as .npz: {decode.reason(error)}") from None
 
 
-def labels(spec: str, n: int) -> tuple[Tensor | None, list[str]]:
+def labels(spec: str, n: int, asked: Asked, ledger: Ledger) -> Settled:
     """`labels` (n,), whole numbers or words, and `class_names`."""
-    content, _ = read(spec, "labels", "class_names")
+    content, _ = read(spec, "labels", "class_names") if asked.labels != "none" else ({}, [])
     if "labels" not in content:
-        return None, []
+        return Settled(np.arange(n), None, [])
     label, names = content["labels"], content.get("class_names")
     if label.shape != (n,):
         raise UserError(f"{spec}: `labels` has shape {label.shape}; expected ({n},)")
     if names is not None and names.ndim != 1:
         raise UserError(f"{spec}: `class_names` has shape {names.shape}; expected (classes,)")
-    return numbered(label, None if names is None else [str(c) for c in names])
+    return settle(label, asked, ledger, str, None if names is None else [str(c) for c in names])
 
 
 def check_pixels(pixels: np.ndarray, name: str) -> None:

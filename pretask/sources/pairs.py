@@ -20,7 +20,7 @@ import numpy as np
 from pretask import text
 from pretask.ledger import Ledger
 from pretask.sources import table
-from pretask.sources.common import Asked, Opened, Texts, numbered
+from pretask.sources.common import Asked, Opened, Texts, settle
 from pretask.sources.encoded import Chosen, Items, collect
 from pretask.sources.folder import Files
 from pretask.types import UserError
@@ -67,11 +67,11 @@ def load(spec: str, asked: Asked) -> Opened:
         found = of_rows(path, columns)
     else:
         found = of_table(path, columns, asked)
-    label, classes = None, []
-    if asked.labels and None not in found.labels:
-        label, classes = numbered(np.array(found.labels))
-    words = {"words": text.pack(found.texts)}
-    return collect(path.stem, found.items, asked, label, classes, found.ledger, words)
+    settled = settle(found.labels, asked, found.ledger, found.items.name)
+    kept = settled.kept
+    words = {"words": text.pack([found.texts[i] for i in kept])}
+    items = found.items if len(kept) == len(found.texts) else Chosen(found.items, kept)
+    return collect(path.stem, items, asked, settled.label, settled.classes, found.ledger, words)
 
 
 # ---- a row for each image

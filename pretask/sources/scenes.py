@@ -93,7 +93,9 @@ class SceneReader(Reader):
 def beside(spec: str, scenes: Images, asked: Asked) -> Images:
     from pretask import sources
 
-    alike = replace(asked, size=scenes.size, channels=scenes.channels, split=None, labels=False, stretch=True)
+    alike = replace(
+        asked, size=scenes.size, channels=scenes.channels, split=None, labels="none", stretch=True
+    )
     found = sources.opened(spec, alike).images
     if isinstance(found, Stream):
         raise UserError(

@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from pretask import checkpoint
-from pretask.ledger import BAD, Ledger
+from pretask.ledger import BAD, NO_LABEL, Ledger
 from pretask.sources import decode
 from pretask.sources.arrays import Arrays
 from pretask.sources.common import Asked, Images, Opened, Texts, bar
+from pretask.sources.share import Some
 from pretask.sources.stream import Stream
 from pretask.types import Batch, UserError
 
@@ -47,10 +48,16 @@ def load(spec: str, asked: Asked) -> Opened:
     ]:
         if wanted not in (None, there):
             raise UserError(f"{folder} was prepared with {what} {there}, not {wanted}; prepare another store")
-    label = torch.from_numpy(np.load(folder / "label.npy")) if asked.labels and card["classes"] else None
-    return Opened(
-        Arrays(card["name"], image, names, Ledger(card["bad"]), fields, mapped=True), label, card["classes"]
-    )
+    held = Arrays(card["name"], image, names, Ledger(card["bad"]), fields, mapped=True)
+    if asked.labels == "none" or not card["classes"]:
+        return Opened(held)
+    label = torch.from_numpy(np.load(folder / "label.npy"))
+    there = label >= 0
+    if asked.labels == "any" or there.all():
+        return Opened(held, label, card["classes"])
+    for i in (~there).nonzero()[:, 0].tolist():
+        held.ledger.spare(names[i], NO_LABEL)
+    return Opened(Some(held, there.nonzero()[:, 0]), label[there], card["classes"])
 
 
 def mapped(path: Path, shape: list[int], dtype: str) -> Tensor:

@@ -34,7 +34,7 @@ def understands(spec: str) -> bool:
 
 
 def load(spec: str, asked: Asked) -> Opened:
-    if asked.labels:
+    if asked.labels == "all":
         raise UserError(f"{spec}: a stream cannot be evaluated on; use hf:… or a prepared store")
     place, _, stated = spec.removeprefix("hf-stream:").partition("#")
     if stated and not stated.isdecimal():

@@ -10,11 +10,10 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from pretask.ledger import Ledger
 from pretask.sources import decode
-from pretask.sources.common import Asked, Opened, numbered
-from pretask.sources.encoded import collect
+from pretask.sources.common import Asked, Opened, settle
+from pretask.sources.encoded import Chosen, Items, collect
 from pretask.types import UserError
 
 IMAGE_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp", "pixels", "bytes")
@@ -34,11 +33,18 @@ def parquet(spec: str) -> bool:
 def load(spec: str, asked: Asked) -> Opened:
     table, name = fetched(spec.removeprefix("hf:"), asked, streaming=False)
     image = image_column(table.features, spec)
-    label, classes = None, []
-    if asked.labels:
-        label, classes = labels(table, spec)
-    rows = Rows(undecoded(table, image), image)
-    return collect(name, rows, asked, label, classes)
+    rows: Items = Rows(undecoded(table, image), image)
+    if asked.labels == "none":
+        return collect(name, rows, asked)
+    ledger, column = Ledger(), label_column(table)
+    if column is None and asked.labels == "all":
+        raise UserError(
+            f"{spec} has columns {list(table.features)}; expected a label column, such as `label`"
+        )
+    stored = [None] * len(table) if column is None else table[column][:]
+    classes = getattr(table.features[column], "names", None) if column else None
+    settled = settle(stored, asked, ledger, rows.name, classes)
+    return collect(name, Chosen(rows, settled.kept), asked, settled.label, settled.classes, ledger)
 
 
 class Rows:
@@ -148,13 +154,8 @@ def undecoded(table: Any, column: str) -> Any:
     return table
 
 
-def labels(table: Any, spec: str) -> Any:
+def label_column(table: Any) -> str | None:
     datasets = imported()
     typed = [name for name, kind in table.features.items() if isinstance(kind, datasets.ClassLabel)]
     named = [name for name in table.features if name in LABEL_NAMES]
-    if not typed + named:
-        raise UserError(
-            f"{spec} has columns {list(table.features)}; expected a label column, such as `label`"
-        )
-    column = (typed + named)[0]
-    return numbered(np.array(table[column][:]), getattr(table.features[column], "names", None))
+    return next(iter(typed + named), None)

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
+from pretask.ledger import Ledger
 from pretask.sources import decode
-from pretask.sources.common import Asked, Opened, Texts, bar, numbered
+from pretask.sources.common import Asked, Opened, Texts, bar, settle
 from pretask.sources.encoded import collect
 from pretask.sources.folder import SUFFIXES
 from pretask.types import UserError
@@ -53,15 +54,16 @@ def load(spec: str, asked: Asked) -> Opened:
                 labels.append(classes.get(key))
     if not place:
         raise UserError(f"{spec} holds no images; expected members such as 0001.jpg")
-    items = Members(shards, np.array(place, np.int64), Texts.of(names))
-    if asked.labels and None in labels:
-        lacking = names[labels.index(None)]
-        raise UserError(f"{spec} has no label for {lacking}; expected a .cls member beside each image")
-    label, classes = numbered(as_numbers(labels)) if asked.labels else (None, [])
-    return collect(Path(spec).stem, items, asked, label, classes)
+    ledger = Ledger()
+    settled = settle(labels, asked, ledger, names.__getitem__)
+    if asked.labels == "all" and settled.label is None:
+        raise UserError(f"{spec} has no label for {names[0]}; expected a .cls member beside each image")
+    kept = settled.kept
+    items = Members(shards, np.array(place, np.int64)[kept], Texts.of(names[i] for i in kept))
+    return collect(Path(spec).stem, items, asked, settled.label, settled.classes, ledger)
 
 
-def index(shard: str) -> tuple[dict[str, tuple[str, int, int]], dict[str, bytes]]:
+def index(shard: str) -> tuple[dict[str, tuple[str, int, int]], dict[str, str]]:
     """Of one shard: key -> (member, offset, length) of its image; key -> content of its .cls."""
     images, classes = {}, {}
     try:
@@ -76,7 +78,7 @@ def index(shard: str) -> tuple[dict[str, tuple[str, int, int]], dict[str, bytes]
                     images[key] = (member.name, member.offset_data, member.size)
                 elif suffix == "cls":
                     content = tar.extractfile(member)
-                    classes[key] = content.read().strip() if content else b""
+                    classes[key] = content.read().decode(errors="replace").strip() if content else ""
             if following(shard, tar.offset).strip(b"\0"):
                 raise tarfile.ReadError(f"damaged after byte {tar.offset}")
     except (tarfile.TarError, OSError, EOFError) as error:
@@ -89,9 +91,3 @@ def following(shard: str, offset: int) -> bytes:
     with open(shard, "rb") as file:
         file.seek(offset)
         return file.read(tarfile.BLOCKSIZE)
-
-
-def as_numbers(labels: list[bytes]) -> np.ndarray:
-    """Class numbers stay numbers, so that 10 comes after 9."""
-    texts = [label.decode(errors="replace") for label in labels]
-    return np.array([int(t) for t in texts] if all(t.isdecimal() for t in texts) else texts)
