@@ -375,7 +375,6 @@ def test_a_broken_file_is_one_line_and_runs_no_code(what: str, tmp_path: Path, c
 
 LABELS = {
     "too few": np.arange(39),
-    "NaN": np.where(np.arange(40) == 7, np.nan, 1.0),
     "objects": np.array([None, 1] * 20, object),
     "in two columns": np.zeros((40, 2), int),
 }

@@ -65,7 +65,7 @@ def test_pixels_are_sorted_and_every_file_is_named_with_its_cluster(photos, tmp_
     assert main(words) == 0
     told = capsys.readouterr()
     assert "NMI 100.0" in told.out and "ACC 100.0" in told.out and "20, 20, 19" in told.out
-    assert "wrote 59 images in 3 clusters" in told.err and "1 could not be read" in told.err
+    assert "wrote 59 images in 3 clusters" in told.err and "1 left out: 1 not an image" in told.err
     found = rows(out)
     assert len(found) == 59 and "a/30.png" not in {row["file"] for row in found}
     of = {row["file"]: row["cluster"] for row in found}
@@ -299,9 +299,9 @@ def test_mistakes_are_one_line_and_leave_nothing(run, plain, tmp_path, capsys):
     for words, said in (
         ([str(run), "--clusters", "3", "--out", str(tmp_path)], "exists; choose another --out"),
         ([str(run), "--clusters", "61", "--out", new], "60 images make no 61 clusters"),
-        (["pixels", "--clusters", "0", "--out", new], "60 images make no 0 clusters"),
-        (["pixels", "--clusters", "3", "--out", new, "--neighbours", "0"], "links no images; expected 1"),
-        (["pixels", "--clusters", "3", "--out", new, "--smallest", "2"], "no share of the mean size"),
+        (["pixels", "--clusters", "0", "--out", new], "--clusters 0 is out of range"),
+        (["pixels", "--clusters", "3", "--out", new, "--neighbours", "0"], "--neighbours 0 is out of range"),
+        (["pixels", "--clusters", "3", "--out", new, "--smallest", "2"], "--smallest 2.0 is out of range"),
         ([str(tmp_path / "gone"), "--clusters", "3", "--out", new], "is not a run"),
         (["pixels", "--out", new], "clusters"),
     ):

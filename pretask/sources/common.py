@@ -124,7 +124,7 @@ def known(labels: Sequence[Any] | np.ndarray, names: Sequence[str] | None) -> np
             return False
         if isinstance(x, str | bytes):
             return bool(x.strip())
-        return x is not None and not (names is not None and x < 0)
+        return x is not None and not (names is not None and x == -1)
 
     return np.fromiter(map(is_label, labels), bool, len(labels))
 

@@ -91,7 +91,7 @@ def test_other_arrays_are_named(tmp_path: Path, arrays: dict, told: str):
     [
         (np.zeros(4, int), None, r"shape \(4,\); expected \(5,\)"),
         (np.arange(5), ["a", "b"], "labels run from 0 to 4, but there are 2 class names"),
-        (np.arange(5) - 1, list("abcde"), "labels run from -1 to 3"),
+        (np.arange(5) - 2, list("abcde"), "labels run from -2 to 2"),
     ],
 )
 def test_labels_that_do_not_fit_are_named_and_pretraining_does_not_mind(
