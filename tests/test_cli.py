@@ -156,7 +156,7 @@ MISTAKES = {
         "no recipe 'papr'; there are default, paper",
     ),
     "flag": (["pretrain", "rotnet", "--data", "synthetic", "--epoch", "3"], "did you mean --epochs"),
-    "value": (["pretrain", "rotnet", "--data", "synthetic", "--lr", "fast"], "could not convert"),
+    "value": (["pretrain", "rotnet", "--data", "synthetic", "--lr", "fast"], "'fast' is not a number"),
     "no data": (["pretrain", "rotnet"], "missing: --data"),
     "flag for data": (["pretrain", "rotnet", "--dta", "synthetic"], "; unrecognized: --dta synthetic;"),
     "path": (["pretrain", "rotnet", "--data", "no/such/folder"], "neither a file or folder"),

@@ -61,7 +61,7 @@ def test_every_image_is_painted_at_its_own_size_and_lightness(run, photos, tmp_p
     }
     assert (out / "bad.csv").read_text() == "file,reason\nbroken.jpg,not an image\n"
     said = capsys.readouterr()
-    assert "AuC" in said.out and "wrote 5 images" in said.err and "1 could not be read" in said.err
+    assert "AuC" in said.out and "wrote 5 images" in said.err and "1 left out: 1 not an image" in said.err
 
     def lightness(path):
         pixels = torch.from_numpy(np.array(Image.open(path).convert("RGB"))).permute(2, 0, 1)[None]
@@ -217,7 +217,10 @@ def test_mistakes_are_one_line(run, photos, tmp_path, capsys):
             "rotnet paints no colours; runs of colorization and color_proxy do",
         ),
         ([str(run), "--out", str(photos)], "exists; choose another --out"),
-        ([str(run), "--out", str(tmp_path / "new"), "--temperature", "0"], "--temperature 0 is not above 0"),
+        (
+            [str(run), "--out", str(tmp_path / "new"), "--temperature", "0"],
+            "--temperature 0.0 is out of range",
+        ),
     ):
         assert main(["colorize", *words, "--data", str(photos), "--max-bad", "0.5"]) == 2
         told = capsys.readouterr().err

@@ -230,7 +230,7 @@ def test_a_seed_of_its_own_makes_other_rooms():
         (["--size", "48"], "was made with --size 32; give the same, or another --out"),
         (["--seed", "4", "--samples", "2"], "was made with --samples 1 --seed 3"),
         (["--size", "8"], "--size 8 is too few; give 16 or more"),
-        (["--scenes", "0"], "--scenes 0 is too few"),
+        (["--scenes", "0"], "--scenes 0 is out of range"),
     ],
 )
 def test_other_settings_for_the_same_folder_are_one_line(change: list[str], told: str, made: Path, capsys):
