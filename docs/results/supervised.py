@@ -18,7 +18,7 @@ import make
 
 HERE = Path(__file__).resolve().parent
 TRAIN, TEST = "cifar10/cifar10_train.npz", "cifar10/cifar10_test.npz"
-METHOD, STEPS = "color_proxy", 2000
+METHOD, STEPS = "color_proxy", 1000
 
 
 def main() -> None:
