@@ -106,7 +106,7 @@ def settle(
     there = known(labels, names)
     if asked.labels == "none" or not there.any():
         return Settled(everything, None, [])
-    number, classes = numbered(np.array([labels[i] for i in np.flatnonzero(there)]), names)
+    number, classes = numbered(np.array([labels[i] for i in np.flatnonzero(there).tolist()]), names)
     if asked.labels == "all":
         for i in np.flatnonzero(~there).tolist():
             ledger.spare(name(i), why)
