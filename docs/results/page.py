@@ -83,7 +83,7 @@ OWED = {
 }
 """experiments to be made again -> the commit by which the default recipe has changed since"""
 OWED_STUDIES = {
-    **dict.fromkeys(("exemplar-copies", "context-gap", "damaged-heads"), "47def2c"),
+    **dict.fromkeys(("exemplar-copies", "context-gap"), "47def2c"),
     **dict.fromkeys(("scene-adversary", "scene-tasks"), "891903c"),
 }
 """the same of orderings"""
