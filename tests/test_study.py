@@ -476,7 +476,7 @@ MISTAKES = {
     "no run": (["study", "no/such/run", *DATA], "is not a run"),
     "timm": (["study", "timm:resnet18", *DATA], "is no run"),
     "no labels": (["study", "RUN", "--data", "FOLDER"], "has no class folders"),
-    "share": (["study", "RUN", *DATA, "--shares", "0.1", "2"], "--shares 2"),
+    "share": (["study", "RUN", *DATA, "--shares", "0.1", "2"], "--shares 0.1 2.0 is out of range"),
     "question": (["study", "RUN", *DATA, "--ask", "speed"], "speed"),
     "no question": (["study", "RUN", *DATA, "--ask"], "--ask"),
     "seeds": (["study", "RUN", *DATA, "--seeds", "0"], "--seeds 0"),

@@ -51,7 +51,7 @@ class Scenes:
     def __init__(self, spec: str, max_bad: float, progress: bool):
         self.spec, self.known = spec, {"max_bad": max_bad, "progress": progress}
         listed = sources.open(spec, max_bad=max_bad, cache_mb=0)
-        self.name, self.ledger = listed.name, listed.ledger
+        self.name, self.bad = listed.name, listed.ledger.bad
         self.index = torch.arange(len(listed))
         self.opened: dict[tuple[int, int], Images] = {}
 
