@@ -111,15 +111,13 @@ def locked(folder: Path) -> Iterator[None]:
     with (folder / LOCK).open("a+") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as taken:
-            if taken.errno not in (errno.EACCES, errno.EAGAIN):
-                yield  # a file system without locks
-                return
-            file.seek(0)
-            raise UserError(
-                f"{folder} is in use by another process ({file.read().strip() or 'which does not say its number'}); "
-                "wait for its end, or end it"
-            ) from None
+        except OSError as failure:
+            if failure.errno in (errno.EACCES, errno.EAGAIN):  # any other: a file system without locks
+                file.seek(0)
+                who = file.read().strip() or "which does not say its number"
+                raise UserError(
+                    f"{folder} is in use by another process ({who}); wait for its end, or end it"
+                ) from None
         file.truncate(0)
         file.write(f"process {os.getpid()} on {platform.node()}\n")
         file.flush()

@@ -89,7 +89,6 @@ def quickly_trained(method: str, chosen: Any, out: Path) -> "Run":
 
 
 def show(solver: "Run", images: int, json: bool, kept: bool) -> None:
-
     from pretask.auditing import audit
     from pretask.reports import report, table
 

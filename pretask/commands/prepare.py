@@ -31,8 +31,8 @@ def run(words: list[str]) -> None:
     from pretask import sources
     from pretask.sources import store
 
-    asked = sources.Asked(chosen.size, chosen.channels, chosen.root, chosen.max_bad, cache_mb=0, labels="any")
-    found = sources.opened(data, asked)
+    asked = sources.Asked(chosen.size, chosen.channels, chosen.root, chosen.max_bad, cache_mb=0)
+    found = sources.opened_anyhow(data, asked)
     source = found.images
     if found.label is not None:
         source = sources.Labelled(found.images, found.label, found.classes)

@@ -8,12 +8,14 @@ source; a folder is what is left for a path, a torchvision data set for a name.
 import difflib
 import importlib
 import pkgutil
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 from torch import Tensor
 
 from pretask import accounts
+from pretask.display import say
 from pretask.sources.common import Asked, Images, Opened
 from pretask.types import Batch, UserError
 
@@ -75,6 +77,16 @@ def opened(spec: str, asked: Asked) -> Opened:
     found = kind(spec).load(spec, asked)
     accounts.enter(found.images.name, found.images.ledger)
     return found
+
+
+def opened_anyhow(spec: str, asked: Asked) -> Opened:
+    """Images, and their labels as far as there are any of use: -1 where an image has none."""
+    try:
+        return opened(spec, replace(asked, labels="any"))
+    except UserError as why:
+        found = opened(spec, asked)  # or it was not for the labels
+        say(f"{found.images.name}: its labels are left out: {why}")
+        return found
 
 
 def kind(spec: str) -> ModuleType:

@@ -103,10 +103,15 @@ def settle(
     `name` says what an image is called; those that are left out are noted in `ledger`, and `why`.
     """
     everything = np.arange(len(labels))
-    there = known(labels, names)
-    if asked.labels == "none" or not there.any():
+    if asked.labels == "none":
         return Settled(everything, None, [])
-    number, classes = numbered(np.array([labels[i] for i in np.flatnonzero(there).tolist()]), names)
+    there = known(labels, names)
+    if not there.any():
+        return Settled(everything, None, [])
+    values = [labels[i] for i in np.flatnonzero(there).tolist()]
+    if any(isinstance(value, list | tuple | dict | np.ndarray) for value in values):
+        raise UserError("images have several labels; what is scored is one label of each")
+    number, classes = numbered(np.array(values), names)
     if asked.labels == "all":
         for i in np.flatnonzero(~there).tolist():
             ledger.spare(name(i), why)

@@ -126,7 +126,7 @@ def scan(root: Path) -> tuple[list[bytes], Ledger]:
 def ending(name: bytes) -> bytes:
     """ ".jpg" of "Photo.JPG"; nothing of a name without a dot."""
     _, dot, last = name.rpartition(b".")
-    return (dot + last).lower()
+    return (dot + last).lower() if dot else b""
 
 
 def is_image(path: bytes) -> bool:

@@ -115,11 +115,9 @@ class Stream:
 
     def note(self, index: Tensor, images: Sequence[Any]) -> None:
         """What became of some rows: an image, or the reason why there is none."""
-        for i, name, x in zip(index.tolist(), self.files(index), images, strict=True):
-            if isinstance(x, str):
-                self.ledger.bad[name] = x
-            else:
-                self.ledger.see([i])
+        bad = {name: x for name, x in zip(self.files(index), images, strict=True) if isinstance(x, str)}
+        self.ledger.bad.update(bad)
+        self.ledger.see([i for i, x in zip(index.tolist(), images, strict=True) if not isinstance(x, str)])
         self.ledger.check(self.name, self.max_bad)
 
     def decoded(
