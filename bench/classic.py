@@ -7,11 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretask import images, loader
-from pretask.device import find_device
+from pretask.data import loader
 from pretask.encoders import Encoder
 from pretask.evals.features import pooled
 from pretask.rng import Rng
+from pretask.runtime.device import find_device
+from pretask.transforms import augment as images
 from pretask.types import Labelled
 
 EPOCHS = 90

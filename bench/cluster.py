@@ -12,10 +12,11 @@ import torch
 from common import Goal, flags, seconds, show
 from torch import Tensor
 
-from pretask import images, sources
-from pretask.evals import clustering as scoring
-from pretask.maths import agglomeration
+from pretask import data as sources
+from pretask.evals import cluster_metrics as scoring
 from pretask.methods.jule import raw
+from pretask.ops import agglomerative as agglomeration
+from pretask.transforms import augment as images
 
 
 @dataclass(frozen=True)

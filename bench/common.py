@@ -22,11 +22,11 @@ from rich.console import Console
 from rich.table import Table
 
 from pretask.config import TrainConfig
-from pretask.loop import Trainer
 from pretask.methods import Method
-from pretask.plan import Plan
-from pretask.pretraining import Settings, engine, precision_of, versions
+from pretask.train.plan import Plan
+from pretask.train.trainer import Trainer
 from pretask.types import Source
+from pretask.workflows.pretrain import Settings, engine, precision_of, versions
 
 T = TypeVar("T")
 

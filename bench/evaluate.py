@@ -29,17 +29,18 @@ from classic import EPOCHS, Classic
 from common import Goal, environment, flags, seconds, show
 from torch import Tensor
 
-from pretask import encoders, sources
+from pretask import data as sources
+from pretask import encoders
 from pretask.config import TrainConfig
-from pretask.device import find_device
 from pretask.encoders import Encoder
 from pretask.evals import knn
 from pretask.evals.features import embed
 from pretask.evals.measure import choose
-from pretask.pretraining import Settings, pretrain
 from pretask.rng import Rng
-from pretask.run import Run
+from pretask.runtime.device import find_device
+from pretask.train.run import Run
 from pretask.types import Labelled
+from pretask.workflows.pretrain import Settings, pretrain
 
 HERE = Path(__file__).resolve().parents[1]
 SIDE = 4096

@@ -18,7 +18,8 @@ from common import Goal, flags, show
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from pretask.evals import fewshot, knn, linear
+from pretask.evals import fewshot, knn
+from pretask.evals import linear_probe as linear
 from pretask.evals.holdout import splits
 from pretask.evals.measure import feasible
 from pretask.rng import Rng

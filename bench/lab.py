@@ -13,8 +13,11 @@ from statistics import median
 import torch
 from common import FIRST, Goal, alternate, flags, show, trainer
 
-from pretask import encoders, images, memory, sources
+from pretask import data as sources
+from pretask import encoders
 from pretask.methods.colorization import Config
+from pretask.runtime import malloc as memory
+from pretask.transforms import augment as images
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from pretask.device import find_device
+from pretask.data.encoded import cores
 from pretask.encoders import Encoder
-from pretask.sources.encoded import cores
+from pretask.runtime.device import find_device
 
 
 class Model(nn.Module):

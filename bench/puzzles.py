@@ -14,10 +14,12 @@ from typing import Any
 import torch
 from common import FIRST, Goal, alternate, flags, show, trainer
 
-from pretask import encoders, memory, methods, sources
-from pretask.context import Context
+from pretask import data as sources
+from pretask import encoders, methods
 from pretask.methods import Method
+from pretask.methods.base.context import Context
 from pretask.rng import Rng
+from pretask.runtime import malloc as memory
 from pretask.types import Batch
 
 CASES: dict[str, tuple[int, dict[str, Any]]] = {

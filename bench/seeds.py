@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from common import FIRST, Goal, alternate, flags, show, trainer
 
-from pretask import encoders, memory
+from pretask import encoders
+from pretask.data.arrays import Arrays
 from pretask.methods.exemplar_cnn import Config
 from pretask.rng import Rng
-from pretask.sources.arrays import Arrays
+from pretask.runtime import malloc as memory
 
 SIZE = 32
 """pixels of the images"""

@@ -21,11 +21,11 @@ from pathlib import Path
 from common import Goal, environment, flags, seconds, show
 from PIL import Image
 
-from pretask import sources
+from pretask import data as sources
 from pretask.config import TrainConfig
-from pretask.pretraining import Settings, pretrain
+from pretask.data.synthetic import draw
 from pretask.rng import Rng
-from pretask.sources.synthetic import draw
+from pretask.workflows.pretrain import Settings, pretrain
 
 DISTINCT = 100
 

@@ -22,10 +22,13 @@ from common import Goal, alternate, flags, show, speed, trainer
 from peer import lightly
 from PIL import Image
 
-from pretask import encoders, loader, memory, methods, sources
-from pretask.loop import Sealed, Trainer
-from pretask.plan import Plan
+from pretask import data as sources
+from pretask import encoders, methods
+from pretask.data import loader
 from pretask.rng import Rng
+from pretask.runtime import malloc as memory
+from pretask.train.plan import Plan
+from pretask.train.trainer import Sealed, Trainer
 from pretask.types import Source
 
 

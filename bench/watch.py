@@ -15,7 +15,7 @@ from unittest.mock import patch
 from common import Goal, flags, seconds, show
 
 from pretask import pretrain
-from pretask.watch import Watch
+from pretask.train.monitor import Watch
 
 
 @dataclass(frozen=True)

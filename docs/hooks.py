@@ -20,9 +20,10 @@ from typing import Any
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
-from pretask import methods, selfhelp
+from pretask import methods
 from pretask.config import TrainConfig
 from pretask.methods import MethodConfig
+from pretask.workflows import preview as selfhelp
 
 sys.path.append(str(Path(__file__).parent))
 import fidelity  # beside this file

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from pretask import methods, selfhelp
+from pretask import methods
+from pretask.workflows import preview as selfhelp
 
 HERE = Path(__file__).parent / "assets" / "puzzles.png"
 PUZZLES, SIZE = 2, 96

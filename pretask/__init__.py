@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pretask.api import embed, pretrain
-    from pretask.auditing import audit
-    from pretask.evaluating import evaluate
-    from pretask.features import PretaskFeatures
+    from pretask.estimator import PretaskFeatures
     from pretask.reports import report
-    from pretask.run import load
-    from pretask.studying import study
-    from pretask.transferring import transfer
+    from pretask.train.run import load
+    from pretask.workflows.audit import audit
+    from pretask.workflows.evaluate import evaluate
+    from pretask.workflows.study import study
+    from pretask.workflows.transfer import transfer
 
 __version__ = version("pretask")
 __all__ = [
@@ -35,14 +35,14 @@ __all__ = [
 
 _HOMES = {
     "pretrain": "pretask.api",
-    "evaluate": "pretask.evaluating",
-    "study": "pretask.studying",
-    "audit": "pretask.auditing",
+    "evaluate": "pretask.workflows.evaluate",
+    "study": "pretask.workflows.study",
+    "audit": "pretask.workflows.audit",
     "embed": "pretask.api",
     "report": "pretask.reports",
-    "load": "pretask.run",
-    "transfer": "pretask.transferring",
-    "PretaskFeatures": "pretask.features",
+    "load": "pretask.train.run",
+    "transfer": "pretask.workflows.transfer",
+    "PretaskFeatures": "pretask.estimator",
 }
 
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from pretask.cli import main
+from pretask.cli.main import main
 
 IMPORTED = time.monotonic()
 SPINS = 4000
@@ -34,7 +34,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
         )  # read when torch is loaded, which main has not done yet
     code = main(arguments, began())
     if "torch" in sys.modules:
-        from pretask import distributed
+        from pretask.runtime import distributed
 
         if distributed.world() > 1:
             # an orderly end would be aborted by threads that are not done with the other processes

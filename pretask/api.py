@@ -9,16 +9,19 @@ from typing import Any
 
 import numpy as np
 
-from pretask import embedding, methods, pretraining, sources
-from pretask.display import Display
+from pretask import data as sources
+from pretask import methods
+from pretask.data import in_memory as memory
+from pretask.data.base import Images
+from pretask.data.subset import count
 from pretask.encoders import Encoder
 from pretask.methods import MethodConfig
-from pretask.pretraining import Settings
-from pretask.run import Run, revive
-from pretask.sources import memory
-from pretask.sources.common import Images
-from pretask.sources.share import count
+from pretask.train.progress import Display
+from pretask.train.run import Run, revive
 from pretask.types import UserError
+from pretask.workflows import embed as embedding
+from pretask.workflows import pretrain as pretraining
+from pretask.workflows.pretrain import Settings
 
 
 def pretrain(

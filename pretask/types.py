@@ -6,13 +6,15 @@ Source -> Batch -> (method.pretext) -> P -> (method.loss) -> Loss -> (optimiser)
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from pretask.errors import UserError as UserError
-from pretask.ledger import Ledger
+
+if TYPE_CHECKING:
+    from pretask.data.ledger import Ledger
 
 AUX = {
     "words": "a text with every image, as in pairs.jsonl, pairs.csv or text:FOLDER",
@@ -100,7 +102,7 @@ class Source(Protocol):
     channels: int  # 1 or 3
     size: int  # H = W of every image, pixels
     provides: frozenset[str]  # names found in Batch.aux
-    ledger: Ledger  # what became of each record that came in
+    ledger: "Ledger"  # what became of each record that came in
 
     def __len__(self) -> int: ...
 

@@ -35,7 +35,7 @@ def run_of():
     """run_of(encoder, folder) -> the folder of a run, as far as its encoder goes."""
 
     def made(encoder, folder: Path) -> Path:
-        from pretask.run import CARD, save_encoder
+        from pretask.train.run import CARD, save_encoder
 
         folder.mkdir(parents=True, exist_ok=True)
         settings = {"data": f"synthetic:8:{encoder.size}", "root": None}

@@ -1,6 +1,7 @@
 """The smallest made-up images that a method can make its puzzle of, and a small net of the kind that it trains."""
 
-from pretask import methods, sources
+from pretask import data as sources
+from pretask import methods
 from pretask.types import Source, UserError
 
 SMALL = {

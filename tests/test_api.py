@@ -9,10 +9,14 @@ import pytest
 import torch
 
 import pretask
-from pretask import cli, images, loop, pretraining, sources
+from pretask import data as sources
+from pretask.cli import main as cli
+from pretask.data import in_memory as memory
 from pretask.methods import simclr
-from pretask.sources import memory
+from pretask.train import trainer as loop
+from pretask.transforms import augment as images
 from pretask.types import UserError
+from pretask.workflows import pretrain as pretraining
 
 SMALL = {"encoder": "resnet_small:width=16", "steps": 3, "batch": 16, "quiet": True}
 

@@ -15,7 +15,9 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from PIL import Image
 
-from pretask import cli, commands, methods
+from pretask import methods
+from pretask.cli import commands
+from pretask.cli import main as cli
 
 ROOT = Path(__file__).parents[1]
 PAGES = [

@@ -13,11 +13,19 @@ from small import images_for, small
 from torch import Tensor
 
 import pretask
-from pretask import contract, embedding, encoders, loop, methods, pretraining, sources
-from pretask.cli import main
-from pretask.evals import finetune, nonlinear, normals, readout
+from pretask import data as sources
+from pretask import encoders, methods
+from pretask.cli.main import main
+from pretask.evals import finetune
+from pretask.evals import nonlinear_probes as nonlinear
 from pretask.methods import recipe
-from pretask.pretraining import Settings
+from pretask.tasks import linear_readout as readout
+from pretask.tasks import normals
+from pretask.train import trainer as loop
+from pretask.workflows import contract
+from pretask.workflows import embed as embedding
+from pretask.workflows import pretrain as pretraining
+from pretask.workflows.pretrain import Settings
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="needs a CUDA device and PRETASK_TEST_GPU=1"

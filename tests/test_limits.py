@@ -9,10 +9,14 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import pytest
 from annotated_types import BaseMetadata, Ge, Gt, Interval, Le, Lt
 
-from pretask import cli, commands, limits, methods, run, tracking
+from pretask import limits, methods
+from pretask.cli import commands
+from pretask.cli import main as cli
 from pretask.config import TrainConfig
+from pretask.datagen import tracking
 from pretask.errors import UserError
-from pretask.pretraining import Settings, pretrain
+from pretask.train import run
+from pretask.workflows.pretrain import Settings, pretrain
 
 
 def kinds() -> dict[str, type]:

@@ -6,8 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from pretask import cli, encoders, images, methods, run, sources
+from pretask import data as sources
+from pretask import encoders, methods
+from pretask.cli import main as cli
 from pretask.rng import Rng
+from pretask.train import run
+from pretask.transforms import augment as images
 
 PAGE = Path(__file__).parents[1] / "docs" / "tutorial.md"
 
@@ -74,7 +78,7 @@ def test_it_trains_with_its_own_flag_and_writes_a_whole_run(method):
 
 
 def test_a_run_of_it_that_was_cut_off_goes_on_to_the_same_weights(method, monkeypatch):
-    from pretask import loop
+    from pretask.train import trainer as loop
 
     assert pretask("pretrain", method, *SMALL, "--steps", "5", "--out", "whole") == 0
 

@@ -27,10 +27,12 @@ import make
 import torch
 from orderings import COMMON, HERE, solved
 
-from pretask import methods, sources
-from pretask.evals import evaluate, features, measure
-from pretask.evals.interval import interval
-from pretask.run import Run
+from pretask import data as sources
+from pretask import methods
+from pretask.evals import features, measure
+from pretask.evals import protocol as evaluate
+from pretask.evals.confidence import interval
+from pretask.train.run import Run
 
 BEFORE = "2a7ee8d"
 TRAIN, TEST = "imagenette224/train", "imagenette224/val"

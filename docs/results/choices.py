@@ -23,12 +23,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pretask import sources
-from pretask.evals import knn, linear
+from pretask import data as sources
+from pretask.evals import knn
+from pretask.evals import linear_probe as linear
 from pretask.evals.features import Features, embed
 from pretask.evals.holdout import Part, Splits, split, splits
 from pretask.rng import Rng
-from pretask.run import Run
+from pretask.train.run import Run
 
 HERE = Path(__file__).resolve().parent
 LABELS = (100, 250, 1000)

@@ -19,9 +19,11 @@ from pathlib import Path
 import make
 import torch
 
-from pretask import evaluating
-from pretask.evals import baselines, crossmodal, evaluate, features, measure
-from pretask.run import Run
+from pretask.evals import baselines, features, measure
+from pretask.evals import protocol as evaluate
+from pretask.evals import text_retrieval as crossmodal
+from pretask.train.run import Run
+from pretask.workflows import evaluate as evaluating
 
 NAME = "text_topic-folds"
 FOLDS = 5

@@ -209,7 +209,7 @@ def plain(text: str, data: Path, runs: Path) -> str:
 
 def patches_at_equal_time(experiment: Experiment, data: Path, run: Path) -> dict[str, Any]:
     """k-means patches with as many centres as fit into the time that the run took, embedding included."""
-    from pretask import sources
+    from pretask import data as sources
     from pretask.evals import baselines, features, measure
 
     took = seconds(run)
@@ -234,9 +234,10 @@ def patches_at_equal_time(experiment: Experiment, data: Path, run: Path) -> dict
 def rounds_of(experiment: Experiment, data: Path, run: Path) -> dict[str, Any]:
     """At the end of every round, on the bank: kNN among the others, and how often a neighbour has the class of its
     image, among the anchors that the next round begins with and among all. The run is made once more to look at it."""
-    from pretask import pretraining, sources
+    from pretask import data as sources
     from pretask.methods import neighbourhood_discovery as nd
-    from pretask.run import Run, revive
+    from pretask.train.run import Run, revive
+    from pretask.workflows import pretrain as pretraining
 
     label = sources.open_labelled(data / experiment.labelled).label
     method, settings, config, train = revive(Run(run).card)

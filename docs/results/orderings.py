@@ -25,10 +25,12 @@ from typing import Any
 import make
 import torch
 
-from pretask import images, sources
-from pretask.evals import evaluate, features, measure
-from pretask.evals.interval import interval
-from pretask.run import Run
+from pretask import data as sources
+from pretask.evals import features, measure
+from pretask.evals import protocol as evaluate
+from pretask.evals.confidence import interval
+from pretask.train.run import Run
+from pretask.transforms import augment as images
 
 HERE = Path(__file__).resolve().parent
 COMMON = ("--size", "96", "--steps", "300")

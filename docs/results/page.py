@@ -11,9 +11,9 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from pretask.evals.interval import over_runs
+from pretask.evals.confidence import over_runs
 from pretask.reports import table as tables
-from pretask.studying import Answer, Study
+from pretask.workflows.study import Answer, Study
 
 Row = Mapping[str, Any]
 

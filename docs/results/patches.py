@@ -24,13 +24,13 @@ from PIL import Image
 from sklearn.cluster import KMeans
 from torch import Tensor
 
-from pretask import images
+from pretask.data import Labelled
+from pretask.data.arrays import Arrays
 from pretask.evals import baselines, knn
 from pretask.evals.features import embed
 from pretask.evals.measure import choose
 from pretask.rng import Rng
-from pretask.sources import Labelled
-from pretask.sources.arrays import Arrays
+from pretask.transforms import augment as images
 from pretask.types import Source
 
 HERE = Path(__file__).resolve().parent

@@ -27,10 +27,12 @@ from timm.data.imagenet_info import ImageNetInfo
 from timm.data.transforms_factory import create_transform
 from torch import Tensor
 
-from pretask import colorizing, images, sources
-from pretask.evals.interval import interval
-from pretask.reports import sheet
-from pretask.run import Run
+from pretask import data as sources
+from pretask.evals.confidence import interval
+from pretask.train.run import Run
+from pretask.transforms import augment as images
+from pretask.viz import puzzle as sheet
+from pretask.workflows import colorize as colorizing
 
 NETWORK = "tf_efficientnet_lite0@weights/tf_efficientnet_lite0.safetensors"
 TRAIN, TEST = "imagenette224/train", "imagenette224/val"

@@ -25,13 +25,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pretask import sources
+from pretask import data as sources
 from pretask.encoders import Encoder
-from pretask.evals import evaluate, features, measure
-from pretask.evals.interval import interval
+from pretask.evals import features, measure
+from pretask.evals import protocol as evaluate
+from pretask.evals.confidence import interval
 from pretask.methods import moco
 from pretask.rng import Rng
-from pretask.run import Run
+from pretask.train.run import Run
 from pretask.types import Source
 
 HERE = Path(__file__).resolve().parent

@@ -25,12 +25,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import pretask
-from pretask import images, sources
+from pretask import data as sources
 from pretask.encoders import Encoder
+from pretask.evals.confidence import interval
 from pretask.evals.finetune import Classified
-from pretask.evals.interval import interval
 from pretask.rng import Rng
-from pretask.run import Run
+from pretask.train.run import Run
+from pretask.transforms import augment as images
 
 HERE = Path(__file__).resolve().parent
 SPLIT = {"train": 10_000, "valid": 2_000, "test": 48_000}

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pretask import images
 from pretask.encoders import classic
+from pretask.transforms import augment as images
 from pretask.types import UserError
 
 SEES: Mapping[str, Callable[[Tensor], Tensor]] = {"lightness": images.lightness, "mean": images.mean}

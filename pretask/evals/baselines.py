@@ -11,11 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretask import encoders, images
+from pretask import encoders
 from pretask.config import TrainConfig
 from pretask.encoders import Encoder
 from pretask.evals import finetune
 from pretask.rng import Rng
+from pretask.transforms import augment as images
 from pretask.types import Labelled, Source
 
 CANVAS = 32

@@ -19,10 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretask import images, loader
+from pretask.data import loader
+from pretask.data.base import bar
 from pretask.encoders import at_once
 from pretask.evals.holdout import Part
-from pretask.sources.common import bar
+from pretask.transforms import augment as images
 from pretask.types import Batch, Source, UserError
 
 WIDTH = 4096

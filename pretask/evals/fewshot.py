@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pretask.evals.holdout import ranks
-from pretask.evals.linear import Design, Probe, Problem, standard
+from pretask.evals.linear_probe import Design, Probe, Problem, standard
 from pretask.rng import Rng
 
 SHOTS = (1, 5, 10, 100)

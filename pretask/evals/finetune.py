@@ -15,15 +15,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretask import convolutions, images
 from pretask.config import TrainConfig, schedule
-from pretask.device import autocast
+from pretask.data.base import bar
 from pretask.encoders import Encoder, Timm
+from pretask.encoders import fast_conv as convolutions
 from pretask.evals.features import batches, embed, readable
 from pretask.evals.fewshot import draw
 from pretask.evals.measure import Result, accuracy, feasible
 from pretask.rng import Rng
-from pretask.sources.common import bar
+from pretask.runtime.device import autocast
+from pretask.transforms import augment as images
 from pretask.types import Labelled, UserError
 
 SHOTS = (10, 100)

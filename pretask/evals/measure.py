@@ -9,10 +9,13 @@ from typing import Any
 
 from torch import Tensor
 
-from pretask.evals import clustering, fewshot, knn, linear, retrieval, spread
+from pretask.evals import cluster_metrics as clustering
+from pretask.evals import fewshot, knn, retrieval
+from pretask.evals import label_free as spread
+from pretask.evals import linear_probe as linear
+from pretask.evals.confidence import resampled
 from pretask.evals.features import Features
 from pretask.evals.holdout import splits
-from pretask.evals.interval import resampled
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretask.encoders import Encoder
-from pretask.evals import linear
+from pretask.evals import linear_probe as linear
 from pretask.evals.features import embed
 from pretask.evals.holdout import splits
 from pretask.evals.measure import Result, accuracy

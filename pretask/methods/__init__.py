@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from pretask.methods.base import Method, MethodConfig
+from pretask.methods.base.method import Method, MethodConfig
 from pretask.types import UserError
 
 __all__ = ["Method", "MethodConfig", "asks", "called", "module", "names", "recipe", "recipes"]

@@ -17,13 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretask import images
 from pretask.config import TrainConfig
 from pretask.encoders import Encoder
 from pretask.encoders.heads import follow, projector, rising, teacher_of
 from pretask.limits import Count, Part, Share
+from pretask.methods.base.views import OfTwoViews, TwoViews, ViewsConfig, unlike
+from pretask.transforms import augment as images
 from pretask.types import Loss, Progress, Source
-from pretask.views import OfTwoViews, TwoViews, ViewsConfig, unlike
 
 
 @dataclass(frozen=True)

@@ -30,13 +30,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretask import images
 from pretask.config import TrainConfig
 from pretask.encoders import Encoder
 from pretask.encoders.classic import caffe_xavier
 from pretask.limits import Below, Count, Part
-from pretask.methods.base import Method, MethodConfig
+from pretask.methods.base.method import Method, MethodConfig
 from pretask.rng import Rng
+from pretask.transforms import augment as images
 from pretask.types import Batch, Loss, Source, UserError
 
 Targets = Literal["hue_chroma", "lab_histogram", "lab"]

@@ -27,13 +27,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretask import images, loader
 from pretask.config import TrainConfig
-from pretask.context import Context
+from pretask.data import loader
 from pretask.encoders import Encoder
 from pretask.limits import Count, Natural, Part, Positive, between
-from pretask.methods.base import Method, MethodConfig
+from pretask.methods.base.context import Context
+from pretask.methods.base.method import Method, MethodConfig
 from pretask.rng import Rng
+from pretask.transforms import augment as images
 from pretask.types import Batch, Loss, Source, UserError
 
 RANGES = {

@@ -43,12 +43,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.optim import SGD, Optimizer
 
-from pretask import distributed, images
 from pretask.config import TrainConfig
 from pretask.encoders import Encoder
 from pretask.limits import Count, Part, Share, Weight
-from pretask.methods.base import Method, MethodConfig
+from pretask.methods.base.method import Method, MethodConfig
 from pretask.rng import Rng
+from pretask.runtime import distributed
+from pretask.transforms import augment as images
 from pretask.types import Batch, Loss, Progress, Source, UserError
 
 POOL = 128

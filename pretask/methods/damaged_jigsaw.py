@@ -24,13 +24,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretask import images
 from pretask.config import TrainConfig
 from pretask.encoders import Encoder
 from pretask.encoders.heads import TileEncoder, projector
 from pretask.limits import Below, Count, Part, Several, Share, Weight
 from pretask.methods import jigsaw
-from pretask.methods.base import Method
+from pretask.methods.base.method import Method
 from pretask.methods.jigsaw import (
     TILES,
     Board,
@@ -44,6 +43,7 @@ from pretask.methods.jigsaw import (
     shuffled,
 )
 from pretask.rng import Rng
+from pretask.transforms import augment as images
 from pretask.types import Batch, Loss, Source, UserError
 
 PLACES = 8

@@ -24,13 +24,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretask import images
 from pretask.config import TrainConfig
 from pretask.encoders import Encoder
 from pretask.encoders.heads import follow, rising, teacher_of
 from pretask.limits import Count, Natural, Part, Parts, Positive, Several, Share
+from pretask.methods.base.views import Crops, CropsConfig, OfCrops, unlike
+from pretask.transforms import augment as images
 from pretask.types import Loss, Progress, Source
-from pretask.views import Crops, CropsConfig, OfCrops, unlike
 
 
 @dataclass(frozen=True)

@@ -43,15 +43,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretask import images
 from pretask.config import TrainConfig
-from pretask.context import Context
 from pretask.encoders import Encoder
 from pretask.encoders.heads import projector
 from pretask.evals import knn
 from pretask.limits import Below, Count, Natural, Positives, Several, Share, Weight
-from pretask.methods.base import Method, MethodConfig
+from pretask.methods.base.context import Context
+from pretask.methods.base.method import Method, MethodConfig
 from pretask.rng import Rng
+from pretask.transforms import augment as images
 from pretask.types import Batch, Loss, Source, UserError
 
 DRAWS = 16

@@ -22,15 +22,15 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from pretask import images
 from pretask.config import TrainConfig
 from pretask.encoders import Encoder
 from pretask.limits import Count, Natural, Part, Parts, Several, Share, Shares
 from pretask.methods import dino
+from pretask.methods.base.views import Crops, unlike
 from pretask.methods.dino import DINO, across, assigned
 from pretask.rng import Rng
+from pretask.transforms import augment as images
 from pretask.types import Batch, Loss, Progress, Source, UserError
-from pretask.views import Crops, unlike
 
 RECTANGLES = 10
 """that are tried for each view"""

@@ -28,15 +28,15 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from pretask import images
 from pretask.config import TrainConfig
 from pretask.encoders import Encoder
 from pretask.encoders.heads import follow, teacher_of
 from pretask.encoders.vit import draw_vit, encode, glorot, patches, pick, places, plain, put, unpatched
 from pretask.limits import Count, Part, Parts, Positives, Share
-from pretask.methods.base import Method, MethodConfig
+from pretask.methods.base.method import Method, MethodConfig
 from pretask.methods.mae import GREY
 from pretask.rng import Rng
+from pretask.transforms import augment as images
 from pretask.types import Batch, Loss, Progress, Source, UserError
 
 LEAST = 10

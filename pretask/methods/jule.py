@@ -45,14 +45,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretask import distributed, images
 from pretask.config import TrainConfig
-from pretask.context import Context
 from pretask.encoders import Encoder
 from pretask.limits import Count, Part, Share, Weight
-from pretask.maths import agglomeration
-from pretask.methods.base import Method, MethodConfig
+from pretask.methods.base.context import Context
+from pretask.methods.base.method import Method, MethodConfig
+from pretask.ops import agglomerative as agglomeration
 from pretask.rng import Rng
+from pretask.runtime import distributed
+from pretask.transforms import augment as images
 from pretask.types import Batch, Loss, Source, UserError
 
 NUMBERS = 1024

@@ -24,14 +24,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretask import distributed, images
 from pretask.config import TrainConfig
 from pretask.encoders import Encoder
 from pretask.encoders.heads import projector
 from pretask.limits import Count, Natural, Part, Parts, Share
+from pretask.methods.base.views import Crops, CropsConfig, OfCrops
 from pretask.rng import Rng
+from pretask.runtime import distributed
+from pretask.transforms import augment as images
 from pretask.types import Batch, Loss, Source
-from pretask.views import Crops, CropsConfig, OfCrops
 
 NODES, REACH = 17, 3.0
 """of the integral: where the characteristic functions are compared, from 0 to 3 (released code)"""

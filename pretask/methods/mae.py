@@ -34,14 +34,14 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pretask import images
 from pretask.config import TrainConfig
 from pretask.encoders import Encoder
 from pretask.encoders.vit import draw_vit, encode, glorot, patches, pick, places, plain, put, unpatched
 from pretask.limits import Count, Part, Within
-from pretask.methods.base import Method, MethodConfig
+from pretask.methods.base.method import Method, MethodConfig
 from pretask.methods.ibot import rectangles
 from pretask.rng import Rng
+from pretask.transforms import augment as images
 from pretask.types import Batch, Loss, Source, UserError
 
 EPS = 1e-6

@@ -39,16 +39,17 @@ from timm.layers.patch_embed import PatchEmbed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from pretask import distributed, images
 from pretask.config import TrainConfig
-from pretask.context import Context
 from pretask.encoders import Encoder
 from pretask.encoders.heads import follow, projector, rising, teacher_of
 from pretask.encoders.vit import draw_vit
 from pretask.limits import Count, Natural, Part, Positive, Share
+from pretask.methods.base.context import Context
+from pretask.methods.base.views import OfTwoViews, TwoViews, ViewsConfig, unlike
 from pretask.rng import Rng
+from pretask.runtime import distributed
+from pretask.transforms import augment as images
 from pretask.types import Loss, Progress, Source, UserError
-from pretask.views import OfTwoViews, TwoViews, ViewsConfig, unlike
 
 
 @dataclass(frozen=True)

@@ -40,13 +40,13 @@ import torch.nn.functional as F
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from pretask import images
 from pretask.config import TrainConfig
-from pretask.context import Context
 from pretask.encoders import Encoder
 from pretask.limits import Count, Part, Positive, Share, Weight
-from pretask.methods.base import Method, MethodConfig
+from pretask.methods.base.context import Context
+from pretask.methods.base.method import Method, MethodConfig
 from pretask.rng import Rng
+from pretask.transforms import augment as images
 from pretask.types import Batch, Loss, Progress, Source, UserError
 
 BLOCK = 2**24

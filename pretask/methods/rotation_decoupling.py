@@ -47,14 +47,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from pretask import distributed, encoders
+from pretask import encoders
 from pretask.config import TrainConfig
-from pretask.context import Context
 from pretask.encoders import Encoder, pooled
 from pretask.limits import Count, Natural, Part, Positive, Share, Weight, Within
 from pretask.methods import rotnet
-from pretask.methods.base import Method
+from pretask.methods.base.context import Context
+from pretask.methods.base.method import Method
 from pretask.rng import Rng
+from pretask.runtime import distributed
 from pretask.types import Batch, Loss, Progress, Source, UserError
 
 TURNS = len(rotnet.ANGLES)

@@ -35,12 +35,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretask import images
 from pretask.config import TrainConfig
 from pretask.encoders import Encoder
 from pretask.limits import Degrees, Part
-from pretask.methods.base import Method, MethodConfig
+from pretask.methods.base.method import Method, MethodConfig
 from pretask.rng import Rng
+from pretask.transforms import augment as images
 from pretask.types import Batch, Loss, Source, UserError
 
 ANGLES: tuple[int, ...] = (0, 90, 180, 270)

@@ -43,13 +43,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretask import images
 from pretask.config import TrainConfig
-from pretask.context import Context
 from pretask.encoders import Classic, Encoder
 from pretask.limits import Share, Weight
-from pretask.methods.base import Gallery, Method, MethodConfig
+from pretask.methods.base.context import Context
+from pretask.methods.base.method import Gallery, Method, MethodConfig
 from pretask.rng import Rng
+from pretask.transforms import augment as images
 from pretask.types import Batch, Loss, Source, UserError
 
 Noise = Literal["masking", "salt_and_pepper", "gaussian"]

@@ -20,13 +20,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretask import distributed, images
 from pretask.config import TrainConfig
 from pretask.encoders import Encoder
 from pretask.encoders.heads import projector
 from pretask.limits import Count, Part, Positive
+from pretask.methods.base.views import OfTwoViews, TwoViews, ViewsConfig
+from pretask.runtime import distributed
+from pretask.transforms import augment as images
 from pretask.types import Loss, Source
-from pretask.views import OfTwoViews, TwoViews, ViewsConfig
 
 
 @dataclass(frozen=True)

@@ -21,13 +21,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretask import distributed, images
 from pretask.config import TrainConfig
 from pretask.encoders import Encoder
 from pretask.encoders.heads import projector
 from pretask.limits import Count, Natural, Part, Parts, Positive, Several, Share
+from pretask.methods.base.views import Crops, CropsConfig, OfCrops
+from pretask.runtime import distributed
+from pretask.transforms import augment as images
 from pretask.types import Loss, Progress, Source
-from pretask.views import Crops, CropsConfig, OfCrops
 
 
 @dataclass(frozen=True)

@@ -26,13 +26,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretask import images, text, topics
 from pretask.config import TrainConfig
-from pretask.context import Context
 from pretask.encoders import Encoder
 from pretask.limits import Count, Part, Several
-from pretask.methods.base import Method, MethodConfig
+from pretask.methods.base.context import Context
+from pretask.methods.base.method import Method, MethodConfig
 from pretask.rng import Rng
+from pretask.text import topics
+from pretask.text import words as text
+from pretask.transforms import augment as images
 from pretask.types import Batch, Loss, Source
 
 NAMED = 48

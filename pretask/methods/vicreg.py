@@ -14,13 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pretask import distributed, images
 from pretask.config import TrainConfig
 from pretask.encoders import Encoder
 from pretask.encoders.heads import projector
 from pretask.limits import Count, Part, Weight
+from pretask.methods.base.views import OfTwoViews, TwoViews, ViewsConfig, unlike
+from pretask.runtime import distributed
+from pretask.transforms import augment as images
 from pretask.types import Loss, Source
-from pretask.views import OfTwoViews, TwoViews, ViewsConfig, unlike
 
 EPS = 1e-4
 """added to a variance (sec. 4.1)"""

@@ -26,16 +26,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretask import distributed, images
 from pretask.config import TrainConfig
-from pretask.context import Context
 from pretask.encoders import Encoder
 from pretask.encoders.heads import projector
 from pretask.limits import Count, Natural, Part, Share, Weight, between
-from pretask.methods.base import Method
+from pretask.methods.base.context import Context
+from pretask.methods.base.method import Method
+from pretask.methods.base.views import ViewsConfig
 from pretask.rng import Rng
+from pretask.runtime import distributed
+from pretask.transforms import augment as images
 from pretask.types import Batch, Loss, Progress, Source, UserError
-from pretask.views import ViewsConfig
 
 NEGATIVES = 4
 """of each pair (neg_num); the hard ones among them are drawn from as many"""

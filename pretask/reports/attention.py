@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pretask import images
 from pretask.encoders import Encoder
-from pretask.reports import sheet
+from pretask.transforms import augment as images
+from pretask.viz import puzzle as sheet
 
 POWERS = (1, 2, 4)
 """p of the first, the middle and the last map"""

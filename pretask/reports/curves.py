@@ -130,7 +130,7 @@ def picture(x: np.ndarray, y: np.ndarray) -> str:
     """The curve as SVG: values pale, their running mean on top, a cross where they stopped being numbers."""
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
-    from pretask.reports import svg
+    from pretask.viz import svg
 
     good = np.isfinite(y)
     y = np.where(good, y, math.nan)

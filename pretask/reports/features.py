@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from pretask.reports import sheet
+from pretask.viz import puzzle as sheet
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -128,7 +128,7 @@ def map2d(features: Tensor, label: Tensor | None, images: Tensor, seed: int = 0)
     """Images on a plane where neighbours have similar features: dots coloured by class, else pictures."""
     from matplotlib.ticker import NullLocator
 
-    from pretask.reports import svg
+    from pretask.viz import svg
 
     at = plane(features, seed)  # (N, 2)
     figure, axes = svg.blank(8.0, 5.6)

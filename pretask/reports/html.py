@@ -15,17 +15,17 @@ from typing import Any
 
 from PIL import Image
 
-from pretask import checkpoint
-from pretask import run as runs
-from pretask.auditing import Audit
-from pretask.ledger import BAD
+from pretask.data.ledger import BAD
 from pretask.reports.curves import Plot, Row
 from pretask.reports.features import Neighbour
-from pretask.reports.learning import Answer
-from pretask.reports.sheet import LARGEST, Cell, tally
-from pretask.reports.subjects import Subjects
+from pretask.reports.study_plots import Answer
 from pretask.reports.table import DECIMALS
+from pretask.reports.topics import Subjects
+from pretask.runtime import files as checkpoint
 from pretask.tasks import TASKS
+from pretask.train import run as runs
+from pretask.viz.puzzle import LARGEST, Cell, tally
+from pretask.workflows.audit import Audit
 
 LISTED = 50
 """bad files shown; the rest are in the run folder"""

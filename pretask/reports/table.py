@@ -9,13 +9,13 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from pretask.auditing import Audit
-from pretask.evals.evaluate import PROTOCOL, Scores
+from pretask.evals.protocol import PROTOCOL, Scores
+from pretask.workflows.audit import Audit
 
 if TYPE_CHECKING:
-    from pretask.clustering import Clusters
-    from pretask.colorizing import Coloured
-    from pretask.studying import Study
+    from pretask.workflows.cluster import Clusters
+    from pretask.workflows.colorize import Coloured
+    from pretask.workflows.study import Study
 
 BLOCKS = (
     {"knn": "kNN", "linear": "linear", "best linear": "best stage"},

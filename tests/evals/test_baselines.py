@@ -6,11 +6,13 @@ import torch
 from small import images_for, small
 from torch.testing import assert_close
 
-from pretask import api, encoders, methods, sources
-from pretask.evals import baselines, linear
+from pretask import api, encoders, methods
+from pretask import data as sources
+from pretask.data.arrays import Arrays
+from pretask.evals import baselines
+from pretask.evals import linear_probe as linear
 from pretask.evals.features import embed
 from pretask.rng import Rng
-from pretask.sources.arrays import Arrays
 
 
 def images(n: int, size: int = 32, channels: int = 3) -> torch.Tensor:

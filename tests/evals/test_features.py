@@ -6,12 +6,13 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from pretask import encoders, sources
+from pretask import data as sources
+from pretask import encoders
+from pretask.data.arrays import Arrays
 from pretask.evals import features
 from pretask.evals.features import embed, pooled
 from pretask.evals.holdout import Part
 from pretask.rng import Rng
-from pretask.sources.arrays import Arrays
 from pretask.types import UserError
 
 

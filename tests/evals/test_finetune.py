@@ -7,14 +7,15 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from pretask import encoders, sources
+from pretask import data as sources
+from pretask import encoders
 from pretask.config import TrainConfig
+from pretask.data import Labelled
+from pretask.data.arrays import Arrays
 from pretask.encoders import Encoder
 from pretask.evals import fewshot, finetune
 from pretask.evals.features import embed
 from pretask.evals.holdout import Part
-from pretask.sources import Labelled
-from pretask.sources.arrays import Arrays
 from pretask.types import UserError
 
 TRAIN = sources.open_labelled("synthetic:96:16")

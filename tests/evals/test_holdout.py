@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pretask import sources
+from pretask import data as sources
 from pretask.evals import holdout
 from pretask.evals.holdout import Part, Splits, ranks, split, splits
 from pretask.rng import Rng

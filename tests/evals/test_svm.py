@@ -6,13 +6,15 @@ from sklearn.svm import LinearSVC
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from pretask import encoders, sources
+from pretask import data as sources
+from pretask import encoders
+from pretask.data import Labelled
+from pretask.data.arrays import Arrays
 from pretask.encoders import Encoder
-from pretask.evals import linear, svm
+from pretask.evals import linear_probe as linear
+from pretask.evals import svm
 from pretask.evals.holdout import splits
 from pretask.rng import Rng
-from pretask.sources import Labelled
-from pretask.sources.arrays import Arrays
 
 TRAIN = sources.open_labelled("synthetic:96:16")
 TEST = sources.open_labelled("synthetic:64:16")

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from pretask import encoders, sources
+from pretask import data as sources
+from pretask import encoders
 from pretask.config import schedule
 from pretask.methods import barlow_twins as barlow
 from pretask.rng import Rng

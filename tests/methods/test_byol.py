@@ -7,11 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from pretask import encoders, sources
+from pretask import data as sources
+from pretask import encoders
 from pretask.encoders.heads import follow, rising
 from pretask.methods import byol
-from pretask.plan import Plan
 from pretask.rng import Rng
+from pretask.train.plan import Plan
 
 
 @pytest.fixture

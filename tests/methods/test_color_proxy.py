@@ -9,10 +9,12 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from pretask import encoders, images, sources
+from pretask import data as sources
+from pretask import encoders
 from pretask.encoders import classic
 from pretask.methods import color_proxy as cp
 from pretask.rng import Rng
+from pretask.transforms import augment as images
 from pretask.types import Batch, UserError
 
 HISTOGRAMS = ("hue_chroma", "lab_histogram")

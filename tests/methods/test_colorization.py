@@ -7,10 +7,13 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from pretask import contract, encoders, images, sources
+from pretask import data as sources
+from pretask import encoders
 from pretask.methods import colorization as cz
 from pretask.rng import Rng
+from pretask.transforms import augment as images
 from pretask.types import Batch, UserError
+from pretask.workflows import contract
 
 COUNTS = (5, 8, 10, 12, 14, 15, 16, 16, 17, 18, 18, 18, 19, 20, 19, 20, 20, 19, 19, 10)
 """bins of each a, from -90 to 100 (released list)"""

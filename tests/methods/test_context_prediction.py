@@ -8,9 +8,11 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from pretask import encoders, images, sources
+from pretask import data as sources
+from pretask import encoders
 from pretask.methods import context_prediction as cp
 from pretask.rng import Rng
+from pretask.transforms import augment as images
 from pretask.types import Batch, UserError
 
 PLAIN = cp.Config(zoom=1.0, colour="keep", coarse=0.0, jitter=0.0)

@@ -11,11 +11,13 @@ from PIL import Image
 from torch import nn
 from torch.testing import assert_close
 
-from pretask import encoders, loader, methods, sources
+from pretask import data as sources
+from pretask import encoders, methods
+from pretask.data import loader
 from pretask.methods import cross_domain
 from pretask.methods.cross_domain import POOL, Paper, Pool, contour_loss, depth_loss, normal_loss, outlines
-from pretask.plan import Plan
 from pretask.rng import Rng
+from pretask.train.plan import Plan
 from pretask.types import UserError
 
 SOURCE = "synthetic:64:32"

@@ -7,10 +7,12 @@ import torch
 from tiles import back, picture
 from torch.testing import assert_close
 
-from pretask import encoders, images, sources
+from pretask import data as sources
+from pretask import encoders
 from pretask.methods import damaged_jigsaw as dj
 from pretask.methods import jigsaw
 from pretask.rng import Rng
+from pretask.transforms import augment as images
 from pretask.types import Batch, UserError
 
 GREY = dj.Config(grey=1.0)

@@ -8,12 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from pretask import encoders, images, sources
+from pretask import data as sources
+from pretask import encoders
 from pretask.config import decay, schedule
-from pretask.loop import rate
 from pretask.methods import dino
-from pretask.plan import Plan
 from pretask.rng import Rng
+from pretask.train.plan import Plan
+from pretask.train.trainer import rate
+from pretask.transforms import augment as images
 
 NARROW = {"prototypes": 32, "width": 16, "hidden": 24, "small": 2}
 """a head that takes no time"""

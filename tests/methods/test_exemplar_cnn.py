@@ -11,14 +11,18 @@ import torch.nn.functional as F
 from torch import nn
 from torch.testing import assert_close
 
-from pretask import encoders, images, run, selfhelp, sources
+from pretask import data as sources
+from pretask import encoders
 from pretask.config import TrainConfig, schedule
-from pretask.context import Context
+from pretask.data.arrays import Arrays
 from pretask.methods import exemplar_cnn as ec
-from pretask.plan import Plan
+from pretask.methods.base.context import Context
 from pretask.rng import Rng
-from pretask.sources.arrays import Arrays
+from pretask.train import run
+from pretask.train.plan import Plan
+from pretask.transforms import augment as images
 from pretask.types import Batch, UserError
+from pretask.workflows import preview as selfhelp
 
 STILL = {"shift": 0.0, "scale": (1.0, 1.0), "turn": 0.0}
 PUBLISHED = {"axes": (0.5, 2.0), "power": (0.25, 4.0), "stretch": (0.7, 1.4), "offset": 0.1}

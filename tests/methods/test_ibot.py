@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from pretask import encoders, sources
+from pretask import data as sources
+from pretask import encoders
 from pretask.methods import dino, ibot
-from pretask.plan import Plan
 from pretask.rng import Rng
+from pretask.train.plan import Plan
 from pretask.types import UserError
 
 VIT = "vit_tiny_patch16_224:patch_size=4,embed_dim=24,num_heads=2,depth=1"

@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from pretask import sources
+from pretask import data as sources
 from pretask.config import decay, schedule
 from pretask.encoders.vit import encode, patches, put, unpatched
 from pretask.methods import ijepa
-from pretask.plan import Plan
 from pretask.rng import Rng
+from pretask.train.plan import Plan
 from pretask.types import UserError
 
 VIT = "vit_tiny_patch16_224:patch_size=4,embed_dim=48,depth=2,global_pool=avg,fc_norm=False,class_token=False"

@@ -8,10 +8,12 @@ import torch
 from tiles import back, picture
 from torch.testing import assert_close
 
-from pretask import encoders, images, sources
+from pretask import data as sources
+from pretask import encoders
 from pretask.config import schedule
 from pretask.methods import jigsaw
 from pretask.rng import Rng
+from pretask.transforms import augment as images
 from pretask.types import Batch, UserError
 
 PLAIN = jigsaw.Config(grey=0.0, flip=0.0, fringe=0)

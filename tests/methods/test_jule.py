@@ -12,14 +12,15 @@ from torch import Tensor
 from torch.testing import assert_close
 
 import pretask
-from pretask import encoders, images, methods
+from pretask import encoders, methods
 from pretask.config import schedule
-from pretask.context import Context
-from pretask.evals import clustering
-from pretask.maths import agglomeration as ag
+from pretask.evals import cluster_metrics as clustering
 from pretask.methods import jule
-from pretask.plan import Plan
+from pretask.methods.base.context import Context
+from pretask.ops import agglomerative as ag
 from pretask.rng import Rng
+from pretask.train.plan import Plan
+from pretask.transforms import augment as images
 from pretask.types import Batch, UserError
 
 SMALL = "jule:width=8"

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from pretask import encoders, sources
+from pretask import data as sources
+from pretask import encoders
 from pretask.config import schedule
 from pretask.methods import lejepa
 from pretask.rng import Rng

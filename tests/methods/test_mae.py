@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from pretask import images, sources
+from pretask import data as sources
 from pretask.methods import mae
 from pretask.rng import Rng
+from pretask.transforms import augment as images
 from pretask.types import Batch, UserError
 
 VIT = "vit_tiny_patch16_224:patch_size=4,embed_dim=48,depth=2"

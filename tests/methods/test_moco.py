@@ -10,13 +10,15 @@ import torch.nn.functional as F
 from torch import nn
 from torch.testing import assert_close
 
-from pretask import api, encoders, images, methods, sources
+from pretask import api, encoders, methods
+from pretask import data as sources
 from pretask.config import schedule
-from pretask.context import Context
 from pretask.methods import moco
-from pretask.plan import Plan
+from pretask.methods.base.context import Context
 from pretask.rng import Rng
-from pretask.run import save_encoder
+from pretask.train.plan import Plan
+from pretask.train.run import save_encoder
+from pretask.transforms import augment as images
 from pretask.types import UserError
 
 NOW = Plan.of(10, 10).at(0)

@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from pretask import encoders
-from pretask.context import Context
 from pretask.methods import neighbourhood_discovery as nd
-from pretask.plan import Plan
+from pretask.methods.base.context import Context
 from pretask.rng import Rng
+from pretask.train.plan import Plan
 from pretask.types import Batch, UserError
 
 SMALL = "resnet_small:width=8"

@@ -9,12 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from pretask import encoders, sources
+from pretask import data as sources
+from pretask import encoders
 from pretask.config import TrainConfig, schedule
-from pretask.context import Context
 from pretask.methods import rotation_decoupling as rd
-from pretask.plan import Plan
+from pretask.methods.base.context import Context
 from pretask.rng import Rng
+from pretask.train.plan import Plan
 from pretask.types import Batch, UserError
 
 SMALL = "resnet_small:width=8"

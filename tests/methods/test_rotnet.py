@@ -7,10 +7,12 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from pretask import encoders, images, sources
+from pretask import data as sources
+from pretask import encoders
 from pretask.config import schedule
 from pretask.methods import rotnet
 from pretask.rng import Rng
+from pretask.transforms import augment as images
 from pretask.types import Batch, UserError
 
 

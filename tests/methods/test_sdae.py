@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from pretask import encoders
-from pretask.context import Context
 from pretask.methods import sdae
-from pretask.plan import Plan
+from pretask.methods.base.context import Context
 from pretask.rng import Rng
+from pretask.train.plan import Plan
 from pretask.types import Batch, UserError
 
 SMALL = "mlp:width=16"

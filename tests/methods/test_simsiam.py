@@ -6,12 +6,13 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from pretask import encoders, sources
+from pretask import data as sources
+from pretask import encoders
 from pretask.config import TrainConfig
-from pretask.loop import rate
 from pretask.methods import simsiam
-from pretask.plan import Plan
 from pretask.rng import Rng
+from pretask.train.plan import Plan
+from pretask.train.trainer import rate
 
 
 @pytest.fixture

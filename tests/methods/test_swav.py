@@ -8,12 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from pretask import encoders, sources
+from pretask import data as sources
+from pretask import encoders
 from pretask.config import schedule
-from pretask.loop import rate
 from pretask.methods import swav
-from pretask.plan import Plan
 from pretask.rng import Rng
+from pretask.train.plan import Plan
+from pretask.train.trainer import rate
 
 
 @pytest.fixture

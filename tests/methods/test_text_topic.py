@@ -8,11 +8,15 @@ import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from pretask import encoders, images, sources, text, topics
-from pretask.context import Context
+from pretask import data as sources
+from pretask import encoders
 from pretask.methods import text_topic
-from pretask.plan import Plan
+from pretask.methods.base.context import Context
 from pretask.rng import Rng
+from pretask.text import topics
+from pretask.text import words as text
+from pretask.train.plan import Plan
+from pretask.transforms import augment as images
 from pretask.types import Batch, UserError
 
 NOW = Plan.of(9, 1).at(0)

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from pretask import encoders, sources
+from pretask import data as sources
+from pretask import encoders
 from pretask.config import schedule
 from pretask.methods import vicreg
 from pretask.rng import Rng

@@ -6,13 +6,15 @@ import torch.nn.functional as F
 from small import images_for
 from torch.testing import assert_close
 
-from pretask import encoders, loader, methods, sources
-from pretask.context import Context
+from pretask import data as sources
+from pretask import encoders, methods
+from pretask.data import loader
+from pretask.data.arrays import Arrays
 from pretask.methods import video_triplet
+from pretask.methods.base.context import Context
 from pretask.methods.video_triplet import Config, Paper, chosen, negatives, ranking
-from pretask.plan import Plan
 from pretask.rng import Rng
-from pretask.sources.arrays import Arrays
+from pretask.train.plan import Plan
 from pretask.types import Batch, UserError
 
 

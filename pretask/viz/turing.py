@@ -1,0 +1,31 @@
+"""Which of two images is real? One page that needs no network: pairs, a visitor's guesses, the tally.
+
+The colorization "Turing test" (Zhang et al. 2016, arXiv:1603.08511, sec. 3.1): a method that paints as well as nature
+is taken for real every second time.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from pretask.reports import html
+from pretask.rng import Rng
+from pretask.runtime import files as checkpoint
+
+SIDE = 320
+"""pixels at which the images are shown, at most"""
+
+
+def write(path: Path, pairs: Sequence[tuple[Image.Image, Image.Image]], about: str, seed: int) -> Path:
+    """`pairs` of (real, painted), of one size each; which is on the left is drawn for each."""
+    swapped = Rng(seed, "turing").coin(len(pairs), p=0.5).tolist()
+    shown = [
+        {
+            "sides": [html.uri(one, SIDE) for one in (pair[::-1] if swap else pair)],
+            "painted": 0 if swap else 1,
+        }
+        for pair, swap in zip(pairs, swapped, strict=True)
+    ]
+    checkpoint.write_text(path, html.template("turing.html.j2").render(about=about, pairs=shown))
+    return path

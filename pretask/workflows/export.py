@@ -1,0 +1,325 @@
+"""The encoder of a run for other programs: timm, plain torch, onnxruntime, transformers.
+
+Every export is loaded back by the program it is meant for and asked about images of the run. Where the
+answers differ, or not all weights arrive, that is an error and nothing is left behind.
+"""
+
+import json
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from pretask import data as sources
+from pretask import encoders
+from pretask.data import loader
+from pretask.encoders import SEES, Encoder, Timm
+from pretask.rng import Rng
+from pretask.train.run import Run
+from pretask.transforms import augment as images
+from pretask.types import UserError
+
+Target = Literal["timm", "torch", "onnx", "hf"]
+Foreign = Callable[[Tensor], Mapping[str, Tensor]]
+"""pixels in [0, 1] -> stages, computed by another program"""
+
+CLOSE = 1e-4
+"""largest difference of a feature that passes for rounding, as a share of the largest feature of its stage"""
+PROBES = 5
+"""images that the two are compared on"""
+
+
+@dataclass(frozen=True)
+class Exported:
+    path: Path
+    difference: float
+    """the largest of any feature, as a share of the largest feature of its stage"""
+    compared: str
+    """on which images"""
+    usage: str
+    """Python lines that load it"""
+
+
+def export(run: Run, to: Target, out: Path | None = None) -> Exported:
+    """Write the run's encoder for another program, at `out` or inside the run's folder, and compare.
+
+    A file gets the suffix that its program knows it by, where `out` has another.
+    """
+    form = FORMS[to]
+    absent = [package for package in form.packages if find_spec(package) is None]
+    if absent:
+        raise UserError(f"--to {to} needs {', '.join(absent)}; install: pip install 'pretask[{to}]'")
+    encoder = run.encoder.cpu().eval()
+    if form.timm_only and not isinstance(encoder, Timm):
+        raise UserError(
+            f"{encoder.name} is no timm model, so {to} cannot build it; use --to torch or --to onnx"
+        )
+    if encoder.sees and to == "hf":
+        raise UserError(
+            f"{encoder.name} sees the {encoder.sees} of images, which transformers' image processors cannot make; "
+            "use --to timm, torch or onnx"
+        )
+    out, suffix = out or run.folder / form.name, Path(form.name).suffix
+    out = out if not suffix or out.suffix == suffix else out.with_name(out.name + suffix)
+    if out.exists():
+        raise UserError(f"{out} exists; choose another --out")
+    image, compared = probes(run)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch:
+            made = Path(scratch, out.name)
+            with torch.no_grad(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                form.write(encoder, made)
+                difference = disagreement(form.load(made), encoder, image)
+            if not difference <= CLOSE:  # NaN is no agreement
+                raise ValueError(f"its features differ from the run's by {difference:.1e} of the largest")
+            for file in Path(scratch).iterdir():  # one, but for ONNX of more than 2 GB
+                file.replace(out.parent / file.name)
+    except Exception as wrong:  # exporters and foreign loaders raise all kinds
+        reason = (str(wrong).strip() or type(wrong).__name__).splitlines()[0]
+        raise UserError(
+            f"{encoder.name} could not be exported to {to}: {reason}; nothing was written"
+        ) from None
+    return Exported(out, difference, compared, form.usage(out, encoder))
+
+
+def probes(run: Run) -> tuple[Tensor, str]:
+    """A few of the run's images (B, C, H, W) in [0, 1]; noise where they are gone."""
+    settings, size, channels = run.card["settings"], run.card["size"], run.card["channels"]
+    root = settings["root"] and Path(settings["root"])
+    try:
+        source = sources.open(
+            settings["data"], size=size, channels=channels, root=root, progress=False, cache_mb=0
+        )
+        image = loader.sample(source, PROBES).image
+        return images.to_float(image), f"{len(image)} images of {source.name}"
+    except UserError:
+        noise = Rng(0, "export").uniform(PROBES, channels, size, size)
+        return noise, f"{PROBES} images of noise, as the run's own are not at hand"
+
+
+def disagreement(foreign: Foreign, encoder: Encoder, image: Tensor) -> float:
+    """The largest difference of any feature, relative to its stage; in a batch and in a batch of one."""
+    worst = torch.zeros(())
+    for batch in (image, image[:1]):
+        expected, given = encoder(batch), foreign(batch)
+        for stage, values in given.items():
+            if values.shape != expected[stage].shape:
+                raise ValueError(
+                    f"{stage} has shape {tuple(values.shape)}, not {tuple(expected[stage].shape)}"
+                )
+            gap = (values - expected[stage]).abs().amax() / expected[stage].abs().amax().clamp(min=1e-12)
+            worst = torch.maximum(worst, gap)  # keeps NaN
+    return worst.item()
+
+
+def example(encoder: Encoder) -> Tensor:
+    """Two images: a batch of one would be taken for a constant."""
+    return torch.zeros(2, encoder.channels, encoder.size, encoder.size)
+
+
+def image_of(encoder: Encoder) -> str:
+    return f"(B, {encoder.channels}, {encoder.size}, {encoder.size})"
+
+
+# ---- torch
+
+
+def write_torch(encoder: Encoder, path: Path) -> None:
+    batch = torch.export.Dim("batch")
+    program = torch.export.export(encoder, (example(encoder),), dynamic_shapes=({0: batch},))
+    torch.export.save(program, path)
+
+
+def load_torch(path: Path) -> Foreign:
+    return torch.export.load(path).module()
+
+
+def use_torch(path: Path, encoder: Encoder) -> str:
+    return f"""\
+import torch
+
+encoder = torch.export.load("{path}").module()
+features = encoder(pixels)["pool"]  # pixels {image_of(encoder)} in [0, 1] -> (B, {encoder.dim})"""
+
+
+# ---- onnx
+
+
+class Stages(nn.Module):
+    """The stages as a tuple: ONNX outputs have names of their own."""
+
+    def __init__(self, encoder: Encoder):
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.encoder(image).values())
+
+
+def write_onnx(encoder: Encoder, path: Path) -> None:
+    program = torch.onnx.export(
+        Stages(encoder).eval(),
+        (example(encoder),),
+        dynamo=True,
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        input_names=["image"],
+        output_names=list(encoder.widths),
+        verbose=False,
+    )
+    assert program is not None
+    program.save(path)
+
+
+def load_onnx(path: Path) -> Foreign:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+
+    def foreign(image: Tensor) -> dict[str, Tensor]:
+        values = session.run(names, {"image": image.numpy()})
+        return {name: torch.from_numpy(value) for name, value in zip(names, values, strict=True)}
+
+    return foreign
+
+
+def use_onnx(path: Path, encoder: Encoder) -> str:
+    return f"""\
+import onnxruntime
+
+session = onnxruntime.InferenceSession("{path}")
+[features] = session.run(["pool"], {{"image": pixels}})  # pixels {image_of(encoder)} float32 in [0, 1]"""
+
+
+# ---- timm, and transformers, which wraps it: the same folder
+
+
+def write_timm(encoder: Encoder, path: Path) -> None:
+    """model.safetensors and config.json, as on the hub: timm reads them with local-dir:PATH, too."""
+    from safetensors.torch import save_file
+
+    net: Any = encoder.net
+    path.mkdir()
+    weights = {name: value.contiguous() for name, value in net.state_dict().items()}
+    save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
+    published = net.pretrained_cfg
+    size = [len(encoder.mean), encoder.size, encoder.size]
+    config = {
+        "architecture": built(encoder)[0],
+        "model_args": built(encoder)[1],
+        "model_type": "timm_wrapper",
+        "num_classes": 0,
+        "num_features": encoder.dim,
+        "sees": encoder.sees,
+        "pretrained_cfg": {
+            "input_size": size,
+            "fixed_input_size": bool(published.get("fixed_input_size")),
+            "interpolation": "bicubic",
+            "crop_pct": 1.0,
+            "crop_mode": "center",
+            "mean": statistics(encoder.mean),
+            "std": statistics(encoder.std),
+            "num_classes": 0,
+        },
+    }
+    (path / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def built(encoder: Encoder) -> tuple[str, dict[str, Any]]:
+    """The timm name, and what `timm.create_model` is told besides."""
+    name, arguments = encoders.parse(encoder.name)
+    arguments.pop("sees", None)
+    return name, {"in_chans": len(encoder.mean), **encoders.sized(name, encoder.size), **arguments}
+
+
+def statistics(values: Tensor) -> list[float]:
+    """One number per channel, as short as float32 is exact."""
+    return [float(f"{value:.7g}") for value in values.flatten().tolist()]
+
+
+def normalised(config: Mapping[str, Any], image: Tensor) -> Tensor:
+    mean, std = (torch.tensor(config["pretrained_cfg"][key]).view(-1, 1, 1) for key in ("mean", "std"))
+    return ((SEES[config["sees"]](image) if config["sees"] else image) - mean) / std
+
+
+def load_timm(path: Path) -> Foreign:
+    import timm
+    from safetensors.torch import load_file
+
+    config = json.loads((path / "config.json").read_text())
+    model = timm.create_model(config["architecture"], num_classes=0, **config["model_args"]).eval()
+    model.load_state_dict(load_file(path / "model.safetensors"), strict=True)
+    return lambda image: {"pool": model(normalised(config, image))}
+
+
+def use_timm(path: Path, encoder: Encoder) -> str:
+    name, arguments = built(encoder)
+    pixels = (
+        f"the {encoder.sees} of images, (B, 1, {encoder.size}, {encoder.size})"
+        if encoder.sees
+        else image_of(encoder)
+    )
+    told = "".join(f", {key}={value!r}" for key, value in arguments.items())
+    mean, std = statistics(encoder.mean), statistics(encoder.std)
+    return f"""\
+import timm, torch
+from safetensors.torch import load_file
+
+model = timm.create_model("{name}", num_classes=0{told}).eval()
+model.load_state_dict(load_file("{path / "model.safetensors"}"), strict=True)
+mean, std = torch.tensor({mean}).view(-1, 1, 1), torch.tensor({std}).view(-1, 1, 1)
+features = model((pixels - mean) / std)  # pixels: {pixels} in [0, 1] -> (B, {encoder.dim})"""
+
+
+def load_hf(path: Path) -> Foreign:
+    from transformers import AutoModel
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    model, told = AutoModel.from_pretrained(path, local_files_only=True, output_loading_info=True)
+    lost = {what: names for what, names in told.items() if names}
+    if lost:
+        raise ValueError(f"transformers did not load all weights: {lost}")
+    model.eval()
+    config = json.loads((path / "config.json").read_text())
+    return lambda image: {"pool": model(normalised(config, image)).pooler_output}
+
+
+def use_hf(path: Path, encoder: Encoder) -> str:
+    return f"""\
+from transformers import AutoImageProcessor, AutoModel
+
+processor, model = AutoImageProcessor.from_pretrained("{path}"), AutoModel.from_pretrained("{path}").eval()
+features = model(**processor(picture)).pooler_output  # a PIL image -> (1, {encoder.dim})"""
+
+
+# ---- all of them
+
+
+@dataclass(frozen=True)
+class Form:
+    name: str
+    """in the run's folder"""
+    write: Callable[[Encoder, Path], None]
+    load: Callable[[Path], Foreign]
+    usage: Callable[[Path, Encoder], str]
+    packages: tuple[str, ...] = ()
+    timm_only: bool = False
+
+
+FORMS: dict[str, Form] = {
+    "timm": Form("timm", write_timm, load_timm, use_timm, timm_only=True),
+    "torch": Form("encoder.pt2", write_torch, load_torch, use_torch),
+    "onnx": Form(
+        "encoder.onnx", write_onnx, load_onnx, use_onnx, packages=("onnx", "onnxscript", "onnxruntime")
+    ),
+    "hf": Form("hf", write_timm, load_hf, use_hf, packages=("transformers",), timm_only=True),
+}

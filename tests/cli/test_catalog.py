@@ -1,0 +1,57 @@
+"""What is read from the methods' files as text is what importing them says, and reading them is quick."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from pretask import methods
+from pretask.cli import catalog
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_the_catalog_says_what_importing_a_method_says(name):
+    module = methods.module(name)
+    told = {recipe.method: recipe for recipe in catalog.of_method(name)}
+    made = {
+        name if r == "default" else f"{name}:{r}": config for r, config in methods.recipes(module).items()
+    }
+    assert list(told) == list(made)
+    for recipe, config in made.items():
+        one = told[recipe]
+        assert (one.asks, one.encoder, one.needs) == (
+            methods.asks(config),
+            config.encoder,
+            sorted(config.needs),
+        )
+        assert one.source in (module.__doc__ or "")
+
+
+@pytest.mark.parametrize(
+    "words", [["--help"], ["--version"], ["list"], ["evaluate", "--help"], ["export", "--help"]]
+)
+def test_help_and_list_import_no_torch(words):
+    code = f"import sys; from pretask.cli.main import main\ntry: main({words})\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_reading_a_run_and_its_encoder_imports_neither_timm_nor_lightning(tmp_path):
+    """Each takes longer to import than torch."""
+    made = "from pretask.cli.main import main; main(['pretrain', 'rotnet', '--data', 'synthetic:64:16', '--steps', '1', '--batch', '16', "
+    made += f"'--encoder', 'resnet_small:width=8', '--out', {str(tmp_path / 'r')!r}])"
+    subprocess.run([sys.executable, "-c", made], check=True, stderr=subprocess.DEVNULL)
+    code = f"import sys; from pretask import evaluating, run; each = run.Run({str(tmp_path / 'r')!r}); each.encoder; each.untrained\n"
+    code += "assert not {'timm', 'lightning_fabric', 'torchvision', 'sklearn', 'scipy', 'matplotlib'} & set(sys.modules), sorted(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("given", "spins"), [({}, "4000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "PASSIVE"}, None)]
+)
+def test_threads_sleep_soon_unless_the_user_says_otherwise(given, spins):
+    """Before torch is loaded, which reads it then."""
+    code = "import os, sys; from pretask import __main__\n__main__.main = lambda *_: print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)\n__main__.run([])"
+    env = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")} | given
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=env)
+    assert done.stdout.split() == [str(spins), "False"]

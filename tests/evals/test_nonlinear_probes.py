@@ -1,0 +1,257 @@
+"""RotNet's probes: the published sizes, on a map that stays frozen, chosen without the test set."""
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from pretask import data as sources
+from pretask import encoders
+from pretask.data import Labelled
+from pretask.data.arrays import Arrays
+from pretask.encoders import Encoder
+from pretask.evals import linear_probe as linear
+from pretask.evals import nonlinear_probes as nonlinear
+from pretask.evals.features import embed
+from pretask.evals.measure import Chosen
+from pretask.rng import Rng
+
+TRAIN = sources.open_labelled("synthetic:96:16")
+TEST = sources.open_labelled("synthetic:64:16")
+SMALL = "resnet_small:width=4,stages=2"
+
+
+@pytest.fixture(autouse=True)
+def _few_steps(monkeypatch):
+    monkeypatch.setattr(nonlinear, "STEPS", 3)
+    monkeypatch.setattr(nonlinear, "WIDTH", 12)
+
+
+def encoder(name: str = SMALL, size: int = 16) -> Encoder:
+    torch.manual_seed(0)
+    return encoders.build(name, 3, size)
+
+
+def chosen(**accuracy: float) -> Chosen:
+    nothing = linear.Probe(torch.zeros(4, 1), torch.zeros(4))
+    return Chosen(1, {stage: linear.Choice(0.1, a, lambda: nothing) for stage, a in accuracy.items()})
+
+
+BEST = chosen(stem=0.3, stage1=0.5, stage2=0.4, pool=0.9)
+
+
+def probed(net: Encoder, train=TRAIN, test=TEST, choice=BEST, seed: int = 0):
+    return {r.eval: r for r in nonlinear.by_maps(net, train, test, choice, seed=seed, progress=False)}
+
+
+def waves(n: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Maps (n, 2, 4, 4) whose class is whether two numbers agree in sign: nothing for a linear probe."""
+    sign = 2.0 * Rng(seed, "signs").integers(n, 2, high=2) - 1
+    x = sign.view(n, 2, 1, 1) + 0.3 * Rng(seed, "noise").normal(n, 2, 4, 4)
+    return x, (sign.prod(1) > 0).long()
+
+
+# ---- the probes
+
+
+def test_the_probes_have_the_published_numbers_of_parameters(monkeypatch):
+    """On RotNet's 192 x 8 x 8 map with ten classes (released code)."""
+    monkeypatch.undo()
+    heads = nonlinear.mlp(192, 8, 10), nonlinear.block(192, 10)
+    assert [sum(p.numel() for p in head.parameters()) for head in heads] == [2_500_410, 408_586]
+    assert all(head(torch.rand(3, 192, 8, 8)).shape == (3, 10) for head in heads)
+
+
+@pytest.mark.parametrize(("classes", "width"), [(2, 40), (102, 2040), (103, 2048), (1000, 2048)])
+def test_the_hidden_layers_are_20_units_a_class_wide(classes, width):
+    layers = [m for m in nonlinear.mlp(1, 2, classes) if isinstance(m, nn.Linear)]
+    assert [(m.in_features, m.out_features, m.bias is None) for m in layers] == [
+        (4, width, True), (width, width, True), (width, classes, False)
+    ]  # fmt: skip
+
+
+def test_the_block_looks_at_neighbours_and_forgets_the_place():
+    head = nonlinear.block(2, 3).eval()
+    kernels = [m.kernel_size for m in head.modules() if isinstance(m, nn.Conv2d)]
+    assert kernels == [(3, 3), (1, 1), (1, 1)]
+    x = torch.zeros(1, 2, 8, 8)
+    x[..., 2:4, 2:5] = torch.rand(2, 2, 3)
+    assert_close(head(x), head(x.roll((2, 1), (2, 3))))
+    assert (head(x) - head(x.flip(3))).abs().max() > 1e-6
+
+
+@pytest.mark.parametrize(("name", "at"), [("mlp", [0.2, 0.4, 0.45]), ("conv", [0.35, 0.7, 0.85])])
+def test_the_rate_falls_where_rotnets_does(name, at, monkeypatch):
+    """0.1, 0.02, 0.004, 0.0008 at 20, 40, 45 or at 35, 70, 85 of 100 epochs (released code)."""
+    monkeypatch.setattr(nonlinear, "STEPS", 100)
+    rates = []
+    step = torch.optim.SGD.step
+
+    def spy(self, *rest):
+        rates.append(self.param_groups[0]["lr"])
+        assert (
+            self.param_groups[0] | {"momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}
+            == self.param_groups[0]
+        )
+        return step(self, *rest)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", spy)
+    x, label = waves(20)
+    nonlinear.fit(name, x, label, 2, 0, progress=False)
+    expected = [0.1 * 0.2 ** sum(s / 100 >= a for a in at) for s in range(100)]
+    assert rates == pytest.approx(expected) and rates[-1] == pytest.approx(0.0008)
+
+
+@pytest.mark.parametrize("name", ["mlp", "conv"])
+def test_they_learn_what_no_linear_probe_can(name, monkeypatch):
+    monkeypatch.setattr(nonlinear, "STEPS", 150)
+    (x, label), (unseen, truth) = waves(400), waves(400, seed=1)
+
+    def accuracy(label: torch.Tensor) -> float:
+        head = nonlinear.fit(name, x.half(), label, 2, 0, progress=False)
+        assert not head.training
+        with torch.no_grad():
+            return (head(unseen).argmax(1) == truth).double().mean().item()
+
+    flat = linear.fit(x.flatten(1), label, 2, 0.01).predict(unseen.flatten(1))
+    assert (flat == truth).double().mean() < 0.62 and accuracy(label) > 0.95
+    assert 0.35 < accuracy(Rng(0, "guess").integers(400, high=2)) < 0.65
+
+
+@pytest.mark.parametrize("name", ["mlp", "conv"])
+def test_equal_seeds_give_equal_probes_whatever_was_drawn_before(name):
+    x, label = waves(40)
+
+    def weights(seed: int, before: int) -> torch.Tensor:
+        torch.manual_seed(before)
+        state = torch.random.get_rng_state()
+        head = nonlinear.fit(name, x, label, 2, seed, progress=False)
+        assert torch.equal(torch.random.get_rng_state(), state)
+        return torch.cat([p.detach().flatten() for p in head.parameters()])
+
+    assert torch.equal(weights(0, 1), weights(0, 2)) and not torch.equal(weights(0, 1), weights(1, 1))
+
+
+# ---- the map
+
+
+MAPS = {
+    SMALL: (16, ["stem", "stage1", "stage2"]),
+    "resnet18": (32, ["stage1", "stage2", "stage3", "stage4"]),  # the last is a single place
+    "vit_tiny_patch16_224:patch_size=8,depth=4,embed_dim=24,num_heads=2": (16, None),
+    "mlp": (8, []),
+}
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_maps_are_the_stages_with_more_than_one_place(name):
+    size, expected = MAPS[name]
+    net = encoder(name, size).train()
+    with torch.no_grad():
+        shapes = {k: tuple(v.shape) for k, v in net.eval()(torch.rand(1, 3, size, size)).items()}
+    net.train()
+    found = nonlinear.maps(net)
+    assert net.training
+    assert found == [k for k, s in shapes.items() if len(s) == 4 and s[2] * s[3] > 1]
+    assert expected is None or found == expected
+
+
+def test_an_encoder_without_maps_has_no_such_rows():
+    assert probed(encoder("mlp", 16), choice=chosen(layer1=0.5, pool=0.5)) == {}
+
+
+def test_the_map_is_the_one_that_the_linear_probe_found_best_on_held_out_training_samples():
+    found = probed(encoder())
+    assert [*found] == ["mlp", "conv"] and {r.notes["stage"] for r in found.values()} == {"stage1"}
+    deep = probed(encoder(), choice=chosen(stem=0.5, stage1=0.5, stage2=0.5, pool=0.1))
+    assert {r.notes["stage"] for r in deep.values()} == {"stage2"}  # of equals the deepest
+
+
+def test_a_probe_sees_the_frozen_map_pooled_and_every_image_as_it_is(monkeypatch):
+    """Against the encoder's own stage, averaged over a grid."""
+    asked = []
+
+    def fit(name, x, label, classes, *rest):
+        asked.append((x, label))
+        return nn.Sequential(nn.Flatten(), nn.Linear(x[0].numel(), classes))
+
+    monkeypatch.setattr(nonlinear, "fit", fit)
+    net = encoder("resnet_small:width=4,stages=2,stride=1", 32).train()
+    source = sources.open_labelled("synthetic:40:32")
+    for memory, side in ((1 << 31, 8), (2 * 40 * 4 * 25, 5)):
+        monkeypatch.setattr(nonlinear, "MEMORY", memory)
+        asked.clear()
+        probed(net, source, source)
+        with torch.no_grad():
+            stage = net.eval()(source.__getitems__(torch.arange(40)).image.float() / 255)["stage1"]
+        net.train()
+        expected = nn.functional.adaptive_avg_pool2d(stage, side)
+        for x, label in asked:
+            assert x.dtype == torch.float16 and torch.equal(label, source.label)
+            assert_close(x.float(), expected, atol=2e-3, rtol=2e-3)
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_the_encoder_and_its_statistics_stay_as_they_are(mode):
+    net = encoder().train(mode)
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    state = torch.random.get_rng_state()
+    probed(net)
+    assert torch.equal(torch.random.get_rng_state(), state) and net.training == mode
+    assert any("running_mean" in k for k in before)
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+    assert all(p.grad is None for p in net.parameters())
+
+
+# ---- honest scores
+
+
+def test_test_labels_are_read_for_the_score_alone():
+    other = Labelled(TEST.images, (TEST.label + 1) % 4, TEST.classes)
+    silent = Labelled(TEST.images, torch.zeros(64).long(), TEST.classes)
+    own, moved, zeros = (probed(encoder(), test=t) for t in (TEST, other, silent))
+    for name in ("mlp", "conv"):
+        said_0 = zeros[name].right.bool()
+        assert torch.equal(own[name].right.bool() & (TEST.label == 0), said_0 & (TEST.label == 0))
+        assert not (own[name].right.bool() & moved[name].right.bool()).any()  # one answer for each image
+        assert own[name].notes == moved[name].notes and own[name].stage == ""
+
+
+def test_classes_that_differ_in_the_map_are_told_apart_and_random_labels_are_not(monkeypatch):
+    monkeypatch.setattr(nonlinear, "STEPS", 40)
+    label = torch.arange(120) % 3
+    image = (80 * label.view(-1, 1, 1, 1) + torch.randint(0, 30, (120, 3, 16, 16))).to(torch.uint8)
+    source = Labelled(Arrays("bright", image), label, [*"abc"])
+    guess = Labelled(source.images, Rng(1, "guess").integers(120, high=3), [*"abc"])
+    known = {"choice": chosen(stem=0.3, stage1=0.5, stage2=0.4, pool=0.9)}
+    right, wrong = probed(encoder(), source, source, **known), probed(encoder(), source, guess, **known)
+    for name in ("mlp", "conv"):
+        assert right[name].value > 90 and 15 < wrong[name].value < 52
+
+
+def test_an_encoder_whose_map_shows_the_class_is_above_one_whose_map_does_not(monkeypatch):
+    monkeypatch.setattr(nonlinear, "STEPS", 40)
+    label = torch.arange(120) % 3
+    image = (80 * label.view(-1, 1, 1, 1) + torch.randint(0, 30, (120, 3, 16, 16))).to(torch.uint8)
+    source = Labelled(Arrays("bright", image), label, [*"abc"])
+    blind = encoder()
+    for weight in blind.parameters():
+        nn.init.zeros_(weight)
+    sees, blinded = probed(encoder(), source, source), probed(blind, source, source)
+    for name in ("mlp", "conv"):
+        assert sees[name].value > blinded[name].value + 30 and blinded[name].value == pytest.approx(
+            100 / 3, abs=1
+        )
+
+
+def test_what_is_scored_is_what_embedding_the_test_set_shows(monkeypatch):
+    heads = {}
+    fit = nonlinear.fit
+    monkeypatch.setattr(nonlinear, "fit", lambda name, *a: heads.setdefault(name, fit(name, *a)))
+    net = encoder()
+    found = probed(net)
+    x = embed(nonlinear.Map(net, "stage1"), TEST, progress=False, width=8 * 64).stages["map"]
+    for name, head in heads.items():
+        with torch.no_grad():
+            said = head.eval()(x.float().view(64, 4, 8, 8)).argmax(1)
+        assert ((said == TEST.label).double() == found[name].right).double().mean() > 0.95  # half precision

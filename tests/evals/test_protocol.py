@@ -1,0 +1,448 @@
+"""The whole evaluation on small made-up pictures: every row, honest choices, clear words on what cannot be scored."""
+
+import json
+import math
+import os
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+from torch import nn
+from torch.testing import assert_close
+
+from pretask import data as sources
+from pretask import encoders
+from pretask.data import Labelled
+from pretask.data.arrays import Arrays
+from pretask.encoders import Encoder
+from pretask.evals import baselines, fewshot, finetune, knn
+from pretask.evals import label_free as spread
+from pretask.evals import linear_probe as linear
+from pretask.evals import nonlinear_probes as nonlinear
+from pretask.evals.cluster_metrics import cluster
+from pretask.evals.features import Features, embed
+from pretask.evals.holdout import split, splits
+from pretask.evals.measure import Chosen, by_clusters, by_probes, choose
+from pretask.evals.protocol import Scores, combined, evaluate
+from pretask.reports import table
+from pretask.rng import Rng
+from pretask.types import UserError
+
+NAME = "resnet_small:width=4,stages=2"
+OTHERS = [f"untrained {NAME}", "raw pixels", "k-means patches"]
+TRAIN = sources.open_labelled("synthetic:120:16")
+TEST = sources.open_labelled("synthetic:64:16")
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    monkeypatch.setattr(baselines, "SAMPLES", 1000)
+    monkeypatch.setattr(fewshot, "DRAWS", 2)
+
+
+def encoder(seed: int = 100) -> Encoder:
+    torch.manual_seed(seed)
+    return encoders.build(NAME, 3, 16)
+
+
+def scored(*nets: Encoder, train=TRAIN, test: Labelled | None = TEST, **known) -> Scores:
+    return evaluate(list(nets) or [encoder()], train, test, name="own", centres=5, progress=False, **known)
+
+
+def some(source: Labelled, index: torch.Tensor, classes: list[str] | None = None, label=None) -> Labelled:
+    image = source.__getitems__(index).image
+    label = source.label[index] if label is None else label
+    return Labelled(Arrays("some", image), label, classes or source.classes)
+
+
+def per_class(source: Labelled, *counts: int) -> torch.Tensor:
+    """Positions of so many samples of class 0, 1, …"""
+    return torch.cat([(source.label == c).nonzero().flatten()[:n] for c, n in enumerate(counts)])
+
+
+@pytest.fixture(scope="module")
+def once():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(baselines, "SAMPLES", 1000)
+        patch.setattr(fewshot, "DRAWS", 2)
+        return scored(supervised_steps=2)
+
+
+# ---- what is there
+
+
+def test_every_table_carries_its_rows(once):
+    rows = list(dict.fromkeys(r["features"] for r in once.rows))
+    assert rows == ["own", *OTHERS, f"supervised {NAME}"]
+    assert {r["features"] for r in once.rows if r["own"]} == {"own"}
+    assert f"supervised {NAME}" not in {r["features"] for r in scored().rows}
+    evals = ["knn", "linear", "best linear", "1-shot", "5-shot", "10-shot", "nmi", "ari", "acc",
+             "recall@1", "recall@2", "recall@4", "recall@8", "rankme", "alpha", "std", "cosine"]  # fmt: skip
+    for row in rows:
+        assert list(dict.fromkeys(r["eval"] for r in once.rows if r["features"] == row)) == evals
+    stages = [r["stage"] for r in once.rows if r["features"] == "own" and r["eval"] == "linear"]
+    assert stages == ["stem", "stage1", "stage2", "pool"]
+
+
+@pytest.mark.parametrize(
+    ("name", "shown_as"),
+    [
+        ("untrained vit_tiny_patch16_224:patch_size=4,embed_dim=128", "untrained vit_tiny_patch16_224 "),
+        ("untrained vit_little_patch16_reg1_gap_256_with_a_longer_name.sbb_in12k_ft_in1k", "ft_in1k "),
+    ],
+)
+def test_in_80_columns_every_number_is_whole_however_long_the_name_of_the_encoder(once, name, shown_as):
+    rows = [{**r, "features": name} if r["features"].startswith("untrained") else r for r in once.rows]
+    with open(os.devnull, "w") as nowhere:
+        console = Console(width=80, record=True, file=nowhere)
+        console.print(table.render(replace(once, rows=rows)))
+    shown = console.export_text()
+    assert "…" not in shown and all(len(line) <= 80 for line in shown.splitlines())
+    assert shown_as in shown and table.cell(once.get("own", "knn")) in shown
+
+
+def test_the_json_is_valid_and_holds_no_nan(once):
+    def refuse(constant: str):
+        raise AssertionError(constant)
+
+    told = json.loads(once.to_json(), parse_constant=refuse)
+    assert {"schema", "data", "protocol", "rows", "differences", "skipped", "seconds"} == set(told)
+    assert told["data"] == {"train": TRAIN.name, "n_train": 120, "test": TEST.name, "n_test": 64,
+                            "classes": TRAIN.classes}  # fmt: skip
+
+
+def test_every_number_lies_within_its_interval(once):
+    for r in once.rows:
+        if r["eval"] in ("rankme", "alpha", "std", "cosine"):
+            assert r["low"] is None and r["high"] is None
+        else:
+            assert r["low"] <= r["value"] <= r["high"]
+            assert 0 <= r["value"] <= 100 or r["eval"] == "ari"
+        assert r["n"] == 64 and r["values"] == [pytest.approx(r["value"])]
+
+
+def test_differences_are_those_of_the_rows(once):
+    assert {d["minus"] for d in once.differences} == {*OTHERS, f"supervised {NAME}"}
+    for d in once.differences:
+        stage = "pool" if d["eval"] == "linear" else None
+        own, other = once.get("own", d["eval"], stage), once.get(d["minus"], d["eval"], stage)
+        assert d["value"] == pytest.approx(own["value"] - other["value"])
+        assert d["low"] <= d["value"] <= d["high"]
+
+
+def test_an_encoder_against_itself_differs_by_exactly_nothing():
+    found = scored(baselines.untrained(encoder(), 0), seeds=[0])
+    none = [d for d in found.differences if d["minus"] == f"untrained {NAME}"]
+    assert [(d["value"], d["low"], d["high"]) for d in none] == [(0, 0, 0)] * 3
+
+
+def test_the_best_stage_is_the_one_chosen_and_its_row_is_that_stages(once):
+    for row in ("own", *OTHERS):
+        best = once.get(row, "best linear")
+        stage = best["chosen"][0]["stage"]
+        assert best["value"] == once.get(row, "linear", stage)["value"]
+
+
+def test_scores_are_kept_in_the_folder_of_the_run(once, tmp_path):
+    path = once.write(tmp_path)
+    assert path == tmp_path / "scores" / "synthetic-64-16.json"
+    assert json.loads(path.read_text()) == json.loads(once.to_json())
+
+
+# ---- honest choices
+
+
+def settings(scores: Scores) -> list[object]:
+    return [
+        (r["features"], r["eval"], r.get("stage"), {k: c[k] for k in ("k", "penalty", "stage") if k in c})
+        for r in scores.rows
+        for c in r["chosen"]
+    ]
+
+
+def test_no_choice_depends_on_the_test_labels_or_images(once):
+    shuffled = some(TEST, torch.arange(64), label=TEST.label[Rng(0).permutation(64)])
+    found = scored(test=shuffled, supervised_steps=2)
+    assert settings(found) == settings(once)
+    assert once.get("k-means patches", "linear")["value"] > found.get("k-means patches", "linear")["value"]
+    fewer = scored(test=some(TEST, torch.arange(20, 60)), supervised_steps=2)
+    assert settings(fewer) == settings(once)
+
+
+def test_k_and_penalties_are_chosen_on_the_same_splits_of_the_training_samples(monkeypatch):
+    label = Rng(0, "held out").integers(200, high=3)
+    x = torch.arange(200).float()[:, None]
+    asked = []
+    for module in (knn, linear):
+        monkeypatch.setattr(module, "choose", lambda *given: asked.append(given))
+    choose(Features({"map": x, "pool": x}, label, [*"abc"], "made up"), 3, seed=0)
+    assert len(asked) == 3  # k, and the penalty of either stage
+    assert all(torch.equal(given[0], x) and torch.equal(given[1], label) for given in asked)
+    assert all(torch.equal(given[3].fitted, splits(label, 0).fitted) for given in asked)
+
+
+def test_the_best_stage_is_the_most_accurate_on_held_out_samples_and_of_equals_the_deepest():
+    rng = Rng(0, "stages")
+    label = rng.integers(120, high=3)
+    plain, noise = torch.eye(3)[label] + 0.1 * rng.normal(120, 3), rng.normal(120, 3)
+    names = [*"abc"]
+    assert (
+        choose(Features({"one": noise, "two": plain, "pool": noise}, label, names, ""), 3, 0).stage == "two"
+    )
+    assert (
+        choose(Features({"one": plain, "two": plain, "pool": noise}, label, names, ""), 3, 0).stage == "two"
+    )
+
+
+def test_the_probe_that_is_scored_is_the_one_that_was_chosen_for_the_stage():
+    label = torch.arange(90) % 3
+    stages = {"map": torch.eye(3)[label], "pool": Rng(0, "noise").normal(90, 3)}
+    data = Features(stages, label, [*"abc"], "made up")
+    good, bad = linear.Probe(torch.eye(3), torch.zeros(3)), linear.Probe(torch.zeros(3, 3), torch.zeros(3))
+    chosen = Chosen(
+        1, {"map": linear.Choice(0.01, 0.4, lambda: good), "pool": linear.Choice(0.01, 0.3, lambda: bad)}
+    )
+    one, best, other = by_probes(data, chosen)
+    assert (one.eval, one.stage, one.value) == ("linear", "map", 100)
+    assert (best.eval, best.notes["stage"], best.value) == ("best linear", "map", 100)
+    assert (other.eval, other.stage) == ("linear", "pool") and other.value == pytest.approx(100 / 3)
+
+
+def test_classes_are_matched_by_name_where_they_are_numbered_otherwise(once):
+    backwards = some(TEST, torch.arange(64), TEST.classes[::-1], 3 - TEST.label)
+    for one, other in zip(scored(test=backwards).rows, once.rows, strict=False):
+        assert {k: v for k, v in one.items() if k != "data"} == {
+            k: v for k, v in other.items() if k != "data"
+        }
+
+
+def test_a_test_set_of_some_classes_is_scored_by_name_too():
+    two = some(TEST, per_class(TEST, 0, 10, 0, 10))
+    renamed = Labelled(two.images, (two.label == 3).long(), [TEST.classes[1], TEST.classes[3]])
+    one, other = scored(test=two), scored(test=renamed)
+    assert [r["value"] for r in one.rows] == [r["value"] for r in other.rows]
+
+
+def test_a_class_that_the_training_set_lacks_is_named():
+    strange = Labelled(TEST.images, TEST.label, [*TEST.classes[:3], "unicorn"])
+    with pytest.raises(UserError, match=r"classes that the training set lacks: unicorn; expected only ball"):
+        scored(test=strange)
+    silent = some(TRAIN, per_class(TRAIN, 20, 20, 20, 0))  # knows the name, has no image
+    with pytest.raises(UserError, match="lacks: tree"):
+        scored(train=silent)
+
+
+def test_without_a_test_set_a_fifth_of_each_class_is_set_aside():
+    data = scored(test=None).data
+    kept, out = split(TRAIN.label, Rng(0, "test"))
+    assert (data["n_train"], data["n_test"]) == (len(kept), len(out)) == (96, 24)
+    share = TRAIN.label[out].bincount() / TRAIN.label.bincount()
+    assert ((share - 0.2).abs() < 0.02).all()
+
+
+@pytest.mark.parametrize("test", [TEST, None])
+def test_what_was_embedded_is_handed_on_in_the_order_of_its_images(test):
+    seen = []
+    net = encoder()
+    scored(net, encoder(7), test=test, seeds=(0, 1), look=lambda *given: seen.append(given))
+    ((source, pool),) = seen  # of the first encoder alone
+    assert source is (test or TRAIN)
+    assert_close(pool, embed(net, source, progress=False).stages["pool"], atol=1e-5, rtol=0)
+
+
+def test_rows_that_are_fewer_than_the_images_are_not_handed_on():
+    broken = some(TEST, torch.arange(30))
+    broken.ledger.bad["7.jpg"] = "truncated"
+    seen = []
+    scored(test=broken, look=lambda *given: seen.append(given))
+    assert not seen
+
+
+# ---- on request
+
+
+@pytest.fixture(scope="module")
+def more():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(baselines, "SAMPLES", 1000)
+        patch.setattr(fewshot, "DRAWS", 2)
+        patch.setattr(finetune, "STEPS", 3)
+        patch.setattr(nonlinear, "STEPS", 3)
+        yield scored(encoder(100), encoder(101), seeds=[8, 9], finetune=True, nonlinear=True, svm=True)
+
+
+FURTHER = ["mlp", "conv", "svm", "finetune 10-shot", "finetune"]
+
+
+def test_what_is_done_on_request_is_rows_of_the_encoders(more, once):
+    for row in ("own", *OTHERS):
+        there = [r["eval"] for r in more.rows if r["features"] == row and r["eval"] in FURTHER]
+        assert there == (FURTHER if row in ("own", OTHERS[0]) else [])
+    assert not {r["eval"] for r in once.rows} & {*FURTHER}
+    assert more.skipped == ["no 100-shot, finetune 100-shot: class 'tent' has 27 training images"]
+    for eval in FURTHER:
+        for row in (more.get("own", eval), more.get(OTHERS[0], eval)):
+            assert (
+                "stage" not in row and len(row["values"]) == 2 and row["seeds"] == [8, 9] and row["n"] == 64
+            )
+            assert row["low"] <= row["value"] <= row["high"]
+    stages = [c["stage"] for c in more.get("own", "mlp")["chosen"]]
+    assert {*stages} <= {"stem", "stage1", "stage2"}
+    json.loads(more.to_json())
+
+
+def test_their_differences_are_paired_with_the_untrained_encoder_alone(more):
+    of = [(d["minus"], d["eval"]) for d in more.differences if d["eval"] in FURTHER]
+    assert sorted(of) == sorted((OTHERS[0], eval) for eval in FURTHER)
+    for d in more.differences:
+        if d["eval"] in FURTHER:
+            own, other = more.get("own", d["eval"]), more.get(OTHERS[0], d["eval"])
+            assert d["value"] == pytest.approx(own["value"] - other["value"])
+            assert d["low"] <= d["value"] <= d["high"]
+
+
+def test_the_untrained_encoder_is_trained_at_one_rate_and_each_run_on_its_own_draw(monkeypatch):
+    asked = []
+    monkeypatch.setattr(finetune, "by_finetuning", lambda *a, **k: asked.append((a[0], k)) or iter(()))
+    scored(encoder(100), encoder(101), seeds=[8, 9], seed=5, finetune=True)
+    assert [(k["decay"], k["run"], k["seed"]) for _, k in asked] == [
+        (finetune.DECAY, 8, 5), (finetune.DECAY, 9, 5), (1.0, 8, 5), (1.0, 9, 5)
+    ]  # fmt: skip
+    fresh = baselines.untrained(encoder(), 8).state_dict()
+    assert all(torch.equal(v, fresh[k]) for k, v in asked[2][0].state_dict().items() if "running" not in k)
+
+
+def test_fine_tuning_matches_the_classes_of_the_test_set_by_name(more, monkeypatch):
+    monkeypatch.setattr(finetune, "STEPS", 3)
+    monkeypatch.setattr(nonlinear, "STEPS", 3)
+    backwards = some(TEST, torch.arange(64), TEST.classes[::-1], 3 - TEST.label)
+    known = {"seeds": [8, 9], "finetune": True, "nonlinear": True, "svm": True}
+    found = scored(encoder(100), encoder(101), test=backwards, **known)
+    for eval in FURTHER:
+        assert found.get("own", eval)["values"] == more.get("own", eval)["values"]
+
+
+def test_an_encoder_without_maps_says_that_it_has_no_map_to_probe():
+    net = encoders.build("mlp:width=8,depth=2", 3, 16)
+    found = scored(net, nonlinear=True)
+    assert found.get("own", "mlp") is None and found.get("own", "conv") is None
+    assert found.skipped[-1] == "no mlp, conv: mlp:width=8,depth=2 has no map of more than one place"
+
+
+# ---- several seeds
+
+
+def test_several_runs_are_one_row_with_the_values_of_each():
+    nets = [encoder(100), encoder(101)]
+    both = scored(*nets, seeds=[8, 9])
+    chosen = [c["stage"] for c in both.get(OTHERS[0], "best linear")["chosen"]]
+    assert len(set(chosen)) == 2  # each run has a best stage of its own
+    for net, seed, place in zip(nets, (8, 9), (0, 1), strict=True):
+        alone = scored(net, seeds=[seed])
+        for r in alone.rows:
+            row = both.get(r["features"], r["eval"], r.get("stage"))
+            assert row["values"][place % len(row["values"])] == pytest.approx(r["value"])
+            assert row["value"] == pytest.approx(sum(row["values"]) / len(row["values"]))
+    assert {r["features"]: r["seeds"] for r in both.rows} == {
+        "own": [8, 9], f"untrained {NAME}": [8, 9], "raw pixels": [0], "k-means patches": [0]
+    }  # fmt: skip
+    linear = both.get("own", "linear", "pool")
+    low, high = min(linear["values"]), max(linear["values"])
+    assert linear["low"] < low < high < linear["high"]
+    with pytest.raises(UserError, match="1 encoders came with 2 seeds"):
+        scored(encoder(), seeds=[0, 1])
+
+
+def test_of_nmi_and_ari_the_interval_is_about_the_value():
+    """Sets drawn anew repeat samples, which agree with themselves, so their quantiles lie too high."""
+    rng = Rng(0, "interval")
+    label = rng.integers(200, high=10)
+    x = rng.normal(200, 5) + 0.8 * rng.normal(10, 5)[label]
+    test = Features({"pool": x}, label, [*"abcdefghij"], "made up")
+    found = cluster(x, 10, seed=0)
+    drawn = [rng.integers(200, high=200) for _ in range(400)]
+    peer = {"nmi": normalized_mutual_info_score, "ari": adjusted_rand_score}
+    nmi, ari, acc = combined([list(by_clusters(test, 0))], 0)
+    assert acc["low"] < acc["value"] < acc["high"]
+    for row in (nmi, ari):
+        deviation = 100 * np.std([peer[row["eval"]](label[i], found[i]) for i in drawn])
+        assert row["value"] == pytest.approx(100 * peer[row["eval"]](label, found))
+        assert row["high"] - row["value"] == pytest.approx(1.97 * deviation, rel=0.2)
+        assert row["value"] - row["low"] == pytest.approx(row["high"] - row["value"])
+
+
+# ---- what can hardly be scored
+
+
+@pytest.mark.parametrize("count", [4, 9, 99])
+def test_too_few_images_for_so_many_shots_is_said(count):
+    train = some(sources.open_labelled("synthetic:600:16"), torch.arange(600))
+    train = some(train, per_class(train, 110, 110, count, 110))
+    found = scored(train=train, test=some(TEST, torch.arange(20)))
+    there = [s for s in fewshot.SHOTS if s <= count]
+    missing = ", ".join(f"{s}-shot" for s in fewshot.SHOTS if s > count)
+    assert found.skipped == [f"no {missing}: class 'tent' has {count} training images"]
+    assert {r["eval"] for r in found.rows if "shot" in r["eval"]} == {f"{s}-shot" for s in there}
+
+
+def test_one_class_is_no_question():
+    with pytest.raises(UserError, match=r"some \(80 %\) shows 1 class; scores need at least 2"):
+        scored(train=some(TRAIN, per_class(TRAIN, 10)), test=None)
+
+
+@pytest.mark.parametrize(("count", "test"), [(1, None), (1, TEST), (2, None)])
+def test_single_images_cannot_be_held_out(count, test):
+    with pytest.raises(UserError, match="more images per class"):
+        scored(train=some(TRAIN, per_class(TRAIN, *[count] * 4)), test=test)
+
+
+def test_two_images_per_class_and_one_test_image_are_enough():
+    found = scored(train=some(TRAIN, per_class(TRAIN, 2, 2, 2, 2)), test=some(TEST, torch.tensor([3])))
+    assert found.get("own", "knn")["n"] == 1 and found.get("own", "recall@1") is None
+    assert found.get("own", "cosine") is None and found.get("own", "knn")["value"] in (0, 100)
+
+
+def test_images_of_another_size_are_refused():
+    with pytest.raises(UserError, match="holds 3 x 24 px images, the encoder takes 3 x 16"):
+        scored(train=sources.open_labelled("synthetic:20:24"))
+
+
+def collapsed(value: float) -> Encoder:
+    """Shows every image as the same numbers."""
+    net = encoder()
+    for weight in net.parameters():
+        nn.init.constant_(weight, 0.0 if weight.ndim > 1 else value)
+    return net
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_a_collapsed_encoder_scores_like_a_guess(value):
+    found = scored(collapsed(value))
+    json.loads(found.to_json())
+    most = 100 * TEST.label.bincount().max().item() / 64
+    for eval in ("knn", "linear", "best linear", "1-shot", "10-shot", "acc"):
+        assert 0 <= found.get("own", eval)["value"] <= most
+    assert found.get("own", "nmi")["value"] == pytest.approx(0, abs=1e-9)
+    assert found.get("own", "std")["value"] == pytest.approx(0, abs=1e-6)
+    assert found.get("own", "rankme")["value"] == pytest.approx(math.ceil(value), abs=0.01)
+    assert found.get("own", "alpha") is None
+
+
+def test_one_collapsed_run_of_several_takes_only_the_numbers_that_it_lacks():
+    found = scored(encoder(), collapsed(1.0), seeds=[0, 1])
+    assert found.get("own", "alpha") is None and found.get(OTHERS[0], "alpha") is not None
+    assert len(found.get("own", "knn")["values"]) == 2
+    first, second = found.get("own", "rankme")["values"]
+    assert first > 1.1 and second == pytest.approx(1, abs=0.01)
+    assert set(spread.spread(torch.ones(3, 2))) == {"rankme", "alpha", "std", "cosine"}
+
+
+def test_a_run_that_diverged_is_one_line():
+    net = encoder()
+    nn.init.constant_(net.net.stage2[0].body[0].weight, torch.nan)
+    with pytest.raises(UserError, match="the run has diverged") as error:
+        scored(net)
+    assert "\n" not in str(error.value)

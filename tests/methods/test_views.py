@@ -1,0 +1,50 @@
+"""How views are drawn, held against the repositories of the methods that draw them."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from pretask import methods
+from pretask.rng import Rng
+from pretask.transforms import augment as images
+
+JITTER = {
+    "byol:paper": (0.4, 0.4, 0.2, 0.1),  # google-deepmind/deepmind-research byol/utils/augmentations.py
+    "barlow_twins:paper": (0.4, 0.4, 0.2, 0.1),  # facebookresearch/barlowtwins main.py
+    "vicreg:paper": (0.4, 0.4, 0.2, 0.1),  # facebookresearch/vicreg augmentations.py
+    "moco:paper": (0.4, 0.4, 0.4, 0.1),  # facebookresearch/moco main_moco.py
+    "moco:paperv3": (0.4, 0.4, 0.2, 0.1),  # facebookresearch/moco-v3 main_moco.py
+    "moco:paperv3vit": (0.4, 0.4, 0.2, 0.1),
+    "dino:paper": (0.4, 0.4, 0.2, 0.1),  # facebookresearch/dino main_dino.py
+    "ibot:paper": (0.4, 0.4, 0.2, 0.1),  # bytedance/ibot main_ibot.py
+    "simsiam:paper": (0.4, 0.4, 0.4, 0.1),  # facebookresearch/simsiam main_simsiam.py
+    "swav:paper": (0.8, 0.8, 0.8, 0.2),  # facebookresearch/swav src/multicropdataset.py
+    "lejepa:paper": (0.8, 0.8, 0.8, 0.2),  # rbalestr-lab/lejepa MINIMAL.md
+}
+"""brightness, contrast, saturation, hue"""
+
+
+@pytest.mark.parametrize("recipe", JITTER)
+def test_colors_of_every_view_are_jittered_as_in_the_released_code(recipe, monkeypatch):
+    config, drawn = methods.recipe(recipe)(), []
+    inner = images.jitter
+    monkeypatch.setattr(
+        images, "jitter", lambda x, rng, *strengths, p: drawn.append((*strengths, p)) or inner(x, rng, *strengths, p=p)
+    )  # fmt: skip
+    views = [*config.pair()]
+    if hasattr(config, "small_crop"):
+        views.append(dataclasses.replace(config.views, crop=config.small_crop))
+    for view in views:
+        view(torch.rand(2, 3, 16, 16), 16, Rng(0))
+    assert drawn == [pytest.approx((*JITTER[recipe], 0.8))] * len(views)
+
+
+def test_saturation_moves_colors_from_gray_by_what_is_drawn():
+    x = 0.25 + 0.5 * Rng(1).uniform(256, 3, 4, 4)
+    out = images.jitter(x, Rng(2), brightness=0.0, contrast=0.0, saturation=0.2, hue=0.0)
+    gray = images.luma(x)
+    factor = ((out - gray) / (x - gray)).flatten(1).median(1).values
+    assert_close(out, gray + factor.view(-1, 1, 1, 1) * (x - gray), atol=1e-5, rtol=0)
+    assert 0.8 <= factor.min() < 0.82 and 1.18 < factor.max() <= 1.2

@@ -1,0 +1,667 @@
+"""Contact sheets, curves, neighbours, and the report page as a real browser shows it."""
+
+import html as entities
+import itertools
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from pretask import data as sources
+from pretask import encoders
+from pretask.methods import rotnet
+from pretask.reports import attention, curves, features, html
+from pretask.reports import report as compose
+from pretask.rng import Rng
+from pretask.train import run as runs
+from pretask.viz import puzzle as sheet
+from pretask.viz import turing
+
+HOSTILE = '<script>alert("1")</script><img src=x onerror=alert(2)>{{ 7*7 }}$\\frac{'
+
+
+def noise(*shape: int) -> Tensor:
+    return Rng(0, "noise").uniform(*shape)
+
+
+@dataclass(frozen=True)
+class Puzzle:
+    image: Tensor
+    turn: Tensor
+
+
+# ---- contact sheets
+
+
+def test_a_cell_holds_the_sample_of_its_own_row_and_the_verdict_on_its_own_answer():
+    image = torch.stack([torch.full((3, 8, 8), v / 10) for v in range(6)])
+    cells = sheet.cells(Puzzle(image, torch.arange(6)), {"turn": torch.tensor([0, 1, 0, 3, 4, 0])}, rows=4)
+    assert [np.asarray(cell.pictures[0][1])[0, 0, 0] for cell in cells] == [0, 26, 51, 76]
+    assert [(note.asked, note.answered) for (note,) in (cell.notes for cell in cells)] == [
+        ("0", "0"), ("1", "1"), ("2", "0"), ("3", "3"),
+    ]  # fmt: skip
+    assert [note.right for (note,) in (cell.notes for cell in cells)] == [True, True, False, True]
+    assert sheet.tally(cells) == "turn: 3 of 4 answered rightly"
+
+
+def test_every_kind_of_field_is_drawn_and_everything_else_is_left_out():
+    @dataclass(frozen=True)
+    class Everything:
+        colour: Tensor
+        grey: Tensor
+        tiles: Tensor
+        views: tuple[Tensor, ...]
+        mask: Tensor
+        hidden: Tensor
+        order: Tensor
+        level: Tensor
+        flag: Tensor
+        words: Tensor
+        weights: Tensor
+        name: str
+
+    b = 3
+    puzzle = Everything(
+        colour=noise(b, 3, 16, 16),
+        grey=noise(b, 1, 28, 28),
+        tiles=noise(b, 9, 3, 10, 10),
+        views=(noise(b, 3, 16, 16), noise(b, 3, 8, 8)),
+        mask=noise(b, 4, 4) > 0.5,
+        hidden=noise(b, 196) > 0.5,
+        order=torch.arange(9).repeat(b, 1),
+        level=noise(b),
+        flag=noise(b) > 0.5,
+        words=noise(b, 500),
+        weights=noise(50),
+        name="not a tensor",
+    )
+    cell = sheet.cells(puzzle, {}, rows=2)[0]
+    assert [name for name, _ in cell.pictures] == [
+        "colour", "grey", "tiles", "views 1", "views 2", "mask", "hidden",
+    ]  # fmt: skip
+    assert [note.name for note in cell.notes] == ["order", "level", "flag"]
+    assert cell.notes[0].asked == "0 1 2 3 4 5 6 7 8"
+    assert dict(cell.pictures)["hidden"].size == (14, 14)
+    assert sheet.puzzles(puzzle, rows=3, title="everything").width > 400
+
+
+def test_joined_tiles_stand_where_they_belong():
+    image = noise(2, 3, 12, 12)
+    tiles = image.unfold(2, 4, 4).unfold(3, 4, 4).permute(0, 2, 3, 1, 4, 5).reshape(2, 9, 3, 4, 4)
+    seen = sheet.joined(tiles)
+    rows = [r + r // 4 for r in range(12)]  # one pixel of seam after every four
+    assert torch.equal(seen[:, :, rows][..., rows], image)
+
+
+def test_a_picture_chosen_among_those_of_the_puzzle_is_judged_and_a_painted_one_is_not():
+    asked = noise(4, 3, 8, 8)
+    chosen = sheet.cells(Puzzle(asked, noise(4)), {"image": asked[[0, 1, 3, 3]]}, 4)
+    assert [cell.notes[0].right for cell in chosen] == [True, True, False, True]
+    painted = sheet.cells(Puzzle(asked, noise(4)), {"image": asked * 0.9}, 4)
+    assert [note.name for note in painted[0].notes] == ["turn"]
+    assert [name for name, _ in painted[0].pictures] == ["image", "image, answered"]
+
+
+def test_several_numbers_of_a_puzzle_are_judged_one_by_one():
+    asked, answered = torch.tensor([[1, 2, 3], [4, 5, 6]]), torch.tensor([[1, 2, 0], [4, 5, 6]])
+    cells = sheet.cells(Puzzle(noise(2, 3, 8, 8), asked), {"turn": answered}, 2)
+    assert [(note.right, note.mark) for (note,) in (c.notes for c in cells)] == [
+        (False, "(2 of 3)"),
+        (True, "(3 of 3)"),
+    ]
+    assert sheet.tally(cells) == "turn: 5 of 6 answered rightly"
+
+
+def test_answers_that_are_not_exact_are_not_judged():
+    (cell,) = sheet.cells(Puzzle(noise(1, 1, 8, 8), torch.tensor([0.5])), {"turn": torch.tensor([0.4999])}, 1)
+    assert cell.notes[0].right is None
+    assert sheet.tally([cell]) == ""
+
+
+@pytest.mark.parametrize("size", [8, 28, 32, 96, 224])
+def test_pictures_are_drawn_large_enough_and_small_ones_keep_their_pixels(size):
+    picture = sheet.pictures(noise(1, 3, size, size))[0]
+    drawn = sheet.enlarged(picture)
+    assert 96 <= drawn.width <= sheet.LARGEST
+    if size < 96:
+        times = drawn.width // size
+        assert np.array_equal(np.asarray(drawn)[::times, ::times], np.asarray(picture))
+
+
+def test_a_sheet_shows_right_in_green_and_wrong_in_red():
+    puzzle = Puzzle(torch.ones(2, 3, 16, 16), torch.tensor([1, 2]))
+
+    def colours(answer: list[int]) -> set[tuple[int, int, int]]:
+        drawn = sheet.puzzles(puzzle, {"turn": torch.tensor(answer)}, title="t")
+        return {colour for _, colour in drawn.getcolors(1 << 20) or []}  # pyright: ignore
+
+    assert sheet.RIGHT in colours([1, 2]) - colours([2, 1])
+    assert sheet.WRONG in colours([2, 1]) - colours([1, 2])
+
+
+def test_values_outside_the_unit_range_and_no_numbers_at_all_are_still_drawn():
+    wild = torch.stack([torch.linspace(-3, 3, 64).view(1, 8, 8), torch.full((1, 8, 8), math.nan)])
+    a, _ = sheet.pictures(wild)
+    assert np.asarray(a).min() == 0
+    assert np.asarray(a).max() == 255
+    assert sheet.puzzles(Puzzle(torch.full((1, 3, 8, 8), math.inf), torch.tensor([0])), title="").width > 0
+
+
+def test_a_contact_sheet_has_its_columns_and_cuts_long_captions():
+    drawn = sheet.images(noise(10, 3, 32, 32), ["a caption far longer than its picture"] * 10, columns=5)
+    assert drawn.width == 2 * sheet.MARGIN + 5 * 128 + 4 * 2 * sheet.GAP
+
+
+# ---- curves
+
+
+def log(n: int) -> list[dict[str, float]]:
+    return [{"step": i, "epoch": 0, "loss": 1 / (i + 1), "lr": 0.1, "accuracy": i / n} for i in range(n)]
+
+
+def test_every_number_of_the_log_and_of_the_watch_is_a_curve_with_its_last_value():
+    watch = [
+        {"step": 0, "std": 0.1, "rank": 7.0, "state": "healthy"},
+        {"step": 5, "state": "loss is not finite"},
+    ]
+    drawn = curves.plots(log(100), watch)
+    assert [p.title for p in drawn] == [
+        "Loss", "accuracy", "Learning rate", curves.SAID["std"], curves.SAID["rank"],
+    ]  # fmt: skip
+    assert [p.last for p in drawn] == ["0.01", "0.99", "0.1", "0.1", "7"]
+    assert curves.plots([]) == []
+
+
+def test_a_long_log_is_thinned_and_its_spikes_stay():
+    y = np.zeros(100_000)
+    y[54_321], y[77_777] = 9.0, -4.0
+    x, kept = curves.thin(np.arange(100_000), y)
+    assert len(x) <= curves.POINTS + 2
+    assert {(54_321, 9.0), (77_777, -4.0)} <= set(zip(x.tolist(), kept.tolist(), strict=True))
+    assert (x[0], x[-1]) == (0, 99_999)
+    assert len(curves.picture(np.arange(100_000), noise(100_000).numpy())) < 60_000
+
+
+def test_the_running_mean_is_that_of_the_slow_formula_and_passes_over_gaps():
+    y = noise(200).numpy().astype(float)
+    y[50:53] = math.nan
+    half = 200 // curves.SMOOTH // 2
+    slow = [np.nanmean(y[max(0, i - half) : i + half + 1]) for i in range(200)]
+    np.testing.assert_allclose(curves.smoothed(y), slow)
+
+
+@pytest.mark.parametrize(
+    "values", [[0.5], [math.nan], [1.0, math.nan, math.inf, 2.0], [None, 1.0], [3.0, 3.0]]
+)
+def test_a_log_of_one_row_or_without_numbers_is_drawn_and_what_is_missing_is_said(values):
+    (plot,) = curves.plots(
+        [{"step": i, "loss": v} for i, v in enumerate(values)] + [{"step": 9, "loss": 1.0}]
+    )
+    bad = [i for i, v in enumerate(values) if v is None or not math.isfinite(v)]
+    said = (
+        f"not a number at {len(bad)} of {len(values) + 1} logged steps, first at step {bad[0]}" if bad else ""
+    )
+    assert plot.warning == said
+    assert plot.svg.startswith("<svg viewBox=")
+    assert ("var(--wrong)" in plot.svg) == bool(bad)
+
+
+def test_a_drawing_takes_its_colours_from_the_page_and_names_no_address():
+    svg = curves.plots(log(50))[0].svg
+    assert {"var(--accent)", "var(--muted)", "var(--line)"} <= set(re.findall(r"var\(--\w+\)", svg))
+    assert not re.search(r"https?:|<\?xml|<!DOCTYPE|<metadata|<style|DejaVu|#0[1-4]0[1-4]0[1-4]", svg)
+
+
+# ---- neighbours and map
+
+
+def test_neighbours_are_those_of_the_slow_search_and_never_the_query():
+    z = noise(40, 6) - 0.5
+    queries = torch.tensor([3, 17])
+    cosine, found = features.neighbours(z, queries, k=5)
+    for row, query in enumerate(queries.tolist()):
+        slow = sorted(
+            ((torch.cosine_similarity(z[query], z[i], 0).item(), i) for i in range(40) if i != query),
+            reverse=True,
+        )[:5]
+        assert found[row].tolist() == [i for _, i in slow]
+        np.testing.assert_allclose(cosine[row], [c for c, _ in slow], rtol=1e-5)
+
+
+def test_queries_come_from_every_class_and_neighbours_are_judged_by_class():
+    label = torch.tensor([0] * 10 + [1] * 10 + [2] * 10)
+    z = torch.nn.functional.one_hot(label, 3).float() + 0.01 * noise(30, 3)
+    lines = features.lines(z, noise(30, 3, 8, 8), label, ["ant", "bee", "cat"], count=6)
+    assert [line[0].name for line in lines] == ["ant", "bee", "cat"] * 2
+    assert all(len(line) == 1 + features.NEIGHBOURS and line[0].same is None for line in lines)
+    assert all(one.same and one.name == line[0].name for line in lines for one in line[1:])
+    assert html.hits(lines) == "48 of 48 neighbours have the class of their query"
+    mixed = features.lines(z.roll(1, 0), noise(30, 3, 8, 8), label, ["ant", "bee", "cat"], count=6)
+    judged = [(one.same, one.name == line[0].name) for line in mixed for one in line[1:]]
+    assert set(judged) == {(True, True), (False, False)}
+
+
+def test_the_sheet_of_neighbours_has_a_line_for_each_query():
+    drawn = features.nearest(noise(30, 4), noise(30, 3, 32, 32), count=3)
+    assert drawn.width == 2 * sheet.MARGIN + 9 * 128 + 8 * 2 * sheet.GAP
+    assert drawn.height > 3 * 128
+
+
+def test_the_map_keeps_groups_together_and_is_the_same_for_the_same_seed():
+    centre = torch.eye(8)[:3].repeat_interleave(20, 0)
+    z = centre + 0.05 * noise(60, 8)
+    at = features.plane(z, seed=1)
+    group = np.repeat([0, 1, 2], 20)
+    distance = np.linalg.norm(at[:, None] - at[None], axis=-1) + np.eye(60) * 1e9
+    assert (group[distance.argmin(1)] == group).all()
+    assert np.array_equal(at, features.plane(z, seed=1))
+
+
+@pytest.mark.parametrize(
+    "z", [torch.ones(50, 4), torch.zeros(12, 5), noise(1, 5), noise(3, 5), noise(20, 1) - 0.5]
+)
+def test_collapsed_few_or_narrow_features_still_have_a_map(z):
+    picture = features.map2d(z, None, noise(len(z), 3, 8, 8))
+    assert picture.axes
+    assert features.plane(z).shape == (len(z), 2)
+
+
+def test_thumbnails_do_not_cover_each_other():
+    at = np.array([[0.0, 0.0], [0.001, 0.001], [1.0, 1.0]])
+    solid = torch.stack([torch.full((3, 4, 4), v) for v in (0.2, 0.5, 0.8)])
+    canvas = np.asarray(features.mosaic(at, solid, 200, 200, 40))
+    assert {tuple(c) for c in canvas.reshape(-1, 4)} == {
+        (0, 0, 0, 0),
+        (51, 51, 51, 255),
+        (204, 204, 204, 255),
+    }
+
+
+# ---- attention maps
+
+
+def test_an_attention_map_is_the_sum_over_channels_of_powers_from_0_to_1():
+    features = 3 * Rng(1).normal(2, 5, 3, 4)
+    for p in attention.POWERS:
+        for image, found in zip(features.tolist(), attention.strength(features, p).tolist(), strict=True):
+            summed = [[sum(abs(c[y][x]) ** p for c in image) for x in range(4)] for y in range(3)]
+            low, high = min(map(min, summed)), max(map(max, summed))
+            expected = [[(v - low) / (high - low) for v in row] for row in summed]
+            assert found == [pytest.approx(row, abs=1e-5) for row in expected]
+    assert not attention.strength(torch.ones(1, 5, 3, 4), 2).any()
+
+
+@pytest.mark.parametrize(
+    ("encoder", "size", "chosen"),
+    [
+        ("alexnet_bn", 224, {"conv1": 1, "conv3": 2, "conv5": 4}),  # fig. 3
+        ("resnet_small:width=4", 16, {"stem": 1, "stage2": 2, "stage3": 4}),
+        ("exemplar", 32, {"conv1": 1, "conv2": 2, "conv3": 4}),  # its last map has one place
+        ("mlp", 8, {}),
+    ],
+)
+def test_the_first_the_middle_and_the_last_map_are_shown(encoder, size, chosen):
+    built = encoders.build(encoder, 3, size)
+    assert attention.stages(built.sides) == chosen
+    cells = attention.cells(built, (255 * noise(2, 3, size, size)).to(torch.uint8))
+    assert len(cells) == (2 if chosen else 0)
+    for cell in cells:
+        assert [name for name, _ in cell.pictures] == ["image", *(f"{s}, p = {p}" for s, p in chosen.items())]
+    assert built.training
+
+
+def test_one_or_two_maps_are_shown_once_each():
+    assert attention.stages({"a": 4}) == {"a": 1}
+    assert attention.stages({"a": 4, "b": 2, "c": 1}) == {"a": 1, "b": 2}
+
+
+def test_a_map_is_bright_where_the_features_of_its_own_image_are_strong():
+    net = nn.Sequential(OrderedDict(map=nn.AvgPool2d(4)))
+    encoder = encoders.Classic("brightness", net, 3, 32, (0.0,) * 3, (1.0,) * 3)
+    image = torch.zeros(3, 3, 32, 32, dtype=torch.uint8)
+    places = [(4, 20), (24, 8), (12, 12)]
+    for one, (y, x) in zip(image, places, strict=True):
+        one[:, y : y + 4, x : x + 4] = 200
+    for cell, (y, x) in zip(attention.cells(encoder, image), places, strict=True):
+        shown = np.asarray(dict(cell.pictures)["map, p = 1"]).sum(2, dtype=int)
+        top = np.unravel_index(shown.argmax(), shown.shape)
+        assert y <= top[0] < y + 4
+        assert x <= top[1] < x + 4
+
+
+# ---- the page
+
+
+def card(**more) -> dict:
+    return {
+        "method": "rotnet", "recipe": "default", "config": {"crop": 0.3, "views": {"blur": [0.1, 2.0]}},
+        "train": {"epochs": 2, "drops": []}, "encoder": "resnet_small", "data": "synthetic:64:16", "n": 64,
+        "channels": 3, "size": 16, "seed": 0, "steps": 100, "epochs": 2, "precision": "32-true",
+        "device": "cpu", "processes": 1, "versions": {"torch": "2.8"}, "commit": "0123abc",
+        "command": "pretask pretrain rotnet", **more,
+    }  # fmt: skip
+
+
+def scored(features: str, value: float, **more) -> dict:
+    return {
+        "features": features, "eval": "linear", "stage": "pool", "value": value,
+        "low": value - 1, "high": value + 1, "n": 2000, "data": "made-up", **more,
+    }  # fmt: skip
+
+
+SCORES = [scored("rotnet", 56.1, own=True), scored("raw pixels", 39.0), scored("untrained encoder", 42.8)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """The folder of a run, with everything a report may show, and hostile names wherever names can be."""
+    run = tmp_path_factory.mktemp("runs") / "turned & <b>bold"
+    run.mkdir()
+    rows = [row | {HOSTILE: 1.0, "images_per_s": 500.0, "waiting": 0.01} for row in log(100)]
+    rows[70]["loss"] = math.nan
+    watch = [{"step": s, "std": 0.1, "cosine": 0.2, "rank": 9.0, "state": "healthy"} for s in (0, 50, 99)]
+    for name, content in ((runs.LOG, rows), (runs.SEEN, watch)):
+        (run / name).write_text("".join(json.dumps(row) + "\n" for row in content))
+    (run / "bad.csv").write_text(
+        f'file,reason\n"{HOSTILE.replace(chr(34), chr(34) * 2)}.png",empty\na.jpg,cut off\n'
+    )
+    (run / "scores").mkdir()
+    (run / "scores" / "linear.json").write_text(json.dumps([*SCORES, scored(HOSTILE, 1.0)]))
+    (run / runs.DONE).write_text("598.2 s\n")
+    return run
+
+
+@pytest.fixture(scope="module")
+def parts() -> dict:
+    """A small untrained solver, its encoder, and images with labels whose class names are hostile."""
+    labelled = sources.open_labelled("synthetic:64:16")
+    labelled.classes = [f"{name} {HOSTILE}" for name in labelled.classes]
+    encoder = encoders.build("resnet_small:width=8", 3, 16)
+    method = rotnet.Config().build(encoder, labelled)
+    return {
+        "method": method,
+        "encoder": encoder,
+        "source": labelled,
+        "looked": compose.Looked(labelled),
+        "about": HOSTILE,
+    }
+
+
+@pytest.fixture(scope="module")
+def page(folder, parts) -> Path:
+    hostile = card(command=f"pretask {HOSTILE}", data=HOSTILE, config={HOSTILE: HOSTILE})
+    return compose.compose(folder, hostile, **parts)
+
+
+SECTIONS = ["scores", "puzzles", "attention", "curves", "neighbours", "map", "skipped", "repeat", "next"]
+
+
+def test_a_page_without_anything_to_show_has_no_empty_sections(tmp_path):
+    text = html.write(tmp_path, card(), html.Verdict("good", "Fine.")).read_text()
+    assert re.findall(r'<section id="(\w+)"', text) == ["repeat", "next"]
+    assert re.findall(r'href="#(\w+)"', text) == ["repeat", "next"]
+
+
+def test_the_page_names_no_address_and_runs_no_script(page):
+    text = page.read_text()
+    references = re.findall(
+        r"""(?:src|href|srcset|action|data)\s*=\s*["']?([^"'\s>]+)|url\(\s*["']?([^)"']+)""", text
+    )
+    outside = [a or b for a, b in references if not (a or b).startswith(("#", "data:image/"))]
+    assert [r for r in outside if r not in ("x",)] == []  # x: from the hostile text, which is not markup
+    assert not re.search(r"<(script|iframe|object|embed|link|base)\b|@import|\son\w+=\"", text)
+
+
+def test_hostile_names_stay_text_everywhere(page):
+    text = page.read_text()
+    assert "<script" not in text
+    assert "<img src=x" not in text
+    assert "<b>bold" not in text
+    assert text.count("&lt;script&gt;") >= 10  # classes, files, settings, scores, command, curve
+    assert "{{ 7*7 }}" in text
+
+
+def test_every_picture_has_words_and_headings_descend(page):
+    text = page.read_text()
+    pictures = re.findall(r"<img\b[^>]*>", text)
+    assert len(pictures) >= sheet.SHORT
+    assert all(re.search(r'alt="[^"]+"', tag) for tag in pictures)
+    assert len(re.findall(r'<figure [^>]*role="img" aria-label="[^"]+"', text)) == text.count("<svg ")
+    levels = [int(h) for h in re.findall(r"<h(\d)", text)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(b <= a + 1 for a, b in itertools.pairwise(levels))
+
+
+def test_the_table_sets_each_score_under_its_own_column_and_row():
+    rows = [*SCORES, scored("rotnet", 61.0, own=True, stage="stage3"), scored("raw pixels", 30.0, eval="knn")]
+    pooled, staged = html.tables(rows)
+    assert (pooled.columns, staged.columns) == (["linear", "knn"], ["stage3"])
+    assert [(r.name, r.own, [c.value for c in r.cells]) for r in pooled.rows] == [
+        ("rotnet", True, ["56.1", "–"]),
+        ("raw pixels", False, ["39.0", "30.0"]),
+        ("untrained encoder", False, ["42.8", "–"]),
+    ]
+    assert [(r.name, [c.value for c in r.cells]) for r in staged.rows] == [("rotnet", ["61.0"])]
+    assert pooled.rows[0].cells[0].spread == "±1.0"
+
+
+def test_scores_that_belong_together_share_a_table():
+    kinds = {
+        "Frozen features": ("knn", "best linear", "svm"),
+        "Linear probe on few images per class": ("1-shot", "100-shot"),
+        "Clusters and retrieval": ("nmi", "acc", "recall@1"),
+        "Non-linear probes on the best map": ("mlp", "conv"),
+        "Encoder and classifier trained on": ("finetune 10-shot", "finetune"),
+        "Without labels": ("rankme", "std"),
+    }
+    tables = html.tables([scored("rotnet", 0.1234, eval=e) for evals in kinds.values() for e in evals])
+    assert {t.title: tuple(t.columns) for t in tables} == kinds
+    assert tables[-1].rows[0].cells[1].value == "0.1234"
+
+
+def test_the_verdict_says_what_is_wrong_since_when_and_what_to_do():
+    well = [{"step": 0, "state": "healthy"}]
+    ill = [*well, {"step": 40, "state": "complete collapse"}, {"step": 80, "state": "complete collapse"}]
+    verdict = compose.verdict(card(), log(100), ill, SCORES)
+    assert verdict.tone == "bad"
+    assert verdict.sentence.startswith("Complete collapse since step 40; ")
+    assert compose.verdict(card(), log(100), well, SCORES) == html.Verdict(
+        "good", "Healthy; linear probe 56.1 ±1.0, untrained 42.8."
+    )
+    assert compose.verdict(card(), log(100), well, []).sentence == "Healthy; no scores yet."
+    partner = [{**SCORES[0], "eval": "partner@1"}]
+    assert compose.verdict(card(), log(100), well, partner).sentence == "Healthy; no linear probe yet."
+    assert compose.verdict(card(), log(30), well, []).sentence.startswith(
+        "Healthy; not finished, at step 30 of 100"
+    )
+    same = [scored("rotnet", 43.0, own=True), SCORES[2]]
+    assert compose.verdict(card(), log(100), well, same).tone == "warn"
+
+
+def test_durations_read_as_people_say_them():
+    assert [html.duration(s) for s in ("41.4 s", "598.2 s", "11100 s", "60 s")] == [
+        "41 s", "9 min 58 s", "3 h 5 min", "1 min 0 s",
+    ]  # fmt: skip
+
+
+def test_a_run_folder_with_a_space_can_be_pasted_into_a_shell(tmp_path):
+    steps = dict(html.next_steps(tmp_path / "my run; rm -rf", card()))
+    assert all(f"'{tmp_path}/my run; rm -rf'" in command for command in steps.values())
+    assert any("--resume" in command for command in steps.values())
+
+
+def test_the_puzzles_shown_are_answered_by_the_model_itself_as_it_is(parts):
+    method, source = parts["method"], parts["source"]
+    before = {name: value.clone() for name, value in method.state_dict().items()}
+    cells = compose.puzzles(method.train(), source, seed=0)
+    assert len(cells) == compose.SHOWN
+    assert all(torch.equal(value, before[name]) for name, value in method.state_dict().items())
+    batch = source.__getitems__(Rng(0, "report", "which").permutation(64)[: compose.ASKED])
+    pretext = method.pretext(batch, Rng(0, "report"))
+    with torch.no_grad():
+        answers = method.logits(pretext).argmax(1)
+    for cell, picture, answer in zip(cells, sheet.pictures(pretext.image), answers.tolist(), strict=True):
+        assert np.array_equal(np.asarray(cell.pictures[0][1]), np.asarray(picture))
+        assert cell.notes[0].answered == f"{90 * answer}°"
+
+
+def test_embedded_images_come_from_everywhere_in_a_sorted_source(parts):
+    index, z, x = compose.embed(parts["encoder"], parts["source"], seed=0)
+    assert index.sort().values.tolist() == list(range(64))
+    assert index[:32].float().mean() > 20  # the map takes the first; they must not be those of one class
+    assert torch.equal(x, parts["source"].__getitems__(index).image)
+    with torch.no_grad():
+        torch.testing.assert_close(z, parts["encoder"](x / 255)["pool"])
+
+
+def test_what_else_a_method_makes_of_images_is_a_section_with_a_row_for_each_image(folder, parts, tmp_path):
+    from pretask import encoders
+    from pretask.methods import sdae
+
+    source = parts["source"]
+    method = sdae.Config().build(encoders.build("mlp:width=16", 3, 16), source)
+    method.stage.fill_(2)
+    shown = compose.pictures(method, source, seed=0)
+    assert shown is not None
+    assert len(shown.rows) == compose.ASKED
+    batch = source.__getitems__(Rng(0, "report", "which").permutation(64)[: compose.ASKED])
+    for cell, picture in zip(shown.rows, sheet.pictures(batch.image), strict=True):
+        assert np.array_equal(np.asarray(cell.pictures[0][1]), np.asarray(picture))
+        assert len(cell.pictures) == 1 + sdae.SAMPLES
+    again = compose.pictures(method, source, seed=0)
+    assert again is not None
+    assert np.array_equal(*(np.asarray(each.rows[3].pictures[2][1]) for each in (shown, again)))
+    assert compose.pictures(parts["method"], source, seed=0) is None  # rotnet makes nothing else
+    run = tmp_path / "run"
+    shutil.copytree(folder, run)
+    text = compose.compose(run, card(), method=method, source=source).read_text()
+    section = text[text.index('<section id="gallery"') :].partition("</section>")[0]
+    assert section.count("<img") == compose.ASKED * (1 + sdae.SAMPLES)
+    assert 'alt="sample 6 of image 8"' in section
+
+
+def test_a_run_whose_data_is_gone_still_gets_its_curves(folder, tmp_path):
+    run = tmp_path / "left-over"
+    shutil.copytree(folder, run)
+    settings = {"data": "/nowhere/at/all", "seed": 0}
+    (run / runs.CARD).write_text(
+        json.dumps(card(data="/nowhere/at/all", settings=settings, config={"crop": 0.3}))
+    )
+    text = compose.report(run).read_text()
+    assert "/nowhere/at/all" in text
+    assert '<section id="curves"' in text
+    assert '<section id="puzzles"' not in text
+
+
+# ---- as a browser shows it
+
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+QUIET = [
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+]
+
+
+def browse(tmp_path: Path, file: Path, *flags: str) -> str:
+    if not CHROMIUM:
+        pytest.skip("no Chromium on PATH; set CHROMIUM to its path")
+    command = [CHROMIUM, *QUIET, f"--user-data-dir={tmp_path / 'profile'}", *flags, file.resolve().as_uri()]
+    return subprocess.run(command, capture_output=True, text=True, timeout=90, check=True).stdout
+
+
+def framed(page: Path, tmp_path: Path, width: int, height: int) -> Path:
+    """The page, its scripts off, in a frame of that width (windows have a least width), which measures it."""
+    source = entities.escape(page.read_text())
+    file = tmp_path / f"framed-{width}.html"
+    measure = (
+        "onload = () => { const d = document.querySelector('iframe').contentDocument.documentElement;"
+        "document.body.dataset.measured = [d.scrollWidth, d.clientWidth, d.scrollHeight].join(' '); };"
+    )
+    file.write_text(
+        f'<!doctype html><meta charset="utf-8"><body style="margin:0"><script>{measure}</script>'
+        f'<iframe sandbox="allow-same-origin" style="border:0;width:{width}px;height:{height}px" '
+        f'srcdoc="{source}"></iframe>'
+    )
+    return file
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_page_fits_its_width_and_is_not_blank_in_a_real_browser(page, tmp_path, width):
+    file = framed(page, tmp_path, width, 1600)
+    dom = browse(tmp_path, file, "--dump-dom", f"--window-size={max(width, 500)},1600")
+    measured = re.search(r'data-measured="(\d+) (\d+) (\d+)"', dom)
+    assert measured is not None
+    needed, given, height = map(int, measured.groups())
+    assert given == width
+    assert needed <= given, f"the page needs {needed} px of {given}"
+    assert height > 2500
+
+    shot = tmp_path / "shot.png"
+    browse(tmp_path, file, f"--screenshot={shot}", f"--window-size={max(width, 500)},1600")
+    seen = np.asarray(Image.open(shot).convert("RGB"))[:, :width]
+    bands = [seen[top : top + 200].reshape(-1, 3) for top in range(0, 1600, 200)]
+    assert all(len(np.unique(band, axis=0)) > 20 for band in bands), "a stretch of the page is blank"
+
+
+def test_a_real_browser_finds_all_sections_and_no_script(page, tmp_path):
+    dom = browse(tmp_path, page, "--dump-dom")
+    assert re.findall(r'<section id="(\w+)"', dom) == SECTIONS
+    assert "<script" not in dom
+    assert "onerror=" not in re.sub(r">[^<]*<", "><", re.sub(r'"[^"]*"', "", dom))
+    assert dom.count("<svg ") == 10  # nine curves and the map
+    assert "Healthy; linear probe 56.1 ±1.0, untrained 42.8." in dom
+
+
+def test_a_real_browser_tallies_the_guesses_of_a_visitor(tmp_path):
+    """Nine pairs; the visitor always points at the left. Nothing is loaded, each image is what it is said to be."""
+    rng = np.random.default_rng(0)
+    pairs = [
+        tuple(Image.fromarray(rng.integers(0, 255, (20, 30, 3), np.uint8)) for _ in "ab") for _ in range(9)
+    ]
+    page = turing.write(tmp_path / "turing.html", pairs, "run <on> photos", 0)
+    text = page.read_text()
+    known = json.loads(re.search(r"const pairs = (.*);", text)[1])
+    left = [one["painted"] == 0 for one in known]
+    assert 0 < sum(left) < 9
+    for one, (real, painted) in zip(known, pairs, strict=True):
+        assert one["sides"][one["painted"]] == html.uri(painted)
+        assert one["sides"][1 - one["painted"]] == html.uri(real)
+    assert "run &lt;on&gt; photos" in text and "http" not in text
+
+    visit = """<script>
+    for (let i = 0; i < 9; i++) {
+      const left = document.querySelector('#pair button'), next = document.getElementById('next');
+      if (!left.firstElementChild.src.startsWith('data:') || !next.hidden) throw i;
+      left.click(); left.click();
+      if (next.hidden !== (i === 8)) throw i;
+      next.click();
+    }
+    document.body.dataset.visit = 'over';
+    </script></body>"""
+    file = tmp_path / "visited.html"
+    file.write_text(text.replace("</body>", visit))
+    dom = browse(tmp_path, file, "--dump-dom")
+    assert 'data-visit="over"' in dom and f'data-tally="{9 - sum(left)} of 9"' in dom
+    assert f"in {9 - sum(left)} of 9" in dom and "That was the last pair" in dom
+
+
+def test_the_page_is_dark_for_those_who_want_it_dark(page, tmp_path):
+    def brightness(preferred: int) -> float:
+        shot = tmp_path / f"{preferred}.png"
+        flag = f"--blink-settings=preferredColorScheme={preferred}"
+        browse(tmp_path, page, flag, f"--screenshot={shot}", "--window-size=800,500")
+        return float(np.median(np.asarray(Image.open(shot).convert("L"))))
+
+    assert brightness(0) < 60 < 200 < brightness(1)

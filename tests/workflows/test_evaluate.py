@@ -1,0 +1,254 @@
+"""From a run to its scores: the table, the JSON, sisters with other seeds, the demo."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from torch.testing import assert_close
+
+import pretask
+from pretask import data as sources
+from pretask import encoders
+from pretask.cli.main import main
+from pretask.data import demo
+from pretask.evals import baselines, finetune
+from pretask.evals import nonlinear_probes as nonlinear
+from pretask.methods import rotnet
+from pretask.reports import report as compose
+from pretask.train import run as runs
+from pretask.types import UserError
+
+FAST = ["--encoder", "resnet_small:width=8", "--batch", "16", "--steps", "6"]
+DATA = ["--data", "synthetic:120:16", "--test", "synthetic:60:16"]
+
+
+@pytest.fixture(autouse=True)
+def _few_patches(monkeypatch):
+    monkeypatch.setattr(baselines, "SAMPLES", 2000)  # 200,000 take seconds
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "rotnet-s0"
+    assert main(["pretrain", "rotnet", "--data", "synthetic:64:16", "--out", str(folder), *FAST]) == 0
+    return folder
+
+
+def test_json_stands_alone_on_standard_output_and_is_kept_in_the_run(trained, capfd):
+    assert main(["evaluate", str(trained), *DATA, "--json"]) == 0
+    told = capfd.readouterr()
+    scores = json.loads(told.out)
+    assert json.loads(next((trained / "scores").glob("*.json")).read_text()) == scores
+    assert {r["features"] for r in scores["rows"]} == {
+        "rotnet", "untrained resnet_small:width=8", "raw pixels", "k-means patches"
+    }  # fmt: skip
+    stages = {r["stage"] for r in scores["rows"] if r["features"] == "rotnet" and r["eval"] == "linear"}
+    assert stages == {"stem", "stage1", "stage2", "stage3", "pool"}
+    assert "report.html" in told.err and "k-means patches" in (trained / "report.html").read_text()
+
+
+def test_the_table_shows_every_row_within_80_columns(trained, capfd):
+    assert main(["evaluate", str(trained), *DATA]) == 0
+    shown = capfd.readouterr().out
+    for name in ("rotnet", "untrained", "raw pixels", "k-means patches", "best stage", "RankMe", "95%"):
+        assert name in shown
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("data", [DATA, DATA[:2]])
+def test_the_report_shows_what_was_scored_and_embeds_nothing_again(data, trained, monkeypatch):
+    shown = []
+    monkeypatch.setattr(compose, "pooled", lambda *_: pytest.fail("embedded again"))
+    monkeypatch.setattr(compose.features, "lines", lambda z, x, *_: shown.append((z, x)) or [])
+    assert main(["evaluate", str(trained), *data]) == 0
+    ((z, x),) = shown
+    assert len(z) == (60 if data is DATA else 120)
+    assert_close(z, encoders.pooled(pretask.load(trained).encoder, x), atol=1e-5, rtol=0)
+
+
+def test_a_test_set_is_set_aside_where_none_is_given(trained, capfd):
+    assert main(["evaluate", str(trained), "--data", "synthetic:120:16", "--json"]) == 0
+    data = json.loads(capfd.readouterr().out)["data"]
+    assert (data["n_train"], data["n_test"]) == (96, 24)
+
+
+def test_arrays_from_python_score_as_files_do(trained, tmp_path):
+    source = sources.open_labelled("synthetic:120:16")
+    images = source.images.image.permute(0, 2, 3, 1).numpy()
+    label = source.label.numpy()
+    np.savez(tmp_path / "x.npz", images=images, labels=label, class_names=np.array(source.classes))
+    held = pretask.evaluate(trained, (images, label), progress=False)
+    filed = pretask.evaluate(pretask.load(trained), tmp_path / "x.npz", progress=False)
+    assert [r["value"] for r in held.rows] == [r["value"] for r in filed.rows]
+    with pytest.raises(UserError, match="120 images came with 119 labels"):
+        pretask.evaluate(trained, (images, label[1:]), progress=False)
+    with pytest.raises(UserError, match="pair"):
+        pretask.evaluate(trained, images[0, 0, 0, 0], progress=False)
+
+
+def test_an_encoder_that_belongs_to_no_run_is_scored_too(trained):
+    encoder = pretask.load(trained).encoder
+    own = [r for r in pretask.evaluate(encoder, DATA[1], DATA[3], progress=False).rows if r["own"]]
+    of_run = [r for r in pretask.evaluate(trained, DATA[1], DATA[3], progress=False).rows if r["own"]]
+    assert [r["value"] for r in own] == [r["value"] for r in of_run]
+    with pytest.raises(UserError, match="--seeds"):
+        pretask.evaluate(encoder, DATA[1], seeds=2)
+
+
+def test_seeds_repeat_the_run_and_use_what_lies_beside_it(trained, capfd):
+    assert main(["evaluate", str(trained), *DATA, "--seeds", "2", "--json"]) == 0
+    row = next(r for r in json.loads(capfd.readouterr().out)["rows"] if r["eval"] == "linear")
+    assert row["seeds"] == [0, 1] and len(row["values"]) == 2
+    sister = trained.with_name("rotnet-s1")
+    one, other = (pretask.load(f).card for f in (trained, sister))
+    assert other["seed"] == 1 and other["steps"] == one["steps"] and other["train"] == one["train"]
+    before = (sister / "encoder.safetensors").stat().st_mtime_ns
+    again = pretask.evaluate(trained, DATA[1], DATA[3], seeds=2, progress=False)
+    assert (sister / "encoder.safetensors").stat().st_mtime_ns == before
+    both = again.get("rotnet", "linear", "pool")
+    alone = [pretask.evaluate(f, DATA[1], DATA[3], progress=False) for f in (trained, sister)]
+    assert both is not None and both["values"] == [
+        one.get("rotnet", "linear", "pool")["value"] for one in alone
+    ]
+
+
+def mnist(root):
+    """A data set in torchvision's own files, which need --root to be found."""
+    (root / "MNIST" / "raw").mkdir(parents=True)
+    for part, n in (("train", 120), ("t10k", 60)):
+        pixels = np.random.default_rng(n).integers(0, 256, (n, 28, 28), np.uint8)
+        for what, kind, shape, content in (
+            ("images-idx3", 3, (n, 28, 28), pixels),
+            ("labels-idx1", 1, (n,), (np.arange(n) % 10).astype(np.uint8)),
+        ):
+            head = np.array([0x800 + kind, *shape], ">i4").tobytes()
+            (root / "MNIST" / "raw" / f"{part}-{what}-ubyte").write_bytes(head + content.tobytes())
+    return ["--root", str(root)]
+
+
+def test_a_data_set_below_root_is_found_by_the_report_too(tmp_path, capsys):
+    """After training, after scoring and by itself: none of them may end in an error when the work is done."""
+    root, run = mnist(tmp_path / "sets"), str(tmp_path / "run")
+    words = ["pretrain", "rotnet", "--data", "mnist", "--watch", "mnist:test", "--out", run, *root, *FAST]
+    assert main(words) == 0, capsys.readouterr().err
+    assert main(["evaluate", run, "--data", "mnist", "--test", "mnist:test", *root]) == 0
+    assert main(["report", run, "--data", "mnist:test", *root]) == 0
+    assert "Map of the features" in (tmp_path / "run" / "report.html").read_text()
+
+
+@pytest.mark.parametrize("fault", ["the data", "the run"])
+def test_no_other_seed_is_trained_before_run_and_data_are_found_to_be_whole(fault, trained, tmp_path, capsys):
+    run, data = tmp_path / "rotnet-s0", DATA[1] if fault == "the run" else str(tmp_path / "nowhere")
+    shutil.copytree(trained, run)
+    if fault == "the run":
+        (run / "encoder.json").unlink()
+    assert main(["evaluate", str(run), "--data", data, "--seeds", "2"]) == 2
+    assert ("--resume" if fault == "the run" else "nowhere") in capsys.readouterr().err
+    assert [f.name for f in tmp_path.iterdir()] == ["rotnet-s0"]
+
+
+def test_a_run_that_only_looks_like_a_sister_is_refused(trained, tmp_path, capsys):
+    for seed, lr in ((0, "0.1"), (1, "0.2")):
+        words = ["pretrain", "rotnet", "--data", "synthetic:64:16", "--lr", lr, "--seed", str(seed), *FAST]
+        assert main([*words, "--out", str(tmp_path / f"r-s{seed}")]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", str(tmp_path / "r-s0"), *DATA, "--seeds", "2"]) == 2
+    assert "differ in train" in capsys.readouterr().err
+
+
+def test_supervised_is_a_row_on_request(trained, capfd):
+    assert main(["evaluate", str(trained), *DATA, "--supervised", "--json"]) == 0
+    rows = json.loads(capfd.readouterr().out)["rows"]
+    assert "supervised resnet_small:width=8" in {r["features"] for r in rows}
+
+
+def test_fine_tuning_and_other_probes_are_columns_on_request(trained, capfd, monkeypatch):
+    for module in (finetune, nonlinear):
+        monkeypatch.setattr(module, "STEPS", 2)
+    assert main(["evaluate", str(trained), *DATA, "--finetune", "--nonlinear", "--svm"]) == 0
+    shown = capfd.readouterr().out
+    for heading in (
+        "MLP probe",
+        "conv probe",
+        "quadrant SVM",
+        "tuned 10-shot",
+        "fine-tuned",
+        "finetune: ",
+        "against untrained",
+    ):
+        assert heading in shown
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "Non-linear probes" in (trained / "report.html").read_text()
+    assert main(["evaluate", str(trained), *DATA, "--finetune", "--json"]) == 0
+    scores = json.loads(capfd.readouterr().out)
+    assert {r["features"] for r in scores["rows"] if r["eval"] == "finetune"} == {
+        "rotnet", "untrained resnet_small:width=8"
+    }  # fmt: skip
+    assert not {"mlp", "svm"} & {r["eval"] for r in scores["rows"]}
+
+
+MISTAKES = {
+    "no run": (["evaluate", "no/such/run", *DATA], "is not a run"),
+    "no labels": (["evaluate", "RUN", "--data", "FOLDER"], "has no class folders"),
+    "seeds": (["evaluate", "RUN", *DATA, "--seeds", "0"], "--seeds 0"),
+    "seeds of timm": (["evaluate", "timm:no_such_net", *DATA, "--seeds", "2"], "is no run"),
+    "timm name": (["evaluate", "timm:resnt18", *DATA], "did you mean"),
+    "flag": (["evaluate", "RUN", *DATA, "--seed", "2"], "--seeds"),
+    "no subject": (["evaluate", *DATA], "needs a RUN"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_line_and_code_2(mistake, trained, tmp_path, capsys):
+    words, hint = MISTAKES[mistake]
+    pixels = torch.zeros(8, 8, dtype=torch.uint8).numpy()
+    from PIL import Image
+
+    for i in range(3):
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+    words = [{"RUN": str(trained), "FOLDER": str(tmp_path)}.get(word, word) for word in words]
+    assert main(words) == 2
+    told = capsys.readouterr().err.strip()
+    assert hint in told and len(told.splitlines()) == 1
+
+
+def test_an_unfinished_run_says_how_to_finish_it(tmp_path, capsys):
+    folder = tmp_path / "cut"
+    assert main(["pretrain", "rotnet", "--data", "synthetic:64:16", "--out", str(folder), *FAST]) == 0
+    (folder / runs.SHAPE).unlink()
+    capsys.readouterr()
+    assert main(["evaluate", str(folder), *DATA]) == 2
+    assert f"pretask pretrain --resume {folder}" in capsys.readouterr().err
+
+
+def test_the_demo_goes_the_whole_path(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(demo, "COUNTS", {"train": 400, "test": 150})
+    monkeypatch.setattr(rotnet.Config, "encoder", "resnet_small:width=8")
+    monkeypatch.chdir(tmp_path)
+    assert main(["demo", "--budget", "4s"]) == 0
+    told = capfd.readouterr()
+    assert "k-means patches" in told.out and "runs/demo/report.html" in told.err
+    left = {p.name for p in (tmp_path / "runs" / "demo").iterdir()}
+    assert left >= {"report.html", "preview.png", "scores", "DONE", "encoder.safetensors"}
+    assert main(["demo"]) == 2 and "exists" in capfd.readouterr().err
+
+
+def test_a_run_that_learned_nothing_is_no_better_than_its_untrained_row(tmp_path):
+    """MAE draws the first weights itself, so the network as its own library draws it would be another."""
+    small = "vit_tiny_patch16_224:patch_size=4,embed_dim=48,depth=2,num_heads=4,global_pool=avg,fc_norm=False"
+    still = pretask.pretrain(
+        "mae", "synthetic:64:16", tmp_path / "mae-s0", encoder=small, steps=2, batch=16, lr=0.0, quiet=True
+    )
+    scores = pretask.evaluate(still, DATA[1], DATA[3], seeds=2, progress=False)
+    ours, untrained = (
+        [(r["eval"], r.get("stage"), r["values"]) for r in scores.rows if r["features"] == name]
+        for name in ("mae", f"untrained {small}")
+    )
+    assert ours == untrained and len(ours) > 10
+    found = pretask.study(still, DATA[1], DATA[3], ask=["data"], shares=[1.0], progress=False)
+    begun, whole = (
+        [r["value"] for r in found.answers["data"].rows if r["share"] == share] for share in (0, 1)
+    )
+    assert begun == whole
