@@ -3,7 +3,7 @@
 
     python3 dev.py demo        install pretask beside this file and run `pretask demo`
     python3 dev.py test        install the test tools too; lint, types and tests, of the docs as well
-    python3 dev.py test tests/transforms/test_augment.py      the tests of one file
+    python3 dev.py test tests/transforms/test_augment.py   the tests of one file
     python3 dev.py pin         renew constraints.txt, the versions that all of this is tried with
 
 The environment is .venv in this folder; uv installs into it, and is itself fetched with pip if it is missing.
@@ -63,6 +63,7 @@ def main() -> None:
             run(python, "-m", "ruff", "check", ".")
             run(python, "-m", "ruff", "format", "--check", ".")
             run(python, "-m", "pyright")
+            run(BIN / "codespell")
         run(python, "-m", "pytest", "-n", "2", *rest)
     elif verb == "pin":
         files = [

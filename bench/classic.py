@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from pretask.data import loader
 from pretask.encoders import Encoder
-from pretask.evals.features import pooled
+from pretask.evals.features import pool_map
 from pretask.rng import Rng
 from pretask.runtime.device import find_device
-from pretask.transforms import augment as images
-from pretask.types import Labelled
+from pretask.transforms import augment
+from pretask.types import LabeledSource
 
 EPOCHS = 90
 BATCH = 256
@@ -22,7 +22,7 @@ BATCH = 256
 class Classic:
     """SGD on one stage, through the encoder in evaluation mode; the learning rate falls tenfold twice."""
 
-    def __init__(self, encoder: Encoder, stage: str, train: Labelled, epochs: int):
+    def __init__(self, encoder: Encoder, stage: str, train: LabeledSource, epochs: int):
         self.device = find_device()
         self.encoder, self.stage = encoder.to(self.device).eval(), stage
         self.train = train
@@ -38,16 +38,16 @@ class Classic:
     def features(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, D)"""
         x = x.to(self.device, memory_format=torch.channels_last)
-        return pooled(self.encoder(x)[self.stage])
+        return pool_map(self.encoder(x)[self.stage])
 
     def epoch(self) -> None:
         self.head.train()
         order = Rng(0, "order", self.done).permutation(len(self.train))
         for step, batch in enumerate(loader.epoch(self.train, order, BATCH)):
             rng = Rng(0, "view", self.done, step, device=self.device)
-            x = images.to_float(batch.image.to(self.device))
-            view = images.resized_crop(x, self.encoder.size, rng, (0.08, 1.0))
-            logits = self.head(self.features(images.flip(view, rng)))
+            x = augment.to_float(batch.image.to(self.device))
+            view = augment.resized_crop(x, self.encoder.size, rng, (0.08, 1.0))
+            logits = self.head(self.features(augment.flip(view, rng)))
             self.optimizer.zero_grad()
             F.cross_entropy(logits, self.train.label[batch.index].to(self.device)).backward()
             self.optimizer.step()
@@ -55,11 +55,11 @@ class Classic:
         self.done += 1
 
     @torch.no_grad()
-    def accuracy(self, test: Labelled) -> float:
+    def accuracy(self, test: LabeledSource) -> float:
         """%, on images that are neither cropped nor flipped."""
         self.head.eval()
         right = 0
         for batch in loader.epoch(test, torch.arange(len(test)), BATCH):
-            predicted = self.head(self.features(images.to_float(batch.image))).argmax(1).cpu()
+            predicted = self.head(self.features(augment.to_float(batch.image))).argmax(1).cpu()
             right += int((predicted == test.label[batch.index]).sum())
         return 100 * right / len(test)

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from pretask import data as sources
 from pretask.evals import cluster_metrics as scoring
-from pretask.methods.jule import raw
-from pretask.ops import agglomerative as agglomeration
-from pretask.transforms import augment as images
+from pretask.methods.jule import flat_pixels
+from pretask.ops import agglomerative
+from pretask.transforms import augment
 
 
 @dataclass(frozen=True)
@@ -31,26 +31,30 @@ class Flags:
 
 def drawn(asked: Flags) -> tuple[Tensor, Tensor, int]:
     """(N, D) pixels, (N,) classes, and how many classes there are."""
-    source = sources.open_labelled(asked.data)
+    source = sources.open_labeled(asked.data)
     count = min(asked.images, len(source))
     image = source.__getitems__(torch.arange(count)).image
     image = torch.cat([image, image[: asked.images - count].roll(1, 3)])
     label = torch.cat([source.label[:count], source.label[: asked.images - count]])
-    return torch.cat([raw(images.to_float(x)) for x in image.split(1024)]), label, len(source.classes)
+    return (
+        torch.cat([flat_pixels(augment.to_float(x)) for x in image.split(1024)]),
+        label,
+        len(source.classes),
+    )
 
 
 def main() -> None:
     asked = flags(Flags, __doc__ or "")
     x, label, classes = drawn(asked)
-    agglomeration.cluster(x[:100], 2)  # numba compiles
+    agglomerative.cluster(x[:100], 2)  # numba compiles
     found: list[Tensor] = []
-    took = seconds(lambda: found.append(agglomeration.cluster(x, classes)))
+    took = seconds(lambda: found.append(agglomerative.cluster(x, classes)))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    table = scoring.table(label, found[0])
+    table = scoring.contingency_table(label, found[0])
     numbers = {
         "images": len(x),
         "NMI, %": 100 * float(scoring.nmi(table, geometric=True)),
-        "ACC, %": 100 * scoring.matched(label, found[0]).float().mean().item(),
+        "ACC, %": 100 * scoring.hungarian_correct(label, found[0]).float().mean().item(),
     }
     goals = [Goal("minutes", took / 60, 10, "min", less=True), Goal("peak memory", peak, 4, "GB", less=True)]
     show(f"{len(x):,} images in {classes} clusters by their pixels", numbers, goals, asked.json)

@@ -21,12 +21,12 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from pretask.config import TrainConfig
+from pretask.config import RunConfig, TrainConfig
 from pretask.methods import Method
 from pretask.train.plan import Plan
 from pretask.train.trainer import Trainer
 from pretask.types import Source
-from pretask.workflows.pretrain import Settings, engine, precision_of, versions
+from pretask.workflows.pretrain import build_fabric, precision_of, versions
 
 T = TypeVar("T")
 
@@ -76,7 +76,13 @@ FIRST = Plan.of(1, 1).at(0)
 
 def trainer(method: Method[Any], source: Source, train: TrainConfig) -> Trainer:
     """What `pretask pretrain` would train with: its precision, layout and optimizer."""
-    return Trainer(engine(Settings(source.name), method.partial, train.batch), method, source, train, Path())
+    return Trainer(
+        build_fabric(RunConfig(source.name), method.has_unused_params, train.batch),
+        method,
+        source,
+        train,
+        Path(),
+    )
 
 
 def speed(one: Sequence[float], other: Sequence[float]) -> float:
@@ -96,8 +102,8 @@ def show(title: str, numbers: Mapping[str, Any], goals: Sequence[Goal], as_json:
         table.add_row(name, f"{value:,.1f}" if isinstance(value, float) else str(value))
     table.add_section()
     for goal in goals:
-        colour, sign = ("green" if goal.met else "red"), ("<" if goal.less else "≥")
-        measured = f"[{colour}]{goal.value:.3g} {goal.unit}[/]"
+        color, sign = ("green" if goal.met else "red"), ("<" if goal.less else "≥")
+        measured = f"[{color}]{goal.value:.3g} {goal.unit}[/]"
         table.add_row(goal.what, measured, f"{sign} {goal.limit:g} {goal.unit}")
     console = Console()
     console.print(table)
@@ -118,6 +124,6 @@ def machine() -> dict[str, Any]:
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
-        "precision": precision_of(Settings("")),
+        "precision": precision_of(RunConfig("")),
         **{name: found for name, found in versions().items() if name in ("python", "torch", "pretask")},
     }

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from pretask import data as sources
 from pretask import encoders
-from pretask.config import TrainConfig
+from pretask.config import RunConfig, TrainConfig
 from pretask.encoders import Encoder
 from pretask.evals import knn
 from pretask.evals.features import embed
@@ -39,8 +39,9 @@ from pretask.evals.measure import choose
 from pretask.rng import Rng
 from pretask.runtime.device import find_device
 from pretask.train.run import Run
-from pretask.types import Labelled
-from pretask.workflows.pretrain import Settings, pretrain
+from pretask.types import LabeledSource
+from pretask.workflows.job import fresh
+from pretask.workflows.pretrain import pretrain
 
 HERE = Path(__file__).resolve().parents[1]
 SIDE = 4096
@@ -122,12 +123,13 @@ def prepared(command: Command, folder: Path) -> list[str]:
     """The words of a command that scores a run, of one step, on letters."""
     folder.mkdir()
     for name, source, count in (("train", "demo", command.train), ("test", "demo:test", command.test)):
-        letters = sources.open_labelled(source, size=command.size)
+        letters = sources.open_labeled(source, size=command.size)
         index = Rng(0, "bench", name).permutation(len(letters))[:count]
         images = letters.__getitems__(index).image.permute(0, 2, 3, 1).numpy()
         np.savez(folder / f"{name}.npz", images=images, labels=letters.label[index].numpy())
     train = str(folder / "train.npz")
-    pretrain("simclr", Settings(train, folder / "run", steps=1), train=TrainConfig(batch=32))
+    settings = RunConfig(train, folder / "run", steps=1)
+    pretrain(fresh("simclr", settings, train=TrainConfig(batch=32)))
     return ["evaluate", str(folder / "run"), "--data", train, "--test", str(folder / "test.npz")]
 
 
@@ -167,7 +169,7 @@ def checkout(commit: str | None) -> Iterator[Path | None]:
 class Ours:
     """Once called it holds the stage that was chosen, the kNN and linear accuracy there, %, and `embedding`, s."""
 
-    def __init__(self, encoder: Encoder, train: Labelled, test: Labelled):
+    def __init__(self, encoder: Encoder, train: LabeledSource, test: LabeledSource):
         self.encoder, self.train, self.test = encoder, train, test
 
     def __call__(self) -> None:
@@ -191,8 +193,8 @@ def percent(predicted: Tensor, label: Tensor) -> float:
 
 def probes(asked: Flags) -> tuple[dict[str, object], list[Goal]]:
     given = Run(asked.run).encoder if asked.run else None
-    train = sources.open_labelled(asked.data, size=given and given.size, channels=given and given.channels)
-    test = sources.open_labelled(asked.test, size=train.size, channels=train.channels)
+    train = sources.open_labeled(asked.data, size=given and given.size, channels=given and given.channels)
+    test = sources.open_labeled(asked.test, size=train.size, channels=train.channels)
     torch.manual_seed(0)
     encoder = given or encoders.build(asked.encoder, train.channels, train.size)
 

@@ -18,10 +18,9 @@ from common import Goal, flags, show
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from pretask.evals import fewshot, knn
-from pretask.evals import linear_probe as linear
+from pretask.evals import fewshot, knn, linear_probe
 from pretask.evals.holdout import splits
-from pretask.evals.measure import feasible
+from pretask.evals.measure import feasible_shots
 from pretask.rng import Rng
 
 CLASSES = 10
@@ -57,13 +56,13 @@ def parts(n: int, d: int) -> dict[str, float]:
     ways = splits(label, 0)
 
     def few() -> None:
-        for shots in feasible(label):
+        for shots in feasible_shots(label):
             fewshot.fewshot(x, label, test, truth, CLASSES, shots, 0)
 
     work: dict[str, Callable[[], object]] = {
         "choose k": lambda: knn.choose(x, label, CLASSES, ways),
         "kNN": lambda: knn.knn(x, label, test, CLASSES, min(20, n)),
-        "choose the penalty, fit the probe": lambda: linear.choose(x, label, CLASSES, ways).probe,
+        "choose the penalty, fit the probe": lambda: linear_probe.choose(x, label, CLASSES, ways).probe,
         "few labels": few,
     }
     return {name: spent(each) for name, each in work.items()}

@@ -1,4 +1,4 @@
-"""What it costs to turn images into CIELab, lightness everywhere and colours where they are asked for: the share of a
+"""What it costs to turn images into CIELab, lightness everywhere and colors where they are asked for: the share of a
 training step of colorization.
 
 Example: python bench/lab.py --size 32
@@ -13,11 +13,11 @@ from statistics import median
 import torch
 from common import FIRST, Goal, alternate, flags, show, trainer
 
-from pretask import data as sources
-from pretask import encoders
+from pretask import data, encoders
 from pretask.methods.colorization import Config
-from pretask.runtime import malloc as memory
-from pretask.transforms import augment as images
+from pretask.runtime import malloc
+from pretask.transforms import augment
+from pretask.transforms.color import rgb_to_lightness
 
 
 @dataclass(frozen=True)
@@ -32,18 +32,18 @@ class Flags:
 
 def main() -> None:
     asked, config = flags(Flags, __doc__ or ""), Config()
-    source = sources.open("synthetic:512", size=asked.size)
+    source = data.open("synthetic:512", size=asked.size)
     encoder = config.spec(None)
     method = config.build(encoders.build(encoder, source.channels, source.size), source)
     trained = trainer(method, source, config.train)
     batch = source.__getitems__(torch.arange(config.train.batch))
-    x = images.to_float(batch.image)[:, :, : method.side, : method.side].contiguous()
+    x = augment.to_float(batch.image)[:, :, : method.side, : method.side].contiguous()
 
     def convert() -> None:
-        images.lightness(x)
-        method.true(x)
+        rgb_to_lightness(x)
+        method.target_ab(x)
 
-    with memory.kept():
+    with malloc.keep_freed_memory():
         taken = alternate({"Lab": convert, "step": lambda: trained.step(batch, FIRST)}, asked.rounds)
     share = median(a / b for a, b in zip(taken["Lab"], taken["step"], strict=True))
     numbers = {f"{part}, ms": 1000 * median(times) for part, times in taken.items()}

@@ -2,7 +2,7 @@
 
 https://docs.lightly.ai/self-supervised-learning/examples/simclr.html: SimCLRTransform on PIL images in the workers of
 a DataLoader, one pass of the network per view, NTXentLoss, SGD; single precision in the default layout. The network
-is the one that it is compared with, without blur as ours, and its workers outlive an epoch, which is in its favour.
+is the one that it is compared with, without blur as ours, and its workers outlive an epoch, which is in its favor.
 """
 
 from collections.abc import Callable
@@ -30,7 +30,7 @@ class Model(nn.Module):
         self.projection_head = SimCLRProjectionHead(encoder.dim, encoder.dim, 128)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.projection_head(self.backbone.stages(x)["pool"])  # the transform has normalised x
+        return self.projection_head(self.backbone.stages(x)["pool"])  # the transform has normalized x
 
 
 class Pictures(Dataset[Any]):

@@ -14,12 +14,11 @@ from typing import Any
 import torch
 from common import FIRST, Goal, alternate, flags, show, trainer
 
-from pretask import data as sources
-from pretask import encoders, methods
+from pretask import data, encoders, methods
 from pretask.methods import Method
 from pretask.methods.base.context import Context
 from pretask.rng import Rng
-from pretask.runtime import malloc as memory
+from pretask.runtime import malloc
 from pretask.types import Batch
 
 CASES: dict[str, tuple[int, dict[str, Any]]] = {
@@ -47,7 +46,7 @@ def parts(name: str, asked: Flags) -> tuple[Callable[[], object], Callable[[], o
     """Making a puzzle, and a whole training step, of one method."""
     size, differs = CASES[name]
     config = methods.recipe(name)(**differs)
-    source = sources.open(f"synthetic:{max(asked.tiles, config.train.batch)}", size=size)
+    source = data.open(f"synthetic:{max(asked.tiles, config.train.batch)}", size=size)
     method: Method[Any] = config.build(encoders.build(asked.encoder, source.channels, source.size), source)
     method.begin(Context(source, [], FIRST, Rng(0, "begin")))
     puzzle = method.pretext(source.__getitems__(torch.arange(2)), Rng(0))
@@ -70,7 +69,7 @@ def main() -> None:
     goals = []
     for name in CASES:
         make, step = parts(name, asked)
-        with memory.kept():
+        with malloc.keep_freed_memory():
             taken = alternate({"puzzle": make, "step": step}, asked.rounds)
         numbers |= {f"{name}: {part}, ms": 1000 * median(times) for part, times in taken.items()}
         share = median(a / b for a, b in zip(taken["puzzle"], taken["step"], strict=True))

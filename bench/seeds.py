@@ -18,7 +18,7 @@ from pretask import encoders
 from pretask.data.arrays import Arrays
 from pretask.methods.exemplar_cnn import Config
 from pretask.rng import Rng
-from pretask.runtime import malloc as memory
+from pretask.runtime import malloc
 
 SIZE = 32
 """pixels of the images"""
@@ -41,7 +41,7 @@ class Flags:
 def step_with(seeds: int, asked: Flags) -> tuple[Callable[[], object], Callable[[], float]]:
     """A training step with so many classes; and the MB of what is trained, with gradients and what AdamW remembers."""
     source = Arrays("noise", Rng(0, "noise").integers(seeds, 3, SIZE, SIZE, high=256).to(torch.uint8))
-    recipe = Config(seeds=seeds)
+    recipe = Config(num_classes=seeds)
     method = recipe.build(encoders.build(asked.encoder, 3, SIZE), source)
     trained = trainer(method, source, dataclasses.replace(recipe.train, batch=asked.batch))
     batch = source.__getitems__(torch.arange(asked.batch))
@@ -57,7 +57,7 @@ def step_with(seeds: int, asked: Flags) -> tuple[Callable[[], object], Callable[
 def main() -> None:
     asked = flags(Flags, __doc__ or "")
     made = {seeds: step_with(seeds, asked) for seeds in asked.seeds}
-    with memory.kept():
+    with malloc.keep_freed_memory():
         taken = alternate({f"{seeds}": step for seeds, (step, _) in made.items()}, asked.rounds)
     numbers: dict[str, Any] = {}
     for seeds, (_, megabytes) in made.items():

@@ -3,8 +3,8 @@
 Example: python bench/startup.py
 
 It takes the processor's time of `pretask --help`, of `pretask list` and of all that `pretask evaluate` does before it opens its
-images, times the opening of a folder of 100,000 images (links to a hundred JPEG files), and
-trains on it and on a folder of a quarter of its size for as many steps, each in a process of its own, to compare
+images, times the opening of a folder of 100,000 images (links to a hundred JPEG files, every tenth of them called as no image
+is, so that its first bytes must be read), and trains on it and on a folder of a quarter of its size for as many steps, each in a process of its own, to compare
 their peak memory. Images are decoded while training, as those of a folder too large for memory are.
 """
 
@@ -21,11 +21,12 @@ from pathlib import Path
 from common import Goal, environment, flags, seconds, show
 from PIL import Image
 
-from pretask import data as sources
-from pretask.config import TrainConfig
+from pretask import data
+from pretask.config import RunConfig, TrainConfig
 from pretask.data.synthetic import draw
 from pretask.rng import Rng
-from pretask.workflows.pretrain import Settings, pretrain
+from pretask.workflows.job import fresh
+from pretask.workflows.pretrain import pretrain
 
 DISTINCT = 100
 
@@ -44,7 +45,8 @@ def made(folder: Path, files: int) -> Path:
     """JPEG files of 32 px, a thousand in each subfolder, which take the space of a hundred."""
     pixels = draw(DISTINCT, 32, Rng(0, "startup"))[0].permute(0, 2, 3, 1).numpy()
     for i in range(files):
-        path = folder / f"{i // 1000:03d}" / f"{i:06d}.jpg"
+        odd = "_large" if i % 10 == 9 and i >= DISTINCT else ""
+        path = folder / f"{i // 1000:03d}" / f"{i:06d}.jpg{odd}"
         path.parent.mkdir(parents=True, exist_ok=True)
         if i < DISTINCT:
             Image.fromarray(pixels[i]).save(path)
@@ -53,7 +55,7 @@ def made(folder: Path, files: int) -> Path:
     return folder
 
 
-READING = "from pretask import evaluating, run; each = run.Run({!r}); each.encoder, each.untrained"
+READING = "from pretask.workflows import evaluate; from pretask.train import run; each = run.Run({!r}); each.encoder, each.untrained"
 
 
 def spent(*words: str) -> float:
@@ -71,9 +73,8 @@ def spent(*words: str) -> float:
 def start_of_evaluate() -> float:
     """Of what `pretask evaluate RUN` does before it opens its images."""
     with tempfile.TemporaryDirectory() as folder:
-        pretrain(
-            "simclr", Settings("synthetic:64:32", Path(folder, "run"), steps=1), train=TrainConfig(batch=32)
-        )
+        settings = RunConfig("synthetic:64:32", Path(folder, "run"), steps=1)
+        pretrain(fresh("simclr", settings, train=TrainConfig(batch=32)))
         return spent("-c", READING.format(str(Path(folder, "run"))))
 
 
@@ -84,10 +85,10 @@ def peak(folder: Path, steps: int) -> int:
 
 
 def trained(folder: Path, steps: int) -> int:
-    source = sources.open(folder, cache_mb=0, progress=False)
+    source = data.open(folder, cache_mb=0, progress=False)
     with tempfile.TemporaryDirectory() as out:
-        settings = Settings(str(folder), Path(out, "run"), encoder="resnet_small:width=8", steps=steps)
-        pretrain("rotnet", settings, source=source)
+        settings = RunConfig(str(folder), Path(out, "run"), encoder="resnet_small:width=8", steps=steps)
+        pretrain(fresh("rotnet", settings, images=source))
     found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert found is not None
     return int(found[1]) * 1024
@@ -97,7 +98,7 @@ def main() -> None:
     asked = flags(Flags, __doc__ or "")
     with tempfile.TemporaryDirectory() as folder:
         small, large = (made(Path(folder, str(n)), n) for n in (asked.files // 4, asked.files))
-        opening = seconds(lambda: sources.open(large, cache_mb=0, progress=False))
+        opening = seconds(lambda: data.open(large, cache_mb=0, progress=False))
         peaks = [peak(each, asked.steps) for each in (small, large)]
     numbers = {"peak on a quarter, MB": peaks[0] / 1e6, "peak on all, MB": peaks[1] / 1e6}
     goals = [

@@ -26,9 +26,9 @@ from pretask import data as sources
 from pretask import encoders, methods
 from pretask.data import loader
 from pretask.rng import Rng
-from pretask.runtime import malloc as memory
+from pretask.runtime import malloc
 from pretask.train.plan import Plan
-from pretask.train.trainer import Sealed, Trainer
+from pretask.train.trainer import Opaque, Trainer
 from pretask.types import Source
 
 
@@ -88,7 +88,7 @@ def parts_of(asked: Flags, source: Source, images: Any) -> dict[str, Callable[[]
     def loading() -> Iterator[Any]:
         return loader.epoch(source, order, asked.batch)
 
-    @memory.kept()
+    @malloc.keep_freed_memory()
     def ours() -> None:
         for step, batch in enumerate(loading()):
             trained.step(batch, plan.at(step))
@@ -97,14 +97,14 @@ def parts_of(asked: Flags, source: Source, images: Any) -> dict[str, Callable[[]
         device = trained.fabric.device
         ready = trained.method.pretext(next(loading()).to(device), Rng(0, "bench", device=device))
 
-    @memory.kept()
+    @malloc.keep_freed_memory()
     def arithmetic() -> None:
         for _ in range(asked.steps):
-            total, *_ = trained.solver(Sealed(ready))
+            total, *_ = trained.fabric_module(Opaque(ready))
             for optimizer in trained.optimizers:
                 optimizer.zero_grad()
             trained.fabric.backward(total)
-            for stepper in trained.steppers:
+            for stepper in trained.fabric_optimizers:
                 stepper.step()
 
     def decoding() -> None:

@@ -1,9 +1,9 @@
-"""The share of a run's time that looking for collapse takes.
+"""The fraction of a run's time that the collapse monitor takes.
 
 Example: python bench/watch.py --steps 300
 
-A run looks once before its first step and once after its last, and in between as often as its share allows; the
-shorter the run, the more the first and the last weigh.
+A run is checked before its first step, after its last step, and in between as often as its time budget allows. The
+shorter the run, the more the first and last checks weigh.
 """
 
 import tempfile
@@ -15,7 +15,7 @@ from unittest.mock import patch
 from common import Goal, flags, seconds, show
 
 from pretask import pretrain
-from pretask.train.monitor import Watch
+from pretask.train.monitor import CollapseMonitor
 
 
 @dataclass(frozen=True)
@@ -33,15 +33,15 @@ class Flags:
 def main() -> None:
     asked = flags(Flags, __doc__ or "")
     looks: list[float] = []
-    look = Watch.look
+    check = CollapseMonitor.check
 
-    def timed(watch: Watch, *arguments: Any, **options: Any) -> None:
-        before = watch.last["look"]
-        took = seconds(lambda: look(watch, *arguments, **options))
-        if watch.last["look"] != before:  # it was time to look
+    def timed(monitor: CollapseMonitor, *arguments: Any, **options: Any) -> None:
+        before = monitor.last["check"]
+        took = seconds(lambda: check(monitor, *arguments, **options))
+        if monitor.last["check"] != before:  # a check was due
             looks.append(took)
 
-    with tempfile.TemporaryDirectory() as made, patch.object(Watch, "look", timed):
+    with tempfile.TemporaryDirectory() as made, patch.object(CollapseMonitor, "check", timed):
         run = Path(made, "run")
         whole = seconds(lambda: pretrain(asked.method, asked.data, run, steps=asked.steps, quiet=True))
     numbers = {"run, s": whole, "looks": len(looks), "s a look": sum(looks) / len(looks)}

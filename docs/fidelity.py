@@ -1,24 +1,24 @@
-"""What papers and released code say of each recipe, beside what pretask builds: read by the site and by a test.
+"""Values in papers and released code, compared with what pretask builds: used by the site and by a test.
 
-tests/golden/NAME.json holds {"RECIPE": {"FACT": {"paper": …, "released": …, "source": …, "why": …}}}, never a value of
-pretask's own: that is read from the recipe and from the method that it builds. `why` stands where it differs, a `note`
-where it does not. An entry whose source nobody has read has the source "unread" and says nothing else.
+tests/golden/NAME.json holds {"RECIPE": {"FACT": {"paper": …, "released": …, "source": …, "why": …}}}, never pretask's
+own value: that is read from the recipe and from the method that it builds. `why` explains a difference, a `note`
+comments on a value that agrees. An entry whose source has not been read has the source "unread" and nothing else.
 
-A FACT that a program can read here is compared, by tests/test_fidelity.py:
+These FACTs are machine-readable and compared by tests/test_fidelity.py:
     width, views.jitter, train.lr     a field of the recipe, or of a dataclass in it
     encoder                           the network's name
-    encoder.parameters                how many numbers it has
-    encoder.mean, encoder.std         of the pixels that it is given, a number for each channel
+    encoder.parameters                its number of parameters
+    encoder.mean, encoder.std         of the input pixels, a number per channel
     schedule                          [fraction of the run, learning rate], …
-    schedule.weight_decay             the same of the weight decay
-    encoder.layers                    what its layers are, of KINDS, in order
-    head.layers, predictor.layers     the classes of a part's layers, with inputs and outputs if wanted
+    schedule.weight_decay             the same for the weight decay
+    encoder.layers                    its layers, of KINDS, in order
+    head.layers, predictor.layers     the classes of a part's layers, optionally with inputs and outputs
     groups                            [{"of": which parameters, "lr": at the peak, "weight_decay": …}, …]: "all", "matrices",
-                                      "vectors" or names with *, each parameter by the first that fits
-    init.NAME                         standard deviation of the first weights of the parameter that "of" names, or their value
-                                      if all are one
-Others, such as `loss.scale`, are for people; where they matter, a test of the method has them. So are groups, layers and
-first weights that are given in words.
+                                      "vectors" or names with *; a parameter belongs to the first that matches
+    init.NAME                         standard deviation of the initial weights of the parameter that "of" names, or their value
+                                      if all are equal
+Others, such as `loss.scale`, are only shown; if they matter, a test of the method checks them. The same holds for groups,
+layers and initial weights that are given in words.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ import torch
 from torch import Tensor, nn
 
 from pretask import methods
-from pretask.config import decay, schedule
+from pretask.config import lr_factor, weight_decay_factor
 from pretask.methods import Method, MethodConfig
 
 GOLDEN = Path(__file__).parents[1] / "tests" / "golden"
@@ -42,34 +42,34 @@ UNREAD = "unread"
 Entry = Mapping[str, Any]
 
 INTRODUCTION = """\
-Each `:paper` recipe was held against its paper and, where it was found, against the authors' released code, number by
-number. A method's page shows all that was read; here is what differs, and why. Where paper and code disagree, pretask
-follows the code. Facts that a program can read are compared by `tests/test_fidelity.py`."""
+Each `:paper` recipe was compared with its paper and, if available, with the authors' released code, number by
+number. A method's page shows every value that was compared; this page lists the differences and their reasons. Where paper and code
+disagree, pretask follows the code. Machine-readable values are checked by `tests/test_fidelity.py`."""
 SHARED = """\
-All `:paper` recipes share this, whatever was used for their papers:
+All `:paper` recipes share the following, which differs from some papers:
 
 - Images are augmented by pretask's own batched operations on the device. They agree with torchvision's; those of OpenCV,
-  Caffe, TensorFlow and PIL round and filter otherwise.
+  Caffe, TensorFlow and PIL round and filter differently.
 - Crops are resized bilinearly.
-- Processors and GPUs with bf16 compute in it; `--precision 32` does not.
-- AdamW stands for Adam, so that weight decay is no part of the gradient.
-- Images come in a new random order in each pass, and a last, short batch is left out.
+- CPUs and GPUs with native bf16 compute in it; `--precision 32-true` turns it off.
+- AdamW replaces Adam, so weight decay is decoupled from the gradient.
+- Each epoch has a new random order, and an incomplete last batch is dropped.
 - Random crops are cut from the square canvas that an image becomes when it is opened, not from the photograph: they do not
-  reach what lies beside its central square, and are magnified, the smallest ones this many times in either direction. Where
-  photographs are larger than the canvas, which is all but CIFAR's, the authors' crops are sharper
+  reach beyond its central square, and the smallest ones are magnified by the factors below. If
+  photographs are larger than the canvas, as in all datasets but CIFAR, the authors' crops have more detail
   ([what can be done](data.md#crops)):"""
 CUT = ("cross_domain", "rotnet")
-"""methods whose `crop` is no share of the area that is scaled to another size, in their published recipes"""
+"""methods whose `crop` is not the area fraction of a resized crop, in their published recipes"""
 
 
 def golden(name: str) -> dict[str, dict[str, Entry]]:
-    """Recipe -> fact -> entry; nothing where a method has none yet."""
+    """Recipe -> fact -> entry; empty if a method has none yet."""
     path = GOLDEN / f"{name}.json"
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def published(name: str) -> dict[str, type[MethodConfig]]:
-    """The recipes of a method that are somebody's: those that are called after a paper, or have golden values."""
+    """The recipes of a method that have a source: those named after a paper, or with golden values."""
     found, known = methods.recipes(methods.module(name)), golden(name)
     return {
         recipe: config for recipe, config in found.items() if recipe.startswith("paper") or recipe in known
@@ -77,7 +77,7 @@ def published(name: str) -> dict[str, type[MethodConfig]]:
 
 
 def fields(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every field of a recipe with its value; those of a dataclass in it, and of `train`, as NAME.FIELD."""
+    """Every field of a recipe with its value; fields of nested dataclasses and of `train` as NAME.FIELD."""
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
@@ -89,7 +89,7 @@ def fields(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def ours(config: MethodConfig, fact: str, entry: Entry) -> Any:
-    """What is built, or None of a fact that no program reads; a schedule is asked at their fractions."""
+    """The value that is built, or None if the fact is not machine-readable; a schedule is evaluated at their fractions."""
     like = theirs(entry)
     known = dict(fields(config)) | {"encoder": config.encoder}
     if fact in known:
@@ -110,9 +110,9 @@ def ours(config: MethodConfig, fact: str, entry: Entry) -> Any:
         first = dict(built(config).named_parameters())[entry["of"]].detach().float()
         return first.std().item() if first.unique().numel() > 1 else first.flatten()[0].item()
     if fact == "schedule":
-        return [[f, config.train.lr * schedule(config.train, f)] for f, _ in like]
+        return [[f, config.train.lr * lr_factor(config.train, f)] for f, _ in like]
     if fact == "schedule.weight_decay":
-        return [[f, config.train.weight_decay * decay(config.train, f)] for f, _ in like]
+        return [[f, config.train.weight_decay * weight_decay_factor(config.train, f)] for f, _ in like]
     return None
 
 
@@ -124,11 +124,11 @@ IMAGES = {
     "mlp": (1, 28),
     "scene_alexnet": (3, 227),
 }
-"""channels and pixels of the images that a network is built for, if not (3, 224)"""
+"""channels and side of a network's images, if not (3, 224)"""
 
 
 class Photographs:
-    """A source that tells no more than a method may ask for when it is built."""
+    """A source with only what a method may read when it is built."""
 
     name, bad = "photographs", {}
 
@@ -142,11 +142,11 @@ class Photographs:
 
 @lru_cache(maxsize=1)
 def built(config: MethodConfig) -> Method[Any]:
-    """The method of a recipe, untrained; the facts of one recipe are asked one after the other."""
+    """The untrained method of a recipe; cached, since the facts of one recipe are read in sequence."""
     source: Any = Photographs(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return config.build(config.draw(config.spec(), source), source)
+        return config.build(config.build_encoder(config.spec(), source), source)
 
 
 KINDS = {
@@ -161,12 +161,12 @@ KINDS = {
     "Dropout": "drop",
     "Sigmoid": "sigmoid",
 }
-"""class of a layer -> as it is called in a list of layers; a convolution in the place of a wide layer is "fc" """
+"""class of a layer -> its name in a list of layers; a convolution named fc… is "fc" """
 
 
 def leaves(net: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Layers with their names, in order, but for those that only change shape or units."""
-    passed = ("Identity", "Flatten", "Times")
+    """Layers with their names, in order, without those that only change shape or units."""
+    passed = ("Identity", "Flatten", "Scale")
     return [
         (name, layer)
         for name, layer in net.named_modules()
@@ -180,7 +180,7 @@ def kind(name: str, layer: nn.Module) -> str:
 
 
 def described(layer: nn.Module, like: str) -> str:
-    """A layer's class, with as much beside it as `like` has."""
+    """A layer's class, with as many details as `like` has."""
     words = [type(layer).__name__]
     if isinstance(layer, nn.Linear) and any(map(str.isdigit, like.partition(" ")[2])):
         words += [str(layer.in_features), str(layer.out_features)]
@@ -194,7 +194,7 @@ def described(layer: nn.Module, like: str) -> str:
 def groups(
     method: Method[Any], config: MethodConfig, like: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """What the optimizers have for the parameters that each group of `like` is of, and for those that no group is of."""
+    """Optimizer settings of the parameters in each group of `like`, and of those in none."""
     found: dict[str, list[dict[str, Any]]] = {each["of"]: [] for each in like}
     asked = {each["of"]: [key for key in each if key != "of"] for each in like}
     name_of = {id(p): name for name, p in method.named_parameters()}
@@ -223,7 +223,7 @@ def theirs(entry: Entry) -> Any:
 
 
 def agrees(one: Any, other: Any, slack: float = 1e-3) -> bool:
-    """Equal, numbers to a thousandth, or so."""
+    """Whether two values are equal, numbers up to a relative error of `slack`."""
     if isinstance(one, dict) and isinstance(other, dict):
         return one.keys() == other.keys() and all(agrees(one[key], other[key], slack) for key in one)
     if isinstance(one, list | tuple) and isinstance(other, list | tuple):
@@ -242,7 +242,7 @@ class Line:
     entry: Entry
     ours: Any
     slack: float = 1e-3
-    """by which numbers may differ, as a share of them"""
+    """allowed relative error of numbers"""
 
     @property
     def compared(self) -> bool:
@@ -269,23 +269,23 @@ def lines(name: str) -> list[Line]:
 
 
 def drawn(config: MethodConfig, entry: Entry) -> int:
-    """How many first weights an entry is of: so many tell their deviation to about 1 in √2n."""
+    """Number n of initial weights that an entry describes; the relative error of their standard deviation is about 1/√(2n)."""
     return dict(built(config).named_parameters())[entry["of"]].numel()
 
 
 @cache
 def known(name: str) -> list[Line]:
-    """The same, remembered for the pages."""
+    """`lines`, cached for the pages."""
     return lines(name)
 
 
 def magnified(config: MethodConfig) -> dict[str, float]:
-    """How often the smallest random crop of a recipe is as wide when it is drawn: "crops", and "small crops" beside them."""
+    """Magnification of a recipe's smallest random crop: "crops", and "small crops" of multi-crop methods."""
     known = dict(fields(config))
     least = known.get("views.crop", (known.get("crop", 1.0),))[0]
     found = {"crops": known.get("side", 1.0) / math.sqrt(least)} if least < 1 else {}
-    if known.get("small"):
-        found["small crops"] = known["small_side"] / math.sqrt(known["small_crop"][0])
+    if known.get("local_crops"):
+        found["small crops"] = known["local_size"] / math.sqrt(known["local_scale"][0])
     return found
 
 
@@ -293,7 +293,7 @@ def magnified(config: MethodConfig) -> dict[str, float]:
 
 
 def table(name: str) -> str:
-    """Of a method's page: every fact that was read, and how many were not."""
+    """Section of a method's page: every fact that was read, and the number of those that were not."""
     found = known(name)
     rows = [
         [
@@ -307,30 +307,30 @@ def table(name: str) -> str:
         if read(line.entry)
     ]
     unread = sum(not read(line.entry) for line in found)
-    said = f"\n\n{unread} more fields were held against nothing." if unread else ""
-    return markdown(["", "paper", "released code", "pretask", "read in"], rows) + said if rows else ""
+    rest = f"\n\n{unread} more fields have not been compared." if unread else ""
+    return markdown(["", "paper", "released code", "pretask", "source"], rows) + rest if rows else ""
 
 
 def page() -> str:
-    """All differences of all methods."""
+    """Page with all differences of all methods."""
     parts = ["# Fidelity", INTRODUCTION, "## What all recipes share", SHARED, crops()]
     for name in methods.names():
-        told = [line for line in known(name) if read(line.entry)]
-        differs = [line for line in told if not line.same]
-        if not told:
+        compared = [line for line in known(name) if read(line.entry)]
+        differs = [line for line in compared if not line.same]
+        if not compared:
             continue
-        unread = len(known(name)) - len(told)
+        unread = len(known(name)) - len(compared)
         parts.append(
-            f"## {name}\n\n{len(told)} facts read, {sum(line.compared for line in told)} of them compared by a test; "
-            f"{len(differs)} differ; {unread} fields unread. [All of them](methods/{name}.md#fidelity)"
+            f"## {name}\n\n{len(compared)} values compared, {sum(line.compared for line in compared)} of them by a test; "
+            f"{len(differs)} differ; {unread} fields not compared. [All values](methods/{name}.md#fidelity)"
         )
         rows = [[place(line, name), shown(theirs(line.entry)), mine(line)] for line in differs]
-        parts.append(markdown(["", "theirs", "pretask"], rows) if rows else "")
+        parts.append(markdown(["", "paper or code", "pretask"], rows) if rows else "")
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def crops() -> str:
-    """How much the smallest crops of every published recipe are magnified."""
+    """Table of the magnification of the smallest crops of every published recipe."""
     found = {
         name if recipe == "paper" else f"{name}:{recipe}": magnified(config())
         for name in methods.names()
@@ -347,8 +347,8 @@ def crops() -> str:
 
 
 def mine(line: Line) -> str:
-    """What is built where it differs or can be shown, and why it differs."""
-    value = shown(line.ours) if line.compared and not line.same else "" if not line.same else "as theirs"
+    """The value that is built, if it differs, and the reason."""
+    value = shown(line.ours) if line.compared and not line.same else "" if not line.same else "same"
     return "; ".join(part for part in (value, line.entry.get("why"), line.entry.get("note")) if part)
 
 
@@ -373,5 +373,5 @@ def shown(value: Any) -> str:
 
 
 def markdown(head: list[str], rows: list[list[str]]) -> str:
-    said = [[cell.replace("|", "\\|") for cell in row] for row in rows]
-    return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *said])
+    escaped = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *escaped])

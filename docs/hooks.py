@@ -1,7 +1,7 @@
-"""What the site adds to the pages in docs/ while it is built: a page for each method.
+"""Pages that are generated when the site is built: one per method, an overview, and the page on fidelity.
 
-The methods' folder is the registry here too: a new file there has its page, its picture and its place in the
-navigation with no edit of anything. A page is made from the module's docstring and from its Configs.
+The methods' folder is the registry here too: a new file there gets a page, a picture and a place in the navigation
+without any other edit. A page is made from the module's docstring and its Configs.
 """
 
 import ast
@@ -21,32 +21,39 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 from pretask import methods
+from pretask.cli.catalog import FAMILIES
 from pretask.config import TrainConfig
+from pretask.limits import flag
 from pretask.methods import MethodConfig
-from pretask.workflows import preview as selfhelp
+from pretask.workflows import preview
 
 sys.path.append(str(Path(__file__).parent))
 import fidelity  # beside this file
 
 DATA = {"words": "pairs.jsonl", "tracked": "tracks/", "depth": "scenes:rooms+photos/"}
-"""what a method needs -> how data with it is called on its page; of others photos/"""
+"""what a method needs -> the data that its page's commands use; photos/ for all others"""
 OTHERS: Mapping[str, Sequence[Mapping[str, Any]]] = {
-    "mae": ({"mask_sampling": "block", "mask": 0.5}, {"mask_sampling": "block"}, {"mask_sampling": "grid"})
+    "mae": (
+        {"mask_sampling": "block", "mask_ratio": 0.5},
+        {"mask_sampling": "block"},
+        {"mask_sampling": "grid"},
+    )
 }
-"""a method's knobs by which its puzzles look otherwise; its page shows these as well"""
-FIDELITY = (
-    "What its paper and the released code say, and what the recipe does ([all methods](../fidelity.md))."
-)
+"""hyperparameters that change how a method's puzzles look; its page shows these as well"""
+FIDELITY = "The values in the paper, in the released code, and in the recipe ([all methods](../fidelity.md))."
 
 
 # ---- what mkdocs calls
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Every method below Methods."""
+    """Add every method to the navigation, below Methods."""
     for section in config.nav or []:
         if "Methods" in section:
-            section["Methods"] += [{title(name): f"methods/{name}.md"} for name in methods.names()]
+            section["Methods"] += [
+                {family.capitalize(): [{title(name): f"methods/{name}.md"} for name in names]}
+                for family, names in families().items()
+            ]
     return config
 
 
@@ -54,8 +61,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for name in methods.names():
         files.append(File.generated(config, f"methods/{name}.md", content=page(name)))
         files.append(File.generated(config, f"methods/{name}.png", content=picture(name)))
-        for i, knobs in enumerate(OTHERS.get(name, ())):
-            files.append(File.generated(config, f"methods/{name}-{i}.png", content=picture(name, 4, **knobs)))
+        for i, changes in enumerate(OTHERS.get(name, ())):
+            png = picture(name, 4, **changes)
+            files.append(File.generated(config, f"methods/{name}-{i}.png", content=png))
     files.append(File.generated(config, "methods/index.md", content=overview()))
     files.append(File.generated(config, "fidelity.md", content=fidelity.page()))
     return files
@@ -64,37 +72,53 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 # ---- all methods
 
 
+def families() -> dict[str, list[str]]:
+    """Family -> its methods, in the order of `pretask list`."""
+    names = {name: methods.recipe(name).family for name in methods.names()}
+    found = {
+        family: [name for name in names if names[name] == family] for family in (*FAMILIES, *names.values())
+    }
+    return {family: of_family for family, of_family in found.items() if of_family}
+
+
 def overview() -> str:
-    """The table of all recipes."""
-    rows = [
-        (name if recipe == "default" else f"{name}:{recipe}", name, config)
-        for name in methods.names()
-        for recipe, config in methods.recipes(methods.module(name)).items()
-    ]
+    """A table of recipes for each family."""
     return "\n".join(
         [
             "# Methods",
             "",
-            "A method makes a puzzle out of an image, by a rule that knows the answer. A network that is to solve it",
-            "has to find out what images are made of; that network, without the part that gives the answer, is kept.",
+            "A method makes a pretext task from unlabeled images and trains an encoder on it. Only the encoder is kept;",
+            "[projectors](../glossary.md#projector), predictors and decoders are dropped. [Which method?](../which-method.md) says",
+            "what to try first; the [glossary](../glossary.md) explains the terms.",
             "",
-            "| recipe | asks | encoder |",
-            "|---|---|---|",
             *(
-                f"| [`{shown}`]({name}.md) | {methods.asks(config)} | `{config.encoder}` |"
-                for shown, name, config in rows
+                line
+                for family, names in families().items()
+                for line in (f"## {family.capitalize()}", "", *table(names), "")
             ),
-            "",
-            "`pretask list` prints the same. None that you would like? [Write your own in one file](../tutorial.md).",
+            "`pretask list --recipes` prints the same list. To add a method, [write one file](../tutorial.md).",
         ]
     )
+
+
+def table(names: Sequence[str]) -> list[str]:
+    """Lines of a Markdown table of all recipes of these methods."""
+    return [
+        "| recipe | pretext task | encoder |",
+        "|---|---|---|",
+        *(
+            f"| [`{called(name, recipe)}`]({name}.md) | {methods.asks(config)} | `{config.encoder}` |"
+            for name in names
+            for recipe, config in methods.recipes(methods.module(name)).items()
+        ),
+    ]
 
 
 # ---- a method's page
 
 
 def page(name: str) -> str:
-    """Markdown: the idea, the puzzle, the commands, the knobs of all recipes, the paper and the cost."""
+    """Markdown: the idea, puzzles, the paper, commands, recipes, hyperparameters and fidelity."""
     module = methods.module(name)
     first, _, rest = inspect.cleandoc(module.__doc__ or "").partition("\n\n")
     idea = first.partition(": ")[2] or first
@@ -105,31 +129,31 @@ def page(name: str) -> str:
             f"# {title(name)}",
             idea[0].upper() + idea[1:],
             f"![Puzzles of {name}, each with its answer]({name}.png)",
-            "The puzzles, drawn from the built-in pictures by `pretask preview`.",
-            *(other(name, i, knobs) for i, knobs in enumerate(OTHERS.get(name, ()))),
+            "Puzzles and answers on the built-in images, drawn by `pretask preview`.",
+            *(other(name, i, changes) for i, changes in enumerate(OTHERS.get(name, ()))),
             linked(rest),
             "## Commands",
             commands(name),
             "## Recipes",
-            f"| recipe | asks |\n|---|---|\n{asked}",
-            "## Knobs",
-            "Each is a flag of the command line and a field of the run's `run.json`. A value that a recipe "
-            "changes is bold.",
-            knobs(name),
-            *(["## Fidelity", FIDELITY, told] if (told := fidelity.table(name)) else []),
-            f"The source is `pretask/methods/{name}.py`, one file.",
+            f"| recipe | pretext task |\n|---|---|\n{asked}",
+            "## Hyperparameters",
+            "Each is a flag of the command line and a field of the run's `run.json`. Values that a recipe "
+            "changes are bold.",
+            hyperparameters(name),
+            *(["## Fidelity", FIDELITY, facts] if (facts := fidelity.table(name)) else []),
+            f"Source: `pretask/methods/{name}.py`.",
         ]
     )
 
 
-def other(name: str, number: int, knobs: Mapping[str, Any]) -> str:
-    """A picture of puzzles by other knobs, below the flags for them."""
-    flags = " ".join(f"{flag(field)} {value}" for field, value in knobs.items())
+def other(name: str, number: int, changes: Mapping[str, Any]) -> str:
+    """Puzzles with other hyperparameters, below the flags that set them."""
+    flags = " ".join(f"{flag(field)} {value}" for field, value in changes.items())
     return f"With `{flags}`:\n\n![Puzzles of {name} with {flags}]({name}-{number}.png)"
 
 
 def title(name: str) -> str:
-    """The method's name in words: what its docstring's first sentence has before the colon."""
+    """The method's name in words: its docstring up to the first colon."""
     return (methods.module(name).__doc__ or name).partition(":")[0].strip()
 
 
@@ -142,7 +166,7 @@ def first_line(kind: type) -> str:
 
 
 def linked(text: str) -> str:
-    """arXiv numbers as links."""
+    """`text` with arXiv numbers as links."""
     return re.sub(r"arXiv:(\d{4}\.\d{4,5})", r"[arXiv:\1](https://arxiv.org/abs/\1)", text)
 
 
@@ -152,52 +176,48 @@ def commands(name: str) -> str:
     return textwrap.dedent(f"""\
         ```sh
         pretask preview {name} --data {data}         # draw its puzzles from your images
-        pretask check {name} --data {data}           # does it keep the contract on them?
+        pretask check {name} --data {data}           # sanity-check the method on them
         pretask pretrain {name} --data {data} --out runs/{name} --budget 10m
-        pretask evaluate runs/{name} --data labelled/
+        pretask evaluate runs/{name} --data labeled/
         ```""")
 
 
-def knobs(name: str) -> str:
-    """The table of every field, recipes side by side."""
+def hyperparameters(name: str) -> str:
+    """Markdown table of every field, recipes side by side."""
     recipes = methods.recipes(methods.module(name))
     columns = [dict(values(config())) for config in recipes.values()]
     base = columns[0]
-    lines = [f"| knob | {' | '.join(recipes)} | what it is |", f"|---|{'---|' * len(recipes)}---|"]
-    for flag in base:
+    lines = [f"| flag | {' | '.join(recipes)} | meaning |", f"|---|{'---|' * len(recipes)}---|"]
+    for name in base:
         shown = [
-            str(column[flag]) if column[flag] == base[flag] else f"**{column[flag]}**" for column in columns
+            str(column[name]) if column[name] == base[name] else f"**{column[name]}**" for column in columns
         ]
-        lines.append(f"| `{flag}` | {' | '.join(shown)} | {said(flag, recipes)} |")
+        lines.append(f"| `{name}` | {' | '.join(shown)} | {meaning(name, recipes)} |")
     return "\n".join(lines)
 
 
-def said(flag: str, recipes: Mapping[str, type[MethodConfig]]) -> str:
-    """The sentence of a knob, and what a recipe says of its own value."""
-    of_all = sentences(recipes["default"])[flag]
-    own = {recipe: sentences(config)[flag] for recipe, config in recipes.items()}
-    return "; ".join([of_all, *(f"*{recipe}*: {text}" for recipe, text in own.items() if text != of_all)])
+def meaning(name: str, recipes: Mapping[str, type[MethodConfig]]) -> str:
+    """Description of a flag, followed by the recipes that describe it differently."""
+    default = descriptions(recipes["default"])[name]
+    own = {recipe: descriptions(config)[name] for recipe, config in recipes.items()}
+    return "; ".join([default, *(f"*{recipe}*: {text}" for recipe, text in own.items() if text != default)])
 
 
 def values(config: MethodConfig) -> Iterator[tuple[str, Any]]:
-    """Flag -> value: the encoder, the method's own knobs, and how it is trained."""
+    """Flag -> value: the encoder, the method's hyperparameters, and those of training."""
     yield "--encoder", config.encoder
     yield from flags(config)
     yield from flags(config.train)
 
 
-def flags(knobs: Any) -> Iterator[tuple[str, Any]]:
-    """A nested dataclass has its fields among the flags, as on the command line."""
-    for field in dataclasses.fields(knobs):
-        value = getattr(knobs, field.name)
+def flags(config: Any) -> Iterator[tuple[str, Any]]:
+    """Flag -> value; fields of nested dataclasses are flags, as on the command line."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
             yield from flags(value)
         else:
             yield flag(field.name), shown(value)
-
-
-def flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
 
 
 def shown(value: Any) -> str:
@@ -206,22 +226,22 @@ def shown(value: Any) -> str:
     return str(value) or "none"
 
 
-def sentences(kind: type[MethodConfig]) -> dict[str, str]:
-    """Flag -> the sentence under its field, a recipe's own before the one it inherits."""
-    told = {"--encoder": "the network that is trained"} | below_fields(TrainConfig)
+def descriptions(kind: type[MethodConfig]) -> dict[str, str]:
+    """Flag -> description of its field; a recipe's own description replaces the inherited one."""
+    found = {"--encoder": "the network to train"} | below_fields(TrainConfig)
     for each in reversed(kind.__mro__):
         if issubclass(each, MethodConfig):
-            told |= below_fields(each)
+            found |= below_fields(each)
     for field in dataclasses.fields(kind):
         if dataclasses.is_dataclass(field.default) and not isinstance(field.default, type):
             for each in filter(dataclasses.is_dataclass, reversed(type(field.default).__mro__)):
-                told |= below_fields(each)
-    return told
+                found |= below_fields(each)
+    return found
 
 
 @cache
 def below_fields(kind: type) -> dict[str, str]:
-    """The strings that stand below the fields of one class, which Python itself does not keep."""
+    """Flag -> string below the field of one class; Python does not keep these strings, so the source is parsed."""
     body = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0].body  # type: ignore[attr-defined]
     return {
         flag(field.target.id): " ".join(text.value.value.split()).replace("|", "\\|")
@@ -233,9 +253,9 @@ def below_fields(kind: type) -> dict[str, str]:
     }
 
 
-def picture(name: str, rows: int = 8, **knobs: Any) -> bytes:
-    """PNG of a method's puzzles, by some knobs of its own."""
+def picture(name: str, rows: int = 8, **changes: Any) -> bytes:
+    """PNG of a method's puzzles, with some hyperparameters changed."""
     file = BytesIO()
-    config = methods.recipe(name)(**knobs)
-    selfhelp.preview(selfhelp.made_up(config), config, name, rows).save(file, format="PNG", optimize=True)
+    config = methods.recipe(name)(**changes)
+    preview.preview(preview.made_up(config), config, name, rows).save(file, format="PNG", optimize=True)
     return file.getvalue()

@@ -1,7 +1,7 @@
-"""pretask: self-supervised visual learning, from a folder of unlabelled images to a trusted score.
+"""pretask: self-supervised visual learning, from a folder of unlabeled images to a trusted score.
 
 The verbs of the command line, from Python: `pretrain`, `evaluate`, `study`, `audit`, `embed`, `report`,
-`transfer`, `load`; and
+`transfer`, `load`; `Reading`, how images are read; and
 `PretaskFeatures`, a scikit-learn transformer. Nothing heavy is imported before it is used.
 """
 
@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pretask.api import embed, pretrain
     from pretask.estimator import PretaskFeatures
-    from pretask.reports import report
+    from pretask.reading import Reading
+    from pretask.reports.report import report
     from pretask.train.run import load
     from pretask.workflows.audit import audit
     from pretask.workflows.evaluate import evaluate
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 __version__ = version("pretask")
 __all__ = [
     "PretaskFeatures",
+    "Reading",
     "__version__",
     "audit",
     "embed",
@@ -39,10 +41,11 @@ _HOMES = {
     "study": "pretask.workflows.study",
     "audit": "pretask.workflows.audit",
     "embed": "pretask.api",
-    "report": "pretask.reports",
+    "report": "pretask.reports.report",
     "load": "pretask.train.run",
     "transfer": "pretask.workflows.transfer",
     "PretaskFeatures": "pretask.estimator",
+    "Reading": "pretask.reading",
 }
 
 

@@ -39,7 +39,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
         if distributed.world() > 1:
             # an orderly end would be aborted by threads that are not done with the other processes
             if not code:
-                distributed.leave()
+                distributed.final_barrier()
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)

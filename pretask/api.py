@@ -1,4 +1,4 @@
-"""The verbs of the command line for Python, on paths and on arrays: pretrain, embed."""
+"""The Python API on paths and arrays: pretrain, embed."""
 
 import dataclasses
 import difflib
@@ -10,18 +10,22 @@ from typing import Any
 import numpy as np
 
 from pretask import data as sources
-from pretask import methods
-from pretask.data import in_memory as memory
-from pretask.data.base import Images
-from pretask.data.subset import count
+from pretask import limits, methods
+from pretask.config import Changes, RunConfig
+from pretask.data import in_memory
+from pretask.data.base import Images, canvas_fields
+from pretask.data.folder import with_all_splits
+from pretask.data.subset import subset_size
 from pretask.encoders import Encoder
+from pretask.limits import Count, checked
 from pretask.methods import MethodConfig
+from pretask.reading import DEFAULT_READING, Reading
 from pretask.train.progress import Display
-from pretask.train.run import Run, revive
+from pretask.train.run import CardSource, Run, parse_card
 from pretask.types import UserError
 from pretask.workflows import embed as embedding
+from pretask.workflows import job as jobs
 from pretask.workflows import pretrain as pretraining
-from pretask.workflows.pretrain import Settings
 
 
 def pretrain(
@@ -35,11 +39,12 @@ def pretrain(
     steps: int | None = None,
     budget: str | None = None,
     plan: str | Path | None = None,
-    share: float = 1.0,
+    fraction: float = 1.0,
     seed: int = 0,
     init: str | Path | None = None,
-    watch: str | Path | None = None,
+    monitor: str | Path | None = None,
     resume: str | Path | None = None,
+    reading: Reading = DEFAULT_READING,
     quiet: bool = False,
     **train: Any,
 ) -> Run:
@@ -48,82 +53,87 @@ def pretrain(
         run = pretask.pretrain("rotnet", "photos/", budget="10m")
         run = pretask.pretrain("simclr", images, config={"temperature": 0.5}, epochs=20, lr=0.1)
 
-    `data` is a path or a name, or the images themselves: uint8, or floats from 0 to 1, of shape (N, H, W),
-    (N, H, W, C) or (N, C, H, W). `config` holds knobs of the method, `train` those of training (epochs,
-    batch, lr, …); the others are the flags of the same names.
+    `data` is a path, a name, or an array of images: uint8, floats from 0 to 1, or other numbers, of shape (N, H, W),
+    (N, H, W, C) or (N, C, H, W). `config` holds hyperparameters of the method, `train` those of training (epochs, batch,
+    lr, …); the others are the command-line flags of the same names.
 
-    `resume` goes on with the run in that folder by its own settings: pretrain(None, resume="runs/a"). A run
-    does not keep an array that it was trained on, so give the same `data` again. With `steps` or `budget` it becomes
-    longer or shorter than it was planned. `plan` takes the length of another run.
+    `resume` continues the run in that folder with its own settings: pretrain(None, resume="runs/a"). A run trained on an
+    array does not store it, so pass the same `data` again; a path tells where the images are if they were moved. `steps` or
+    `budget` changes the planned length. `plan` uses the length of another run.
     """
     if plan and "epochs" in train:
-        raise UserError("plan takes the length of another run; leave out epochs")
-    with nullcontext() if quiet else Display() as tell:
+        raise UserError("plan uses the length of another run; remove epochs")
+    with nullcontext() if quiet else Display() as on_log:
         if resume is not None:
-            longer = Settings("", steps=steps, budget=budget)
-            return pretraining.pretrain(
-                None, longer, resume=Path(resume), source=again(Path(resume), data), tell=tell
+            limits.check(reading)
+            changes = Changes(
+                steps=steps,
+                budget=budget,
+                data=str(data) if is_spec(data) else None,
+                monitor=str(monitor) if monitor else None,
+                root=reading.root,
             )
+            job = jobs.resumed(Path(resume), changes, images=again(Path(resume), data))
+            return pretraining.pretrain(job, on_log=on_log)
         if method is None or data is None:
             raise UserError("pretrain needs a method and data, as in pretask.pretrain('rotnet', 'photos/')")
-        settings = Settings(
-            data=str(data) if is_spec(data) else memory.SPEC,
+        settings = RunConfig(
+            data=str(data) if is_spec(data) else in_memory.SPEC,
             out=Path(out) if out else None,
             encoder=encoder,
             size=size,
             steps=steps,
             budget=budget,
             plan=Path(plan) if plan else None,
-            share=share,
+            fraction=fraction,
             seed=seed,
             init=Path(init) if init else None,
-            watch=str(watch) if watch else None,
+            monitor=str(monitor) if monitor else None,
+            reading=reading,
         )
         kind = methods.recipe(method)
         chosen = config if isinstance(config, MethodConfig) else adjusted(kind(), config or {}, method)
-        return pretraining.pretrain(
-            method,
-            settings,
-            chosen,
-            adjusted(chosen.train, train, "training"),
-            source=None if is_spec(data) else memory.held(data, size),
-            tell=tell,
-        )
+        trained = adjusted(chosen.train, train, "training")
+        images = None if is_spec(data) else in_memory.from_array(data, size=size, reading=reading)
+        job = jobs.fresh(method, settings, chosen, trained, images=images)
+        return pretraining.pretrain(job, on_log=on_log)
 
 
+@checked
 def embed(
     run: Run | Encoder | str | Path,
     data: str | Path | Any,
     *,
     stage: str = "pool",
-    batch: int = 256,
-    size: int | None = None,
+    batch: Count = 256,
+    size: Count | None = None,
+    reading: Reading = DEFAULT_READING,
 ) -> np.ndarray:
     """(N, D) float32: frozen features of images, in their order; unreadable files have no row.
 
         x = pretask.embed("runs/rotnet-photos-s0", images)
 
-    `run` may also be "timm:NAME", with the weights that timm publishes; `data` is what `pretrain` takes.
-    `pretask embed` writes the same to disk, with file names, in constant memory.
+    `run` may also be "timm:NAME", for the weights published by timm; `data` is as in `pretrain`.
+    `pretask embed` writes the same features to disk, with file names, in constant memory.
     """
     encoder = embedding.encoder_of(run, size)
-    return embedding.array(encoder, opened(data, encoder), stage, batch)
+    return embedding.array(encoder, opened(data, encoder, reading), stage, batch)
 
 
-def opened(data: Any, encoder: Encoder) -> Images:
-    """Images for this encoder, read as they are needed."""
+def opened(data: Any, encoder: Encoder, reading: Reading) -> Images:
+    """Images for this encoder, read on demand."""
     if is_spec(data):
-        return sources.open(data, size=encoder.size, channels=encoder.channels, cache_mb=0)
-    return memory.held(data, encoder.size, encoder.channels)
+        return sources.open(with_all_splits(str(data)), **canvas_fields(encoder), reading=reading, cache_mb=0)
+    return in_memory.from_array(data, **canvas_fields(encoder), reading=reading)
 
 
 def again(folder: Path, data: Any) -> Images | None:
-    """The array that a run was trained on, as it was then; None where the run knows its data by a path."""
+    """The array that a run was trained on; None if its data is a path."""
     card = Run(folder).card
     if data is None or is_spec(data):
         return None
-    images = memory.held(data, card["size"], card["channels"])
-    if count(len(images), revive(card)[1].share) != card["n"]:
+    images = in_memory.from_array(data, **canvas_fields(CardSource(card)))
+    if subset_size(len(images), parse_card(card)[1].fraction) != card["n"]:
         raise UserError(f"{folder} was trained on {card['n']} images, but the array holds {len(images)}")
     return images
 
@@ -132,17 +142,17 @@ def is_spec(data: Any) -> bool:
     return isinstance(data, str | Path)
 
 
-def adjusted(knobs: Any, changes: Mapping[str, Any], whose: str) -> Any:
-    """A frozen dataclass with some of its knobs changed; a nested one takes a dict."""
-    names = [field.name for field in dataclasses.fields(knobs)]
+def adjusted(config: Any, changes: Mapping[str, Any], whose: str) -> Any:
+    """A frozen dataclass with some fields changed; a nested one takes a dict. Raises UserError for unknown fields."""
+    names = [field.name for field in dataclasses.fields(config)]
     new = {}
     for name, value in changes.items():
         if name not in names:
-            raise UserError(f"{whose} has no knob {name!r}; {nearest(name, names)}")
-        old = getattr(knobs, name)
+            raise UserError(f"{whose} has no hyperparameter {name!r}; {nearest(name, names)}")
+        old = getattr(config, name)
         nested = dataclasses.is_dataclass(old) and isinstance(value, Mapping)
         new[name] = adjusted(old, value, f"{whose}.{name}") if nested else value
-    return dataclasses.replace(knobs, **new)
+    return dataclasses.replace(config, **new)
 
 
 def nearest(name: str, names: list[str]) -> str:

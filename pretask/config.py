@@ -1,81 +1,143 @@
-"""What decides a run besides the method's own knobs: how long, how fast, in which steps."""
+"""Configuration of a run besides the method's own hyperparameters: training, data, hardware."""
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
-from pretask.limits import Below, Count, Share, Weight
+from pretask.limits import Below, Count, Part, Seed, Share, Weight
+from pretask.reading import DEFAULT_READING, Reading
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How long and how fast."""
+    """Training hyperparameters: length, batch, optimizer and learning-rate schedule."""
 
     epochs: Count = 100
-    """passes over the source; --steps and --budget take its place"""
+    """passes over the source; replaced by --steps or --budget"""
     batch: Count = 256
     """images per step, over all processes"""
     optimizer: Literal["adamw", "sgd", "lars"] = "adamw"
-    """update rule"""
+    """optimizer"""
     lr: Weight = 1e-3
     """peak learning rate"""
     lr_start: Weight = 0.0
     """learning rate at the start of the warmup"""
     lr_end: Weight = 0.0
-    """learning rate at the end of the cosine"""
-    vector_lr: Weight = 1.0
-    """factor of the learning rate of gains and biases (Caffe's nets: 2)"""
+    """learning rate at the end of the cosine schedule"""
+    bias_lr_scale: Weight = 1.0
+    """learning-rate factor of biases and normalization gains (2 in Caffe's networks)"""
     momentum: Below = 0.9
-    """of sgd and lars"""
+    """momentum of sgd and lars"""
     nesterov: bool = False
-    """sgd and lars look ahead by the momentum"""
+    """Nesterov momentum for sgd and lars"""
     weight_decay: Weight = 0.05
-    """of matrices"""
+    """weight decay of weight matrices"""
     weight_decay_end: Weight | None = None
-    """where the weight decay ends, along half a cosine; none: it stays"""
+    """final weight decay, reached along half a cosine; none: constant"""
     decay_all: bool = False
-    """gains and biases decay as well; under lars, what decays also has its step fitted to its length"""
+    """also decay biases and gains; with lars, parameters that decay also get the layer-wise step size"""
     warmup: Share = 0.05
-    """fraction of a round that the learning rate rises"""
-    drops: tuple[Share, ...] = ()
-    """fractions of a round at which the learning rate falls by `drop`; none: half a cosine to `lr_end`"""
-    drop: Weight | tuple[Weight, ...] = 0.1
-    """factor of each fall, or of one after the other"""
-    rises: tuple[Share, ...] = ()
-    """fractions of a round at which one fall is taken back"""
+    """fraction of a cycle used for linear warmup"""
+    milestones: tuple[Share, ...] = ()
+    """fractions of a cycle at which the learning rate is multiplied by `gamma`; none: half a cosine to `lr_end`"""
+    gamma: Weight | tuple[Weight, ...] = 0.1
+    """learning-rate factor at every milestone, or one factor per milestone"""
+    undo_milestones: tuple[Share, ...] = ()
+    """fractions of a cycle at which the last multiplication by `gamma` is undone"""
     clip: Weight = 0.0
-    """largest norm of the gradient; 0: no limit"""
-    rounds: Count = 1
-    """how often the learning rate's course is run, one after the other"""
+    """maximum gradient norm; 0: no clipping"""
+    cycles: Count = 1
+    """number of times the learning-rate schedule runs, one after the other"""
 
 
-def schedule(train: TrainConfig, fraction: float) -> float:
-    """Share of the peak learning rate at `fraction` of the run, the same course in every round."""
-    f = fraction * train.rounds % 1.0
+def lr_factor(train: TrainConfig, fraction: float) -> float:
+    """Learning rate at `fraction` of the run, relative to the peak; the same schedule in every cycle."""
+    f = fraction * train.cycles % 1.0
     if f < train.warmup:
-        return mixed(share(train.lr_start, train.lr), 1.0, f / train.warmup)
-    if train.drops:
-        falls = sum(f >= at for at in train.drops) - sum(f >= at for at in train.rises)
-        return train.drop**falls if isinstance(train.drop, int | float) else math.prod(train.drop[:falls])
-    return mixed(1.0, share(train.lr_end, train.lr), half_cosine((f - train.warmup) / (1 - train.warmup)))
+        return lerp(ratio(train.lr_start, train.lr), 1.0, f / train.warmup)
+    if train.milestones:
+        drops = sum(f >= at for at in train.milestones) - sum(f >= at for at in train.undo_milestones)
+        return train.gamma**drops if isinstance(train.gamma, int | float) else math.prod(train.gamma[:drops])
+    return lerp(1.0, ratio(train.lr_end, train.lr), half_cosine((f - train.warmup) / (1 - train.warmup)))
 
 
-def decay(train: TrainConfig, fraction: float) -> float:
-    """Share of the first weight decay at `fraction` of the run."""
+def weight_decay_factor(train: TrainConfig, fraction: float) -> float:
+    """Weight decay at `fraction` of the run, relative to the initial one."""
     if train.weight_decay_end is None:
         return 1.0
-    return mixed(1.0, share(train.weight_decay_end, train.weight_decay), half_cosine(fraction))
+    return lerp(1.0, ratio(train.weight_decay_end, train.weight_decay), half_cosine(fraction))
 
 
-def mixed(start: float, end: float, share: float) -> float:
-    return start + (end - start) * share
+def lerp(start: float, end: float, weight: float) -> float:
+    return start + (end - start) * weight
 
 
-def share(end: float, peak: float) -> float:
-    """Of a peak that may be 0: then there is nothing to rise from or to fall to."""
+def ratio(end: float, peak: float) -> float:
+    """end / peak, or 0 if the peak is 0."""
     return end / peak if peak else 0.0
 
 
 def half_cosine(fraction: float) -> float:
-    """From 0 to 1, slowly at both ends."""
+    """From 0 to 1 along half a cosine."""
     return (1 - math.cos(math.pi * fraction)) / 2
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What a run trains on, for how long, on which hardware, and where it writes."""
+
+    data: str
+    """a folder of images, a .npz, .parquet or .tar file, hf:NAME, or a torchvision name such as cifar10"""
+    out: Path | None = None
+    """folder of the run, which must not exist (default: runs/METHOD-DATA-sSEED)"""
+    encoder: str | None = None
+    """a timm model or a classic network; timm arguments follow a colon: vit_tiny_patch16_224:patch_size=4"""
+    size: Count | None = None
+    """image side in pixels (default: as stored in arrays; for folders, from the files, 160 at most)"""
+    steps: Count | None = None
+    """length of the run in steps, instead of --epochs"""
+    budget: str | None = None
+    """length of the run in time, such as 90s, 10m or 2h, from start to report; runs as many steps as fit"""
+    plan: Path | None = None
+    """a run whose plan of steps is replayed, instead of --steps, --budget and --epochs"""
+    fraction: Part = 1.0
+    """fraction of the images to train on, drawn at random by the seed"""
+    seed: Seed = 0
+    """random seed of weights, data order and puzzles"""
+    init: Path | None = None
+    """weights to start from: a run's folder or an encoder.safetensors file"""
+    monitor: str | None = None
+    """labeled images for an online kNN score; training never sees them"""
+    workers: Count | None = None
+    """number of processes that decode images (default: one fewer than cores, 8 at most)"""
+    devices: Count | Literal["auto"] = "auto"
+    """number of training processes on this machine: one per GPU, or 1 on a CPU"""
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """with several processes, each holds the whole network (ddp) or a shard of it (fsdp)"""
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    """hardware to train on"""
+    precision: Literal["auto", "bf16-mixed", "32-true"] = "auto"
+    """number format; auto: bf16 where the hardware supports it natively"""
+    reading: Reading = DEFAULT_READING
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What a resumed run may change; everything else keeps the run's own settings."""
+
+    steps: Count | None = None
+    """total length in steps, including those already done; replaces the planned length"""
+    budget: str | None = None
+    """training time from now on, such as 90s, 10m or 2h; replaces the planned length"""
+    devices: Count | Literal["auto"] = "auto"
+    """processes to continue with"""
+    data: str | None = None
+    """new path of the training images, if they were moved; they must be the same images"""
+    monitor: str | None = None
+    """new path of the labeled images of --monitor"""
+    root: Path | None = None
+    """new folder of torchvision datasets"""
+
+
+UNCHANGED = Changes()

@@ -1,4 +1,4 @@
-"""A run's features as a scikit-learn transformer: images in, rows out, nothing is fitted."""
+"""A run's features as a scikit-learn transformer: images in, feature rows out."""
 
 import math
 from pathlib import Path
@@ -10,11 +10,16 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from pretask.data import in_memory as memory
+from pretask import limits
+from pretask.data import in_memory
+from pretask.data.base import OpenOptions, canvas_fields
+from pretask.data.npz import range_of
 from pretask.encoders import Encoder
+from pretask.limits import Count
 from pretask.train.run import Run
+from pretask.transforms.ranges import Range
 from pretask.types import UserError
-from pretask.workflows import embed as embedding
+from pretask.workflows import embed
 
 
 class PretaskFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -22,16 +27,18 @@ class PretaskFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
 
         make_pipeline(PretaskFeatures("runs/rotnet-photos-s0"), LogisticRegression()).fit(images, labels)
 
-    Images are (N, H, W), (N, H, W, C) or (N, C, H, W), or flat rows (N, H·W·C) of square ones; uint8, or
-    floats from 0 to 1. They are fitted to the encoder's size and channels. `fit` only loads the encoder and
-    remembers the shape; a pickle holds the weights, so it needs no run folder.
+    Images are (N, H, W), (N, H, W, C) or (N, C, H, W), or flat rows (N, H·W·C) of square ones; uint8, floats
+    from 0 to 1, or other numbers, which are mapped by the run's range, or else by one that `fit` measures. They are
+    resized to the encoder's size and channels. Apart from that, `fit` only loads the encoder and stores the shape; a pickle
+    contains the weights, so it does not need the run's folder.
 
     `run`: a run's folder, a loaded run, an encoder, or "timm:NAME"
-    `stage`: of the encoder; a map is averaged over its places
-    `batch`: images at once
+    `stage`: stage of the encoder; feature maps are averaged over positions
+    `batch`: images per forward pass
     """
 
     encoder_: Encoder
+    range_: Range
     n_features_in_: int
 
     def __init__(
@@ -42,14 +49,16 @@ class PretaskFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         self.batch = batch
 
     def fit(self, X: Any, y: Any = None) -> "PretaskFeatures":
-        """Load the encoder; the images tell their shape, no more, and `y` is not looked at."""
+        """Load the encoder; of the images only shape and range are used, and `y` is ignored."""
         X = self._valid(X, reset=True)
         if self.run is None:
             raise ValueError("PretaskFeatures needs run=, such as a run's folder or 'timm:resnet18'")
         try:
-            encoder = embedding.encoder_of(self.run)
-            embedding.check_stage(encoder, self.stage)
-            self._images(X[:1], encoder)
+            limits.check_value("batch", self.batch, Count)
+            encoder = embed.encoder_of(self.run)
+            embed.check_stage(encoder, self.stage)
+            held = in_memory.as_array(self._images(X, encoder))
+            self.range_ = range_of("the array", held, encoder.range)
         except UserError as mistake:
             raise ValueError(str(mistake)) from None
         self.encoder_ = encoder
@@ -63,12 +72,13 @@ class PretaskFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         for start in range(0, len(X), self.batch):
             some = slice(start, start + self.batch)
             try:
-                source = memory.held(
-                    self._images(X[some], self.encoder_), self.encoder_.size, self.encoder_.channels
+                images = in_memory.as_array(self._images(X[some], self.encoder_))
+                source = in_memory.fit_array(
+                    images, OpenOptions(**canvas_fields(self.encoder_), progress=False), self.range_
                 )
             except UserError as mistake:
                 raise ValueError(str(mistake)) from None
-            out[some] = embedding.array(self.encoder_, source, self.stage, self.batch)
+            out[some] = embed.array(self.encoder_, source, self.stage, self.batch)
         return out
 
     @property
@@ -78,10 +88,10 @@ class PretaskFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
     def _valid(self, X: Any, reset: bool) -> np.ndarray:
         if isinstance(X, torch.Tensor):
             X = X.detach().cpu().numpy()
-        return np.asarray(validate_data(self, X, reset=reset, allow_nd=True, ensure_non_negative=True))
+        return np.asarray(validate_data(self, X, reset=reset, allow_nd=True))
 
     def _images(self, X: np.ndarray, encoder: Encoder) -> np.ndarray:
-        """Flat rows folded to square images, of the encoder's channels or else of 1 or 3."""
+        """Flat rows reshaped to square images with the encoder's channels, or else 1 or 3."""
         if X.ndim != 2:
             return X
         for channels in (encoder.channels, 1, 3):
@@ -89,13 +99,12 @@ class PretaskFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
             if side * side * channels == X.shape[1]:
                 return X.reshape(len(X), side, side, channels)
         raise ValueError(
-            f"a row of {X.shape[1]} numbers is no square image; expected H·W or H·W·3, or images (N, H, W, C)"
+            f"a row of {X.shape[1]} numbers is not a square image; expected H·W or H·W·3, or images (N, H, W, C)"
         )
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         tags.input_tags.three_d_array = True
-        tags.input_tags.positive_only = True
         assert tags.transformer_tags is not None
         tags.transformer_tags.preserves_dtype = ["float32"]
         return tags

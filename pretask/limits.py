@@ -1,21 +1,38 @@
-"""Which numbers are allowed where: types that carry their limits, as the command line, the Python API, run.json and method
-files all read them. `check` is what compares; a flag's help shows the limits in the place of a type.
+"""Number types with limits, shared by the command line, the Python API, run.json and method files.
+
+`check` compares values with these limits; a flag's help shows the limits in place of the type.
 """
 
 import dataclasses
+import functools
+import inspect
 import math
+import re
 from collections.abc import Callable
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    ParamSpec,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from annotated_types import BaseMetadata, Ge, Gt, Interval, Le, Lt
 from tyro.constructors import PrimitiveConstructorSpec
 
 from pretask.errors import UserError
 
+P = ParamSpec("P")
+T = TypeVar("T")
 
-def number(kind: type[int] | type[float], told: str) -> PrimitiveConstructorSpec[Any]:
-    """How tyro reads such a number, and what its help calls it."""
+
+def number(kind: type[int] | type[float], metavar: str) -> PrimitiveConstructorSpec[Any]:
+    """How tyro parses a number, and what its help shows for it."""
     what = "a whole number" if kind is int else "a number"
 
     def read(words: list[str]) -> int | float:
@@ -24,61 +41,94 @@ def number(kind: type[int] | type[float], told: str) -> PrimitiveConstructorSpec
         except ValueError:
             raise ValueError(f"{words[0]!r} is not {what}") from None
 
-    return PrimitiveConstructorSpec(1, told, read, lambda x: isinstance(x, int | kind), lambda x: [str(x)])
+    return PrimitiveConstructorSpec(1, metavar, read, lambda x: isinstance(x, int | kind), lambda x: [str(x)])
 
 
 @dataclasses.dataclass(frozen=True)
-class Says:
-    """Limits in words."""
+class Description:
+    """Limits in words, for error messages."""
 
-    words: str
+    text: str
 
 
-class Rising:
-    """Of a pair: the second number is no smaller than the first."""
+class Ascending:
+    """A pair of numbers of which the second is no smaller than the first."""
+
+
+class StrictlyAscending:
+    """A pair of numbers of which the second is larger than the first."""
 
 
 def between(low: int, high: int) -> tuple[Any, ...]:
-    """Of a whole number: `Annotated[int, *between(1, 40)]`."""
+    """Limits of an integer: `Annotated[int, *between(1, 40)]`."""
     return (
         Interval(ge=low, le=high),
         number(int, f"{low}…{high}"),
-        Says(f"a whole number from {low} to {high}"),
+        Description(f"a whole number from {low} to {high}"),
     )
 
 
-Count = Annotated[int, Ge(1), number(int, "INT≥1"), Says("a whole number, 1 or more")]
-Natural = Annotated[int, Ge(0), number(int, "INT≥0"), Says("a whole number, 0 or more")]
-Several = Annotated[int, Ge(2), number(int, "INT≥2"), Says("a whole number, 2 or more")]
+Count = Annotated[int, Ge(1), number(int, "INT≥1"), Description("a whole number, 1 or more")]
+Natural = Annotated[int, Ge(0), number(int, "INT≥0"), Description("a whole number, 0 or more")]
+Several = Annotated[int, Ge(2), number(int, "INT≥2"), Description("a whole number, 2 or more")]
 Seed = Annotated[
-    int, Interval(ge=0, lt=2**32), number(int, "INT≥0"), Says("a whole number from 0 to 4294967295")
+    int, Interval(ge=0, lt=2**32), number(int, "INT≥0"), Description("a whole number from 0 to 4294967295")
 ]
-Degrees = Annotated[int, Interval(ge=-360, le=360), number(int, "INT"), Says("-360 to 360")]
-Weight = Annotated[float, Ge(0), number(float, "NUMBER≥0"), Says("0 or more")]
-Positive = Annotated[float, Gt(0), number(float, "NUMBER>0"), Says("a number above 0")]
-Share = Annotated[float, Interval(ge=0, le=1), number(float, "0…1"), Says("0 to 1")]
-Part = Annotated[float, Interval(gt=0, le=1), number(float, ">0…1"), Says("a number above 0, and 1 at most")]
-Below = Annotated[float, Interval(ge=0, lt=1), number(float, "0…<1"), Says("0 or more, and less than 1")]
-Within = Annotated[float, Interval(gt=0, lt=1), number(float, ">0…<1"), Says("a number between 0 and 1")]
-Shares = Annotated[tuple[Share, Share], Rising()]
-Parts = Annotated[tuple[Part, Part], Rising()]
-Positives = Annotated[tuple[Positive, Positive], Rising()]
+Degrees = Annotated[int, Interval(ge=-360, le=360), number(int, "INT"), Description("-360 to 360")]
+Weight = Annotated[float, Ge(0), number(float, "NUMBER≥0"), Description("0 or more")]
+Positive = Annotated[float, Gt(0), number(float, "NUMBER>0"), Description("a number above 0")]
+Share = Annotated[float, Interval(ge=0, le=1), number(float, "0…1"), Description("0 to 1")]
+Part = Annotated[
+    float, Interval(gt=0, le=1), number(float, ">0…1"), Description("a number above 0, and 1 at most")
+]
+Below = Annotated[
+    float, Interval(ge=0, lt=1), number(float, "0…<1"), Description("0 or more, and less than 1")
+]
+Within = Annotated[
+    float, Interval(gt=0, lt=1), number(float, ">0…<1"), Description("a number between 0 and 1")
+]
+Shares = Annotated[tuple[Share, Share], Ascending()]
+Parts = Annotated[tuple[Part, Part], Ascending()]
+Positives = Annotated[tuple[Positive, Positive], Ascending()]
 
 
 def check(values: Any) -> None:
-    """UserError, in one line, if a field of a dataclass, or of one inside it, is not what its type allows."""
+    """Raise a UserError of one line if a field of a dataclass, nested ones included, violates its type."""
     hints = get_type_hints(type(values), include_extras=True)
     for field in dataclasses.fields(values):
         value, hint = getattr(values, field.name), hints[field.name]
-        if dataclasses.is_dataclass(value):
-            check(value)
-        elif not fits(value, hint):
-            flag = field.name.replace("_", "-")
-            raise UserError(f"--{flag} {written(value)} is out of range; expected {told(hint)}")
+        check_value(field.name, value, hint)
+
+
+def flag(name: str) -> str:
+    """The command-line flag of a field: tyro turns underscores into hyphens, except a trailing one."""
+    return "--" + re.sub(r"_(?=.)", "-", name)
+
+
+def check_value(name: str, value: Any, hint: Any) -> None:
+    """Raise a UserError of one line if a value, or a field inside it, violates its type."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        check(value)
+    elif not fits(value, hint):
+        raise UserError(f"{flag(name)} {format_value(value)} is out of range; expected {describe(hint)}")
+
+
+def checked(function: Callable[P, T]) -> Callable[P, T]:
+    """Decorator that checks a function's arguments against their annotations at every call."""
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def called(*args: P.args, **kwargs: P.kwargs) -> T:
+        hints = get_type_hints(function, include_extras=True)
+        for name, value in signature.bind(*args, **kwargs).arguments.items():
+            check_value(name, value, hints[name])
+        return function(*args, **kwargs)
+
+    return called
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a value is a number, or a row of numbers, as the type says; of types that are about no numbers, always."""
+    """Whether a number, or a tuple of numbers, satisfies a type; True for types that are not about numbers."""
     kind, inside = get_origin(hint), get_args(hint)
     if kind is Annotated:
         return fits(value, inside[0]) and all(meets(value, limit) for limit in inside[1:])
@@ -97,7 +147,7 @@ def fits(value: Any, hint: Any) -> bool:
     return kind is not tuple
 
 
-COMPARED: dict[type, Callable[[Any, Any], bool]] = {
+COMPARISONS: dict[type, Callable[[Any, Any], bool]] = {
     Ge: lambda x, limit: x >= limit.ge,
     Gt: lambda x, limit: x > limit.gt,
     Le: lambda x, limit: x <= limit.le,
@@ -108,28 +158,32 @@ COMPARED: dict[type, Callable[[Any, Any], bool]] = {
 def meets(value: Any, limit: Any) -> bool:
     if isinstance(limit, Interval):
         return all(meets(value, each) for each in limit)
-    if isinstance(limit, Rising):
+    if isinstance(limit, Ascending):
         return value[0] <= value[1]
-    return not isinstance(limit, BaseMetadata) or COMPARED[type(limit)](value, limit)
+    if isinstance(limit, StrictlyAscending):
+        return value[0] < value[1]
+    return not isinstance(limit, BaseMetadata) or COMPARISONS[type(limit)](value, limit)
 
 
-def told(hint: Any) -> str:
+def describe(hint: Any) -> str:
     """What a type allows, in words."""
     kind, inside = get_origin(hint), get_args(hint)
     if kind is Annotated:
-        rising = ", the smaller one first" if any(isinstance(each, Rising) for each in inside) else ""
-        named = [each.words for each in inside if isinstance(each, Says)]
-        return named[0] if named else told(inside[0]) + rising
+        ascending = any(isinstance(each, Ascending | StrictlyAscending) for each in inside)
+        texts = [each.text for each in inside if isinstance(each, Description)]
+        return texts[0] if texts else describe(inside[0]) + ", the smaller one first" * ascending
     if kind in (Union, UnionType):
-        return ", or ".join(told(each) for each in inside if each is not NoneType)
+        return ", or ".join(describe(each) for each in inside if each is not NoneType)
     if kind is Literal:
         return " or ".join(map(str, inside))
     if kind is tuple:
         count = "" if inside[1:] == (...,) else f"{len(inside)} "
-        return f"{count}numbers, each {told(inside[0])}"
-    return {int: "a whole number", float: "a number"}.get(hint, getattr(hint, "__name__", str(hint)))
+        return f"{count}numbers, each {describe(inside[0])}"
+    return {int: "a whole number", float: "a number", str: "text", bool: "true or false"}.get(
+        hint, getattr(hint, "__name__", str(hint))
+    )
 
 
-def written(value: Any) -> str:
-    """As on the command line."""
+def format_value(value: Any) -> str:
+    """A value as it is written on the command line."""
     return " ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)

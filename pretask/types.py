@@ -1,6 +1,6 @@
-"""The values that travel through a run, in the order in which they appear.
+"""The values that pass through a run, in the order in which they appear.
 
-Source -> Batch -> (method.pretext) -> P -> (method.loss) -> Loss -> (optimiser) -> carry
+Source -> Batch -> (method.pretext) -> P -> (method.loss) -> Loss -> (optimizer) -> carry
 """
 
 from collections.abc import Container, Mapping
@@ -16,40 +16,40 @@ from pretask.errors import UserError as UserError
 if TYPE_CHECKING:
     from pretask.data.ledger import Ledger
 
-AUX = {
-    "words": "a text with every image, as in pairs.jsonl, pairs.csv or text:FOLDER",
-    "tracked": "what every image shows a moment later, as pretask track finds it in video clips",
+AUX_FIELDS = {
+    "words": "a text for every image, as in pairs.jsonl, pairs.csv or text:FOLDER",
+    "tracked": "the same object a moment later for every image, as `pretask track` finds it in video clips",
     "clip": "the clip that every image is from",
-    "span": "between which frames of its clip what every image shows was followed",
-    "depth": "the depth of every image, as in scenes:FOLDER",
-    "normals": "the surface normals of every image, as in scenes:FOLDER",
-    "instances": "the things in every image, as in scenes:FOLDER",
+    "span": "the frames of its clip between which the object in every image was tracked",
+    "depth": "a depth map for every image, as in scenes:FOLDER",
+    "normals": "a map of surface normals for every image, as in scenes:FOLDER",
+    "instances": "an instance map for every image, as in scenes:FOLDER",
     "photographs": "photographs beside the images, as in scenes:FOLDER+PHOTOGRAPHS",
 }
-"""what a source may know about an image besides its pixels; a label is not among it"""
+"""what a source may provide for an image besides its pixels; labels are not among it"""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What a source knows about B samples. A label has no field here, so none can be used."""
+    """B samples from a source. There is no field for labels, so a method cannot use any."""
 
     index: Tensor  # (B,) int64, position of each sample in its source
     image: Tensor  # (B, C, H, W) uint8
-    aux: Mapping[str, Tensor] = field(default_factory=dict)  # names from AUX, each (B, …)
+    aux: Mapping[str, Tensor] = field(default_factory=dict)  # names from AUX_FIELDS, each (B, …)
 
     def __post_init__(self):
-        unknown = self.aux.keys() - AUX.keys()
+        unknown = self.aux.keys() - AUX_FIELDS.keys()
         if unknown:
-            raise ValueError(f"a batch carries {sorted(unknown)}; allowed are {sorted(AUX)}")
+            raise ValueError(f"a batch carries {sorted(unknown)}; allowed are {sorted(AUX_FIELDS)}")
 
     def __len__(self) -> int:
         return len(self.index)
 
-    def rows(self, some: slice) -> "Batch":
-        return Batch(self.index[some], self.image[some], {k: v[some] for k, v in self.aux.items()})
+    def rows(self, part: slice) -> "Batch":
+        return Batch(self.index[part], self.image[part], {k: v[part] for k, v in self.aux.items()})
 
     def only(self, names: Container[str]) -> "Batch":
-        """Without what else is known of the samples, but for these names."""
+        """The same batch with only these auxiliary fields."""
         return Batch(self.index, self.image, {k: v for k, v in self.aux.items() if k in names})
 
     def to(self, device: torch.device) -> "Batch":
@@ -61,56 +61,59 @@ class Batch:
 
 @dataclass(frozen=True)
 class Loss:
-    """One step's objective, its named parts for the log, and what `after_step` will need."""
+    """The objective of one step, its named parts for the log, and what `after_step` needs."""
 
-    total: Tensor  # () what is minimised: a mean over the batch
+    total: Tensor  # () the objective, a mean over the batch
     parts: Mapping[str, Tensor] = field(default_factory=dict)  # () each
     carry: Any = None
-    """tensors (nested in tuples or dicts) whose rows are samples; `after_step` gets the rows of all processes"""
+    """tensors (nested in tuples or dicts) whose rows are samples; `after_step` receives the rows of all processes"""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands: `step` of `steps`, in `epoch` of `epochs`, in `round` of `rounds`; from 0. Made by Plan.at.
+    """Position in a run: `step` of `steps`, in `epoch` of `epochs`, in `cycle` of `cycles`, from 0. Made by Plan.at.
 
-    A run that is timed may get more or fewer steps and epochs while it goes on: what follows a schedule follows the
-    fractions, not the numbers.
+    The number of steps and epochs of a run with a time budget may change while it trains, so schedules must follow
+    the fractions, not the counts.
     """
 
     step: int
     steps: int  # as planned at this step
-    fraction: float  # of the schedule, before this step
+    fraction: float  # of the schedule done before this step
     done: float  # and after it
     epoch: int
     epochs: int  # as planned at this step
     start: int  # first step of the epoch
-    length: int  # of the epoch, steps, as planned when it began
-    begins: Fraction  # of the schedule, before the epoch
+    length: int  # steps of the epoch, as planned when it began
+    begins: Fraction  # fraction of the schedule done before the epoch
     ends: Fraction  # and after it, as planned when it began; 1 for the last epoch
-    round: int
-    rounds: int
-    first_of_round: bool  # whether the epoch is
-    ramp: float  # factor of the learning rate, which rises anew where a finished run was lengthened
-    lengthened: int  # the step at which it was; 0: never
+    cycle: int
+    cycles: int
+    first_of_cycle: bool  # whether this epoch is the first of its cycle
+    ramp: float  # learning-rate factor of the new warmup after a finished run was extended
+    lengthened: int  # step at which the run was extended; 0: never
 
 
 @runtime_checkable
 class Source(Protocol):
-    """Images on disk or in memory, addressed by position, all of one size."""
+    """Images of one size on disk or in memory, addressed by position."""
 
     name: str
     channels: int  # 1 or 3
     size: int  # H = W of every image, pixels
-    provides: frozenset[str]  # names found in Batch.aux
-    ledger: "Ledger"  # what became of each record that came in
+    provides: frozenset[str]  # names in Batch.aux
+    ledger: "Ledger"  # what happened to each input record
 
     def __len__(self) -> int: ...
 
     def __getitems__(self, index: Tensor) -> Batch: ...
 
 
-class Labelled(Source, Protocol):
-    """A source for evaluation; pretraining never sees one (its labels are dropped at the door)."""
+class LabeledSource(Source, Protocol):
+    """A source with labels, for evaluation. Pretraining never gets one: `data.open` drops labels."""
 
-    label: Tensor  # (N,) int64
+    label: Tensor  # (N,) int64, or (N, K) int8 of 1 and 0 where an image may have several of the K classes
     classes: list[str]
+
+    @property
+    def multi_label(self) -> bool: ...

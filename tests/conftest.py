@@ -1,25 +1,24 @@
-"""Where the real data is, and small made-up data for everything else."""
+"""Shared fixtures: the location of real data, and a minimal run folder."""
 
-import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
-os.environ["OMP_NUM_THREADS"] = (
-    "1"  # tests fork, which threads do not survive; and two processes beat two threads
-)
+# tests fork, which does not work with threads, and two processes are faster than two threads
+os.environ["OMP_NUM_THREADS"] = "1"
 
 GPU = bool(os.environ.get("PRETASK_TEST_GPU"))
 if not GPU:
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # what is proved to the bit is proved on a CPU, on any machine
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # bit-exact tests need a CPU, on any machine
 
 DATA = Path(os.environ.get("PRETASK_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 
 
 @pytest.fixture(scope="session")
 def shared_data():
-    """shared_data("cifar10", "cifar10_test.npz") -> its path, or a skip that says where it was looked for."""
+    """shared_data("cifar10", "cifar10_test.npz") -> its path; skips the test with that path if there is none."""
 
     def find(*parts: str) -> Path:
         path = DATA.joinpath(*parts)
@@ -32,23 +31,19 @@ def shared_data():
 
 @pytest.fixture(scope="session")
 def run_of():
-    """run_of(encoder, folder) -> the folder of a run, as far as its encoder goes."""
+    """run_of(encoder, folder) -> a run's folder with an encoder and a minimal card."""
 
     def made(encoder, folder: Path) -> Path:
-        from pretask.train.run import CARD, save_encoder
+        from cards import card
+
+        from pretask.config import RunConfig
+        from pretask.train.run import write_card
+        from pretask.train.weights import save_encoder
 
         folder.mkdir(parents=True, exist_ok=True)
-        settings = {"data": f"synthetic:8:{encoder.size}", "root": None}
-        card = {"method": "rotnet", "recipe": "default", "config": {}, "train": {}, "settings": settings}
-        card |= {
-            "data": settings["data"],
-            "encoder": encoder.name,
-            "channels": encoder.channels,
-            "size": encoder.size,
-            "n": 8,
-            "steps": 1,
-        }
-        (folder / CARD).write_text(json.dumps(card))
+        place = f"synthetic:8:{encoder.size}"
+        known = {"encoder": encoder.name, "channels": encoder.channels, "size": encoder.size, "data": place}
+        write_card(folder, card(**known, settings=asdict(RunConfig(place))))
         save_encoder(encoder, folder)
         return folder
 

@@ -1,7 +1,7 @@
-"""The smallest made-up images that a method can make its puzzle of, and a small net of the kind that it trains."""
+"""Small synthetic images that suit a method, and a small encoder of the kind that it trains."""
 
-from pretask import data as sources
-from pretask import methods
+from pretask import data, methods
+from pretask.train import requirements
 from pretask.types import Source, UserError
 
 SMALL = {
@@ -10,7 +10,7 @@ SMALL = {
     "resnet18": "resnet_small:width=16",
     "vit_tiny_patch16_224": "vit_tiny_patch16_224:patch_size=4,embed_dim=48,depth=2,global_pool=avg,fc_norm=False",
 }
-"""the same kind of net, narrower, so that a test takes a second"""
+"""narrower networks of the same kind, so that a test takes a second"""
 
 
 def small(encoder: str) -> str:
@@ -19,12 +19,14 @@ def small(encoder: str) -> str:
 
 
 def images_for(name: str) -> Source:
-    """64 images of 16 px; larger ones for methods whose tiles would be too small in them."""
+    """64 images of 16 px, or larger ones for methods whose tiles would be too small."""
     config, side = methods.recipe(name)(), 16
     while True:
-        source = sources.open(f"synthetic:64:{side}")
+        source = data.open(f"synthetic:64:{side}")
         try:
-            config.build(config.draw(config.spec(small(config.encoder)), source), source)
+            requirements.check(
+                config, config.build_encoder(config.spec(small(config.encoder)), source), source
+            )
         except UserError:
             assert side < 256, f"{name} takes no images of up to {side} px"
             side *= 2

@@ -10,13 +10,13 @@ import torch
 
 import pretask
 from pretask import data as sources
-from pretask.cli import main as cli
-from pretask.data import in_memory as memory
+from pretask.cli import main
+from pretask.data import in_memory
 from pretask.methods import simclr
-from pretask.train import trainer as loop
-from pretask.transforms import augment as images
+from pretask.train import trainer
+from pretask.transforms import augment
 from pretask.types import UserError
-from pretask.workflows import pretrain as pretraining
+from pretask.workflows import pretrain
 
 SMALL = {"encoder": "resnet_small:width=16", "steps": 3, "batch": 16, "quiet": True}
 
@@ -76,17 +76,17 @@ def test_an_array_in_any_form_a_file_and_the_command_line_give_the_same_weights(
         "--batch",
         "16",
     ]
-    assert cli.main([*words, "--encoder", "resnet_small:width=16"]) == 0
+    assert main.main([*words, "--encoder", "resnet_small:width=16"]) == 0
     trained["command"] = pretask.load("command").encoder.state_dict()
     assert [name for name in trained if not same(trained["path"], trained[name])] == []
 
 
 def test_floats_are_rounded_to_the_nearest_of_256_tones():
     tones = np.repeat([0.0, 0.998, 0.999, 1.0], 16).reshape(4, 4, 4)  # 254.49 and 254.75 of 255
-    assert memory.held(tones).image[:, 0, 0, 0].tolist() == [0, 254, 255, 255]
+    assert in_memory.from_array(tones).image[:, 0, 0, 0].tolist() == [0, 254, 255, 255]
 
 
-def test_grey_arrays_keep_their_one_channel_and_size_is_obeyed(photos):
+def test_gray_arrays_keep_their_one_channel_and_size_is_obeyed(photos):
     made = pretask.pretrain("rotnet", photos[..., 0], size=24, **SMALL)
     assert (made.card["channels"], made.card["size"], made.card["n"]) == (1, 24, 48)
     assert made.card["data"] == "array-in-memory"
@@ -94,10 +94,10 @@ def test_grey_arrays_keep_their_one_channel_and_size_is_obeyed(photos):
 
 
 def test_knobs_of_the_method_and_of_training_reach_the_run(photos):
-    knobs = {"temperature": 0.5, "views": {"grey": 0.0}}
-    made = pretask.pretrain("simclr", photos, "a", config=knobs, lr=0.01, rounds=1, **SMALL)
+    knobs = {"temperature": 0.5, "views": {"gray": 0.0}}
+    made = pretask.pretrain("simclr", photos, "a", config=knobs, lr=0.01, cycles=1, **SMALL)
     assert made.card["config"]["temperature"] == 0.5
-    assert made.card["config"]["views"]["grey"] == 0.0
+    assert made.card["config"]["views"]["gray"] == 0.0
     assert made.card["config"]["views"]["crop"] == list(simclr.Config().views.crop)
     assert made.card["train"]["lr"] == 0.01
     assert made.card["train"]["optimizer"] == simclr.Config.train.optimizer
@@ -108,16 +108,21 @@ def test_knobs_of_the_method_and_of_training_reach_the_run(photos):
 @pytest.mark.parametrize(
     ("call", "said"),
     [
-        ({"learning_rate": 1}, "training has no knob 'learning_rate'"),
-        ({"epoch": 3}, "training has no knob 'epoch'; did you mean epochs"),
-        ({"config": {"temprature": 1}}, "simclr has no knob 'temprature'; did you mean temperature"),
-        ({"config": {"views": {"gray": 1}}}, "simclr.views has no knob 'gray'; did you mean grey"),
+        ({"learning_rate": 1}, "training has no hyperparameter 'learning_rate'"),
+        ({"epoch": 3}, "training has no hyperparameter 'epoch'; did you mean epochs"),
+        (
+            {"config": {"temprature": 1}},
+            "simclr has no hyperparameter 'temprature'; did you mean temperature",
+        ),
+        (
+            {"config": {"views": {"blurr": 1}}},
+            "simclr.views has no hyperparameter 'blurr'; did you mean blur",
+        ),
         ({"method": "simclar"}, "did you mean simclr"),
         ({"data": "nowhere"}, "nowhere is neither"),
         ({"data": None}, "needs a method and data"),
         ({"data": np.zeros((4, 5))}, r"shape \(4, 5\)"),
-        ({"data": np.full((20, 8, 8), 7.0)}, "from 7 to 7; expected uint8, or floats from 0 to 1"),
-        ({"data": np.array([["a"]])}, "the array holds <U1"),
+        ({"data": np.array([["a"]])}, "type <U1; expected integers or floats"),
         ({"out": "."}, "exists; choose another --out"),
     ],
 )
@@ -130,7 +135,7 @@ def test_mistakes_say_what_is_near(photos, tmp_path, call, said):
 
 def test_a_run_on_an_array_goes_on_when_the_array_is_given_again(photos, monkeypatch):
     whole = pretask.pretrain("rotnet", photos, "whole", **SMALL)
-    step = loop.Trainer.step
+    step = trainer.Trainer.step
 
     def crash(self, batch, progress):
         if progress.step == 2:
@@ -139,10 +144,10 @@ def test_a_run_on_an_array_goes_on_when_the_array_is_given_again(photos, monkeyp
         return step(self, batch, progress)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop.Trainer, "step", crash)
+        patch.setattr(trainer.Trainer, "step", crash)
         with pytest.raises(RuntimeError, match="power cut"):
             pretask.pretrain("rotnet", photos, "cut", **SMALL)
-    with pytest.raises(UserError, match="give them again"):
+    with pytest.raises(UserError, match="pass them again"):
         pretask.pretrain(None, resume="cut", quiet=True)
     with pytest.raises(UserError, match="trained on 48 images, but the array holds 20"):
         pretask.pretrain(None, photos[:20], resume="cut", quiet=True)
@@ -159,7 +164,7 @@ def test_a_run_on_a_path_resumes_by_itself(monkeypatch):
 def test_embed_is_the_encoder_by_hand_for_a_path_an_array_and_any_form_of_run(photos):
     made = pretask.pretrain("rotnet", photos, **SMALL)
     with torch.no_grad():
-        stages = made.encoder(images.to_float(torch.from_numpy(photos).permute(0, 3, 1, 2)))
+        stages = made.encoder(augment.to_float(torch.from_numpy(photos).permute(0, 3, 1, 2)))
     for run in (made, made.folder, str(made.folder), made.encoder):
         for data in (photos, "synthetic:48:32"):
             rows = pretask.embed(run, data, batch=20)
@@ -192,8 +197,8 @@ def test_a_card_names_the_commit_of_the_source_and_says_if_that_was_changed(tmp_
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
     for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "first"], ["tag", "v1"]):
         subprocess.run([*git, *words], check=True)
-    monkeypatch.setattr(pretraining, "__file__", str(file))
-    named = pretraining.commit()
+    monkeypatch.setattr(pretrain, "__file__", str(file))
+    named = pretrain.commit()
     assert re.fullmatch("[0-9a-f]{40}", named)
     file.write_text("changed")
-    assert pretraining.commit() == f"{named}-dirty"
+    assert pretrain.commit() == f"{named}-dirty"

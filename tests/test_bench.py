@@ -10,6 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from pretask.data import annotated
+from pretask.data.ledger import Ledger
 
 BENCH = Path(__file__).parents[1] / "bench"
 SMALL = [
@@ -146,6 +152,37 @@ def test_a_budget_is_compared_with_the_whole_process_and_not_measured_twice(benc
     assert bench.told("budget", *words)[0] == numbers
 
 
+FUZZ = ("--images", "20", "--tables", "3", "--shards", "2", "--annotations", "2")
+
+
+def test_damaged_data_is_used_or_listed(bench: Bench, photos: Path):
+    numbers, goals = bench.told("fuzz", "--data", str(photos), *FUZZ)
+    assert numbers["images: used"] == 1 and numbers["tables: used"] + numbers["tables: refused"] == 3
+    assert len(goals) == 12 and all(goal["met"] for goal in goals)
+
+
+def test_crashes_and_records_that_are_lost_are_counted(bench: Bench, photos: Path, monkeypatch):
+    def lost(self: Ledger, place: str, why: str) -> str:
+        return place
+
+    def crash(*_: Any, **__: Any) -> None:
+        raise RuntimeError("of a library")
+
+    monkeypatch.setattr(Ledger, "skip", lost)
+    monkeypatch.setattr(annotated, "load", crash)
+    numbers, goals = bench.told("fuzz", "--data", str(photos), *FUZZ, "--images", "40")
+    found = {goal["what"]: goal["value"] for goal in goals}
+    assert found["annotations: crash"] == 2 and "of a library" in numbers["annotations 0: crash"]
+    assert found["images: unaccounted"] + found["images: crash"] == 2
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    for i in range(3):
+        Image.linear_gradient("L").rotate(30 * i).save(tmp_path / f"{i}.png")
+    return tmp_path
+
+
 def test_without_json_a_table_names_the_goals(bench: Bench):
     page = bench.page("evaluate", *PROBES)
     assert "ours of the classic probe" in page and "≥ 30 x" in page
@@ -153,7 +190,20 @@ def test_without_json_a_table_names_the_goals(bench: Bench):
 
 @pytest.mark.parametrize(
     "name",
-    ["throughput", "evaluate", "growth", "startup", "watch", "puzzles", "seeds", "lab", "cluster", "budget"],
+    [
+        "throughput",
+        "evaluate",
+        "growth",
+        "startup",
+        "watch",
+        "puzzles",
+        "seeds",
+        "lab",
+        "cluster",
+        "budget",
+        "kills",
+        "fuzz",
+    ],
 )
 def test_the_help_explains_what_is_measured(bench: Bench, name: str):
     with pytest.raises(SystemExit) as end:
@@ -191,3 +241,77 @@ def test_what_many_classes_cost_is_weights_gradients_and_two_moments_of_each(ben
 def test_what_lab_costs_is_a_share_of_a_step(bench):
     numbers, (share,) = bench.told("lab", "--rounds", "1")
     assert share["value"] == pytest.approx(100 * numbers["Lab, ms"] / numbers["step, ms"])
+
+
+def test_two_kills_lose_no_bit_and_are_not_made_again(bench: Bench, tmp_path: Path):
+    words = ("--kills", "1", "--kinds", "kill", "term-moved", "--steps", "40", "--out", str(tmp_path))
+    numbers, goals = bench.told("kills", *words)
+    assert numbers["kill: kills"] == numbers["term-moved: kills"] == 1
+    assert [goal["value"] for goal in goals] == [0, 0] and all(goal["met"] for goal in goals)
+    (kept,) = tmp_path.glob("*.jsonl")
+    kept.write_text(kept.read_text().replace('"bits": 0', '"bits": 7'))
+    assert [goal["value"] for goal in bench.told("kills", *words)[1]] == [7, 7]
+
+
+def test_every_bit_counts_in_whatever_it_is(bench: Bench):
+    bits = importlib.import_module("kills").bits
+    one = {
+        "step": 3,
+        "method": {"w": torch.zeros(4), "n": torch.tensor(1)},
+        "records": {"bad": {}, "seen": None},
+    }
+    other = {
+        "step": 3,
+        "method": {"w": torch.zeros(4), "n": torch.tensor(1)},
+        "records": {"bad": {}, "seen": None},
+    }
+    assert bits(one, other) == 0
+    other["method"]["w"][2] = 2**-126  # one bit of the exponent
+    assert bits(one, other) == 1
+    assert bits([one], [other, other]) == 1 and bits(one, {**other, "step": 4}) == 2
+    assert bits(b"\1\2", b"\0\1") == 3 and bits(b"\1", b"\1\2") > 0
+    assert bits(torch.zeros(3), torch.zeros(4)) > 0
+
+
+def test_what_is_compared_with_another_commit_is_values_and_not_names(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(BENCH)
+    unchanged = importlib.import_module("unchanged")
+    x, found = torch.arange(6.0).view(2, 3), []
+    for i, tensors in enumerate(
+        ({"a": x, "b": x + 1}, {"net.b": x + 1, "net.a": x}, {"a": x, "b": x + 1.001})
+    ):
+        (tmp_path / str(i)).mkdir()
+        save_file(tensors, tmp_path / str(i) / "encoder.safetensors")
+        found.append(unchanged.weights(tmp_path / str(i)))
+    assert found[0] == found[1] and unchanged.first_difference(found[0], found[2])
+    rows = [
+        {"eval": "knn", "value": 1.5, "n": 9},
+        {"metric": "kNN", "n": 9, "value": 1.5},
+        {"eval": "knn", "value": 1.6, "n": 9},
+    ]
+    one, renamed, other = (unchanged.scores(json.dumps({"rows": [row]})) for row in rows)
+    assert one == renamed and unchanged.first_difference(one, other)
+    assert unchanged.first_difference(one, []) and not unchanged.first_difference(one, renamed)
+    (swapped,) = unchanged.scores(json.dumps({"rows": [{"metric": "kNN", "n": 1.5, "value": 9}]}))
+    assert [swapped] != one, "the same numbers under other keys"
+    numbers = {
+        "low": 1.0,
+        "high": 2.0,
+        "n": 9,
+        "values": [1.5],
+        "chosen": [{"k": 10}],
+        "data": "x",
+        "seeds": [0],
+    }
+    then = {"features": "rotnet", "own": True, "eval": "10-shot", "stage": "pool", "value": 1.5, **numbers}
+    old = {"schema": 1, "data": {}, "protocol": {}, "rows": [then], "differences": []}
+    now = {
+        "metric": "few-shot",
+        "stage": "pool",
+        "shots": 10,
+        "name": "rotnet",
+        "role": "run",
+        "value": 1.5,
+        **numbers,
+    }
+    assert unchanged.scores(json.dumps(old)) == unchanged.scores(json.dumps({"schema": 2, "rows": [now]}))

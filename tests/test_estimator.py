@@ -12,13 +12,11 @@ from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.utils.estimator_checks import check_estimator
 
-from pretask import PretaskFeatures, encoders
-from pretask import data as sources
+from pretask import PretaskFeatures, data, encoders
 from pretask.train.run import Run
-from pretask.transforms import augment as images
+from pretask.transforms import augment
 
 NO_IMAGE = "its table has 2, 5 or 10 columns, which fold to no square image"
-NO_PIXELS = "its numbers exceed 1, so they are no pixels"
 EXPECTED = {
     "check_estimators_overwrite_params": NO_IMAGE,
     "check_estimators_fit_returns_self": NO_IMAGE,
@@ -29,15 +27,6 @@ EXPECTED = {
     "check_fit_idempotent": NO_IMAGE,
     "check_fit_check_is_fitted": NO_IMAGE,
     "check_n_features_in": NO_IMAGE,
-    "check_pipeline_consistency": NO_PIXELS,
-    "check_estimators_pickle": NO_PIXELS,
-    "check_f_contiguous_array_estimator": NO_PIXELS,
-    "check_transformer_data_not_an_array": NO_PIXELS,
-    "check_transformer_general": NO_PIXELS,
-    "check_transformer_preserve_dtypes": NO_PIXELS,
-    "check_methods_sample_order_invariance": NO_PIXELS,
-    "check_methods_subset_invariance": NO_PIXELS,
-    "check_dict_unchanged": NO_PIXELS,
 }
 
 
@@ -47,19 +36,19 @@ def small(channels, size):
 
 
 @pytest.fixture(scope="module")
-def grey(run_of, tmp_path_factory):
-    return str(run_of(small(1, 8), tmp_path_factory.mktemp("runs") / "grey"))
+def gray(run_of, tmp_path_factory):
+    return str(run_of(small(1, 8), tmp_path_factory.mktemp("runs") / "gray"))
 
 
 @pytest.fixture(scope="module")
 def run(run_of, tmp_path_factory):
-    return str(run_of(small(3, 32), tmp_path_factory.mktemp("runs") / "colour"))
+    return str(run_of(small(3, 32), tmp_path_factory.mktemp("runs") / "color"))
 
 
 @pytest.fixture(scope="module")
 def photos():
     """(N, H, W, 3) uint8 and which of four shapes each shows."""
-    source = sources.open_labelled("synthetic:40:32")
+    source = data.open_labeled("synthetic:40:32")
     return source.images.image.permute(0, 2, 3, 1).numpy(), source.label.numpy()
 
 
@@ -72,22 +61,22 @@ class OnTables(PretaskFeatures):
         return rows.reshape(-1, 8, 8)
 
 
-def test_every_check_of_the_battery_holds_once_its_tables_are_images(grey):
-    ran = check_estimator(OnTables(grey), on_skip=None)
+def test_every_check_of_the_battery_holds_once_its_tables_are_images(gray):
+    ran = check_estimator(OnTables(gray), on_skip=None)
     assert len(ran) > 40
     assert {c["check_name"] for c in ran if c["status"] != "passed"} <= {
         "check_array_api_input"
     }  # off by default
 
 
-def test_of_the_battery_only_what_feeds_no_images_fails(grey):
-    ran = check_estimator(PretaskFeatures(grey), expected_failed_checks=EXPECTED, on_skip=None)
+def test_of_the_battery_only_what_feeds_no_images_fails(gray):
+    ran = check_estimator(PretaskFeatures(gray), expected_failed_checks=EXPECTED, on_skip=None)
     assert {c["check_name"] for c in ran if c["status"] == "xfail"} == set(EXPECTED)
     assert len([c for c in ran if c["status"] == "passed"]) > 25
 
 
 def test_rows_are_the_encoder_applied_by_hand(run, photos):
-    x = images.to_float(torch.from_numpy(photos[0]).permute(0, 3, 1, 2))
+    x = augment.to_float(torch.from_numpy(photos[0]).permute(0, 3, 1, 2))
     with torch.no_grad():
         stages = Run(run).encoder(x)
     pool = PretaskFeatures(run, batch=16).fit_transform(photos[0])
@@ -113,12 +102,12 @@ def test_the_same_pixels_in_any_form_give_the_same_features(run, photos, form):
     assert np.array_equal(PretaskFeatures(run).fit_transform(form(photos[0])), expected)
 
 
-def test_grey_and_other_sizes_are_fitted_to_the_encoder(run, grey, photos):
+def test_gray_and_other_sizes_are_fitted_to_the_encoder(run, gray, photos):
     digits = photos[0][:, ::2, ::2, 0]  # (N, 16, 16)
     assert PretaskFeatures(run).fit_transform(digits).shape == (40, 16)
-    assert PretaskFeatures(grey).fit_transform(photos[0]).shape == (40, 16)
-    same = PretaskFeatures(grey).fit_transform(digits)
-    assert np.array_equal(PretaskFeatures(grey).fit_transform(digits.reshape(40, -1)), same)
+    assert PretaskFeatures(gray).fit_transform(photos[0]).shape == (40, 16)
+    same = PretaskFeatures(gray).fit_transform(digits)
+    assert np.array_equal(PretaskFeatures(gray).fit_transform(digits.reshape(40, -1)), same)
 
 
 def test_it_drops_into_pipelines_searches_and_cross_validation(run, photos):
@@ -157,9 +146,7 @@ def test_columns_are_named_and_frames_are_made(run, photos):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda x: x * 1.0, "float64 from 7 to 255; expected uint8, or floats from 0 to 1"),
-        (lambda x: x / 255 - 0.5, "Negative values"),
-        (lambda x: x.reshape(len(x), -1)[:, :-1], "a row of 3071 numbers is no square image"),
+        (lambda x: x.reshape(len(x), -1)[:, :-1], "a row of 3071 numbers is not a square image"),
         (lambda x: np.where(x > 250, np.nan, x / 255), "NaN"),
     ],
 )

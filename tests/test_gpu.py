@@ -16,16 +16,15 @@ import pretask
 from pretask import data as sources
 from pretask import encoders, methods
 from pretask.cli.main import main
-from pretask.evals import finetune
-from pretask.evals import nonlinear_probes as nonlinear
+from pretask.config import RunConfig
+from pretask.evals import finetune, nonlinear_probes
 from pretask.methods import recipe
-from pretask.tasks import linear_readout as readout
-from pretask.tasks import normals
-from pretask.train import trainer as loop
-from pretask.workflows import contract
-from pretask.workflows import embed as embedding
-from pretask.workflows import pretrain as pretraining
-from pretask.workflows.pretrain import Settings
+from pretask.tasks import linear_readout
+from pretask.tasks.normals import Normals
+from pretask.train import trainer
+from pretask.workflows import contract, embed
+from pretask.workflows.job import fresh, resumed
+from pretask.workflows.pretrain import pretrain
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="needs a CUDA device and PRETASK_TEST_GPU=1"
@@ -35,7 +34,7 @@ NAMES = methods.names()
 
 def settings(name, out, steps=6):
     encoder, source = small(recipe(name)().encoder), images_for(name)
-    return Settings(source.name, out=out, encoder=encoder, steps=steps, precision="32-true")
+    return RunConfig(source.name, out=out, encoder=encoder, steps=steps, precision="32-true")
 
 
 @pytest.fixture
@@ -77,7 +76,7 @@ def test_a_puzzle_costs_the_same(name, exact):
 def test_trains_in_bfloat16(name, tmp_path):
     wanted = dataclasses.replace(settings(name, tmp_path / "run"), precision="auto")
     config = recipe(name)()
-    run = pretraining.pretrain(name, wanted, config, dataclasses.replace(config.train, batch=16))
+    run = pretrain(fresh(name, wanted, config, dataclasses.replace(config.train, batch=16)))
     assert run.card["device"] == torch.cuda.get_device_name()
     assert run.card["precision"] == "bf16-mixed"
     rows = [json.loads(row) for row in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
@@ -91,7 +90,7 @@ def test_trains_in_bfloat16(name, tmp_path):
 def test_a_run_that_was_cut_off_goes_on_from_where_it_was(name, tmp_path, monkeypatch):
     """Not to the bit: some of CUDA's sums add in any order. Adam makes whole steps of what is left of a gradient of
     next to nothing: with 1e-5 of noise six steps end up to 200 % apart, those of sgd 0.1 %."""
-    monkeypatch.setattr(loop, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(trainer, "SAVE_EVERY", 0.0)
     config = recipe(name)()
     train = dataclasses.replace(config.train, batch=16, optimizer="sgd", lr=0.01, clip=0.0)
 
@@ -99,10 +98,10 @@ def test_a_run_that_was_cut_off_goes_on_from_where_it_was(name, tmp_path, monkey
         if row["step"] == 3:
             raise KeyboardInterrupt
 
-    whole = pretraining.pretrain(name, settings(name, tmp_path / "whole"), config, train)
+    whole = pretrain(fresh(name, settings(name, tmp_path / "whole"), config, train))
     with pytest.raises(KeyboardInterrupt):
-        pretraining.pretrain(name, settings(name, tmp_path / "parts"), config, train, tell=cut)
-    parts = pretraining.pretrain(None, Settings(""), resume=tmp_path / "parts")
+        pretrain(fresh(name, settings(name, tmp_path / "parts"), config, train), on_log=cut)
+    parts = pretrain(resumed(tmp_path / "parts"))
     begun, end, other = (flat(e) for e in (whole.untrained, whole.encoder, parts.encoder))
     travelled, apart = (end - begun).norm(), (end - other).norm()
     assert apart < 0.01 * travelled, f"{apart:.2g} apart after a way of {travelled:.2g}"
@@ -113,9 +112,9 @@ def flat(encoder):
 
 
 def test_features_are_those_of_the_cpu(exact, monkeypatch, tmp_path):
-    run = pretraining.pretrain("rotnet", settings("rotnet", tmp_path / "run", steps=2))
+    run = pretrain(fresh("rotnet", settings("rotnet", tmp_path / "run", steps=2)))
     there = pretask.embed(run, "synthetic:32:16")
-    monkeypatch.setattr(embedding, "find_device", lambda: "cpu")
+    monkeypatch.setattr(embed, "find_device", lambda: "cpu")
     torch.testing.assert_close(there, pretask.embed(run, "synthetic:32:16"), rtol=1e-3, atol=1e-4)
 
 
@@ -123,7 +122,7 @@ def test_a_map_is_read_off_as_on_the_cpu(exact):
     scenes = sources.open("synthetic:8:32")
     encoder = encoders.build("resnet_small:width=8", 3, 32)
     here, there = (
-        readout.fit(encoder, scenes, "normals", normals.target, device=device, progress=False)
+        linear_readout.fit(encoder, scenes, "normals", Normals().target, device=device, progress=False)
         for device in ("cpu", "cuda")
     )
     x = torch.rand(4, 3, 32, 32)
@@ -131,7 +130,7 @@ def test_a_map_is_read_off_as_on_the_cpu(exact):
 
 
 def test_every_verb(tmp_path, capsys, monkeypatch):
-    for module in (finetune, nonlinear):
+    for module in (finetune, nonlinear_probes):
         monkeypatch.setattr(module, "STEPS", 20)
     run, data = str(tmp_path / "run"), "demo"
     for words in (

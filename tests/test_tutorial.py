@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from pretask import data as sources
-from pretask import encoders, methods
-from pretask.cli import main as cli
+from pretask import data, encoders, methods
+from pretask.cli import main
 from pretask.rng import Rng
+from pretask.runtime import files
 from pretask.train import run
-from pretask.transforms import augment as images
+from pretask.transforms import augment
 
 PAGE = Path(__file__).parents[1] / "docs" / "tutorial.md"
 
@@ -35,7 +35,7 @@ def _elsewhere(tmp_path, monkeypatch):
 
 
 def pretask(*words):
-    return cli.main([str(word) for word in words])
+    return main.main([str(word) for word in words])
 
 
 SMALL = ("--data", "synthetic:64:32", "--encoder", "resnet_small:width=8", "--batch", "16")
@@ -73,16 +73,16 @@ def test_it_trains_with_its_own_flag_and_writes_a_whole_run(method):
     assert made.card["method"] == str(method)
     assert (made.folder / "DONE").exists()
     assert (made.folder / "preview.png").exists()
-    assert [row["step"] for row in run.read(made.folder / run.LOG)] == [0, 1, 2, 3]
+    assert [row["step"] for row in files.read_rows(made.folder / run.LOG)] == [0, 1, 2, 3]
     assert made.encoder.dim == 32
 
 
 def test_a_run_of_it_that_was_cut_off_goes_on_to_the_same_weights(method, monkeypatch):
-    from pretask.train import trainer as loop
+    from pretask.train import trainer
 
     assert pretask("pretrain", method, *SMALL, "--steps", "5", "--out", "whole") == 0
 
-    step = loop.Trainer.step
+    step = trainer.Trainer.step
 
     def crash(self, batch, progress):
         if progress.step == 3:
@@ -91,7 +91,7 @@ def test_a_run_of_it_that_was_cut_off_goes_on_to_the_same_weights(method, monkey
         return step(self, batch, progress)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop.Trainer, "step", crash)
+        patch.setattr(trainer.Trainer, "step", crash)
         with pytest.raises(RuntimeError, match="power cut"):
             pretask("pretrain", method, *SMALL, "--steps", "5", "--out", "cut")
     assert pretask("pretrain", "--resume", "cut") == 0
@@ -116,7 +116,7 @@ def test_the_test_on_the_page_passes_and_sees_answers_that_belong_to_others(meth
 
 
 def test_an_odd_side_has_no_row_that_belongs_to_two_quarters(method):
-    source = sources.open("synthetic:32:33")
+    source = data.open("synthetic:32:33")
     solver = methods.recipe(str(method))(mirror=0.0).build(
         encoders.build("resnet_small:width=8", 3, 33), source
     )
@@ -126,4 +126,4 @@ def test_an_odd_side_has_no_row_that_belongs_to_two_quarters(method):
     for image, k in zip(puzzle.image, puzzle.quarter.tolist(), strict=True):
         quarter = image[:, halves[k // 2], halves[k % 2]]
         quarter.copy_(quarter.flip(1))
-    assert torch.equal(puzzle.image, images.to_float(batch.image))
+    assert torch.equal(puzzle.image, augment.to_float(batch.image))

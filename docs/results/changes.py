@@ -29,9 +29,9 @@ from orderings import COMMON, HERE, solved
 
 from pretask import data as sources
 from pretask import methods
-from pretask.evals import features, measure
-from pretask.evals import protocol as evaluate
+from pretask.evals import features, measure, protocol
 from pretask.evals.confidence import interval
+from pretask.evals.scores import Measurement
 from pretask.train.run import Run
 
 BEFORE = "2a7ee8d"
@@ -45,21 +45,21 @@ PAINTERS = ("color_proxy",)
 """of which `pretask colorize` is scored as well, since what they paint has changed"""
 
 CHANGES = {
-    "jigsaw": "orders without near twins",
-    "damaged_jigsaw": "orders whose ties are random; the missing tile is painted in L, a and b",
-    "exemplar_cnn": "seeds of four sizes, from all over the image, in images that show something",
-    "context_prediction": "a grid that leaves room for the jitter",
-    "color_proxy": "paint fades by the mean over bins",
-    "swav": "the head sees all views at once; a queue; prototypes decay",
-    "dino": "the head sees all views at once; prototypes decay",
-    "ibot": "the head sees class and patch tokens at once; prototypes decay; hidden patches begin at 0",
-    "lejepa": "the head sees all views at once; centers are means of the large views",
-    "ijepa": "the teacher's momentum rises along a line",
-    "barlow_twins": "the loss is not divided by the width; each view has batch norms to itself",
-    "cross_domain": "the judge's pools exchange maps one by one",
-    "mae": "first weights, epsilon, decay of the token and targets as released",
-    "moco:v3": "heads as released; each view has batch norms to itself",
-    "text_topic": "words are lemmas; topics by at least five passes",
+    "jigsaw": "permutations without near duplicates",
+    "damaged_jigsaw": "permutations with random ties; the missing tile is predicted in L, a and b",
+    "exemplar_cnn": "seeds of four sizes, from the whole image, from images that are not featureless",
+    "context_prediction": "a grid with room for the jitter",
+    "color_proxy": "colors are blended by the mean over bins",
+    "swav": "the head gets all views at once; a queue; weight decay on the prototypes",
+    "dino": "the head gets all views at once; weight decay on the prototypes",
+    "ibot": "the head gets class and patch tokens at once; weight decay on the prototypes; the mask token starts at 0",
+    "lejepa": "the head gets all views at once; centers are means of the global views",
+    "ijepa": "the teacher's momentum increases linearly",
+    "barlow_twins": "the loss is not divided by the width; separate batch-norm statistics for each view",
+    "cross_domain": "the discriminator's replay buffers exchange maps one by one",
+    "mae": "initial weights, epsilon, weight decay of the mask token and targets as released",
+    "moco:v3": "heads as released; separate batch-norm statistics for each view",
+    "text_topic": "words are lemmatized; topics from at least five passes",
 }
 """what was changed in recipes that small machines run"""
 
@@ -166,24 +166,30 @@ def painted(run: Path, code: Path, data: Path) -> dict[str, dict[str, float]]:
             f"{folder}/out",
             "--json",
         ]
-        told = subprocess.run(
+        output = subprocess.run(
             [sys.executable, "-m", *words], check=True, cwd=code, stdout=subprocess.PIPE, text=True
         ).stdout
+    names = {"predicted": "painted", "gray": "none"}  # as older code calls them
     return {
-        row["colours"]: {kind: row[kind]["value"] for kind in ("raw", "balanced", "chroma")}
-        for row in json.loads(told)["scores"]
+        str(names.get(row["colors"], row["colors"])): {
+            kind: row[kind]["value"] for kind in ("raw", "balanced", "chroma")
+        }
+        for row in json.loads(output)["scores"]
     }
 
 
 def scored(run: Run, data: Path) -> dict[str, torch.Tensor]:
     """Which test images each protocol names by pooled features, %."""
     train, test = (
-        features.embed(run.encoder, sources.open_labelled(data / part, size=run.card["size"]))
+        features.embed(run.encoder, sources.open_labeled(data / part, size=run.card["size"]))
         for part in (TRAIN, TEST)
     )
     chosen = measure.choose(train, len(train.classes), seed=0)
     found = [[*measure.measure(train, test, chosen, 0)]]
-    return {kind: 100 * evaluate.right(found, kind.lower(), "pool")[0] for kind in ("kNN", "linear")}
+    return {
+        kind: 100 * protocol.correct(found, Measurement(kind.lower(), "pool"))[0]
+        for kind in ("kNN", "linear")
+    }
 
 
 if __name__ == "__main__":

@@ -24,8 +24,7 @@ import torch
 from torch import Tensor
 
 from pretask import data as sources
-from pretask.evals import knn
-from pretask.evals import linear_probe as linear
+from pretask.evals import knn, linear_probe
 from pretask.evals.features import Features, embed
 from pretask.evals.holdout import Part, Splits, split, splits
 from pretask.rng import Rng
@@ -93,7 +92,7 @@ def write(name: str, encoder: str, run: Run, data: Path) -> None:
     net = run.untrained if encoder == "untrained" else run.encoder
     train, test = (
         some(
-            sources.open_labelled(data / spec, size=net.size, channels=net.channels, progress=False),
+            sources.open_labeled(data / spec, size=net.size, channels=net.channels, progress=False),
             most,
             name,
         )
@@ -156,12 +155,12 @@ def one_split(label: Tensor, draw: int) -> Splits:
 
 def neighbors(x: Tensor, label: Tensor, test: Features, ways: Mapping[str, Splits]) -> dict[str, Tensor]:
     """Of each k, from the largest to the smallest: accuracy on held-out samples by each way, its error, and on the test set."""
-    counts, classes = sorted(knn.NEIGHBOURS, reverse=True), len(test.classes)
+    counts, classes = sorted(knn.NEIGHBORS, reverse=True), len(test.classes)
     found: dict[str, Tensor] = {}
     for way, held in ways.items():
-        right = torch.zeros(len(counts), *held.judged.shape, dtype=torch.bool)
-        for b, (fitted, judged) in enumerate(zip(held.fitted, held.judged, strict=True)):
-            fit, out = held.fit[fitted], held.held[judged]
+        right = torch.zeros(len(counts), *held.held_out_mask.shape, dtype=torch.bool)
+        for b, (fitted, judged) in enumerate(zip(held.fit_mask, held.held_out_mask, strict=True)):
+            fit, out = held.fit[fitted], held.held_out[judged]
             for i, k in enumerate(counts):
                 right[i, b, judged] = knn.knn(x[fit], label[fit], x[out], classes, k) == label[out]
         found[way] = torch.tensor([held.accuracy(r) for r in right])
@@ -173,23 +172,23 @@ def path(
     x: Tensor, label: Tensor, classes: int, test: Features, stage: str, ways: Mapping[str, Splits]
 ) -> dict[str, Tensor]:
     """Of each penalty, from the strongest to the weakest, the same; all folds, the split and all samples are solved together."""
-    design = linear.Design(x)
+    design = linear_probe.Design(x)
     parts = [
-        torch.zeros(len(held.fitted), len(x)).bool().index_copy(1, held.fit, held.fitted)
+        torch.zeros(len(held.fit_mask), len(x)).bool().index_copy(1, held.fit, held.fit_mask)
         for held in ways.values()
     ]
-    problem = linear.Problem(design, label, classes, torch.cat([*parts, torch.ones(1, len(x)).bool()]))
+    problem = linear_probe.Problem(design, label, classes, torch.cat([*parts, torch.ones(1, len(x)).bool()]))
     found: dict[str, list[float]] = {way: [] for way in (*ways, "test")}
     theta = None
-    for penalty in linear.PENALTIES:
-        theta = problem.solve(penalty, theta, linear.ROUGHLY)
+    for penalty in linear_probe.PENALTIES:
+        theta = problem.solve(penalty, theta, linear_probe.SEARCH_TOLERANCE)
         right = (
-            linear.logits(design.rows.to(design.dtype), *design.folded(theta)).argmax(2) == label[:, None]
+            linear_probe.logits(design.rows.to(design.dtype), *design.fold(theta)).argmax(2) == label[:, None]
         ).T  # (B, N)
         first = 0
         for way, held in ways.items():
-            last = first + len(held.judged)
-            found[way].append(held.accuracy(right[first:last, held.held]))
+            last = first + len(held.held_out_mask)
+            found[way].append(held.accuracy(right[first:last, held.held_out]))
             first = last
         predicted = design.probe(theta[-1]).predict(test.stages[stage])
         found["test"].append((predicted == test.label).double().mean().item())

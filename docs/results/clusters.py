@@ -70,7 +70,7 @@ def sorted_by_all(name: str, data: Path, runs: Path) -> dict[str, Any]:
     images, place = SETS[name], f"clustering/{name}.npz"
     count = ["--clusters", str(images.clusters)]
     rows = []
-    for way in (["pixels", "--by", "kmeans"], ["pixels"], ["pixels", "--neighbours", LINKS]):
+    for way in (["pixels", "--by", "kmeans"], ["pixels"], ["pixels", "--neighbors", LINKS]):
         rows.append(row([*way, *count], data, place, runs / f"{name}-{'-'.join(way)}"))
     for seed in range(images.seeds):
         run = runs / f"{name}-s{seed}"

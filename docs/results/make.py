@@ -23,13 +23,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import curves
 import page
 
 from pretask.methods.mae import Config as MAE
+from pretask.ops import neighbors
 
 HERE = Path(__file__).resolve().parent
-CURVE = 100
-"""rows of a run's log that are kept, for a reader to compare a loss curve with"""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Experiment:
     title: str
     method: str
     train: str
-    labelled: str
+    labeled: str
     test: str
     seeds: int = 3
     flags: Sequence[str] = ("--budget", "10m")
@@ -63,7 +63,7 @@ class Experiment:
         return ["pretrain", self.method, "--data", path, "--out", str(run), *self.flags]
 
     def evaluate(self, data: Path, run: Path) -> list[str]:
-        sets = ["--data", place(self.labelled, data, run)]
+        sets = ["--data", place(self.labeled, data, run)]
         sets += ["--test", place(self.test, data, run)] if self.test else []
         verb = ["transfer", str(run), "--task", self.task] if self.task else ["evaluate", str(run)]
         return [*verb, *sets, "--seeds", str(self.seeds), *self.scores]
@@ -115,15 +115,15 @@ def make(name: str, experiment: Experiment, data: Path, runs: Path) -> None:
     kept.mkdir()
     (kept / "scores.json").write_text(plain(scores, data, runs))
     (kept / "about.json").write_text(json.dumps(about, indent=2) + "\n")
-    for seed in range(experiment.seeds):
-        keep(runs / f"{stem}-s{seed}", kept, seed, data, runs)
+    family = [runs / f"{stem}-s{seed}" for seed in range(experiment.seeds)]
+    for seed, run in enumerate(family):
+        keep(run, kept, seed, data, runs)
+    curves.write(kept, [curves.read_log(run / "log.jsonl") for run in family])
 
 
 def keep(run: Path, kept: Path, seed: int, data: Path, runs: Path) -> None:
-    """The card of a run, and some rows of its log."""
+    """The card of a run."""
     (kept / f"run-s{seed}.json").write_text(plain((run / "run.json").read_text(), data, runs))
-    rows = (run / "log.jsonl").read_text().splitlines(keepends=True)
-    (kept / f"log-s{seed}.jsonl").write_text("".join(rows[:: max(1, len(rows) // CURVE)]))
 
 
 def place(spec: str, data: Path, run: Path) -> str:
@@ -208,55 +208,56 @@ def plain(text: str, data: Path, runs: Path) -> str:
 
 
 def patches_at_equal_time(experiment: Experiment, data: Path, run: Path) -> dict[str, Any]:
-    """k-means patches with as many centres as fit into the time that the run took, embedding included."""
+    """k-means patches with as many centers as fit into the time that the run took, embedding included."""
     from pretask import data as sources
     from pretask.evals import baselines, features, measure
 
     took = seconds(run)
     train, test = (
-        sources.open_labelled(data / part, size=32) for part in (experiment.labelled, experiment.test)
+        sources.open_labeled(data / part, size=32) for part in (experiment.labeled, experiment.test)
     )
 
-    def made(centres: int) -> tuple[features.Features, features.Features, float]:
+    def made(centers: int) -> tuple[features.Features, features.Features, float]:
         began = time.perf_counter()
-        net = baselines.patches(train, centres)
+        net = baselines.patches(train, centers)
         return features.embed(net, train), features.embed(net, test), time.perf_counter() - began
 
-    *_, few = made(baselines.CENTRES)
-    centres = int(baselines.CENTRES * took / few)  # the time grows with the centres, all but some seconds
-    of_train, of_test, needed = made(centres)
+    *_, few = made(baselines.CENTERS)
+    centers = int(baselines.CENTERS * took / few)  # the time grows with the centers, all but some seconds
+    of_train, of_test, needed = made(centers)
     chosen = measure.choose(of_train, len(train.classes), seed=0)
-    scores = {(r.eval, r.stage): r.value for r in measure.measure(of_train, of_test, chosen)}
+    scores = {(r.metric, r.stage): r.value for r in measure.measure(of_train, of_test, chosen)}
     linear, knn = scores["linear", "pool"], scores["knn", "pool"]
-    return {"patches": {"centres": centres, "seconds": round(needed), "linear": linear, "knn": knn}}
+    return {"patches": {"centers": centers, "seconds": round(needed), "linear": linear, "knn": knn}}
 
 
 def rounds_of(experiment: Experiment, data: Path, run: Path) -> dict[str, Any]:
-    """At the end of every round, on the bank: kNN among the others, and how often a neighbour has the class of its
+    """At the end of every round, on the bank: kNN among the others, and how often a neighbor has the class of its
     image, among the anchors that the next round begins with and among all. The run is made once more to look at it."""
     from pretask import data as sources
     from pretask.methods import neighbourhood_discovery as nd
-    from pretask.train.run import Run, revive
-    from pretask.workflows import pretrain as pretraining
+    from pretask.train.run import Run, parse_card
+    from pretask.workflows.job import fresh
+    from pretask.workflows.pretrain import pretrain
 
-    label = sources.open_labelled(data / experiment.labelled).label
-    method, settings, config, train = revive(Run(run).card)
+    label = sources.open_labeled(data / experiment.labeled).label
+    method, settings, config, train = parse_card(Run(run).card)
     rounds: list[dict[str, Any]] = []
     discover = nd.discover
 
     def heard(bank: Any, *knobs: Any) -> Any:
-        entropy, neighbour = discover(bank, *knobs)
-        pure = (label[neighbour[:, 0]] == label).float()
-        anchors = entropy.argsort(stable=True)[: len(label) * (len(rounds) + 1) // (train.rounds - 1)]
+        entropy, neighbor = discover(bank, *knobs)
+        pure = (label[neighbor[:, 0]] == label).float()
+        anchors = entropy.argsort(stable=True)[: len(label) * (len(rounds) + 1) // (train.cycles - 1)]
         row = {"knn": share(bank_knn(bank, label)), "anchors": len(anchors)}
         rounds.append(row | {"pure": share(pure[anchors]), "of all": share(pure)})
-        return entropy, neighbour
+        return entropy, neighbor
 
     nd.discover = heard
     again = run.with_name(f"{run.name}-again")
     shutil.rmtree(again, ignore_errors=True)
     settings = replace(settings, out=again, plan=run, steps=None, budget=None)
-    pretraining.pretrain(method, settings, config, train)
+    pretrain(fresh(method, settings, config, train))
     nd.discover = discover
     return {"rounds": [*rounds, {"knn": share(bank_knn(Run(again).method.bank, label))}]}
 
@@ -265,7 +266,7 @@ def bank_knn(bank: Any, label: Any) -> Any:
     """(N,) whether the weighted vote of a row's 20 nearest others is for its class."""
     from pretask.evals import knn
 
-    similarity, index = knn.nearest(bank, bank, 20, exclude_self=True)
+    similarity, index = neighbors.nearest(bank, bank, 20, exclude_self=True)
     return (knn.vote(similarity, label[index], int(label.max()) + 1) == label).float()
 
 
@@ -282,47 +283,48 @@ def cifar10(title: str, method: str, **more: Any) -> Experiment:
 
 def small_cifar10(title: str, method: str, train: str, **more: Any) -> Experiment:
     """Scored with a fifth of the labels, so that a score takes minutes."""
-    labelled, test = (f"cifar10/cifar10_{part}.npz" for part in ("train", "test"))
-    return Experiment(title, method, f"cifar10/cifar10_train_{train}.npz", labelled, test, **more)
+    labeled, test = (f"cifar10/cifar10_{part}.npz" for part in ("train", "test"))
+    return Experiment(title, method, f"cifar10/cifar10_train_{train}.npz", labeled, test, **more)
 
 
 def also_on_cifar10(experiment: Experiment, title: str, runs: str) -> Experiment:
     """The same runs, scored with a fifth of CIFAR-10's labels."""
-    labelled, test = (f"cifar10/cifar10_{part}.npz" for part in ("train", "test"))
-    return replace(experiment, title=f"{title}, on CIFAR-10", labelled=labelled, test=test, runs=runs)
+    labeled, test = (f"cifar10/cifar10_{part}.npz" for part in ("train", "test"))
+    return replace(experiment, title=f"{title}, on CIFAR-10", labeled=labeled, test=test, runs=runs)
 
 
 def imagenette(title: str, method: str, train: str = "", **more: Any) -> Experiment:
-    labelled, test = (f"imagenette224/{part}" for part in ("train", "val"))
+    labeled, test = (f"imagenette224/{part}" for part in ("train", "val"))
     return Experiment(
-        f"{title} on Imagenette, from JPEG files", method, train or labelled, labelled, test, **more
+        f"{title} on Imagenette, from JPEG files", method, train or labeled, labeled, test, **more
     )
 
 
 NEEDS_LONGER = (
-    "this budget, less than two passes over the images, is too short for I-JEPA: after 20 passes "
-    "(`pretask pretrain ijepa --data DATA/cifar10/cifar10_train_full_jpeg.npz --batch 512 --steps 1900` on one NVIDIA H100, one run, scored on held-out training images) its best stage is at 50.2 and its pooled "
-    "features at 44.2, those of its untrained network at 45.2 and 44.1"
+    "this budget, less than two passes over the images, is too short for I-JEPA: after 20 passes (`pretask pretrain ijepa "
+    "--data DATA/cifar10/cifar10_train_full_jpeg.npz --batch 512 --steps 1900` on one NVIDIA H100, one run, scored on "
+    "held-out training images) its best stage has 50.2 and its pooled features 44.2, its untrained network 45.2 and 44.1"
 )
-"""of I-JEPA, seen in runs that are too long for this page"""
+"""for I-JEPA, from runs that are too long for this page"""
 BY_A_DECODER = (
-    "how frozen maps are read matters: below a decoder of four convolutions, which learns features of its own, the first three "
-    "of these runs foresaw normals no better than their untrained networks, +0.1 degrees [−2.1, 2.3], nor surely depth, "
-    "−0.6 % [−4.4, 3.2] (this page at commit 4574739); that it be linear was decided on 50 of these 63 frames"
+    "how frozen maps are read matters: with a decoder of four convolutions, which learns features of its own, the first "
+    "three of these runs predicted normals no better than their untrained networks, +0.1 degrees [−2.1, 2.3], and depth not "
+    "significantly better, −0.6 % [−4.4, 3.2] (this page at commit 4574739). The choice of a linear readout was made on 50 "
+    "of these 63 frames"
 )
-"""of normals and depth, measured before frozen maps were read off linearly"""
+"""for normals and depth, measured before the readout was linear"""
 FEW_PHOTOGRAPHS = (
-    "eighty photographs hold few examples of 80 classes: scored on 100 that it learnt from (`--data` and `--test` both "
-    "DATA/detection/coco_semantic:train2017, one seed) the detector has an AP50 of 46.6, above the untrained network 33.2; by SGD, "
-    "the recipe of commit 8c909d2, it has 0.0 there, and every row of the command above had an AP of 0.0. AdamW, its rate and the "
-    "number of steps were chosen on coco_semantic, of whose 200 photographs two are also here"
+    "eighty photographs hold few examples of 80 classes: scored on 100 of its training images (`--data` and `--test` both "
+    "DATA/detection/coco_semantic:train2017, one seed), the detector has an AP50 of 46.6, the untrained network 33.2; with "
+    "SGD, the recipe of commit 8c909d2, it has 0.0 there, and every row of the command above had an AP of 0.0. AdamW, its "
+    "learning rate and the number of steps were chosen on coco_semantic; two of its 200 photographs are also here"
 )
-"""of detection"""
+"""for detection"""
 BY_SGD = (
-    "by SGD the same runs had a mIoU of 3.0 and their untrained networks 2.6, +0.4 [−0.2, 0.9] (this page at commit 6ac0919); "
-    "AdamW was then chosen on photographs set aside from those of training"
+    "with SGD, the same runs had a mIoU of 3.0 and their untrained networks 2.6, +0.4 [−0.2, 0.9] (this page at commit "
+    "6ac0919); AdamW was then chosen on held-out training photographs"
 )
-"""of segmentation"""
+"""for segmentation"""
 REMARKS = {
     "normals": BY_A_DECODER,
     "depth": BY_A_DECODER,
@@ -374,7 +376,7 @@ CLIPS = {
 }
 AT_64 = ("--size", "64", "--steps", "1500")
 TEXTBOOK = Experiment(
-    "TextTopicNet on the figures of a textbook of astronomy, by the topics of their captions",
+    "TextTopicNet on the figures of an astronomy textbook, scored by the topics of their captions",
     "text_topic",
     f"{PAIRS}/train.jsonl",
     f"{PAIRS}/train.jsonl",
@@ -383,7 +385,7 @@ TEXTBOOK = Experiment(
     flags=("--steps", "2000", "--size", "64"),
 )
 VIDEO = Experiment(
-    "Video triplets: things known again a second later, in clips that were not learned from",
+    "Video triplets: retrieving the same object a second later, in held-out clips",
     "video_triplet",
     f"{TRACKS}/train",
     f"{TRACKS}/test",
@@ -420,16 +422,16 @@ ELSEWHERE: dict[str, tuple[str, str, tuple[str, str], Sequence[str]]] = {
 """name -> the task, what it is, the images of training and test, flags"""
 MAE_96 = MAE.encoder.replace("patch_size=4", "patch_size=12")
 """as many patches of 96 px as the default has of 32 px"""
-COLOUR = {
+COLOR = {
     "colorization": ("Colorization", "colorization"),
-    "proxy": ("Colour proxy", "color_proxy"),
+    "proxy": ("Color proxy", "color_proxy"),
     "mae": ("Masked autoencoder", "mae"),
 }
 EXPERIMENTS: dict[str, Experiment] = {
     "rotnet-cifar10": cifar10("RotNet", "rotnet"),
     "simclr-cifar10": cifar10("SimCLR", "simclr", more=patches_at_equal_time),
     "and-cifar10": Experiment(
-        "Neighbourhood discovery on 8,000 images of CIFAR-10",
+        "Neighborhood discovery on 8,000 images of CIFAR-10",
         "neighbourhood_discovery",
         "cifar10/cifar10_train.npz",
         "cifar10/cifar10_train.npz",
@@ -477,15 +479,15 @@ EXPERIMENTS: dict[str, Experiment] = {
             flags=("--budget", "5m"),
             scores=("--finetune",) if short == "mae" else (),
         )
-        for short, (title, method) in COLOUR.items()
+        for short, (title, method) in COLOR.items()
     },
     **{
         f"{short}-imagenette": imagenette(*named, threads=1, flags=("--budget", "5m", "--size", "96"))
-        for short, named in COLOUR.items()
+        for short, named in COLOR.items()
         if short != "mae"
     },
     "mae-imagenette": imagenette(
-        *COLOUR["mae"],
+        *COLOR["mae"],
         threads=1,
         flags=(
             *("--budget", "10m", "--size", "96", "--encoder"),
@@ -504,7 +506,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     },
     "text_topic-astronomy": TEXTBOOK,
     "text_topic-cifar10": also_on_cifar10(
-        TEXTBOOK, "TextTopicNet from a textbook of astronomy", "text_topic-astronomy"
+        TEXTBOOK, "TextTopicNet trained on an astronomy textbook", "text_topic-astronomy"
     ),
     "video_triplet-tracks": VIDEO,
     "video_triplet-cifar10": also_on_cifar10(VIDEO, "Video triplets from five clips", "video_triplet-tracks"),
@@ -516,7 +518,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         f"cross_domain-{name}": replace(
             SCENES,
             title=f"{title}, by the encoder of the rendered rooms",
-            labelled=labelled,
+            labeled=labeled,
             test=test,
             scores=flags,
             seeds=SCENES.seeds if flags else 6,  # those that are read off frozen maps take seconds
@@ -524,7 +526,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             task=task,
             remark=REMARKS.get(name, ""),
         )
-        for name, (task, title, (labelled, test), flags) in ELSEWHERE.items()
+        for name, (task, title, (labeled, test), flags) in ELSEWHERE.items()
     },
     "jule-cifar10": Experiment(
         "JULE on 8,000 images of CIFAR-10",
@@ -533,7 +535,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         "cifar10/cifar10_train.npz",
         "cifar10/cifar10_test.npz",
         threads=1,
-        flags=("--budget", "10m", "--neighbours", "20"),
+        flags=("--budget", "10m", "--neighbors", "20"),
     ),
 }
 

@@ -26,11 +26,11 @@ import make
 import torch
 
 from pretask import data as sources
-from pretask.evals import features, measure
-from pretask.evals import protocol as evaluate
+from pretask.evals import features, measure, protocol
 from pretask.evals.confidence import interval
+from pretask.evals.scores import Measurement
 from pretask.train.run import Run
-from pretask.transforms import augment as images
+from pretask.transforms import augment
 
 HERE = Path(__file__).resolve().parent
 COMMON = ("--size", "96", "--steps", "300")
@@ -66,11 +66,11 @@ def linear(
     run: Run, data: Path, runs: Path, train: str = "imagenette224/train", test: str = "imagenette224/val"
 ) -> torch.Tensor:
     """Which images the linear probe on pooled features names."""
-    labelled = (sources.open_labelled(data / part, size=run.card["size"]) for part in (train, test))
-    return probed(*(features.embed(run.encoder, part) for part in labelled))
+    labeled = (sources.open_labeled(data / part, size=run.card["size"]) for part in (train, test))
+    return probed(*(features.embed(run.encoder, part) for part in labeled))
 
 
-def told_apart(run: Run, data: Path, runs: Path) -> torch.Tensor:
+def domain_accuracy(run: Run, data: Path, runs: Path) -> torch.Tensor:
     """Which images a fresh linear probe takes for what they are, rendered or photographed, by the map that the judge
     saw; it learns from half of either kind and is asked about the other half, and the other way round. The run has seen
     none of them, nor had they a say in its settings."""
@@ -95,7 +95,7 @@ def mean_map(run: Run, source: sources.Images) -> torch.Tensor:
     """(N, C): of the judge's map over its places, for images of one channel as in training."""
     made = []
     for index in torch.arange(len(source)).split(128):
-        x = images.to_float(source.__getitems__(index).image)[:, 1:2].expand(-1, 3, -1, -1)
+        x = augment.to_float(source.__getitems__(index).image)[:, 1:2].expand(-1, 3, -1, -1)
         made.append(run.encoder(x)[run.method.tap].float().mean((2, 3)))
     return torch.cat(made)
 
@@ -104,13 +104,13 @@ def probed(of_train: features.Features, of_test: features.Features) -> torch.Ten
     """(N,): which test samples a linear probe on "pool" gets right, %."""
     train, test = (replace(f, stages={"pool": f.stages["pool"]}) for f in (of_train, of_test))
     chosen = measure.choose(train, len(train.classes), seed=0)
-    found = measure.by_probes(test, chosen)
-    return 100 * evaluate.right([[*found]], "linear", "pool")[0]
+    found = measure.score_probes(test, chosen)
+    return 100 * protocol.correct([[*found]], Measurement("linear", "pool"))[0]
 
 
 STUDIES = {
     "exemplar-copies": Study(
-        "More copies of each seed give better features; beyond about 100 nothing is gained (PAMI, fig. 4).",
+        "More copies of each seed give better features, up to about 100 (PAMI, fig. 4).",
         "exemplar_cnn",
         {
             "a new copy every time": (),
@@ -120,43 +120,49 @@ STUDIES = {
         },
     ),
     "exemplar-clustered": Study(
-        "Seeds that look alike as one class: up to 2.4 points more on STL-10 (PAMI, table 2).",
+        "Merging similar seeds into one class: up to 2.4 points more on STL-10 (PAMI, table 2).",
         "exemplar_cnn",
-        {"every seed a class": (), "look-alikes merged after half": ("--merge", "0.9", "--rounds", "2")},
+        {
+            "every seed a class": (),
+            "similar seeds merged after half of the run": ("--merge-threshold", "0.9", "--cycles", "2"),
+        },
     ),
     "context-gap": Study(
-        "Without gap and jitter the puzzle is solved by lines that run on, and teaches less (sec. 3.1).",
+        "Without gap and jitter, the task is solved by continuing lines, and features are worse (sec. 3.1).",
         "context_prediction",
         {"gap and jitter": (), "neither": ("--gap", "0", "--jitter", "0")},
     ),
-    "context-colour": Study(
-        "Dropping and projecting colours do about equally well (sec. 3.1).",
+    "context-color": Study(
+        "Dropping and projecting colors do about equally well (sec. 3.1).",
         "context_prediction",
-        {"projected": (), "dropped": ("--colour", "drop"), "kept": ("--colour", "keep")},
+        {"projected": (), "dropped": ("--color", "drop"), "kept": ("--color", "keep")},
     ),
     "jigsaw-orders": Study(
-        "A larger list of orders is harder to solve and better for transfer (table 4).",
-        "jigsaw",
-        {"100 orders": (), "10 orders": ("--orders", "10"), "1,000 orders": ("--orders", "1000")},
-    ),
-    "jigsaw-distance": Study(
-        "The farther apart the orders of the list are in the mean, the more puzzles are solved, and the better is transfer "
-        "(table 4).",
+        "More permutations are harder to solve and transfer better (table 4).",
         "jigsaw",
         {
-            "as far apart as can be": (),
+            "100 permutations": (),
+            "10 permutations": ("--num-permutations", "10"),
+            "1,000 permutations": ("--num-permutations", "1000"),
+        },
+    ),
+    "jigsaw-distance": Study(
+        "The larger the mean distance between the permutations, the higher the accuracy and the better the transfer (table 4).",
+        "jigsaw",
+        {
+            "maximal distance": (),
             "random": ("--distance", "middle"),
-            "as near as can be": ("--distance", "minimal"),
+            "minimal distance": ("--distance", "minimal"),
         },
     ),
     "jigsaw-shuffles": Study(
-        "Not in the paper: how many orders the head is asked for each time.",
+        "Not in the paper: number of permutations per image and step.",
         "jigsaw",
-        {"8 orders of an image": (), "1 order": ("--shuffles", "1")},
+        {"8 permutations": (), "1 permutation": ("--shuffles", "1")},
     ),
     "rotnet-directions": Study(
-        "Four directions teach more than eight or two, and of two those with the upright one more (table 2: 89.1 % of CIFAR-10; "
-        "88.5; 87.5 and 85.5). An image makes as many views as there are directions, so with eight a step is twice as long.",
+        "Four rotations are better than eight or two; of two, the pair with the upright image is better (table 2: 89.1 % on CIFAR-10; "
+        "88.5; 87.5 and 85.5). An image gives one view per rotation, so a step with eight takes twice as long.",
         "rotnet",
         {
             "4 directions": (),
@@ -170,18 +176,18 @@ STUDIES = {
         "damaged_jigsaw",
         {
             "all three": (),
-            "order alone": ("--colour", "0", "--inpaint", "0"),
-            "colour alone": ("--order", "0", "--inpaint", "0"),
-            "missing tile alone": ("--order", "0", "--colour", "0"),
+            "order only": ("--color", "0", "--inpaint", "0"),
+            "color only": ("--order", "0", "--inpaint", "0"),
+            "missing tile only": ("--order", "0", "--color", "0"),
         },
     ),
     "mae-masks": Study(
-        "By a linear probe 73.5 % with patches hidden one by one; 72.3 with half in blocks, 63.9 with three quarters in blocks, "
+        "Linear probe: 73.5 % with random masking; 72.3 with half masked in blocks, 63.9 with three quarters in blocks, "
         "66.0 with all but a grid (table 1f).",
         "mae",
         {
-            "three quarters, one by one": (),
-            "half, in blocks": ("--mask-sampling", "block", "--mask", "0.5"),
+            "three quarters, random": (),
+            "half, in blocks": ("--mask-sampling", "block", "--mask-ratio", "0.5"),
             "three quarters, in blocks": ("--mask-sampling", "block"),
             "all but a grid": ("--mask-sampling", "grid"),
         },
@@ -194,19 +200,19 @@ STUDIES = {
             make.MAE_96,
         ),  # 300 are few for it
     ),
-    "colour-loss": Study(
-        "Classification with rare colours weighed up paints better than without, and that better than regression; "
-        "what it is worth as features is told of the first alone (sec. 3.1).",
+    "color-loss": Study(
+        "Classification with rebalanced rare colors gives better colors than without, and that better ones than regression; "
+        "features are reported for the first alone (sec. 3.1).",
         "colorization",
         {
-            "rare colours weighed up, soft answers": (),
-            "all colours alike": ("--uniform", "1"),
-            "the nearest bin alone": ("--neighbours", "1"),
-            "squared error of ab": ("--regress",),
+            "rare colors rebalanced, soft targets": (),
+            "all colors weighted equally": ("--uniform", "1"),
+            "only the nearest bin": ("--num-neighbors", "1"),
+            "squared error of ab": ("--regression",),
         },
     ),
     "proxy-loss": Study(
-        "The loss matters (abstract); histograms come first.",
+        "The loss matters (abstract); histograms are best.",
         "color_proxy",
         {
             "histograms of hue and chroma": (),
@@ -219,30 +225,30 @@ STUDIES = {
         "cross_domain",
         {
             "three tasks and the adversary": (),
-            "no adversary": ("--adversary", "0"),
-            "contours alone": ("--normals", "0", "--depth", "0"),
-            "depth alone": ("--contours", "0", "--normals", "0"),
-            "normals alone": ("--contours", "0", "--depth", "0"),
+            "no adversary": ("--adversarial", "0"),
+            "contours only": ("--normals", "0", "--depth", "0"),
+            "depth only": ("--contours", "0", "--normals", "0"),
+            "normals only": ("--contours", "0", "--depth", "0"),
         },
         train=f"scenes:{make.ROOMS}+imagenette224/train",
         common=("--size", "64", "--steps", "300"),
         more={
             "CIFAR-10": partial(linear, train="cifar10/cifar10_train.npz", test="cifar10/cifar10_test.npz"),
-            "told apart": told_apart,
+            "domain accuracy": domain_accuracy,
         },
     ),
     "scene-adversary": Study(
-        "The adversary is there to make features of rendered and of real images harder to tell apart.",
+        "The adversary should make features of rendered and of real images harder to distinguish.",
         "cross_domain",
         {
-            "without the adversary": ("--adversary", "0"),
+            "without the adversary": ("--adversarial", "0"),
             "with it": (),
-            "with twenty times its weight": ("--adversary", "1"),
+            "with twenty times its weight": ("--adversarial", "1"),
         },
         train=f"scenes:{make.ROOMS}+imagenette224/train",
         common=("--size", "64", "--steps", "1500"),
         seeds=6,  # three left open which of the two is ahead
-        more={"told apart": told_apart},
+        more={"domain accuracy": domain_accuracy},
     ),
 }
 

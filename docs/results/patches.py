@@ -14,6 +14,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -24,13 +25,14 @@ from PIL import Image
 from sklearn.cluster import KMeans
 from torch import Tensor
 
-from pretask.data import Labelled
+from pretask.data import LabeledDataset
 from pretask.data.arrays import Arrays
 from pretask.evals import baselines, knn
 from pretask.evals.features import embed
 from pretask.evals.measure import choose
+from pretask.ops import kmeans
 from pretask.rng import Rng
-from pretask.transforms import augment as images
+from pretask.transforms import augment
 from pretask.types import Source
 
 HERE = Path(__file__).resolve().parent
@@ -66,27 +68,27 @@ def main() -> None:
             kept.write_text(json.dumps(rows, indent=2) + "\n")
 
 
-def opened(path: Path) -> Labelled:
+def opened(path: Path) -> LabeledDataset:
     packed = np.load(path)
     jpeg, edge, label = packed["jpeg"], packed["offsets"], packed["labels"]
     pixels = [np.asarray(Image.open(io.BytesIO(jpeg[a:b].tobytes()))) for a, b in pairwise(edge)]
     image = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous()
-    return Labelled(
+    return LabeledDataset(
         Arrays(path.stem, image), torch.from_numpy(label).long(), [str(c) for c in packed["class_names"]]
     )
 
 
-def some(source: Labelled, n: int) -> Labelled:
+def some(source: LabeledDataset, n: int) -> LabeledDataset:
     index = Rng(0, "patches", n).permutation(len(source))[:n].sort().values
     image = source.__getitems__(index).image
-    return Labelled(Arrays(f"{n}", image), source.label[index], source.classes)
+    return LabeledDataset(Arrays(f"{n}", image), source.label[index], source.classes)
 
 
-def scored(train: Labelled, test: Labelled, way: Way, seed: int) -> dict[str, Any]:
+def scored(train: LabeledDataset, test: LabeledDataset, way: Way, seed: int) -> dict[str, Any]:
     began = time.process_time()
-    patch = baselines.normalised(way.sample(train, baselines.SAMPLES, Rng(seed, "patches")))
+    patch = baselines.normalized(way.sample(train, baselines.SAMPLES, Rng(seed, "patches")))
     mean, zca = baselines.whiten(patch)
-    net = baselines.Patches(mean, zca, way.centers((patch - mean) @ zca, baselines.CENTRES, seed))
+    net = baselines.Patches(mean, zca, way.centers((patch - mean) @ zca, baselines.CENTERS, seed))
     took = time.process_time() - began
     of_train, of_test = (embed(net, each, progress=False) for each in (train, test))
     chosen = choose(of_train, len(train.classes), 0)
@@ -104,7 +106,7 @@ def scored(train: Labelled, test: Labelled, way: Way, seed: int) -> dict[str, An
 def repeated(source: Source, n: int, rng: Rng) -> Tensor:
     """(n, D) patches from at most n / 20 images, each from anywhere."""
     which = rng.permutation(len(source))[: max(1, n // 20)].sort().values
-    canvas = images.to_float(source.__getitems__(which).image)
+    canvas = augment.to_float(source.__getitems__(which).image)
     m, channels, h, w = canvas.shape
     at, of = torch.arange(baselines.PATCH), rng.integers(n, high=m)
     top, left = (rng.integers(n, high=side - baselines.PATCH + 1) for side in (h, w))
@@ -123,7 +125,9 @@ def lloyd(x: Tensor, k: int, seed: int) -> Tensor:
 WAYS = {
     "before: with repetition, 12 rounds": Way(repeated, lloyd),
     "every place once, 12 rounds": Way(baselines.sample_patches, lloyd),
-    "now: every place once, mini-batches": Way(baselines.sample_patches, baselines.kmeans),
+    "now: every place once, mini-batches": Way(
+        baselines.sample_patches, partial(kmeans.centers, seen=baselines.SEEN)
+    ),
 }
 
 

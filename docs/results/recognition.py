@@ -27,12 +27,12 @@ from timm.data.imagenet_info import ImageNetInfo
 from timm.data.transforms_factory import create_transform
 from torch import Tensor
 
-from pretask import data as sources
+from pretask import data
 from pretask.evals.confidence import interval
 from pretask.train.run import Run
-from pretask.transforms import augment as images
-from pretask.viz import puzzle as sheet
-from pretask.workflows import colorize as colorizing
+from pretask.transforms.color import lab_to_rgb, rgb_to_lab
+from pretask.viz import sheet
+from pretask.workflows import colorize
 
 NETWORK = "tf_efficientnet_lite0@weights/tf_efficientnet_lite0.safetensors"
 TRAIN, TEST = "imagenette224/train", "imagenette224/val"
@@ -82,13 +82,11 @@ def named(name: str, file: Path) -> Callable[[Image.Image], int]:
 def recognized(run: Run, folder: Path, name_of: Callable[[Image.Image], int]) -> dict[str, Tensor]:
     """Which of the photographs in class folders are named rightly, (N,) of 0 and 100, in their own colors, in none, in what
     the run paints, and in the colors of another photograph; the lightness is always their own."""
-    source = sources.open(folder, size=run.card["size"], channels=3, cache_mb=0)
+    source = data.open(folder, size=run.card["size"], channels=3, cache_mb=0)
     numbers = {word: i for i, word in enumerate(ImageNetInfo().label_names())}
-    paint = colorizing.painter(run)
+    paint = colorize.painter(run)
     right: dict[str, list[float]] = {}
-    files, labs = zip(
-        *((file, images.lab(image)) for file, image in colorizing.originals(source)), strict=True
-    )
+    files, labs = zip(*((file, rgb_to_lab(image)) for file, image in colorize.originals(source)), strict=True)
     others = torch.randperm(len(labs), generator=torch.Generator().manual_seed(0)).tolist()
     for file, lab, other in zip(files, labs, others, strict=True):
         light, own = lab[:, :1], lab[:, 1:]
@@ -98,7 +96,7 @@ def recognized(run: Run, folder: Path, name_of: Callable[[Image.Image], int]) ->
         colors["in the colors of another photograph"] = labs[other][:, 1:]  # all are of one size
         true = numbers[file.partition("/")[0].partition("_")[0]]
         for what, ab in colors.items():
-            picture = sheet.pictures(images.from_lab(torch.cat([light, ab], 1)))[0]
+            picture = sheet.pictures(lab_to_rgb(torch.cat([light, ab], 1)))[0]
             right.setdefault(what, []).append(100.0 * (name_of(picture) == true))
     return {what: torch.tensor(x) for what, x in right.items()}
 

@@ -27,9 +27,9 @@ from torch import Tensor
 
 from pretask import data as sources
 from pretask.encoders import Encoder
-from pretask.evals import features, measure
-from pretask.evals import protocol as evaluate
+from pretask.evals import features, measure, protocol
 from pretask.evals.confidence import interval
+from pretask.evals.scores import Measurement
 from pretask.methods import moco
 from pretask.rng import Rng
 from pretask.train.run import Run
@@ -47,7 +47,7 @@ SEEDS, STEPS, PARTS, BATCHES = 3, 500, 8, 50
 class Config(moco.Config):
     """v2 with the released head, on eight devices of which each has batch norms of its own."""
 
-    normed: bool = False
+    hidden_bn: bool = False
     """a batch norm behind the hidden layer of the head"""
 
     def build(self, encoder: Encoder, source: Source) -> moco.MoCo:
@@ -77,7 +77,7 @@ def shuffled(net: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
 
 ARMS: Mapping[str, Sequence[str]] = {
     "by default: a batch norm in the head": ("moco",),
-    "the released head": ("moco", "--no-normed"),
+    "the released head": ("moco", "--no-hidden-bn"),
     "the released head, keys shuffled": ("docs/results/shuffling.py",),
     "v1, small": ("moco", "--hidden", "0", "--temperature", "0.07"),
 }
@@ -103,10 +103,10 @@ def main() -> None:
                 "command": shlex.join(["pretask", *command(flags), "--data", f"DATA/{TRAIN}"]),
                 "kNN": asdict(interval(rows[-1])),
                 "difference": asdict(interval(rows[-1] - rows[0])) if len(rows) > 1 else None,
-                "told": [given_away(run, asked.data) for run in each],
+                "leak": [batch_norm_leak(run, asked.data) for run in each],
             }
         )
-        print(name, f"{rows[-1].mean():.1f} %", arms[-1]["told"], flush=True)
+        print(name, f"{rows[-1].mean():.1f} %", arms[-1]["leak"], flush=True)
     untrained = torch.stack([named(run.untrained, asked.data) for run in runs[0]])
     found = {"seeds": SEEDS, "n": rows[0].shape[1], "batches": BATCHES, "arms": arms}
     found["untrained"] = asdict(interval(untrained))
@@ -145,13 +145,13 @@ def pretrained(flags: Sequence[str], number: int, seed: int, asked: argparse.Nam
 
 def named(encoder: Encoder, data: Path) -> Tensor:
     """(N,) which test images kNN names by pooled features, %."""
-    train, test = (features.embed(encoder, sources.open_labelled(data / part)) for part in (TRAIN, TEST))
+    train, test = (features.embed(encoder, sources.open_labeled(data / part)) for part in (TRAIN, TEST))
     chosen = measure.choose(train, len(train.classes), seed=0)
-    return 100 * evaluate.right([[*measure.measure(train, test, chosen, 0)]], "knn", "pool")[0]
+    return 100 * protocol.correct([[*measure.measure(train, test, chosen, 0)]], Measurement("knn", "pool"))[0]
 
 
 @torch.no_grad()
-def given_away(run: Run, data: Path) -> dict[str, float]:
+def batch_norm_leak(run: Run, data: Path) -> dict[str, float]:
     """InfoNCE of the same views with keys in the eighths of their queries and with keys shuffled, and the difference."""
     method: Any = run.method.train()
     config, source = method.config, sources.open(data / TRAIN)
@@ -161,10 +161,10 @@ def given_away(run: Run, data: Path) -> dict[str, float]:
         index = Rng(0, "images", step).permutation(len(source))[: config.train.batch]
         pretext = method.pretext(source.__getitems__(index), Rng(0, "views", step))
         # of a run that shuffled, MoCo's own, so that both kinds are measured alike
-        query = in_parts(lambda x: moco.MoCo.queries(method, x), pretext.left)
-        keys = [way(lambda x: moco.MoCo.keys(method, x), pretext.right) for way in (in_parts, shuffled)]
+        query = in_parts(lambda x: moco.MoCo.queries(method, x), pretext.view1)
+        keys = [way(lambda x: moco.MoCo.keys(method, x), pretext.view2) for way in (in_parts, shuffled)]
         same, apart = (
-            moco.among_earlier(query, key, method.queue, config.temperature)[0].item() for key in keys
+            moco.info_nce_queue(query, key, method.queue, config.temperature)[0].item() for key in keys
         )
         less.append((same, apart))
     both = torch.tensor(less, dtype=torch.float64)

@@ -25,13 +25,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import pretask
-from pretask import data as sources
+from pretask import data
 from pretask.encoders import Encoder
 from pretask.evals.confidence import interval
-from pretask.evals.finetune import Classified
+from pretask.evals.finetune import Classifier
 from pretask.rng import Rng
 from pretask.train.run import Run
-from pretask.transforms import augment as images
+from pretask.transforms import augment
 
 HERE = Path(__file__).resolve().parent
 SPLIT = {"train": 10_000, "valid": 2_000, "test": 48_000}
@@ -86,7 +86,7 @@ def divide(file: Path, out: Path) -> None:
 
 
 def flags(amount: float) -> list[str]:
-    settings = ["--encoder", ENCODER, "--amount", f"{amount:g}", "--steps", str(STEPS)]
+    settings = ["--encoder", ENCODER, "--corruption-level", f"{amount:g}", "--steps", str(STEPS)]
     return ["pretrain", "sdae", "--data", "RUNS/train.npz", *settings]
 
 
@@ -95,15 +95,20 @@ def pretrained(amount: float, seed: int, runs: Path) -> Run:
     out = runs / f"stack-{amount:g}-s{seed}"
     if not (out / "DONE").exists():
         shutil.rmtree(out, ignore_errors=True)
-        settings = {"encoder": ENCODER, "steps": STEPS, "seed": seed, "config": {"amount": (amount,)}}
+        settings = {
+            "encoder": ENCODER,
+            "steps": STEPS,
+            "seed": seed,
+            "config": {"corruption_level": (amount,)},
+        }
         pretask.pretrain("sdae", runs / "train.npz", out, quiet=True, **settings)
         print(out, "done", flush=True)
     return Run(out)
 
 
 def everything(file: Path) -> Images:
-    source = sources.open_labelled(file)
-    return images.to_float(source.__getitems__(torch.arange(len(source))).image), source.label
+    source = data.open_labeled(file)
+    return augment.to_float(source.__getitems__(torch.arange(len(source))).image), source.label
 
 
 def error(encoder: Encoder, train: Images, valid: Images, test: Images, seed: int) -> Tensor:
@@ -111,13 +116,13 @@ def error(encoder: Encoder, train: Images, valid: Images, test: Images, seed: in
     return 100 * wrong(finetuned(encoder, train, valid, seed), *test)
 
 
-def finetuned(encoder: Encoder, train: Images, valid: Images, seed: int) -> Classified:
+def finetuned(encoder: Encoder, train: Images, valid: Images, seed: int) -> Classifier:
     """A copy of the encoder below logits that start at 0, as it was after the epoch that is best on validation images."""
     x, label = train
     head = nn.Linear(encoder.dim, int(label.max()) + 1)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
-    net = Classified(copy.deepcopy(encoder).requires_grad_(), head)
+    net = Classifier(copy.deepcopy(encoder).requires_grad_(), head)
     optimizer = torch.optim.SGD(net.parameters(), RATE)
     best, least = net, float("inf")
     for epoch in range(EPOCHS):
@@ -133,7 +138,7 @@ def finetuned(encoder: Encoder, train: Images, valid: Images, seed: int) -> Clas
 
 
 @torch.no_grad()
-def wrong(net: Classified, x: Tensor, label: Tensor) -> Tensor:
+def wrong(net: Classifier, x: Tensor, label: Tensor) -> Tensor:
     """(N,) 1 where the largest logit is not the label's."""
     return torch.cat([net(part)["pool"].argmax(1) for part in x.split(1000)]).ne(label).double()
 

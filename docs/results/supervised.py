@@ -31,10 +31,10 @@ def main() -> None:
     study = ["study", str(run), "--data", train, "--test", test, "--ask", "supervised"]
     if not (run / "DONE").exists():
         subprocess.run([sys.executable, "-m", "pretask", *pretrain], check=True)
-    told = subprocess.run(
+    output = subprocess.run(
         [sys.executable, "-m", "pretask", *study, "--json"], check=True, stdout=subprocess.PIPE, text=True
     ).stdout
-    found = json.loads(make.plain(told, asked.data, asked.runs))
+    found = json.loads(make.plain(output, asked.data, asked.runs))
     found["commands"] = [
         make.plain(" ".join(["pretask", *command]), asked.data, asked.runs) for command in (pretrain, study)
     ]

@@ -1,7 +1,7 @@
-"""The methods that ship with the package, read from their files as text: importing them takes seconds, this none.
+"""The catalog of methods, parsed from their source files without importing them, which would take seconds.
 
-A method's file says what it is in plain constants: the docstrings of the module and of its Config classes, and their
-`encoder` and `needs`, which may be inherited or another class's.
+A method's file describes itself by constants: the docstrings of the module and of its Config classes, and the class
+attributes `encoder`, `family` and `needs`, which may be inherited or refer to another class.
 """
 
 import ast
@@ -11,16 +11,29 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+FAMILIES = (
+    "pretext tasks",
+    "contrastive",
+    "self-distillation",
+    "redundancy reduction",
+    "clustering",
+    "masked and predictive",
+    "multimodal and synthetic",
+)
+"""in display order"""
 PACKAGE = Path(__file__).parents[1]
 METHODS = "pretask.methods"
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A recipe, as `pretask list` shows it."""
+    """A row of `pretask list`: a method with one of its recipes."""
 
     method: str
     """"rotnet" or "rotnet:paper\""""
+    family: str
+    task: str
+    """the pretext task or objective, in a few words"""
     asks: str
     encoder: str
     needs: list[str]
@@ -28,7 +41,7 @@ class Recipe:
 
 
 def recipes() -> list[Recipe]:
-    """Of every method in alphabetical order, each method's default first."""
+    """All recipes, by method in alphabetical order, the default of each method first."""
     names = [m.name for m in pkgutil.iter_modules([str(PACKAGE / "methods")]) if m.name != "base"]
     return [recipe for name in names for recipe in of_method(name)]
 
@@ -39,6 +52,8 @@ def of_method(name: str) -> list[Recipe]:
     return [
         Recipe(
             name if recipe == "Config" else f"{name}:{recipe.lower()}",
+            constant(module, made, "family"),
+            task(module),
             (ast.get_docstring(made) or "").splitlines()[0],
             constant(module, made, "encoder"),
             sorted(constant(module, made, "needs")),
@@ -47,6 +62,15 @@ def of_method(name: str) -> list[Recipe]:
         for recipe, made in classes(module).items()
         if is_config(module, made)
     ]
+
+
+def task(module: str) -> str:
+    """`pretext_task` of the method class in a module."""
+    for made in classes(module).values():
+        for node in made.body:
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "pretext_task":
+                return ast.literal_eval(node.value)
+    raise LookupError(f"{module} has no pretext_task")
 
 
 @cache
@@ -60,7 +84,7 @@ def classes(module: str) -> dict[str, ast.ClassDef]:
 
 
 def is_config(module: str, made: ast.ClassDef) -> bool:
-    """Whether a class is the Config of its module, or one of its descendants there."""
+    """Whether a class is the Config of its module, or derived from it."""
     own = classes(module)
     return made.name == "Config" or any(
         isinstance(base, ast.Name) and base.id in own and is_config(module, own[base.id])
@@ -69,7 +93,7 @@ def is_config(module: str, made: ast.ClassDef) -> bool:
 
 
 def constant(module: str, made: ast.ClassDef, name: str) -> Any:
-    """What a class calls `name`: its own, or the nearest ancestor's."""
+    """The class attribute `name`, possibly inherited."""
     for node in made.body:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id == name:
             return evaluated(module, node.value)
@@ -87,7 +111,7 @@ def evaluated(module: str, value: ast.expr | None) -> Any:
 
 
 def found(module: str, name: ast.expr) -> tuple[str, ast.ClassDef]:
-    """The module and the class that `Class`, `module.Class` or `Class[…]` mean in a module."""
+    """The module and the class that the expression `Class`, `module.Class` or `Class[…]` refers to."""
     if isinstance(name, ast.Subscript):
         return found(module, name.value)
     if isinstance(name, ast.Attribute):
@@ -101,7 +125,7 @@ def found(module: str, name: ast.expr) -> tuple[str, ast.ClassDef]:
 
 
 def imported(module: str) -> dict[str, str]:
-    """Name -> the module that it was imported from."""
+    """Imported name -> module that it comes from."""
     return {
         alias.name: node.module or ""
         for node in parsed(module).body

@@ -1,43 +1,52 @@
-"""The command line: which verb is meant, and what is said of a mistake. The verbs are in commands/."""
+"""The entry point of the command line: dispatch to commands/, and one-line error messages."""
 
+import os
+import re
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 
-from pretask.cli.commands import verb
-from pretask.errors import Stopped, UserError
+from pretask.cli import commands
+from pretask.errors import Stopped, UserError, first_line, out_of_memory
 from pretask.runtime import accounts
 
 HELP = """\
-pretask: learn to see from unlabelled images, and find out what it was worth.
+pretask: self-supervised pretraining of vision encoders, and an honest score of what it bought.
 
-  pretask demo                                       the whole path in a few minutes, with nothing prepared
-  pretask pretrain METHOD --data PATH [--out RUN]    train without labels on a folder of images
-  pretask pretrain --resume RUN                      go on after a crash, or for longer with --steps N
-  pretask evaluate RUN --data LABELLED               score the frozen features, beside honest baselines
-  pretask transfer RUN --data FOLDER --task TASK     take it to classification, detection or segmentation
-  pretask report RUN [--data LABELLED]               one offline page: curves, puzzles, neighbours, scores
-  pretask study RUN --data LABELLED                  how much data, how many labels, how much do features change?
+Try
+  pretask demo                                    pretrain, score and report on drawn objects: 4 minutes
+  pretask list                                    the 26 methods by family
 
-  pretask list                                       methods and what they ask
-  pretask preview METHOD --data PATH                 draw the puzzles with their answers
-  pretask check METHOD --data PATH                   is the method sound on these images? a minute
-  pretask audit METHOD --data PATH                   is the puzzle solved by cheating? some minutes
-  pretask colorize RUN --data PATH                   paint grey images, by a run that learned to colour
-  pretask cluster RUN --data PATH --clusters K       sort images into clusters, a sheet of each
-  pretask embed RUN --data PATH                      write features to a table
-  pretask export RUN --to timm|torch|onnx|hf         take the encoder elsewhere
-  pretask prepare PATH --out STORE                   decode once, train faster
-  pretask track CLIPS --out TRACKS                   follow what moves in video clips, for video_triplet
-  pretask render --scenes N --out FOLDER             rooms with depth, normals and instances, to learn from
+Look
+  pretask preview METHOD --data PATH              draw the pretext task on your images
+  pretask check METHOD --data PATH                sanity-check the method on your images: 1 minute
+  pretask audit METHOD --data PATH                test for shortcut learning
 
-Every verb explains itself: pretask VERB --help. METHOD is a name from the list, a recipe such as rotnet:paper,
-or your own file ./my_puzzle.py. PATH is a folder, a .npz, .parquet or .tar file, hf:NAME, or a torchvision name.
+Train
+  pretask pretrain METHOD --data PATH [--out RUN] pretrain an encoder on images without labels
+  pretask pretrain --resume RUN                   resume after a crash, or train longer with --steps N
+
+Evaluate
+  pretask evaluate RUN --data LABELED             kNN, linear and few-shot accuracy beside baselines
+  pretask transfer RUN --data PATH --task TASK    classification, detection, segmentation, depth, normals
+  pretask study RUN --data LABELED                accuracy over images and labels, drift in fine-tuning
+  pretask report RUN [--data LABELED]             one offline HTML page: scores, puzzles, neighbors, curves
+
+Use
+  pretask embed RUN --data PATH                   write features to a table
+  pretask export RUN --to timm|torch|onnx|hf      export the encoder
+  pretask cluster RUN --data PATH --clusters K    sort images into clusters
+  pretask colorize RUN --data PATH                colorize gray images with a colorization run
+
+Make data
+  pretask prepare PATH --out STORE                decode once, train faster
+  pretask track CLIPS --out TRACKS                mine tracks from video clips, for video_triplet
+  pretask render --scenes N --out FOLDER          render rooms with depth, normals and instances
+
+pretask COMMAND --help lists the flags. METHOD is a name from the list, a recipe such as rotnet:paper, or
+your own file ./my_puzzle.py. PATH is a folder, a .npz, .parquet or .tar file, hf:NAME, or a torchvision name.
 """
-
-
-began = 0.0
-"""when the command was given, by time.monotonic(), from which a budget counts"""
 
 
 def main(arguments: Sequence[str] | None = None, since: float | None = None) -> int:
@@ -45,8 +54,7 @@ def main(arguments: Sequence[str] | None = None, since: float | None = None) -> 
 
     `since` is when the process began, where the command is all that it does.
     """
-    global began
-    began = time.monotonic() if since is None else since
+    commands.began = time.monotonic() if since is None else since
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help", "help"):
         print(HELP, end="")
@@ -57,45 +65,44 @@ def main(arguments: Sequence[str] | None = None, since: float | None = None) -> 
         print(f"pretask {__version__}")
         return 0
     try:
-        with accounts.kept() as opened:
-            code = verb(words[0])(words[1:]) or 0
+        with accounts.collect() as opened:
+            code = commands.verb(words[0])(words[1:]) or 0
         if opened:
-            from pretask.train.progress import say
+            from pretask.runtime.console import say  # takes a while to import, and --help opens nothing
 
-            for line in accounts.lines(opened):
+            for line in accounts.summary_lines(opened):
                 say(line)
+        sys.stdout.flush()
         return code
     except UserError as mistake:
-        print(f"pretask: {' '.join(str(mistake).splitlines())}", file=sys.stderr)
-        return 2
+        return ended(2, " ".join(str(mistake).splitlines()))
     except Stopped as stopped:
         from pretask.runtime.distributed import rank
 
-        if not rank():
-            print(f"pretask: {stopped}", file=sys.stderr)
-        return stopped.code
+        return ended(stopped.code, "" if rank() else str(stopped))
     except KeyboardInterrupt:
-        print("pretask: interrupted", file=sys.stderr)
-        return 130
+        return ended(130, "interrupted")
     except BrokenPipeError:  # the reader of our output, such as `head`, has had enough
-        sys.stderr.close()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what is still to be flushed
         return 0
     except (MemoryError, RuntimeError) as failure:
-        if not short_of_memory(failure):
+        if not out_of_memory(failure):
             raise
-        told = "".join(str(failure).splitlines()[:1]) or "Python could get no more"
-        print(
-            f"pretask: out of memory ({told}); give a smaller --batch, --size or --encoder", file=sys.stderr
-        )
-        return 2
+        return ended(2, f"out of memory ({wanted(failure)}); give a smaller --batch, --size or --encoder")
     except OSError as failure:  # a full disk, a file that may not be read or written
         where = f"{failure.filename}: " if failure.filename else ""
-        print(f"pretask: {where}{(failure.strerror or str(failure)).lower()}", file=sys.stderr)
-        return 2
+        return ended(2, f"{where}{(failure.strerror or str(failure)).lower()}")
 
 
-def short_of_memory(failure: BaseException) -> bool:
-    """Python's error, CUDA's, or what PyTorch says of a CPU, which has no type of its own."""
-    said = str(failure)
-    marks = ("DefaultCPUAllocator", "std::bad_alloc", "out of memory")
-    return isinstance(failure, MemoryError) or any(mark in said for mark in marks)
+def ended(code: int, why: str) -> int:
+    """The exit code; why is said on standard error, where there is one."""
+    if why and sys.stderr is not None:
+        with suppress(OSError):
+            print(f"pretask: {why}", file=sys.stderr, flush=True)
+    return code
+
+
+def wanted(failure: BaseException) -> str:
+    """How much memory was asked for in vain, as far as PyTorch says it."""
+    found = re.search(r"tried to allocate [\d.]+ \w+", str(failure), re.IGNORECASE)
+    return found[0].lower() if found else first_line(failure)

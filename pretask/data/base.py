@@ -1,65 +1,113 @@
-"""What all kinds of source share: how one is asked for, what opening returns, compact names, a bar."""
+"""Shared by all kinds of source: options for opening one, what opening returns, compact string arrays, a progress bar."""
 
-import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
-import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from pretask.data.labels import read
 from pretask.data.ledger import NO_LABEL, Ledger
-from pretask.train.progress import console
+from pretask.reading import DEFAULT_READING, Reading
+from pretask.runtime.console import bar as bar
+from pretask.runtime.console import say
+from pretask.transforms.ranges import UNKNOWN, Range
 from pretask.types import Source, UserError
+
+if TYPE_CHECKING:
+    from pretask.data.fingerprint import Fingerprint
+
+LABEL_NAMES = ("label", "labels", "cls", "class", "target", "fine_label")
+"""usual names of a label column"""
+SAMPLE = 100
+"""evenly spaced images that are read first, to choose the size and the range and to estimate how many are unreadable"""
+CONSTANT_FRACTION = 0.1
+"""fraction of constant images above which a warning is printed"""
 
 
 @dataclass(frozen=True)
-class Asked:
-    """How a source is wanted."""
+class OpenOptions:
+    """Options for opening a source."""
 
     size: int | None = None
-    """side of the square canvas in pixels; none: arrays keep theirs, files get the median of a sample"""
+    """side of the square images in pixels; none: arrays keep theirs, files get the median of a sample"""
     channels: int | None = None
-    """1 or 3; none: 1 for grey arrays, else 3"""
-    root: Path | None = None
-    """where named data sets lie or are downloaded to"""
-    max_bad: float = 0.1
-    """largest tolerated share of unreadable images"""
+    """1 or 3; none: 1 for gray arrays, else 3"""
+    reading: Reading = DEFAULT_READING
+    """how the user asks for it to be read"""
     split: str | None = None
-    """part of a data set that has parts"""
+    """split of a dataset that has splits; of a folder as in FOLDER:PART"""
     progress: bool = True
     """show a bar while images are decoded"""
     cache_mb: int = 2048
-    """images that fit into this many MiB once decoded are decoded at opening and kept in memory"""
+    """images that take at most this many MiB when decoded are decoded at opening and kept in memory"""
     labels: Literal["none", "any", "all"] = "none"
-    """none: they are not read; any: -1 where an image has none; all: images without one are left out"""
+    """none: labels are not read; any: -1 where an image has none; all: images without a label are skipped"""
     stretch: bool = False
-    """files become square by being squeezed, in place of losing what is outside their central square"""
+    """resize files to a square without keeping the aspect ratio, instead of cutting out the central square"""
+    range: Range = UNKNOWN
+    """range that maps values of more than 8 bits to 8 bits, as far as it is already known; `reading.range` wins"""
+
+    def __post_init__(self) -> None:
+        if self.reading.range is not None:
+            object.__setattr__(self, "range", Range.fixed(self.reading.range))
 
 
-class Images(Source, Protocol):
-    """A source that knows what each sample is called, and what became of all that came in."""
+DEFAULTS = OpenOptions()
+
+
+class NamedSource(Source, Protocol):
+    """A source that knows the name of each sample and what happened to every input record."""
 
     ledger: Ledger
+    range: Range  # that mapped values of more than 8 bits
 
     def files(self, index: Tensor) -> list[str]: ...
+
+    def readable(self, index: Tensor) -> Tensor:
+        """(B,) positions -> (B,) bool: False where an image was found to be unreadable and is replaced by another."""
+        ...
+
+
+class Images(NamedSource, Protocol):
+    """A source that can be reopened."""
+
+    def fingerprint(self) -> "Fingerprint":
+        """Identifies the images, to detect changes when the source is reopened."""
+        ...
+
+
+class Canvas(Protocol):
+    """Anything with an image format: an encoder, a source, the images of a run."""
+
+    @property
+    def size(self) -> int | None: ...
+    @property
+    def channels(self) -> int | None: ...
+    @property
+    def range(self) -> Range: ...
+
+
+def canvas_fields(of: Canvas) -> dict[str, Any]:
+    """Options for opening images in the same format: `OpenOptions(**canvas_fields(encoder))`."""
+    return {"size": of.size, "channels": of.channels, "range": of.range}
 
 
 @dataclass(frozen=True)
 class Opened:
-    """Images, and beside them, never in them, what is known about their classes."""
+    """Images, with their labels beside them, never inside."""
 
     images: Images
-    label: Tensor | None = None  # (N,) int64, -1: none; None where no image has one, or none was asked for
+    label: Tensor | None = None
+    """(N,) int64, -1: no label; or multi-label (N, K) int8 of 1 and 0, a row of -1: no label. None if no image has a
+    label or none were requested"""
     classes: list[str] = field(default_factory=list)
 
 
 class Texts:
-    """N strings in two arrays, so that a million names cost no Python objects and workers share them."""
+    """N strings in two arrays, so that a million names need no Python objects and workers share them."""
 
     def __init__(self, blob: np.ndarray, ends: np.ndarray):
         self.blob, self.ends = blob, ends  # (bytes,) uint8, (N + 1,) int64, the first 0
@@ -82,79 +130,51 @@ class Texts:
 
 
 @dataclass(frozen=True)
-class Settled:
-    """What is known of the labels of a source's images."""
+class ResolvedLabels:
+    """Labels of a source, and which images to keep."""
 
-    kept: np.ndarray  # (M,) positions of the images that stay
-    label: Tensor | None  # (M,)
+    kept: np.ndarray  # (M,) positions of the images to keep
+    label: Tensor | None  # (M,), or multi-label (M, K)
     classes: list[str]
 
 
-def settle(
+def resolve_labels(
     labels: Sequence[Any] | np.ndarray,
-    asked: Asked,
+    options: OpenOptions,
     ledger: Ledger,
     name: Callable[[int], str],
     names: Sequence[str] | None = None,
     why: str = NO_LABEL,
-) -> Settled:
-    """Labels as they were stored -> those that are asked for. Blank ones, None, NaN, and -1 among named classes are none.
+) -> ResolvedLabels:
+    """Stored labels -> the requested ones. Blank, None, NaN, and -1 among named classes count as missing.
 
-    `name` says what an image is called; those that are left out are noted in `ledger`, and `why`.
+    A tuple holds a 0/1 cell for each of `names`, a list holds the classes of an image (labels.py). `name` returns the
+    name of an image. Skipped images are recorded in `ledger` with the reason `why`.
     """
     everything = np.arange(len(labels))
-    if asked.labels == "none":
-        return Settled(everything, None, [])
-    there = known(labels, names)
+    if options.labels == "none":
+        return ResolvedLabels(everything, None, [])
+    found = read(labels, options.reading, names)
+    there = found.there
     if not there.any():
-        return Settled(everything, None, [])
-    values = [labels[i] for i in np.flatnonzero(there).tolist()]
-    if any(isinstance(value, list | tuple | dict | np.ndarray) for value in values):
-        raise UserError("images have several labels; what is scored is one label of each")
-    number, classes = numbered(np.array(values), names)
-    if asked.labels == "all":
-        for i in np.flatnonzero(~there).tolist():
-            ledger.spare(name(i), why)
-        return Settled(everything[there], number, classes)
-    label = torch.full((len(labels),), -1)
-    label[torch.from_numpy(there)] = number
-    return Settled(everything, label, classes)
+        if found.wrong:
+            i = min(found.wrong)
+            raise UserError(f"no image has a valid label; {name(i)}: {found.wrong[i]}")
+        return ResolvedLabels(everything, None, [])
+    if options.labels == "any":
+        return ResolvedLabels(everything, found.label, found.classes)
+    for i in (~there).nonzero().flatten().tolist():
+        ledger.exclude(name(i), found.wrong.get(i, why))
+    return ResolvedLabels(everything[there.numpy()], found.label[there], found.classes)
 
 
-def known(labels: Sequence[Any] | np.ndarray, names: Sequence[str] | None) -> np.ndarray:
-    """(N,) bool: which are labels."""
-
-    def is_label(x: Any) -> bool:
-        if isinstance(x, float | np.floating) and math.isnan(x):
-            return False
-        if isinstance(x, str | bytes):
-            return bool(x.strip())
-        return x is not None and not (names is not None and x == -1)
-
-    return np.fromiter(map(is_label, labels), bool, len(labels))
+def is_constant(pixels: np.ndarray) -> bool:
+    """Whether all pixels are equal."""
+    return bool((pixels == pixels.flat[0]).all())
 
 
-def numbered(labels: np.ndarray, names: Sequence[str] | None = None) -> tuple[Tensor, list[str]]:
-    """Labels of any kind, one of each image -> (N,) int64 and the class names they stand for."""
-    if labels.ndim != 1 or labels.dtype.kind not in "iubfUS":
-        raise UserError("the labels are no words or numbers, one for each image")
-    if labels.dtype.kind == "f" and (labels == labels.round()).all():  # whole numbers beside blank cells
-        labels = labels.astype(np.int64)
-    if labels.dtype.kind == "U" and all(text.isdecimal() and str(int(text)) == text for text in labels):
-        labels = labels.astype(np.int64)  # so that 10 comes after 9
-    if names is not None and labels.dtype.kind in "iu":
-        if len(labels) and not (labels.min() >= 0 and labels.max() < len(names)):
-            raise UserError(
-                f"labels run from {labels.min()} to {labels.max()}, but there are {len(names)} class names"
-            )
-        return torch.from_numpy(labels.astype(np.int64)), list(names)
-    values, number = np.unique(labels, return_inverse=True)
-    return torch.from_numpy(number.astype(np.int64)), [str(v) for v in values]
-
-
-def bar(show: bool) -> Progress:
-    """On standard error, so that standard output stays clean for --json; none where that is no terminal."""
-    shown = console(stderr=True)
-    what = TextColumn("{task.description}", markup=False)
-    columns = what, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    return Progress(*columns, console=shown, disable=not (show and shown.is_terminal), transient=True)
+def warn_constant(name: str, found: Sequence[bool], known: Range) -> None:
+    """Warn if many sampled images are constant: the mapping from values to pixels may be wrong."""
+    if sum(found) > CONSTANT_FRACTION * len(found):
+        advice = "; set the values of black and white with --range LOW HIGH" if known.rescales() else ""
+        say(f"{name}: {sum(found)} of {len(found)} sampled images are constant{advice}")

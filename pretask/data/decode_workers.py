@@ -1,8 +1,8 @@
-"""Processes that decode ahead of time, for sources too large to be kept decoded.
+"""Worker processes that decode in advance, for sources too large to keep decoded.
 
-A batch is cut into chunks, so that all workers begin with the first batch. They write pixels straight into a
-ring of chunks in memory shared with this process, which copies each once, into its batch; only what was
-unreadable travels through a queue.
+A batch is split into chunks, so that all workers start on the first batch. Workers write pixels directly into a ring
+buffer of chunks in shared memory; this process copies each chunk once, into its batch. Only the reasons of unreadable
+images pass through a queue.
 """
 
 import math
@@ -18,51 +18,52 @@ from torch.utils.data import DataLoader
 from pretask.data import decode
 from pretask.data.encoded import Encoded, Reader
 from pretask.runtime import signals
-from pretask.train.progress import say
+from pretask.runtime.console import say
 from pretask.types import Batch, UserError
 
 CHUNK = 64
-"""images that a worker decodes in a row"""
-AHEAD = 2
-"""batches worth of chunks that are decoded before they are asked for"""
-TAKEOVERS = 3
-"""times that new workers go on where one was killed"""
+"""images per chunk"""
+PREFETCH = 2
+"""chunks decoded in advance, in batches"""
+MAX_RESTARTS = 3
+"""how often workers are restarted after one was killed"""
 
-Todo = tuple[int, list[int]]  # place in the ring, positions in the source
+Job = tuple[int, list[int]]  # slot in the ring buffer, positions in the source
 
 
-class Team:
-    """The workers of one source; they live as long as it does and do one epoch at a time."""
+class WorkerPool:
+    """The workers of one source. They live as long as the source and serve one epoch at a time."""
 
     def __init__(self, reader: Reader, workers: int, batch: int):
         self.reader, self.workers = reader, workers
-        self.ahead = max(2, math.ceil(AHEAD * batch / CHUNK / workers))
-        slots = self.ahead * workers + 1  # the loader asks for so many chunks beyond the one it hands out
+        self.prefetch = max(2, math.ceil(PREFETCH * batch / CHUNK / workers))
+        slots = self.prefetch * workers + 1  # the chunks that DataLoader prefetches, and the one it returns
         shape = slots, CHUNK, reader.planes.count, reader.size, reader.size
-        self.ring, self.todo, self.losses = shared(shape), Chunks(), 0
-        self.loader = self.hired()
+        self.ring, self.jobs, self.restarts = shared(shape), Jobs(), 0
+        self.loader = self.start()
 
-    def hired(self) -> DataLoader[Any]:
+    def start(self) -> DataLoader[Any]:
         return DataLoader(
-            Decoding(self.reader, self.ring),  # type: ignore[arg-type]
-            batch_sampler=self.todo,  # type: ignore[arg-type]
-            collate_fn=same,
+            Decoder(self.reader, self.ring),  # type: ignore[arg-type]
+            batch_sampler=self.jobs,  # type: ignore[arg-type]
+            collate_fn=identity,
             num_workers=self.workers,
-            prefetch_factor=self.ahead,
+            prefetch_factor=self.prefetch,
             persistent_workers=True,
-            worker_init_fn=signals.deaf,
+            worker_init_fn=signals.ignore_signals,
             multiprocessing_context="fork" if sys.platform == "linux" else None,
         )
 
     def batches(self, source: Encoded, rows: list[Tensor]) -> Iterator[Batch]:
-        """Start on the batches of positions `rows`; `source` hears what was unreadable."""
+        """Start decoding the batches of positions `rows`. Unreadable images are reported to `source.note`."""
         chunks = [chunk.tolist() for index in rows for chunk in index.split(CHUNK)]
-        self.todo.fill(chunks, len(self.ring))
-        with signals.children_unheard():
-            results = iter(self.loader)  # forks here, in the thread that asks
-        return self.joined(source, rows, self.results(results, chunks))
+        self.jobs.fill(chunks, len(self.ring))
+        with signals.keep_sigchld_handler():
+            results = iter(self.loader)  # forks here, in the calling thread
+        return self.assemble(source, rows, self.results(results, chunks))
 
-    def joined(self, source: Encoded, rows: list[Tensor], results: Iterator[Any]) -> Iterator[Batch]:
+    def assemble(self, source: Encoded, rows: list[Tensor], results: Iterator[Any]) -> Iterator[Batch]:
+        """Copy decoded chunks into batches."""
         for index in rows:
             shape = len(index), *self.ring.shape[2:]
             image = torch.empty(shape, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
@@ -76,53 +77,53 @@ class Team:
 
     def results(
         self, results: Iterator[Any], chunks: list[list[int]]
-    ) -> Iterator[tuple[int, list[int], dict[str, str]]]:
-        """Chunk after chunk; where a worker was killed, new ones go on with the chunk that is wanted next."""
+    ) -> Iterator[tuple[int, list[int], dict[int, str]]]:
+        """Results of the chunks in order. If a worker was killed, restarted workers continue with the next chunk."""
         for done in range(len(chunks)):
             while True:
                 try:
                     result = next(results)
                     break
-                except RuntimeError as lost:  # DataLoader's, a few seconds after the fact
-                    results = self.taken_over(results, chunks[done:], lost)
+                except (
+                    RuntimeError
+                ) as error:  # raised by DataLoader a few seconds after the worker was killed
+                    results = self.restart(results, chunks[done:], error)
             if isinstance(result, UserError):
                 raise result
             yield result
 
-    def taken_over(self, results: Any, chunks: list[list[int]], lost: RuntimeError) -> Iterator[Any]:
-        self.losses += 1
-        if self.losses > TAKEOVERS:
+    def restart(self, results: Any, chunks: list[list[int]], error: RuntimeError) -> Iterator[Any]:
+        self.restarts += 1
+        if self.restarts > MAX_RESTARTS:
             raise UserError(
-                f"processes that decode images were killed {self.losses} times, most likely for lack of memory "
-                f"({decode.reason(lost)}); give fewer --workers or a smaller --batch"
+                f"decoding workers were killed {self.restarts} times, probably out of memory "
+                f"({decode.reason(error)}); use fewer --workers or a smaller --batch"
             ) from None
-        say(
-            "a process that decodes images was killed, most likely for lack of memory; another one takes over"
-        )
-        results._shutdown_workers()  # the others would go on writing to the ring
-        self.todo.fill(chunks, len(self.ring))
-        self.loader = self.hired()
+        say("a decoding worker was killed, probably out of memory; restarting the workers")
+        results._shutdown_workers()  # the others would keep writing to the ring buffer
+        self.jobs.fill(chunks, len(self.ring))
+        self.loader = self.start()
         return iter(self.loader)
 
 
-class Chunks:
-    """What is to be decoded in this epoch; one object for all epochs, since DataLoader keeps it."""
+class Jobs:
+    """Chunks to decode in this epoch; one object for all epochs, since DataLoader keeps it."""
 
     def __init__(self):
-        self.items: list[Todo] = []
+        self.items: list[Job] = []
 
     def fill(self, chunks: list[list[int]], slots: int) -> None:
         self.items = [(k % slots, chunk) for k, chunk in enumerate(chunks)]
 
-    def __iter__(self) -> Iterator[Todo]:
+    def __iter__(self) -> Iterator[Job]:
         return iter(self.items)
 
     def __len__(self) -> int:
         return len(self.items)
 
 
-class Decoding:
-    """What a worker does; the shape of it is DataLoader's."""
+class Decoder:
+    """What a worker runs, in the form of a dataset for DataLoader."""
 
     def __init__(self, reader: Reader, ring: Tensor):
         self.reader, self.ring = reader, ring
@@ -130,21 +131,21 @@ class Decoding:
     def __len__(self) -> int:
         return len(self.reader.items)
 
-    def __getitems__(self, todo: Todo) -> tuple[int, list[int], dict[str, str]] | UserError:
-        slot, index = todo
+    def __getitems__(self, job: Job) -> tuple[int, list[int], dict[int, str]] | UserError:
+        slot, index = job
         try:
             return slot, *self.reader.fill(self.ring[slot, : len(index)].numpy(), index)
-        except UserError as error:  # raised, it would come back wrapped in the worker's traceback
+        except UserError as error:  # if raised, it would arrive wrapped in the worker's traceback
             return error
 
 
-def same(part: Any) -> Any:
-    """In place of DataLoader's own collation."""
+def identity(part: Any) -> Any:
+    """Replaces DataLoader's collation."""
     return part
 
 
 def shared(shape: tuple[int, ...]) -> Tensor:
-    """Memory that parent and workers share; where it can be, not in /dev/shm, which containers keep small."""
+    """uint8 memory shared with the workers; on Linux not in /dev/shm, which is small in containers."""
     if sys.platform == "linux":
         return torch.frombuffer(mmap.mmap(-1, math.prod(shape)), dtype=torch.uint8).view(shape)
     return torch.zeros(shape, dtype=torch.uint8).share_memory_()

@@ -1,7 +1,8 @@
-"""Maps beside an image, depth, normals and instances: how they are read, fitted to the canvas, and kept.
+"""Dense maps of an image (depth, normals, instances): reading, cropping and storage.
 
-They are kept in the bytes of the image's own array, so that memory, workers and stand-ins treat a scene as one
-canvas of more planes: 2 bytes a pixel for the depth, 3 for a normal, 2 for an instance. A batch has them as numbers.
+Maps are stored as bytes in the array of their image, so that caching, workers and the replacement of unreadable images
+treat a scene as one image with more planes: 2 bytes per pixel for depth, 3 for normals, 2 for instances. A batch has them
+as numbers.
 """
 
 from collections.abc import Mapping
@@ -16,14 +17,14 @@ from pretask.data import decode
 from pretask.data.decode import Unreadable
 
 BYTES: Mapping[str, int] = {"depth": 2, "normals": 3, "instances": 2}
-"""of a pixel: depth in millimetres and ids as 16 bits, high byte first; a normal as `encode` makes it"""
+"""bytes per pixel: depth in millimeters and ids as 16 bits, high byte first; normals as colors, see `encode`"""
 FARTHEST = 65.535
-"""metres that 16 bits of millimetres reach; what is farther counts as unknown"""
+"""largest depth in meters, 16 bits of millimeters; larger depths are unknown"""
 
 
 @dataclass(frozen=True)
 class Planes:
-    """What the planes of a canvas are: the channels of an image, then its maps."""
+    """The planes of an array: the channels of an image, then its maps."""
 
     channels: int
     maps: tuple[str, ...] = ()
@@ -33,11 +34,11 @@ class Planes:
         return self.channels + sum(BYTES[name] for name in self.maps)
 
     def pack(self, image: np.ndarray, maps: Mapping[str, np.ndarray]) -> np.ndarray:
-        """(C, S, S) uint8 and fitted maps -> (count, S, S) uint8."""
+        """(C, S, S) uint8 and maps of size S -> (count, S, S) uint8."""
         return np.concatenate([image, *(as_bytes(name, maps[name]) for name in self.maps)])
 
     def unpack(self, pixels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """(B, count, S, S) uint8 -> images (B, C, S, S) uint8, and maps as a batch has them."""
+        """(B, count, S, S) uint8 -> images (B, C, S, S) uint8, and maps as in a batch."""
         if not self.maps:
             return pixels, {}
         image, *parts = pixels.split([self.channels, *(BYTES[name] for name in self.maps)], dim=1)
@@ -45,14 +46,14 @@ class Planes:
 
 
 def as_bytes(name: str, x: np.ndarray) -> np.ndarray:
-    """A fitted map -> (bytes, S, S) uint8."""
+    """A map of size S -> (bytes, S, S) uint8."""
     if name == "normals":
         return encode(x).transpose(2, 0, 1)
     return np.stack([x >> 8, x & 255]).astype(np.uint8)
 
 
 def as_numbers(name: str, x: Tensor) -> Tensor:
-    """(B, bytes, S, S) uint8 -> depth (B, 1, S, S) in metres, normals (B, 3, S, S), or instances (B, 1, S, S) int32."""
+    """(B, bytes, S, S) uint8 -> depth (B, 1, S, S) in meters, normals (B, 3, S, S), or instances (B, 1, S, S) int32."""
     if name == "normals":
         known = x.any(1, keepdim=True)
         n = (x.float() - 1) / 127 - 1
@@ -61,25 +62,25 @@ def as_numbers(name: str, x: Tensor) -> Tensor:
     return (256 * high + low) / 1000 if name == "depth" else 256 * high + low
 
 
-# ---- normals as colours
+# ---- normals as colors
 
 
 def encode(n: np.ndarray) -> np.ndarray:
-    """Unit vectors (H, W, 3), zeros where unknown -> (H, W, 3) uint8: 1 … 255 stands for -1 … 1, (0, 0, 0) for unknown."""
+    """Unit vectors (H, W, 3), zeros if unknown -> (H, W, 3) uint8: 1 … 255 encodes -1 … 1, (0, 0, 0) unknown."""
     known = n.any(2, keepdims=True)
     return ((n.clip(-1, 1) * 127).round() + 128).astype(np.uint8) * known
 
 
-def decoded(colours: np.ndarray) -> np.ndarray:
-    """The inverse, float32."""
-    return ((colours.astype(np.float32) - 1) / 127 - 1) * colours.any(2, keepdims=True)
+def decode_normals(colors: np.ndarray) -> np.ndarray:
+    """The inverse of `encode`, float32."""
+    return ((colors.astype(np.float32) - 1) / 127 - 1) * colors.any(2, keepdims=True)
 
 
-# ---- the canvas: the central square at another size, as decode.canvas cuts it
+# ---- center crop and resize, with the same crop as decode.canvas
 
 
 def fit(name: str, x: np.ndarray, size: int) -> np.ndarray:
-    """(H, W) numbers: the nearest. (H, W, 3) normals: the mean direction of what is known. Both (size, size, …)."""
+    """(H, W) or normals (H, W, 3) -> (size, size, …): the nearest value, or the mean direction of known normals."""
     return mean_direction(x, size) if name == "normals" else nearest(x, size)
 
 
@@ -108,13 +109,13 @@ def mean_direction(n: np.ndarray, size: int) -> np.ndarray:
 
 
 def of_png(path: Path, kind: str) -> np.ndarray:
-    """A map as the project's own layout keeps it: (H, W) int32 of `depth` and `instances`, (H, W, 3) of `normals`."""
-    image = decode.opened(path)
+    """Read a map in the project's own layout: `depth` and `instances` (H, W) int32, `normals` (H, W, 3) float32."""
+    image = decode.pillow(decode.read(path))
     pixels = np.asarray(image)
     wanted = {
-        "depth": "16 bit, millimetres",
-        "instances": "8 or 16 bit, one id a pixel",
-        "normals": "8 bit RGB",
+        "depth": "16 bit in millimeters",
+        "instances": "8 or 16 bit ids",
+        "normals": "8-bit RGB",
     }
     fits = {
         "depth": image.mode[0] == "I",
@@ -122,18 +123,18 @@ def of_png(path: Path, kind: str) -> np.ndarray:
         "normals": image.mode == "RGB",
     }
     if not fits[kind]:
-        raise Unreadable(f"a PNG of mode {image.mode}; expected {wanted[kind]}")
-    return decoded(pixels) if kind == "normals" else ids(pixels)
+        raise Unreadable(f"PNG of mode {image.mode}; expected {wanted[kind]}")
+    return decode_normals(pixels) if kind == "normals" else ids(pixels)
 
 
 def ids(x: np.ndarray) -> np.ndarray:
-    """(H, W) whole numbers that 16 bits can hold; below 0 they say that nothing is known."""
+    """(H, W) integers that fit into 16 bits -> int32; negative ones mean unknown and become 0."""
     if x.max() > 65535:
-        raise Unreadable(f"holds {x.max()}; expected at most 65535")
+        raise Unreadable(f"contains {x.max()}; expected at most 65535")
     return x.astype(np.int32).clip(min=0)
 
 
-def millimetres(metres: np.ndarray) -> np.ndarray:
-    """(H, W) -> int32; 0 for what is unknown: not a number, negative, or beyond FARTHEST."""
-    known = np.isfinite(metres) & (metres > 0) & (metres <= FARTHEST)
-    return (np.where(known, metres, 0) * 1000).round().astype(np.int32)
+def millimeters(meters: np.ndarray) -> np.ndarray:
+    """(H, W) meters -> int32; 0 (unknown) for values that are not finite, not positive, or beyond FARTHEST."""
+    known = np.isfinite(meters) & (meters > 0) & (meters <= FARTHEST)
+    return (np.where(known, meters, 0) * 1000).round().astype(np.int32)

@@ -1,251 +1,330 @@
-"""Images with text beside them: `pairs.jsonl`, `pairs.csv`, `text:TABLE.parquet`, or `text:FOLDER` of articles.
+"""Images paired with text or labels: `pairs.jsonl`, `pairs.csv`, `text:TABLE.parquet`, or `text:FOLDER` of articles.
 
-A row names its image, by a path from where its file lies, and has its text in a column; `FILE:context,captions` says
-in which ones. Articles are Markdown or HTML, and give their whole text to every image that they show. A batch
-carries the text itself as `words`: what words are, and which of them count, is decided by the method.
+A row has the path of its image, relative to the table, and its text in one or more columns, which
+`FILE:context,captions` selects. Articles are Markdown or HTML; every image of an article gets its whole text. A batch
+contains the raw text as `words`; the method tokenizes it and chooses the vocabulary.
 """
 
-import csv
-import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 import numpy as np
 
-from pretask.data import parquet as table
-from pretask.data.base import Asked, Opened, Texts, settle
-from pretask.data.encoded import Chosen, Items, collect
+from pretask.data import decode, parquet, rows
+from pretask.data.annotations import is_picture
+from pretask.data.base import LABEL_NAMES, Opened, OpenOptions, Texts, resolve_labels
+from pretask.data.encoded import Items, ItemSubset, collect
 from pretask.data.folder import Files
+from pretask.data.labels import LabelColumns
 from pretask.data.ledger import Ledger
+from pretask.data.paths import resolve
+from pretask.reading import Reading
+from pretask.runtime.console import say
+from pretask.text import encodings as written
 from pretask.text import words as text
 from pretask.types import UserError
 
 PREFIX = "text:"
 ROWS = (".jsonl", ".csv", ".tsv")
 ARTICLES = (".md", ".markdown", ".html", ".htm", ".xhtml")
-IMAGE_NAMES = (*table.IMAGE_NAMES, "file", "file_name", "filename", "image_path", "path")
+IMAGE_NAMES = (*parquet.IMAGE_NAMES, "file", "file_name", "filename", "image_path", "path")
 TEXT_NAMES = ("text", "article", "context", "content", "body", "captions", "caption", "description")
-UNSHOWN = frozenset({"script", "style", "template", "noscript"})
-"""tags whose content no reader sees"""
+HIDDEN = frozenset({"script", "style", "template", "noscript"})
+"""tags whose content is not displayed"""
 
 
 @dataclass(frozen=True)
 class Found:
-    """Images, the text of each, whatever stands in a label column, and the books."""
+    """Images, their texts if there are any, the cells of their label columns, and the ledger."""
 
     items: Items
-    texts: list[str]
+    texts: list[str] | None
     labels: list[Any]
     ledger: Ledger
 
 
 def understands(spec: str) -> bool:
-    return spec.startswith(PREFIX) or Path(split(spec)[0]).suffix in ROWS
+    return spec.startswith(PREFIX) or Path(split(spec)[0]).suffix.lower() in ROWS
 
 
 def split(spec: str) -> tuple[str, list[str]]:
-    """A path, and the columns that are named behind it."""
+    """A path, and the text columns after its colon."""
     path, _, columns = spec.removeprefix(PREFIX).rpartition(":")
     if not path or os.sep in columns:
         return spec.removeprefix(PREFIX), []
     return path, [c.strip() for c in columns.split(",")]
 
 
-def load(spec: str, asked: Asked) -> Opened:
+def load(spec: str, options: OpenOptions) -> Opened:
     path, columns = split(spec)
     path = Path(path).expanduser()
     if not path.exists():
-        raise UserError(f"{path} does not exist; expected a file of rows {', '.join(ROWS)}, or text:FOLDER")
-    if path.is_dir() and not table.parquet(str(path)):
-        found = articles(path)
-    elif path.suffix in ROWS:
-        found = of_rows(path, columns)
+        raise UserError(f"{path} does not exist; expected a table ({', '.join(ROWS)}) or text:FOLDER")
+    if path.is_dir() and not parquet.is_parquet(str(path)):
+        found = read_articles(path, options.reading)
+    elif path.suffix.lower() in ROWS:
+        found = read_rows(path, columns, options)
     else:
-        found = of_table(path, columns, asked)
-    settled = settle(found.labels, asked, found.ledger, found.items.name)
-    kept = settled.kept
-    words = {"words": text.pack([found.texts[i] for i in kept])}
-    items = found.items if len(kept) == len(found.texts) else Chosen(found.items, kept)
-    return collect(path.stem, items, asked, settled.label, settled.classes, found.ledger, words)
+        found = read_table(path, columns, options)
+    resolved = resolve_labels(found.labels, options, found.ledger, found.items.name)
+    kept, texts = resolved.kept, found.texts
+    words = {} if texts is None else {"words": text.pack([texts[i] for i in kept])}
+    items = found.items if len(kept) == len(found.items) else ItemSubset(found.items, kept)
+    return collect(path.stem, items, options, resolved.label, resolved.classes, found.ledger, words)
 
 
-# ---- a row for each image
+# ---- tables with a row per image
 
 
-def of_rows(path: Path, columns: Sequence[str]) -> Found:
+def read_rows(path: Path, columns: Sequence[str], options: OpenOptions) -> Found:
+    content, detected = written.read(path, options.reading.encoding)
+    if detected:
+        say(f"{path} is read as {detected}")
     ledger = Ledger()
-    images, texts, labels = [], [], []
-    for place, row in rows(path, ledger):
-        image = next((row[name] for name in IMAGE_NAMES if row.get(name)), None)
-        words = text_of(row, columns, path)
-        why = amiss(path.parent, image) or ("" if words.strip() else "has no text")
-        if why:
-            ledger.leave(place, why)
+    images, texts, labels, label = [], [], [], LabelColumns(options.reading, LABEL_NAMES)
+    pictures = image_names(options.reading)
+    found = list(rows_of(path, content, pictures, columns))
+    seen = dict.fromkeys(name for row in found for name in row.cells)  # columns, in order
+    with_text = has_text(seen, columns)
+    for row in found:
+        image, words, why = pair(path.parent, row.cells, pictures, columns, with_text)
+        if row.why or why:
+            ledger.skip(f"line {row.line}", row.why or why)
             continue
         images.append(image)
         texts.append(words)
-        labels.append(next((row[name] for name in table.LABEL_NAMES if row.get(name) is not None), None))
+        labels.append(label.of(row.cells))
+    check_columns(path, [*columns, *(pictures if options.reading.column else ())], list(seen))
     check_any(path, images, ledger)
-    return Found(Files(str(path.parent), Texts.of(images)), texts, labels, ledger)
+    if options.labels != "none":
+        label.check(path)
+    return Found(Files(str(path.parent), Texts.of(images)), texts if with_text else None, labels, ledger)
 
 
-def rows(path: Path, ledger: Ledger) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Where each row stands, and what it says; lines that are no rows are left out."""
-    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-        if path.suffix != ".jsonl":
-            csv.field_size_limit(2**27)  # a column may hold an article
-            reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
-            try:
-                yield from ((f"line {reader.line_num}", row) for row in reader)
-            except csv.Error as error:
-                raise UserError(f"{path} is no table, in line {reader.line_num}: {error}") from None
-            return
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                ledger.leave(f"line {number}", f"not JSON: {str(error).partition(':')[0].lower()}")
-                continue
-            if isinstance(row, dict):
-                yield f"line {number}", row
-            else:
-                ledger.leave(f"line {number}", "not an object of names and values")
+def image_names(reading: Reading) -> Sequence[str]:
+    """Possible names of the image column."""
+    return IMAGE_NAMES if reading.column is None else (reading.column,)
 
 
-def text_of(row: Mapping[str, Any], columns: Sequence[str], path: Path) -> str:
-    """Of the columns asked for, or of the first that usually holds it."""
-    if missing := [name for name in columns if name not in row]:
-        raise UserError(f"{path} has no column {', '.join(missing)}; it has {', '.join(map(str, row))}")
-    values = [row[name] for name in columns or [n for n in TEXT_NAMES if row.get(n)][:1]]
-    return "\n".join(str(line) for v in values for line in (v if isinstance(v, list) else [v]) if line)
+def has_text(there: Collection[str], columns: Sequence[str]) -> bool:
+    """Whether there is a text column; a table of only labels has none."""
+    return bool(columns) or any(name in there for name in TEXT_NAMES)
 
 
-def amiss(folder: Path, image: Any) -> str:
-    """Why a path can name no image; "" if it can."""
-    if not isinstance(image, str) or not image.strip():
-        return "names no image"
-    if "://" in image or image.startswith("//"):
-        return "its image lies on the web; download it and give its path"
-    return "" if (folder / image).is_file() else f"no such file: {image}"
+def rows_of(path: Path, content: str, pictures: Sequence[str], columns: Sequence[str]) -> Iterator[rows.Row]:
+    if path.suffix.lower() == ".jsonl":
+        yield from rows.of_jsonl(content)
+        return
+    texts = columns or TEXT_NAMES
+    tabs = path.suffix.lower() == ".tsv"
+    try:
+        yield from rows.of_csv(
+            content, pictures, texts, LABEL_NAMES, lambda name: not resolve(path.parent, name)[1], tabs
+        )
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
-def of_table(path: Path, columns: Sequence[str], asked: Asked) -> Found:
-    data, _ = table.fetched(str(path), asked, streaming=False)
-    column = next((name for name in IMAGE_NAMES if name in data.features), None)
-    column = column or table.image_column(data.features, str(path))
-    names = [name for name in data.column_names if name != column]
-    stored = table.Rows(table.undecoded(data, column), column)
-    where = path if path.is_dir() else path.parent
+def pair(
+    folder: Path, row: Mapping[str, Any], pictures: Sequence[str], columns: Sequence[str], with_text: bool
+) -> tuple[str, str, str]:
+    """The image of a row, relative to `folder`, its text, and why the row cannot be used ("" if it can)."""
+    image, why = resolve(folder, next((row[name] for name in pictures if row.get(name)), None))
+    words, no_text = text_of(row, columns) if with_text else ("", "")
+    return image, words, why or no_text
+
+
+def text_of(row: Mapping[str, Any], columns: Sequence[str]) -> tuple[str, str]:
+    """The text of the given columns, or of the first usual column that has any; and why there is none."""
+    cells = [lines for name in columns or TEXT_NAMES if (lines := cell_lines(row.get(name)))]
+    if not columns:
+        cells = cells[:1]
+    if cells:
+        return "\n".join(line for lines in cells for line in lines), ""
+    objects = [name for name in columns or TEXT_NAMES if holds_object(row.get(name))]
+    if objects:
+        return "", f"its text is a JSON object: {objects[0]}"
+    return "", "has no text" + (f": {', '.join(columns)}" if columns else "")
+
+
+def cell_lines(value: Any) -> list[str]:
+    """The lines of text in a cell: a number becomes a string, a list its elements; None, NaN and objects have none."""
+    if isinstance(value, list | tuple):
+        return [line for each in value for line in cell_lines(each)]
+    if value is None or value != value or isinstance(value, dict):
+        return []
+    return [str(value)] if str(value).strip() else []
+
+
+def holds_object(value: Any) -> bool:
+    return isinstance(value, dict) or (isinstance(value, list) and any(map(holds_object, value)))
+
+
+def read_table(path: Path, columns: Sequence[str], options: OpenOptions) -> Found:
     ledger = Ledger()
-    kept, images, texts, labels = [], [], [], []
+    data, _ = parquet.open_table(str(path), options, streaming=False, ledger=ledger)
+    column = options.reading.column or next((name for name in IMAGE_NAMES if name in data.features), None)
+    column = parquet.image_column(data.features, str(path), column)
+    names = [name for name in data.column_names if name != column]
+    check_columns(path, columns, names)
+    with_text = has_text(names, columns)
+    stored = parquet.Rows(parquet.encoded_column(data, column), column)
+    where = path if path.is_dir() else path.parent
+    kept, images, texts, labels, label = [], [], [], [], LabelColumns(options.reading, LABEL_NAMES)
     for i, row in enumerate(data.select_columns(names)):
         cell = stored.table[i][column]
-        words = text_of(row, columns, path)
-        why = (amiss(where, cell) if isinstance(cell, str) else "") or (
-            "" if words.strip() else "has no text"
-        )
-        if why:
-            ledger.leave(stored.name(i), why)
+        image, missing = resolve(where, cell) if isinstance(cell, str) else ("", "")
+        words, no_text = text_of(row, columns) if with_text else ("", "")
+        if missing or no_text:
+            ledger.skip(stored.name(i), missing or no_text)
             continue
         kept.append(i)
-        images.append(cell if isinstance(cell, str) else "")
+        images.append(image)
         texts.append(words)
-        labels.append(next((row[name] for name in table.LABEL_NAMES if row.get(name) is not None), None))
+        labels.append(label.of(row))
     check_any(path, kept, ledger)
-    named = all(images)
-    items = Files(str(where), Texts.of(images)) if named else Chosen(stored, np.array(kept))
-    return Found(items, texts, labels, ledger)
+    if options.labels != "none":
+        label.check(path)
+    items = Files(str(where), Texts.of(images)) if all(images) else ItemSubset(stored, np.array(kept))
+    return Found(items, texts if with_text else None, labels, ledger)
+
+
+def check_columns(path: Path, columns: Sequence[str], there: Sequence[str]) -> None:
+    if missing := [name for name in columns if name not in there]:
+        raise UserError(f"{path} has no column {', '.join(missing)}; it has {', '.join(there) or 'none'}")
 
 
 def check_any(path: Path, kept: Sequence[Any], ledger: Ledger) -> None:
     if not kept:
-        some = ledger.some() or "it is empty"
+        reasons = ledger.first_bad() or "it is empty"
         raise UserError(
-            f"{path} has no image with text ({some}); expected an image column, such as `image`, with "
-            "paths from where the file lies, and a text column, such as `text`"
+            f"{path} has no usable image ({reasons}); expected an image column such as `image`, with paths relative to "
+            "the file, and optionally a text column such as `text`"
         )
 
 
 # ---- articles
 
 
-def articles(root: Path) -> Found:
-    """Every image that an article below `root` shows, with all its text."""
+def read_articles(root: Path, reading: Reading) -> Found:
+    """Every image that an article below `root` shows, with the whole text; unreadable articles are skipped.
+
+    Articles without images, and files that no article shows, are counted as other files.
+    """
     ledger = Ledger()
     images, texts = [], []
-    for path in sorted(p for p in root.rglob("*") if p.suffix.lower() in ARTICLES and p.is_file()):
-        words, shown = parsed(path)
+    encodings: Counter[str] = Counter()
+    files = {*below(root, ledger)}
+    for path in sorted(path for path in files if path.name.lower().endswith(ARTICLES)):
+        files.remove(path)
+        called = str(path.relative_to(root))
+        try:
+            content, detected = written.read(path, reading.encoding, page=is_html(path))
+        except OSError as error:
+            content, detected, why = "", "", decode.reason(error)
+        except UserError as error:
+            content, detected, why = "", "", f"unknown encoding: {error}"
+        else:
+            why = written.undecodable(content)
+        if why:
+            ledger.skip(called, why)
+            continue
+        encodings[detected] += 1
+        words, shown = parsed(content, is_html(path))
+        ledger.other["articles without images"] += not shown
         for image in dict.fromkeys(shown):
             file, why = local(root, path.parent, image)
+            files.discard(Path(os.path.normpath(file)))
             why = why or ("" if words.strip() else "has no text")
             if why:
-                ledger.leave(f"{path.relative_to(root)}: {image[:80]}", why)
+                ledger.skip(f"{called}: {image[:80]}", why)
                 continue
             images.append(os.path.relpath(file, root))
             texts.append(words)
+    ledger.other = +(ledger.other + Counter(map(kind_of, files)))
+    for detected, n in encodings.items():
+        if detected:
+            say(f"{root}: {n} {'article is' if n == 1 else 'articles are'} read as {detected}")
     if not images:
-        some = ledger.some()
+        reasons = ledger.first_bad()
         raise UserError(
-            f"{root} has no article with an image of its own{f' ({some})' if some else ''}; expected files "
-            f"ending in {', '.join(ARTICLES)} that show images beside them"
+            f"{root} has no article with an image{f' ({reasons})' if reasons else ''}; expected "
+            f"{', '.join(ARTICLES)} files that show image files next to them"
         )
     return Found(Files(str(root), Texts.of(images)), texts, [None] * len(images), ledger)
 
 
-def parsed(path: Path) -> tuple[str, list[str]]:
-    """The text that a reader sees, and the images."""
-    page = path.read_text(encoding="utf-8-sig", errors="replace")
-    if path.suffix.lower() in (".md", ".markdown"):
+def below(root: Path, ledger: Ledger) -> Iterator[Path]:
+    """The files below `root`; no folder is entered twice, and unreadable folders are skipped."""
+    entered: set[tuple[int, int]] = set()
+
+    def unreadable(error: OSError) -> None:
+        ledger.skip(os.path.relpath(error.filename, root), decode.reason(error))
+
+    for folder, inner, files in os.walk(root, onerror=unreadable, followlinks=True):
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in entered:
+            inner.clear()
+            continue
+        entered.add((status.st_dev, status.st_ino))
+        inner.sort(key=lambda name, folder=folder: (os.path.islink(os.path.join(folder, name)), name))
+        yield from (Path(folder, name) for name in files)
+
+
+def kind_of(path: Path) -> str:
+    """How a file that is not an article, nor shown by one, is counted."""
+    return "images of no article" if is_picture(path.name) else path.suffix.lower() or "without suffix"
+
+
+def is_html(path: Path) -> bool:
+    return path.suffix.lower() not in (".md", ".markdown")
+
+
+def parsed(content: str, html: bool) -> tuple[str, list[str]]:
+    """The displayed text and the images."""
+    if not html:
         from markdown_it import MarkdownIt
 
-        page = MarkdownIt("commonmark").enable("table").render(page)
-    reading = Reading()
-    reading.feed(page)
-    reading.close()
-    return " ".join(reading.text), reading.images
+        content = MarkdownIt("commonmark").enable("table").render(content)
+    page = Page()
+    page.feed(content)
+    page.close()
+    return " ".join(page.text), page.images
 
 
-class Reading(HTMLParser):
-    """Collects the text of a page, with what stands for its images, and where these lie."""
+class Page(HTMLParser):
+    """Collects the displayed text of a page, with the alt texts of its images, and the sources of these."""
 
     def __init__(self):
         super().__init__()
         self.text: list[str] = []
         self.images: list[str] = []
-        self.unshown = 0
+        self.hidden = 0
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.unshown += tag in UNSHOWN
-        said = dict(attrs)
-        if tag == "img" and said.get("src"):
-            self.images.append(said["src"] or "")
-            self.text.append(said.get("alt") or "")
+        self.hidden += tag in HIDDEN
+        attributes = dict(attrs)
+        if tag == "img" and attributes.get("src"):
+            self.images.append(attributes["src"] or "")
+            self.text.append(attributes.get("alt") or "")
 
     def handle_endtag(self, tag: str) -> None:
-        self.unshown -= tag in UNSHOWN and self.unshown > 0
+        self.hidden -= tag in HIDDEN and self.hidden > 0
 
     def handle_data(self, data: str) -> None:
-        if not self.unshown:
+        if not self.hidden:
             self.text.append(data)
 
 
 def local(root: Path, folder: Path, image: str) -> tuple[Path, str]:
-    """The file that an article in `folder` means, or why there is none."""
-    try:
-        parts = urlsplit(image)
-    except ValueError:
-        return folder, "not an address"
-    if parts.scheme == "data":
-        return folder, "its image is written into the article; store it as a file"
-    if parts.scheme or parts.netloc:
-        return folder, "its image lies on the web; download it and give its path"
-    path = unquote(parts.path)
-    file = root / path.lstrip("/") if path.startswith("/") else folder / path
-    return file, "" if file.is_file() else "no such file"
+    """The file that an article in `folder` refers to, and why there is none; ignores ?query and #fragment."""
+    path = image if ":" in image else re.split("[?#]", image)[0]
+    base = root if path.startswith("/") and not path.startswith("//") else folder
+    name, why = resolve(base, path.removeprefix("/") if base is root else path)
+    return base / name, why

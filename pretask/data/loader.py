@@ -1,4 +1,4 @@
-"""One epoch of batches behind one iterator: sliced from memory, or decoded ahead of time by processes."""
+"""Iterates over the batches of an epoch: sliced from memory, or decoded in advance by worker processes."""
 
 import queue
 import sys
@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from pretask.data.arrays import Arrays
-from pretask.data.decode_workers import Team
+from pretask.data.decode_workers import WorkerPool
 from pretask.data.encoded import Encoded, cores
 from pretask.data.stream import Stream
 from pretask.rng import Rng
 from pretask.types import Batch, Source
 
-AHEAD = 2
-"""batches made ready while the current one trains"""
+PREFETCH = 2
+"""batches prepared while the current one trains"""
 
 
 def epoch(
@@ -27,30 +27,30 @@ def epoch(
     order: Tensor | None,
     batch: int,
     first: int = 0,
-    share: tuple[int, int] = (0, 1),
+    shard: tuple[int, int] = (0, 1),
     workers: int | None = None,
 ) -> Iterator[Batch]:
     """This process's rows of the global batches order[k·batch : (k+1)·batch], for k = first, first+1, …
 
-    Of the b rows of a batch, process r of W takes r·b/W … (r+1)·b/W; `share` is (r, W). The last batch may
-    have fewer. A stream takes from `order` no more than a seed and a length (None: all of it, as stored).
-    `workers` are processes that decode; none: one per core but one, at most eight. A source that decodes
-    serves one epoch at a time: a new one ends the one before.
+    Of the b rows of a batch, process r of W gets rows r·b/W … (r+1)·b/W; `shard` is (r, W). The last batch may be
+    smaller. A stream uses `order` only for a seed and a length (None: all images, as stored). `workers` is the number
+    of decoding processes; None: one less than the number of cores, from 1 to 8. A source with workers serves one epoch
+    at a time: starting an epoch ends the previous one.
     """
-    source = getattr(source, "images", source)  # labels play no part here
+    source = getattr(source, "images", source)  # drops labels
     if isinstance(source, Stream):
-        return Ahead(streamed(source, order, batch, first, share))
-    assert order is not None, "only a stream is read without an order"
-    rows = [own(order[at : at + batch], share) for at in range(first * batch, len(order), batch)]
+        return Prefetcher(stream_batches(source, order, batch, first, shard))
+    assert order is not None, "only a stream can be read without an order"
+    rows = [shard_rows(order[at : at + batch], shard) for at in range(first * batch, len(order), batch)]
     if isinstance(source, Encoded):
-        return decoded(source, rows, workers or max(1, min(cores() - 1, 8)))
+        return decode_batches(source, rows, workers or max(1, min(cores() - 1, 8)))
     ready = (source.__getitems__(index) for index in rows)
     in_memory = isinstance(source, Arrays) and not source.mapped
-    return map(pinned, ready) if in_memory else Ahead(ready)
+    return map(pinned, ready) if in_memory else Prefetcher(ready)
 
 
 def sample(source: Source, n: int, rng: Rng | None = None) -> Batch:
-    """n images from all over a source: at even distances, or drawn by `rng`; of a stream its first n."""
+    """n images of a source: evenly spaced, or drawn at random by `rng`; of a stream the first n."""
     source, n = getattr(source, "images", source), min(n, len(source))
     if isinstance(source, Stream):
         return next(source.epoch(n))
@@ -58,54 +58,55 @@ def sample(source: Source, n: int, rng: Rng | None = None) -> Batch:
     return source.__getitems__(index if rng is None else rng.permutation(len(source))[:n].cpu())
 
 
-def own(rows: Tensor, share: tuple[int, int]) -> Tensor:
-    rank, world = share
+def shard_rows(rows: Tensor, shard: tuple[int, int]) -> Tensor:
+    """(B,) rows of a global batch -> those of process `shard` = (rank, world)."""
+    rank, world = shard
     return rows[rank * len(rows) // world : (rank + 1) * len(rows) // world]
 
 
-def streamed(
-    source: Stream, order: Tensor | None, batch: int, first: int, share: tuple[int, int]
+def stream_batches(
+    source: Stream, order: Tensor | None, batch: int, first: int, shard: tuple[int, int]
 ) -> Iterator[Batch]:
-    """In an order of its own for every `order`, and as many batches as that has."""
+    """As many batches as `order` has, in an order that the stream derives from it."""
     if order is None:
-        return source.epoch(batch, first, share)
+        return source.epoch(batch, first, shard)
     seed = int((order[:1024] * torch.arange(1, len(order[:1024]) + 1)).sum())
-    return islice(source.epoch(batch, first, share, seed), max(0, len(order) // batch - first))
+    return islice(source.epoch(batch, first, shard, seed), max(0, len(order) // batch - first))
 
 
-_teams: WeakKeyDictionary[Encoded, Team] = WeakKeyDictionary()
-_epochs: "WeakValueDictionary[int, Ahead]" = WeakValueDictionary()  # id of a team -> what it works on
+_pools: WeakKeyDictionary[Encoded, WorkerPool] = WeakKeyDictionary()
+_epochs: "WeakValueDictionary[int, Prefetcher]" = WeakValueDictionary()  # id of a pool -> its current epoch
 
 
-def decoded(source: Encoded, rows: list[Tensor], workers: int) -> "Ahead":
-    """Batches that the source's workers decode."""
-    if source not in _teams or _teams[source].workers != workers:
-        _teams[source] = Team(source.reader, workers, max(map(len, rows), default=1))
-    team = _teams[source]
-    if (former := _epochs.get(id(team))) is not None:
-        former.close()
-    _epochs[id(team)] = made = Ahead(team.batches(source, rows))
-    return made
+def decode_batches(source: Encoded, rows: list[Tensor], workers: int) -> "Prefetcher":
+    """Batches decoded by the worker pool of the source, which is created on first use."""
+    if source not in _pools or _pools[source].workers != workers:
+        _pools[source] = WorkerPool(source.reader, workers, max(map(len, rows), default=1))
+    pool = _pools[source]
+    if (previous := _epochs.get(id(pool))) is not None:
+        previous.close()
+    _epochs[id(pool)] = batches = Prefetcher(pool.batches(source, rows))
+    return batches
 
 
-# ---- making ready ahead of time
+# ---- prefetching
 
 
 def pinned(batch: Batch) -> Batch:
-    """In memory from which a CUDA device can copy while it computes."""
+    """The batch in pinned memory, from which a CUDA device copies asynchronously."""
     if not torch.cuda.is_available():
         return batch
     return Batch(batch.index, batch.image.pin_memory(), {k: v.pin_memory() for k, v in batch.aux.items()})
 
 
-class Ahead:
-    """The same batches, made by a thread that is up to AHEAD of them in front; its errors are raised here."""
+class Prefetcher:
+    """Iterates over `batches` in a thread, up to PREFETCH of them in advance; errors of the thread are raised here."""
 
     def __init__(self, batches: Iterator[Batch]):
-        self.ready: queue.Queue[Batch | BaseException | None] = queue.Queue(AHEAD)
+        self.ready: queue.Queue[Batch | BaseException | None] = queue.Queue(PREFETCH)
         self.stop = threading.Event()
         self.thread = threading.Thread(
-            target=work, args=(batches, self.ready, self.stop), name="ahead", daemon=True
+            target=work, args=(batches, self.ready, self.stop), name="prefetcher", daemon=True
         )
         self.thread.start()
 
@@ -127,12 +128,12 @@ class Ahead:
             self.thread.join()
 
     def __del__(self, ending: Callable[[], bool] = sys.is_finalizing) -> None:
-        if not ending():  # at the end of the interpreter no thread can be waited for
+        if not ending():  # threads cannot be joined while the interpreter shuts down
             self.close()
 
 
 def work(batches: Iterator[Batch], ready: "queue.Queue[Any]", stop: threading.Event) -> None:
-    """What the thread does; it does not know its Ahead, which may go away."""
+    """Body of the thread. It holds no reference to its Prefetcher, so that this can be garbage-collected."""
 
     def put(item: Batch | BaseException | None) -> None:
         while not stop.is_set():
@@ -148,5 +149,5 @@ def work(batches: Iterator[Batch], ready: "queue.Queue[Any]", stop: threading.Ev
                 return
             put(pinned(batch))
         put(None)
-    except BaseException as error:  # whatever it is, it belongs to the thread that asked
+    except BaseException as error:  # of any kind: raised in the consuming thread
         put(error)

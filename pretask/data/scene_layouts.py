@@ -1,8 +1,8 @@
-"""How collections of rendered or measured scenes lie on disk: three layouts, told apart by their folders.
+"""Three file layouts of rendered or measured scenes, detected from their folders.
 
 The project's own; SceneNet RGB-D (McCormac et al., ICCV 2017, arXiv:1612.05079); Hypersim (Roberts et al., ICCV 2021,
-arXiv:2011.02523). Each gives the maps of an image, from the path of its colours: `depth` (H, W) in millimetres, along
-the optical axis; `normals` (H, W, 3) to the camera, x right, y down, z forward; `instances` (H, W). 0 is unknown.
+arXiv:2011.02523). Each reads the maps of an image, given the path of its color file: `depth` (H, W) in millimeters along
+the optical axis; `normals` (H, W, 3) towards the camera, x right, y down, z forward; `instances` (H, W). 0 is unknown.
 """
 
 import os
@@ -14,9 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from pretask.data import decode
-from pretask.data import dense_maps as maps
-from pretask.data import normals as surfaces
+from pretask.data import decode, dense_maps, normals
 from pretask.data.base import Texts
 from pretask.data.folder import Files, scan
 from pretask.types import UserError
@@ -24,14 +22,14 @@ from pretask.types import UserError
 Maps = dict[str, np.ndarray]
 
 SCENENET_VIEW = np.radians(60), np.radians(45)
-"""across and down (authors' code, camera_pose_and_intrinsics_example.py); its depth is the length of a pixel's ray"""
+"""horizontal and vertical field of view (authors' code, camera_pose_and_intrinsics_example.py); depth is along the ray"""
 HYPERSIM_VIEW = np.pi / 3
-"""across (authors' issue 75; single scenes differ slightly); its depth_meters are lengths of rays (issue 9)"""
+"""horizontal field of view (authors' issue 75; some scenes differ slightly); depth_meters is along the ray (issue 9)"""
 
 
 @contextmanager
 def named(kind: str) -> Iterator[None]:
-    """What is wrong with a map is said of it, not of the image."""
+    """Within the block, reasons of Unreadable start with the kind of map."""
     try:
         with decode.readable():
             yield
@@ -39,20 +37,20 @@ def named(kind: str) -> Iterator[None]:
         raise decode.Unreadable(f"{kind}: {error}") from None
 
 
-class House(Files):
-    """color/NAME.jpg or .png, with depth/, normals/, instances/NAME.png as far as they are there; cameras.npz.
+class PretaskLayout(Files):
+    """color/NAME.jpg or .png, with any of depth/, normals/, instances/NAME.png; optionally cameras.npz.
 
-    Without normals they are computed from the depth, if cameras.npz has the camera's `intrinsics`: (3, 3), or one for
-    each image, (N, 3, 3), in the order of their names.
+    Missing normals are computed from the depth if cameras.npz has the camera `intrinsics`: (3, 3), or one per image,
+    (N, 3, 3), in the order of the names.
     """
 
     def __init__(self, root: Path, paths: list[bytes]):
         super().__init__(str(root), Texts.of(paths))
-        self.there = [kind for kind in maps.BYTES if (root / kind).is_dir()]
+        self.there = [kind for kind in dense_maps.BYTES if (root / kind).is_dir()]
         self.order = {Path(os.fsdecode(path)).stem: i for i, path in enumerate(paths)}
         self.computed = "normals" not in self.there and "depth" in self.there and self.cameras is not None
         self.provides = [
-            kind for kind in maps.BYTES if kind in self.there or (kind == "normals" and self.computed)
+            kind for kind in dense_maps.BYTES if kind in self.there or (kind == "normals" and self.computed)
         ]
 
     @cached_property
@@ -63,7 +61,7 @@ class House(Files):
         try:
             found = np.load(file)["intrinsics"].astype(float)
         except Exception as error:
-            raise UserError(f"{file} has no intrinsics ({decode.reason(error)}); mend or remove it") from None
+            raise UserError(f"{file} has no intrinsics ({decode.reason(error)}); fix or remove it") from None
         if found.shape not in ((3, 3), (len(self), 3, 3)):
             raise UserError(f"{file} has intrinsics {found.shape}; expected (3, 3) or ({len(self)}, 3, 3)")
         return found
@@ -72,11 +70,11 @@ class House(Files):
         found: Maps = {}
         for kind in self.there:
             with named(kind):
-                found[kind] = maps.of_png(Path(self.root, kind, f"{color.stem}.png"), kind)
+                found[kind] = dense_maps.of_png(Path(self.root, kind, f"{color.stem}.png"), kind)
         if self.computed:
             assert self.cameras is not None
             camera = self.cameras if self.cameras.ndim == 2 else self.cameras[self.order[color.stem]]
-            found["normals"] = surfaces.normals(found["depth"] / 1000, camera)
+            found["normals"] = normals.normals(found["depth"] / 1000, camera)
         return found
 
 
@@ -91,14 +89,14 @@ class SceneNet(Files):
     def maps(self, color: Path) -> Maps:
         beside = color.parent.parent
         with named("depth"):
-            length = maps.of_png(beside / "depth" / f"{color.stem}.png", "depth") / 1000
+            length = dense_maps.of_png(beside / "depth" / f"{color.stem}.png", "depth") / 1000
         with named("instance"):
-            instances = maps.of_png(beside / "instance" / f"{color.stem}.png", "instances")
-        camera = surfaces.camera(length.shape, *SCENENET_VIEW)
-        depth = surfaces.along_axis(length, camera)
+            instances = dense_maps.of_png(beside / "instance" / f"{color.stem}.png", "instances")
+        camera = normals.camera(length.shape, *SCENENET_VIEW)
+        depth = normals.along_axis(length, camera)
         return {
-            "depth": maps.millimetres(depth),
-            "normals": surfaces.normals(depth, camera),
+            "depth": dense_maps.millimeters(depth),
+            "normals": normals.normals(depth, camera),
             "instances": instances,
         }
 
@@ -116,13 +114,15 @@ class Hypersim(Files):
         length, n, instances = (
             self.array(color, kind) for kind in ("depth_meters", "normal_cam", "semantic_instance")
         )
-        camera = surfaces.camera(length.shape, HYPERSIM_VIEW)
+        camera = normals.camera(length.shape, HYPERSIM_VIEW)
         with named("normal_cam"):
-            n = facing(n.astype(float) * (1, -1, -1), camera)  # there y is up and z is towards the viewer
+            n = facing(
+                n.astype(float) * (1, -1, -1), camera
+            )  # in Hypersim y is up and z is towards the viewer
         with named("semantic_instance"):
-            instances = maps.ids(instances)
+            instances = dense_maps.ids(instances)
         return {
-            "depth": maps.millimetres(surfaces.along_axis(length.astype(float), camera)),
+            "depth": dense_maps.millimeters(normals.along_axis(length.astype(float), camera)),
             "normals": n,
             "instances": instances,
         }
@@ -138,10 +138,10 @@ class Hypersim(Files):
 
 
 def facing(n: np.ndarray, camera: np.ndarray) -> np.ndarray:
-    """Normals (H, W, 3) of any length -> unit vectors that point to the camera, zeros where there is none."""
+    """Normals (H, W, 3) of any length -> unit vectors towards the camera, zeros if unknown."""
     n = np.where(np.isfinite(n), n, 0)
     n = n / np.linalg.norm(n, axis=2, keepdims=True).clip(min=1e-6)
-    away = (n * surfaces.rays(n.shape[:2], camera)).sum(2, keepdims=True) > 0
+    away = (n * normals.rays(n.shape[:2], camera)).sum(2, keepdims=True) > 0
     return np.where(away, -n, n).astype(np.float32)
 
 
@@ -149,22 +149,22 @@ def hdf5() -> Any:
     try:
         import h5py
     except ImportError:
-        raise UserError("Hypersim's files need the package `h5py`: pip install 'pretask[scenes]'") from None
+        raise UserError("Hypersim needs the package `h5py`: pip install 'pretask[scenes]'") from None
     return h5py
 
 
-def find(root: Path) -> tuple[House | SceneNet | Hypersim, dict[str, str]]:
-    """The layout of a folder, and what in it could not be looked at. Maps are no images of their own."""
+def find(root: Path) -> tuple[PretaskLayout | SceneNet | Hypersim, dict[str, str]]:
+    """The layout of a folder, and its unreadable entries: path -> reason."""
     paths, ledger = scan(root)
     bad = ledger.bad
     if own := [path for path in paths if path.startswith(b"color/") and path.count(b"/") == 1]:
-        return House(root, own), inside(bad, "color/")
+        return PretaskLayout(root, own), inside(bad, "color/")
     if photos := [path for path in paths if b"/photo/" in b"/" + path and path.split(b"/")[-2] == b"photo"]:
         return SceneNet(root, sorted(photos)), bad
     if frames := [path for path in paths if path.endswith(b".tonemap.jpg") and b"_final_preview/" in path]:
         return Hypersim(root, sorted(frames)), bad
     raise UserError(
-        f"{root} holds no scenes; expected color/, with depth/, normals/ or instances/ beside it, or the folders of "
+        f"{root} contains no scenes; expected color/ with depth/, normals/ or instances/ next to it, or the folders of "
         "SceneNet RGB-D (photo/, depth/, instance/) or Hypersim (…_final_preview/, …_geometry_hdf5/)"
     )
 

@@ -1,21 +1,22 @@
-"""A share of a source: some of its images, drawn at random by seed, as a source of their own that is numbered from 0."""
+"""A subset of a source, such as a random fraction drawn by seed, as a source of its own that is numbered from 0."""
 
 from torch import Tensor
 
 from pretask.data.base import Images
 from pretask.data.encoded import Encoded
+from pretask.data.fingerprint import Fingerprint
 from pretask.data.stream import Stream
 from pretask.rng import Rng
 from pretask.types import Batch, UserError
 
 
-class Some:
+class Subset:
     """The images of `whole` at `index` (M,)."""
 
     def __init__(self, whole: Images, index: Tensor):
         self.whole, self.index, self.name = whole, index, whole.name
         self.channels, self.size = whole.channels, whole.size
-        self.provides, self.ledger = whole.provides, whole.ledger
+        self.provides, self.ledger, self.range = whole.provides, whole.ledger, whole.range
 
     def __len__(self) -> int:
         return len(self.index)
@@ -27,28 +28,34 @@ class Some:
     def files(self, index: Tensor) -> list[str]:
         return self.whole.files(self.index[index])
 
+    def readable(self, index: Tensor) -> Tensor:
+        return self.whole.readable(self.index[index])
 
-def drawn(source: Images, share: float, seed: int) -> Images:
-    """That share of the images, in the order of the source; of one seed a smaller share lies within a larger one."""
-    if share == 1:
+    def fingerprint(self) -> Fingerprint:
+        return self.whole.fingerprint()
+
+
+def draw_subset(source: Images, fraction: float, seed: int) -> Images:
+    """A random fraction of the images, in the order of the source. For the same seed, smaller fractions are nested in larger."""
+    if fraction == 1:
         return source
     if isinstance(source, Stream):
         raise UserError(
-            f"{source.name} is a stream, of which no share can be drawn; write it to disk first with pretask prepare"
+            f"{source.name} is a stream and has no subsets; write it to disk first with pretask prepare"
         )
-    index = chosen(len(source), share, seed)
-    return source.some(index) if isinstance(source, Encoded) else Some(source, index)
+    index = subset_index(len(source), fraction, seed)
+    return source.subset(index) if isinstance(source, Encoded) else Subset(source, index)
 
 
-def chosen(n: int, share: float, seed: int) -> Tensor:
-    """(M,): the positions of that share of n images."""
-    return Rng(seed, "share").permutation(n)[: count(n, share)].sort().values
+def subset_index(n: int, fraction: float, seed: int) -> Tensor:
+    """(M,) sorted positions of a random fraction of n images."""
+    return Rng(seed, "share").permutation(n)[: subset_size(n, fraction)].sort().values
 
 
-def count(n: int, share: float) -> int:
-    """How many of n images that share is."""
-    if not 0 < share <= 1:
-        raise UserError(f"--share {share:g} is no share; give a number above 0, and 1 for all images")
-    if not round(share * n):
-        raise UserError(f"--share {share:g} of {n} images is none of them; give {1 / n:.2g} or more")
-    return round(share * n)
+def subset_size(n: int, fraction: float) -> int:
+    """Number of images in a fraction of n."""
+    if not 0 < fraction <= 1:
+        raise UserError(f"got --fraction {fraction:g}; expected a number above 0 and at most 1")
+    if not round(fraction * n):
+        raise UserError(f"--fraction {fraction:g} of {n} images is no image; use at least {1 / n:.2g}")
+    return round(fraction * n)

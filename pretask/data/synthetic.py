@@ -1,11 +1,10 @@
-"""Small made-up pictures for tests: things that stand on the ground, lit from above, in front of a sky.
+"""Small synthetic images for tests: objects that stand on the ground, lit from above, in front of a sky.
 
-`synthetic`, `synthetic:256`, `synthetic:256:32` (how many, how large). A picture has an up and a down (the
-sky is brighter, the ground is textured, light falls on the upper side of things), so turning it is a puzzle
-with an answer; its class is the shape of the thing, whose place, size and colour are free. With each comes a text of
-words that go with such a thing, and of some that go with any; the picture a moment later, when the thing has moved; its
-depth, normals and instances, of a camera that looks at the horizon; and a photograph, as it were: another such picture, in
-other colours, grainy and blurred.
+`synthetic`, `synthetic:256`, `synthetic:256:32` (number, size). An image has an up and a down (the sky is brighter, the
+ground is textured, objects are lit from above), so its rotation can be predicted. Its class is the shape of the object,
+whose position, size and color vary. Each image comes with a text, mostly of words of its class; the image a moment later,
+when the object has moved; depth, normals and instances for a camera that looks at the horizon; and a pseudo-photograph:
+another such image in other colors, noisy and blurred.
 """
 
 import torch
@@ -13,13 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pretask.data.arrays import Arrays
-from pretask.data.base import Asked, Opened
+from pretask.data.base import Opened, OpenOptions
 from pretask.rng import Rng
 from pretask.text import words as text
 from pretask.types import UserError
 
 CLASSES = ["ball", "tower", "tent", "tree"]
-TOLD = [
+TOPIC_WORDS = [
     [
         "bounce",
         "catch",
@@ -81,50 +80,50 @@ TOLD = [
         "wood",
     ],
 ]
-"""words that go with a thing of each class"""
+"""words for the texts of each class"""
 LENGTH, STRAY = 30, 0.2
-"""words of a text, and the share of them that may be any"""
+"""words per text, and the fraction of them drawn from any class"""
 EYE, WALL = 1.5, 40.0
-"""metres: the camera above the ground, and how far away the sky is; the focal length is the side of the picture"""
-SKY, GROUND, THING = 1, 2, 3
-"""what `instances` calls them"""
+"""height of the camera above the ground and distance of the sky in meters; the focal length is the side of the image"""
+SKY, GROUND, OBJECT = 1, 2, 3
+"""ids in `instances`"""
 
-MOVED, OF_A_CLIP = 0.1, 4
-"""share of the side by which a thing moves; things of a clip"""
+SHIFT, CLIP_LENGTH = 0.1, 4
+"""movement of the object as a fraction of the side; images per clip"""
 
 
 def understands(spec: str) -> bool:
     return spec.split(":")[0] == "synthetic"
 
 
-def load(spec: str, asked: Asked) -> Opened:
+def load(spec: str, options: OpenOptions) -> Opened:
     try:
         n, size = [int(given) if given else 0 for given in [*spec.split(":")[1:], "", ""]][:2]
     except ValueError:
         raise UserError(f"{spec}: expected synthetic[:N[:SIZE]], for example synthetic:256:32") from None
-    n, size = n or 256, asked.size or size or 32
+    n, size = n or 256, options.size or size or 32
     image, label, maps = draw(n, size, Rng(0, "synthetic"))
-    later = draw(n, size, Rng(0, "synthetic"), moved=MOVED)[0]
-    words = text.pack(tell(label, TOLD, Rng(0, "synthetic", "words")))
+    later = draw(n, size, Rng(0, "synthetic"), moved=SHIFT)[0]
+    words = text.pack(random_texts(label, TOPIC_WORDS, Rng(0, "synthetic", "words")))
     other = Rng(0, "synthetic", "photographs")
-    photographs = grainy(draw(n, size, other)[0], other)
-    if asked.channels == 1:
+    photographs = degraded(draw(n, size, other)[0], other)
+    if options.channels == 1:
         image, later, photographs = (
             x.float().mean(1, keepdim=True).to(torch.uint8) for x in (image, later, photographs)
         )
     known = {
         "words": words,
         "tracked": later,
-        "clip": torch.arange(n) // OF_A_CLIP,
+        "clip": torch.arange(n) // CLIP_LENGTH,
         "photographs": photographs,
     }
     return Opened(Arrays(spec, image, aux=known | maps), label, CLASSES)
 
 
 def draw(n: int, size: int, rng: Rng, moved: float = 0.0) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """-> (N, 3, size, size) uint8, the shape shown (N,), and depth, normals and instances as a batch has them.
+    """N random images (N, 3, size, size) uint8, their classes (N,), and depth, normals and instances as in a batch.
 
-    Things stand `moved` of the side further right.
+    Objects are shifted to the right by `moved`, a fraction of the side.
     """
     label = rng.integers(n, high=len(CLASSES))
     y, x = torch.meshgrid(
@@ -139,9 +138,9 @@ def draw(n: int, size: int, rng: Rng, moved: float = 0.0) -> tuple[Tensor, Tenso
     across, up = (
         (x - middle).abs() / width,
         (foot - y) / height,
-    )  # 0 at the thing's axis, 0 at its foot, 1 at its top
+    )  # across: 0 at the axis of the object; up: 0 at its foot, 1 at its top
     crown = (across * 0.6) ** 2 + ((up - 0.7) / 0.3) ** 2 < 1
-    thing = torch.stack(
+    mask = torch.stack(
         [
             across**2 + (2 * up - 1) ** 2 < 1,
             (across < 0.6) & (up > 0) & (up < 1),
@@ -150,65 +149,65 @@ def draw(n: int, size: int, rng: Rng, moved: float = 0.0) -> tuple[Tensor, Tenso
         ],
         1,
     )  # (N, shapes, H, W)
-    thing = thing[torch.arange(n), label]
+    mask = mask[torch.arange(n), label]
 
     sky = rng.uniform(n, 3, 1, 1, low=0.55, high=0.9) * (1 - 0.4 * y)
     ground = rng.uniform(n, 3, 1, 1, low=0.15, high=0.45) * rng.uniform(n, 1, size, size, low=0.7, high=1.3)
     scene = torch.where((y < horizon)[:, None], sky, ground)
     paint = rng.uniform(n, 3, 1, 1, low=0.1, high=0.9) * (0.6 + 0.6 * up.clamp(0, 1))[:, None]
-    scene = torch.where(thing[:, None], paint, scene)
+    scene = torch.where(mask[:, None], paint, scene)
     noisy = scene + 0.02 * rng.normal(n, 3, size, size)
-    maps = geometry(y - horizon, foot - horizon, thing, label == 0, (x - middle) / width, up, width, height)
+    maps = geometry(y - horizon, foot - horizon, mask, label == 0, (x - middle) / width, up, width, height)
     return (noisy.clamp(0, 1) * 255).to(torch.uint8), label, maps
 
 
 def geometry(
     below: Tensor,
     foot: Tensor,
-    thing: Tensor,
+    mask: Tensor,
     round: Tensor,
     right: Tensor,
     up: Tensor,
     width: Tensor,
     height: Tensor,
 ) -> dict[str, Tensor]:
-    """Where each pixel lies (N, H, W): how far below the horizon, on a thing or not, where on it.
+    """Depth, normals and instances. Pixels (N, H, W): distance `below` the horizon, `mask` of the object, position on it.
 
-    Things stand upright where their foot, (N, 1, 1) below the horizon, touches the ground. The `round` ones (N,) are
-    ellipsoids as deep as they are wide, seen as from afar; the others are flat.
+    Objects stand upright where their foot, (N, 1, 1) below the horizon, touches the ground. The `round` ones (N,) are
+    ellipsoids as deep as they are wide, in orthographic projection; the others are flat.
     """
-    ground = EYE / below.clamp(min=EYE / WALL)  # the plane y = EYE, as far as the wall
+    ground = EYE / below.clamp(min=EYE / WALL)  # the plane y = EYE, up to the wall
     distance = EYE / foot
-    a, b = right, 1 - 2 * up  # -1 … 1 across and down a round thing
+    a, b = right, 1 - 2 * up  # -1 … 1 across and down a round object
     c = (1 - a**2 - b**2).clamp(min=0).sqrt() * round[:, None, None]
     bulge = torch.stack([a / width, b / (height / 2), -c / width], 1)
     flat = torch.tensor([0.0, 0.0, -1.0]).view(1, 3, 1, 1)
     facing = torch.where(round.view(-1, 1, 1, 1), F.normalize(bulge, dim=1), flat)
-    depth = torch.where(thing, distance * (1 - c * width), torch.where(below > 0, ground, WALL))
+    depth = torch.where(mask, distance * (1 - c * width), torch.where(below > 0, ground, WALL))
     level = torch.tensor([0.0, -1.0, 0.0]).view(1, 3, 1, 1)
     normals = torch.where((below > 0)[:, None], level, flat)
-    instances = torch.where(thing, THING, torch.where(below > 0, GROUND, SKY))
+    instances = torch.where(mask, OBJECT, torch.where(below > 0, GROUND, SKY))
     return {
         "depth": depth[:, None],
-        "normals": torch.where(thing[:, None], facing, normals),
+        "normals": torch.where(mask[:, None], facing, normals),
         "instances": instances[:, None].int(),
     }
 
 
-def grainy(image: Tensor, rng: Rng) -> Tensor:
-    """(N, 3, H, W) uint8 with its colours exchanged and its contrast lowered, with grain, and blurred."""
+def degraded(image: Tensor, rng: Rng) -> Tensor:
+    """(N, 3, H, W) uint8 with swapped colors, lower contrast, noise and blur."""
     x = 0.2 + 0.7 * image.flip(1).float() / 255 + 0.1 * rng.normal(len(image), 1, *image.shape[2:])
     blurred = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), "replicate"), 3, 1)
     return (blurred.clamp(0, 1) * 255).to(torch.uint8)
 
 
-def tell(label: Tensor, told: list[list[str]], rng: Rng) -> list[str]:
-    """A text for each thing (N,), in words that go with its class; all classes have as many."""
+def random_texts(label: Tensor, vocabulary: list[list[str]], rng: Rng) -> list[str]:
+    """A text for each label (N,), mostly of words of its class; all classes have equally many words."""
     shape = len(label), LENGTH
     stray = rng.coin(*shape, p=STRAY)
-    topic = torch.where(stray, rng.integers(*shape, high=len(told)), label[:, None])
-    word = rng.integers(*shape, high=len(told[0]))
+    topic = torch.where(stray, rng.integers(*shape, high=len(vocabulary)), label[:, None])
+    word = rng.integers(*shape, high=len(vocabulary[0]))
     return [
-        " ".join(told[t][w] for t, w in zip(ts, ws, strict=True))
+        " ".join(vocabulary[t][w] for t, w in zip(ts, ws, strict=True))
         for ts, ws in zip(topic.tolist(), word.tolist(), strict=True)
     ]

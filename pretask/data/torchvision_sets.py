@@ -1,4 +1,4 @@
-"""Data sets torchvision knows by name: `cifar10`, `stl10:unlabeled`, …; downloaded where not yet there."""
+"""torchvision datasets by name: `cifar10`, `stl10:unlabeled`, …; downloaded if missing."""
 
 import contextlib
 import inspect
@@ -14,27 +14,29 @@ from PIL import Image
 
 from pretask.data import decode
 from pretask.data.arrays import Arrays
-from pretask.data.base import Asked, Opened, numbered
+from pretask.data.base import Opened, OpenOptions
 from pretask.data.encoded import collect
-from pretask.data.npz import fitted
+from pretask.data.labels import numbered
+from pretask.data.npz import fit, range_of
 from pretask.types import UserError
 
 
-def load(spec: str, asked: Asked) -> Opened:
+def load(spec: str, options: OpenOptions) -> Opened:
     name, _, split = spec.partition(":")
-    data = built(name.lower(), asked.root or default_root(), asked.split or split or "train")
-    label, classes = labels(data) if asked.labels != "none" else (None, [])
+    data = build(name.lower(), options.reading.root or default_root(), options.split or split or "train")
+    label, classes = labels(data) if options.labels != "none" else (None, [])
     pixels = getattr(data, "data", None)
     if isinstance(pixels, torch.Tensor | np.ndarray) and len(pixels) == len(data):
         pixels = np.asarray(pixels)
         if pixels.ndim == 4 and pixels.shape[1] == 3:  # SVHN and STL-10 keep channels first
             pixels = pixels.transpose(0, 2, 3, 1)
-        return Opened(Arrays(name.lower(), fitted(pixels, asked, name)), label, classes)
-    return collect(name.lower(), Samples(data), asked, label, classes)
+        known = range_of(name.lower(), pixels, options.range)
+        return Opened(Arrays(name.lower(), fit(pixels, options, name, known), range=known), label, classes)
+    return collect(name.lower(), Samples(data), options, label, classes)
 
 
 class Samples:
-    """The images of a torchvision data set that opens its files one by one."""
+    """The images of a torchvision dataset that opens its files one by one."""
 
     def __init__(self, data: Any):
         self.data = data
@@ -49,7 +51,7 @@ class Samples:
         with decode.readable():
             image = self.data[i][0]
         if not isinstance(image, Image.Image):
-            raise decode.Unreadable(f"a {type(image).__name__}, not an image")
+            raise decode.Unreadable(f"not an image: {type(image).__name__}")
         return image
 
 
@@ -58,13 +60,13 @@ def names() -> list[str]:
     return sorted(kinds())
 
 
-def known(spec: str) -> bool:
+def is_known(spec: str) -> bool:
     return spec.partition(":")[0].lower() in kinds()
 
 
 @cache
 def kinds() -> dict[str, Any]:
-    """Name in lower case -> class, of data sets with images."""
+    """Name in lower case -> class, for all datasets of images."""
     from torchvision import datasets
 
     bases = datasets.VisionDataset, datasets.DatasetFolder, datasets.ImageFolder
@@ -80,8 +82,8 @@ def default_root() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "pretask" / "torchvision"
 
 
-def built(name: str, root: Path, split: str) -> Any:
-    """The data set from `root`, else downloaded to it."""
+def build(name: str, root: Path, split: str) -> Any:
+    """The dataset in `root`; downloaded if it is missing."""
     kind = kinds()[name]
     takes = inspect.signature(kind).parameters
     part: dict[str, Any] = {}
@@ -92,7 +94,7 @@ def built(name: str, root: Path, split: str) -> Any:
     elif "split" in takes:
         part = {"split": split}
     elif split != "train":
-        raise UserError(f"{name} has no splits; {split!r} was asked for")
+        raise UserError(f"{name} has no splits; got {split!r}")
     attempts = [{"download": False}, {"download": True}] if "download" in takes else [{}]
     reason = ""
     for attempt in attempts:
@@ -103,15 +105,15 @@ def built(name: str, root: Path, split: str) -> Any:
                 return kind(root=str(root), **part, **attempt)
         except (RuntimeError, OSError, ValueError, TypeError, ImportError) as error:
             reason = decode.reason(error)
-            if "split" in reason:  # torchvision lists the splits it knows
+            if "split" in reason:  # torchvision lists the valid splits
                 break
     raise UserError(
-        f"{name} ({split}) is not in {root} and could not be fetched: {reason}. Give its folder by --root"
+        f"{name} ({split}) is not in {root} and could not be downloaded: {reason}. Set its folder with --root"
     )
 
 
 def labels(data: Any) -> tuple[torch.Tensor | None, list[str]]:
-    """Under whichever name this data set keeps them."""
+    """Labels and class names, under whichever attribute the dataset stores them."""
     for field in ("targets", "labels", "_labels", "y"):
         values = getattr(data, field, None)
         if isinstance(values, list | np.ndarray | torch.Tensor) and len(values) == len(data):

@@ -1,0 +1,1 @@
+"""Data that pretask makes: tracks of moving objects, rendered rooms."""

@@ -1,8 +1,8 @@
-"""Rendered scenes: the rooms of rooms/ by Mitsuba 3, with exact depth, normals and instances (`pretask render`).
+"""Render the rooms of rooms/ with Mitsuba 3, with exact depth, normals and instances (`pretask render`).
 
-Light is traced with many rays a pixel; the maps are what the one ray through a pixel's middle meets, since the mean of
-two depths, or of the numbers of two things, belongs to neither. Scene i is a function of seed and i alone. Files are in
-the layout that sources/scenes.py reads; a scene's colours are written last, so whoever has colours is complete.
+Colors use many rays per pixel. Maps use only the ray through a pixel's center, since the mean of two depths or two
+instance numbers would be wrong. Scene i depends only on the seed and i. Files have the layout that data/scenes.py reads;
+a scene's color image is written last, so a scene with a color image is complete.
 """
 
 import io
@@ -16,172 +16,168 @@ from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from PIL import Image
 
-from pretask.data import dense_maps as maps
-from pretask.data import normals as surfaces
+from pretask.data import dense_maps, normals
 from pretask.data.base import bar
 from pretask.data.encoded import cores
 from pretask.data.scenes import CARD
 from pretask.datagen import rooms
-from pretask.runtime import files as checkpoint
+from pretask.limits import Count, Seed, between, checked
+from pretask.runtime import files
 from pretask.types import UserError
 
 BOUNCES = 4
-"""surfaces that light meets, at most"""
+"""maximum path length"""
 BLOCK = 16
-"""side in pixels of what one thread renders; fixed, since each block has random numbers of its own"""
-REACH = 3
-"""pixels over which light is averaged"""
-BRIGHTNESS = 0.22, 0.45
-"""of the middle of an image, between these, as a camera that exposes by itself would have it"""
-BALANCE = 0.4
-"""share of the light's colour that the camera takes out"""
+"""side of a rendering block, pixels; fixed, since each block has its own random numbers"""
+FILTER_RADIUS = 3
+"""radius of the denoising filter, pixels"""
+EXPOSURE = 0.22, 0.45
+"""range of the median brightness of an image, as with automatic exposure"""
+WHITE_BALANCE = 0.4
+"""fraction of the light's color removed by white balance"""
 SHEET = "scenes.png"
 SHOWN = 6
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What decides about every pixel of scene i."""
+class RenderConfig:
+    """Everything that determines the pixels of scene i."""
 
-    size: int = 128
-    samples: int = 8
-    seed: int = 0
+    size: Annotated[int, *between(16, 8192)] = 128
+    samples: Count = 8
+    seed: Seed = 0
 
 
 @dataclass(frozen=True)
-class Made:
+class Summary:
     folder: Path
     scenes: int
     new: int
     seconds: float
 
 
+@checked
 def render(
-    folder: Path, scenes: int, settings: Settings, workers: int | None = None, progress: bool = True
-) -> Made:
-    """Make the scenes that `folder` does not have yet. Raises UserError if those it has were made otherwise."""
-    for name, value, least in [
-        ("scenes", scenes, 1),
-        ("size", settings.size, 16),
-        ("samples", settings.samples, 1),
-    ]:
-        if value < least:
-            raise UserError(f"--{name} {value} is too few; give {least} or more")
+    folder: Path, scenes: Count, config: RenderConfig, workers: Count | None = None, progress: bool = True
+) -> Summary:
+    """Render the scenes that `folder` lacks. UserError if its scenes were rendered with another config."""
     if find_spec("mitsuba") is None:
         raise UserError("rendering needs the package `mitsuba`: pip install 'pretask[scenes]'")
-    begin(folder, scenes, settings)
+    prepare_folder(folder, scenes, config)
     todo = [i for i in range(scenes) if not color(folder, i).is_file()]
     began = time.perf_counter()
     with bar(progress) as shown:
         task = shown.add_task("rendering", total=scenes, completed=scenes - len(todo))
-        for _ in drawn(folder, todo, settings, min(workers or cores(), len(todo))):
+        for _ in render_all(folder, todo, config, min(workers or cores(), len(todo))):
             shown.advance(task)
     seconds = time.perf_counter() - began
-    cameras = np.stack([intrinsics(settings, i) for i in range(scenes)])
-    checkpoint.write(folder / "cameras.npz", lambda file: np.savez(file, intrinsics=cameras))
-    checkpoint.write(folder / SHEET, lambda file: sheet(folder, min(scenes, SHOWN)).save(file, "PNG"))
-    return Made(folder, scenes, len(todo), seconds)
+    cameras = np.stack([intrinsics(config, i) for i in range(scenes)])
+    files.write(folder / "cameras.npz", lambda file: np.savez(file, intrinsics=cameras))
+    files.write(folder / SHEET, lambda file: sheet(folder, min(scenes, SHOWN)).save(file, "PNG"))
+    return Summary(folder, scenes, len(todo), seconds)
 
 
-def begin(folder: Path, scenes: int, settings: Settings) -> None:
-    """Write the card of a new folder; an old one must have been made with the same settings."""
+def prepare_folder(folder: Path, scenes: int, config: RenderConfig) -> None:
+    """Write the card of a new folder; an existing folder must have the same config."""
     card = folder / CARD
     if card.is_file():
         try:
             known = json.loads(card.read_text())
-            found = {name: known[name] for name in asdict(settings)}
+            found = {name: known[name] for name in asdict(config)}
             scenes = max(scenes, known["scenes"])
         except (ValueError, KeyError, TypeError):
             raise UserError(f"{card} is damaged; remove {folder}, or give another --out") from None
-        if unlike := [f"--{name} {old}" for name, old in found.items() if old != getattr(settings, name)]:
-            raise UserError(f"{folder} was made with {' '.join(unlike)}; give the same, or another --out")
+        if different := [f"--{name} {old}" for name, old in found.items() if old != getattr(config, name)]:
+            raise UserError(f"{folder} was made with {' '.join(different)}; give the same, or another --out")
     elif folder.exists() and any(folder.iterdir()):
-        raise UserError(f"{folder} holds other things; give another --out")
-    for kind in ("color", *maps.BYTES):
-        (folder / kind).mkdir(parents=True, exist_ok=True)
-    checkpoint.write_text(card, json.dumps({"scenes": scenes, **asdict(settings)}, indent=1))
+        raise UserError(f"{folder} contains other files; give another --out")
+    folder.mkdir(parents=True, exist_ok=True)
+    files.write_text(card, json.dumps({"scenes": scenes, **asdict(config)}, indent=1))
+    for kind in ("color", *dense_maps.BYTES):
+        (folder / kind).mkdir(exist_ok=True)
 
 
 def color(folder: Path, i: int) -> Path:
     return folder / "color" / f"{i:06d}.png"
 
 
-def drawn(folder: Path, todo: list[int], settings: Settings, workers: int) -> Iterator[int]:
-    """Numbers of scenes as they are finished, by one thread in each of so many processes."""
+def render_all(folder: Path, todo: list[int], config: RenderConfig, workers: int) -> Iterator[int]:
+    """Render scenes in `workers` processes of one thread each; yields the number of each finished scene."""
     if workers <= 1:
-        yield from (draw(folder, i, settings) for i in todo)
+        yield from (render_scene(folder, i, config) for i in todo)
         return
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), deaf)
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), ignore_interrupt)
     try:
-        for done in as_completed([pool.submit(draw, folder, i, settings) for i in todo]):
+        for done in as_completed([pool.submit(render_scene, folder, i, config) for i in todo]):
             yield done.result()
     except BrokenProcessPool:
         raise UserError(
-            "a rendering process was killed; the same command goes on with what is missing"
+            "a rendering process was killed; run the same command again to render the rest"
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def deaf() -> None:
-    """An interrupt is the business of the process that asked."""
+def ignore_interrupt() -> None:
+    """Interrupts are handled by the parent process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def draw(folder: Path, i: int, settings: Settings) -> int:
-    made = scene(settings, i)
-    for kind in (*maps.BYTES, "color"):
+def render_scene(folder: Path, i: int, config: RenderConfig) -> int:
+    made = scene(config, i)
+    for kind in (*dense_maps.BYTES, "color"):
         file = io.BytesIO()
         Image.fromarray(made[kind]).save(file, "PNG")
-        checkpoint.write(
-            folder / kind / color(folder, i).name, lambda out, file=file: out.write(file.getbuffer())
-        )
+        files.write(folder / kind / color(folder, i).name, lambda out, file=file: out.write(file.getbuffer()))
     return i
 
 
 # ---- one scene
 
 
-def scene(settings: Settings, i: int) -> dict[str, np.ndarray]:
-    """Scene i as its files have it: color (S, S, 3), depth (S, S) uint16, normals (S, S, 3), instances (S, S) uint16."""
-    mi, rng = mitsuba(), random(settings, i)
-    room = rooms.room(mi, rng)
-    light, met = traced(mi, room, settings, i)
+def scene(config: RenderConfig, i: int) -> dict[str, np.ndarray]:
+    """Scene i as stored: color (S, S, 3), depth (S, S) uint16, normals (S, S, 3), instances (S, S) uint16."""
+    mi, rng = mitsuba(), scene_rng(config, i)
+    room = rooms.make_room(mi, rng)
+    light, hits = trace(mi, room, config, i)
     return {
-        "color": exposed(smoothed(*light, met), rng.uniform(*BRIGHTNESS)),
-        "depth": maps.millimetres(met.depth).astype(np.uint16),
-        "normals": maps.encode(met.normal),
-        "instances": met.thing.astype(np.uint16),
+        "color": tone_map(denoise(*light, hits), rng.uniform(*EXPOSURE)),
+        "depth": dense_maps.millimeters(hits.depth).astype(np.uint16),
+        "normals": dense_maps.encode(hits.normal),
+        "instances": hits.instance.astype(np.uint16),
     }
 
 
-def random(settings: Settings, i: int) -> np.random.Generator:
-    return np.random.default_rng([settings.seed, i])
+def scene_rng(config: RenderConfig, i: int) -> np.random.Generator:
+    return np.random.default_rng([config.seed, i])
 
 
-def intrinsics(settings: Settings, i: int) -> np.ndarray:
-    """(3, 3), pixels."""
-    return surfaces.camera((settings.size, settings.size), np.radians(rooms.view(random(settings, i))))
+def intrinsics(config: RenderConfig, i: int) -> np.ndarray:
+    """(3, 3) camera intrinsics of scene i, in pixels."""
+    return normals.camera((config.size, config.size), np.radians(rooms.field_of_view(scene_rng(config, i))))
 
 
 @dataclass(frozen=True)
-class Met:
-    """What the ray through the middle of each pixel meets."""
+class RayHits:
+    """What the ray through the center of each pixel hits."""
 
-    depth: np.ndarray  # (S, S) metres along the optical axis, 0 where it meets nothing
-    normal: np.ndarray  # (S, S, 3) to the camera, in its axes
-    solid: np.ndarray  # (S, S) number of a single solid
-    thing: np.ndarray  # (S, S) number of the thing that it is a part of
+    depth: np.ndarray  # (S, S) meters along the optical axis, 0 where the ray hits nothing
+    normal: np.ndarray  # (S, S, 3) facing the camera, in camera axes
+    solid: np.ndarray  # (S, S) index of the solid
+    instance: np.ndarray  # (S, S) index of the object that the solid belongs to
 
 
 def mitsuba() -> Any:
-    """The renderer, one thread of it. The scalar variant runs anywhere; those on LLVM need a library that few have,
-    and one that does not fit ends the process."""
+    """The renderer, with one thread.
+
+    The scalar variant runs everywhere. LLVM variants need a library that is often missing, and an incompatible one crashes
+    the process.
+    """
     import drjit
     import mitsuba
 
@@ -191,23 +187,25 @@ def mitsuba() -> Any:
     return mitsuba
 
 
-def traced(
-    mi: Any, room: rooms.Room, settings: Settings, i: int
-) -> tuple[tuple[np.ndarray, np.ndarray], Met]:
-    """Light and albedo (S, S, 3) of each pixel, and what its middle meets."""
+def trace(
+    mi: Any, room: rooms.Room, config: RenderConfig, i: int
+) -> tuple[tuple[np.ndarray, np.ndarray], RayHits]:
+    """Light and albedo (S, S, 3) of each pixel, and what the ray through its center hits."""
     path = {"type": "path", "max_depth": BOUNCES}
-    seeing = {"type": "aov", "aovs": "albedo:albedo", "image": path, "block_size": BLOCK}
-    meeting = {"type": "aov", "aovs": "p:position,n:sh_normal,i:shape_index", "block_size": BLOCK}
-    camera = sensor(mi, room, settings.size)
-    many = camera | {"sampler": {"type": "multijitter", "sample_count": settings.samples}}
+    path_tracer = {"type": "aov", "aovs": "albedo:albedo", "image": path, "block_size": BLOCK}
+    geometry = {"type": "aov", "aovs": "p:position,n:sh_normal,i:shape_index", "block_size": BLOCK}
+    camera = sensor(mi, room, config.size)
+    many = camera | {"sampler": {"type": "multijitter", "sample_count": config.samples}}
     middle = camera | {"sampler": {"type": "stratified", "sample_count": 1, "jitter": False}}
     described = {"type": "scene", "camera": many, **room.shapes}
-    scene = mi.load_dict(described, optimize=False)  # or solids of one material become one, without a name
-    seed = int(random(settings, i).integers(1 << 31))
-    seen = np.array(mi.render(scene, integrator=mi.load_dict(seeing), seed=seed))
-    met = np.array(mi.render(scene, sensor=mi.load_dict(middle), integrator=mi.load_dict(meeting)))
+    scene = mi.load_dict(
+        described, optimize=False
+    )  # optimizing would merge solids of one material and drop their names
+    seed = int(scene_rng(config, i).integers(1 << 31))
+    seen = np.array(mi.render(scene, integrator=mi.load_dict(path_tracer), seed=seed))
+    hits = np.array(mi.render(scene, sensor=mi.load_dict(middle), integrator=mi.load_dict(geometry)))
     names = [shape.id() for shape in scene.shapes()]
-    return (seen[..., :3], seen[..., 3:]), in_camera(met, names, room)
+    return (seen[..., :3], seen[..., 3:]), to_camera_axes(hits, names, room)
 
 
 def sensor(mi: Any, room: rooms.Room, size: int) -> dict[str, Any]:
@@ -216,73 +214,81 @@ def sensor(mi: Any, room: rooms.Room, size: int) -> dict[str, Any]:
     )
     film = {"type": "hdrfilm", "width": size, "height": size, "pixel_format": "rgb"}
     film |= {"component_format": "float32", "rfilter": {"type": "box"}}
-    return {"type": "perspective", "fov": room.view, "to_world": place, "film": film, "near_clip": 0.02}
+    return {
+        "type": "perspective",
+        "fov": room.field_of_view,
+        "to_world": place,
+        "film": film,
+        "near_clip": 0.02,
+    }
 
 
-def in_camera(met: np.ndarray, names: list[str], room: rooms.Room) -> Met:
-    """Mitsuba's position, normal and shape number from 1 (S, S, 7) in the axes of the camera: x right, y down."""
-    ray = (met[..., :3] - room.origin) @ room.axes
-    normal, solid = met[..., 3:6] @ room.axes, met[..., 6].round().astype(int)
+def to_camera_axes(hits: np.ndarray, names: list[str], room: rooms.Room) -> RayHits:
+    """Convert Mitsuba's position, normal and shape index from 1 (S, S, 7) to camera axes: x right, y down."""
+    ray = (hits[..., :3] - room.origin) @ room.axes
+    normal, solid = hits[..., 3:6] @ room.axes, hits[..., 6].round().astype(int)
     away = (ray * normal).sum(2, keepdims=True) > 0
-    things = np.array([0] + [int(name.partition("_")[0]) for name in names])
+    instance_of = np.array([0] + [int(name.partition("_")[0]) for name in names])
     known = solid > 0
-    return Met(ray[..., 2] * known, np.where(away, -normal, normal) * known[..., None], solid, things[solid])
+    return RayHits(
+        ray[..., 2] * known, np.where(away, -normal, normal) * known[..., None], solid, instance_of[solid]
+    )
 
 
-# ---- from light to colours
+# ---- from light to color images
 
 
-def smoothed(light: np.ndarray, albedo: np.ndarray, met: Met) -> np.ndarray:
-    """(S, S, 3), with the noise of few samples averaged out where that blurs neither texture nor outline.
+def denoise(light: np.ndarray, albedo: np.ndarray, hits: RayHits) -> np.ndarray:
+    """(S, S, 3) light with sampling noise averaged out, without blurring textures or outlines.
 
-    What falls onto a surface varies less than what the surface makes of it: light / albedo is averaged over near
-    pixels of the same solid that face the same way. Stray bright ones count little.
+    Incoming light varies less than reflected light: light / albedo is averaged over near pixels of the same solid that
+    face the same direction. Bright outliers get a small weight.
     """
-    dark = 0.02  # of a surface so black that the quotient is noise
+    dark = 0.02  # avoids noise in the quotient on black surfaces
     shade = light / (albedo + dark)
     total, weights, usual = np.zeros_like(shade), np.zeros(shade.shape[:2]), np.median(shade)
-    for down in range(-REACH, REACH + 1):
-        for right in range(-REACH, REACH + 1):
+    for down in range(-FILTER_RADIUS, FILTER_RADIUS + 1):
+        for right in range(-FILTER_RADIUS, FILTER_RADIUS + 1):
             by = (down, right)
-            near = np.exp(-(down**2 + right**2) / REACH**2)
-            alike = (np.roll(met.normal, by, (0, 1)) * met.normal).sum(2).clip(0) ** 16
+            near = np.exp(-(down**2 + right**2) / FILTER_RADIUS**2)
+            alike = (np.roll(hits.normal, by, (0, 1)) * hits.normal).sum(2).clip(0) ** 16
             other = np.roll(shade, by, (0, 1))
-            weight = near * alike * (np.roll(met.solid, by, (0, 1)) == met.solid) / (usual + other.mean(2))
+            weight = near * alike * (np.roll(hits.solid, by, (0, 1)) == hits.solid) / (usual + other.mean(2))
             total += weight[..., None] * other
             weights += weight
     return total / weights.clip(min=1e-6)[..., None] * (albedo + dark)
 
 
-def exposed(light: np.ndarray, brightness: float) -> np.ndarray:
-    """(S, S, 3) -> 8-bit colours: balanced, exposed by the median, highlights rolled off, sRGB's gamma."""
-    light = light / (light.mean((0, 1)) / light.mean()) ** BALANCE
+def tone_map(light: np.ndarray, brightness: float) -> np.ndarray:
+    """(S, S, 3) -> 8-bit colors: white balance, exposure by the median, highlight roll-off, sRGB gamma."""
+    light = light / (light.mean((0, 1)) / light.mean()) ** WHITE_BALANCE
     shown = 1 - np.exp(-light * brightness / np.median(light.mean(2)))
     return (255 * shown.clip(0, 1) ** (1 / 2.2)).round().astype(np.uint8)
 
 
-# ---- a look at them
+# ---- contact sheet
 
 
 def sheet(folder: Path, count: int) -> Image.Image:
-    """Colours, depth, normals and instances of the first scenes."""
-    from pretask.viz import puzzle as sheet
+    """Contact sheet with color, depth, normals and instances of the first scenes."""
+    from pretask.viz import sheet
 
     cells = []
     for i in range(count):
-        files = {kind: folder / kind / color(folder, i).name for kind in ("color", *maps.BYTES)}
-        pictures = {"image": Image.open(files["color"]), "depth": shaded(files["depth"])}
-        pictures |= {"normals": Image.open(files["normals"]), "instances": dyed(files["instances"])}
+        files = {kind: folder / kind / color(folder, i).name for kind in ("color", *dense_maps.BYTES)}
+        pictures = {"image": Image.open(files["color"]), "depth": depth_image(files["depth"])}
+        pictures |= {"normals": Image.open(files["normals"]), "instances": instance_image(files["instances"])}
         cells.append(sheet.Cell(tuple(pictures.items())))
     return sheet.paint(cells, title="rendered scenes", subtitle=f"the first {count} of {folder.name}")
 
 
-def shaded(depth: Path) -> Image.Image:
-    """Near is bright."""
+def depth_image(depth: Path) -> Image.Image:
+    """Depth as a gray image; near is bright."""
     z = np.asarray(Image.open(depth)).astype(float)
     return Image.fromarray((255 * (1 - z / z.max().clip(min=1)) ** 0.7).astype(np.uint8)).convert("RGB")
 
 
-def dyed(instances: Path) -> Image.Image:
-    """Each thing in a colour of its own."""
-    dyes = np.random.default_rng(0).integers(60, 255, (4096, 3)).astype(np.uint8)
-    return Image.fromarray(dyes[np.asarray(Image.open(instances)) % len(dyes)])
+def instance_image(instances: Path) -> Image.Image:
+    """Instances in random colors."""
+    colors = np.random.default_rng(0).integers(60, 255, (4096, 3)).astype(np.uint8)
+    return Image.fromarray(colors[np.asarray(Image.open(instances)) % len(colors)])

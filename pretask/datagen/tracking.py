@@ -1,19 +1,20 @@
-"""Tracks of moving things, mined from video clips: `pretask track CLIPS --out TRACKS`
+"""Tracks of moving objects, mined from video clips: `pretask track CLIPS --out TRACKS`
 
 Wang, Gupta: Unsupervised Learning of Visual Representations using Videos, ICCV 2015, arXiv:1505.00687. Where interest
-points move otherwise than the camera does, a box is laid around as many of them as it holds, and a tracker follows it
-for a second; what it showed first and last is a pair. Nothing begins where nothing moves or where almost everything
-does, and no track goes across a cut.
+points move differently from the camera, a box is placed around as many of them as fit and tracked for a second; its
+first and last patches form a pair. No track starts where nothing moves or almost everything does, and no track crosses a
+cut.
 
-Dense flow (DIS), corners and the trackers are OpenCV's. A clip is read once, whatever its length, with a few frames in
-memory; several clips at a time. How many frames that makes a second is told at the end, and by the page on video.
+Dense flow (DIS), corners and trackers are OpenCV's. A clip of any length is read once, with a few frames in memory;
+several clips are processed in parallel. The command prints the speed in frames per second, which docs/video.md lists.
 
-Differs from the paper: motion is that of dense flow at corners, not of improved trajectories at SURF points; the camera
-counts as still where a quarter of the points are, else it moves as most points tell (an affine map, by RANSAC); a share
-of moving points is asked of the box, not of the frame, so that small things are found in large scenes; a track during
-which its box holds no moving points was left behind by what it followed, and is dropped.
+**Differs:** motion is dense flow at corners, not improved trajectories at SURF points. The camera counts as static if a
+quarter of the points are; otherwise its motion is an affine map fitted by RANSAC. The fraction of moving points is
+required of the box, not of the frame, so that small objects are found in large scenes. A track whose box contains no
+moving points has lost its object and is dropped.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -23,125 +24,136 @@ from typing import Any, Literal
 import numpy as np
 
 from pretask.data import decode
-from pretask.datagen import video as clips
+from pretask.datagen import video
 from pretask.limits import Count, Part, Positive
 
-POINTS, QUALITY, APART = 1000, 0.001, 4
-"""corners looked at in a frame, the weakest as a share of the strongest, pixels between two"""
-MOVES = 0.5
-"""pixels from one frame to the next beyond which a point moves (paper)"""
-STILL = 0.25
-"""share of points at rest from which on the camera is"""
-NOISE, CAMERA = 0.25, 0.75
-"""share of moving points that a box needs to begin with, and share of the frame's from which on none begins"""
-FEW = 8
-"""moving points that a box needs to begin with"""
-KEPT = 0.1
-"""share of moving points that a box has in each third of its way, on average"""
-EDGE, ENTERING = 8, 0.25
-"""pixels from the frame's edge, and share of a box's moving points there from which on a thing is still coming in"""
-AROUND, BETTER = 7, 2
-"""pixels around a corner, and grey levels by which the flow must explain them better than the camera"""
-CUT = 0.6
-"""difference between a frame and the one before, moved along the flow, in standard deviations, that is a cut"""
-OUTSIDE = 0.25
-"""share of a box outside the frame from which on it has left it"""
-AT_ONCE, AGAIN = 6, 3
-"""tracks followed at a time; after this part of its way, what one follows may be followed by another, too"""
-FILMS, EVERY, FILM_SIDE = 2, 3, 120
-"""tracks of a clip that are kept to look at; frames from one picture to the next; their short side, pixels"""
+MAX_CORNERS, CORNER_QUALITY, CORNER_DISTANCE = 1000, 0.001, 4
+"""maximum number of corners per frame, minimum quality relative to the best corner, minimum distance in pixels"""
+MOTION_THRESHOLD = 0.5
+"""displacement between frames above which a point is moving, pixels (paper)"""
+STATIC_FRACTION = 0.25
+"""fraction of static points from which the camera counts as static"""
+MIN_MOVING, MAX_MOVING = 0.25, 0.75
+"""minimum fraction of moving points in a new box, and fraction in the frame above which no track starts"""
+MIN_POINTS = 8
+"""minimum number of moving points in a new box"""
+MIN_TRACKED = 0.1
+"""minimum mean fraction of moving points in a box during each third of its track"""
+BORDER, MAX_ENTERING = 8, 0.25
+"""border width in pixels, and fraction of a box's moving points in it above which the object is still entering"""
+WINDOW, MARGIN = 7, 2
+"""window around a corner in pixels, and gray levels by which flow must match it better than camera motion"""
+CUT_THRESHOLD = 0.6
+"""difference between a frame and the flow-warped previous one, in standard deviations, above which there is a cut"""
+MAX_OUTSIDE = 0.25
+"""fraction of a box outside of the frame above which it has left the frame"""
+MAX_ACTIVE, REUSE = 6, 3
+"""maximum number of active tracks; after 1 / REUSE of a track, another may start on the same object"""
+PAUSE, EPSILON = 0.5, 1e-6
+"""gap between frames, as a fraction of a track's length and at least twice the previous gap, that ends tracks; tolerance in
+seconds"""
+PREVIEWS, PREVIEW_STRIDE, PREVIEW_SIDE = 2, 3, 120
+"""tracks per clip with preview images; frames between two images; their short side in pixels"""
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What is looked for, and how it is kept."""
+class TrackConfig:
+    """Parameters of tracking."""
 
     size: Count = 96
     """side of the patches, pixels"""
     height: Count = 240
-    """short side of the frames while they are looked at, pixels; smaller clips as they are"""
+    """short side of the frames for tracking, pixels; smaller clips are not enlarged"""
     box: Part = 0.5
-    """side of a tracked box, as a share of the frame's short side (paper: 227 of 448)"""
+    """side of a tracked box as a fraction of the frame's short side (paper: 227 of 448)"""
     seconds: Positive = 1.0
-    """from the first patch to the last (paper: 30 frames); a folder's frames are taken for 30 a second"""
+    """seconds from first to last patch, by timestamps (paper: 30 frames); folders count as 30 frames per second"""
     tracker: Literal["kcf", "csrt"] = "kcf"
-    """kcf is the paper's; csrt is more exact, also in size, and several times slower"""
+    """tracking algorithm: kcf is the paper's; csrt is more accurate and adapts its size, but is several times slower"""
 
 
 @dataclass(frozen=True)
 class Motion:
-    """What moves between two frames: corners of the first (P, 2) as x, y; which of them move; whether it is a cut."""
+    """Motion between two frames: corners of the first (P, 2) as x, y, whether each moves, whether there is a cut."""
 
     points: np.ndarray
     moving: np.ndarray
     cut: bool = False
 
     def inside(self, box: np.ndarray) -> np.ndarray:
-        """(P,) which points lie in a box x, y, w, h."""
-        low, high = box[:2], box[:2] + box[2:]
-        return np.all((self.points >= low) & (self.points < high), axis=1)
+        """(P,) whether points lie in a box x, y, w, h."""
+        low, height = box[:2], box[:2] + box[2:]
+        return np.all((self.points >= low) & (self.points < height), axis=1)
 
-    def share(self, box: np.ndarray) -> float:
-        """Of the points in a box, how many move; 0 of none."""
+    def moving_fraction(self, box: np.ndarray) -> float:
+        """Fraction of the points in a box that move; 0 if there are none."""
         return float(self.moving[self.inside(box)].mean()) if self.inside(box).any() else 0.0
 
 
 @dataclass
-class Going:
-    """A track that is being followed."""
+class ActiveTrack:
+    """A track in progress."""
 
     tracker: Any
-    first: np.ndarray  # (size, size, 3) the patch that it began with
+    first: np.ndarray  # (size, size, 3) its first patch
     start: int
+    since: float  # seconds
     boxes: list[np.ndarray]
     moved: list[float] = field(default_factory=list)
-    film: list[np.ndarray] = field(default_factory=list)
+    preview: list[np.ndarray] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Track:
-    """The patches of a track, where it was, in pixels of a frame as it was looked at, and pictures to look at."""
+    """A finished track: its patches, boxes in pixels of the resized frames, and preview images."""
 
     first: np.ndarray  # (size, size, 3) uint8
     last: np.ndarray
     start: int
     boxes: np.ndarray  # (L + 1, 4) x, y, w, h
+    seconds: float
     moved: float
-    film: list[np.ndarray]
+    preview: list[np.ndarray]
 
 
 @dataclass
-class Mined:
-    """What a clip gave."""
+class ClipTracks:
+    """Result of mining a clip."""
 
     tracks: list[Track] = field(default_factory=list)
-    length: int = 0
-    """frames from the first patch of a track to the last"""
+    track_seconds: float = 0.0
+    """length of a track, seconds"""
     frames: int = 0
+    seconds: float = 0.0
+    """seconds from the first frame to the last"""
     dropped: Counter[str] = field(default_factory=Counter)
-    """reason -> tracks that came to nothing"""
-    quiet: int = 0
-    """frames in which nothing moves"""
-    shaken: int = 0
-    """frames in which nearly everything does"""
-    broken: str = ""
-    """why the clip could not be read to its end"""
+    """reason -> number of tracks dropped"""
+    static_frames: int = 0
+    """number of frames in which nothing moves"""
+    camera_frames: int = 0
+    """number of frames in which nearly everything moves"""
+    read_error: str = ""
+    """why the clip could not be read to the end"""
 
-    def why_not(self) -> str:
+    def failure(self) -> str:
         """Why there is no track, in a few words; "" if there is one."""
         if self.tracks:
             return ""
-        if self.broken:
-            return self.broken
-        if self.frames <= self.length:
-            return f"{self.frames} frames, shorter than a track of {self.length + 1}"
+        if self.read_error:
+            return self.read_error
+        if self.frames <= PREVIEW_STRIDE or self.seconds < self.track_seconds - 0.5 * self.seconds / (
+            self.frames - 1
+        ):
+            return (
+                f"{self.frames} frame{'s' * (self.frames != 1)} in {self.seconds:.2f} s, shorter than a track"
+            )
         if self.dropped:
-            return "no track held: " + ", ".join(f"{n} {why}" for why, n in self.dropped.most_common())
-        return "the camera moves too much" if self.shaken > self.quiet else "nothing moves"
+            return "no track completed: " + ", ".join(f"{n} {why}" for why, n in self.dropped.most_common())
+        return "the camera moves too much" if self.camera_frames > self.static_frames else "nothing moves"
 
 
 def opencv() -> Any:
-    """Loaded when it is needed; its stubs do not know what comes with contrib."""
+    """OpenCV, imported on first use and untyped, since its stubs lack the contrib modules."""
     import cv2
 
     return cv2
@@ -150,156 +162,175 @@ def opencv() -> Any:
 # ---- motion
 
 
-def motion(before: np.ndarray, after: np.ndarray) -> Motion:
-    """Of two grey frames (H, W) uint8: which corners move otherwise than the camera.
+def detect_motion(before: np.ndarray, after: np.ndarray) -> Motion:
+    """Which corners move differently from the camera between two gray frames (H, W) uint8.
 
-    Flow runs over the edge of what moves; so a corner moves only if its surroundings are found where the flow points
-    to, and not where the camera alone would have taken them.
+    Flow extends beyond the outline of moving objects. A corner therefore counts as moving only if its surroundings
+    match better along the flow than along the camera motion.
     """
     cv2 = opencv()
     flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST).calc(before, after, None)  # (H, W, 2)
     y, x = np.indices(before.shape, dtype=np.float32)
     along = cv2.absdiff(cv2.remap(after, x + flow[..., 0], y + flow[..., 1], cv2.INTER_LINEAR), before)
-    if along.mean() > CUT * (before.std() + 1):
+    if along.mean() > CUT_THRESHOLD * (before.std() + 1):
         return Motion(np.empty((0, 2)), np.empty(0, bool), cut=True)
-    corners = cv2.goodFeaturesToTrack(before, POINTS, QUALITY, APART)
-    if corners is None or len(corners) < FEW:
+    corners = cv2.goodFeaturesToTrack(before, MAX_CORNERS, CORNER_QUALITY, CORNER_DISTANCE)
+    if corners is None or len(corners) < MIN_POINTS:
         return Motion(np.empty((0, 2)), np.empty(0, bool))
     points = corners[:, 0].astype(np.float32)
     column, row = points.round().astype(int).T
     step = flow[row, column]
     affine = camera(points, step)
     still = cv2.warpAffine(after, affine, before.shape[::-1], flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
-    better = cv2.blur(cv2.subtract(cv2.absdiff(still, before), along), (AROUND, AROUND))[row, column]
+    better = cv2.blur(cv2.subtract(cv2.absdiff(still, before), along), (WINDOW, WINDOW))[row, column]
     own = np.linalg.norm(step - (points @ affine[:, :2].T + affine[:, 2] - points), axis=1)
-    return Motion(points, (own > MOVES) & (better > BETTER))
+    return Motion(points, (own > MOTION_THRESHOLD) & (better > MARGIN))
 
 
 def camera(points: np.ndarray, step: np.ndarray) -> np.ndarray:
-    """(P, 2), (P, 2) -> the affine map (2, 3) by which the camera moves points: none if many rest, else as most tell."""
+    """Points (P, 2) and displacements (P, 2) -> affine camera motion (2, 3): identity if many points are static, else RANSAC."""
     cv2 = opencv()
     affine = None
-    if (np.linalg.norm(step, axis=1) <= MOVES).mean() < STILL:
-        affine, _ = cv2.estimateAffine2D(points, points + step, ransacReprojThreshold=MOVES)
+    if (np.linalg.norm(step, axis=1) <= MOTION_THRESHOLD).mean() < STATIC_FRACTION:
+        affine, _ = cv2.estimateAffine2D(points, points + step, ransacReprojThreshold=MOTION_THRESHOLD)
     return np.eye(2, 3) if affine is None else affine
 
 
-def begin(seen: Motion, shape: tuple[int, ...], side: int, taken: list[np.ndarray]) -> np.ndarray | None:
-    """A box x, y, w, h of `side` with as many moving points as one can hold, and in their middle; None if too few move.
+def propose_box(
+    motion: Motion, shape: tuple[int, ...], side: int, occupied: list[np.ndarray]
+) -> np.ndarray | None:
+    """A new box x, y, w, h of `side` around as many moving points as possible, centered on them; None if too few move.
 
-    shape (H, W, …) of the frame; `taken` are boxes whose things are followed already.
+    `shape` is the frame's (H, W, …); `occupied` are boxes of objects already tracked.
     """
     cv2 = opencv()
-    high, wide = shape[:2]
-    free = seen.moving.copy()
-    for box in taken:
-        free &= ~seen.inside(box)
-    if free.sum() < FEW or min(high, wide) < side:
+    height, width = shape[:2]
+    free = motion.moving.copy()
+    for box in occupied:
+        free &= ~motion.inside(box)
+    if free.sum() < MIN_POINTS or min(height, width) < side:
         return None
-    count = np.zeros((high, wide), np.float32)
-    x, y = seen.points[free].astype(int).T
+    count = np.zeros((height, width), np.float32)
+    x, y = motion.points[free].astype(int).T
     count[y, x] = 1
-    held = cv2.boxFilter(
+    counts = cv2.boxFilter(
         count, -1, (side, side), anchor=(0, 0), normalize=False, borderType=cv2.BORDER_CONSTANT
     )
-    held = held[: high - side + 1, : wide - side + 1].round()
-    top, left = np.unravel_index(held.argmax(), held.shape)
-    inside = free & seen.inside(np.array([left, top, side, side]))
-    corner = seen.points[inside].mean(0) - side / 2
-    box = np.array([*corner.clip(0, [wide - side, high - side]).round(), side, side])
-    inside = free & seen.inside(box)
-    if inside.sum() < FEW or seen.share(box) < NOISE:
+    counts = counts[: height - side + 1, : width - side + 1].round()
+    top, left = np.unravel_index(counts.argmax(), counts.shape)
+    inside = free & motion.inside(np.array([left, top, side, side]))
+    corner = motion.points[inside].mean(0) - side / 2
+    box = np.array([*corner.clip(0, [width - side, height - side]).round(), side, side])
+    inside = free & motion.inside(box)
+    if inside.sum() < MIN_POINTS or motion.moving_fraction(box) < MIN_MOVING:
         return None
-    mine = seen.points[inside]
-    edge = ((mine < EDGE) | (mine >= np.array([wide, high]) - EDGE)).any(1)
-    return box if edge.mean() <= ENTERING else None
+    points = motion.points[inside]
+    edge = ((points < BORDER) | (points >= np.array([width, height]) - BORDER)).any(1)
+    return box if edge.mean() <= MAX_ENTERING else None
 
 
 # ---- tracks
 
 
-def mine(clip: Path, s: Settings) -> Mined:
-    """All tracks of a clip. What breaks off in the middle keeps the tracks found until then."""
+def mine(clip: Path, config: TrackConfig) -> ClipTracks:
+    """All tracks of a clip. An unreadable rest of a clip does not affect the tracks found before."""
     cv2 = opencv()
-    cv2.setNumThreads(1)  # clips are mined side by side
-    found = Mined()
+    cv2.setNumThreads(1)  # clips are mined in parallel
+    found = ClipTracks(track_seconds=config.seconds)
     try:
-        found.length = max(EVERY, round(s.seconds * clips.rate(clip)))
-        follow_all(clips.frames(clip, s.height), s, found)
+        track_clip(video.frames(clip, config.height), config, found)
     except decode.Unreadable as error:
         after = f", after {found.frames} frames" if found.frames else ""
-        found.broken = f"{error}{after}"
+        found.read_error = f"{error}{after}"
     return found
 
 
-def follow_all(frames: Iterator[np.ndarray], s: Settings, found: Mined) -> None:
+def track_clip(frames: Iterator[tuple[float, np.ndarray]], config: TrackConfig, found: ClipTracks) -> None:
     cv2 = opencv()
-    going: list[Going] = []
+    active: list[ActiveTrack] = []
     before: np.ndarray | None = None
-    grey = np.empty(0)
-    for now in frames:
+    gray = np.empty(0)
+    gap = math.inf
+    for time, now in frames:
         found.frames += 1
-        grey, earlier = cv2.cvtColor(now, cv2.COLOR_RGB2GRAY), grey
+        since, found.seconds = found.seconds, time
+        gray, earlier = cv2.cvtColor(now, cv2.COLOR_RGB2GRAY), gray
         if before is not None:
-            seen = motion(earlier, grey)
-            if seen.cut:
-                found.dropped["ended by a cut"] += len(going)
-                going.clear()
-            elif (new := started(seen, before, going, s, found)) is not None:
-                going.append(new)
-            going = [track for track in going if goes_on(track, now, seen, s, found)]
+            motion = detect_motion(earlier, gray)
+            pause = time - since > max(PAUSE * config.seconds, 2 * gap)
+            gap = time - since
+            if motion.cut or pause:
+                found.dropped["ended by a cut" if motion.cut else "ended by a pause"] += len(active)
+                active.clear()
+            elif (new := start_track(motion, before, since, active, config, found)) is not None:
+                active.append(new)
+            active = [track for track in active if advance(track, now, motion, config, found, gap)]
         before = now
-    found.dropped["cut short by the end"] += len(going)
+    found.dropped["cut short by the end"] += len(active)
     found.dropped = +found.dropped  # without zeros
 
 
-def started(seen: Motion, frame: np.ndarray, going: list[Going], s: Settings, found: Mined) -> Going | None:
-    """A new track, if something moves that nobody follows."""
+def start_track(
+    motion: Motion,
+    frame: np.ndarray,
+    since: float,
+    active: list[ActiveTrack],
+    config: TrackConfig,
+    found: ClipTracks,
+) -> ActiveTrack | None:
+    """A new track from a frame shown at time `since` in seconds, if something moves that is not tracked yet."""
     cv2 = opencv()
-    share = float(seen.moving.mean()) if len(seen.moving) else 0.0
-    found.quiet += share == 0
-    found.shaken += share > CAMERA
-    if share > CAMERA or len(going) >= AT_ONCE:
+    moving_fraction = float(motion.moving.mean()) if len(motion.moving) else 0.0
+    found.static_frames += moving_fraction == 0
+    found.camera_frames += moving_fraction > MAX_MOVING
+    if moving_fraction > MAX_MOVING or len(active) >= MAX_ACTIVE:
         return None
-    taken = [track.boxes[-1] for track in going if len(track.boxes) <= found.length / AGAIN]
-    box = begin(seen, frame.shape, round(s.box * min(frame.shape[:2])), taken)
+    occupied = [t.boxes[-1] for t in active if found.seconds - t.since <= config.seconds / REUSE + EPSILON]
+    box = propose_box(motion, frame.shape, round(config.box * min(frame.shape[:2])), occupied)
     if box is None:
         return None
-    tracker = {"kcf": cv2.TrackerKCF_create, "csrt": cv2.TrackerCSRT_create}[s.tracker]()
+    tracker = {"kcf": cv2.TrackerKCF_create, "csrt": cv2.TrackerCSRT_create}[config.tracker]()
     tracker.init(bgr(frame), tuple(int(v) for v in box))
-    return Going(tracker, patch(frame, box, s.size), found.frames - 2, [box], film=[film(frame, box)])
+    first = patch(frame, box, config.size)
+    return ActiveTrack(tracker, first, found.frames - 2, since, [box], preview=[preview(frame, box)])
 
 
-def goes_on(track: Going, frame: np.ndarray, seen: Motion, s: Settings, found: Mined) -> bool:
-    """Follow it to the next frame; False if it has come to its end there, whatever that is."""
-    track.moved.append(seen.share(track.boxes[-1]))
-    held, box = track.tracker.update(bgr(frame))
+def advance(
+    track: ActiveTrack, frame: np.ndarray, motion: Motion, config: TrackConfig, found: ClipTracks, gap: float
+) -> bool:
+    """Follow a track to the next frame, `gap` seconds later; False if it ends there, finished or dropped."""
+    track.moved.append(motion.moving_fraction(track.boxes[-1]))
+    tracked, box = track.tracker.update(bgr(frame))
     box = np.array(box)
-    reason = "" if held else "lost"
-    if held and outside(box, frame.shape) > OUTSIDE:
+    reason = "" if tracked else "lost"
+    if tracked and outside_fraction(box, frame.shape) > MAX_OUTSIDE:
         reason = "left the frame"
     track.boxes.append(box)
-    done = len(track.boxes) == found.length + 1
-    if not reason and done and min(np.mean(part) for part in np.array_split(track.moved, 3)) < KEPT:
+    lasted = found.seconds - track.since
+    done = (
+        len(track.boxes) > PREVIEW_STRIDE and lasted + gap / 2 + EPSILON >= config.seconds
+    )  # the frame that is nearest to it
+    if not reason and done and min(np.mean(part) for part in np.array_split(track.moved, 3)) < MIN_TRACKED:
         reason = "left behind"
     if reason:
         found.dropped[reason] += 1
         return False
-    if len(found.tracks) < FILMS and len(track.boxes) % EVERY == 1:
-        track.film.append(film(frame, box))
+    if len(found.tracks) < PREVIEWS and len(track.boxes) % PREVIEW_STRIDE == 1:
+        track.preview.append(preview(frame, box))
     if done:
-        last, moved = patch(frame, box, s.size), float(np.mean(track.moved))
-        found.tracks.append(Track(track.first, last, track.start, np.array(track.boxes), moved, track.film))
+        last, moved = patch(frame, box, config.size), float(np.mean(track.moved))
+        boxes = np.array(track.boxes)
+        found.tracks.append(Track(track.first, last, track.start, boxes, lasted, moved, track.preview))
     return not done
 
 
 def bgr(frame: np.ndarray) -> np.ndarray:
-    """OpenCV's order of colours."""
+    """A frame in OpenCV's channel order."""
     return np.ascontiguousarray(frame[..., ::-1])
 
 
-def outside(box: np.ndarray, shape: tuple[int, ...]) -> float:
-    """Share of a box that lies outside the frame."""
+def outside_fraction(box: np.ndarray, shape: tuple[int, ...]) -> float:
+    """Fraction of a box outside of the frame."""
     x, y, w, h = box
     across = min(x + w, shape[1]) - max(x, 0)
     down = min(y + h, shape[0]) - max(y, 0)
@@ -307,20 +338,20 @@ def outside(box: np.ndarray, shape: tuple[int, ...]) -> float:
 
 
 def patch(frame: np.ndarray, box: np.ndarray, size: int) -> np.ndarray:
-    """What a box shows, (size, size, 3); where it reaches out of the frame it is moved back in."""
+    """The patch (size, size, 3) in a box, which is moved into the frame if it reaches beyond."""
     cv2 = opencv()
     x, y, w, h = (round(float(v)) for v in box)
-    side = min(max(w, h), *frame.shape[:2])  # square, as a CSRT box need not be
+    side = min(max(w, h), *frame.shape[:2])  # CSRT boxes need not be square
     left = min(max(0, x + (w - side) // 2), frame.shape[1] - side)
     top = min(max(0, y + (h - side) // 2), frame.shape[0] - side)
     cut = frame[top : top + side, left : left + side]
     return cv2.resize(cut, (size, size), interpolation=cv2.INTER_AREA if side > size else cv2.INTER_CUBIC)
 
 
-def film(frame: np.ndarray, box: np.ndarray) -> np.ndarray:
-    """The frame, small, with the box drawn into it."""
+def preview(frame: np.ndarray, box: np.ndarray) -> np.ndarray:
+    """A small frame with the box drawn on it."""
     cv2 = opencv()
-    scale = FILM_SIDE / min(frame.shape[:2])
+    scale = PREVIEW_SIDE / min(frame.shape[:2])
     small = cv2.resize(frame, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
     x, y, w, h = (round(float(v) * scale) for v in box)
     return cv2.rectangle(small, (x, y), (x + w - 1, y + h - 1), (255, 210, 0), 2)

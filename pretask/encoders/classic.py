@@ -1,4 +1,4 @@
-"""The nets of the original papers that timm lacks, and small nets for small images on small machines.
+"""Networks of the papers that timm lacks, and small networks for small images on small machines.
 
 Each is a function (channels, size, …) -> nn.Sequential whose children are the stages, in order.
 """
@@ -18,7 +18,7 @@ def conv(i: int, o: int, kernel: int, stride: int = 1) -> nn.Sequential:
 
 
 def nin(blocks: int, channels: int = 3, size: int = 32, width: int = 192) -> nn.Sequential:
-    """Network in network as RotNet used it on CIFAR-10 (Gidaris 2018, released code): 3 convolutions a block."""
+    """Network in network as in RotNet on CIFAR-10 (Gidaris 2018, released code): 3 convolutions per block."""
 
     def block(i: int, kernel: int, *widths: int) -> list[nn.Module]:
         a, b, c = widths
@@ -34,7 +34,7 @@ def nin(blocks: int, channels: int = 3, size: int = 32, width: int = 192) -> nn.
 
 
 def alexnet_bn(channels: int = 3, size: int = 224) -> nn.Sequential:
-    """AlexNet with batch norm, no groups (Gidaris 2018, released code), up to its two wide layers."""
+    """AlexNet with batch norm, without groups, up to its two wide layers (Gidaris 2018, released code)."""
 
     def stage(i: int, o: int, kernel: int, stride: int, padding: int, *then: nn.Module) -> nn.Sequential:
         return nn.Sequential(
@@ -58,12 +58,12 @@ def alexnet_bn(channels: int = 3, size: int = 224) -> nn.Sequential:
 
 
 def caffe_trunk(channels: int, stride: int) -> list[tuple[str, nn.Sequential]]:
-    """conv1 to pool5 of CaffeNet, with its first weights: AlexNet in two groups, pooled before it is normed, its pooling
-    rounded up."""
+    """conv1 to pool5 of CaffeNet, with its initialization: AlexNet in two groups, with pooling before
+    normalization and pooled sides rounded up."""
 
     def stage(i: int, o: int, kernel: int, groups: int, bias: float, *then: nn.Module, stride: int = 1):
         layer = nn.Conv2d(i, o, kernel, stride, kernel // 2 if stride == 1 else 0, groups=groups)
-        return nn.Sequential(filled(layer, 0.01, bias), nn.ReLU(inplace=True), *then)
+        return nn.Sequential(fill(layer, 0.01, bias), nn.ReLU(inplace=True), *then)
 
     def pool() -> nn.Module:
         return nn.MaxPool2d(3, 2, ceil_mode=True)
@@ -85,8 +85,8 @@ def caffe_xavier(weight: Tensor) -> None:
     nn.init.kaiming_uniform_(weight, nonlinearity="linear")
 
 
-def filled(layer: nn.Conv2d, std: float, bias: float) -> nn.Conv2d:
-    """With weights drawn from a Gaussian and constant biases, as Caffe's prototxts write it."""
+def fill(layer: nn.Conv2d, std: float, bias: float) -> nn.Conv2d:
+    """Gaussian weights and constant biases, as in Caffe's prototxt fillers."""
     nn.init.normal_(layer.weight, std=std)
     nn.init.constant_(layer.bias, bias)  # type: ignore[arg-type]
     return layer
@@ -95,10 +95,10 @@ def filled(layer: nn.Conv2d, std: float, bias: float) -> nn.Conv2d:
 def caffenet(
     channels: int = 3, size: int = 227, fc6: int = 4096, fc7: int = 4096, dropout: float = 0.5
 ) -> nn.Sequential:
-    """CaffeNet, conv1 to fc7, as the papers of its time train it (TextTopicNet 2017, released code).
+    """CaffeNet, conv1 to fc7, as papers of its time train it (TextTopicNet 2017, released code).
 
-    fc6 is a convolution as wide as the last map, 6x6 of 227 px and more, so that it can look at larger images.
-    `fc7=1024,dropout=0` is the net of Wang & Gupta 2015 (released code).
+    fc6 is a convolution as wide as the last map, 6x6 from 227 px on, so that larger images are accepted.
+    `fc7=1024,dropout=0` is the network of Wang & Gupta 2015 (released code).
     """
     side = (size - 11) // 4 + 1
     for _ in range(3):
@@ -106,14 +106,14 @@ def caffenet(
 
     def wide(i: int, o: int, kernel: int) -> nn.Sequential:
         drop = [nn.Dropout(dropout)] if dropout else []
-        return nn.Sequential(filled(nn.Conv2d(i, o, kernel), 0.005, 1.0), nn.ReLU(inplace=True), *drop)
+        return nn.Sequential(fill(nn.Conv2d(i, o, kernel), 0.005, 1.0), nn.ReLU(inplace=True), *drop)
 
     ends = [("fc6", wide(256, fc6, min(6, side))), ("fc7", wide(fc6, fc7, 1))]
     return nn.Sequential(OrderedDict(caffe_trunk(channels, 4) + ends))
 
 
-class Times(nn.Module):
-    """Its input in other units."""
+class Scale(nn.Module):
+    """Multiplies its input by a constant."""
 
     def __init__(self, factor: float):
         super().__init__()
@@ -124,23 +124,24 @@ class Times(nn.Module):
 
 
 def cfn(channels: int = 3, size: int = 64) -> nn.Sequential:
-    """A column of the context-free network, conv1 to pool5 (Noroozi & Favaro 2016, released code): CaffeNet's with
-    stride 2, so that a tile of 64 px ends as 3 x 3.
+    """One column of the context-free network, conv1 to pool5 (Noroozi & Favaro 2016, released code):
+    CaffeNet's with stride 2, so that a tile of 64 px ends as 3 x 3.
 
-    It begins by multiplying what comes in units of its standard deviation by 47, that of a tile in gray levels (measured
-    on Imagenette's photographs of 255 px): first weights, biases of 1 and local norms are made for 0 … 255 less the mean
-    (caffe-master-jps/src/caffe/data_transformer.cpp:206-246), and without it the answer hardly depends on the tiles.
+    It first multiplies its standardized input by 47, the standard deviation of a tile in gray levels
+    (measured on Imagenette's photographs of 255 px): initial weights, biases of 1 and local response norms
+    are made for 0 … 255 minus the mean (caffe-master-jps/src/caffe/data_transformer.cpp:206-246), and without
+    it the output hardly depends on the tiles.
     """
     (_, conv1), *others = caffe_trunk(channels, 2)
-    return nn.Sequential(OrderedDict([("conv1", nn.Sequential(Times(47.0), *conv1)), *others]))
+    return nn.Sequential(OrderedDict([("conv1", nn.Sequential(Scale(47.0), *conv1)), *others]))
 
 
 def context_alexnet(channels: int = 3, size: int = 96) -> nn.Sequential:
-    """A tower of context prediction, conv1 to pool5 (cdoersch/deepcontext train.py:54-64): AlexNet without groups, whose
-    last three convolutions have batch norm without gain and bias; a patch of 96 px ends as 3 x 3.
+    """A tower of context prediction, conv1 to pool5 (cdoersch/deepcontext train.py:54-64): AlexNet without
+    groups, whose last three convolutions have batch norm without gain and bias; a 96 px patch ends as 3 x 3.
 
-    It begins by multiplying by 50 what comes in units of its standard deviation, "the usual AlexNet inputs"
-    (train.py:107-110): biases and the local norms are of these units. No bias where batch norm would take it away again.
+    It first multiplies its standardized input by 50, "the usual AlexNet inputs" (train.py:107-110): biases
+    and local response norms are made for these units. Convolutions before a batch norm have no bias.
     """
 
     def stage(i: int, o: int, kernel: int, stride: int = 1, *then: nn.Module, norm: bool = False):
@@ -159,7 +160,7 @@ def context_alexnet(channels: int = 3, size: int = 96) -> nn.Sequential:
 
     return nn.Sequential(
         OrderedDict(
-            conv1=nn.Sequential(Times(50.0), *stage(channels, 96, 11, 4, pool(), local())),
+            conv1=nn.Sequential(Scale(50.0), *stage(channels, 96, 11, 4, pool(), local())),
             conv2=stage(96, 256, 5, 1, pool(), local()),
             conv3=stage(256, 384, 3, norm=True),
             conv4=stage(384, 384, 3, norm=True),
@@ -169,16 +170,18 @@ def context_alexnet(channels: int = 3, size: int = 96) -> nn.Sequential:
 
 
 def for_lightness(net: nn.Sequential) -> nn.Sequential:
-    """With torch's first weights of its first layer in units of 1/25: L - 50, from -50 to 50, has a deviation of about 25,
-    and the released first weights, too, make outputs of deviation 1 of it (magic_init_mod.py, initializeLayer)."""
+    """Divide torch's initial weights of the first layer by 25: L - 50, from -50 to 50, has a standard
+    deviation of about 25, and the released initial weights also give outputs of standard deviation 1
+    (magic_init_mod.py, initializeLayer)."""
     with torch.no_grad():
         net.get_parameter("conv1.0.weight").div_(25)
     return net
 
 
 def colornet(channels: int = 1, size: int = 256) -> nn.Sequential:
-    """The colorization net of Zhang et al. 2016 (released code), conv1 to conv7: VGG without pooling, ends at 1/8; its
-    fifth and sixth block are dilated. Batch norm, without gain and bias, once a block. It is given L - 50."""
+    """The colorization network of Zhang et al. 2016 (released code), conv1 to conv7: VGG without pooling,
+    ends at 1/8; its fifth and sixth block are dilated. One batch norm, without gain and bias, per block.
+    Its input is L - 50."""
 
     def stage(i: int, o: int, count: int, stride: int = 1, dilation: int = 1) -> nn.Sequential:
         layers: list[nn.Module] = []
@@ -203,9 +206,9 @@ def colornet(channels: int = 1, size: int = 256) -> nn.Sequential:
 
 
 def color_alexnet(channels: int = 1, size: int = 180) -> nn.Sequential:
-    """The feature-learning net of Zhang et al. 2016 (released code), conv1 to fc7: AlexNet with batch norm between every
-    convolution and its ReLU, its first wide layer a dilated 6x6 convolution; the last pooling does not halve, so it ends
-    at 1/16. It is given L - 50."""
+    """The feature-learning network of Zhang et al. 2016 (released code), conv1 to fc7: AlexNet with batch
+    norm between each convolution and its ReLU, and a dilated 6x6 convolution as first wide layer; the last
+    pooling has stride 1, so it ends at 1/16. Its input is L - 50."""
 
     def stage(
         i: int,
@@ -220,7 +223,7 @@ def color_alexnet(channels: int = 1, size: int = 180) -> nn.Sequential:
         reach = dilation * (kernel - 1)
         layer = nn.Conv2d(i, o, kernel, stride, (reach + 1) // 2, dilation, groups)
         if std:
-            filled(layer, std, 1.0)
+            fill(layer, std, 1.0)
         pools = [nn.MaxPool2d(3, pool, 1, ceil_mode=True)] if pool else []
         return nn.Sequential(layer, nn.BatchNorm2d(o, affine=False), nn.ReLU(inplace=True), *pools)
 
@@ -237,8 +240,9 @@ def color_alexnet(channels: int = 1, size: int = 180) -> nn.Sequential:
 
 
 def scene_alexnet(channels: int = 3, size: int = 227) -> nn.Sequential:
-    """The trunk of Ren & Lee 2018 (released code), conv1 to fc7: CaffeNet without groups, batch norm after every
-    convolution; the last pooling does not halve and the wide layers are convolutions, so it ends at 13 x 13 of 227."""
+    """The trunk of Ren & Lee 2018 (released code), conv1 to fc7: CaffeNet without groups, batch norm after
+    every convolution; the last pooling has stride 1 and the wide layers are convolutions, so it ends at 13
+    x 13 for 227 px."""
 
     def stage(
         i: int, o: int, kernel: int, padding: int, *then: nn.Module, stride: int = 1, dilation: int = 1
@@ -260,9 +264,10 @@ def scene_alexnet(channels: int = 3, size: int = 227) -> nn.Sequential:
 
 
 def exemplar(channels: int = 3, size: int = 96, patch: int = 32) -> nn.Sequential:
-    """The medium net of Exemplar-CNN, 64c5-128c5-256c5-512f (Dosovitskiy 2014, released code): its fully connected layer
-    is a convolution as wide as a patch of `patch` pixels has become, so that it can look at whole images. It pools windows of
-    3x3 pixels, rounded up, as the released net does; the paper says 2x2."""
+    """The medium network of Exemplar-CNN, 64c5-128c5-256c5-512f (Dosovitskiy 2014, released code): its
+    fully connected layer is a convolution as wide as the map of a patch of `patch` pixels, so that whole
+    images are accepted. Max pooling is over 3x3 pixels, rounded up, as in the released network; the paper
+    says 2x2."""
 
     def stage(i: int, o: int, kernel: int, padding: int, *then: nn.Module) -> nn.Sequential:
         return nn.Sequential(nn.Conv2d(i, o, kernel, 1, padding), nn.ReLU(inplace=True), *then)
@@ -281,12 +286,12 @@ def exemplar(channels: int = 3, size: int = 96, patch: int = 32) -> nn.Sequentia
 
 
 def color_vgg16(channels: int = 1, size: int = 224, width: int = 64, wide: int = 4096) -> nn.Sequential:
-    """VGG-16 as a colorizer reads it (Larsson 2016 and 2017, released code): each of its 13 convolutions, and fc6 and
-    fc7 as convolutions of 7x7 and 1x1, is a stage; batch norm without gain and bias, dropout .5 after fc6 and fc7.
-    12,416 channels in all."""
+    """VGG-16 as a colorizer reads it (Larsson 2016 and 2017, released code): each of its 13 convolutions,
+    and fc6 and fc7 as convolutions of 7x7 and 1x1, is a stage; batch norm without gain and bias, dropout
+    0.5 after fc6 and fc7. 12,416 channels in all."""
 
     def stage(i: int, o: int, kernel: int, *pool: nn.Module, dropout: float = 0.0) -> nn.Sequential:
-        layer = nn.Conv2d(i, o, kernel, 1, kernel // 2, bias=False)  # a bias would be lost in the norm
+        layer = nn.Conv2d(i, o, kernel, 1, kernel // 2, bias=False)  # the batch norm cancels a bias
         caffe_xavier(layer.weight)
         drop = [nn.Dropout(dropout)] if dropout else []
         return nn.Sequential(*pool, layer, nn.BatchNorm2d(o, affine=False), nn.ReLU(inplace=True), *drop)
@@ -303,7 +308,7 @@ def color_vgg16(channels: int = 1, size: int = 224, width: int = 64, wide: int =
 
 
 class Residual(nn.Module):
-    """Two 3x3 convolutions beside a shortcut, which is pooled, or else `strided`, and widened where the stage begins."""
+    """Two 3x3 convolutions and a skip connection, pooled (or `strided`) and widened where a stage begins."""
 
     def __init__(self, i: int, o: int, stride: int, strided: bool = False):
         super().__init__()
@@ -336,11 +341,12 @@ def resnet_small(
     wide: int = 0,
     strided: bool = False,
 ) -> nn.Sequential:
-    """A ResNet for images of 28 to 64 px: a 3x3 stem that halves once, then three stages that end at 1/8.
+    """A ResNet for images of 28 to 64 px: a 3x3 stem of stride 2, then three stages that end at 1/8.
 
-    `wide` adds a last 1x1 convolution to so many channels: a narrow, fast net whose features are not narrow.
-    `blocks=2,stages=4,stride=1,strided=True` is the ResNet-18 of the CIFAR papers: no halving before the second stage, and
-    shortcuts that halve by a 1x1 convolution of stride 2 (others pool first, which loses no pixel).
+    `wide` adds a final 1x1 convolution to that many channels: a narrow, fast network with wide features.
+    `blocks=2,stages=4,stride=1,strided=True` is the ResNet-18 of the CIFAR papers: no downsampling before the
+    second stage, and skip connections with 1x1 convolutions of stride 2 (the others pool first, which loses
+    no pixel).
     """
     named: dict[str, nn.Module] = {"stem": conv(channels, width, 3, stride)}
     i = width
@@ -355,19 +361,21 @@ def resnet_small(
 
 
 def resnet50_cifar(channels: int = 3, size: int = 32) -> nn.Sequential:
-    """ResNet-50 for images of 32 px (Chen et al. 2020, appendix B.9): its stem is a 3x3 convolution that does not halve,
-    without pooling, so it ends at 1/8."""
-    import timm  # longer to import than torch
+    """ResNet-50 for images of 32 px (Chen et al. 2020, appendix B.9): its stem is a 3x3 convolution of
+    stride 1 without pooling, so it ends at 1/8."""
+    import timm  # slower to import than torch
 
     net: Any = timm.create_model("resnet50", num_classes=0)
     first = nn.Conv2d(channels, 64, 3, 1, 1, bias=False)
-    nn.init.kaiming_normal_(first.weight, mode="fan_out", nonlinearity="relu")  # as timm draws the others
+    nn.init.kaiming_normal_(
+        first.weight, mode="fan_out", nonlinearity="relu"
+    )  # as timm initializes the others
     stages = {f"stage{n}": getattr(net, f"layer{n}") for n in (1, 2, 3, 4)}
     return nn.Sequential(OrderedDict(stem=nn.Sequential(first, net.bn1, net.act1), **stages))
 
 
 def mlp(channels: int = 1, size: int = 28, width: int = 1000, depth: int = 3) -> nn.Sequential:
-    """Sigmoid layers of one width, as in Vincent et al. 2010; the first takes all pixels in a row.
+    """Sigmoid layers of one width, as in Vincent et al. 2010; the first takes all pixels as a vector.
 
     Weights are uniform within 4·sqrt(6 / (inputs + outputs)), biases 0 (LISA deep learning tutorial).
     """
@@ -386,8 +394,9 @@ def mlp(channels: int = 1, size: int = 28, width: int = 1000, depth: int = 3) ->
 def jule(
     channels: int = 1, size: int = 32, width: int = 50, blocks: int = 2, pools: int = 0
 ) -> nn.Sequential:
-    """The nets of JULE (Yang 2016, released code): 5x5 convolutions without border, the first `pools` of them pooled, 0:
-    all; 1250 numbers of an image of 32 px. `blocks=2,pools=1` is for MNIST, `blocks=1` for 16 px, `blocks=4` for 128."""
+    """The networks of JULE (Yang 2016, released code): unpadded 5x5 convolutions, the first `pools` of
+    them with pooling, 0: all; 1250 features for an image of 32 px. `blocks=2,pools=1` is for MNIST,
+    `blocks=1` for 16 px, `blocks=4` for 128."""
     stages = OrderedDict()
     for b in range(blocks):
         layer = nn.Conv2d(width if b else channels, width, 5)
@@ -417,17 +426,17 @@ NETS: dict[str, Callable[..., nn.Sequential]] = {
     "jule": jule,
 }
 
-LEVELS: Mapping[str, tuple[tuple[float, ...], float]] = {
-    "mlp": ((0.0,), 1.0),  # asked to give the pixels back
+NORMALIZATION: Mapping[str, tuple[tuple[float, ...], float]] = {
+    "mlp": ((0.0,), 1.0),  # reconstructs pixels
     "exemplar": ((0.5,), 256 / 255),  # bytes over 256 (released code)
     "caffenet": ((122.67892 / 255, 116.66877 / 255, 104.00699 / 255), 1 / 255),
     "scene_alexnet": (
         (0.449,),
         1.0,
-    ),  # the mean of ImageNet's three: all channels get the same one (released train.py:19)
+    ),  # mean of ImageNet's three, the same for all channels (released train.py:19)
     "colornet": ((0.5,), 0.01),  # L - 50 (released data_l_meansub)
     "color_alexnet": ((0.5,), 0.01),  # the same
     "color_vgg16": ((0.4488,), 1.0),  # (released train_vgg16.prototxt:39)
 }
-"""mean of each channel and standard deviation by which pixels are normalized, if not by 0.5 and 0.25: Caffe takes 0 … 255
-less the mean (that of TextTopicNet, released code), and its first weights and local norms are made for that"""
+"""per-channel mean and standard deviation of pixels, if not 0.5 and 0.25: Caffe uses 0 … 255 minus the
+mean (that of TextTopicNet, released code), for which its initial weights and local response norms are made"""

@@ -1,4 +1,4 @@
-"""Convolutions in the layout and the form that train fastest; their names, weights and results stay what they are."""
+"""Convolutions in the memory layout and form that train fastest; names, weights and results stay the same."""
 
 from types import MethodType
 
@@ -7,21 +7,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def quicken(module: nn.Module) -> None:
+def accelerate(module: nn.Module) -> None:
     """In place: channels last, and a matrix product where the output is a single pixel.
 
-    A ResNet of four stages ends on one pixel when its images have 32. There CPU libraries take ten to thirty times
-    as long for the gradient of a 3x3 kernel as for the convolution: half of a training step of ResNet-18.
+    A ResNet of four stages ends in one pixel for images of 32 px. There CPU libraries take ten to thirty
+    times as long for the gradient of a 3x3 kernel as for the convolution: half of a training step of
+    ResNet-18.
     """
     for conv in module.modules():
         if isinstance(conv, nn.Conv2d):
             conv.to(memory_format=torch.channels_last)
-            if type(conv).forward is nn.Conv2d.forward and plain(conv):
+            if type(conv).forward is nn.Conv2d.forward and is_plain(conv):
                 conv.forward = MethodType(forward, conv)
 
 
-def plain(conv: nn.Conv2d) -> bool:
-    """Neither grouped nor dilated, with zeros around the image."""
+def is_plain(conv: nn.Conv2d) -> bool:
+    """Neither grouped nor dilated, with zero padding."""
     return (
         conv.groups == 1
         and conv.dilation == (1, 1)
@@ -38,6 +39,6 @@ def forward(conv: nn.Conv2d, x: Tensor) -> Tensor:
     (top, left), (h, w) = conv.padding, x.shape[2:]
     taps = conv.weight[
         :, :, int(top) : int(top) + h, int(left) : int(left) + w
-    ]  # the others see padding only
+    ]  # the other taps see padding only
     seen = x[:, :, : taps.shape[2], : taps.shape[3]]
     return F.linear(seen.flatten(1), taps.flatten(1), conv.bias)[:, :, None, None]

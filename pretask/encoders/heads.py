@@ -1,4 +1,4 @@
-"""What stands between an encoder and an answer."""
+"""Heads and EMA copies of networks."""
 
 import copy
 import math
@@ -14,60 +14,62 @@ from pretask.encoders import Encoder
 
 M = TypeVar("M", bound=nn.Module)
 
-TIMM_RATES = {"drop_prob", "drop_rate", "prob"}
-"""what DropPath and DropBlock2d, classifiers and PatchDropout call the share that they drop"""
+DROP_RATES = {"drop_prob", "drop_rate", "prob"}
+"""attributes that hold the drop rate of timm's DropPath, DropBlock2d, classifiers and PatchDropout"""
 
 
-def projector(*widths: int, bias: bool = True) -> nn.Sequential:
-    """Linear layers with batch norm and ReLU between them; the last is plain, with a bias or without."""
+def build_mlp(*widths: int, bias: bool = True) -> nn.Sequential:
+    """Linear layers with batch norm and ReLU in between; the last is linear, with or without a bias."""
     layers: list[nn.Module] = []
     for a, b in pairwise(widths[:-1]):
         layers += [nn.Linear(a, b, bias=False), nn.BatchNorm1d(b), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers, nn.Linear(widths[-2], widths[-1], bias))
 
 
-def teacher_of(module: M) -> M:
-    """A copy that no gradient reaches and that drops neither paths nor units; `follow` moves it.
+def ema_copy(module: M) -> M:
+    """A momentum teacher: a copy without gradients, dropout and stochastic depth, updated by `update_ema`.
 
-    Its batch norms count its own batches while it is trained along, as in the released code of BYOL and DINO.
+    In training mode its batch norms use statistics of its own batches, as in the released code of BYOL and
+    DINO.
     """
     teacher = copy.deepcopy(module).requires_grad_(False)
     for part in teacher.modules():
         if isinstance(part, _DropoutNd):
             part.p = 0.0
-        for rate in TIMM_RATES & vars(part).keys():
+        for rate in DROP_RATES & vars(part).keys():
             setattr(part, rate, 0.0)
     return teacher
 
 
 @torch.no_grad()
-def follow(teacher: nn.Module, student: nn.Module, keep: float) -> None:
-    """Every weight of the teacher moves a step towards the student's: keep · θ' + (1 - keep) · θ."""
+def update_ema(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
+    """Move every teacher weight towards the student's: θ' ← m · θ' + (1 - m) · θ, with m = `momentum`."""
     for own, new in zip(teacher.parameters(), student.parameters(), strict=True):
-        own.lerp_(new, 1 - keep)
+        own.lerp_(new, 1 - momentum)
 
 
-def rising(start: float, fraction: float) -> float:
-    """From `start` to 1 along half a cosine: how much a teacher keeps, at a fraction of the run."""
+def cosine_momentum(start: float, fraction: float) -> float:
+    """Teacher momentum at a fraction of the run: from `start` to 1 on a half cosine."""
     return 1 - (1 - start) * (1 + math.cos(math.pi * fraction)) / 2
 
 
 class TileEncoder(nn.Module):
-    """An encoder for tiles much smaller than its images, each seen by itself and already normalised.
+    """An encoder for tiles much smaller than its images; each tile is encoded separately and comes in
+    normalized.
 
-    Nets that take images of one size alone, such as transformers, get every tile enlarged to an image of its own.
+    Networks with a fixed input size, such as transformers, get every tile resized to it.
     """
 
     def __init__(self, encoder: Encoder, side: int, flat: bool = False):
         super().__init__()
         self.encoder, self.flat, self.side = encoder, flat, encoder.side(side / encoder.size)
         with torch.no_grad():
-            description, last = self.eval()(torch.zeros(1, encoder.channels, side, side))
+            features, last = self.eval()(torch.zeros(1, encoder.channels, side, side))
         self.train()
-        self.dim, self.channels = description.shape[1], last.shape[1]
+        self.dim, self.channels = features.shape[1], last.shape[1]
 
     def forward(self, tile: Tensor) -> tuple[Tensor, Tensor]:
-        """(M, C, t, t) -> its pooled features, or all numbers of its last map if `flat`, (M, dim); and that map."""
+        """(M, C, t, t) -> pooled features (M, dim), or the flattened last map if `flat`, and that map."""
         if self.side != tile.shape[-1]:
             tile = F.interpolate(tile, size=(self.side,) * 2, mode="bilinear")
         stages = self.encoder.stages(tile)

@@ -1,4 +1,4 @@
-"""How sure a score is: 95 % intervals by the bootstrap over test samples, and over runs with different seeds."""
+"""95 % confidence intervals: the bootstrap over test samples, and Student's t over runs with different seeds."""
 
 from dataclasses import dataclass
 
@@ -17,19 +17,20 @@ class Interval:
     high: float
 
 
-def resampled(counts: np.ndarray, seed: int) -> np.ndarray:
-    """(J,) how often each of J outcomes was seen -> (RESAMPLES, J) how often in sets drawn anew.
+def bootstrap_counts(counts: np.ndarray, seed: int) -> np.ndarray:
+    """(J,) counts of J outcomes -> (RESAMPLES, J) their counts in resampled sets.
 
-    To draw N samples with replacement is to draw their outcomes from a multinomial; its cost does not grow with N.
+    Drawing N samples with replacement is drawing their outcomes from a multinomial distribution, whose cost does not
+    grow with N.
     """
     n = int(counts.sum())
     return np.random.default_rng(seed).multinomial(n, counts / n, size=RESAMPLES)
 
 
-def resampled_means(score: Tensor, seed: int) -> np.ndarray:
-    """(N,) one number per test sample -> (RESAMPLES,) means over test sets drawn anew."""
+def bootstrap_means(score: Tensor, seed: int) -> np.ndarray:
+    """(N,) one number per test sample -> (RESAMPLES,) means over resampled test sets."""
     value, count = torch.as_tensor(score, dtype=torch.float64).unique(return_counts=True)
-    return resampled(count.numpy(), seed) @ value.numpy() / len(score)
+    return bootstrap_counts(count.numpy(), seed) @ value.numpy() / len(score)
 
 
 def quantiles(means: np.ndarray) -> tuple[float, float]:
@@ -40,21 +41,26 @@ def quantiles(means: np.ndarray) -> tuple[float, float]:
 def interval(score: Tensor, seed: int = 0) -> Interval:
     """Scores (S, N) of N test samples in S runs, or (N,) in one -> their mean and its interval.
 
-    One run: percentiles of the bootstrap over test samples. Several: `over_runs`. A paired difference of two rows
-    is the interval of the samples' differences.
+    One run: percentiles of the bootstrap over test samples. Several runs: `student_interval`. The interval of a paired
+    difference of two rows is that of the per-sample differences.
     """
     score = torch.atleast_2d(score.double())
-    means = resampled_means(score.mean(0), seed)
+    means = bootstrap_means(score.mean(0), seed)
     if len(score) == 1:
         return Interval(score.mean().item(), *quantiles(means))
-    return over_runs(score.mean(1).numpy(), float(means.var()), score.shape[1])
+    return student_interval(score.mean(1).numpy(), float(means.var()), score.shape[1])
 
 
-def over_runs(values: np.ndarray, test_variance: float, n: int) -> Interval:
-    """Values (S,) of S runs on one test set of n samples -> their mean, with Student's t; S may be 1.
+def bootstrap_interval(values: np.ndarray, bootstrap: np.ndarray, n: int) -> Interval:
+    """Values (S,) of S runs, and their values (S, RESAMPLES) on resampled test sets, the same sets for every run."""
+    return student_interval(values, float(bootstrap.mean(0).var()), n)
 
-    Both the seed and the test set are chance: the variances of the mean over either add up. Degrees of freedom
-    after Welch and Satterthwaite. In simulations 93 to 99 % of such intervals hold the truth; of two runs that
+
+def student_interval(values: np.ndarray, test_variance: float, n: int) -> Interval:
+    """Values (S,) of S runs on one test set of n samples -> their mean with a Student's t interval; S may be 1.
+
+    Both the seed and the test set are random: the variances of the mean over either are added. Degrees of freedom
+    after Welch and Satterthwaite. In simulations 93 to 99 % of these intervals cover the true value; for two runs that
     differ by far more than the test set explains, 90 %.
     """
     from scipy.stats import t
@@ -62,9 +68,9 @@ def over_runs(values: np.ndarray, test_variance: float, n: int) -> Interval:
     runs, samples = len(values), max(n, 2)
     seed_variance = float(np.var(values, ddof=1)) / runs if runs > 1 else 0.0
     total = seed_variance + test_variance
-    middle = float(values.mean())
+    mean = float(values.mean())
     if total == 0:
-        return Interval(middle, middle, middle)
+        return Interval(mean, mean, mean)
     freedom = total**2 / (seed_variance**2 / max(runs - 1, 1) + test_variance**2 / (samples - 1))
-    reach = float(t.ppf((1 + LEVEL) / 2, freedom)) * total**0.5
-    return Interval(middle, middle - reach, middle + reach)
+    margin = float(t.ppf((1 + LEVEL) / 2, freedom)) * total**0.5
+    return Interval(mean, mean - margin, mean + margin)

@@ -1,15 +1,14 @@
-"""Features: what a frozen encoder makes of a source, computed once; everything else works on these arrays.
+"""Features of a frozen encoder, computed once per source; all evaluations use these arrays.
 
-Evaluation mode, no augmentation, one pass. A map (C, h, w) is average-pooled to s x s with the largest s for which
-C·s² stays within `width` (s = h at most), as linear probes per layer have always done it (Zhang et al. 2017,
-arXiv:1611.09842; Goyal et al. 2019, arXiv:1905.01235: about 9000 numbers; here 4096, so that 50,000 samples
-of a stage are 400 MB).
+Features are computed in evaluation mode, without augmentation, in one pass. A map (C, h, w) is average-pooled to s x s
+with the largest s for which C·s² is at most `width` (and s at most h), as is usual for linear probes per layer (Zhang et
+al. 2017, arXiv:1611.09842; Goyal et al. 2019, arXiv:1905.01235: about 9000 values; here 4096, so that a stage of 50,000
+samples takes 400 MB).
 """
 
 import hashlib
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,23 +20,24 @@ from torch import Tensor, nn
 
 from pretask.data import loader
 from pretask.data.base import bar
-from pretask.encoders import at_once
+from pretask.encoders import inference_batch
 from pretask.evals.holdout import Part
-from pretask.transforms import augment as images
+from pretask.runtime import files
+from pretask.transforms import augment
 from pretask.types import Batch, Source, UserError
 
 WIDTH = 4096
-"""numbers a stage may have"""
-HALF = (1e-3, 1e4)
-"""largest value of the first batch between which a stage is kept in half precision"""
+"""maximum number of values per stage"""
+HALF_RANGE = (1e-3, 1e4)
+"""a stage is stored in half precision if the largest absolute value of the first batch is in this range"""
 
 
 @dataclass(frozen=True)
 class Features:
-    """N samples, as each stage of an encoder shows them; "pool" is the last."""
+    """Features of N samples at each stage of an encoder; "pool" is the last stage."""
 
     stages: Mapping[str, Tensor]  # (N, D) each, single or half precision
-    label: Tensor  # (N,) int64; (0,) of a source without labels
+    label: Tensor  # (N,) int64; (0,) for a source without labels
     classes: list[str]
     source: str
 
@@ -45,7 +45,7 @@ class Features:
         for stage, x in self.stages.items():
             if not torch.stack(x.aminmax()).isfinite().all():  # NaN is carried through
                 raise UserError(
-                    f"the features at {stage!r} of {self.source} hold NaN or infinite values: the run has diverged; "
+                    f"the features of {self.source} at {stage!r} contain NaN or infinite values: the run has diverged; "
                     "evaluate an earlier checkpoint, or train again with a smaller learning rate"
                 )
 
@@ -53,7 +53,7 @@ class Features:
         return len(self.stages["pool"])
 
 
-@torch.no_grad()  # inference mode would leave an encoder that cannot be trained any more
+@torch.no_grad()  # after inference mode the encoder could no longer be trained
 def embed(
     encoder: nn.Module,
     source: Source,
@@ -64,16 +64,18 @@ def embed(
     progress: bool = True,
     cache: Path | None = None,
 ) -> Features:
-    """One pass over `source`, in its order, `batch` images at once (as many as suit the device). With `cache`, a folder,
-    the arrays are kept there and found again."""
+    """Features of all samples of `source`, in order. `batch` images are computed at once, by default as many as suit the
+    device. If `cache`, a folder, is given, features are stored there and reused."""
     label = getattr(source, "label", torch.zeros(0, dtype=torch.long))
     classes = list(getattr(source, "classes", []))
-    kept = None if cache is None else cache / f"{key(encoder, source, width)}.safetensors"
-    if kept is not None and kept.exists():
+    cached = None if cache is None else cache / f"{cache_key(encoder, source, width)}.safetensors"
+    if cached is not None and cached.exists():
         from safetensors.torch import load_file
 
-        stages = load_file(kept)
-        if len(stages["pool"]) == len(source):  # files that cannot be read are not known yet
+        stages = load_file(cached)
+        if len(stages["pool"]) == len(
+            source
+        ):  # otherwise some files could not be read; which is not known yet
             return Features(stages, label, classes, source.name)
 
     was_training = encoder.training
@@ -82,26 +84,27 @@ def embed(
     done = 0
     with bar(progress) as shown:
         task = shown.add_task(f"embedding {source.name}", total=len(source))
-        for each in batches(source, batch or at_once(source.size, device)):
-            x = images.to_float(each.image.to(device))
+        for each in batches(source, batch or inference_batch(source.size, device)):
+            x = augment.to_float(each.image.to(device))
             for stage, out in net(x.contiguous(memory_format=torch.channels_last)).items():
-                rows = pooled(out.float(), width)
+                rows = pool_map(out.float(), width)
                 if stage not in stages:
-                    stages[stage] = torch.empty(len(source), rows.shape[1], dtype=kind(stage, rows))
-                stages[stage][done : done + len(x)] = fitted(rows, stages[stage].dtype)
+                    dtype = storage_dtype(stage, rows)
+                    stages[stage] = torch.empty(len(source), rows.shape[1], dtype=dtype)
+                stages[stage][done : done + len(x)] = cast(rows, stages[stage].dtype)
             done += len(x)
             shown.advance(task, len(x))
     encoder.train(was_training)
     if (read := readable(source)) is not None:
         stages = {stage: x[read] for stage, x in stages.items()}
         label = label[read] if len(label) else label
-    if kept is not None:
-        save(stages, kept)
+    if cached is not None:
+        save(stages, cached)
     return Features(stages, label, classes, source.name)
 
 
 def batches(source: Source, batch: int, order: Tensor | None = None) -> Iterator[Batch]:
-    """The samples at `order` (M,), or every one once; files are decoded ahead."""
+    """Batches of the samples at `order` (M,), by default all samples in order; files are prefetched."""
     order = torch.arange(len(source)) if order is None else order
     if isinstance(source, Part):
         return loader.epoch(source.whole, source.index[order], batch)
@@ -109,64 +112,61 @@ def batches(source: Source, batch: int, order: Tensor | None = None) -> Iterator
 
 
 def readable(source: Source) -> Tensor | None:
-    """Positions whose own image could be read, where some could not and another stood in."""
-    whole, index = (
-        (source.whole, source.index) if isinstance(source, Part) else (source, torch.arange(len(source)))
-    )
-    if not source.ledger.bad or not hasattr(whole, "files"):
+    """Positions of the images that could be read; None if none has failed. A failed image was replaced by another."""
+    if not source.ledger.failed:
         return None
-    names = whole.files(index)  # pyright: ignore[reportAttributeAccessIssue]
-    return torch.tensor([i for i, name in enumerate(names) if name not in source.ledger.bad])
+    whole, index = source, torch.arange(len(source))
+    if isinstance(source, Part):
+        whole, index = source.whole, source.index
+    return whole.readable(index).nonzero()[:, 0]  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def pooled(x: Tensor, width: int = WIDTH) -> Tensor:
-    """(B, C, h, w) or (B, D) -> (B, ≤ max(width, C)): averages over the finest grid that fits, flattened."""
+def pool_map(x: Tensor, width: int = WIDTH) -> Tensor:
+    """(B, C, h, w) or (B, D) -> (B, ≤ max(width, C)): average-pooled to the finest grid that fits, flattened."""
     if x.ndim == 2:
         return x
     side = max(1, min(math.isqrt(width // x.shape[1]), *x.shape[2:]))
     return F.adaptive_avg_pool2d(x, side).flatten(1)
 
 
-def kind(stage: str, rows: Tensor) -> torch.dtype:
-    """Half precision for the wide stages, unless their values are too large or too small for it."""
-    fits = HALF[0] <= rows.abs().max() <= HALF[1]
+def storage_dtype(stage: str, rows: Tensor) -> torch.dtype:
+    """Half precision for all stages except "pool", unless their values are too large or too small for it."""
+    fits = HALF_RANGE[0] <= rows.abs().max() <= HALF_RANGE[1]
     return torch.float16 if stage != "pool" and fits else torch.float32
 
 
-def fitted(rows: Tensor, dtype: torch.dtype) -> Tensor:
-    """As dtype, within what it can hold: a later batch may exceed the first. NaN stays NaN, infinity stays infinite."""
+def cast(rows: Tensor, dtype: torch.dtype) -> Tensor:
+    """To dtype, clamped to its range, since a later batch may exceed the first; NaN and infinity are kept."""
     top = torch.finfo(dtype).max
-    if rows.abs().max() <= top:  # nearly always, and much cheaper than what follows
+    if rows.abs().max() <= top:  # nearly always true, and much cheaper than clamping
         return rows.to(dtype)
     return torch.where(rows.isfinite(), rows.clamp(-top, top), rows).to(dtype)
 
 
-def key(encoder: nn.Module, source: Source, width: int) -> str:
-    """Names an encoder's weights and a source: sixteen letters that change with any of them.
+def cache_key(encoder: nn.Module, source: Source, width: int) -> str:
+    """Sixteen characters that identify an encoder's weights, a source and a width.
 
-    Of the source: its name, length, labels, and 64 images spread over it.
+    A source is identified by its name, length, labels, and 64 evenly spaced images.
     """
     digest = hashlib.blake2b(digest_size=8)
     digest.update(json.dumps([getattr(encoder, "name", ""), source.name, len(source), width]).encode())
     for name, value in encoder.state_dict().items():
         digest.update(name.encode())
-        digest.update(raw(value))
+        digest.update(raw_bytes(value))
     for name in ("mean", "std"):
-        digest.update(raw(getattr(encoder, name, torch.zeros(0))))
+        digest.update(raw_bytes(getattr(encoder, name, torch.zeros(0))))
     some = torch.linspace(0, len(source) - 1, min(64, len(source))).long()
-    digest.update(raw(source.__getitems__(some).image))
-    digest.update(raw(getattr(source, "label", torch.zeros(0))))
+    digest.update(raw_bytes(source.__getitems__(some).image))
+    digest.update(raw_bytes(getattr(source, "label", torch.zeros(0))))
     return digest.hexdigest()
 
 
-def raw(x: Tensor) -> Any:
+def raw_bytes(x: Tensor) -> Any:
     return x.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
 
 
 def save(stages: Mapping[str, Tensor], path: Path) -> None:
-    from safetensors.torch import save_file
+    from safetensors.torch import save as serialize
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(f".{os.getpid()}")
-    save_file(dict(stages), beside)
-    beside.replace(path)
+    files.write(path, lambda file: file.write(serialize(dict(stages))))

@@ -1,7 +1,7 @@
-"""How far features spread, without any label: effective rank, decay of the spectrum, collapse.
+"""Label-free metrics of features: effective rank, decay of the spectrum, collapse.
 
-RankMe (Garrido et al. 2023, arXiv:2210.02885), α-ReQ (Agrawal et al., NeurIPS 2022), the standard deviation that
-shows SimSiam's collapse (Chen, He 2021, arXiv:2011.10566: 1/√D when healthy, 0 when collapsed), the mean cosine.
+RankMe (Garrido et al. 2023, arXiv:2210.02885), α-ReQ (Agrawal et al., NeurIPS 2022), SimSiam's standard deviation (Chen,
+He 2021, arXiv:2011.10566: 1/√D if healthy, 0 if collapsed) and the mean cosine similarity.
 """
 
 import math
@@ -9,22 +9,22 @@ import math
 import torch
 from torch import Tensor
 
-from pretask.evals.knn import unit
+from pretask.ops.neighbors import unit
 
 EPSILON = 1e-7
-"""added to each share of RankMe's spectrum"""
+"""added to each normalized singular value in RankMe"""
 RANKS = (11, 100)
-"""first and last eigenvalue of α-ReQ's line (fitting code after Stringer et al. 2019)"""
+"""first and last eigenvalue that α-ReQ's line is fitted to (fitting code after Stringer et al. 2019)"""
 
 
 def gram(x: Tensor) -> Tensor:
-    """(N, D) -> the smaller of XᵀX and XXᵀ, in double precision; their positive eigenvalues are the same."""
+    """(N, D) -> the smaller of XᵀX and XXᵀ, in double precision; both have the same positive eigenvalues."""
     x = x.double()
     return x.T @ x if len(x) > x.shape[1] else x @ x.T
 
 
 def rankme(x: Tensor) -> float:
-    """exp of the entropy of the singular values of (N, D), not centred: 1 … min(N, D); of zeros: 0."""
+    """(N, D), not centered -> exp of the entropy of the singular values: 1 … min(N, D), or 0 if all are 0."""
     singular = torch.linalg.eigvalsh(gram(x)).clamp(min=0).sqrt()
     if singular.sum() == 0:
         return 0.0
@@ -33,19 +33,19 @@ def rankme(x: Tensor) -> float:
 
 
 def alpha(x: Tensor) -> float:
-    """α of the eigenvalues λ_i ~ i^-α of the covariance of (N, D)."""
+    """(N, D) -> α of the eigenvalues λ_i ~ i^-α of the covariance."""
     x = x.double()
-    return decay(torch.linalg.eigvalsh(gram(x - x.mean(0))).flip(0))
+    return decay_exponent(torch.linalg.eigvalsh(gram(x - x.mean(0))).flip(0))
 
 
-def decay(eigenvalues: Tensor) -> float:
-    """Descending (D,) -> minus the slope of ln λ on ln i, weighted by 1/i, over RANKS; nan of fewer than 2.
+def decay_exponent(eigenvalues: Tensor) -> float:
+    """Descending (D,) -> minus the slope of ln λ against ln i, weighted by 1/i, over RANKS; NaN for fewer than 2.
 
-    A spectrum too short for RANKS is taken from its first eigenvalue.
+    If the spectrum is too short for RANKS, the fit starts at the first eigenvalue.
     """
     rank = torch.arange(1, len(eigenvalues) + 1, dtype=torch.float64)
     first = RANKS[0] if len(eigenvalues) > 2 * RANKS[0] else 1
-    floor = 1e-12 * eigenvalues[0].clamp(min=1e-300)  # below: rounding errors
+    floor = 1e-12 * eigenvalues[0].clamp(min=1e-300)  # smaller values are rounding errors
     used = (rank >= first) & (rank <= RANKS[1]) & (eigenvalues > floor)
     if used.sum() < 2:
         return math.nan
@@ -55,16 +55,16 @@ def decay(eigenvalues: Tensor) -> float:
 
 
 def std(x: Tensor) -> float:
-    """Standard deviation of each column of the unit-length rows, averaged: 1/√D at best."""
+    """Mean over columns of the standard deviation of unit-length rows: 1/√D at best."""
     return unit(x).std(0, correction=0).mean().item()
 
 
 def cosine(x: Tensor) -> float:
-    """Mean cosine similarity of two different samples."""
+    """Mean cosine similarity over pairs of different samples."""
     z, n = unit(x).double(), len(x)
     return ((z.sum(0).square().sum() - z.square().sum()) / (n * (n - 1))).item() if n > 1 else math.nan
 
 
-def spread(x: Tensor) -> dict[str, float]:
-    """(N, D) -> all four."""
+def metrics(x: Tensor) -> dict[str, float]:
+    """(N, D) -> all four metrics."""
     return {"rankme": rankme(x), "alpha": alpha(x), "std": std(x), "cosine": cosine(x)}

@@ -1,10 +1,10 @@
 """Linear probe: multinomial logistic regression on frozen, cached features.
 
-Standardized features and L-BFGS to the optimum, the penalty chosen on held-out training samples. The classic probe
-takes 28 to 100 epochs of SGD through the encoder (Goyal et al. 2019, arXiv:1905.01235; He et al. 2020,
-arXiv:1911.05722); its objective is convex, so here it is simply solved.
+Features are standardized, L-BFGS solves the problem to the optimum, and the penalty is chosen on held-out training
+samples. The usual probe takes 28 to 100 epochs of SGD through the encoder (Goyal et al. 2019, arXiv:1905.01235; He et al.
+2020, arXiv:1911.05722); the objective is convex, so it is solved directly here.
 
-One factorization of the features serves every penalty and every fold, and the folds are solved together.
+Features are factorized once for all penalties and folds, and all folds are solved together.
 """
 
 from collections import deque
@@ -21,21 +21,21 @@ from pretask.ops.span import span
 
 PENALTIES = (1.0, 0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5)
 """λ of mean cross-entropy + λ/2 ‖W‖², strong to weak; scikit-learn's C is 1 / (λ N)"""
-FIRST = 2
-"""position of the penalty that the search starts from"""
+START = 2
+"""index of the penalty at which the search starts"""
 BLOCK = 1 << 22
-"""numbers of a block of rows: 16 MB of float32, much of which is still in a cache at the second of its two products"""
-ROUGHLY = 1e-4
-"""nats that a candidate may be above its optimum; the chosen one is brought to it"""
-LEADING = 512
-"""eigenvectors of the features' correlation that the solver is told, at most; what they leave it takes for round"""
-SAMPLE = 8192
-"""rows that they are those of"""
+"""numbers in a block of rows: 16 MB of float32, much of which is still cached for the second of its two products"""
+SEARCH_TOLERANCE = 1e-4
+"""nats by which a candidate may miss its optimum; the chosen one is solved further"""
+EIGENVECTORS = 512
+"""maximum number of eigenvectors of the features' correlation used by the preconditioner; the rest counts as isotropic"""
+EIGENVECTOR_ROWS = 8192
+"""number of rows from which they are computed"""
 
 
 @dataclass(frozen=True)
 class Probe:
-    """logits = x weightᵀ + bias, in the units of the features themselves."""
+    """logits = x weightᵀ + bias, for features that are not standardized."""
 
     weight: Tensor  # (K, D)
     bias: Tensor  # (K,)
@@ -45,21 +45,21 @@ class Probe:
         return torch.cat([F.linear(rows.to(self.weight.dtype), self.weight, self.bias) for rows in blocks(x)])
 
     def predict(self, x: Tensor) -> Tensor:
-        """(N, D) -> (N,) class numbers."""
+        """(N, D) -> (N,) classes."""
         return self.logits(x).argmax(1)
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What was chosen on held-out training samples, and how well it did there."""
+    """The penalty chosen on held-out training samples, and its score there."""
 
     penalty: float
-    accuracy: float  # share of the held-out samples
+    score: float  # 0 … 1, by the metric of `choose`
     solve: Callable[[], Probe]
 
     @cached_property
     def probe(self) -> Probe:
-        """What the choice makes of all training samples; solved when it is first asked for."""
+        """The probe fitted to all training samples; solved at first use."""
         return self.solve()
 
 
@@ -67,76 +67,76 @@ def blocks(x: Tensor) -> Sequence[Tensor]:
     return x.split(max(1, BLOCK // x.shape[1]))
 
 
-def standard(x: Tensor) -> tuple[Tensor, Tensor]:
-    """(N, D) -> mean (D,) and 1 / standard deviation (D,), which is 0 for a column that does not vary."""
+def standardization(x: Tensor) -> tuple[Tensor, Tensor]:
+    """(N, D) -> mean (D,) and 1 / standard deviation (D,), which is 0 for a constant column."""
     dtype = torch.promote_types(x.dtype, torch.float32)
-    near = x[: BLOCK // x.shape[1] + 1].to(dtype).mean(0)  # taken off first: one pass then loses no digits
+    shift = x[: BLOCK // x.shape[1] + 1].to(dtype).mean(0)  # subtracted first: one pass then loses no digits
     total, square = torch.zeros(2, x.shape[1], dtype=torch.float64)
     for rows in blocks(x):
-        rows = rows.to(dtype) - near
+        rows = rows.to(dtype) - shift
         total += rows.sum(0)
         square += rows.square_().sum(0)
-    off = total / len(x)
-    mean, std = near + off, (square / len(x) - off.square()).clamp(min=0).sqrt()
-    varies = std > 1e-6 * mean.abs() + 1e-30  # below that a float32 column holds rounding errors only
+    offset = total / len(x)
+    mean, std = shift + offset, (square / len(x) - offset.square()).clamp(min=0).sqrt()
+    varies = std > 1e-6 * mean.abs() + 1e-30  # a float32 column below that holds rounding errors only
     return mean, torch.where(varies, 1 / std.clamp(min=1e-30), 0)
 
 
 class Design:
-    """Features (N, D), standardized and factorized once for all that is fitted to them.
+    """Design matrix: features (N, D), standardized and factorized once for all problems.
 
-    Fewer rows than columns are replaced by their coordinates on their principal axes (span.py). Others stay as they
-    are, since they may be gigabytes in half precision; their standardization is folded into the weights.
+    Fewer rows than columns are replaced by their coordinates on their principal axes (ops/span.py). Otherwise rows are
+    kept as they are, since they may be gigabytes in half precision, and the standardization is folded into the weights.
     """
 
     def __init__(self, x: Tensor, moments: tuple[Tensor, Tensor] | None = None):
         self.dtype = torch.promote_types(x.dtype, torch.float32)
-        self.mean, self.scale = (s.to(self.dtype) for s in moments or standard(x))
+        self.mean, self.scale = (s.to(self.dtype) for s in moments or standardization(x))
         self.rows, self.basis = x, None
         if len(x) < x.shape[1]:
-            given = (x.to(self.dtype) - self.mean) * self.scale
-            self.rows, mix = span(given)
+            standardized = (x.to(self.dtype) - self.mean) * self.scale
+            self.rows, mix = span(standardized)
             assert mix is not None
-            # the two factors of the basis: their product (D, R) would cost half of what the span did
-            self.basis = given, mix
+            # the two factors of the basis: computing their product (D, R) would cost half as much as the span
+            self.basis = standardized, mix
             # the correlation is diagonal in these coordinates
             self.values, self.vectors = self.rows.square().mean(0), None
         else:
-            rows = (x[:: max(1, len(x) // SAMPLE)].to(self.dtype) - self.mean) * self.scale
-            self.values, self.vectors = leading(rows)
+            rows = (x[:: max(1, len(x) // EIGENVECTOR_ROWS)].to(self.dtype) - self.mean) * self.scale
+            self.values, self.vectors = leading_eigenvectors(rows)
 
     @property
     def width(self) -> int:
-        """R: of theta, but for the bias."""
+        """R: the width of theta without the bias."""
         return self.rows.shape[1]
 
-    def folded(self, theta: Tensor) -> tuple[Tensor, Tensor]:
-        """theta (…, K, R + 1) of standardized features -> weight (…, K, R) and bias (…, K) for `rows` as they are."""
+    def fold(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """theta (…, K, R + 1) for standardized features -> weight (…, K, R) and bias (…, K) for `rows` as stored."""
         weight, bias = theta[..., :-1], theta[..., -1]
         if self.basis is not None:
             return weight, bias
         weight = weight * self.scale
         return weight, bias - weight @ self.mean
 
-    def unfolded(self, weight: Tensor, bias: Tensor) -> Tensor:
-        """Gradients of the weight (…, K, R) and the bias (…, K) that `folded` made -> of theta (…, K, R + 1)."""
+    def unfold_gradient(self, weight: Tensor, bias: Tensor) -> Tensor:
+        """Gradients by the weight (…, K, R) and the bias (…, K) of `fold` -> gradient by theta (…, K, R + 1)."""
         if self.basis is None:
             weight = (weight - bias[..., None] * self.mean) * self.scale
         return torch.cat([weight, bias[..., None]], -1)
 
     def probe(self, theta: Tensor) -> Probe:
-        """theta (K, R + 1) -> the probe of the features themselves."""
+        """theta (K, R + 1) -> a probe for features that are not standardized."""
         weight, bias = theta[:, :-1], theta[:, -1]
         if self.basis is not None:
-            given, mix = self.basis
-            weight = weight @ mix.T @ given
+            standardized, mix = self.basis
+            weight = weight @ mix.T @ standardized
         weight = weight * self.scale
         return Probe(weight, bias - weight @ self.mean)
 
-    def newton(self, flatness: float, penalty: float) -> Callable[[Tensor], Tensor]:
-        """Gradient (…, K, R + 1) -> roughly Newton's direction, where the Hessian is about XᵀX / (N flatness) + λI; L-BFGS
-        learns the rest."""
-        # (R,), or those of the vectors and of what they leave
+    def preconditioner(self, flatness: float, penalty: float) -> Callable[[Tensor], Tensor]:
+        """Gradient (…, K, R + 1) -> approximate Newton direction for a Hessian of XᵀX / (N flatness) + λI; L-BFGS corrects
+        the rest."""
+        # (R,), or one per eigenvector and one for the complement
         shrink = 1 / (self.values / flatness + penalty + 1e-6)
 
         def direction(g: Tensor) -> Tensor:
@@ -152,15 +152,15 @@ class Design:
 
 
 @torch.random.fork_rng(devices=[])
-def leading(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Standardized (N, D) -> eigenvalues (Q + 1,) of their correlation, the last one the mean of those that are left out,
-    and the first Q eigenvectors (D, Q)."""
+def leading_eigenvectors(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Standardized (N, D) -> (Q + 1,) the largest Q eigenvalues of their correlation and the mean of all others, and the
+    first Q eigenvectors (D, Q)."""
     torch.manual_seed(0)
     n, d = rows.shape
-    if d <= LEADING:
+    if d <= EIGENVECTORS:
         values, vectors = torch.linalg.eigh(rows.T @ rows / n)
     else:
-        _, singular, vectors = torch.svd_lowrank(rows, LEADING, niter=1)
+        _, singular, vectors = torch.svd_lowrank(rows, EIGENVECTORS, niter=1)
         values = singular.square() / n
     rest = (rows.square().sum() / n - values.sum()) / max(1, d - len(values))
     return torch.cat([values, rest[None]]).clamp(min=0), vectors
@@ -169,9 +169,9 @@ def leading(rows: Tensor) -> tuple[Tensor, Tensor]:
 class Problem:
     """Mean cross-entropy + penalty/2 ‖W‖² of B probes on the same features, as a function of theta (B, K, R + 1).
 
-    `label` is (N,) the class of each row, or (N, K) its share of each class, which need not add up to 1. `part` (B, N)
-    says to which rows each probe is fitted; without it there is one probe, of all rows. `index` (N,) are the rows of
-    the design that are meant, where they are not all.
+    `label` is (N,) the class of each row, or (N, K) soft labels, which need not sum to 1. `mask` (B, N) selects the rows
+    that each probe is fitted to; the default is one probe and all rows. `index` (N,) selects rows of the design; the
+    default is all of them.
     """
 
     def __init__(
@@ -179,55 +179,58 @@ class Problem:
         design: Design,
         label: Tensor,
         classes: int,
-        part: Tensor | None = None,
+        mask: Tensor | None = None,
         index: Tensor | None = None,
     ):
         self.design, self.classes, self.label = design, classes, label
         self.rows = design.rows if index is None else design.rows[index]
-        part = (torch.ones(1, len(self.rows)) if part is None else part).to(design.dtype)
-        self.share = (part / part.sum(1, keepdim=True)).T.contiguous()  # (N, B), columns sum to 1
+        mask = (torch.ones(1, len(self.rows)) if mask is None else mask).to(design.dtype)
+        self.row_weight = (mask / mask.sum(1, keepdim=True)).T.contiguous()  # (N, B), columns sum to 1
 
     @property
     def flatness(self) -> float:
-        """K: at p = 1/K the Hessian is (1/K)(I - 11ᵀ/K) ⊗ XᵀX/N + λI (Böhning 1992 bounds it alike everywhere)."""
+        """K: at p = 1/K the Hessian is (1/K)(I - 11ᵀ/K) ⊗ XᵀX/N + λI (Böhning 1992 has a similar bound for any p)."""
         return self.classes
 
     def cost(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """(n, B, K), (n, 1, K) -> the cross-entropy of each row (n, B) and its gradient by the logits (n, B, K)."""
+        """(n, B, K), (n, 1, K) -> cross-entropy of each row (n, B) and its gradient by the logits (n, B, K)."""
         log_p = logits.log_softmax(-1)
         cost = -(log_p * target).sum(-1)
         return cost, log_p.exp_().mul_(target.sum(-1, keepdim=True)).sub_(target)
 
     def start(self) -> Tensor:
-        return torch.zeros(self.share.shape[1], self.classes, self.design.width + 1, dtype=self.design.dtype)
+        return torch.zeros(
+            self.row_weight.shape[1], self.classes, self.design.width + 1, dtype=self.design.dtype
+        )
 
     def value(self, theta: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
         """The objectives (B,) and their gradients (B, K, R + 1), in one pass over the rows."""
-        weight, bias = self.design.folded(theta)
+        weight, bias = self.design.fold(theta)
         total = torch.zeros(len(theta), dtype=torch.float64)
-        by_weight, by_bias = torch.zeros_like(weight).flatten(0, 1), torch.zeros_like(bias)
-        rows_of = blocks(self.rows)
-        size = len(rows_of[0])
-        for rows, label, share in zip(rows_of, self.label.split(size), self.share.split(size), strict=True):
+        weight_grad, bias_grad = torch.zeros_like(weight).flatten(0, 1), torch.zeros_like(bias)
+        row_blocks = blocks(self.rows)
+        size = len(row_blocks[0])
+        parts = zip(row_blocks, self.label.split(size), self.row_weight.split(size), strict=True)
+        for rows, label, row_weight in parts:
             rows = rows.to(self.design.dtype)
             target = F.one_hot(label, self.classes) if label.ndim == 1 else label
             target = target.to(rows.dtype)[:, None]  # (n, 1, K)
             cost, error = self.cost(logits(rows, weight, bias), target)
-            total += (cost * share).sum(0, dtype=torch.float64)
-            error = error.mul_(share[..., None])
-            by_weight.addmm_(error.flatten(1).T, rows)
-            by_bias += error.sum(0)
+            total += (cost * row_weight).sum(0, dtype=torch.float64)
+            error = error.mul_(row_weight[..., None])
+            weight_grad.addmm_(error.flatten(1).T, rows)
+            bias_grad += error.sum(0)
         w = theta[..., :-1]
-        gradient = self.design.unfolded(by_weight.view_as(weight), by_bias)
+        gradient = self.design.unfold_gradient(weight_grad.view_as(weight), bias_grad)
         gradient[..., :-1] += penalty * w
         return total + penalty / 2 * w.double().square().sum((1, 2)), gradient
 
     def solve(self, penalty: float, start: Tensor | None = None, tolerance: float = 1e-5) -> Tensor:
-        """The minima (B, K, R + 1), up to what another step would gain: less than `tolerance` nats each."""
+        """The minima (B, K, R + 1), until another step is expected to gain less than `tolerance` nats for each."""
         return minimize(
             lambda theta: self.value(theta, penalty),
             self.start() if start is None else start,
-            self.design.newton(self.flatness, penalty),
+            self.design.preconditioner(self.flatness, penalty),
             tolerance,
         )
 
@@ -238,7 +241,7 @@ def logits(rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def fit(x: Tensor, label: Tensor, classes: int, penalty: float) -> Probe:
-    """(N, D), (N,) classes or (N, K) shares -> the probe at the optimum."""
+    """(N, D), (N,) classes or (N, K) soft labels -> the probe at the optimum."""
     design = Design(x)
     return design.probe(Problem(design, label, classes).solve(penalty)[0])
 
@@ -258,72 +261,78 @@ def minimize(
     tolerance: float,
     steps: int = 300,
 ) -> Tensor:
-    """Preconditioned L-BFGS (Nocedal, Wright, Numerical Optimization, alg. 7.4) of B problems, with backtracking.
+    """Preconditioned L-BFGS (Nocedal, Wright, Numerical Optimization, alg. 7.4) for B problems, with backtracking.
 
-    Each problem has its own curvature and step length; one that has arrived waits for the others.
+    Each problem has its own curvature and step length; a problem that has converged waits for the others.
     """
-    memory: deque[Move] = deque(maxlen=10)
+    memory: deque[Update] = deque(maxlen=10)
     value, gradient = objective(theta)
-    scaled = precondition(gradient)
-    going = torch.ones(len(theta), dtype=torch.bool)
+    preconditioned = precondition(gradient)
+    active = torch.ones(len(theta), dtype=torch.bool)
     for _ in range(steps):
-        direction = -towards(gradient, scaled, memory)
+        direction = -lbfgs_product(gradient, preconditioned, memory)
         slope = dot(gradient, direction).flatten().double()  # (B,)
-        going &= -slope / 2 >= tolerance
-        if not going.any():
+        active &= -slope / 2 >= tolerance
+        if not active.any():
             break
-        length = going.double()
+        length = active.double()
         while True:
             step = length.to(theta.dtype)[:, None, None] * direction
-            reached, new = objective(theta + step)
-            short = reached > value + 1e-4 * length * slope
-            if not short.any():
+            new_value, new_gradient = objective(theta + step)
+            too_long = new_value > value + 1e-4 * length * slope
+            if not too_long.any():
                 break
-            length = torch.where(short, length / 2, length)
-            stuck = short & (length < 1e-4)  # no gain beyond rounding errors is left
-            going, length = going & ~stuck, length.masked_fill(stuck, 0.0)
-        new_scaled = precondition(new)
-        memory.append(Move.of(step, new - gradient, new_scaled - scaled))
-        theta, value, gradient, scaled = theta + step, reached, new, new_scaled
+            length = torch.where(too_long, length / 2, length)
+            stuck = too_long & (length < 1e-4)  # no gain beyond rounding errors is left
+            active, length = active & ~stuck, length.masked_fill(stuck, 0.0)
+        new_preconditioned = precondition(new_gradient)
+        memory.append(Update.of(step, new_gradient - gradient, new_preconditioned - preconditioned))
+        theta, value = theta + step, new_value
+        gradient, preconditioned = new_gradient, new_preconditioned
     return theta
 
 
 @dataclass(frozen=True)
-class Move:
-    """One step of theta, how it changed the gradient, and that change after the preconditioner, which is linear."""
+class Update:
+    """A step of theta, the change of the gradient, and that change after the preconditioner, which is linear."""
 
     step: Tensor  # (B, K, R)
     change: Tensor
-    scaled: Tensor
-    weight: Tensor  # (B, 1, 1) 1 / curvature; 0 for a problem whose step tells nothing of it
+    preconditioned: Tensor
+    weight: Tensor  # (B, 1, 1) 1 / curvature; 0 for a problem whose step does not show its curvature
 
     @classmethod
-    def of(cls, step: Tensor, change: Tensor, scaled: Tensor) -> "Move":
+    def of(cls, step: Tensor, change: Tensor, preconditioned: Tensor) -> "Update":
         curvature = dot(step, change)
-        tells = curvature > 1e-10 * (dot(step, step) * dot(change, change)).sqrt()
-        return cls(step, change, scaled, torch.where(tells, 1 / curvature.where(tells, 1), 0))
+        positive = curvature > 1e-10 * (dot(step, step) * dot(change, change)).sqrt()
+        return cls(step, change, preconditioned, torch.where(positive, 1 / curvature.where(positive, 1), 0))
 
 
-def towards(gradient: Tensor, scaled: Tensor, memory: Sequence[Move]) -> Tensor:
-    """The inverse Hessians, as the last moves show them, times the gradients: the two loops of L-BFGS.
+def lbfgs_product(gradient: Tensor, preconditioned: Tensor, memory: Sequence[Update]) -> Tensor:
+    """The inverse Hessians, estimated from the last updates, times the gradients: L-BFGS's two-loop recursion.
 
-    `scaled` are the gradients after the preconditioner, which is applied once a step.
+    `preconditioned` are the gradients after the preconditioner, which is applied once per step.
     """
-    q, r, weights = gradient, scaled, []
-    for move in reversed(memory):
-        a = dot(move.step, q) * move.weight
-        q, r = q - a * move.change, r - a * move.scaled
+    q, r, weights = gradient, preconditioned, []
+    for update in reversed(memory):
+        a = dot(update.step, q) * update.weight
+        q, r = q - a * update.change, r - a * update.preconditioned
         weights.append(a)
     if memory:
         last = memory[-1]
-        length = dot(last.change, last.scaled).clamp(min=torch.finfo(r.dtype).tiny)
+        length = dot(last.change, last.preconditioned).clamp(min=torch.finfo(r.dtype).tiny)
         r = r * torch.where(last.weight > 0, dot(last.step, last.change) / length, 1)
-    for move, a in zip(memory, reversed(weights), strict=True):
-        r = r + (a - dot(move.change, r) * move.weight) * move.step
+    for update, a in zip(memory, reversed(weights), strict=True):
+        r = r + (a - dot(update.change, r) * update.weight) * update.step
     return r
 
 
 # ---- the penalty
+
+
+def accuracy(logits: Tensor, label: Tensor, splits: Splits) -> float:
+    """(H, B, K), (H,) -> accuracy on held-out samples, 0 … 1."""
+    return splits.accuracy((logits.argmax(2) == label[:, None]).T)
 
 
 def choose(
@@ -331,40 +340,44 @@ def choose(
     label: Tensor,
     classes: int,
     splits: Splits,
-    kind: type[Problem] = Problem,
+    problem: type[Problem] = Problem,
     moments: tuple[Tensor, Tensor] | None = None,
+    metric: Callable[[Tensor, Tensor, Splits], float] = accuracy,
 ) -> Choice:
-    """(N, D), (N,) -> the penalty that does best on held-out samples.
+    """(N, D), (N,) or other labels that `problem` and `metric` take -> the penalty that does best on held-out samples.
 
-    Uphill from a middling penalty: to weaker ones, and to stronger ones if none of those was better. Each fit starts
-    from the last, and two in a row that are no better than the best end the way. Fitted to a share of the samples, the
-    best one is multiplied by that share for all of them: λN, scikit-learn's 1/C, stays what it is. Columns are
-    standardized by their `moments`, their own by default, and `kind` is the objective.
+    The search starts at a middle penalty and goes to weaker ones, then to stronger ones if no weaker one was better. Each
+    fit starts from the last one, and a direction ends after two fits in a row that are not better than the best. If only
+    a fraction of the samples is fitted to, the best penalty is multiplied by that fraction for all of them: λN,
+    scikit-learn's 1/C, stays the same. Columns are standardized by `moments`, by default their own. `metric` scores logits
+    (H, B, K) of H samples held out in B splits against their labels.
     """
     design = Design(x, moments)
-    problem = kind(design, label[splits.fit], classes, splits.fitted, splits.fit)
-    held, truth = design.rows[splits.held], label[splits.held]
+    fitting = problem(design, label[splits.fit], classes, splits.fit_mask, splits.fit)
+    held_out, truth = design.rows[splits.held_out], label[splits.held_out]
 
-    def tried(penalty: float, start: Tensor | None) -> tuple[float, Tensor, Tensor]:
-        theta = problem.solve(penalty, start, ROUGHLY)
-        weight, bias = design.folded(theta)
-        found = [logits(rows.to(design.dtype), weight, bias).argmax(2) for rows in blocks(held)]
-        return penalty, theta, (torch.cat(found) == truth[:, None]).T  # (B, H)
+    def evaluate(penalty: float, start: Tensor | None) -> tuple[float, Tensor, float]:
+        theta = fitting.solve(penalty, start, SEARCH_TOLERANCE)
+        weight, bias = design.fold(theta)
+        predicted = torch.cat(
+            [logits(rows.to(design.dtype), weight, bias) for rows in blocks(held_out)]
+        )  # (H, B, K)
+        return penalty, theta, metric(predicted, truth, splits)
 
-    best = latest = tried(PENALTIES[FIRST], None)
-    for way in (PENALTIES[FIRST + 1 :], PENALTIES[FIRST - 1 :: -1]):
+    best = latest = evaluate(PENALTIES[START], None)
+    for penalties in (PENALTIES[START + 1 :], PENALTIES[START - 1 :: -1]):
         latest, behind = best, 0
-        for penalty in way:
-            latest = tried(penalty, latest[1])
-            better = splits.accuracy(latest[2]) > splits.accuracy(best[2])
+        for penalty in penalties:
+            latest = evaluate(penalty, latest[1])
+            better = latest[2] > best[2]
             best, behind = (latest, 0) if better else (best, behind + 1)
             if behind == 2:
                 break
-        if best[0] != PENALTIES[FIRST]:
+        if best[0] != PENALTIES[START]:
             break
-    penalty, theta, right = best[0] * splits.share, *best[1:]
+    penalty, theta, score = best[0] * splits.fit_fraction, *best[1:]
 
     def solve() -> Probe:
-        return design.probe(kind(design, label, classes).solve(penalty, theta.mean(0, keepdim=True))[0])
+        return design.probe(problem(design, label, classes).solve(penalty, theta.mean(0, keepdim=True))[0])
 
-    return Choice(penalty, splits.accuracy(right), solve)
+    return Choice(penalty, score, solve)

@@ -1,10 +1,10 @@
-"""Non-linear probes: a multi-layer perceptron and a block of convolutions on a frozen map.
+"""Non-linear probes: a multilayer perceptron and a block of convolutions on a frozen map.
 
-RotNet's two (Gidaris et al. 2018, arXiv:1803.07728, released code), with its optimiser and the shape of its schedule.
-Differs: 500 steps in place of 100 epochs; the map is computed once, without augmentation, where RotNet shifts and
-flips; maps larger than 8 x 8 are average-pooled to that, and kept in half precision; the map is the one that a linear
-probe does best on among held-out training samples, and the last weights are scored, where RotNet's configurations
-select an epoch by test accuracy.
+RotNet's two probes (Gidaris et al. 2018, arXiv:1803.07728, released code), with its optimizer and the shape of its
+schedule. **Differs:** 500 steps in place of 100 epochs; the map is computed once, without augmentation, while RotNet
+shifts and flips; maps larger than 8 x 8 are average-pooled to that size and stored in half precision; the map is the one
+whose linear probe does best on held-out training samples, and the last weights are scored, while RotNet's
+configurations select an epoch by test accuracy.
 """
 
 import math
@@ -15,84 +15,91 @@ import torch
 from torch import Tensor, nn
 
 from pretask.config import TrainConfig
-from pretask.encoders import AT_ONCE, Encoder
+from pretask.encoders import MAX_BATCH, Encoder
 from pretask.encoders.classic import conv
-from pretask.encoders.heads import projector
+from pretask.encoders.heads import build_mlp
 from pretask.evals.features import embed
-from pretask.evals.finetune import cost, descend, passes
+from pretask.evals.finetune import autocast_loss, epoch_orders, optimize
 from pretask.evals.measure import Chosen, Result, accuracy
-from pretask.types import Labelled
+from pretask.types import LabeledSource
 
 SIDE = 8
-"""of a map, at most: what RotNet's last maps have"""
+"""maximum side of a map: that of RotNet's last maps"""
 MEMORY = 1 << 31
-"""bytes that the maps of a training set may take; those of more or wider ones are pooled further"""
+"""maximum bytes for the maps of a training set; larger ones are pooled further"""
 WIDTH = 192
 """channels of the convolutions"""
 STEPS = 500
-"""of one probe: seconds (mlp), a minute or more of one core (conv)"""
-SGD = TrainConfig(batch=128, optimizer="sgd", lr=0.1, weight_decay=5e-4, warmup=0.0, drop=0.2)
+"""training steps per probe: seconds (mlp), or a minute or more on one core (conv)"""
+SGD = TrainConfig(batch=128, optimizer="sgd", lr=0.1, weight_decay=5e-4, warmup=0.0, gamma=0.2)
 TRAIN: Mapping[str, TrainConfig] = {
-    "mlp": replace(SGD, drops=(0.2, 0.4, 0.45)),  # epochs 20, 40 and 45 of 100
-    "conv": replace(SGD, drops=(0.35, 0.7, 0.85)),
+    "mlp": replace(SGD, milestones=(0.2, 0.4, 0.45)),  # epochs 20, 40 and 45 of 100
+    "conv": replace(SGD, milestones=(0.35, 0.7, 0.85)),
 }
 
 
 def mlp(channels: int, side: int, classes: int) -> nn.Sequential:
-    """(B, C, s, s) -> (B, K): two hidden layers of 20 units a class."""
+    """(B, C, s, s) -> (B, K): two hidden layers of 20 units per class."""
     hidden = min(20 * classes, 2048)
-    return nn.Sequential(nn.Flatten(), *projector(channels * side**2, hidden, hidden, classes))
+    return nn.Sequential(nn.Flatten(), *build_mlp(channels * side**2, hidden, hidden, classes))
 
 
-def block(channels: int, classes: int) -> nn.Sequential:
-    """(B, C, s, s) -> (B, K): one more block of the network in network, averaged over its places."""
+def conv_block(channels: int, classes: int) -> nn.Sequential:
+    """(B, C, s, s) -> (B, K): one more network-in-network block with global average pooling."""
     convolutions = conv(channels, WIDTH, 3), conv(WIDTH, WIDTH, 1), conv(WIDTH, WIDTH, 1)
     return nn.Sequential(*convolutions, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(WIDTH, classes))
 
 
-class Map(nn.Module):
+class StageMap(nn.Module):
     """One stage of an encoder, in the form that `embed` takes."""
 
     def __init__(self, encoder: Encoder, stage: str):
         super().__init__()
         self.encoder, self.stage = encoder, stage
-        self.train(encoder.training)  # to which `embed` returns
+        self.train(encoder.training)  # the mode that `embed` restores
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         x = self.encoder(image)[self.stage]
         return {"map": x, "pool": x.mean((2, 3))}
 
 
-def maps(encoder: Encoder) -> list[str]:
-    """The stages that have more than one place, from shallow to deep."""
+def map_stages(encoder: Encoder) -> list[str]:
+    """The stages whose maps are larger than 1 x 1, from shallow to deep."""
     return [stage for stage, side in encoder.sides.items() if side > 1]
 
 
-def by_maps(
+def score_probes(
     encoder: Encoder,
-    train: Labelled,
-    test: Labelled,
+    train: LabeledSource,
+    test: LabeledSource,
     chosen: Chosen,
     *,
     seed: int,
     device: torch.device | str = "cpu",
     progress: bool = True,
 ) -> Iterator[Result]:
-    """Both probes on the map that `chosen` found best; none of an encoder without maps. The encoder stays as it is."""
-    stages = maps(encoder)
+    """Both probes on the map that is best according to `chosen`; nothing for an encoder without maps. The encoder is not
+    changed."""
+    stages = map_stages(encoder)
     if not stages:
         return
-    stage, known = chosen.best(stages), {"device": device, "progress": progress}
+    stage, options = chosen.best(stages), {"device": device, "progress": progress}
     channels = encoder.widths[stage]
     width = min(SIDE**2 * channels, MEMORY // 2 // len(train))
-    shown, unseen = (embed(Map(encoder, stage), part, width=width, **known) for part in (train, test))
-    side = math.isqrt(shown.stages["map"].shape[1] // channels)
-    x, y = (each.stages["map"].view(-1, channels, side, side) for each in (shown, unseen))
+    train_features, test_features = (
+        embed(StageMap(encoder, stage), source, width=width, **options) for source in (train, test)
+    )
+    side = math.isqrt(train_features.stages["map"].shape[1] // channels)
+    x, x_test = (
+        each.stages["map"].view(-1, channels, side, side) for each in (train_features, test_features)
+    )
     for name in ("mlp", "conv"):
-        head = fit(name, x, shown.label, len(train.classes), seed, device, progress)
+        probe = fit(name, x, train_features.label, len(train.classes), seed, device, progress)
         with torch.no_grad():
-            said = torch.cat([head(rows.float().to(device)).argmax(1).cpu() for rows in y.split(AT_ONCE)])
-        yield accuracy(name, "", said == unseen.label, {"stage": stage, "side": side})
+            predicted = torch.cat(
+                [probe(rows.float().to(device)).argmax(1).cpu() for rows in x_test.split(MAX_BATCH)]
+            )
+        yield accuracy(name, "", predicted == test_features.label, {"stage": stage, "side": side})
 
 
 @torch.random.fork_rng(devices=[])
@@ -105,18 +112,18 @@ def fit(
     device: torch.device | str = "cpu",
     progress: bool = True,
 ) -> nn.Sequential:
-    """Maps (N, C, s, s), (N,) -> the probe of that name after STEPS steps."""
+    """Maps (N, C, s, s), (N,) -> the probe of that name, trained for STEPS steps."""
     train, (n, channels, side, _) = TRAIN[name], x.shape
     batch = min(train.batch, n)
     torch.manual_seed(seed)
-    head = mlp(channels, side, classes) if name == "mlp" else block(channels, classes)
-    head.to(device).train()
+    probe = mlp(channels, side, classes) if name == "mlp" else conv_block(channels, classes)
+    probe.to(device).train()
     losses = (
-        cost(head, x[rows].float().to(device), label[rows].to(device))
-        for rows in passes(n, batch, STEPS, seed).split(batch)
+        autocast_loss(probe, x[rows].float().to(device), label[rows].to(device))
+        for rows in epoch_orders(n, batch, STEPS, seed).split(batch)
     )
     optimizer = torch.optim.SGD(
-        head.parameters(), momentum=train.momentum, nesterov=True, weight_decay=train.weight_decay
+        probe.parameters(), momentum=train.momentum, nesterov=True, weight_decay=train.weight_decay
     )
-    descend(optimizer, losses, train, STEPS, f"{name} probe", progress)
-    return head.eval()
+    optimize(optimizer, losses, train, STEPS, f"{name} probe", progress)
+    return probe.eval()

@@ -1,15 +1,14 @@
-"""From encoders to scores: every protocol on every row, each setting chosen on held-out training samples.
+"""From encoders to scores: every protocol for every row, with hyperparameters chosen on held-out training samples.
 
-`evaluate` embeds, `measure` (its own file) scores one pair of training and test features, `combined` puts several
-runs together.
+`evaluate` computes features, `measure` (a file of its own) scores the training and test features of one encoder, and
+`combine_runs` combines the results of several runs.
 """
 
 import copy
-import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,322 +17,422 @@ import torch
 from torch import Tensor, nn
 
 from pretask.encoders import Encoder
-from pretask.evals import baselines, fewshot, knn
-from pretask.evals import cluster_metrics as clustering
-from pretask.evals import finetune as tuning
-from pretask.evals import linear_probe as linear
-from pretask.evals import nonlinear_probes as probing
-from pretask.evals import svm as machines
-from pretask.evals import text_retrieval as crossmodal
-from pretask.evals.confidence import LEVEL, RESAMPLES, interval, over_runs
-from pretask.evals.features import embed
-from pretask.evals.holdout import FEW, FIT, FOLDS, HELD, REPEATS, Part, split
-from pretask.evals.measure import Result, choose, feasible, measure
+from pretask.evals import (
+    baselines,
+    fewshot,
+    forecast,
+    knn,
+    linear_probe,
+    measure,
+    multilabel,
+    nonlinear_probes,
+    text_retrieval,
+)
+from pretask.evals import finetune as finetuning
+from pretask.evals import svm as svms
+from pretask.evals.confidence import (
+    LEVEL,
+    RESAMPLES,
+    Interval,
+    bootstrap_interval,
+    interval,
+    student_interval,
+)
+from pretask.evals.features import Features, embed, readable
+from pretask.evals.forecast import announce
+from pretask.evals.holdout import FOLDS, MAX_FIT, MAX_FOLDED, MAX_HELD_OUT, REPEATS, Part, split, strata
+from pretask.evals.measure import Result, feasible_shots
+from pretask.evals.scores import Difference, Measurement, Role, Row, Scores
+from pretask.ops import kmeans
 from pretask.rng import Rng
-from pretask.runtime import files as checkpoint
-from pretask.types import Labelled, UserError
+from pretask.types import LabeledSource, Source, UserError
 
-SCHEMA = 1
-TEST_SHARE = 0.2
-"""of each class, where no test set is given"""
+TEST_FRACTION = 0.2
+"""fraction of each class set aside for testing if no test set is given"""
 PROTOCOL = {
-    "features": "evaluation mode, no augmentation, one pass; maps average-pooled to at most 4096 numbers",
-    "knn": f"pooled features, cosine, votes exp(s/{knn.TEMPERATURE}), k among {list(knn.NEIGHBOURS)}",
-    "linear": "multinomial logistic regression to the optimum on standardised features; penalty among "
-    f"{list(linear.PENALTIES)} (C = 1 / (penalty n))",
-    "best linear": "the same at the stage that is best on held-out training samples",
-    "few-shot": f"linear probe on pooled features of {fewshot.DRAWS} draws, penalty {fewshot.PENALTY} fixed; mean over draws",
-    "clustering": f"k-means of the pooled test features, k = classes, unit length, best of {clustering.RESTARTS}; "
-    "ACC under the best one-to-one map",
-    "recall@K": "hit rate among the K nearest test samples, itself excluded, cosine, pooled features",
-    "text@K, image@K": "of images with texts: hit rate of a test image's own text among the K nearest of the different test "
-    "texts, and of an image of a text among the K nearest test images; by KL(text ‖ image) of the topics, an image's by the "
-    "run's own head, if it has one, else by a linear probe on pooled features",
-    "partner@K": "of tracks: hit rate of a track's later patch among the K nearest later patches to its first one, cosine, "
-    "pooled features, without tracks of the same clip and time; nothing is trained",
-    "label-free": "RankMe, α of the spectrum, mean std per dimension (1/√D at best) and mean cosine of unit rows; test, pooled",
-    "finetune": f"on request: encoder and linear classifier trained on the labels, AdamW, lr {tuning.TRAIN.lr}, layer decay "
-    f"{tuning.DECAY} (untrained: 1), shifts and flips, {tuning.STEPS} steps of {tuning.TRAIN.batch} images at any number of "
-    "labels; nothing chosen, last weights; N-shot: one draw for each run",
-    "mlp, conv": "on request: RotNet's two non-linear probes, SGD, lr 0.1 falling in its proportions, "
-    f"{probing.STEPS} steps of {probing.SGD.batch}; frozen map, no augmentation, pooled to {probing.SIDE} x {probing.SIDE} at "
-    "most; the map that the linear probe is best on among held-out training samples",
-    "svm": "on request: Exemplar-CNN's read-out, linear SVMs, each class against the others, squared hinge, on the maximum of "
-    f"every map of every stage in each quadrant; stages divided by their {machines.PERCENTILE}th percentile on training "
-    "samples; penalty as for linear",
-    "chosen": f"k, penalty and stage on held-out training samples: of up to {FEW} by {FOLDS} stratified folds, repeated up to "
-    f"{REPEATS} times; of more on 20 % of them (at most {HELD}), fitted to at most {FIT} others, and the penalty in proportion",
-    "interval": f"{LEVEL:.0%}, bootstrap over test samples ({RESAMPLES} resamples); of NMI, ARI and several runs "
-    "Student's t, with the variances of runs and of test samples added",
+    "features": "computed once, in evaluation mode, without augmentation; maps are average-pooled to at most 4096 values",
+    "knn": f"pooled features, cosine similarity s, votes weighted by exp(s/{knn.TEMPERATURE}), k from {list(knn.NEIGHBORS)}",
+    "linear": "multinomial logistic regression on standardized features, solved to the optimum; penalty from "
+    f"{list(linear_probe.PENALTIES)} (C = 1 / (penalty n))",
+    "best linear": "linear at the stage that does best on held-out training samples",
+    "few-shot": f"linear probe on pooled features, fixed penalty {fewshot.PENALTY}; mean over {fewshot.DRAWS} draws of training "
+    "samples",
+    "clustering": f"k-means on unit-length pooled test features, k = number of classes, best of {kmeans.RESTARTS} restarts; "
+    "ACC under the best one-to-one map from clusters to classes",
+    "recall@K": "fraction of test samples with one of the same class among the K nearest other test samples; cosine "
+    "similarity, pooled features",
+    "text@K, image@K": "for images with texts: text@K is the hit rate of a test image's own text among the K nearest of the "
+    "distinct test texts, image@K that of a text's own images among the K nearest test images; the distance is KL(text ‖ image) "
+    "of the topics, and an image's topics are predicted by the run's own head if it has one, else by a linear probe on pooled "
+    "features",
+    "track recall@K": "for tracks: hit rate of a track's later patch among the K later patches nearest to its first patch; "
+    "cosine similarity, pooled features; other tracks of the same clip that overlap in time are not candidates; nothing is "
+    "trained",
+    "label-free": "RankMe, α of the spectrum, and of unit-length rows the mean std per dimension (1/√D at best) and the mean "
+    "cosine similarity; pooled test features",
+    "finetune": f"on request: encoder and linear classifier trained on the labels with AdamW, lr {finetuning.TRAIN.lr}, layer "
+    f"decay {finetuning.DECAY} (untrained encoder: 1), random shifts and flips, {finetuning.STEPS} steps of "
+    f"{finetuning.TRAIN.batch} images for any number of labels; no hyperparameter or checkpoint is chosen, the last weights are "
+    "scored; N-shot: one draw per run",
+    "mlp, conv": "on request: RotNet's two non-linear probes, trained with SGD, lr 0.1 lowered at RotNet's fractions of the "
+    f"training, {nonlinear_probes.STEPS} steps of {nonlinear_probes.SGD.batch} images; on a frozen map, without augmentation, "
+    f"pooled to at most {nonlinear_probes.SIDE} x {nonlinear_probes.SIDE}; the map whose linear probe does best on held-out "
+    "training samples",
+    "svm": "on request: Exemplar-CNN's protocol, linear one-vs-rest SVMs with squared hinge loss on the maps of all stages, "
+    f"max-pooled over each quadrant; each stage is divided by its {svms.PERCENTILE}th percentile on training samples; penalty as "
+    "for linear",
+    "chosen": f"k, penalty and stage, on held-out training samples: up to {MAX_FOLDED} samples by {FOLDS} stratified folds, "
+    f"repeated up to {REPEATS} times; more samples on 20 % of them (at most {MAX_HELD_OUT}) after fitting to at most {MAX_FIT} of "
+    "the others, with the penalty rescaled in proportion",
+    "interval": f"{LEVEL:.0%}, bootstrap over test samples ({RESAMPLES} resamples); for NMI, ARI and several runs Student's t "
+    "with the sum of the variances over runs and over test samples",
 }
 
 COMPARED = (
-    *(("knn", "pool"), ("linear", "pool"), ("best linear", ""), ("mlp", ""), ("conv", ""), ("svm", "")),
-    *((f"{kind}@{k}", "pool") for kind in ("text", "image") for k in crossmodal.AT),
-    *((tuning.eval_name(shots), "") for shots in (*tuning.SHOTS, None)),
+    *(Measurement(metric, "pool") for metric in ("knn", "linear")),
+    *(Measurement(metric) for metric in ("best linear", "mlp", "conv", "svm")),
+    *(Measurement(metric, "pool", k=k) for metric in ("text", "image") for k in text_retrieval.AT),
+    *(Measurement("finetune", shots=shots) for shots in (*finetuning.SHOTS, None)),
+    *(Measurement(metric, "pool") for metric in ("knn mAP", "linear mAP")),
+    Measurement("best linear mAP"),
+    *(Measurement("finetune mAP", shots=count) for count in (*finetuning.IMAGES, None)),
 )
-"""(eval, stage) of which differences are taken, where both rows have them"""
+"""measurements whose differences are reported if both rows have them"""
+
+
+OnFeatures = Callable[[LabeledSource, Tensor | None], None]
+"""called with labeled images and their pooled features (N, D), or None if some images could not be read"""
 
 
 @dataclass(frozen=True)
-class Scores:
-    """What `evaluate` found, and the JSON that it is kept as.
+class Entry:
+    """Networks of one kind whose features are scored, one network per run."""
 
-    {"schema": 1, "data": {"train", "n_train", "test", "n_test", "classes"}, "protocol": {eval: sentence},
-     "rows": [row, …], "differences": [difference, …], "skipped": [sentence, …], "seconds": {features: s}}
-
-    row: {"features": whose, "own": true for the runs that are judged, "eval": "knn" | "linear" | "best linear" |
-    "1-shot" … | "nmi" | "ari" | "acc" | "recall@1" … | "rankme" | "alpha" | "std" | "cosine" | "mlp" | "conv" | "svm" |
-    "finetune" | "finetune 10-shot" | "finetune 100-shot" | "partner@1" …, "stage", "value", "low", "high" (both null where the number
-    has no interval), "n": test samples, "data": the test set's name, "seeds": of the runs, "values": of each run,
-    "chosen": settings of each run, and a few-shot score's draws}. Values are percentages, but for rankme, alpha, std
-    and cosine. "best linear", "mlp" and "conv" have no "stage": their stages are in "chosen"; "finetune" and
-    "svm" have none.
-
-    difference: {"features", "minus", "eval", "value", "low", "high"}, paired over test samples and runs.
-
-    Of a transfer (transfer.py) "data" has the "task" as well, "eval" begins with it, and "protocol" is the task's own.
-    """
-
-    data: Mapping[str, Any]
-    rows: Sequence[Mapping[str, Any]]
-    differences: Sequence[Mapping[str, Any]]
-    skipped: Sequence[str]
-    seconds: Mapping[str, float]
-    protocol: Mapping[str, str] = field(default_factory=lambda: PROTOCOL)
-
-    def to_json(self) -> str:
-        whole = {"schema": SCHEMA, "data": self.data, "protocol": self.protocol}
-        return json.dumps(whole | asdict(self), indent=2, allow_nan=False)
-
-    def write(self, folder: Path) -> Path:
-        """`scores/TEST.json` in a run's folder; of a transfer `scores/TASK-TEST.json`."""
-        path = self.path(folder)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        checkpoint.write_text(path, self.to_json() + "\n")
-        return path
-
-    def path(self, folder: Path) -> Path:
-        named = [self.data[key] for key in ("task", "test") if key in self.data]
-        return folder / "scores" / file_name("-".join(named))
-
-    def get(self, features: str, eval: str, stage: str | None = None) -> Mapping[str, Any] | None:
-        """The first row of that name."""
-        return next(
-            (
-                r
-                for r in self.rows
-                if (r["features"], r["eval"]) == (features, eval) and stage in (None, r.get("stage"))
-            ),
-            None,
-        )
+    name: str
+    role: Role
+    seeds: Sequence[int]
+    nets: Iterable[nn.Module]
+    """may be built lazily"""
 
 
-def file_name(test: str) -> str:
-    """That of what was found on a test set."""
-    plain = "".join(c if c.isalnum() or c in "-_." else "-" for c in test).strip("-.")
-    return f"{plain or 'scores'}.json"
-
-
-# ---- the whole
+# ---- evaluation
 
 
 def evaluate(
     encoders: Sequence[Encoder],
-    train: Labelled,
-    test: Labelled | None = None,
+    train: LabeledSource,
+    test: LabeledSource | None = None,
     *,
     name: str = "encoder",
+    role: Role = "run",
     seeds: Sequence[int] = (0,),
-    fresh: Sequence[Encoder] = (),
-    heads: Sequence[crossmodal.Head] = (),
+    untrained: Sequence[Encoder] = (),
+    heads: Sequence[text_retrieval.Head] = (),
     seed: int = 0,
     supervised_steps: int | None = None,
     finetune: bool = False,
     nonlinear: bool = False,
     svm: bool = False,
-    centres: int = baselines.CENTRES,
+    centers: int = baselines.CENTERS,
     device: torch.device | str = "cpu",
     cache: Path | None = None,
-    look: Callable[[Labelled, Tensor], None] | None = None,
+    on_features: OnFeatures | None = None,
     progress: bool = True,
 ) -> Scores:
-    """Score the encoders of runs that differ in their seed alone, beside the rows that every table carries.
+    """Score the encoders of runs that differ only in their seed, beside the baseline rows of every table.
 
-    `fresh` are the encoders as their runs began, the untrained row; without them it is drawn with `seeds`, the runs'
-    own, as the supervised encoders are (with `supervised_steps`). `heads` are those of runs that foretell topics. `seed` is that of the split, the draws and k-means.
-    Without `test`, a fifth of each class is set aside.
-    `finetune`, `nonlinear` and `svm` take the encoders and the untrained ones through the files of that name.
-    `look` is given the images that the report shows, those of `test`, without it all, and what the first encoder makes
-    of them at "pool", so that nobody needs to embed them again; not if some could not be read.
+    `untrained` are the encoders at the start of their runs, for the untrained row; by default they are initialized anew
+    with `seeds`, the seeds of the runs, as the supervised encoders are (with `supervised_steps`). `heads` are the topic
+    heads of runs that predict topics. `seed` is for the split, the few-shot draws and k-means. Without `test`, a fifth of
+    each class is set aside; for multi-label images, which multilabel.py scores, a fifth of all images. `finetune`,
+    `nonlinear` and `svm` add the scores of the modules of these names, for the encoders and the untrained ones.
+    `on_features` is called with the images for the report (`test`, or all images without it) and their pooled features
+    from the first encoder, so that they need not be computed again; with None in place of features if some images could
+    not be read.
     """
     if len(encoders) != len(seeds):
-        raise UserError(f"{len(encoders)} encoders came with {len(seeds)} seeds; expected one seed for each")
-    shown = train if test is None else test
-    train, test = parts(train, seed) if test is None else (train, test)
+        raise UserError(f"got {len(encoders)} encoders and {len(seeds)} seeds; expected one seed per encoder")
+    report_source = train if test is None else test
+    train, test = split_off_test(train, seed) if test is None else (train, test)
     check(encoders, train, test)
-    test, untrained = renumbered(test, train), f"untrained {encoders[0].name}"
-    known = {"device": device, "progress": progress}
+    train, test, skipped = align_classes(train, test)
+    protocol = multilabel if train.multi_label else measure
+    options = {"device": device, "progress": progress}
+    announce(training_work(encoders, train, finetune, supervised_steps, device))
 
-    def results(row: str, net: nn.Module, run: int) -> Iterator[Result]:
-        of_train, of_test = (embed(net, source, cache=cache, **known) for source in (train, test))
-        if look and net is encoders[0] and not shown.ledger.bad:
-            pool = of_test.stages["pool"]
-            if isinstance(train, Part) and isinstance(test, Part):
-                order = torch.cat([train.index, test.index]).argsort()
-                pool = torch.cat([of_train.stages["pool"], pool])[order]
-            look(shown, pool)
-        chosen = choose(of_train, len(train.classes), seed)
-        yield from measure(of_train, of_test, chosen, seed)
-        head = heads[seeds.index(run)] if heads and row == name else None
-        yield from crossmodal.by_text(of_train, of_test, train, test, chosen, head)
-        del of_train, of_test  # gigabytes, and the maps need as much
-        if not isinstance(net, Encoder) or row not in (name, untrained):
+    def results(entry: Entry, net: nn.Module, run: int) -> Iterator[Result]:
+        train_features, test_features = (
+            embed(net, source, cache=cache, **options) for source in (train, test)
+        )
+        if on_features and net is encoders[0]:
+            complete = readable(report_source) is None
+            pool = in_source_order(train_features, test_features, train, test) if complete else None
+            on_features(report_source, pool)
+        chosen = protocol.choose(train_features, len(train.classes), seed)
+        yield from protocol.measure(train_features, test_features, chosen, seed)
+        head = heads[seeds.index(run)] if heads and entry.role == role else None
+        yield from text_retrieval.score_text_retrieval(
+            train_features, test_features, train, test, chosen, head
+        )
+        del train_features, test_features  # gigabytes, and the maps need as much
+        if not isinstance(net, Encoder) or entry.role not in (role, "untrained"):
             return
         if nonlinear:
-            yield from probing.by_maps(net, train, test, chosen, seed=run, **known)
+            yield from nonlinear_probes.score_probes(net, train, test, chosen, seed=run, **options)
         if svm:
-            yield from machines.by_quadrants(net, train, test, seed=seed, **known)
+            yield from svms.score_svm(net, train, test, seed=seed, **options)
         if finetune:
-            decay = tuning.DECAY if row == name else 1.0
-            yield from tuning.by_finetuning(net, train, test, seed=seed, run=run, decay=decay, **known)
+            decay = finetuning.DECAY if entry.role == role else 1.0
+            yield from finetuning.score_finetuned(
+                net, train, test, seed=seed, run=run, decay=decay, **options
+            )
 
-    def rows() -> Iterator[tuple[str, Sequence[int], Iterator[nn.Module]]]:
-        """Whose features, the seeds of its runs, and their networks, each made when it is needed."""
+    def entries() -> Iterator[Entry]:
         first, pairs = encoders[0].name, list(zip(encoders, seeds, strict=True))
-        yield name, seeds, iter(encoders)
-        yield untrained, seeds, iter(fresh or [baselines.untrained(e, s) for e, s in pairs])
-        yield baselines.Pixels.name, [seed], iter([baselines.Pixels()])
-        yield baselines.Patches.name, [seed], (baselines.patches(train, centres, s) for s in [seed])
+        yield Entry(name, role, seeds, encoders)
+        yield untrained_entry(encoders, seeds, untrained)
+        yield Entry(baselines.Pixels.name, "pixels", [seed], [baselines.Pixels()])
+        patches = (baselines.patches(train, centers, s) for s in [seed])
+        yield Entry(baselines.Patches.name, "patches", [seed], patches)
         if (steps := supervised_steps) is not None:
             trained = (baselines.supervised(e, train, steps, s, device, progress) for e, s in pairs)
-            yield f"supervised {first}", seeds, trained
+            yield Entry(f"supervised {first}", "supervised", seeds, trained)
 
-    found: dict[str, list[list[Result]]] = {}
-    scored: list[dict[str, Any]] = []
-    seconds: dict[str, float] = {}
-    for row, drawn, nets in rows():
-        began = time.perf_counter()
-        found[row] = [[*results(row, net, run)] for net, run in zip(nets, drawn, strict=True)]
-        about = {"features": row, "own": row == name}
-        rest = {"data": test.name, "seeds": list(drawn)}
-        scored += [about | one | rest for one in combined(found[row], seed)]
-        seconds[row] = round(time.perf_counter() - began, 1)
+    rows, differences, seconds = tabulate(entries(), results, test, seed)
     data = {"train": train.name, "n_train": len(train), "test": test.name, "n_test": len(test)}
+    data |= {"classes": list(train.classes)}
+    if train.multi_label:
+        data |= {"chance": multilabel.chance(test.label, seed)}
     return Scores(
-        data | {"classes": list(train.classes)},
-        scored,
-        [d for row in found if row != name for d in differences(name, found[name], row, found[row], seed)],
-        [*too_few(train, finetune), *flat(encoders[0], nonlinear)],
+        data,
+        rows,
+        differences,
+        [*skipped, *missing_shots(train, finetune), *missing_probes(encoders[0], nonlinear)],
         seconds,
+        multilabel.PROTOCOL if train.multi_label else PROTOCOL,
+        records={"train": train.ledger.card(), "test": test.ledger.card()},
     )
 
 
-def parts(source: Labelled, seed: int) -> tuple[Part, Part]:
-    """A fifth of each class for testing, the rest for training."""
-    if isinstance(source, crossmodal.Told):  # images of one text stay together
-        count = int(source.which.max()) + 1
-        out = Rng(seed, "test").permutation(count) < TEST_SHARE * count
-        kept, out = (~out[source.which]).nonzero().flatten(), out[source.which].nonzero().flatten()
+def untrained_entry(encoders: Sequence[Encoder], seeds: Sequence[int], untrained: Sequence[Encoder]) -> Entry:
+    """The encoders at the start of their runs, `untrained`; initialized anew if there are none."""
+    nets = untrained or [baselines.untrained(e, s) for e, s in zip(encoders, seeds, strict=True)]
+    return Entry(f"untrained {encoders[0].name}", "untrained", seeds, nets)
+
+
+def tabulate(
+    entries: Iterable[Entry],
+    results: Callable[[Entry, nn.Module, int], Iterable[Result]],
+    test: Source,
+    seed: int,
+    compared: Sequence[Measurement] = COMPARED,
+) -> tuple[list[Row], list[Difference], dict[str, float]]:
+    """The rows of each entry, the first entry's differences from the others, and each entry's time in seconds.
+
+    `results` takes an entry, one of its networks and the seed of its run.
+    """
+    rows: list[Row] = []
+    seconds: dict[str, float] = {}
+    scored: list[tuple[Entry, list[list[Result]]]] = []
+    for entry in entries:
+        began = time.perf_counter()
+        runs = [[*results(entry, net, run)] for net, run in zip(entry.nets, entry.seeds, strict=True)]
+        about = {"name": entry.name, "role": entry.role, "data": test.name, "seeds": list(entry.seeds)}
+        rows += combine_runs(runs, seed, count_readable(test), **about)
+        seconds[entry.name] = round(time.perf_counter() - began, 1)
+        scored.append((entry, runs))
+    (first, own), *others = scored
+    differences: list[Difference] = []
+    for entry, other in others:
+        about = {"name": first.name, "minus": entry.name, "minus_role": entry.role}
+        differences += paired_differences(own, other, seed, compared, count_readable(test), **about)
+    return rows, differences, seconds
+
+
+def in_source_order(
+    train_features: Features, test_features: Features, train: LabeledSource, test: LabeledSource
+) -> Tensor:
+    """(N, D) pooled features of the test set; of the whole source in its own order if both are parts of it."""
+    pool = test_features.stages["pool"]
+    if isinstance(train, Part) and isinstance(test, Part):
+        order = torch.cat([train.index, test.index]).argsort()
+        pool = torch.cat([train_features.stages["pool"], pool])[order]
+    return pool
+
+
+def training_work(
+    encoders: Sequence[Encoder],
+    train: LabeledSource,
+    finetune: bool,
+    supervised_steps: int | None,
+    device: torch.device | str,
+) -> Iterator[forecast.Work]:
+    """The networks that are trained on the labels, with their times, estimated from a few timed steps."""
+    if finetune:
+        shots = 1 + len(finetuning.shot_counts(train.label))
+        per_step = finetuning.seconds_per_step(encoders[0], train, finetuning.TRAIN, device)
+        yield forecast.Work("fine-tuned networks", 2 * len(encoders) * shots, finetuning.STEPS * per_step)
+    if supervised_steps is not None:
+        per_step = finetuning.seconds_per_step(encoders[0], train, baselines.SUPERVISED, device)
+        yield forecast.Work("supervised networks", len(encoders), supervised_steps * per_step)
+
+
+def split_off_test(source: LabeledSource, seed: int) -> tuple[Part, Part]:
+    """Training set and test set: a fifth of each class is set aside; for multi-label images, a fifth of all."""
+    if isinstance(source, text_retrieval.TextLabeled):  # images with the same text stay together
+        count = int(source.text_id.max()) + 1
+        out = Rng(seed, "test").permutation(count) < TEST_FRACTION * count
+        kept, out = (~out[source.text_id]).nonzero().flatten(), out[source.text_id].nonzero().flatten()
     else:
-        kept, out = split(source.label, Rng(seed, "test"), TEST_SHARE)
+        kept, out = split(strata(source.label), Rng(seed, "test"), TEST_FRACTION)
     return Part(source, kept, f"{source.name} (80 %)"), Part(source, out, f"{source.name} (20 % set aside)")
 
 
-def numbers(train: Labelled, test: Labelled) -> Tensor:
-    """(K of test,): which class of the training set each class of the test set is, by name; -1 of one without images."""
-    known, shown = ([s.classes[k] for k in s.label.unique().tolist()] for s in (train, test))
-    unknown = [c for c in shown if c not in known]
+def align_classes(
+    train: LabeledSource, test: LabeledSource
+) -> tuple[LabeledSource, LabeledSource, list[str]]:
+    """Both sets with the same classes in the same order, and sentences on what was left out."""
+    return multilabel.align_classes(train, test) if train.multi_label else (train, renumber(test, train), [])
+
+
+def count_readable(source: Source) -> int:
+    """Number of samples that could be read; all of those not tried yet count."""
+    index = readable(source)
+    return len(source) if index is None else len(index)
+
+
+def class_map(train: LabeledSource, test: LabeledSource) -> Tensor:
+    """(K of test,) the training set's number of each class of the test set, by name; -1 for a class without images."""
+    train_names, test_names = ([s.classes[k] for k in s.label.unique().tolist()] for s in (train, test))
+    unknown = [c for c in test_names if c not in train_names]
     if unknown:
         raise UserError(
             f"{test.name} has classes that the training set lacks: {', '.join(unknown[:5])}; "
-            f"expected only {', '.join(known[:10])}"
+            f"expected only {', '.join(train_names[:10])}"
         )
-    return torch.tensor([train.classes.index(c) if c in shown else -1 for c in test.classes])
+    return torch.tensor([train.classes.index(c) if c in test_names else -1 for c in test.classes])
 
 
-def renumbered(test: Labelled, train: Labelled) -> Labelled:
-    """The test set with its classes numbered as those of the training set."""
+def renumber(test: LabeledSource, train: LabeledSource) -> LabeledSource:
+    """The test set with the training set's class numbers."""
     other = copy.copy(test)
-    other.label, other.classes = numbers(train, test)[test.label], train.classes
+    other.label, other.classes = class_map(train, test)[test.label], train.classes
     return other
 
 
-def check(encoders: Sequence[Encoder], train: Labelled, test: Labelled) -> None:
-    if len(train.label.unique()) < 2:
-        raise UserError(f"{train.name} shows {len(train.label.unique())} class; scores need at least 2")
+def check(encoders: Sequence[Encoder], train: LabeledSource, test: LabeledSource) -> None:
+    if train.multi_label != test.multi_label:
+        multi, single = (train, test) if train.multi_label else (test, train)
+        raise UserError(
+            f"{multi.name} has several labels per image, and {single.name} has one; give two sets of the same kind, "
+            "such as two with lists of labels"
+        )
+    if not train.multi_label and len(train.label.unique()) < 2:
+        raise UserError(f"{train.name} has {len(train.label.unique())} class; scores need at least 2")
     for encoder in encoders:
         for source in (train, test):
             if (source.channels, source.size) != (encoder.channels, encoder.size):
                 raise UserError(
-                    f"{source.name} holds {source.channels} x {source.size} px images, the encoder takes "
-                    f"{encoder.channels} x {encoder.size}; open it with that size and channels"
+                    f"{source.name} has images of {source.channels} x {source.size} px, the encoder takes "
+                    f"{encoder.channels} x {encoder.size}; open it with that size and number of channels"
                 )
 
 
-def too_few(train: Labelled, finetune: bool = False) -> list[str]:
-    """Which numbers of shots are missing, and why."""
+def missing_shots(train: LabeledSource, finetune: bool = False) -> list[str]:
+    """Which few-shot scores are missing, and why; for multi-label images, which numbers of images."""
+    if train.multi_label:
+        lacking = [n for n in fewshot.IMAGES if n > len(train)]
+        missing = [Measurement("few-shot mAP", shots=n) for n in lacking]
+        missing += [
+            Measurement("finetune mAP", shots=n) for n in lacking if finetune and n in finetuning.IMAGES
+        ]
+        return [f"no {titles(missing)}: there are {len(train)} training images"] if missing else []
     count = train.label.bincount(minlength=len(train.classes))
     least = int(torch.where(count > 0, count, count.max()).argmin())
-    lacking = [shots for shots in fewshot.SHOTS if shots not in feasible(train.label)]
-    missing = [f"{shots}-shot" for shots in lacking]
-    missing += [tuning.eval_name(shots) for shots in lacking if finetune and shots in tuning.SHOTS]
-    said = f"no {', '.join(missing)}: class {train.classes[least]!r} has {count[least]} training images"
-    return [said] if missing else []
+    lacking = [shots for shots in fewshot.SHOTS if shots not in feasible_shots(train.label)]
+    missing = [Measurement("few-shot", shots=n) for n in lacking]
+    missing += [Measurement("finetune", shots=n) for n in lacking if finetune and n in finetuning.SHOTS]
+    reason = f"no {titles(missing)}: class {train.classes[least]!r} has {count[least]} training images"
+    return [reason] if missing else []
 
 
-def flat(encoder: Encoder, nonlinear: bool) -> list[str]:
-    """Why the non-linear probes are missing, where they were asked for."""
-    missing = nonlinear and not probing.maps(encoder)
-    return [f"no mlp, conv: {encoder.name} has no map of more than one place"] if missing else []
+def titles(measurements: Sequence[Measurement]) -> str:
+    return ", ".join(each.title for each in measurements)
+
+
+def missing_probes(encoder: Encoder, nonlinear: bool) -> list[str]:
+    """Why the requested non-linear probes are missing."""
+    missing = nonlinear and not nonlinear_probes.map_stages(encoder)
+    return [f"no mlp, conv: {encoder.name} has no map larger than 1 x 1"] if missing else []
 
 
 # ---- several runs
 
 
-def combined(runs: Sequence[Sequence[Result]], seed: int, n: int | None = None) -> Iterator[dict[str, Any]]:
-    """The same result of every run -> one row with its interval; no row where a run has no such number.
+def combine_runs(
+    runs: Sequence[Sequence[Result]], seed: int, n: int | None = None, **about: Any
+) -> Iterator[Row]:
+    """Results of several runs -> a row with an interval for each measurement whose values are all finite.
 
-    `n` is the number of test samples, where no result says something of each.
+    `n` is the number of test samples, needed if no result is per sample; `about` are the other fields of a row.
     """
-    n = n or next(len(r.right) for r in runs[0] if r.right is not None)
+    n = n or next(len(r.correct) for r in runs[0] if r.correct is not None)
     for first in runs[0]:
-        group = alike(runs, first.eval, first.stage)
+        group = matching_results(runs, first)
         values = [r.value for r in group]
         if not all(map(math.isfinite, values)):
             continue
-        row: dict[str, Any] = {"eval": first.eval} | ({"stage": first.stage} if first.stage else {})
-        row |= {"value": float(np.mean(values)), "low": None, "high": None}
-        if first.right is not None:
-            found = interval(100 * right(runs, first.eval, first.stage), seed)
-            row |= {"low": found.low, "high": found.high}
+        bounds = None
+        if first.bootstrap is not None:
+            bounds = bootstrap_interval(np.array(values), bootstraps(runs, first), n)
+        elif first.correct is not None:
+            bounds = interval(100 * correct(runs, first), seed)
         elif variances := [r.variance for r in group if r.variance is not None]:
-            found = over_runs(np.array(values), float(np.mean(variances)), n)
-            row |= {"low": found.low, "high": found.high}
-        yield row | {"n": n, "values": values, "chosen": [dict(r.notes) for r in group]}
+            bounds = student_interval(np.array(values), float(np.mean(variances)), n)
+        low, high = (bounds.low, bounds.high) if bounds else (None, None)
+        chosen = [dict(r.notes) for r in group]
+        numbers = {"value": float(np.mean(values)), "low": low, "high": high, "n": n, "values": values}
+        yield Row(*first.key, **numbers, chosen=chosen, **about)
 
 
-def alike(runs: Sequence[Sequence[Result]], eval: str, stage: str) -> list[Result]:
-    """The same result of every run; runs that choose different stages list theirs in different places."""
-    return [r for run in runs for r in run if (r.eval, r.stage) == (eval, stage)]
+def matching_results(runs: Sequence[Sequence[Result]], what: Measurement) -> list[Result]:
+    """Each run's result for a measurement; its position differs between runs that choose different stages."""
+    return [r for run in runs for r in run if r.key == what.key]
 
 
-def differences(
-    name: str,
+def paired_differences(
     own: Sequence[Sequence[Result]],
-    other: str,
-    theirs: Sequence[Sequence[Result]],
+    other: Sequence[Sequence[Result]],
     seed: int,
-    compared: Sequence[tuple[str, str]] = COMPARED,
-) -> Iterator[dict[str, Any]]:
-    """How far a run is above another row, sample by sample; a row of one run stands against each of several."""
-    for eval, stage in compared:
-        if not (alike(own, eval, stage) and alike(theirs, eval, stage)):
+    compared: Sequence[Measurement] = COMPARED,
+    n: int = 0,
+    **about: Any,
+) -> Iterator[Difference]:
+    """Differences of two rows, paired by test sample, or by resampled test set of `n` samples. A row of one run is compared
+    with each of several runs. `about` are the other fields of a difference."""
+    for what in compared:
+        if not (matching_results(own, what) and matching_results(other, what)):
             continue
-        found = interval(100 * (right(own, eval, stage) - right(theirs, eval, stage)), seed)
-        yield {"features": name, "minus": other, "eval": eval} | asdict(found)
+        if matching_results(own, what)[0].bootstrap is None:
+            bounds = interval(100 * (correct(own, what) - correct(other, what)), seed)
+        else:
+            bounds = bootstrap_difference(own, other, what, n)
+        yield Difference(*what.key, **asdict(bounds), **about)
 
 
-def right(runs: Sequence[Sequence[Result]], eval: str, stage: str) -> Tensor:
-    """(S, N): which test samples each of S runs got right."""
-    return torch.stack([r.right for r in alike(runs, eval, stage) if r.right is not None])
+def correct(runs: Sequence[Sequence[Result]], what: Measurement) -> Tensor:
+    """(S, N): whether each of S runs predicts each test sample correctly."""
+    return torch.stack([r.correct for r in matching_results(runs, what) if r.correct is not None])
+
+
+def bootstraps(runs: Sequence[Sequence[Result]], what: Measurement) -> np.ndarray:
+    """(S, RESAMPLES): scores of S runs on resampled test sets."""
+    return np.stack([r.bootstrap for r in matching_results(runs, what) if r.bootstrap is not None])
+
+
+def bootstrap_difference(
+    own: Sequence[Sequence[Result]], other: Sequence[Sequence[Result]], what: Measurement, n: int
+) -> Interval:
+    """The difference of two rows on the same resampled test sets."""
+    value, minus = (np.array([r.value for r in matching_results(runs, what)]) for runs in (own, other))
+    return bootstrap_interval(value - minus, bootstraps(own, what) - bootstraps(other, what), n)

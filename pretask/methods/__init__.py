@@ -12,10 +12,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from pretask.methods.base.method import Method, MethodConfig
+from pretask.methods.base.method import Method, MethodConfig, Minimum
 from pretask.types import UserError
 
-__all__ = ["Method", "MethodConfig", "asks", "called", "module", "names", "recipe", "recipes"]
+__all__ = ["Method", "MethodConfig", "Minimum", "asks", "called", "module", "names", "recipe", "recipes"]
 
 OUTSIDE = "pretask_method_"
 """in front of the name of a file outside of the package, among Python's modules"""
@@ -51,7 +51,7 @@ def outside(path: Path) -> ModuleType:
     return found
 
 
-def called(method: Method[Any]) -> str:
+def called(method: Method[Any] | MethodConfig) -> str:
     """The name of the file that a method is from: as on the command line, but for folder and ending."""
     return type(method).__module__.rpartition(".")[2].removeprefix(OUTSIDE)
 

@@ -1,13 +1,12 @@
-"""BYOL: from one view of an image, foresee what a slowly following teacher makes of another.
+"""BYOL: predict a momentum teacher's projection of one view from another view, without negatives.
 
-Grill et al.: Bootstrap Your Own Latent, NeurIPS 2020, arXiv:2006.07733. There are no negatives: what keeps all images
-from getting the same features is that the teacher gets no gradient and that a predictor stands between the two.
+Grill et al.: Bootstrap Your Own Latent, NeurIPS 2020, arXiv:2006.07733. The teacher's stop-gradient and the
+student's predictor prevent collapse. The teacher drops nothing, and its batch norms use statistics of its
+batches, as the student's do (released code).
 
-The teacher drops nothing, and its batch norms count its batches as the student's do (released code).
-
-**Differs:** the loss is the mean over both directions, half of the paper's sum; batch norms see both views at once; the
-last layers of projector and predictor have biases, the released ones have none; crops are bilinear and of an image
-already reduced to the views' size.
+**Differs:** the loss is the mean over both directions, half of the paper's sum; batch norms see both views at
+once; the last layers of projector and predictor have biases, the released ones have none; crops are bilinear
+and taken from an image already resized to the encoder's size.
 """
 
 from dataclasses import dataclass
@@ -19,23 +18,24 @@ from torch import Tensor, nn
 
 from pretask.config import TrainConfig
 from pretask.encoders import Encoder
-from pretask.encoders.heads import follow, projector, rising, teacher_of
+from pretask.encoders.heads import build_mlp, cosine_momentum, ema_copy, update_ema
 from pretask.limits import Count, Part, Share
-from pretask.methods.base.views import OfTwoViews, TwoViews, ViewsConfig, unlike
-from pretask.transforms import augment as images
+from pretask.methods.base.views import TwoViewMethod, TwoViews, ViewConfig, asymmetric
+from pretask.transforms import augment
 from pretask.types import Loss, Progress, Source
 
 
 @dataclass(frozen=True)
-class Config(ViewsConfig):
-    """Foresee a slowly following teacher's features of another view of the same image."""
+class Config(ViewConfig):
+    """Predict a momentum teacher's projection of another view of the same image."""
 
-    keep: Share = 0.99
-    """share of the teacher's weights that stays at each step; rises to 1 (0.996 on ImageNet)"""
+    family: ClassVar[str] = "self-distillation"
+    ema_momentum: Share = 0.99
+    """teacher's EMA momentum at the start, annealed to 1 (0.996 on ImageNet)"""
     width: Count = 128
-    """of the projection (256 in the paper)"""
+    """output width of projector and predictor (paper: 256)"""
     hidden: Count = 512
-    """of the hidden layer of projector and predictor (4096 in the paper)"""
+    """hidden width of projector and predictor (paper: 4096)"""
 
     def build(self, encoder: Encoder, source: Source) -> "BYOL":
         return BYOL(self, encoder)
@@ -52,39 +52,41 @@ class Paper(Config):
 
     side: Part = 1.0
     """full size"""
-    views: images.Views = images.Views(crop=(0.08, 1.0), saturation=0.2)
-    """but for blur and solarisation, in which the two views differ"""
-    keep: Share = 0.996
-    """at first (sec. 3.3)"""
+    views: augment.ViewAugmentation = augment.ViewAugmentation(crop=(0.08, 1.0), saturation=0.2)
+    """shared by both views, which differ in blur and solarization"""
+    ema_momentum: Share = 0.996
+    """at the start (sec. 3.3)"""
     width: Count = 256
-    """of the projection"""
+    """output width"""
     hidden: Count = 4096
-    """of the hidden layers"""
+    """hidden width"""
 
-    def pair(self) -> tuple[images.Views, images.Views]:
-        return unlike(self.views)
+    def augmentations(self) -> tuple[augment.ViewAugmentation, augment.ViewAugmentation]:
+        return asymmetric(self.views)
 
 
-def distance(foreseen: Tensor, target: Tensor) -> Tensor:
+def regression_loss(predicted: Tensor, target: Tensor) -> Tensor:
     """Mean of ‖p/‖p‖ - z/‖z‖‖² = 2 - 2 cos(p, z) over rows (eq. 2): from 0 to 4."""
-    return 2 - 2 * F.cosine_similarity(foreseen.float(), target.float(), dim=1).mean()
+    return 2 - 2 * F.cosine_similarity(predicted.float(), target.float(), dim=1).mean()
 
 
-class BYOL(OfTwoViews):
+class BYOL(TwoViewMethod):
+    pretext_task = "Self-distillation of two views with an EMA teacher"
+
     def __init__(self, config: Config, encoder: Encoder):
         super().__init__(config, encoder)
-        self.head = projector(encoder.dim, config.hidden, config.width)
-        self.predictor = projector(config.width, config.hidden, config.width)
-        self.teacher = nn.ModuleList(teacher_of(net) for net in (encoder, self.head))
+        self.projector = build_mlp(encoder.dim, config.hidden, config.width)
+        self.predictor = build_mlp(config.width, config.hidden, config.width)
+        self.teacher = nn.ModuleList(ema_copy(net) for net in (encoder, self.projector))
 
     def loss(self, pretext: TwoViews) -> Loss:
-        foreseen = self.predictor(self.head(self.encoder(pretext.both)["pool"]))  # (2B, D)
+        predicted = self.predictor(self.projector(self.encoder(pretext.both)["pool"]))  # (2B, D)
         with torch.no_grad():
-            encoder, head = self.teacher
-            of_left, of_right = head(encoder(pretext.both)["pool"]).chunk(2)
-        return Loss(distance(foreseen, torch.cat([of_right, of_left])))
+            encoder, projector = self.teacher
+            z1, z2 = projector(encoder(pretext.both)["pool"]).chunk(2)
+        return Loss(regression_loss(predicted, torch.cat([z2, z1])))
 
     def after_step(self, carry: Any, progress: Progress) -> None:
-        keep = rising(self.config.keep, progress.fraction)
-        for teacher, student in zip(self.teacher, (self.encoder, self.head), strict=True):
-            follow(teacher, student, keep)
+        momentum = cosine_momentum(self.config.ema_momentum, progress.fraction)
+        for teacher, student in zip(self.teacher, (self.encoder, self.projector), strict=True):
+            update_ema(teacher, student, momentum)

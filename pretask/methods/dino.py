@@ -1,19 +1,23 @@
-"""DINO: from any view of an image, foresee to which prototypes a slowly following teacher assigns a large view of it.
+"""DINO: self-distillation with a momentum teacher over multi-crop views.
 
-Caron, Touvron, Misra, Jégou, Mairal, Bojanowski, Joulin: Emerging Properties in Self-Supervised Vision Transformers,
-ICCV 2021, arXiv:2104.14294; numbers without another source are those of the released code. The teacher gets no
-gradient and sees the large views alone. Two things keep it from assigning all images alike: its logits are centred, so
-that no one prototype always wins, and its softmax is sharp, so that not all of them always share (sec. 3.1).
+Caron, Touvron, Misra, Jégou, Mairal, Bojanowski, Joulin: Emerging Properties in Self-Supervised Vision
+Transformers, ICCV 2021, arXiv:2104.14294; numbers without another source are those of the released code. The
+student predicts, from every view, the teacher's softmax over prototypes on another global view. The teacher
+gets no gradient and sees the global views only. Two things prevent collapse: centering of the teacher's
+logits, so that no prototype dominates, and sharpening with a low temperature, so that its outputs do not
+become uniform (sec. 3.1).
 
-The head gets the class tokens of all views at once, so its batch norms, where it has some, count them all. Students may
-drop paths ("drop_path_rate" of the encoder); teachers drop nothing, and their batch norms count batches, as students' do.
+The head gets the features of all views at once, so its batch norms, if any, see all of them. Students may use
+stochastic depth (the encoder's "drop_path_rate"); teachers drop nothing, and their batch norms use batch
+statistics, as the students' do.
 
-**Differs:** logits are cosines in every net, where the released ViT-S run scales them by learned lengths
-(`--norm_last_layer false`); heads begin with torch's weights, not with normal ones of deviation 0.02, and the class token
-with 1e-6, as timm has it, not with 0.02; frozen prototypes gather momentum; gradients are clipped together, not weight by
-weight; the teacher's temperature rises with every step, not every epoch; crops are bilinear and of an image already
-reduced to the views' size; a blur has a window of a tenth of the side. The default recipe's pixels are less 0.5 and in units of
-0.5, as timm has it for its net; `:paper`'s are by ImageNet's means and deviations, as released.
+**Differs:** logits are cosines for every encoder, where the released ViT-S run scales them by learned lengths
+(`--norm_last_layer false`); heads have torch's initialization, not a normal one of standard deviation 0.02,
+and the class token one of 1e-6, as in timm, not 0.02; frozen prototypes accumulate momentum; gradients are
+clipped by their global norm, not per weight; the teacher's temperature rises every step, not every epoch;
+crops are bilinear and taken from an image already resized to the encoder's size; the blur kernel is a tenth
+of the image side. The default recipe normalizes pixels by mean 0.5 and standard deviation 0.5, as timm does
+for its network; `:paper` by ImageNet's, as released.
 """
 
 from collections.abc import Iterable, Mapping
@@ -26,52 +30,57 @@ from torch import Tensor, nn
 
 from pretask.config import TrainConfig
 from pretask.encoders import Encoder
-from pretask.encoders.heads import follow, rising, teacher_of
+from pretask.encoders.heads import cosine_momentum, ema_copy, update_ema
 from pretask.limits import Count, Natural, Part, Parts, Positive, Several, Share
-from pretask.methods.base.views import Crops, CropsConfig, OfCrops, unlike
-from pretask.transforms import augment as images
+from pretask.methods.base.views import MultiCrop, MultiCropConfig, MultiCropMethod, asymmetric
+from pretask.transforms import augment
 from pretask.types import Loss, Progress, Source
 
 
 @dataclass(frozen=True)
-class Config(CropsConfig):
-    """Foresee from any view to which prototypes a slowly following teacher assigns a large view of its image."""
+class Config(MultiCropConfig):
+    """Predict a momentum teacher's prototype assignment of a global view from any other view of the image."""
 
-    keep: Share = 0.99
-    """share of the teacher's weights that stays at each step; rises to 1 (0.996 on ImageNet)"""
+    family: ClassVar[str] = "self-distillation"
+    ema_momentum: Share = 0.99
+    """teacher's EMA momentum at the start, annealed to 1 (0.996 on ImageNet)"""
     temperature: Positive = 0.1
-    """of the student's softmax over prototypes"""
-    sharp: tuple[Positive, Positive] = (0.04, 0.07)
-    """temperature of the teacher's softmax, at first and at last"""
-    warm: Share = 0.1
-    """share of the run in which it rises (30 epochs of 300)"""
-    centring: Share = 0.9
-    """share of the centre that stays at each step"""
-    frozen: Share = 0.03
-    """share of the run in whose beginning the prototypes stay as they are (1 epoch)"""
+    """temperature of the student's softmax over prototypes"""
+    teacher_temp: tuple[Positive, Positive] = (0.04, 0.07)
+    """temperature of the teacher's softmax, before and after its warmup"""
+    teacher_temp_warmup: Share = 0.1
+    """fraction of the run in which it rises linearly (30 epochs of 300)"""
+    center_momentum: Share = 0.9
+    """EMA momentum of the center"""
+    freeze_prototypes: Share = 0.03
+    """fraction of the run, at its start, in which the prototypes are frozen (1 epoch)"""
     prototypes: Several = 1024
-    """that views are assigned to (65,536 on ImageNet)"""
+    """number of prototypes, the output width of the head (65,536 on ImageNet)"""
     width: Count = 128
-    """of the bottleneck in front of them (256 on ImageNet)"""
+    """bottleneck width of the head, that of the prototypes (256 on ImageNet)"""
     hidden: Count = 512
-    """of the head's hidden layers (2048 on ImageNet)"""
-    norm: bool = True
-    """batch norms in the head (an option of the released code); without them small nets soon share all images out evenly"""
+    """hidden width of the head (2048 on ImageNet)"""
+    use_bn_in_head: bool = True
+    """use batch norms in the head (optional in the released code); small networks become uniform without"""
 
     def build(self, encoder: Encoder, source: Source) -> "DINO":
         return DINO(self, encoder)
 
-    def sharpness(self, fraction: float) -> float:
+    def teacher_temp_at(self, fraction: float) -> float:
         """The teacher's temperature at a fraction of the run."""
-        first, last = self.sharp
-        return first + (last - first) * fraction / self.warm if fraction < self.warm else last
+        first, last = self.teacher_temp
+        return (
+            first + (last - first) * fraction / self.teacher_temp_warmup
+            if fraction < self.teacher_temp_warmup
+            else last
+        )
 
 
 @dataclass(frozen=True)
 class Paper(Config):
     """ViT-S/16 on ImageNet, with --size 224: batch 1024, 300 epochs, 2 views of 224 px and 8 of 96 px.
 
-    The run of the released README's "Boosting DINO performance". It has no batch norms: views meet nowhere in the net.
+    The run of the released README's "Boosting DINO performance". It has no batch norms.
     """
 
     encoder: ClassVar[str] = "vit_small_patch16_224.dino:dynamic_img_size=True,drop_path_rate=0.1"
@@ -88,48 +97,48 @@ class Paper(Config):
 
     side: Part = 1.0
     """full size"""
-    views: images.Views = images.Views(crop=(0.4, 1.0), saturation=0.2, blur=0.5)
-    """but for blur and solarisation of the two large views, which differ"""
-    small: Natural = 8
+    views: augment.ViewAugmentation = augment.ViewAugmentation(crop=(0.4, 1.0), saturation=0.2, blur=0.5)
+    """shared by all views; the two global views differ in blur and solarization"""
+    local_crops: Natural = 8
     """of 96 px"""
-    small_side: Part = 96 / 224
-    """of the image's"""
-    small_crop: Parts = (0.05, 0.4)
+    local_size: Part = 96 / 224
+    """96 px of 224"""
+    local_scale: Parts = (0.05, 0.4)
     """of 96 px"""
-    keep: Share = 0.996
-    """at first"""
-    frozen: Share = 1 / 300
+    ema_momentum: Share = 0.996
+    """at the start"""
+    freeze_prototypes: Share = 1 / 300
     """one epoch"""
     prototypes: Several = 65_536
     """for complex and large data"""
     width: Count = 256
-    """of the bottleneck"""
+    """bottleneck width"""
     hidden: Count = 2048
-    """of the hidden layers"""
-    norm: bool = False
-    """none, as there are none in a transformer"""
+    """hidden width"""
+    use_bn_in_head: bool = False
+    """none, as in the transformer"""
 
-    def pair(self) -> tuple[images.Views, images.Views]:
-        return unlike(self.views)
+    def augmentations(self) -> tuple[augment.ViewAugmentation, augment.ViewAugmentation]:
+        return asymmetric(self.views)
 
 
 class Head(nn.Module):
-    """(…, D) -> (…, K): cosines of a bottleneck of `width` with K prototypes."""
+    """(…, D) -> (…, K): cosine similarities of a bottleneck embedding with K prototypes."""
 
-    def __init__(self, dim: int, hidden: int, width: int, prototypes: int, norm: bool):
+    def __init__(self, dim: int, hidden: int, width: int, prototypes: int, use_bn_in_head: bool):
         super().__init__()
         layers: list[nn.Module] = []
         for a, b in ((dim, hidden), (hidden, hidden)):
-            layers += [nn.Linear(a, b), *([nn.BatchNorm1d(b)] if norm else []), nn.GELU()]
-        self.narrow = nn.Sequential(*layers, nn.Linear(hidden, width))
+            layers += [nn.Linear(a, b), *([nn.BatchNorm1d(b)] if use_bn_in_head else []), nn.GELU()]
+        self.bottleneck = nn.Sequential(*layers, nn.Linear(hidden, width))
         self.prototypes = nn.Linear(width, prototypes, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.cosines(self.narrowed(x))
+        return self.cosines(self.embed(x))
 
-    def narrowed(self, x: Tensor) -> Tensor:
-        """(…, D) -> (…, width) unit rows; batch norms count all rows."""
-        return F.normalize(self.narrow(x.flatten(0, -2)).float(), dim=1).unflatten(0, x.shape[:-1])
+    def embed(self, x: Tensor) -> Tensor:
+        """(…, D) -> (…, width) unit rows; batch norms see all rows."""
+        return F.normalize(self.bottleneck(x.flatten(0, -2)).float(), dim=1).unflatten(0, x.shape[:-1])
 
     def cosines(self, z: Tensor) -> Tensor:
         """(…, width) unit rows -> (…, K)."""
@@ -137,70 +146,71 @@ class Head(nn.Module):
             return z @ F.normalize(self.prototypes.weight, dim=1).T
 
 
-def assigned(logits: Tensor, centre: Tensor, temperature: Tensor) -> Tensor:
-    """(…, K) logits of the teacher -> its probabilities, centred and sharpened."""
-    return ((logits - centre) / temperature).softmax(-1)
+def teacher_probs(logits: Tensor, center: Tensor, temperature: Tensor) -> Tensor:
+    """(…, K) teacher logits -> probabilities, centered and sharpened."""
+    return ((logits - center) / temperature).softmax(-1)
 
 
-def across(target: Tensor, log_p: Tensor) -> Tensor:
-    """Mean cross-entropy of the teacher's large views (2, B, K) with every other view (2 + V, B, K) (eq. 3)."""
+def cross_view_loss(target: Tensor, log_p: Tensor) -> Tensor:
+    """Mean cross-entropy of teacher views (2, B, K) with every other student view (2 + V, B, K) (eq. 3)."""
     pairs = [(own, v) for own in range(len(target)) for v in range(len(log_p)) if v != own]
     return torch.stack([-(target[own] * log_p[v]).sum(1).mean() for own, v in pairs]).mean()
 
 
-class DINO(OfCrops):
-    centre: Tensor  # (K,) of the teacher's logits
-    sharpness: Tensor  # () temperature of the teacher
+class DINO(MultiCropMethod):
+    pretext_task = "Self-distillation between crops"
+    center: Tensor  # (K,) mean of the teacher's logits
+    teacher_temp: Tensor  # () temperature of the teacher's softmax
 
     def __init__(self, config: Config, encoder: Encoder):
         super().__init__(config, encoder)
-        self.head = Head(encoder.dim, config.hidden, config.width, config.prototypes, config.norm)
-        self.teacher = nn.ModuleList(teacher_of(net) for net in (encoder, self.head))
-        self.register_buffer("centre", torch.zeros(config.prototypes))
-        self.register_buffer("sharpness", torch.tensor(config.sharpness(0.0)))
+        self.head = Head(encoder.dim, config.hidden, config.width, config.prototypes, config.use_bn_in_head)
+        self.teacher = nn.ModuleList(ema_copy(net) for net in (encoder, self.head))
+        self.register_buffer("center", torch.zeros(config.prototypes))
+        self.register_buffer("teacher_temp", torch.tensor(config.teacher_temp_at(0.0)))
 
     def logits(self, image: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, K), the student's."""
+        """(B, C, H, W) -> (B, K) student logits."""
         return self.head(self.encoder(image)["pool"])
 
     @torch.no_grad()
-    def taught(self, image: Tensor) -> Tensor:
-        """The same of the teacher."""
+    def teacher_logits(self, image: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, K) teacher logits."""
         encoder, head = self.teacher
         return head(encoder(image)["pool"])
 
-    def loss(self, pretext: Crops) -> Loss:
-        taught = self.taught(pretext.both)  # (2B, K)
-        target = assigned(taught, self.centre, self.sharpness).unflatten(0, (2, -1))
-        log_p = (self.through(self.head, pretext) / self.config.temperature).log_softmax(2)
-        entropy = torch.special.entr(target).sum(2).mean()  # towards 0 or ln K: collapse (sec. 5.3)
-        return Loss(across(target, log_p), {"entropy": entropy}, carry=taught.mean(0, keepdim=True))
+    def loss(self, pretext: MultiCrop) -> Loss:
+        teacher_logits = self.teacher_logits(pretext.both)  # (2B, K)
+        target = teacher_probs(teacher_logits, self.center, self.teacher_temp).unflatten(0, (2, -1))
+        log_p = (self.forward_views(self.head, pretext) / self.config.temperature).log_softmax(2)
+        entropy = torch.special.entr(target).sum(2).mean()  # collapse: towards 0 or ln K (sec. 5.3)
+        return Loss(
+            cross_view_loss(target, log_p), {"entropy": entropy}, carry=teacher_logits.mean(0, keepdim=True)
+        )
 
     def after_step(self, carry: Any, progress: Progress) -> None:
-        """`carry` (W, K): the mean logits of each process."""
-        self.centre.lerp_(carry.mean(0), 1 - self.config.centring)  # eq. 4
-        self.sharpness.fill_(self.config.sharpness(progress.fraction))
-        keep = rising(self.config.keep, progress.fraction)
+        """`carry` (W, K): the mean teacher logits of each process."""
+        self.center.lerp_(carry.mean(0), 1 - self.config.center_momentum)  # eq. 4
+        self.teacher_temp.fill_(self.config.teacher_temp_at(progress.fraction))
+        momentum = cosine_momentum(self.config.ema_momentum, progress.fraction)
         for teacher, student in zip(self.teacher, (self.encoder, self.head), strict=True):
-            follow(teacher, student, keep)
+            update_ema(teacher, student, momentum)
 
     def groups(self) -> Iterable[dict[str, Any]]:
-        """The prototypes stay as they are at first."""
+        """The prototypes are frozen at the start of the run."""
         last = self.head.prototypes.weight
         for group in super().groups():
             yield {**group, "params": [p for p in group["params"] if p is not last]}
-        yield {"params": [last], "after": self.config.frozen}
+        yield {"params": [last], "after": self.config.freeze_prototypes}
 
-    def solve(self, pretext: Crops) -> Mapping[str, Tensor]:
-        """The right view that the teacher assigns most nearly as the student foresees from the left one."""
-        foreseen = (self.logits(pretext.left) / self.config.temperature).log_softmax(1)
-        target = assigned(self.taught(pretext.right), self.centre, self.sharpness)
-        divergence = (
-            -torch.special.entr(target).sum(1) - foreseen @ target.T
-        )  # (B, B), of Kullback and Leibler
-        return {"right": pretext.right[divergence.argmin(1)]}
+    def predict(self, pretext: MultiCrop) -> Mapping[str, Tensor]:
+        """The second view whose teacher distribution is closest to the prediction from the first view."""
+        predicted = (self.logits(pretext.view1) / self.config.temperature).log_softmax(1)
+        target = teacher_probs(self.teacher_logits(pretext.view2), self.center, self.teacher_temp)
+        kl = -torch.special.entr(target).sum(1) - predicted @ target.T  # (B, B)
+        return {"view2": pretext.view2[kl.argmin(1)]}
 
     def export(self) -> Encoder:
-        """The teacher's, the better of the two throughout training (sec. 5.2)."""
+        """The teacher's encoder, the better of the two throughout training (sec. 5.2)."""
         encoder: Any = self.teacher[0]
         return encoder

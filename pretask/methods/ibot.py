@@ -1,21 +1,23 @@
-"""iBOT: hide patches of an image and foresee to which prototypes a teacher, who sees them, assigns them.
+"""iBOT: masked image modeling with an online tokenizer, the momentum teacher of DINO.
 
 Zhou, Wei, Wang, Shen, Xie, Yuille, Kong: iBOT: Image BERT Pre-Training with Online Tokenizer, ICLR 2022,
-arXiv:2111.07832; numbers without another source are those of the released code. Every hidden patch is replaced by one
-learned token, at the patch's own place. From a view with hidden patches the student also foresees how the teacher
-assigns the whole of another view, as in DINO; both losses count alike. What keeps all patches from one answer is what
-keeps all images from it in DINO: the teacher follows slowly, centred and sharp. Patches have a centre of their own.
+arXiv:2111.07832; numbers without another source are those of the released code. Masked patches of a global
+view are replaced by a mask token, at their own positions; the student predicts their prototype assignments by
+the teacher, which sees the whole view. From a masked view the student also predicts the teacher's assignment
+of another view, as in DINO; both losses have weight 1. Centering, sharpening and the momentum teacher prevent
+collapse, as in DINO; patches have a center of their own.
 
-The head gets the class and patch tokens of both large views at once, then those of the small views at once: so its
-batch norms, where it has some, count them (`main_ibot.py`, whose small views go through the net by themselves).
+The head gets the class and patch tokens of both global views at once, then those of the local views at once,
+so its batch norms, if any, see them together (`main_ibot.py`, which passes local views separately).
 
-**Differs:** all that does in DINO; no more than ten rectangles are tried for a view, and one may be as high or wide as the
-view; the token of hidden patches does not decay; a transformer that pools otherwise than by a class token has what it
-pools in that token's place.
+**Differs:** all of DINO's differences; at most ten rectangles are tried per view, and one may be as high or
+wide as the view; the mask token has no weight decay; a transformer that does not pool by a class token has
+its pooled features in that token's place.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -26,38 +28,52 @@ from pretask.config import TrainConfig
 from pretask.encoders import Encoder
 from pretask.limits import Count, Natural, Part, Parts, Several, Share, Shares
 from pretask.methods import dino
-from pretask.methods.base.views import Crops, unlike
-from pretask.methods.dino import DINO, across, assigned
+from pretask.methods.base.method import Minimum
+from pretask.methods.base.views import MultiCrop, asymmetric
+from pretask.methods.dino import DINO, cross_view_loss, teacher_probs
 from pretask.rng import Rng
-from pretask.transforms import augment as images
+from pretask.transforms import augment
 from pretask.types import Batch, Loss, Progress, Source, UserError
+from pretask.viz.puzzle import Mask, Puzzle
 
-RECTANGLES = 10
-"""that are tried for each view"""
+ATTEMPTS = 10
+"""rectangles tried per view"""
 ASPECT = 0.3
-"""height by width of a rectangle, from this to its inverse"""
+"""smallest height-to-width ratio of a rectangle; the largest is its inverse"""
 
 
 @dataclass(frozen=True)
 class Config(dino.Config):
-    """Foresee to which prototypes a slowly following teacher assigns hidden patches, and the whole of another view."""
+    """Predict a momentum teacher's prototype assignments of masked patches and of another view."""
 
+    family: ClassVar[str] = "self-distillation"
     encoder: ClassVar[str] = (
         "vit_tiny_patch16_224:patch_size=4,embed_dim=128,depth=4,num_heads=4,dynamic_img_size=True"
     )
     train: ClassVar[TrainConfig] = TrainConfig(epochs=30, batch=64, lr=1e-3, weight_decay=0.05, clip=3.0)
 
-    masked: Share = 0.5
-    """share of the large views that have hidden patches"""
-    hides: Shares = (0.1, 0.5)
-    """of the patches of such a view, from and to (0.3 ± 0.2)"""
+    mask_probability: Share = 0.5
+    """fraction of the global views that are masked"""
+    mask_ratio: Shares = (0.1, 0.5)
+    """fraction of the patches of a masked view that are masked, from and to (0.3 ± 0.2)"""
 
-    def build(self, encoder: Encoder, source: Source) -> "IBOT":
+    def require_vit(self, encoder: Encoder) -> Any:
+        """The plain vision transformer inside; UserError for any other network."""
         if type(encoder.net) is not VisionTransformer:
             raise UserError(
-                f"ibot hides patches from a plain vision transformer, and {encoder.name} is none; "
+                f"ibot masks patches of a plain vision transformer, and {encoder.name} is not one; "
                 f"try --encoder {self.encoder}"
             )
+        return encoder.net
+
+    def smallest_side(self, encoder: Encoder) -> Minimum:
+        """A view has so many patches that at the largest mask ratio at least one is masked."""
+        patch = max(self.require_vit(encoder).patch_embed.patch_size)
+        rows = math.ceil(self.mask_ratio[1] ** -0.5) if self.mask_ratio[1] else 1
+        return Minimum(rows * patch, "or --encoder with a smaller patch_size")
+
+    def build(self, encoder: Encoder, source: Source) -> "IBOT":
+        self.require_vit(encoder)
         return IBOT(self, encoder)
 
 
@@ -79,129 +95,145 @@ class Paper(Config):
 
     side: Part = 1.0
     """full size"""
-    views: images.Views = images.Views(crop=(0.25, 1.0), saturation=0.2, blur=0.5)
-    """but for blur and solarisation of the two large views, which differ"""
-    small: Natural = 10
+    views: augment.ViewAugmentation = augment.ViewAugmentation(crop=(0.25, 1.0), saturation=0.2, blur=0.5)
+    """shared by all views; the two global views differ in blur and solarization"""
+    local_crops: Natural = 10
     """of 96 px"""
-    small_side: Part = 96 / 224
-    """of the image's"""
-    small_crop: Parts = (0.05, 0.25)
+    local_size: Part = 96 / 224
+    """96 px of 224"""
+    local_scale: Parts = (0.05, 0.25)
     """of 96 px"""
-    keep: Share = 0.996
-    """at first"""
-    warm: Share = 30 / 800
+    ema_momentum: Share = 0.996
+    """at the start"""
+    teacher_temp_warmup: Share = 30 / 800
     """30 epochs"""
-    frozen: Share = 1 / 800
+    freeze_prototypes: Share = 1 / 800
     """one epoch"""
     prototypes: Several = 8192
-    """of images and patches alike"""
+    """shared by images and patches"""
     width: Count = 256
-    """of the bottleneck"""
+    """bottleneck width"""
     hidden: Count = 2048
-    """of the hidden layers"""
-    norm: bool = False
-    """none, as there are none in a transformer"""
+    """hidden width"""
+    use_bn_in_head: bool = False
+    """none, as in the transformer"""
 
-    def pair(self) -> tuple[images.Views, images.Views]:
-        return unlike(self.views)
+    def augmentations(self) -> tuple[augment.ViewAugmentation, augment.ViewAugmentation]:
+        return asymmetric(self.views)
 
 
 @dataclass(frozen=True)
-class Masked(Crops):
-    left_hidden: Tensor  # (B, h, w) bools, true for patches that the student does not see
-    right_hidden: Tensor
+class MaskedMultiCrop(MultiCrop):
+    view1_mask: Tensor  # (B, h, w) bool, true for masked patches
+    view2_mask: Tensor
 
 
-def rectangles(most: Tensor, grid: tuple[int, int], rng: Rng, tries: int = RECTANGLES) -> Tensor:
-    """(B,) -> (B, h, w): rectangles of patches, one after the other as long as no more than `most` are hidden.
+def block_masks(most: Tensor, grid: tuple[int, int], rng: Rng, attempts: int = ATTEMPTS) -> Tensor:
+    """(B,) -> (B, h, w): random rectangles of patches, added as long as at most `most` patches are masked.
 
     They are drawn as in BEiT (arXiv:2106.08254, algorithm 1).
     """
     row, column = (torch.arange(n, device=most.device) for n in grid)
-    draws = rng.uniform(len(most), tries, 4).unbind(1)
-    least = (min(grid) // 3) ** 2  # patches in the first one
-    hidden = torch.zeros(len(most), *grid, dtype=torch.bool, device=most.device)
+    draws = rng.uniform(len(most), attempts, 4).unbind(1)
+    least = (min(grid) // 3) ** 2  # area of the first one, in patches
+    mask = torch.zeros(len(most), *grid, dtype=torch.bool, device=most.device)
     for size, shape, down, right in (draw.unbind(1) for draw in draws):
-        area = least + size * (most - hidden.sum((1, 2)) - least)
+        area = least + size * (most - mask.sum((1, 2)) - least)
         aspect = ((1 - 2 * shape) * math.log(ASPECT)).exp()
         height, width = (x.clamp(min=1).sqrt().round() for x in (area * aspect, area / aspect))
         top, left = (down * (grid[0] - height + 1)).floor(), (right * (grid[1] - width + 1)).floor()
         rows = (row >= top[:, None]) & (row < (top + height)[:, None])  # (B, h)
         columns = (column >= left[:, None]) & (column < (left + width)[:, None])  # (B, w)
-        more = hidden | rows[:, :, None] & columns[:, None]
-        hidden = torch.where(more.sum((1, 2), keepdim=True) <= most[:, None, None], more, hidden)
-    return hidden
+        more = mask | rows[:, :, None] & columns[:, None]
+        mask = torch.where(more.sum((1, 2), keepdim=True) <= most[:, None, None], more, mask)
+    return mask
 
 
-def each_image(cost: Tensor, hidden: Tensor) -> Tensor:
-    """(M,) costs of the patches that are `hidden` (B, N) -> the mean over images of the mean over the image's own.
+def mean_per_image(loss: Tensor, mask: Tensor) -> Tensor:
+    """(M,) losses of the masked patches, with `mask` (B, N) -> the mean over images of each image's mean.
 
-    An image that hides nothing counts as 0.
+    An image without masked patches counts as 0.
     """
-    share = 1 / hidden.sum(1, keepdim=True).clamp(min=1)  # (B, 1)
-    return (cost * share.expand(hidden.shape)[hidden]).sum() / len(hidden)
+    weight = 1 / mask.sum(1, keepdim=True).clamp(min=1)  # (B, 1)
+    return (loss * weight.expand(mask.shape)[mask]).sum() / len(mask)
 
 
 class IBOT(DINO):
+    pretext_task = "Self-distillation with masked patches"
     config: Config
-    patch_centre: Tensor  # (K,) of the teacher's logits for patches
+    patch_center: Tensor  # (K,) mean of the teacher's patch logits
 
     def __init__(self, config: Config, encoder: Encoder):
         super().__init__(config, encoder)
         net: Any = encoder.net
         self.grid: tuple[int, int] = net.patch_embed.dynamic_feat_size((self.side, self.side))
-        self.unknown = nn.Parameter(torch.zeros(net.embed_dim))  # in the place of a hidden patch
-        self.register_buffer("patch_centre", torch.zeros(config.prototypes))
+        self.mask_token = nn.Parameter(torch.zeros(net.embed_dim))  # replaces the embedding of a masked patch
+        self.register_buffer("patch_center", torch.zeros(config.prototypes))
 
-    def pretext(self, batch: Batch, rng: Rng) -> Masked:
+    def pretext(self, batch: Batch, rng: Rng) -> MaskedMultiCrop:
         crops = super().pretext(batch, rng)
-        left, right = (self.hidden(len(batch), rng.child("hidden", side)) for side in ("left", "right"))
-        return Masked(crops.left, crops.right, crops.small, left, right)
+        mask1, mask2 = (self.draw_masks(len(batch), rng.child("hidden", side)) for side in ("left", "right"))
+        return MaskedMultiCrop(crops.view1, crops.view2, crops.local_views, mask1, mask2)
 
-    def hidden(self, count: int, rng: Rng) -> Tensor:
-        """(B, h, w): of some views a share of the patches, of the others none."""
-        low, high = self.config.hides
-        share = rng.uniform(count, low=low, high=high) * rng.coin(count, p=self.config.masked)
-        return rectangles(share * math.prod(self.grid), self.grid, rng)
+    def show(
+        self, pretext: MultiCrop, answers: Mapping[str, Tensor], batch: Batch, rng: Rng
+    ) -> Iterator[Puzzle]:
+        assert isinstance(pretext, MaskedMultiCrop)
+        masks = zip(pretext.view1_mask, pretext.view2_mask, strict=True)
+        for (mask1, mask2), shown in zip(masks, super().show(pretext, answers, batch, rng), strict=True):
+            (image, first), (second, *more) = shown.question, shown.answer
+            first = replace(first, marks=[Mask(mask1, 0.8), *first.marks])
+            second = replace(second, marks=[Mask(mask2, 0.8), *second.marks])
+            yield replace(shown, question=[image, first], answer=[second, *more])
 
-    def tokens(self, encoder: Any, image: Tensor, hidden: Tensor | None = None) -> Tensor:
-        """(B, C, H, W), (B, h, w) -> (B, 1 + N, D): what the transformer pools, and its patches."""
+    def draw_masks(self, count: int, rng: Rng) -> Tensor:
+        """(B, h, w): masks of a random fraction of the patches for some views, empty ones for the others."""
+        low, high = self.config.mask_ratio
+        ratio = rng.uniform(count, low=low, high=high) * rng.coin(count, p=self.config.mask_probability)
+        return block_masks(ratio * math.prod(self.grid), self.grid, rng)
+
+    def tokens(self, encoder: Any, image: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(B, C, H, W), (B, h, w) -> (B, 1 + N, D): the pooled features and the patch tokens."""
         vit = encoder.net
-        x = vit.patch_embed(encoder.normalised(encoder.seen(image)))  # (B, N, D) or (B, h, w, D)
-        if hidden is not None:
-            x = torch.where(hidden.reshape(*x.shape[:-1], 1), self.unknown.to(x.dtype), x)
+        x = vit.patch_embed(encoder.normalized(encoder.select_input(image)))  # (B, N, D) or (B, h, w, D)
+        if mask is not None:
+            x = torch.where(mask.reshape(*x.shape[:-1], 1), self.mask_token.to(x.dtype), x)
         x = vit.norm(vit.blocks(vit.norm_pre(vit._pos_embed(x))))  # (B, P + N, D), after P prefix tokens
         whole = vit.forward_head(x, pre_logits=True)
         return torch.cat([whole[:, None], vit.fc_norm(x[:, vit.num_prefix_tokens :])], 1)
 
-    def of_small(self, image: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, K), the student's for what is pooled; patches count in batch norms alone."""
+    def local_view_logits(self, image: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, K) student logits of pooled features; patches matter for batch norms only."""
         tokens = self.tokens(self.encoder, image)
-        return self.head.cosines(self.head.narrowed(tokens if self.config.norm else tokens[:, :1])[:, 0])
+        return self.head.cosines(
+            self.head.embed(tokens if self.config.use_bn_in_head else tokens[:, :1])[:, 0]
+        )
 
-    def loss(self, pretext: Masked) -> Loss:  # type: ignore[override]  # it makes no other puzzle
+    def loss(self, pretext: MaskedMultiCrop) -> Loss:  # type: ignore[override]  # its own pretext makes it
         t = self.config.temperature
-        hidden = torch.cat([pretext.left_hidden, pretext.right_hidden])  # (2B, h, w)
+        mask = torch.cat([pretext.view1_mask, pretext.view2_mask])  # (2B, h, w)
         encoder, head = self.teacher
         with torch.no_grad():
-            taught = head(self.tokens(encoder, pretext.both))  # (2B, 1 + N, K)
-        image, patch = taught[:, 0], taught[:, 1:]
-        logits = self.head(self.tokens(self.encoder, pretext.both, hidden))
+            teacher_logits = head(self.tokens(encoder, pretext.both))  # (2B, 1 + N, K)
+        image, patch = teacher_logits[:, 0], teacher_logits[:, 1:]
+        logits = self.head(self.tokens(self.encoder, pretext.both, mask))
         rows = [logits[:, 0]]
-        if self.config.small:
-            rows.append(self.of_small(pretext.small.transpose(0, 1).flatten(0, 1)))
-        log_p = (torch.cat(rows) / t).log_softmax(1).unflatten(0, (-1, len(pretext.left)))  # (2 + V, B, K)
-        of_images = across(assigned(image, self.centre, self.sharpness).unflatten(0, (2, -1)), log_p)
+        if self.config.local_crops:
+            rows.append(self.local_view_logits(pretext.local_views.transpose(0, 1).flatten(0, 1)))
+        log_p = (torch.cat(rows) / t).log_softmax(1).unflatten(0, (-1, len(pretext.view1)))  # (2 + V, B, K)
+        cls_loss = cross_view_loss(
+            teacher_probs(image, self.center, self.teacher_temp).unflatten(0, (2, -1)), log_p
+        )
 
-        where = hidden.flatten(1)  # (2B, N)
-        target = assigned(patch[where], self.patch_centre, self.sharpness)  # (M, K)
+        where = mask.flatten(1)  # (2B, N)
+        target = teacher_probs(patch[where], self.patch_center, self.teacher_temp)  # (M, K)
         log_p = (logits[:, 1:][where] / t).log_softmax(1)
-        of_patches = each_image(-(target * log_p).sum(1), where)
+        patch_loss = mean_per_image(-(target * log_p).sum(1), where)
         carry = image.mean(0, keepdim=True), patch.mean((0, 1))[None]
-        return Loss(of_images + of_patches, {"images": of_images, "patches": of_patches}, carry)
+        return Loss(cls_loss + patch_loss, {"cls": cls_loss, "patch": patch_loss}, carry)
 
     def after_step(self, carry: Any, progress: Progress) -> None:
-        """`carry`: of each process the mean logits of images and of patches, (W, K) both."""
-        of_images, of_patches = carry
-        super().after_step(of_images, progress)
-        self.patch_centre.lerp_(of_patches.mean(0), 1 - self.config.centring)
+        """`carry`: the mean teacher logits of images and of patches, (W, K) each, one row per process."""
+        image_logits, patch_logits = carry
+        super().after_step(image_logits, progress)
+        self.patch_center.lerp_(patch_logits.mean(0), 1 - self.config.center_momentum)

@@ -1,23 +1,24 @@
-"""Jigsaw: nine tiles of an image are shuffled; in which of the listed orders do they stand?
+"""Jigsaw: shuffle nine tiles of an image and predict which permutation of a fixed set was used.
 
 Noroozi, Favaro: Unsupervised Learning of Visual Representations by Solving Jigsaw Puzzles, ECCV 2016,
-arXiv:1603.09246. Every tile is seen alone, and only the head sees all nine, in their order (sec. 3.1). Tiles of
-neighbouring cells are kept from fitting by a gap, by their own brightness and contrast, and by channels that are
-moved against each other, which hides the colour fringes of lenses (sec. 3.2). "Released" is
-MehdiNoroozi/JigsawPuzzleSolver at 8041c58, its first commit; later ones are of another paper.
+arXiv:1603.09246. The encoder processes each tile separately; only the head sees all nine, in shuffled order (sec. 3.1). A
+gap between tiles, normalization of each tile, and shifts of the color channels against each other, which hide chromatic
+aberration, prevent shortcuts by low-level cues (sec. 3.2). "Released" is MehdiNoroozi/JigsawPuzzleSolver at 8041c58, its
+first commit; later ones belong to another paper.
 
-**Differs:** by default each puzzle is asked in eight orders and images are flipped. The recipe's list has the 1,000
-orders of the paper (table 4); the released settings name a list of 100, beside 1,000 outputs. Tiles have mean 0 and
-deviation 1, as in the paper; the released code takes the mean alone off pixels of 0 to 255, and its first weights are
-made for that, so the column of the recipe begins by multiplying by 47, a tile's deviation in gray levels. Gray images
-and fringes are those of the paper; the released code has neither. Photographs are cut to their central square and scaled
-to 255 px; the released tool (generate_jps_dataset.cpp) cuts 255 px out of the middle of images that were scaled before.
+**Differs:** by default the head predicts eight permutations of each image, and images are flipped. The recipe has the 1,000
+permutations of the paper (table 4); the released settings name a list of 100, with 1,000 outputs. Tiles have mean 0 and
+standard deviation 1, as in the paper; the released code only subtracts the mean from pixels of 0 to 255, and its
+initialization assumes this scale, so the recipe's network first multiplies by 47, the standard deviation of a tile in gray
+levels. Gray images and channel shifts are those of the paper; the released code has neither. Photographs are cropped to
+their central square and scaled to 255 px; the released tool (generate_jps_dataset.cpp) crops the central 255 px of images
+that were scaled before.
 
-Cost: the list is made once, by comparing each of its entries with all 362,880 orders of nine (3 s for 1,000).
+Cost: the set is computed once, by comparing each of its entries with all 362,880 permutations of nine (3 s for 1,000).
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from itertools import permutations
@@ -32,53 +33,62 @@ from pretask.config import TrainConfig
 from pretask.encoders import Encoder
 from pretask.encoders.heads import TileEncoder
 from pretask.limits import Below, Count, Natural, Part, Several, Share
-from pretask.methods.base.method import Method, MethodConfig
+from pretask.methods.base.method import Method, MethodConfig, Minimum
 from pretask.rng import Rng
-from pretask.transforms import augment as images
+from pretask.transforms import augment
+from pretask.transforms.color import luma
 from pretask.types import Batch, Loss, Source, UserError
+from pretask.viz import puzzle
+from pretask.viz.puzzle import Caption, Panel, Puzzle
 
 SIDE = 3
 TILES = SIDE * SIDE
+SMALLEST = 8
+"""smallest side of a tile, pixels"""
 Distance = Literal["maximal", "middle", "minimal"]
-Spread = Literal["mean", "minimum"]
+DistanceStat = Literal["mean", "minimum"]
 
 
 @dataclass(frozen=True)
 class Config(MethodConfig):
-    """Name the order in which nine tiles of an image stand."""
+    """Predict the permutation of nine shuffled tiles of an image."""
 
+    family: ClassVar[str] = "pretext tasks"
     encoder: ClassVar[str] = "resnet_small:width=32,wide=512"
     train: ClassVar[TrainConfig] = TrainConfig(epochs=30, batch=64, lr=3e-3, weight_decay=0.01)
 
-    orders: Several = 100
-    """in the list, of the 362,880 that there are"""
+    num_permutations: Several = 100
+    """size of the permutation set, of 362,880 possible ones"""
     distance: Distance = "maximal"
-    """Hamming distance of the listed orders from each other: as large as it gets, that of random ones, or as small
-    (table 4)"""
-    spread: Spread = "mean"
-    """what of an order's distances to those before it is made large: their mean, as in the paper, or their minimum"""
+    """Hamming distance between the permutations of the set: maximal, that of random ones, or minimal (table 4)"""
+    distance_stat: DistanceStat = "mean"
+    """statistic of a permutation's distances to the earlier ones that is maximized: the mean (paper) or the minimum"""
     window: Part = 1.0
-    """side of the square that is cut into nine cells, as a share of the image's; smaller ones lie anywhere"""
+    """side of the square that is divided into nine cells, as a fraction of the image's; its position is random"""
     tile: Part = 0.75
-    """side of a tile, as a share of its cell's; it lies anywhere in it"""
-    normalise: bool = True
-    """each channel of each tile to mean 0 and deviation 1 (sec. 3.2; without it 43.5 of 52.6 in table 5)"""
-    fringe: Natural = 1
-    """pixels by which a channel of a tile is moved at most, up or down and left or right"""
-    grey: Share = 0.3
-    """probability that an image loses its colour (sec. 3.2)"""
+    """side of a tile, as a fraction of its cell's; its position in the cell is random"""
+    normalize: bool = True
+    """scale each channel of each tile to mean 0 and standard deviation 1 (sec. 3.2; without it 43.5 not 52.6, table 5)"""
+    channel_shift: Natural = 1
+    """largest vertical and horizontal shift of a tile's color channel, pixels"""
+    gray: Share = 0.3
+    """probability that an image is converted to grayscale (sec. 3.2)"""
     flip: Share = 0.5
-    """probability that an image is flipped before it is cut"""
+    """probability that an image is flipped before it is cut into tiles"""
     shuffles: Count = 8
-    """orders that the head is asked for each time; tiles are described once for all (the paper: 1)"""
+    """permutations that the head predicts per image; each tile is encoded once for all (paper: 1)"""
     width: Count = 128
-    """numbers by which a tile is described to the head"""
+    """dimension of a tile's embedding"""
     hidden: Count = 512
     """width of the head's hidden layer"""
     dropout: Below = 0.0
-    """of the head's two layers"""
-    flat: bool = False
-    """a tile is described by its whole last map in place of the map's mean"""
+    """dropout rate in the head's two layers"""
+    flatten: bool = False
+    """represent a tile by its whole last feature map instead of the map's mean"""
+
+    def smallest_side(self, encoder: Encoder) -> Minimum:
+        cell = math.ceil((SMALLEST - 0.5) / self.tile)
+        return Minimum(math.ceil(SIDE * cell / self.window), "or a larger --tile or --window")
 
     def build(self, encoder: Encoder, source: Source) -> Method[Any]:
         return Jigsaw(self, encoder)
@@ -86,7 +96,7 @@ class Config(MethodConfig):
 
 @dataclass(frozen=True)
 class Paper(Config):
-    """The released run, with --size 255: context-free network, cells of 85 px, tiles of 64, 350,000 steps."""
+    """The released run, with --size 255: context-free network, cells of 85 px, tiles of 64 px, 350,000 steps."""
 
     encoder: ClassVar[str] = "cfn"
     train: ClassVar[TrainConfig] = TrainConfig(
@@ -96,28 +106,28 @@ class Paper(Config):
         lr=0.01,
         weight_decay=5e-4,
         warmup=0.0,
-        drops=(100 / 350, 200 / 350, 300 / 350),
-        vector_lr=2.0,
+        milestones=(100 / 350, 200 / 350, 300 / 350),
+        bias_lr_scale=2.0,
     )
 
-    orders: Several = 1000
-    """of the 362,880 that there are"""
+    num_permutations: Several = 1000
+    """size of the permutation set, of 362,880 possible ones"""
     tile: Part = 64 / 85
     """64 of 85 pixels"""
-    fringe: Natural = 2
+    channel_shift: Natural = 2
     """pixels, of 64"""
     flip: Share = 0.0
     """none in the released code"""
     shuffles: Count = 1
-    """of an image each time"""
+    """one per image"""
     width: Count = 1024
     """fc6"""
     hidden: Count = 4096
     """fc7"""
     dropout: Below = 0.5
     """after fc6 and fc7"""
-    flat: bool = True
-    """3 x 3 x 256 numbers"""
+    flatten: bool = True
+    """3 x 3 x 256 features"""
 
     def build(self, encoder: Encoder, source: Source) -> Method[Any]:
         method = Jigsaw(self, encoder)
@@ -129,27 +139,27 @@ class Paper(Config):
 
 @dataclass(frozen=True)
 class Shuffled:
-    tile: Tensor  # (B, 9, C, t, t), as they stand after the shuffle
-    order: Tensor  # (B, 9) the cell that each came from, rows from the top
-    entry: Tensor  # (B,) of the list
-    others: Tensor  # (B, K - 1) entries of the further orders that the head is asked for
+    tile: Tensor  # (B, 9, C, t, t), in shuffled order
+    permutation: Tensor  # (B, 9) the cell that each tile came from, in raster order
+    label: Tensor  # (B,) index of the permutation in the set
+    extra_labels: Tensor  # (B, K - 1) further permutations of the same tiles that the head predicts
 
 
 @cache
 def permutation_set(
-    count: int, distance: Distance = "maximal", spread: Spread = "mean", seed: int = 0
+    count: int, distance: Distance = "maximal", distance_stat: DistanceStat = "mean", seed: int = 0
 ) -> Tensor:
-    """(count, 9): different orders of nine tiles (algorithm 1).
+    """(count, 9): different permutations of nine tiles (algorithm 1).
 
-    The first is random. Then comes the one whose Hamming distances to the chosen have the largest mean or, with
-    `spread` "minimum", the largest minimum, and of equal minima the largest mean; `distance` "minimal" takes the
-    smallest mean, "middle" any order. Ties are broken at random: the first of them in dictionary order would be a
-    near twin of one that is there already, as good by the mean, and a puzzle that two tiles decide.
+    The first is random. Each next one has the largest mean Hamming distance to those already chosen or, with
+    `distance_stat` "minimum", the largest minimum distance, and among equal minima the largest mean. `distance` "minimal"
+    takes the smallest mean, "middle" random permutations. Ties are broken at random: the first one in lexicographic order
+    would have the same mean but differ from a chosen permutation in only two tiles.
     """
     every = torch.from_numpy(np.array(list(permutations(range(TILES))), dtype=np.uint8).T.copy())  # (9, 9!)
     if not 2 <= count <= every.shape[1]:
         raise UserError(
-            f"a list of {count} orders was asked for; there are 2 to {every.shape[1]:,} of {TILES} tiles"
+            f"--num-permutations {count}: expected 2 to {every.shape[1]:,}, the permutations of {TILES} tiles"
         )
     rng = Rng(seed, "orders")
     if distance == "middle":
@@ -158,118 +168,148 @@ def permutation_set(
     total = torch.zeros(every.shape[1], dtype=torch.int32)
     least = torch.full_like(total, TILES)
     while len(chosen) < count:
-        far = (every != every[:, chosen[-1:]]).sum(0, dtype=torch.int32)
-        total, least = total + far, torch.minimum(least, far)
-        worth = least * (TILES * count) + total if spread == "minimum" else total.clone()
-        worth = -worth if distance == "minimal" else worth
-        worth[chosen] = torch.iinfo(worth.dtype).min
-        best = (worth == worth.max()).nonzero().flatten()
+        hamming = (every != every[:, chosen[-1:]]).sum(0, dtype=torch.int32)
+        total, least = total + hamming, torch.minimum(least, hamming)
+        score = least * (TILES * count) + total if distance_stat == "minimum" else total.clone()
+        score = -score if distance == "minimal" else score
+        score[chosen] = torch.iinfo(score.dtype).min
+        best = (score == score.max()).nonzero().flatten()
         chosen.append(int(best[rng.integers(1, high=len(best))]))
     return every[:, chosen].T.long()
 
 
 @dataclass(frozen=True)
-class Board:
-    """Where tiles lie: `cell` and `side` of a tile in an image, pixels."""
+class TileGrid:
+    """Sides of a cell and of a tile, pixels."""
 
     cell: int
     side: int
 
     @classmethod
-    def of(cls, config: Config, size: int) -> "Board":
+    def from_config(cls, config: Config, size: int) -> "TileGrid":
         cell = int(config.window * size) // SIDE
-        side = round(config.tile * cell)
-        if side < 8:
-            least = math.ceil(SIDE * math.ceil(7.5 / config.tile) / config.window)
-            raise UserError(f"images of {size} px give tiles of {side} px; give --size {least} or more")
-        return cls(cell, side)
+        return cls(cell, round(config.tile * cell))
 
-    def cut(self, x: Tensor, fringe: Tensor | int, rng: Rng) -> Tensor:
-        """(B, C, H, W) -> a tile out of each of nine cells, (B, 9, C, t, t); fringe (B, 9, C, 2) moves channels."""
+    def cut(self, x: Tensor, shift: Tensor | int, rng: Rng) -> Tensor:
+        """(B, C, H, W) -> one tile from each of nine cells, (B, 9, C, t, t); shift (B, 9, C, 2) moves channels."""
         b, size, cells = len(x), x.shape[-1], torch.arange(TILES, device=x.device)
         origin = torch.stack([cells // SIDE, cells % SIDE], 1) * self.cell  # (9, 2)
         corner = origin + rng.integers(b, 1, 2, high=size - SIDE * self.cell + 1)  # of each cell
         corner = corner + rng.integers(b, TILES, 2, high=self.cell - self.side + 1)  # of each tile, (B, 9, 2)
-        return images.windows(x, (corner[:, :, None] + fringe).clamp(0, size - self.side), self.side)
+        return augment.windows(x, (corner[:, :, None] + shift).clamp(0, size - self.side), self.side)
 
 
 class Jigsaw(Method[Shuffled]):
-    orders: Tensor  # (N, 9)
+    pretext_task = "Jigsaw puzzle"
+    permutations: Tensor  # (N, 9)
 
     def __init__(self, config: Config, encoder: Encoder):
         super().__init__()
-        self.config, self.board = config, Board.of(config, encoder.size)
+        self.config, self.grid = config, TileGrid.from_config(config, encoder.size)
         self.register_buffer(
-            "orders", permutation_set(config.orders, config.distance, config.spread), persistent=False
+            "permutations",
+            permutation_set(config.num_permutations, config.distance, config.distance_stat),
+            persistent=False,
         )
-        self.tiles = TileEncoder(encoder, self.board.side, config.flat)
-        self.fc6 = nn.Linear(self.tiles.dim, config.width)  # of each tile alone
+        self.tiles = TileEncoder(encoder, self.grid.side, config.flatten)
+        self.fc6 = nn.Linear(self.tiles.dim, config.width)  # applied to each tile
         self.fc7 = nn.Linear(TILES * config.width, config.hidden)
-        self.fc8 = nn.Linear(config.hidden, config.orders)
+        self.fc8 = nn.Linear(config.hidden, config.num_permutations)
         self.dropout = nn.Dropout(config.dropout)
 
     def pretext(self, batch: Batch, rng: Rng) -> Shuffled:
-        tile, plain = cut(images.to_float(batch.image), self.board, self.config, rng)
-        tile = torch.where(plain[:, None, None, None, None], images.luma(tile), tile)
-        return Shuffled(*shuffled(tile, self.orders, rng), others(tile, self.config, rng))
+        tile, gray = cut_tiles(augment.to_float(batch.image), self.grid, self.config, rng)
+        tile = torch.where(gray[:, None, None, None, None], luma(tile), tile)
+        return Shuffled(
+            *shuffle_tiles(tile, self.permutations, rng), draw_extra_labels(tile, self.config, rng)
+        )
 
     def logits(self, pretext: Shuffled) -> Tensor:
-        """Scores of the orders in the list for the order that is shown and for each of the others, (B, K, N)."""
+        """Logits of the N permutations for the tiles as shown and for each extra permutation, (B, K, N)."""
         b, tile = len(pretext.tile), pretext.tile.flatten(0, 1)  # (9·B, C, t, t)
-        described, _ = self.tiles(levelled(tile, self.config))
-        column = self.dropout(self.fc6(described).relu()).view(b, TILES, -1)
-        boards = reordered(column, pretext.order, self.orders[pretext.others]).flatten(2)
-        return self.fc8(self.dropout(self.fc7(boards).relu()))
+        pool, _ = self.tiles(normalize_tiles(tile, self.config))
+        embedding = self.dropout(self.fc6(pool).relu()).view(b, TILES, -1)
+        extra = self.permutations[pretext.extra_labels]
+        rows = permute_embeddings(embedding, pretext.permutation, extra).flatten(2)
+        return self.fc8(self.dropout(self.fc7(rows).relu()))
 
     def loss(self, pretext: Shuffled) -> Loss:
-        return Loss(*guessed(self.logits(pretext), pretext))
+        return Loss(*permutation_loss(self.logits(pretext), pretext))
 
-    def solve(self, pretext: Shuffled) -> Mapping[str, Tensor]:
-        entry = self.logits(pretext)[:, 0].argmax(1)
-        return {"entry": entry, "order": self.orders[entry]}
+    def predict(self, pretext: Shuffled) -> Mapping[str, Tensor]:
+        label = self.logits(pretext)[:, 0].argmax(1)
+        return {"label": label, "permutation": self.permutations[label]}
+
+    def show(
+        self, pretext: Shuffled, answers: Mapping[str, Tensor], batch: Batch, rng: Rng
+    ) -> Iterator[Puzzle]:
+        for i, (tile, order) in enumerate(zip(pretext.tile, pretext.permutation, strict=True)):
+            own = [answers["permutation"][i]] if answers else []
+            yield Puzzle(
+                [Panel("shuffled tiles", board(tile, torch.arange(TILES), order))],
+                [Panel("in order", board(tile, order, order))],
+                [Panel("network", board(tile, said, order, judged=True)) for said in own],
+                [ordered(order, *own)],
+            )
 
     def export(self) -> Encoder:
         return self.tiles.encoder
 
 
-def cut(x: Tensor, board: Board, config: Config, rng: Rng) -> tuple[Tensor, Tensor]:
-    """(B, C, H, W) -> nine tiles of each image (B, 9, C, t, t), and whether they are to lose their colour (B,).
+def cut_tiles(x: Tensor, grid: TileGrid, config: Config, rng: Rng) -> tuple[Tensor, Tensor]:
+    """(B, C, H, W) -> nine tiles of each image (B, 9, C, t, t), and which images are to be grayscale (B,).
 
-    Those that are have no fringes. Images are flipped as `config` says.
+    The channels of grayscale images are not shifted. Images are flipped with probability `config.flip`.
     """
-    x, reach = images.flip(x, rng, config.flip), config.fringe
-    plain = rng.coin(len(x), p=config.grey)
-    fringe = rng.integers(len(x), TILES, x.shape[1], 2, high=2 * reach + 1) - reach
-    return board.cut(x, fringe * ~plain[:, None, None, None], rng), plain
+    x, largest = augment.flip(x, rng, config.flip), config.channel_shift
+    gray = rng.coin(len(x), p=config.gray)
+    shift = rng.integers(len(x), TILES, x.shape[1], 2, high=2 * largest + 1) - largest
+    return grid.cut(x, shift * ~gray[:, None, None, None], rng), gray
 
 
-def shuffled(tile: Tensor, orders: Tensor, rng: Rng) -> tuple[Tensor, Tensor, Tensor]:
-    """(B, 9, …) -> the tiles in one of the orders (N, 9), that order (B, 9), and its entry in the list (B,)."""
-    entry = rng.integers(len(tile), high=len(orders))
-    order = orders[entry]
-    return tile[torch.arange(len(tile), device=tile.device)[:, None], order], order, entry
+def shuffle_tiles(tile: Tensor, permutations: Tensor, rng: Rng) -> tuple[Tensor, Tensor, Tensor]:
+    """(B, 9, …) -> shuffled tiles, their permutations (B, 9), and the indices of those among `permutations` (B,)."""
+    label = rng.integers(len(tile), high=len(permutations))
+    permutation = permutations[label]
+    return tile[torch.arange(len(tile), device=tile.device)[:, None], permutation], permutation, label
 
 
-def levelled(tile: Tensor, config: Config) -> Tensor:
-    """(M, C, t, t) in [0, 1] -> as the network takes them."""
-    return images.standardise(tile) if config.normalise else tile - 0.5
+def normalize_tiles(tile: Tensor, config: Config) -> Tensor:
+    """(M, C, t, t) in [0, 1] -> the input of the encoder."""
+    return augment.standardize(tile) if config.normalize else tile - 0.5
 
 
-def others(tile: Tensor, config: Config, rng: Rng) -> Tensor:
-    """(B, K - 1): entries of further orders in which the head sees the tiles of an image."""
-    return rng.integers(len(tile), config.shuffles - 1, high=config.orders)
+def draw_extra_labels(tile: Tensor, config: Config, rng: Rng) -> Tensor:
+    """(B, K - 1): indices of further random permutations in which the head sees the tiles."""
+    return rng.integers(len(tile), config.shuffles - 1, high=config.num_permutations)
 
 
-def reordered(board: Tensor, order: Tensor, orders: Tensor) -> Tensor:
-    """(B, 9, D) descriptions of tiles that stand in `order` (B, 9) -> as they stand, then in each of `orders`
+def permute_embeddings(embedding: Tensor, permutation: Tensor, extra: Tensor) -> Tensor:
+    """Tile embeddings (B, 9, D) in the order `permutation` (B, 9) -> as they are, then in each of `extra`
     (B, K - 1, 9): (B, K, 9, D)."""
-    row = torch.arange(len(board), device=board.device)
-    cell = board[row[:, None], order.argsort(1)]  # back in rows
-    return torch.cat([board[:, None], cell[row[:, None, None], orders]], 1)
+    row = torch.arange(len(embedding), device=embedding.device)
+    cell = embedding[row[:, None], permutation.argsort(1)]  # in raster order
+    return torch.cat([embedding[:, None], cell[row[:, None, None], extra]], 1)
 
 
-def guessed(logits: Tensor, pretext: Any) -> tuple[Tensor, dict[str, Tensor]]:
-    """(B, K, N) -> the cross-entropy of all K orders, and the share of those that were named rightly."""
-    entry = torch.cat([pretext.entry[:, None], pretext.others], 1)
-    accuracy = (logits.argmax(2) == entry).float().mean()
-    return F.cross_entropy(logits.flatten(0, 1), entry.flatten()), {"accuracy": accuracy}
+def permutation_loss(logits: Tensor, pretext: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    """(B, K, N) -> the cross-entropy over all K permutations, and the accuracy."""
+    label = torch.cat([pretext.label[:, None], pretext.extra_labels], 1)
+    accuracy = (logits.argmax(2) == label).float().mean()
+    return F.cross_entropy(logits.flatten(0, 1), label.flatten()), {"accuracy": accuracy}
+
+
+def board(tile: Tensor, place: Tensor, order: Tensor, judged: bool = False) -> puzzle.Board:
+    """Nine tiles (9, C, t, t), each at its `place` (9,) and numbered by the cell that it is from, counted from 1; two
+    that a network puts into one cell leave another empty."""
+    cells = [puzzle.Tile()] * TILES
+    for x, at, cell in zip(tile, place.tolist(), order.tolist(), strict=True):
+        cells[at] = puzzle.Tile(x, str(cell + 1), at == cell if judged else None)
+    return puzzle.Board(cells)
+
+
+def ordered(order: Tensor, predicted: Tensor | None = None) -> Caption:
+    """The cells that the tiles are from, from 1, as they stand."""
+    true, said = ([] if x is None else [cell + 1 for cell in x.tolist()] for x in (order, predicted))
+    right = tuple(a == b for a, b in zip(true, said, strict=True)) if said else ()
+    return Caption("Tile order?", " ".join(map(str, true)), " ".join(map(str, said)), right)

@@ -1,20 +1,22 @@
-"""LeJEPA: all views of an image should lie together, and the images should be spread like a round Gaussian.
+"""LeJEPA: predict the mean of an image's global views, with SIGReg pushing embeddings towards an isotropic
+Gaussian.
 
 Balestriero, LeCun: LeJEPA: Provable and Scalable Self-Supervised Learning Without the Heuristics, 2025,
-arXiv:2511.08544. No teacher, no predictor, no stopped gradient: what keeps all images from getting the same features is
-SIGReg, a test of normality along random directions that are drawn anew at every step. With several processes it is of
-the batches of all of them. Every view foresees the mean of the global views (sec. 5.1, eq. 7): the large ones, or all
-where all are drawn alike. The paper names two equations by words, (SIGReg) and (LeJEPA); they and eq. 7 were read
-in sergio-alberto-dlm/knowledge_robot_learning, wiki/papers/balestriero_2025_lejepa.md, which quotes its third version.
+arXiv:2511.08544. There is no teacher, predictor or stop-gradient: collapse is prevented by SIGReg, a
+normality test along random directions that are drawn anew every step. With several processes it is computed
+over the batches of all of them. Every view predicts the mean of the global views (sec. 5.1, eq. 7): the two
+large ones, or all if all are augmented alike. The paper names two equations by words, (SIGReg) and (LeJEPA);
+they and eq. 7 were read in sergio-alberto-dlm/knowledge_robot_learning,
+wiki/papers/balestriero_2025_lejepa.md, which quotes its third version.
 
-**Differs:** for a net that is no transformer, the paper's algorithm 2 counts small views as global as well; eq. 7 adds up
-the squares of an embedding's numbers, here they are averaged, and the integral of the paper's algorithm 1 goes from -5 to 5,
-here to 3 by symmetry (both as in the released demo). In `:paper`:
-the demo probes the 512 numbers of a layer behind the transformer, which here belongs to the projector, so the
-transformer's own 384 are exported; crops are of an image already reduced to 128 px, not to 160; a blur has a window of a
-tenth of the side, not of 7 px.
+**Differs:** for networks other than transformers, the paper's algorithm 2 counts local views as global as
+well; eq. 7 sums the squares over an embedding's dimensions, here they are averaged, and the integral of the
+paper's algorithm 1 goes from -5 to 5, here to 3 by symmetry (both as in the released demo). In `:paper`: the
+demo probes the 512 numbers of a layer after the transformer, which here belongs to the projector, so the
+transformer's own 384 are exported; crops are taken from an image already resized to 128 px, not to 160; the
+blur kernel is a tenth of the image side, not 7 px.
 
-Cost of SIGReg: views · batch · directions · 17 sines and cosines.
+Cost of SIGReg: views · batch · slices · 17 sines and cosines.
 """
 
 from dataclasses import dataclass
@@ -26,32 +28,33 @@ from torch import Tensor, nn
 
 from pretask.config import TrainConfig
 from pretask.encoders import Encoder
-from pretask.encoders.heads import projector
+from pretask.encoders.heads import build_mlp
 from pretask.limits import Count, Natural, Part, Parts, Share
-from pretask.methods.base.views import Crops, CropsConfig, OfCrops
+from pretask.methods.base.views import MultiCrop, MultiCropConfig, MultiCropMethod
 from pretask.rng import Rng
 from pretask.runtime import distributed
-from pretask.transforms import augment as images
+from pretask.transforms import augment
 from pretask.types import Batch, Loss, Source
 
-NODES, REACH = 17, 3.0
-"""of the integral: where the characteristic functions are compared, from 0 to 3 (released code)"""
+KNOTS, T_MAX = 17, 3.0
+"""nodes of the integral over the characteristic functions, and its upper limit (released code)"""
 
 
 @dataclass(frozen=True)
-class Config(CropsConfig):
-    """Bring all views of an image together, and spread the images like a round Gaussian."""
+class Config(MultiCropConfig):
+    """Predict the mean of the global views, with embeddings pushed towards an isotropic Gaussian."""
 
-    gaussian: Share = 0.02
-    """λ, weight of the test of normality; 1 - λ is that of the distance between views (released demo; sec. 6.1: 0.05)"""
-    directions: Count = 256
-    """along which normality is tested (256 to 1024 in the paper)"""
-    embedding: Natural = 0
-    """of a linear layer in front of the projector (512 in the released demo); 0: none"""
+    family: ClassVar[str] = "redundancy reduction"
+    lambda_: Share = 0.02
+    """λ, weight of SIGReg; 1 - λ is that of the prediction loss (released demo; sec. 6.1: 0.05)"""
+    num_slices: Count = 256
+    """random directions along which normality is tested (paper: 256 to 1024)"""
+    embed_dim: Natural = 0
+    """width of a linear layer in front of the projector (released demo: 512); 0: none"""
     width: Count = 64
-    """of the projection"""
+    """output width of the projector"""
     hidden: Count = 512
-    """of the projector's two hidden layers (2048 in the released code)"""
+    """width of the projector's two hidden layers (released: 2048)"""
 
     def build(self, encoder: Encoder, source: Source) -> "LeJEPA":
         return LeJEPA(self, encoder)
@@ -59,7 +62,7 @@ class Config(CropsConfig):
 
 @dataclass(frozen=True)
 class Paper(Config):
-    """ViT-S/8 on Imagenette, with --size 128: AdamW, 800 epochs, 4 views of 128 px (released demo, `MINIMAL.md`)."""
+    """ViT-S/8 on Imagenette, with --size 128: AdamW, 800 epochs, 4 views of 128 px (demo, `MINIMAL.md`)."""
 
     encoder: ClassVar[str] = "vit_small_patch8_224:drop_path_rate=0.1"
     train: ClassVar[TrainConfig] = TrainConfig(
@@ -75,69 +78,75 @@ class Paper(Config):
 
     side: Part = 1.0
     """full size"""
-    views: images.Views = images.Views(crop=(0.08, 1.0), jitter=1.0, blur=0.5, solarize=0.2)
-    """of all four"""
-    small: Natural = 2
-    """two more, drawn as the others are"""
-    small_side: Part = 1.0
+    views: augment.ViewAugmentation = augment.ViewAugmentation(
+        crop=(0.08, 1.0), jitter=1.0, blur=0.5, solarize=0.2
+    )
+    """of all four views"""
+    local_crops: Natural = 2
+    """two more views, augmented like the others"""
+    local_size: Part = 1.0
     """full size"""
-    small_crop: Parts = (0.08, 1.0)
-    """as of the others"""
-    embedding: Natural = 512
-    """what the demo has in place of a classifier"""
+    local_scale: Parts = (0.08, 1.0)
+    """as the others"""
+    embed_dim: Natural = 512
+    """the demo's replacement of the classifier"""
     width: Count = 16
-    """of the projection"""
+    """output width"""
     hidden: Count = 2048
-    """of the hidden layers"""
+    """width of the hidden layers"""
 
 
 @dataclass(frozen=True)
-class Sketched(Crops):
-    seed: Tensor  # () of the directions
+class SlicedMultiCrop(MultiCrop):
+    seed: Tensor  # () seed of the random directions
 
 
-def directions(width: int, count: int, rng: Rng) -> Tensor:
-    """(width, count): unit columns, evenly from all directions."""
+def random_directions(width: int, count: int, rng: Rng) -> Tensor:
+    """(width, count): unit columns, uniform over all directions."""
     return F.normalize(rng.normal(width, count), dim=0)
 
 
 def sigreg(z: Tensor, along: Tensor) -> Tensor:
-    """Sketched isotropic Gaussian regularization (SIGReg) of (…, B, D), along unit columns (D, M): a mean over … and columns.
+    """Sketched isotropic Gaussian regularization (SIGReg) of (…, B, D) along unit columns (D, M): a mean over
+    … and columns.
 
-    Epps and Pulley's statistic of z·a against N(0, 1): B ∫ |φ̂(t) - φ(t)|² φ(t) dt with φ(t) = exp(-t²/2), by the
-    trapezoidal rule on [0, 3], doubled because the integrand is even. About 1 for a Gaussian, 0.40 B for zeros.
+    Epps-Pulley statistic of z·a against N(0, 1): B ∫ |φ̂(t) - φ(t)|² φ(t) dt with φ(t) = exp(-t²/2), by the
+    trapezoidal rule on [0, 3], doubled because the integrand is even. About 1 for a Gaussian, 0.40 B for
+    zeros.
     """
-    t = torch.linspace(0, REACH, NODES, device=z.device)
+    t = torch.linspace(0, T_MAX, KNOTS, device=z.device)
     phi = (-(t**2) / 2).exp()
-    weight = phi * 2 * REACH / (NODES - 1)
+    weight = phi * 2 * T_MAX / (KNOTS - 1)
     weight[[0, -1]] /= 2
     angle = (z @ along)[..., None] * t  # (…, B, M, T)
     error = (angle.cos().mean(-3) - phi).square() + angle.sin().mean(-3).square()  # (…, M, T)
     return z.shape[-2] * (error @ weight).mean()
 
 
-class LeJEPA(OfCrops):
+class LeJEPA(MultiCropMethod):
+    pretext_task = "Joint embedding, regularized to a Gaussian"
+
     def __init__(self, config: Config, encoder: Encoder):
         super().__init__(config, encoder)
-        c, dim = config, config.embedding or encoder.dim
-        embed = [nn.Linear(encoder.dim, dim)] if c.embedding else []
-        self.head = nn.Sequential(*embed, *projector(dim, c.hidden, c.hidden, c.width))
-        alike = (c.small_side, c.small_crop) == (c.side, c.views.crop)
-        self.num_global = 2 + c.small if alike else 2
+        c, dim = config, config.embed_dim or encoder.dim
+        embed = [nn.Linear(encoder.dim, dim)] if c.embed_dim else []
+        self.projector = nn.Sequential(*embed, *build_mlp(dim, c.hidden, c.hidden, c.width))
+        alike = (c.local_size, c.local_scale) == (c.side, c.views.crop)
+        self.num_global = 2 + c.local_crops if alike else 2
 
-    def pretext(self, batch: Batch, rng: Rng) -> Sketched:
+    def pretext(self, batch: Batch, rng: Rng) -> SlicedMultiCrop:
         views = super().pretext(batch, rng)
-        seed = rng.child("directions").whole.integers(1, high=2**31)[0]
-        return Sketched(views.left, views.right, views.small, seed)
+        seed = rng.child("directions").unsharded.integers(1, high=2**31)[0]
+        return SlicedMultiCrop(views.view1, views.view2, views.local_views, seed)
 
-    def loss(self, pretext: Crops) -> Loss:
-        assert isinstance(pretext, Sketched)
+    def loss(self, pretext: MultiCrop) -> Loss:
+        assert isinstance(pretext, SlicedMultiCrop)
         c = self.config
-        z = self.through(self.head, pretext).float()  # (2 + V, B, D)
+        z = self.forward_views(self.projector, pretext).float()  # (2 + V, B, D)
         every = distributed.gather(z.transpose(0, 1).contiguous()).transpose(0, 1)
-        along = directions(c.width, c.directions, Rng(int(pretext.seed), "directions")).to(z.device)
-        apart = (z - z[: self.num_global].mean(0)).square().mean()  # eq. 7
+        along = random_directions(c.width, c.num_slices, Rng(int(pretext.seed), "directions")).to(z.device)
+        prediction = (z - z[: self.num_global].mean(0)).square().mean()  # eq. 7
         with torch.autocast(z.device.type, enabled=False):
-            normality = sigreg(every, along)
-        total = (1 - c.gaussian) * apart + c.gaussian * normality  # eq. (LeJEPA)
-        return Loss(total, {"apart": apart, "normality": normality})
+            sigreg_loss = sigreg(every, along)
+        total = (1 - c.lambda_) * prediction + c.lambda_ * sigreg_loss  # eq. (LeJEPA)
+        return Loss(total, {"prediction": prediction, "sigreg": sigreg_loss})

@@ -1,34 +1,36 @@
-"""Rotation: turn each image by 0, 90, 180 and 270 degrees and ask by how much.
+"""RotNet: predict by how much an image was rotated, out of 0, 90, 180 and 270 degrees.
 
 Gidaris, Singh, Komodakis: Unsupervised Representation Learning by Predicting Image Rotations, ICLR 2018,
-arXiv:1803.07728; released code: gidariss/FeatureLearningRotNet at edafaba. All four turns of an image share a batch (sec.
-3.1 and dataloader.py). Photographs stand upright; knowing by how much one was turned takes knowing what is in it. Crop and
-flip come before the turn: a flip after it would make 90 and 270 degrees the same puzzle.
+arXiv:1803.07728; released code: gidariss/FeatureLearningRotNet at edafaba. All four rotations of an image share a batch (sec.
+3.1 and dataloader.py). Photographs are upright, so predicting the rotation requires recognizing what they show. Crop and
+flip come before the rotation: a flip after it would make 90 and 270 degrees indistinguishable.
 
-Equations, by the paper's numbers: F^y(X|θ), the probability of each of K turns y (1), is `logits` after a softmax; the
+Equations, by the paper's numbers: F^y(X|θ), the probability of each of K rotations y (1), is `logits` after a softmax; the
 objective, the mean over images of loss(X, θ) = -1/K Σ_y log F^y(g(X|y)|θ) (2, 3), is `loss`; g(X|y) = Rot(X, 90 (y - 1)),
-X turned counter-clockwise (sec. 2.2), is `turned`.
+X rotated counterclockwise (sec. 2.2), is `rotated`.
 
-Table 2 has other turns: `--angles 0 180`, `--angles 90 270`, and 8 in steps of 45 degrees; the four are best (89.06 % of
-CIFAR-10; 8: 88.51, {0, 180}: 87.46, {90, 270}: 85.52). A turn that is no multiple of 90 degrees has to be sampled anew. The
-paper "took care to crop only the central square image regions" (sec. 3.1), and blames what is left of sampling for some of
-the loss; none of that was released. Here neither corners nor blur tell a turn: in a set that has an oblique one, all views
-show the middle of the crop, which every turn fills (half of its area, in as many pixels as else the whole), and all are
-sampled between the pixels of the slightly blurred crop so that they keep equally much of its finest detail, see `tilted`.
-Of white noise no network can tell 0 from 45 degrees, which 60 steps teach it if views are sampled at the pixels (the tests).
+Table 2 compares sets of angles: `--angles 0 180`, `--angles 90 270`, and 8 in steps of 45 degrees; the four are best (89.06 %
+on CIFAR-10; 8: 88.51, {0, 180}: 87.46, {90, 270}: 85.52). Rotations by other than multiples of 90 degrees need resampling. The
+paper "took care to crop only the central square image regions" (sec. 3.1) and attributes some of the loss to the remaining
+resampling artifacts; this code was not released. Here neither corners nor blur reveal the rotation: in a set with an oblique
+angle, all views show the center of the crop, which every rotation fills (half of the crop's area, at the usual number of
+pixels), and all are sampled between the pixels of the slightly blurred crop, so that they lose equally much fine detail; see
+`rotate_center`. A network cannot distinguish 0 from 45 degrees on white noise; it can after 60 steps if views are sampled at
+the pixels (see the tests).
 
-**Differs**, all recipes: pixels are normalized by 0.5 and 0.25, not by the mean and deviation of the data set. `:paper`
-follows the released CIFAR-10 run, whose 200 epochs with falls at 60, 120 and 160 are not the 100 with falls at 30, 60 and
-80 of the paper's text (sec. 3.1); `:paperimagenet` the released ImageNet run, whose 50 epochs with falls at 15, 30 and 45
-are not the 30 with falls at 10 and 20 of the text (sec. 3.2). PyTorch of that time drew the gains of batch norms uniformly
-in [0, 1] (from memory), ours are 1. With oblique angles, a crop of the whole image is stretched a little, not moved.
-By default, besides: a small ResNet, AdamW along half a cosine, crops of 0.3 of the area and more, scaled bilinearly to 3/4
-of the side, before the turn.
+**Differs**, all recipes: pixels are normalized by 0.5 and 0.25, not by the mean and standard deviation of the dataset.
+`:paper` follows the released CIFAR-10 run of 200 epochs with learning-rate drops at 60, 120 and 160, not the paper's text
+(sec. 3.1: 100 epochs, drops at 30, 60 and 80); `:paperimagenet` follows the released ImageNet run of 50 epochs with drops at
+15, 30 and 45, not the text (sec. 3.2: 30 epochs, drops at 10 and 20). PyTorch of that time initialized the gains of batch
+norms uniformly in [0, 1] (from memory), here they start at 1. With oblique angles, a crop of the whole image is stretched
+slightly, not shifted. By default, besides: a small ResNet, AdamW with a cosine schedule, crops of at least 0.3 of the area,
+scaled bilinearly to 3/4 of the side before the rotation.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, ClassVar
 
 import torch
@@ -40,40 +42,42 @@ from pretask.encoders import Encoder
 from pretask.limits import Degrees, Part
 from pretask.methods.base.method import Method, MethodConfig
 from pretask.rng import Rng
-from pretask.transforms import augment as images
+from pretask.transforms import augment
 from pretask.types import Batch, Loss, Source, UserError
+from pretask.viz.puzzle import Arrow, Panel, Puzzle, choice
 
 ANGLES: tuple[int, ...] = (0, 90, 180, 270)
 CORNER = (math.sqrt(2) - 1) / 2
-"""how far the corners of a square, turned by 45 degrees, are outside of it; of its side"""
+"""how far the corners of a square rotated by 45 degrees lie outside of it, as a fraction of its side"""
 PHASE = (1 - math.sqrt(1 / 3)) / 2
-"""where between two pixels a straight row is sampled, 0.211"""
+"""offset at which an axis-aligned grid is sampled between pixels, 0.211 px"""
 
 
 @dataclass(frozen=True)
 class CropConfig(MethodConfig):
-    """What is turned, and what is trained on it on a small machine."""
+    """The crop to rotate, and a training recipe for small machines."""
 
     encoder: ClassVar[str] = "resnet_small:width=32"
     train: ClassVar[TrainConfig] = TrainConfig(epochs=30, batch=64, lr=3e-3, weight_decay=0.01)
 
     crop: Part = 0.3
-    """smallest share of the area that is shown; 1 shows the whole image, moved by an eighth of its side"""
+    """smallest fraction of the image's area in a crop; 1: the whole image, shifted by up to an eighth of its side"""
     side: Part = 0.75
-    """of what a crop shows, as a share of the image's; smaller puzzles, and more of them in the same time"""
+    """side of the rotated crop, as a fraction of the image's; smaller crops train faster"""
 
 
 @dataclass(frozen=True)
 class Config(CropConfig):
-    """Turn each image by a multiple of 90 degrees and predict by how much."""
+    """Rotate each image by a multiple of 90 degrees and predict the rotation."""
 
+    family: ClassVar[str] = "pretext tasks"
     angles: tuple[Degrees, ...] = ANGLES
-    """degrees counter-clockwise, of each of which every image gets a copy (table 2: these four are best)"""
+    """rotations to predict, degrees counterclockwise; each image is shown in all of them (table 2: these four are best)"""
 
     def build(self, encoder: Encoder, source: Source) -> Method[Any]:
         if len({angle % 360 for angle in self.angles}) < max(2, len(self.angles)):
             raise UserError(
-                f"--angles {' '.join(map(str, self.angles))}: to be told apart they are two or more, and no two the same"
+                f"--angles {' '.join(map(str, self.angles))}: expected two or more different angles"
             )
         return RotNet(self, encoder, self.angles)
 
@@ -90,14 +94,14 @@ class Paper(Config):
         lr=0.1,
         weight_decay=5e-4,
         warmup=0.0,
-        drops=(0.3, 0.6, 0.8),
-        drop=0.2,
+        milestones=(0.3, 0.6, 0.8),
+        gamma=0.2,
         nesterov=True,
         decay_all=True,
     )
 
     crop: Part = 1.0
-    """the whole image, moved by up to 4 of 32 pixels"""
+    """the whole image, shifted by up to 4 of 32 pixels"""
 
 
 @dataclass(frozen=True)
@@ -112,79 +116,106 @@ class PaperImageNet(Paper):
         lr=0.01,
         weight_decay=5e-4,
         warmup=0.0,
-        drops=(0.3, 0.6, 0.9),
+        milestones=(0.3, 0.6, 0.9),
         nesterov=True,
         decay_all=True,
     )
 
     crop: Part = 0.08
-    """smallest share of the area that is shown"""
+    """smallest fraction of the image's area in a crop"""
     side: Part = 1.0
     """full size"""
 
 
 @dataclass(frozen=True)
-class Turned:
-    image: Tensor  # (K·B, C, H, W), the turns of one image in a row
-    turn: Tensor  # (K·B,) which of the K angles
+class Rotated:
+    image: Tensor  # (K·B, C, H, W), the rotations of one image are consecutive
+    rotation: Tensor  # (K·B,) index of the angle, 0 … K - 1
 
 
-def turned(image: Tensor, side: int, crop: float, rng: Rng, angles: Sequence[int] = ANGLES) -> Turned:
-    """g(X|y): one view of each image, of `side` pixels and at least `crop` of the area, in all turns."""
-    x, oblique = images.to_float(image), any(angle % 90 for angle in angles)
+def rotated(image: Tensor, side: int, crop: float, rng: Rng, angles: Sequence[int] = ANGLES) -> Rotated:
+    """g(X|y): one view of each image, of `side` pixels and at least `crop` of the area, in all rotations."""
+    x, oblique = augment.to_float(image), any(angle % 90 for angle in angles)
     side = x.shape[-1] if crop == 1 else side
     if oblique:
-        x = images.resized_crop(x, side + 2 * math.ceil(CORNER * side + 1), rng, (crop, 1.0))
+        x = augment.resized_crop(x, side + 2 * math.ceil(CORNER * side + 1), rng, (crop, 1.0))
     elif crop == 1:
-        x = images.shift(x, rng, side // 8)
+        x = augment.shift(x, rng, side // 8)
     else:
-        x = images.resized_crop(x, side, rng, (crop, 1.0))
-    x = images.flip(x, rng)
+        x = augment.resized_crop(x, side, rng, (crop, 1.0))
+    x = augment.flip(x, rng)
     if oblique:
-        x = images.blur(x, rng, p=1.0, sigma=(0.7, 0.7))
-    first = {angle: tilted(x, angle, side) if oblique else x for angle in {angle % 90 for angle in angles}}
-    views = [first[angle % 90].rot90(angle // 90, (2, 3)) for angle in angles]
-    turn = torch.arange(len(angles), device=x.device).repeat(len(x))
-    return Turned(torch.stack(views, 1).flatten(0, 1), turn)
+        x = augment.blur(x, rng, p=1.0, sigma=(0.7, 0.7))
+    base = {
+        angle: rotate_center(x, angle, side) if oblique else x for angle in {angle % 90 for angle in angles}
+    }
+    views = [base[angle % 90].rot90(angle // 90, (2, 3)) for angle in angles]
+    rotation = torch.arange(len(angles), device=x.device).repeat(len(x))
+    return Rotated(torch.stack(views, 1).flatten(0, 1), rotation)
 
 
-def tilted(x: Tensor, angle: float, side: int) -> Tensor:
-    """The middle of each image, which leaves as many pixels on either side, turned counter-clockwise, (B, C, side, side).
+def rotate_center(x: Tensor, angle: float, side: int) -> Tensor:
+    """The center of each image, rotated counterclockwise about the image's center: (B, C, side, side).
 
-    Samples of a tilted grid lie anywhere between the pixels, and keep 2/3 of the variance of white noise along each axis.
-    One that stands straight would keep all or half of it, if it met the pixels or their edges; at PHASE it keeps 2/3 as well.
+    Bilinear samples of an oblique grid lie anywhere between pixels and keep 2/3 of the variance of white noise along each
+    axis. An axis-aligned grid would keep all of it at the pixels, or half of it midway between them; at PHASE it keeps 2/3 too.
     """
-    at = torch.arange(side, device=x.device) - (side - 1) / 2
-    across, down = at[None], at[:, None]
+    offset = torch.arange(side, device=x.device) - (side - 1) / 2
+    right, down = offset[None], offset[:, None]
     cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
-    grid = torch.stack([cos * across - sin * down, sin * across + cos * down], -1)  # pixels from the middle
+    grid = torch.stack([cos * right - sin * down, sin * right + cos * down], -1)  # pixels from the center
     grid = 2 * (grid + PHASE) / x.shape[-1]
     return F.grid_sample(x, grid.expand(len(x), -1, -1, -1), padding_mode="border", align_corners=False)
 
 
-class RotNet(Method[Turned]):
+def rotations(pretext: Rotated, angles: Sequence[int], predicted: Tensor | None) -> Iterator[Puzzle]:
+    """One turn of every image, the next image by the next angle, then another turn of each."""
+    count, names = len(angles), [f"{angle}°" for angle in angles]
+    for lap, b in product(range(count), range(len(pretext.rotation) // count)):
+        i = count * b + (b + lap) % count
+        image, turn = pretext.image[i], pretext.rotation[i]
+        said = None if predicted is None else predicted[i]
+        own = (
+            [] if said is None else [Panel("network", image, [Arrow(angles[int(said)])], bool(said == turn))]
+        )
+        yield Puzzle(
+            [Panel("rotated", image)],
+            [Panel("this way is up", image, [Arrow(angles[int(turn)])])],
+            own,
+            [choice("Which way is up?", names, turn, said)],
+        )
+
+
+class RotNet(Method[Rotated]):
+    pretext_task = "Rotation prediction"
+
     def __init__(self, config: CropConfig, encoder: Encoder, angles: Sequence[int] = ANGLES):
         super().__init__()
         self.config, self.encoder, self.angles = config, encoder, angles
         self.head = nn.Linear(encoder.dim, len(angles))
         self.side = encoder.side(config.side)
 
-    def pretext(self, batch: Batch, rng: Rng) -> Turned:
-        return turned(batch.image, self.side, self.config.crop, rng, self.angles)
+    def pretext(self, batch: Batch, rng: Rng) -> Rotated:
+        return rotated(batch.image, self.side, self.config.crop, rng, self.angles)
 
-    def logits(self, pretext: Turned) -> Tensor:
+    def logits(self, pretext: Rotated) -> Tensor:
         return self.head(self.encoder(pretext.image)["pool"])  # (K·B, K)
 
-    def loss(self, pretext: Turned) -> Loss:
+    def loss(self, pretext: Rotated) -> Loss:
         logits = self.logits(pretext)
-        accuracy = (logits.argmax(1) == pretext.turn).float().mean()
-        return Loss(F.cross_entropy(logits, pretext.turn), {"accuracy": accuracy})  # eq. 2 and 3
+        accuracy = (logits.argmax(1) == pretext.rotation).float().mean()
+        return Loss(F.cross_entropy(logits, pretext.rotation), {"accuracy": accuracy})  # eq. 2 and 3
 
-    def solve(self, pretext: Turned) -> Mapping[str, Tensor]:
-        return {"turn": self.logits(pretext).argmax(1)}
+    def predict(self, pretext: Rotated) -> Mapping[str, Tensor]:
+        return {"rotation": self.logits(pretext).argmax(1)}
 
-    def meanings(self) -> Mapping[str, Sequence[str]]:
-        return {"turn": [f"{angle}°" for angle in self.angles]}
+    def answer_names(self) -> Mapping[str, Sequence[str]]:
+        return {"rotation": [f"{angle}°" for angle in self.angles]}
+
+    def show(
+        self, pretext: Rotated, answers: Mapping[str, Tensor], batch: Batch, rng: Rng
+    ) -> Iterator[Puzzle]:
+        return rotations(pretext, self.angles, answers.get("rotation"))
 
     def export(self) -> Encoder:
         return self.encoder

@@ -1,10 +1,12 @@
-"""SimSiam: from one view of an image, foresee what the same network makes of another.
+"""SimSiam: predict one view's projection from another view with a stop-gradient, without teacher or
+negatives.
 
-Chen, He: Exploring Simple Siamese Representation Learning, CVPR 2021, arXiv:2011.10566. BYOL without a teacher: what
-keeps all images from getting the same features is that no gradient flows through what is to be foreseen.
+Chen, He: Exploring Simple Siamese Representation Learning, CVPR 2021, arXiv:2011.10566. The stop-gradient on
+the target prevents collapse.
 
-**Differs:** batch norms see both views at once; the learning rate falls with every step, not every epoch; crops are of an
-image already reduced to the views' size; a blur has a window of a tenth of the side.
+**Differs:** batch norms see both views at once; the learning rate is annealed every step, not every epoch;
+crops are taken from an image already resized to the encoder's size; the blur kernel is a tenth of the image
+side.
 """
 
 from collections.abc import Iterable
@@ -17,23 +19,24 @@ from torch import Tensor, nn
 
 from pretask.config import TrainConfig
 from pretask.encoders import Encoder
-from pretask.encoders.heads import projector
+from pretask.encoders.heads import build_mlp
 from pretask.limits import Count, Part
-from pretask.methods.base.views import OfTwoViews, TwoViews, ViewsConfig
-from pretask.transforms import augment as images
+from pretask.methods.base.views import TwoViewMethod, TwoViews, ViewConfig
+from pretask.transforms import augment
 from pretask.types import Loss, Source
 
 
 @dataclass(frozen=True)
-class Config(ViewsConfig):
-    """Foresee the features of another view of the same image; what is foreseen gets no gradient."""
+class Config(ViewConfig):
+    """Predict the projection of another view of the same image, with a stop-gradient on the target."""
 
+    family: ClassVar[str] = "self-distillation"
     train: ClassVar[TrainConfig] = TrainConfig(epochs=30, batch=128, lr=1e-3, weight_decay=0.01)
 
     width: Count = 512
-    """of the projection (2048 in the paper)"""
+    """output width of projector and predictor (paper: 2048)"""
     bottleneck: Count = 128
-    """of the predictor's hidden layer: a quarter of the width, as in the paper"""
+    """hidden width of the predictor: a quarter of `width`, as in the paper"""
 
     def build(self, encoder: Encoder, source: Source) -> "SimSiam":
         return SimSiam(self, encoder)
@@ -50,42 +53,48 @@ class Paper(Config):
         optimizer="sgd",
         lr=0.05 * 512 / 256,
         weight_decay=1e-4,
-        decay_all=True,  # `main_simsiam.py` gives its optimizer all parameters alike
+        decay_all=True,  # `main_simsiam.py` has one parameter group
         warmup=0.0,
     )
 
     side: Part = 1.0
     """full size"""
-    views: images.Views = images.Views(blur=0.5)
-    """crops of a fifth of the area or more"""
+    views: augment.ViewAugmentation = augment.ViewAugmentation(blur=0.5)
+    """crops of at least a fifth of the area"""
     width: Count = 2048
-    """of the projection"""
+    """output width"""
     bottleneck: Count = 512
-    """of the predictor's hidden layer"""
+    """hidden width of the predictor"""
 
 
-def closeness(foreseen: Tensor, target: Tensor) -> Tensor:
-    """Mean of cos(p, sg z) over rows: the loss is its negative (eq. 1)."""
-    return F.cosine_similarity(foreseen.float(), target.detach().float(), dim=1).mean()
+def mean_cosine_similarity(predicted: Tensor, target: Tensor) -> Tensor:
+    """Mean of cos(p, stopgrad(z)) over rows: the loss is its negative (eq. 1)."""
+    return F.cosine_similarity(predicted.float(), target.detach().float(), dim=1).mean()
 
 
-class SimSiam(OfTwoViews):
+class SimSiam(TwoViewMethod):
+    pretext_task = "Siamese prediction with stop-gradient"
+
     def __init__(self, config: Config, encoder: Encoder):
         super().__init__(config, encoder)
         d = config.width
-        self.head = nn.Sequential(projector(encoder.dim, d, d, d), nn.BatchNorm1d(d, affine=False))
-        self.predictor = projector(d, config.bottleneck, d)
+        self.projector = nn.Sequential(build_mlp(encoder.dim, d, d, d), nn.BatchNorm1d(d, affine=False))
+        self.predictor = build_mlp(d, config.bottleneck, d)
 
     def loss(self, pretext: TwoViews) -> Loss:
-        z = self.head(self.encoder(pretext.both)["pool"])  # (2B, D)
-        left, right = z.chunk(2)
-        foreseen = self.predictor(z)
+        z = self.projector(self.encoder(pretext.both)["pool"])  # (2B, D)
+        z1, z2 = z.chunk(2)
+        predicted = self.predictor(z)
         std = F.normalize(z.detach().float(), dim=1).std(0).mean() * z.shape[1] ** 0.5
-        return Loss(-closeness(foreseen, torch.cat([right, left])), {"std": std})
+        return Loss(-mean_cosine_similarity(predicted, torch.cat([z2, z1])), {"std": std})
 
     def groups(self) -> Iterable[dict[str, Any]]:
-        """The predictor's learning rate does not fall (sec. 4.2 and the released code)."""
-        foresees = {id(p) for p in self.predictor.parameters()}
+        """The predictor's learning rate is not annealed (sec. 4.2 and the released code)."""
+        predictor_params = {id(p) for p in self.predictor.parameters()}
         for group in super().groups():
-            yield {**group, "params": [p for p in group["params"] if id(p) not in foresees]}
-            yield {**group, "params": [p for p in group["params"] if id(p) in foresees], "steady": True}
+            yield {**group, "params": [p for p in group["params"] if id(p) not in predictor_params]}
+            yield {
+                **group,
+                "params": [p for p in group["params"] if id(p) in predictor_params],
+                "steady": True,
+            }

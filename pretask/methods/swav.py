@@ -1,16 +1,18 @@
-"""SwAV: from one view of an image, foresee to which prototypes another view of it is assigned.
+"""SwAV: predict the cluster assignment of one view from another view, with assignments by Sinkhorn-Knopp.
 
-Caron, Misra, Mairal, Goyal, Bojanowski, Joulin: Unsupervised Learning of Visual Features by Contrasting Cluster
-Assignments, NeurIPS 2020, arXiv:2006.09882; numbers without another source are those of the released code. What keeps
-all images from going to one prototype is that the assignments of a batch, its codes, are made equally many for each
-(Sinkhorn and Knopp). Small views are only asked. With several processes the codes are shared out over all of them.
+Caron, Misra, Mairal, Goyal, Bojanowski, Joulin: Unsupervised Learning of Visual Features by Contrasting
+Cluster Assignments, NeurIPS 2020, arXiv:2006.09882; numbers without another source are those of the released
+code. The assignments of a batch, its codes, are spread evenly over the prototypes (Sinkhorn-Knopp), which
+prevents collapse. Codes are computed for global views only; local views only predict them. With several
+processes, codes are computed over the batches of all of them.
 
-A batch with fewer images than prototypes cannot be shared out evenly: then features of earlier batches are shared out
-with it, and forgotten (sec. 3.1, "Working with small batches").
+A batch with fewer images than prototypes cannot be spread evenly: then codes are computed together with a
+queue of features from earlier batches, whose codes are discarded (sec. 3.1, "Working with small batches").
 
-**Differs:** cosines divide by the prototypes' lengths, where the released code cuts the prototypes to length 1 before
-every step; frozen prototypes gather momentum; with several processes the queue is one, not one for each; the released
-ResNet-50 pads by a pixel more (`src/resnet50.py`); a blur has a window of a tenth of the side, as in SimCLR.
+**Differs:** cosines divide by the prototypes' lengths, where the released code normalizes the prototypes
+before every step; frozen prototypes accumulate momentum; with several processes there is one queue, not one
+per process; the released ResNet-50 pads by one pixel more (`src/resnet50.py`); the blur kernel is a tenth of
+the image side, as in SimCLR.
 """
 
 from collections.abc import Iterable, Mapping
@@ -23,36 +25,37 @@ from torch import Tensor, nn
 
 from pretask.config import TrainConfig
 from pretask.encoders import Encoder
-from pretask.encoders.heads import projector
+from pretask.encoders.heads import build_mlp
 from pretask.limits import Count, Natural, Part, Parts, Positive, Several, Share
-from pretask.methods.base.views import Crops, CropsConfig, OfCrops
+from pretask.methods.base.views import MATCH, MultiCrop, MultiCropConfig, MultiCropMethod
 from pretask.runtime import distributed
-from pretask.transforms import augment as images
+from pretask.transforms import augment
 from pretask.types import Loss, Progress, Source
 
 
 @dataclass(frozen=True)
-class Config(CropsConfig):
-    """Foresee from one view to which prototypes another view of the same image is assigned."""
+class Config(MultiCropConfig):
+    """Predict from one view to which prototypes another view of the same image is assigned."""
 
+    family: ClassVar[str] = "clustering"
     prototypes: Several = 256
-    """that images are assigned to (3000 on ImageNet)"""
+    """number of prototypes (3000 on ImageNet)"""
     temperature: Positive = 0.1
-    """of the softmax over prototypes"""
+    """temperature of the softmax over prototypes"""
     epsilon: Positive = 0.05
-    """how soft the codes are"""
-    iterations: Count = 3
-    """of Sinkhorn and Knopp"""
-    frozen: Share = 0.01
-    """share of the run in whose beginning the prototypes stay as they are"""
+    """ε, entropy regularization of Sinkhorn-Knopp; larger values give softer codes"""
+    sinkhorn_iterations: Count = 3
+    """iterations of Sinkhorn-Knopp"""
+    freeze_prototypes: Share = 0.01
+    """fraction of the run, at its start, in which the prototypes are frozen"""
     queue: Natural = 384
-    """earlier features of each large view that codes count: half as many again as prototypes (3,840 for 3000); 0: none"""
+    """length of the feature queue per global view: 1.5 times the prototypes (3,840 for 3000); 0: no queue"""
     queue_start: Share = 15 / 200
-    """share of the run after which they are gathered (epoch 15 of 200, `scripts/swav_200ep_bs256_pretrain.sh`)"""
+    """fraction of the run before the queue is filled (epoch 15 of 200, `swav_200ep_bs256_pretrain.sh`)"""
     width: Count = 128
-    """of the projection"""
+    """output width of the projector"""
     hidden: Count = 512
-    """of the projector's hidden layer (2048 on ImageNet)"""
+    """hidden width of the projector (2048 on ImageNet)"""
 
     def build(self, encoder: Encoder, source: Source) -> "SwAV":
         return SwAV(self, encoder)
@@ -62,7 +65,8 @@ class Config(CropsConfig):
 class Paper(Config):
     """ResNet-50 on ImageNet, with --size 224: batch 4096, 800 epochs, 2 views of 224 px and 6 of 96 px.
 
-    As `scripts/swav_800ep_pretrain.sh`. LARC fits the steps of gains and biases, too, and lets them decay.
+    As `scripts/swav_800ep_pretrain.sh`. LARC also adapts the steps of gains and biases, and they have weight
+    decay.
     """
 
     encoder: ClassVar[str] = "resnet50"
@@ -80,22 +84,22 @@ class Paper(Config):
 
     side: Part = 1.0
     """full size"""
-    views: images.Views = images.Views(crop=(0.14, 1.0), jitter=1.0, blur=0.5)
+    views: augment.ViewAugmentation = augment.ViewAugmentation(crop=(0.14, 1.0), jitter=1.0, blur=0.5)
     """of 224 px"""
-    small: Natural = 6
+    local_crops: Natural = 6
     """of 96 px"""
-    small_side: Part = 96 / 224
-    """of the image's"""
-    small_crop: Parts = (0.05, 0.14)
+    local_size: Part = 96 / 224
+    """96 px of 224"""
+    local_scale: Parts = (0.05, 0.14)
     """of 96 px"""
     prototypes: Several = 3000
     """table 4"""
-    frozen: Share = 313 / (800 * 312)
+    freeze_prototypes: Share = 313 / (800 * 312)
     """313 steps, about one epoch"""
     queue: Natural = 0
     """none: a batch has more images than there are prototypes"""
     hidden: Count = 2048
-    """of the projector's hidden layer"""
+    """hidden width of the projector"""
 
 
 @dataclass(frozen=True)
@@ -113,85 +117,87 @@ class Paper256(Paper):
         warmup=0.0,
     )
 
-    frozen: Share = 5005 / (200 * 5004)
+    freeze_prototypes: Share = 5005 / (200 * 5004)
     """5005 steps, about one epoch"""
     queue: Natural = 3840
     """features of 15 batches"""
 
 
 @torch.no_grad()
-def codes(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
-    """Sinkhorn and Knopp (sec. 3.1): (B, K) scores -> (B, K) with rows of sum 1 and columns of equal sums, B / K.
+def sinkhorn(scores: Tensor, epsilon: float, sinkhorn_iterations: int) -> Tensor:
+    """Sinkhorn-Knopp (sec. 3.1): (B, K) scores -> (B, K) codes with row sums 1 and equal column sums B / K.
 
-    The largest entropy-regularised ⟨Q, S⟩ + ε H(Q) among such Q. The columns are even up to what the last
-    iteration left. `scores` are those of all processes.
+    They maximize the entropy-regularized ⟨Q, S⟩ + ε H(Q) among such Q. Column sums are equal up to the error
+    that the last iteration leaves. `scores` are those of all processes.
     """
-    q = ((scores - scores.max()) / epsilon).exp()  # a common factor, which the sums take out
-    for _ in range(iterations):
+    q = ((scores - scores.max()) / epsilon).exp()  # the maximum cancels in the sums
+    for _ in range(sinkhorn_iterations):
         q = q / q.sum(0).clamp(min=torch.finfo(q.dtype).tiny)  # columns first, rows last
         q = q / q.sum(1, keepdim=True).clamp(min=torch.finfo(q.dtype).tiny)
     return q
 
 
-class SwAV(OfCrops):
-    queue: Tensor  # (2, Q, D) earlier features of the left and of the right view, the newest first
-    queued: Tensor  # () how many of Q there are
+class SwAV(MultiCropMethod):
+    pretext_task = "Swapped cluster prediction between crops"
+    asks = MATCH
+    queue: Tensor  # (2, Q, D) earlier projections of each global view, newest first
+    queue_filled: Tensor  # () number of filled rows, up to Q
 
     def __init__(self, config: Config, encoder: Encoder):
         super().__init__(config, encoder)
-        self.head = projector(encoder.dim, config.hidden, config.width)
+        self.projector = build_mlp(encoder.dim, config.hidden, config.width)
         self.prototypes = nn.Linear(config.width, config.prototypes, bias=False)
         self.register_buffer("queue", torch.zeros(2, config.queue, config.width))
-        self.register_buffer("queued", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("queue_filled", torch.zeros((), dtype=torch.int64))
 
-    def embedded(self, pool: Tensor) -> Tensor:
+    def project(self, pool: Tensor) -> Tensor:
         """Pooled features (N, dim) -> (N, D) unit rows."""
-        return F.normalize(self.head(pool).float(), dim=1)
+        return F.normalize(self.projector(pool).float(), dim=1)
 
     def scores(self, z: Tensor) -> Tensor:
         """(…, D) -> (…, K): cosines with the prototypes."""
         with torch.autocast(z.device.type, enabled=False):
             return z @ F.normalize(self.prototypes.weight, dim=1).T
 
-    def loss(self, pretext: Crops) -> Loss:
-        z = self.through(self.embedded, pretext)  # (2 + V, B, D)
-        return Loss(self.swapped(self.scores(z)), carry=z[:2].detach().transpose(0, 1))
+    def loss(self, pretext: MultiCrop) -> Loss:
+        z = self.forward_views(self.project, pretext)  # (2 + V, B, D)
+        return Loss(self.swapped_loss(self.scores(z)), carry=z[:2].detach().transpose(0, 1))
 
-    def swapped(self, scores: Tensor) -> Tensor:
-        """Mean cross-entropy of each large view's codes with all other views, of (2 + V, B, K) scores (eq. 2)."""
+    def swapped_loss(self, scores: Tensor) -> Tensor:
+        """Mean cross-entropy of each global view's codes with all other views (2 + V, B, K) (eq. 2)."""
         log_p = (scores / self.config.temperature).log_softmax(2)
         costs = []
         for own in (0, 1):
-            q = self.codes_of(own, scores[own].detach())
+            q = self.assign(own, scores[own].detach())
             others = [v for v in range(len(scores)) if v != own]
             costs.append(-(q * log_p[others]).sum(2).mean())
         return torch.stack(costs).mean()
 
     @torch.no_grad()
-    def codes_of(self, own: int, scores: Tensor) -> Tensor:
-        """(B, K) scores of the left or right view -> their codes, shared out together with a queue that is full."""
+    def assign(self, own: int, scores: Tensor) -> Tensor:
+        """(B, K) scores of global view `own` -> its codes, computed together with the queue if it is full."""
         c, batch = self.config, distributed.gather_rows(scores)
-        full = self.queued == c.queue
-        earlier = self.scores(self.queue[own]) if full else batch[:0]  # (Q, K), by today's prototypes
-        q = codes(torch.cat([earlier, batch]), c.epsilon, c.iterations)[len(earlier) :]
+        full = self.queue_filled == c.queue
+        earlier = self.scores(self.queue[own]) if full else batch[:0]  # (Q, K), with the current prototypes
+        q = sinkhorn(torch.cat([earlier, batch]), c.epsilon, c.sinkhorn_iterations)[len(earlier) :]
         return q.chunk(distributed.world())[distributed.rank()]
 
     def after_step(self, carry: Any, progress: Progress) -> None:
-        """`carry` (B, 2, D): what both large views of all processes became."""
+        """`carry` (B, 2, D): projections of both global views on all processes."""
         if progress.fraction >= self.config.queue_start:
             rows = self.config.queue
             self.queue.copy_(torch.cat([carry.transpose(0, 1), self.queue], 1)[:, :rows])
-            self.queued.copy_((self.queued + len(carry)).clamp(max=rows))
+            self.queue_filled.copy_((self.queue_filled + len(carry)).clamp(max=rows))
 
     def groups(self) -> Iterable[dict[str, Any]]:
-        """The prototypes stay as they are at first."""
+        """The prototypes are frozen at the start of the run."""
         for group in super().groups():
             yield {**group, "params": [p for p in group["params"] if p is not self.prototypes.weight]}
-        yield {"params": [self.prototypes.weight], "after": self.config.frozen}
+        yield {"params": [self.prototypes.weight], "after": self.config.freeze_prototypes}
 
-    def solve(self, pretext: Crops) -> Mapping[str, Tensor]:
-        left, right = (
-            self.scores(self.embedded(self.encoder(view)["pool"])) for view in (pretext.left, pretext.right)
+    def predict(self, pretext: MultiCrop) -> Mapping[str, Tensor]:
+        z1, z2 = (
+            self.scores(self.project(self.encoder(view)["pool"])) for view in (pretext.view1, pretext.view2)
         )
-        near = F.normalize(left, dim=1) @ F.normalize(right, dim=1).T
-        return {"right": pretext.right[near.argmax(1)]}
+        near = F.normalize(z1, dim=1) @ F.normalize(z2, dim=1).T
+        return {"view2": pretext.view2[near.argmax(1)]}

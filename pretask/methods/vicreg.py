@@ -1,10 +1,11 @@
-"""VICReg: descriptions of two views agree, each number of them varies over the batch, and no two vary together.
+"""VICReg: variance, invariance and covariance regularization of two views' embeddings.
 
 Bardes, Ponce, LeCun: Variance-Invariance-Covariance Regularization for Self-Supervised Learning, ICLR 2022,
 arXiv:2105.04906. With several processes variances and covariances are over the batches of all of them.
 
-**Differs:** batch norms see both views at once; the projector's last layer has biases, which no term feels; crops are
-bilinear and of an image already reduced to the views' size; a blur has a window of a tenth of the side.
+**Differs:** batch norms see both views at once; the projector's last layer has biases, which no loss term
+depends on; crops are bilinear and taken from an image already resized to the encoder's size; the blur kernel
+is a tenth of the image side.
 """
 
 from dataclasses import dataclass
@@ -16,11 +17,11 @@ from torch import Tensor
 
 from pretask.config import TrainConfig
 from pretask.encoders import Encoder
-from pretask.encoders.heads import projector
+from pretask.encoders.heads import build_mlp
 from pretask.limits import Count, Part, Weight
-from pretask.methods.base.views import OfTwoViews, TwoViews, ViewsConfig, unlike
+from pretask.methods.base.views import TwoViewMethod, TwoViews, ViewConfig, asymmetric
 from pretask.runtime import distributed
-from pretask.transforms import augment as images
+from pretask.transforms import augment
 from pretask.types import Loss, Source
 
 EPS = 1e-4
@@ -28,19 +29,20 @@ EPS = 1e-4
 
 
 @dataclass(frozen=True)
-class Config(ViewsConfig):
-    """Make descriptions of two views agree, while each number varies and no two vary together."""
+class Config(ViewConfig):
+    """Make the embeddings of two views agree, with high variance and low covariance over the batch."""
 
+    family: ClassVar[str] = "redundancy reduction"
     invariance: Weight = 25.0
-    """λ, weight of the views' distance"""
+    """λ, weight of the mean squared distance between the views"""
     variance: Weight = 25.0
-    """μ, weight of too small standard deviations"""
+    """μ, weight of the hinge on the standard deviations"""
     covariance: Weight = 1.0
-    """ν, weight of what varies together"""
+    """ν, weight of the off-diagonal covariances"""
     width: Count = 1024
-    """of the description (8192 in the paper)"""
+    """output width of the projector (paper: 8192)"""
     hidden: Count = 512
-    """of the expander's two hidden layers (8192 in the paper)"""
+    """width of the projector's two hidden layers (paper: 8192)"""
 
     def build(self, encoder: Encoder, source: Source) -> "VICReg":
         return VICReg(self, encoder)
@@ -63,41 +65,43 @@ class Paper(Config):
 
     side: Part = 1.0
     """full size"""
-    views: images.Views = images.Views(crop=(0.08, 1.0), saturation=0.2)
-    """but for blur and solarisation, in which the two views differ"""
+    views: augment.ViewAugmentation = augment.ViewAugmentation(crop=(0.08, 1.0), saturation=0.2)
+    """shared by both views, which differ in blur and solarization"""
     width: Count = 8192
-    """of the description"""
+    """output width"""
     hidden: Count = 8192
-    """of the hidden layers"""
+    """width of the hidden layers"""
 
-    def pair(self) -> tuple[images.Views, images.Views]:
-        return unlike(self.views)
+    def augmentations(self) -> tuple[augment.ViewAugmentation, augment.ViewAugmentation]:
+        return asymmetric(self.views)
 
 
-def shortfall(z: Tensor) -> Tensor:
-    """(B, D) -> the mean of max(0, 1 - √(Var + ε)) over columns (eq. 1): 0.99 where all rows are equal."""
+def variance_loss(z: Tensor) -> Tensor:
+    """(B, D) -> the mean of max(0, 1 - √(Var + ε)) over columns (eq. 1): 0.99 if all rows are equal."""
     return F.relu(1 - (z.var(0) + EPS).sqrt()).mean()
 
 
-def covariance(z: Tensor) -> Tensor:
+def covariance_loss(z: Tensor) -> Tensor:
     """(B, D) -> Σ_{i≠j} Cov_ij² / D (eq. 3 and 4)."""
     with torch.autocast(z.device.type, enabled=False):
-        centred = z - z.mean(0)
-        square = (centred.T @ centred / (len(z) - 1)).square()
+        centered = z - z.mean(0)
+        square = (centered.T @ centered / (len(z) - 1)).square()
     return (square.sum() - square.diagonal().sum()) / z.shape[1]
 
 
-class VICReg(OfTwoViews):
+class VICReg(TwoViewMethod):
+    pretext_task = "Variance-invariance-covariance regularization"
+
     def __init__(self, config: Config, encoder: Encoder):
         super().__init__(config, encoder)
-        self.head = projector(encoder.dim, config.hidden, config.hidden, config.width)
+        self.projector = build_mlp(encoder.dim, config.hidden, config.hidden, config.width)
 
     def loss(self, pretext: TwoViews) -> Loss:
-        z = self.head(self.encoder(pretext.both)["pool"]).float()
-        left, right = (distributed.gather(view) for view in z.chunk(2))
+        z = self.projector(self.encoder(pretext.both)["pool"]).float()
+        z1, z2 = (distributed.gather(view) for view in z.chunk(2))
         parts = {
-            "invariance": self.config.invariance * F.mse_loss(left, right),
-            "variance": self.config.variance * (shortfall(left) + shortfall(right)) / 2,  # released code
-            "covariance": self.config.covariance * (covariance(left) + covariance(right)),
+            "invariance": self.config.invariance * F.mse_loss(z1, z2),
+            "variance": self.config.variance * (variance_loss(z1) + variance_loss(z2)) / 2,  # released code
+            "covariance": self.config.covariance * (covariance_loss(z1) + covariance_loss(z2)),
         }
         return Loss(torch.stack([*parts.values()]).sum(), parts)

@@ -1,25 +1,24 @@
-"""Video triplets: what was tracked through a clip is nearer to itself a moment later than to things of other clips.
+"""Video triplets: ranking loss on the first and last patch of a track, with patches of other clips as negatives.
 
 Wang, Gupta: Unsupervised Learning of Visual Representations using Videos, ICCV 2015, arXiv:1505.00687. The paper's
 text was not read: numbers without another source are those of the released code, xiaolonw/caffe-video_triplet, and
-the paper's own are marked as remembered or as summarized by others. `pretask track` mines the pairs (tracking.py):
-the first and the last patch of a track. Each pair is held against negatives of other clips in its batch: all of them
-drawn at random in the first part of the run, then half of them hard ones in the released prototxt, all of them in the
-paper.
+those of the paper are marked as from memory or as summarized by others. `pretask track` hard_mining the positive pairs
+(tracking.py): the first and last patch of a track. The negatives of a pair are patches of other clips in its batch: random
+ones in the first part of the run, then half of them hard negatives in the released prototxt, all of them in the paper.
 
-Cost: two images a sample, and B·2B similarities; with several processes the negatives are those of all.
+Cost: two images per sample, and B·2B similarities; with several processes, negatives are from all of them.
 
 **Differs:**
-by default patches are also cropped, and their colors changed, each by itself, so that neither place nor tint of a
-clip gives it away (released: mirrored alone); the head is not the end of the network but a part of its own, with
-batch norm, and ends without the ReLU of the released net, which lets cosines be negative. Of `:paper`, the margin is
-the paper's as remembered, 0.5, where the released prototxt has 1 (its readme names 0.5 as well); the mean that is
-taken off is one color, that of ImageNet, where the released code takes off a mean picture of its patches; one run
-goes through both stages, where the released launch script names the weights of an earlier run to start from.
+by default patches are also cropped and color-jittered, each independently, so that the position and tint of a clip do not
+identify it (released: only flipped); the head is a separate module with batch norm instead of the end of the network, without
+the final ReLU of the released network, so that cosines can be negative. In `:paper`, the margin is the paper's from memory,
+0.5, where the released prototxt has 1 (its readme also mentions 0.5); the subtracted mean is one color, that of ImageNet, where
+the released code subtracts the mean image of its patches; both stages are in one run, where the released launch script starts
+from the weights of an earlier run.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -28,39 +27,41 @@ from torch import Tensor, nn
 
 from pretask.config import TrainConfig
 from pretask.encoders import Encoder
-from pretask.encoders.heads import projector
+from pretask.encoders.heads import build_mlp
 from pretask.limits import Count, Natural, Part, Share, Weight, between
 from pretask.methods.base.context import Context
 from pretask.methods.base.method import Method
-from pretask.methods.base.views import ViewsConfig
+from pretask.methods.base.views import ViewConfig
 from pretask.rng import Rng
 from pretask.runtime import distributed
-from pretask.transforms import augment as images
+from pretask.transforms import augment
 from pretask.types import Batch, Loss, Progress, Source, UserError
+from pretask.viz.puzzle import Caption, Panel, Puzzle
 
 NEGATIVES = 4
-"""of each pair (neg_num); the hard ones among them are drawn from as many"""
+"""negatives per pair (neg_num); hard ones are sampled from the same number of most similar candidates"""
 
 
 @dataclass(frozen=True)
-class Config(ViewsConfig):
-    """Tell what a tracked thing looks like a moment later from things of other clips."""
+class Config(ViewConfig):
+    """Rank the last patch of a track above patches of other clips."""
 
+    family: ClassVar[str] = "multimodal and synthetic"
     train: ClassVar[TrainConfig] = TrainConfig(epochs=200, batch=64, lr=1e-3, weight_decay=0.01)
     needs: ClassVar[frozenset[str]] = frozenset({"tracked", "clip"})
 
     side: Part = 1.0
-    """of a patch that is seen, as a share of the patch that was mined"""
+    """side of the encoder's input, as a fraction of the mined patch's"""
     margin: Weight = 0.5
-    """by how much a negative should be further away than the partner, in cosine (released prototxt: 1)"""
-    hard: Share = 0.25
-    """part of the run after which negatives are hard ones (readme: start without)"""
-    mined: Annotated[int, *between(0, NEGATIVES)] = 2
-    """hard ones of the four negatives then (hard_ratio 0.5; the paper: all, by a summary)"""
+    """margin between the cosine distances of negatives and positives (released prototxt: 1)"""
+    hard_start: Share = 0.25
+    """fraction of the run after which hard negatives are used (readme: start without)"""
+    num_hard: Annotated[int, *between(0, NEGATIVES)] = 2
+    """hard ones among the four negatives (hard_ratio 0.5; the paper: all, according to a summary)"""
     hidden: Natural = 512
-    """width of the head's hidden layer; 0: no head, the network's own features are compared"""
+    """width of the head's hidden layer; 0: no head, the encoder's features are compared"""
     width: Count = 128
-    """of what is compared, behind a head"""
+    """dimension of the head's output"""
 
     def build(self, encoder: Encoder, source: Source) -> "VideoTriplet":
         return VideoTriplet(self, encoder)
@@ -68,9 +69,9 @@ class Config(ViewsConfig):
 
 @dataclass(frozen=True)
 class Paper(Config):
-    """With --size 227: CaffeNet on 8 million patches, SGD, 50 pairs a step, 400,000 steps (released code).
+    """The released run, with --size 227: CaffeNet on 8 million patches, SGD, 50 pairs per step, 400,000 steps.
 
-    `--mined 2 --margin 1` is the loss of the released prototxt.
+    `--num-hard 2 --margin 1` is the loss of the released prototxt.
     """
 
     encoder: ClassVar[str] = "caffenet:fc7=1024,dropout=0"
@@ -81,88 +82,91 @@ class Paper(Config):
         lr=1e-3,
         weight_decay=5e-4,
         warmup=0.0,
-        drops=(0.25, 0.5, 0.75),
-        vector_lr=2.0,
+        milestones=(0.25, 0.5, 0.75),
+        bias_lr_scale=2.0,
     )
 
-    views: images.Views = images.Views(crop=(1.0, 1.0), jitter=0.0, jitter_p=0.0, grey=0.0)
-    """mirrored, no more"""
-    hard: Share = 150 / 400
-    """part of the run (150,000 steps, by a summary of the paper: coguo.com/1747746327.html)"""
-    mined: Annotated[int, *between(0, NEGATIVES)] = 4
-    """the hardest of all (the same summary)"""
+    views: augment.ViewAugmentation = augment.ViewAugmentation(
+        crop=(1.0, 1.0), jitter=0.0, jitter_p=0.0, gray=0.0
+    )
+    """only horizontal flips"""
+    hard_start: Share = 150 / 400
+    """fraction of the run (150,000 steps, according to a summary of the paper: coguo.com/1747746327.html)"""
+    num_hard: Annotated[int, *between(0, NEGATIVES)] = 4
+    """all negatives are the hardest (the same summary)"""
     hidden: Natural = 0
-    """fc7 is what is compared, behind its ReLU"""
+    """fc7 is compared, after its ReLU"""
 
 
 @dataclass(frozen=True)
 class Tracked:
     image: Tensor  # (B, C, H, W) the first patch of a track
-    tracked: Tensor  # (B, C, H, W) the last
-    clip: Tensor  # (B,) which clip it is from
-    draw: Tensor  # (B, 2, 2B) in [0, 1), decide which patches of the batch are its negatives, hard ones and others
+    tracked: Tensor  # (B, C, H, W) the last patch
+    clip: Tensor  # (B,) index of the clip
+    draw: Tensor  # (B, 2, 2B) in [0, 1), determine the hard and the random negatives in the batch
 
 
-def negatives(similarity: Tensor, allowed: Tensor, draw: Tensor, hard: int) -> Tensor:
-    """(P, M) similarities to candidates, which of them may be chosen, draws (P, 2, M) -> (P, M) which are: NEGATIVES or
-    fewer.
+def sample_negatives(similarity: Tensor, allowed: Tensor, draw: Tensor, hard: int) -> Tensor:
+    """Similarities to candidates and whether these are allowed (P, M), draws (P, 2, M) -> mask (P, M) of up to NEGATIVES
+    negatives.
 
-    `hard` of them are drawn from the NEGATIVES most similar, the others from all that are left.
+    `hard` of them are sampled from the NEGATIVES most similar, the others from all that remain.
     """
-    hardest = chosen(similarity, allowed, NEGATIVES)
-    first = chosen(draw[:, 0], hardest, hard)
-    return first | chosen(draw[:, 1], allowed & ~first, NEGATIVES - hard)
+    hardest = top_mask(similarity, allowed, NEGATIVES)
+    first = top_mask(draw[:, 0], hardest, hard)
+    return first | top_mask(draw[:, 1], allowed & ~first, NEGATIVES - hard)
 
 
-def chosen(value: Tensor, allowed: Tensor, count: int) -> Tensor:
-    """(P, M) -> in each row the `count` largest values of those that are allowed, or all of these if they are fewer."""
+def top_mask(value: Tensor, allowed: Tensor, count: int) -> Tensor:
+    """(P, M) -> mask of the `count` largest allowed values in each row, or of all allowed ones if there are fewer."""
     count = min(count, value.shape[1])
     best = value.masked_fill(~allowed, -torch.inf).topk(count, 1).indices
     return torch.zeros_like(allowed).scatter(1, best, True) & allowed
 
 
-def ranking(
+def ranking_loss(
     first: Tensor, last: Tensor, clip: Tensor, draw: Tensor, margin: float, hard: int
 ) -> tuple[Tensor, Tensor]:
     """Hinges max(0, D(a, p) - D(a, n) + M) + max(0, D(a, p) - D(p, n) + M) of every pair a, p, D = 1 - cosine (released
     RankHardLoss; the paper's hinge is the first of the two).
 
-    first, last (B, D) unit rows, clip (B,), draw (B, 2, 2B). Negatives n are of other clips, and of those that violate the
-    margin to a. The sum is divided by NEGATIVES·2B, however many hinges there are. Also the share of pairs that are each
-    other's nearest among all of other clips.
+    first, last (B, D) unit rows, clip (B,), draw (B, 2, 2B). Negatives n are from other clips and violate the margin to a.
+    The sum is divided by NEGATIVES·2B, regardless of the number of hinges. Also returns the fraction of pairs whose
+    similarity is above that of the first patch to all patches of other clips.
     """
-    everything, clips = torch.cat([first, last]), torch.cat([clip, clip])
-    near = (first * last).sum(1, keepdim=True)  # (B, 1)
-    of_first, of_last = first @ everything.T, last @ everything.T  # (B, 2B)
+    candidates, clips = torch.cat([first, last]), torch.cat([clip, clip])
+    positive = (first * last).sum(1, keepdim=True)  # (B, 1)
+    of_first, of_last = first @ candidates.T, last @ candidates.T  # (B, 2B)
     others = clip[:, None] != clips
-    allowed = others & (of_first - near + margin > 0)
-    taken = negatives(of_first.detach(), allowed, draw, hard)
-    hinges = (of_first - near + margin).relu() + (of_last - near + margin).relu()
-    total = (hinges * taken).sum() / (NEGATIVES * 2 * len(first))
-    right = (of_first.masked_fill(~others, -torch.inf).amax(1) < near[:, 0]).float().mean()
-    return total, right
+    allowed = others & (of_first - positive + margin > 0)
+    chosen = sample_negatives(of_first.detach(), allowed, draw, hard)
+    hinges = (of_first - positive + margin).relu() + (of_last - positive + margin).relu()
+    total = (hinges * chosen).sum() / (NEGATIVES * 2 * len(first))
+    accuracy = (of_first.masked_fill(~others, -torch.inf).amax(1) < positive[:, 0]).float().mean()
+    return total, accuracy
 
 
 class VideoTriplet(Method[Tracked]):
+    pretext_task = "Triplet ranking of tracked patches"
     needs = Config.needs
-    mines: Tensor  # () whether negatives are hard yet
+    hard_mining: Tensor  # () whether hard negatives are in use
 
     def __init__(self, config: Config, encoder: Encoder):
         super().__init__()
         self.config, self.encoder = config, encoder
         self.side = encoder.side(config.side)
-        self.head = projector(encoder.dim, config.hidden, config.width) if config.hidden else nn.Identity()
-        self.register_buffer("mines", torch.zeros((), dtype=torch.bool))
+        self.head = build_mlp(encoder.dim, config.hidden, config.width) if config.hidden else nn.Identity()
+        self.register_buffer("hard_mining", torch.zeros((), dtype=torch.bool))
 
     def begin(self, context: Context) -> None:
         if len(context.gather("clip").unique()) < 2:
             raise UserError(
-                f"{context.source.name} has tracks of one clip, and negatives are of others; track two clips or more"
+                f"{context.source.name} has tracks of one clip, but negatives are from other clips; track two or more"
             )
 
     def pretext(self, batch: Batch, rng: Rng) -> Tracked:
-        c, (x, y) = self.config, map(images.to_float, (batch.image, batch.aux["tracked"]))
-        draw = rng.child("negative").uniform(len(batch), 2, 2 * len(batch) * rng.share[1])
+        c, (x, y) = self.config, map(augment.to_float, (batch.image, batch.aux["tracked"]))
+        draw = rng.child("negative").uniform(len(batch), 2, 2 * len(batch) * rng.shard[1])
         return Tracked(
             c.views(x, self.side, rng.child("first")),
             c.views(y, self.side, rng.child("last")),
@@ -170,26 +174,47 @@ class VideoTriplet(Method[Tracked]):
             draw,
         )
 
-    def embedded(self, pretext: Tracked) -> tuple[Tensor, Tensor]:
+    def embed(self, pretext: Tracked) -> tuple[Tensor, Tensor]:
         both = torch.cat([pretext.image, pretext.tracked])
         z = F.normalize(self.head(self.encoder(both)["pool"]).float(), dim=1)
         first, last = z.chunk(2)
         return first, last  # (B, D) each
 
     def loss(self, pretext: Tracked) -> Loss:
-        first, last = (distributed.gather(z) for z in self.embedded(pretext))
+        first, last = (distributed.gather(z) for z in self.embed(pretext))
         clip, draw = distributed.gather_rows((pretext.clip, pretext.draw))
-        hard = self.config.mined if self.mines else 0
+        hard = self.config.num_hard if self.hard_mining else 0
         with torch.autocast(first.device.type, enabled=False):  # hinges are small differences
-            total, right = ranking(first, last, clip, draw, self.config.margin, hard)
-        return Loss(total, {"nearest": right, "hard": self.mines.float()})
+            total, accuracy = ranking_loss(first, last, clip, draw, self.config.margin, hard)
+        return Loss(total, {"accuracy": accuracy, "hard_mining": self.hard_mining.float()})
 
     def after_step(self, carry: Any, progress: Progress) -> None:
-        self.mines.fill_(progress.done >= self.config.hard)
+        self.hard_mining.fill_(progress.done >= self.config.hard_start)
 
-    def solve(self, pretext: Tracked) -> Mapping[str, Tensor]:
-        first, last = self.embedded(pretext)
+    def predict(self, pretext: Tracked) -> Mapping[str, Tensor]:
+        first, last = self.embed(pretext)
         return {"tracked": pretext.tracked[(first @ last.T).argmax(1)]}
+
+    def show(
+        self, pretext: Tracked, answers: Mapping[str, Tensor], batch: Batch, rng: Rng
+    ) -> Iterator[Puzzle]:
+        asked = Caption("Which patch shows the same thing a moment later?", "the left one")
+        for i, tracked in enumerate(pretext.tracked):
+            foreign = (pretext.clip != pretext.clip[i]).roll(-i).int()
+            other = (i + int(foreign.argmax())) % len(foreign)  # the next one; itself, if all are of one clip
+            shown = Puzzle(
+                [Panel("tracked patch", pretext.image[i])],
+                [Panel("a moment later", tracked), Panel("of another clip", pretext.tracked[other])],
+                captions=[asked],
+            )
+            if answers:
+                chosen = answers["tracked"][i]
+                own = torch.equal(chosen, tracked)
+                said = replace(asked, predicted="the same thing" if own else "another patch", each=(own,))
+                shown = replace(
+                    shown, predicted=[Panel("network's choice", chosen, correct=own)], captions=[said]
+                )
+            yield shown
 
     def export(self) -> Encoder:
         return self.encoder

@@ -1,7 +1,7 @@
-"""The loop of `agglomeration.agglomerate`, compiled by numba: imported only when clusters are merged.
+"""The merging loop of `agglomerative.agglomerate`, compiled by numba; imported only when clusters are merged.
 
-Each cluster's row holds the clusters near it, as a linked list: a merge joins two lists and, in the rows of their
-neighbours, turns two entries into one, so no list ever grows and nothing is allocated on the way.
+Each cluster's row is a linked list of its neighboring clusters, with S_ij (`forward`) and S_ji (`backward`). A merge joins two
+lists and, in the rows of their neighbors, turns two entries into one, so no list grows and no memory is allocated.
 """
 
 import numpy as np
@@ -9,16 +9,16 @@ from numba import njit
 
 
 def compiled(function):
-    """numba's compiler; the machine code is kept for the next process where some folder may be written."""
+    """Compile by numba, with a cache on disk if a folder is writable."""
     try:
         return njit(cache=True)(function)
-    except RuntimeError:  # neither beside this file nor in the user's cache
+    except RuntimeError:  # neither the folder of this file nor the user's cache is writable
         return njit(function)
 
 
 @compiled
-def joined(a, b, first, after, other, own, back, at):
-    """Row b becomes part of row a; entries of one cluster add up. `at` is scratch, -1 everywhere, and left so."""
+def join_rows(a, b, first, after, other, forward, backward, at):
+    """Move row b into row a; entries of the same cluster are added. `at` is scratch, -1 everywhere before and after."""
     before, e = -1, first[a]
     while e >= 0:
         if other[e] == b:
@@ -34,8 +34,8 @@ def joined(a, b, first, after, other, own, back, at):
     while e >= 0:
         following, c = after[e], other[e]
         if c != a and at[c] >= 0:
-            own[at[c]] += own[e]
-            back[at[c]] += back[e]
+            forward[at[c]] += forward[e]
+            backward[at[c]] += backward[e]
         elif c != a:
             after[e] = first[a]
             first[a] = e
@@ -48,10 +48,12 @@ def joined(a, b, first, after, other, own, back, at):
 
 
 @compiled
-def crossed(a, b, graph, member, following, owner, first, after, other, back, at, into, out, touched):
-    """Adds to S(c, a ∪ b) what is neither in S(c, a) nor in S(c, b): samples of c with one link to each.
+def add_cross_terms(
+    a, b, graph, member, following, owner, first, after, other, backward, at, into, out, touched
+):
+    """Add to S(c, a ∪ b) the terms missing in S(c, a) + S(c, b): samples of c with links to a and b in opposite directions.
 
-    Walks the links of b, the smaller; row a is already joined. Scratch is 0 or -1 everywhere, and left so.
+    Iterates over the links of b, the smaller cluster; row a is already joined. Scratch is 0 or -1 before and after.
     """
     ptr, near, to, fro = graph
     count, m = 0, member[b]
@@ -79,7 +81,7 @@ def crossed(a, b, graph, member, following, owner, first, after, other, back, at
                 from_a += fro[e]
         extra = from_a * out[v] + into[v] * to_a
         if extra > 0:
-            back[at[owner[v]]] += extra
+            backward[at[owner[v]]] += extra
         into[v], out[v] = 0, 0
     e = first[a]
     while e >= 0:
@@ -88,8 +90,8 @@ def crossed(a, b, graph, member, following, owner, first, after, other, back, at
 
 
 @compiled
-def renamed(c, a, b, own_a, back_a, first, after, other, own, back):
-    """In row c, the entries of a and b become one of a."""
+def replace_entries(c, a, b, forward_a, backward_a, first, after, other, forward, backward):
+    """Replace the entries of a and b in row c by one entry of a."""
     before, e, found = -1, first[c], False
     while e >= 0:
         if other[e] == a or other[e] == b:
@@ -98,19 +100,19 @@ def renamed(c, a, b, own_a, back_a, first, after, other, own, back):
                 e = after[e]
                 continue
             found = True
-            other[e], own[e], back[e] = a, back_a, own_a
+            other[e], forward[e], backward[e] = a, backward_a, forward_a
         before = e
         e = after[e]
 
 
 @compiled
-def scored(c, first, after, other, own, back, size, weight, best):
-    """How good the best merge of c is, and with whom; `best` (K,) is scratch. Rivals that are missing count as 0."""
+def best_merge(c, first, after, other, forward, backward, size, weight, best):
+    """Score and partner of the best merge of c. `best` (K_c,) is scratch; missing neighbors have affinity 0."""
     best[:] = 0.0
     partner, e = -1, first[c]
     while e >= 0:
         j = other[e]
-        affinity = own[e] / (size[j] * size[j]) + back[e] / (size[c] * size[c])
+        affinity = forward[e] / (size[j] * size[j]) + backward[e] / (size[c] * size[c])
         if affinity > best[0] or (affinity == best[0] and affinity > 0 and j < partner):
             partner = j
         k = len(best) - 1
@@ -129,7 +131,7 @@ def scored(c, first, after, other, own, back, size, weight, best):
 
 @compiled
 def nearest_mean(a, alive, total, size):
-    """The cluster whose mean is nearest to that of a."""
+    """The other cluster with the mean nearest to that of a."""
     found, least = -1, np.inf
     mean = total[a] / size[a]
     for c in range(len(alive)):
@@ -145,34 +147,35 @@ def nearest_mean(a, alive, total, size):
 
 
 @compiled
-def chosen(alive, score, partner, total, size, rescue, clusters, least):
-    """The two clusters to merge; with `rescue`, one that is near to none goes first, to the nearest mean; without, the
-    smallest goes first where no more than `clusters` are as large as `least`."""
-    best, lonely, tiny, large = -1, -1, -1, 0
+def choose_merge(alive, score, partner, total, size, isolated_first, final_clusters, min_size):
+    """The two clusters to merge. With `isolated_first`, a cluster without affinity is merged first, with the nearest mean;
+    otherwise the smallest is merged first if at most `final_clusters` have `min_size` or more samples."""
+    best, isolated, tiny, large = -1, -1, -1, 0
     for c in range(len(alive)):
         if not alive[c]:
             continue
-        if size[c] >= least:
+        if size[c] >= min_size:
             large += 1
         elif tiny < 0 or size[c] < size[tiny]:
             tiny = c
         if partner[c] < 0:
-            if lonely < 0 or size[c] < size[lonely]:
-                lonely = c
+            if isolated < 0 or size[c] < size[isolated]:
+                isolated = c
         elif best < 0 or score[c] > score[best]:
             best = c
-    if lonely >= 0 and (rescue or best < 0):
-        return lonely, nearest_mean(lonely, alive, total, size)
-    if not rescue and tiny >= 0 and large <= clusters:
+    if isolated >= 0 and (isolated_first or best < 0):
+        return isolated, nearest_mean(isolated, alive, total, size)
+    if not isolated_first and tiny >= 0 and large <= final_clusters:
         return tiny, partner[tiny] if partner[tiny] >= 0 else nearest_mean(tiny, alive, total, size)
     return best, partner[best]
 
 
 @compiled
 def merge(
-    ptr, other, own, back, graph, owner, total, clusters, rescued, rivals, weight, exact, wanted, least
-):
-    """Merges until `clusters` are left. Rows in CSR order; owner (N,) is written, numbers of clusters with gaps."""
+    ptr, other, forward, backward, graph, owner, total, clusters, isolated_first, neighbor_clusters, weight, exact,
+    final_clusters, min_size,
+):  # fmt: skip
+    """Merge until `clusters` are left. Rows in CSR order; owner (N,) is overwritten by labels with gaps."""
     n, count = len(owner), len(ptr) - 1
     first, after = np.full(count, -1), np.empty(len(other), np.int64)
     size, member, last = np.zeros(count), np.full(count, -1), np.full(count, -1)
@@ -193,17 +196,21 @@ def merge(
         last[c] = m
         size[c] += 1
 
-    best = np.zeros(rivals)
+    best = np.zeros(neighbor_clusters)
     for c in range(count):
-        score[c], partner[c] = scored(c, first, after, other, own, back, size, weight, best)
+        score[c], partner[c] = best_merge(c, first, after, other, forward, backward, size, weight, best)
     left = count
     while left > clusters:
-        a, b = chosen(alive, score, partner, total, size, left > rescued, wanted, least)
+        a, b = choose_merge(
+            alive, score, partner, total, size, left > isolated_first, final_clusters, min_size
+        )
         if size[b] > size[a] or (size[b] == size[a] and b < a):
-            a, b = b, a  # the smaller one is walked through
-        joined(a, b, first, after, other, own, back, at)
+            a, b = b, a  # b is the smaller one
+        join_rows(a, b, first, after, other, forward, backward, at)
         if exact:
-            crossed(a, b, graph, member, following, owner, first, after, other, back, at, into, out, touched)
+            add_cross_terms(
+                a, b, graph, member, following, owner, first, after, other, backward, at, into, out, touched
+            )
         m = member[b]
         while m >= 0:
             owner[m] = a
@@ -215,12 +222,12 @@ def merge(
         left -= 1
         e = first[a]
         while e >= 0:
-            renamed(other[e], a, b, own[e], back[e], first, after, other, own, back)
+            replace_entries(other[e], a, b, forward[e], backward[e], first, after, other, forward, backward)
             e = after[e]
         e = first[a]
         while e >= 0:
             c = other[e]
-            score[c], partner[c] = scored(c, first, after, other, own, back, size, weight, best)
+            score[c], partner[c] = best_merge(c, first, after, other, forward, backward, size, weight, best)
             e = after[e]
-        score[a], partner[a] = scored(a, first, after, other, own, back, size, weight, best)
+        score[a], partner[a] = best_merge(a, first, after, other, forward, backward, size, weight, best)
     return owner

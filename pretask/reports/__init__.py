@@ -1,5 +1,1 @@
-"""What people look at: contact sheets of puzzles, score tables, and one page per run."""
-
-from pretask.reports.report import Looked, report
-
-__all__ = ["Looked", "report"]
+"""Score tables for the terminal, and the HTML report of a run."""

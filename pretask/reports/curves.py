@@ -1,4 +1,4 @@
-"""Curves of a run: every number that its log and its watch hold, one small plot each."""
+"""Curves of a run: one small plot for each column of its log and of its monitor."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,33 +10,33 @@ import numpy as np
 Row = Mapping[str, Any]
 
 POINTS = 400
-"""a curve keeps about as many; a phone shows fewer"""
+"""approximate maximum number of points per curve"""
 SMOOTH = 40
-"""the running mean of a noisy curve is over one part in so many of its length"""
+"""the running mean of a noisy curve covers 1/SMOOTH of its length"""
 ROUGH = 8
-"""times its own range that a curve goes up and down in all before it counts as noisy: a schedule does not"""
-SAID = {
+"""a curve is noisy if its total variation exceeds its range this many times; schedules do not"""
+TITLES = {
     "loss": "Loss",
     "lr": "Learning rate",
     "images_per_s": "Images per second",
-    "waiting": "Waiting for data (share)",
-    "std": "Spread of features (std)",
-    "cosine": "Cosine between images",
-    "rank": "Effective rank of features",
-    "relative": "Differing features (share)",
-    "paid": "Loss on the same puzzles",
-    "swapped": "Loss with puzzles mixed up",
+    "data_wait": "Data wait (fraction of time)",
+    "std": "Feature std",
+    "cosine": "Mean cosine between images",
+    "rank": "Effective rank of the features",
+    "relative_variance": "Variance between images (fraction)",
+    "probe_loss": "Loss on the monitor's puzzles",
+    "shuffled_loss": "Loss on shuffled puzzles",
     "knn": "Online kNN accuracy, %",
 }
-"""titles of the numbers every run has; a method's own parts keep their names"""
-OURS = ("loss", "images_per_s", "waiting", "lr")
-PLACES = {"step", "epoch", "round", "time", "lengthened"}
-"""columns that say where a row belongs rather than what was measured"""
+"""titles of the columns that every run has; loss parts of a method keep their names"""
+GENERAL = ("loss", "images_per_s", "data_wait", "lr")
+POSITION = {"step", "epoch", "cycle", "time", "lengthened"}
+"""columns that locate a row in the run and are not plotted"""
 
 
 @dataclass(frozen=True)
 class Plot:
-    """One curve: title, last value, what it shows in words, what is wrong with it, the drawing."""
+    """One curve: title, last value, description, warning, SVG."""
 
     title: str
     last: str
@@ -45,42 +45,42 @@ class Plot:
     svg: str
 
 
-def plots(log: Sequence[Row], watch: Sequence[Row] = ()) -> list[Plot]:
-    """The loss and its parts, then the course of the run, then what the watch saw; only what was measured."""
-    parts = [name for name in names(log) if name not in OURS]
-    ordered = [*OURS[:1], *parts, *OURS[1:]]
+def plots(log: Sequence[Row], monitor: Sequence[Row] = ()) -> list[Plot]:
+    """The loss and its parts, then speed and learning rate, then the monitor; only columns with values."""
+    parts = [name for name in names(log) if name not in GENERAL]
+    ordered = [*GENERAL[:1], *parts, *GENERAL[1:]]
     return [
         plot
-        for rows, wanted in ((log, ordered), (watch, names(watch)))
-        for plot in (drawn(name, rows) for name in wanted)
+        for rows, wanted in ((log, ordered), (monitor, names(monitor)))
+        for plot in (plot_column(name, rows) for name in wanted)
         if plot is not None
     ]
 
 
 def names(rows: Sequence[Row]) -> list[str]:
-    """Columns that hold numbers, in the order of their first appearance."""
+    """Numeric columns, in order of first appearance."""
     found = {name: None for row in rows for name, value in row.items() if is_number(value)}
-    return [name for name in found if name not in PLACES]
+    return [name for name in found if name not in POSITION]
 
 
 def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def drawn(name: str, rows: Sequence[Row]) -> Plot | None:
-    """The curve of one column, or None where it was never measured."""
+def plot_column(name: str, rows: Sequence[Row]) -> Plot | None:
+    """The plot of one column; None if the column does not occur."""
     rows = [row for row in rows if name in row]
     if not rows:
         return None
     x = np.array([row["step"] for row in rows], float)
     y = np.array([row[name] if is_number(row[name]) else math.nan for row in rows], float)
     warning = gaps(x, y)
-    words = "; ".join(filter(None, (in_words(x, y), warning)))
-    return Plot(SAID.get(name, name), short(y[-1]), words, warning, picture(x, y))
+    words = "; ".join(filter(None, (describe(x, y), warning)))
+    return Plot(TITLES.get(name, name), short(y[-1]), words, warning, picture(x, y))
 
 
-def in_words(x: np.ndarray, y: np.ndarray) -> str:
-    """The curve for those who do not see it."""
+def describe(x: np.ndarray, y: np.ndarray) -> str:
+    """A description of the curve for screen readers."""
     x, y = x[np.isfinite(y)], y[np.isfinite(y)]
     if len(y) < 2:
         return "".join(f"{short(v)} at step {step:,.0f}" for step, v in zip(x, y, strict=True))
@@ -89,33 +89,33 @@ def in_words(x: np.ndarray, y: np.ndarray) -> str:
 
 
 def gaps(x: np.ndarray, y: np.ndarray) -> str:
-    """What a curve does not show: values that are no numbers."""
+    """A note on values that are not finite."""
     bad = ~np.isfinite(y)
     many = f"at {bad.sum():,} of {len(y):,} logged steps, first at step {x[bad][0]:,.0f}" if bad.any() else ""
     return f"not a number {many}" if many else ""
 
 
 def short(value: float) -> str:
-    """Three digits that matter, and thousands set apart."""
+    """Three significant digits, or whole numbers with thousands separators."""
     if not math.isfinite(value):
         return "not a number"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def thin(x: np.ndarray, y: np.ndarray, points: int = POINTS) -> tuple[np.ndarray, np.ndarray]:
-    """About `points` of a curve at most: the lowest and the highest of every stretch, so that spikes stay."""
+    """At most about `points` points of a curve: minimum and maximum of each section, which keeps spikes."""
     if len(x) <= points:
         return x, y
     keep = {0, len(x) - 1}
-    for stretch in np.array_split(np.arange(len(x)), points // 2):
-        good = stretch[np.isfinite(y[stretch])]
-        keep |= {int(good[y[good].argmin()]), int(good[y[good].argmax()])} if len(good) else {int(stretch[0])}
+    for section in np.array_split(np.arange(len(x)), points // 2):
+        good = section[np.isfinite(y[section])]
+        keep |= {int(good[y[good].argmin()]), int(good[y[good].argmax()])} if len(good) else {int(section[0])}
     kept = np.array(sorted(keep))
     return x[kept], y[kept]
 
 
 def smoothed(y: np.ndarray) -> np.ndarray:
-    """Running mean over a window of the curve's own length, shrinking at the ends; gaps count as nothing."""
+    """Running mean over 1/SMOOTH of the curve, over fewer values at the ends; values that are not finite are ignored."""
     half = max(1, len(y) // SMOOTH // 2)
     good = np.isfinite(y)
     total = np.concatenate([[0.0], np.cumsum(np.where(good, y, 0.0))])
@@ -127,7 +127,7 @@ def smoothed(y: np.ndarray) -> np.ndarray:
 
 
 def picture(x: np.ndarray, y: np.ndarray) -> str:
-    """The curve as SVG: values pale, their running mean on top, a cross where they stopped being numbers."""
+    """The curve as SVG: pale values, their running mean if noisy, a cross at the first value that is not finite."""
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
     from pretask.viz import svg

@@ -1,4 +1,4 @@
-"""What the features hold to be alike: nearest neighbours, and a map of all images on a plane."""
+"""Similarity of features: nearest neighbors, and a two-dimensional map of the images."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from pretask.viz import puzzle as sheet
+from pretask.viz import sheet
+from pretask.viz.puzzle import Caption
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-NEIGHBOURS = 8
-"""shown of each query"""
+NEIGHBORS = 8
+"""neighbors shown per query"""
 MAPPED = 1000
-"""images on the map at most; t-SNE takes 3 s for these and minutes for all"""
+"""maximum number of images on the map; t-SNE takes 3 s for these and minutes for all"""
 PALETTE = [
     *(
         "#4e79a7",
@@ -47,32 +48,32 @@ PALETTE = [
         "#6f7780",
     ),
 ]
-"""of classes, in their order; from the 21st on they are used again"""
+"""colors of the classes, in order; reused from the 21st class on"""
 
 
-def neighbours(features: Tensor, queries: Tensor, k: int = NEIGHBOURS) -> tuple[Tensor, Tensor]:
-    """(N, D), (Q,) positions -> (Q, k) cosines and positions of the nearest others, the nearest first."""
+def neighbors(features: Tensor, queries: Tensor, k: int = NEIGHBORS) -> tuple[Tensor, Tensor]:
+    """(N, D), (Q,) positions -> (Q, k) cosines and positions of the nearest neighbors, nearest first."""
     unit = F.normalize(features.float(), dim=1)
     cosine = unit[queries] @ unit.T  # (Q, N)
-    cosine = cosine.scatter(1, queries[:, None], -torch.inf)  # nothing is its own neighbour
+    cosine = cosine.scatter(1, queries[:, None], -torch.inf)  # exclude the query itself
     best = cosine.topk(min(k, len(features) - 1))
     return best.values, best.indices
 
 
-def spread_out(n: int, label: Tensor | None, count: int) -> Tensor:
-    """(count,) queries: of each class in turn where labels are known, else at even distances."""
-    if label is None:
+def choose_queries(n: int, label: Tensor | None, count: int) -> Tensor:
+    """(count,) query positions: cycling through the classes if each image has one label, otherwise evenly spaced."""
+    if label is None or label.ndim == 2:
         return torch.linspace(0, n - 1, min(count, n)).round().long()
     order = label.argsort(stable=True)
     rank = torch.cat(
         [torch.arange(int(many)) for many in label[order].unique_consecutive(return_counts=True)[1]]
     )
-    return order[rank.argsort(stable=True)][:count]  # the first of every class, then the second
+    return order[rank.argsort(stable=True)][:count]  # the first of each class, then the second
 
 
 @dataclass(frozen=True)
-class Neighbour:
-    """A picture in a line of neighbours; the query itself has no cosine and is not judged."""
+class Neighbor:
+    """An image in a row of neighbors; the query has no cosine and no `same`."""
 
     picture: Image.Image
     name: str = ""
@@ -80,57 +81,71 @@ class Neighbour:
     same: bool | None = None
 
 
-def lines(
+def neighbor_rows(
     features: Tensor, images: Tensor, label: Tensor | None = None, classes: Sequence[str] = (), count: int = 8
-) -> list[list[Neighbour]]:
-    """`count` lines of a query and its nearest others; with labels, whether each has the query's class."""
-    queries = spread_out(len(features), label, count)
-    names = [""] * len(features) if label is None else [classes[k] for k in label.tolist()]
+) -> list[list[Neighbor]]:
+    """`count` rows, each a query and its nearest neighbors; with labels, whether they share a class with the query."""
+    queries = choose_queries(len(features), label, count)
+    names = class_names(label, classes, len(features))
     drawn = []
-    for query, cosine, found in zip(queries.tolist(), *neighbours(features, queries), strict=True):
+    for query, cosine, found in zip(queries.tolist(), *neighbors(features, queries), strict=True):
         picture, *others = sheet.pictures(images[[query, *found.tolist()]])
-        drawn.append([Neighbour(picture, names[query])])
+        drawn.append([Neighbor(picture, names[query])])
         for i, c, other in zip(found.tolist(), cosine.tolist(), others, strict=True):
-            same = None if label is None else bool(label[i] == label[query])
-            drawn[-1].append(Neighbour(other, names[i], c, same))
+            same = None if label is None else share_class(label[i], label[query])
+            drawn[-1].append(Neighbor(other, names[i], c, same))
     return drawn
 
 
-def nearest(features: Tensor, images: Tensor, count: int = 8) -> Image.Image:
-    """A sheet of `count` lines, each an image and its nearest others by the cosine of their features."""
-    drawn = lines(features, images, count=count)
+def class_names(label: Tensor | None, classes: Sequence[str], n: int) -> list[str]:
+    """Names of n images: their class, or their classes separated by commas; empty without labels."""
+    if label is None:
+        return [""] * n
+    if label.ndim == 1:
+        return [classes[int(k)] for k in label]
+    return [", ".join(classes[int(k)] for k in row.nonzero()) for row in label]
+
+
+def share_class(one: Tensor, other: Tensor) -> bool:
+    """Whether two labels, () classes or (K,) of 1 and 0, are equal or share a class."""
+    return bool((one == other) if one.ndim == 0 else (one & other).any())
+
+
+def neighbor_sheet(features: Tensor, images: Tensor, count: int = 8) -> Image.Image:
+    """A contact sheet of `count` rows, each an image and its nearest neighbors by cosine similarity."""
+    drawn = neighbor_rows(features, images, count=count)
     cells = [
         sheet.Cell(
-            (("", one.picture),), (sheet.Note("", "query" if one.cosine is None else f"{one.cosine:.2f}"),)
+            (("", one.picture),), (Caption("", "query" if one.cosine is None else f"{one.cosine:.2f}"),)
         )
         for line in drawn
         for one in line
     ]
-    return sheet.paint(cells, title="Nearest neighbours", columns=len(drawn[0]))
+    return sheet.paint(cells, title="Nearest neighbors", columns=len(drawn[0]))
 
 
-def plane(features: Tensor, seed: int = 0) -> np.ndarray:
-    """(N, D) -> (N, 2): principal components, then t-SNE of their directions."""
+def project(features: Tensor, seed: int = 0) -> np.ndarray:
+    """(N, D) -> (N, 2): t-SNE of the first principal components of unit rows."""
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
     from threadpoolctl import threadpool_limits
 
     z = F.normalize(features.double(), dim=1).numpy()
-    if min(z.shape) < 4 or np.ptp(z, axis=0).max() < 1e-6:  # too few, or collapsed: nothing to unfold
+    if min(z.shape) < 4 or np.ptp(z, axis=0).max() < 1e-6:  # too few images, or collapsed features
         return np.pad(z, ((0, 0), (0, 2)))[:, :2]
     z = PCA(min(50, *z.shape), random_state=seed).fit_transform(z)
     perplexity = min(30.0, (len(z) - 1) / 3)
-    with threadpool_limits(1):  # threads that wait for each other took ten times as long on a busy machine
+    with threadpool_limits(1):  # more threads took ten times as long on a busy machine
         return TSNE(perplexity=perplexity, init="pca", max_iter=500, random_state=seed).fit_transform(z)
 
 
 def map2d(features: Tensor, label: Tensor | None, images: Tensor, seed: int = 0) -> Figure:
-    """Images on a plane where neighbours have similar features: dots coloured by class, else pictures."""
+    """A t-SNE map of the features: dots colored by class, or thumbnails without labels."""
     from matplotlib.ticker import NullLocator
 
     from pretask.viz import svg
 
-    at = plane(features, seed)  # (N, 2)
+    at = project(features, seed)  # (N, 2)
     figure, axes = svg.blank(8.0, 5.6)
     axes.spines["bottom"].set_visible(False)
     axes.xaxis.set_major_locator(NullLocator())
@@ -138,8 +153,8 @@ def map2d(features: Tensor, label: Tensor | None, images: Tensor, seed: int = 0)
     if label is None:
         axes.imshow(mosaic(at, images), interpolation="none", aspect="auto")
         return figure
-    colours = [PALETTE[k % len(PALETTE)] for k in label.tolist()]
-    axes.scatter(at[:, 0], at[:, 1], s=14, c=colours, alpha=0.85, linewidths=0)
+    colors = [PALETTE[k % len(PALETTE)] for k in label.tolist()]
+    axes.scatter(at[:, 0], at[:, 1], s=14, c=colors, alpha=0.85, linewidths=0)
     axes.margins(0.02)
     return figure
 
@@ -147,7 +162,7 @@ def map2d(features: Tensor, label: Tensor | None, images: Tensor, seed: int = 0)
 def mosaic(
     at: np.ndarray, images: Tensor, width: int = 1440, height: int = 1008, side: int = 40
 ) -> Image.Image:
-    """The images at their places on a transparent canvas; one that would cover another is left out."""
+    """Thumbnails at their positions on a transparent canvas; overlapping ones are omitted."""
     span = np.ptp(at, axis=0)
     place = (at - at.min(0)) / np.where(span > 0, span, 1) * (width - side, height - side)
     canvas = Image.new("RGBA", (width, height))
@@ -160,5 +175,5 @@ def mosaic(
 
 
 def legend(label: Tensor, classes: Sequence[str]) -> list[tuple[str, str]]:
-    """Colour and name of the classes that occur."""
+    """Color and name of each class that occurs."""
     return [(PALETTE[int(k) % len(PALETTE)], classes[int(k)]) for k in label.unique()]

@@ -1,41 +1,38 @@
-"""The report of a run: one HTML file that needs nothing else, neither network nor scripts.
+"""The report of a run: one self-contained HTML file without scripts.
 
-`write` is given what there is; a section without content is not shown. Whatever comes from outside, names of
-files and classes or settings, is escaped by the template engine.
+Sections without content are omitted. File names, class names and settings are escaped by the template engine.
 """
 
-import base64
 import csv
-import io
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from pretask.data.ledger import BAD
+from pretask.data import places
+from pretask.data.ledger import BAD, line
+from pretask.evals.scores import Row as ScoreRow
+from pretask.evals.scores import Scores
 from pretask.reports.curves import Plot, Row
-from pretask.reports.features import Neighbour
+from pretask.reports.features import Neighbor
 from pretask.reports.study_plots import Answer
-from pretask.reports.table import DECIMALS
-from pretask.reports.topics import Subjects
-from pretask.runtime import files as checkpoint
-from pretask.tasks import TASKS
+from pretask.reports.table import DECIMALS, brief
+from pretask.reports.topics import TopicTable
+from pretask.reports.verdict import sentences
+from pretask.runtime import files
 from pretask.train import run as runs
-from pretask.viz.puzzle import LARGEST, Cell, tally
+from pretask.viz.page import template
+from pretask.viz.sheet import Cell, tally
 from pretask.workflows.audit import Audit
 
 LISTED = 50
-"""bad files shown; the rest are in the run folder"""
-PHOTO = 64
-"""pixels from which a picture is stored as JPEG; smaller ones stay exact and are drawn with hard edges"""
+"""maximum number of skipped files listed; the others are in the run's folder"""
 
 
 @dataclass(frozen=True)
 class Map:
-    """The features on a plane: the drawing, what its colours mean, how many images."""
+    """The map of the features: SVG, number of images, color and name of each class."""
 
     svg: str
     count: int
@@ -44,7 +41,7 @@ class Map:
 
 @dataclass(frozen=True)
 class Pictures:
-    """What else a method makes of images, a row for each; see Method.gallery."""
+    """Further outputs of a method, one row per image; see Method.gallery."""
 
     title: str
     about: str
@@ -53,7 +50,7 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The run in one sentence; `tone` is good, warn or bad."""
+    """The health of the run in one sentence; `tone` is good, warn or bad."""
 
     tone: str
     sentence: str
@@ -69,18 +66,19 @@ def write(
     cells: Sequence[Cell] = (),
     attended: Sequence[Cell] = (),
     plots: Sequence[Plot] = (),
-    neighbours: Sequence[Sequence[Neighbour]] = (),
+    neighbors: Sequence[Sequence[Neighbor]] = (),
     map: Map | None = None,
-    scores: Sequence[Row] = (),
+    scores: Sequence[Scores] = (),
     audit: Audit | None = None,
-    clues: Sequence[Cell] = (),
+    shortcuts: Sequence[Cell] = (),
     studies: Sequence[tuple[Row, Sequence[Answer]]] = (),
     rounds: Sequence[Answer] = (),
     gallery: Pictures | None = None,
-    subjects: Subjects | None = None,
+    topics: TopicTable | None = None,
 ) -> Path:
-    """`report.html` in the run folder, from its card and whatever else there is to show."""
-    page = template("report.html.j2").render(
+    """Write `report.html` in the run's folder. `shortcuts` are puzzles with each shortcut removed, for the audit."""
+    rows = [row for each in scores for row in each.rows]
+    page = template("pretask.reports", "report.html.j2").render(
         title=folder.resolve().name,
         about=about,
         missing=missing,
@@ -92,72 +90,41 @@ def write(
         tally=tally(cells),
         attended=attended,
         plots=plots,
-        neighbours=neighbours,
-        hits=hits(neighbours),
+        neighbors=neighbors,
+        hits=hits(neighbors),
         map=map,
-        tables=tables(scores),
-        lead=lead(scores),
+        tables=tables(rows),
+        meaning=[sentence for each in scores for sentence in sentences(each)],
+        lead=lead(rows),
         audit=audit,
-        clues=clues,
+        shortcuts=shortcuts,
         studies=studies,
         rounds=rounds,
         gallery=gallery,
-        subjects=subjects,
+        topics=topics,
         skipped=skipped(folder / BAD),
         listed=LISTED,
         settings=settings(card),
         next=next_steps(folder, card),
     )
-    checkpoint.write_text(folder / "report.html", page)
+    files.write_text(folder / "report.html", page)
     return folder / "report.html"
 
 
-def template(name: str) -> Any:
-    """One of the .j2 files beside this one; whatever is filled in is escaped."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    engine = Environment(
-        loader=PackageLoader("pretask.reports", ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    engine.filters |= {"uri": uri, "small": small}
-    return engine.get_template(name)
-
-
-def uri(picture: Image.Image, side: int = LARGEST) -> str:
-    """The picture as a data: address: small ones exact, photographs as JPEG of at most `side` pixels."""
-    buffer = io.BytesIO()
-    if small(picture):
-        picture.save(buffer, "PNG", optimize=True)
-        kind = "png"
-    else:
-        picture = picture.copy()
-        picture.thumbnail((side, side), Image.Resampling.LANCZOS)
-        picture.save(buffer, "JPEG", quality=85)
-        kind = "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-def small(picture: Image.Image) -> bool:
-    return max(picture.size) <= PHOTO
-
-
 def facts(folder: Path, card: Row) -> list[tuple[str, str]]:
-    """What one wants to know first, in that order; what the card does not say is left out."""
+    """The most important facts, in order; unknown ones are omitted."""
     done = folder / runs.DONE
     processes = card.get("processes", 1)
     device = (card.get("device"), card.get("precision"), f"{processes} processes" if processes > 1 else None)
     known = {
         "Method": runs.title(card),
         "Encoder": card.get("encoder"),
-        "Data": card.get("data"),
+        "Data": places.short(card.get("data", "")),
         "Images": f"{card['n']:,}" if "n" in card else None,
-        "Size": f"{card['size']}×{card['size']}, {'grey' if card['channels'] == 1 else 'colour'}",
+        "Records": line(card["records"]) if "records" in card else None,
+        "Size": f"{card['size']}×{card['size']}, {'gray' if card['channels'] == 1 else 'color'}",
         "Steps": f"{card['steps']:,}" if "steps" in card else None,
-        "Epochs": card.get("epochs"),
+        "Passes over the images": f"{card['steps'] * card['train']['batch'] / card['n']:.1f}",
         "Time": duration(done.read_text()) if done.exists() else "not finished",
         "Device": " · ".join(str(x) for x in device if x),
         "Seed": card.get("seed"),
@@ -166,7 +133,7 @@ def facts(folder: Path, card: Row) -> list[tuple[str, str]]:
 
 
 def duration(seconds: str) -> str:
-    """ "598.2 s" -> "9 min 58 s"; hours lose their seconds."""
+    """ "598.2 s" -> "9 min 58 s"; without seconds from an hour on."""
     minutes, s = divmod(round(float(seconds.split()[0])), 60)
     hours, m = divmod(minutes, 60)
     if hours:
@@ -174,10 +141,10 @@ def duration(seconds: str) -> str:
     return f"{m} min {s} s" if m else f"{s} s"
 
 
-def hits(neighbours: Sequence[Sequence[Neighbour]]) -> str:
-    """How many of the neighbours shown have the query's class, where that is known."""
-    judged = [one.same for line in neighbours for one in line if one.same is not None]
-    return f"{sum(judged)} of {len(judged)} neighbours have the class of their query" if judged else ""
+def hits(neighbors: Sequence[Sequence[Neighbor]]) -> str:
+    """How many of the neighbors share a class with their query; empty without labels."""
+    known = [one.same for line in neighbors for one in line if one.same is not None]
+    return f"{sum(known)} of {len(known)} neighbors share a class with their query" if known else ""
 
 
 @dataclass(frozen=True)
@@ -188,7 +155,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Line:
-    """One row of the score table; `own` is the run itself, the others are what it has to beat."""
+    """One row of a score table; `own` marks the run, the others are baselines."""
 
     name: str
     own: bool
@@ -202,65 +169,78 @@ class Table:
     rows: Sequence[Line]
 
 
-def tables(scores: Sequence[Row]) -> list[Table]:
-    """Rows {"features", "eval", "stage", "value", "low", "high", "own"} side by side, in tables of what belongs together."""
-    columns = list(dict.fromkeys((s["eval"], s.get("stage", "")) for s in scores))
-    at = {(s["features"], s["eval"], s.get("stage", "")): s for s in scores}
-    names = {s["features"]: bool(s.get("own")) for s in scores}
+def tables(scores: Sequence[ScoreRow]) -> list[Table]:
+    """The scores in tables by group, one row per encoder or baseline."""
+    at = {(row.name, row.task, row.key): row for row in scores}
+    columns: dict[tuple[Any, ...], ScoreRow] = {}  # the first row of each column
+    for row in scores:
+        columns.setdefault((row.task, row.key), row)
+    names = {row.name: row.role == "run" for row in scores}
     found = []
-    for title in dict.fromkeys(group(*column) for column in columns):
-        some = [column for column in columns if group(*column) == title]
+    for title in dict.fromkeys(map(group, columns.values())):
+        some = {column: row for column, row in columns.items() if group(row) == title}
         lines = [
-            Line(name, own, [score(at.get((name, *column))) for column in some])
+            Line(brief(name), own, [score(at.get((name, *column))) for column in some])
             for name, own in names.items()
         ]
         lines = [line for line in lines if any(cell != Score() for cell in line.cells)]
-        found.append(Table(title, [heading(*column) for column in some], lines))
+        found.append(Table(title, [heading(row) for row in some.values()], lines))
     return found
 
 
-def group(eval: str, stage: str) -> str:
-    """The table that a score belongs to."""
-    task, _, number = eval.partition(" ")
-    if number and task in TASKS:
-        return f"Transfer: {task}"
-    if eval == "linear" and stage != "pool":
-        return "Linear probe at each stage"
-    if eval.startswith("finetune"):
-        return "Encoder and classifier trained on"
-    if eval in ("mlp", "conv"):
-        return "Non-linear probes on the best map"
-    if eval.endswith("-shot"):
-        return "Linear probe on few images per class"
-    if eval in ("nmi", "ari", "acc") or eval.startswith("recall"):
-        return "Clusters and retrieval"
-    return "Without labels" if eval in DECIMALS or eval == "rankme" else "Frozen features"
+GROUPS = {
+    **dict.fromkeys(("finetune", "finetune mAP"), "Fine-tuning"),
+    **dict.fromkeys(("mlp", "conv"), "Nonlinear probes on the best feature map"),
+    "few-shot": "Linear probe on few labels per class",
+    "few-shot mAP": "Linear probe on few labeled images",
+    **dict.fromkeys(("nmi", "ari", "acc", "recall"), "Clustering and retrieval"),
+    **dict.fromkeys(("rankme", "alpha", "std", "cosine"), "Label-free measures"),
+}
+"""metric -> title of its table"""
+STAGES = {"linear": "Linear probe at each stage", "linear mAP": "Linear probe at each stage, mAP"}
+"""the same, for stages other than the pooled features"""
 
 
-def heading(eval: str, stage: str) -> str:
-    """The stage is said where it is not the pooled features."""
-    if eval.partition(" ")[0] in TASKS:
-        return eval.partition(" ")[2]
-    return eval if stage in ("", "pool") else stage
+def group(row: ScoreRow) -> str:
+    """The title of the table that a score belongs to."""
+    if row.task:
+        return f"Transfer: {row.task}"
+    if row.metric in STAGES and row.stage != "pool":
+        return STAGES[row.metric]
+    return GROUPS.get(row.metric, "Frozen features")
 
 
-def lead(scores: Sequence[Row]) -> str:
-    sets = dict.fromkeys(f"{s['data']}, n = {s['n']:,}" for s in scores if s.get("data") and s.get("n"))
+HEADINGS = {
+    "knn": "kNN", "knn mAP": "kNN, mAP", "linear": "Linear probe", "linear mAP": "Linear probe, mAP",
+    "best linear": "Best stage", "best linear mAP": "Best stage, mAP", "svm": "Quadrant SVM",
+    "mlp": "MLP probe", "conv": "Conv probe", "nmi": "NMI", "ari": "ARI", "acc": "ACC",
+    "rankme": "RankMe", "alpha": "α", "std": "Std", "cosine": "Mean cosine",
+}  # fmt: skip
+"""title of a measurement -> column heading; others are shown as they are"""
+
+
+def heading(row: ScoreRow) -> str:
+    """The column heading: the metric, or the stage if it is not the pooled features."""
+    return HEADINGS.get(row.title, row.title) if row.stage in ("", "pool") else row.stage
+
+
+def lead(scores: Sequence[ScoreRow]) -> str:
+    sets = dict.fromkeys(f"{row.data}, n = {row.n:,}" for row in scores)
     where = f"On {'; '.join(sets)}. " if sets else ""
-    return f"{where}± is half of the 95 % interval."
+    return f"{where}± is half the 95 % interval."
 
 
-def score(row: Row | None) -> Score:
+def score(row: ScoreRow | None) -> Score:
     if row is None:
         return Score()
-    value = f"{row['value']:.{DECIMALS.get(row['eval'], 1)}f}"
-    if row.get("low") is None or row.get("high") is None:
+    value = f"{row.value:.{DECIMALS.get(row.metric, 1)}f}"
+    if row.low is None or row.high is None:
         return Score(value)
-    return Score(value, f"±{(row['high'] - row['low']) / 2:.1f}")
+    return Score(value, f"±{(row.high - row.low) / 2:.1f}")
 
 
 def skipped(path: Path) -> list[list[str]]:
-    """(file, reason) of what could not be read."""
+    """(file, reason) of each unreadable file."""
     if not path.exists():
         return []
     with path.open(newline="", encoding="utf-8", errors="replace") as file:
@@ -269,26 +249,28 @@ def skipped(path: Path) -> list[list[str]]:
 
 
 def settings(card: Row) -> list[tuple[str, list[tuple[str, str]]]]:
-    """The card as tables: the method's knobs, the training, the software, everything else."""
+    """The card as tables: method, training, software versions, everything else."""
     groups = {"config": "Method", "train": "Training", "versions": "Versions"}
     tables = [(title, flat(card[name])) for name, title in groups.items() if card.get(name)]
-    rest = {k: v for k, v in card.items() if k not in groups and k != "command"}
+    rest = {k: v for k, v in card.items() if k not in groups and k not in ("command", "records")}
     return [*tables, ("Run", flat(rest))]
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Nested settings as rows: {"views": {"crop": …}} -> ("views.crop", …)."""
+    """Flatten nested settings: {"views": {"crop": …}} -> ("views.crop", …)."""
     rows: list[tuple[str, str]] = []
     for name, value in values.items():
         rows += (
-            flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else [(prefix + name, said(value))]
+            flat(value, f"{prefix}{name}.")
+            if isinstance(value, Mapping)
+            else [(prefix + name, text_of(value))]
         )
     return rows
 
 
-def said(value: Any) -> str:
+def text_of(value: Any) -> str:
     if isinstance(value, list | tuple):
-        return ", ".join(said(v) for v in value) if value else "none"
+        return ", ".join(text_of(v) for v in value) if value else "none"
     return (
         {None: "none", True: "yes", False: "no"}[value]
         if value is None or isinstance(value, bool)
@@ -297,14 +279,14 @@ def said(value: Any) -> str:
 
 
 def next_steps(folder: Path, card: Row) -> list[tuple[str, str]]:
-    """What to do now, as commands that can be pasted."""
+    """Next steps, with commands to paste into a shell."""
     run = shlex.quote(str(folder))
     steps = [
-        ("Score the encoder on labelled images", f"pretask evaluate {run} --data LABELLED"),
-        ("Ask how much data and how many labels it takes", f"pretask study {run} --data LABELLED"),
-        ("Write features of your own images", f"pretask embed {run} --data IMAGES"),
-        ("Take the weights elsewhere", f"pretask export {run} --to timm"),
+        ("Score the encoder on labeled images", f"pretask evaluate {run} --data LABELED"),
+        ("Study the effect of fewer images and labels", f"pretask study {run} --data LABELED"),
+        ("Write features of your images to a table", f"pretask embed {run} --data IMAGES"),
+        ("Export the encoder", f"pretask export {run} --to timm"),
     ]
     if not (folder / runs.DONE).exists():
-        steps.insert(0, ("Go on where the run stopped", f"pretask pretrain --resume {run}"))
+        steps.insert(0, ("Continue the run", f"pretask pretrain --resume {run}"))
     return steps

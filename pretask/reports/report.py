@@ -1,9 +1,8 @@
-"""From a run folder to its report: the model answers puzzles, images are embedded, a page is written."""
+"""The report of a run: solve puzzles, embed images, collect scores and curves, and write one HTML page."""
 
 import itertools
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,43 +10,47 @@ import torch
 from torch import Tensor
 
 from pretask.data import loader
+from pretask.data.base import OpenOptions, canvas_fields
+from pretask.data.ledger import BAD, write_all
 from pretask.encoders import Encoder, pooled
+from pretask.evals.scores import Role, read_all
+from pretask.evals.scores import Row as ScoreRow
 from pretask.methods import Method
-from pretask.reports import attention, curves, features, html
-from pretask.reports import neighbors as neighborhoods
-from pretask.reports import study_plots as learning
-from pretask.reports import topics as subjects
+from pretask.reading import DEFAULT_READING, Reading
+from pretask.reports import attention, curves, features, html, neighbors, study_plots, topics
 from pretask.reports.curves import Row
 from pretask.rng import Rng
-from pretask.runtime import files as checkpoint
+from pretask.runtime import files
+from pretask.runtime.files import read_rows
 from pretask.train import run as runs
 from pretask.train.health import ADVICE, HEALTHY
 from pretask.train.plan import cautions
-from pretask.transforms import augment as images
-from pretask.types import Labelled, Source, UserError
-from pretask.viz import puzzle as sheet
+from pretask.transforms import augment
+from pretask.types import LabeledSource, Source, UserError
+from pretask.viz import sheet
+from pretask.viz.puzzle import Panel, Puzzle, generic
 from pretask.workflows import audit as auditing
-from pretask.workflows import study as studying
+from pretask.workflows import study
 
 ASKED = 8
-"""images whose puzzles are shown; a method may make several puzzles of each"""
+"""images whose puzzles are shown; a method may make several puzzles per image"""
 SHOWN = 32
-"""puzzles at most"""
+"""maximum number of puzzles"""
 CLEANED = 3
-"""puzzles that are shown without each clue"""
+"""puzzles shown with each shortcut removed"""
 EMBEDDED = 1500
-"""images of up to 64 pixels among which neighbours are looked for; fewer of larger ones, to take seconds"""
-LOOKED_INTO = 6
-"""images whose attention maps are shown"""
+"""images of up to 64 px to search for neighbors; fewer larger ones, so that it takes seconds"""
+ATTENDED = 6
+"""images with attention maps"""
 FEWEST = 300
-"""of whatever size"""
+"""minimum number of images to search, whatever their size"""
 
 
 @dataclass(frozen=True)
 class Looked:
-    """Labelled images, and what a run's encoder made of them, where that is known and all could be read."""
+    """Labeled images that are already open, with their pooled features if known and complete."""
 
-    source: Labelled
+    source: LabeledSource
     pool: Tensor | None = None  # (N, D)
 
 
@@ -55,39 +58,43 @@ def report(
     folder: Path | str,
     data: str | Path | None = None,
     *,
-    root: Path | None = None,
-    max_bad: float = 0.1,
+    reading: Reading = DEFAULT_READING,
     looked: Looked | None = None,
 ) -> Path:
-    """Write report.html and preview.png of a run; neighbours and map are of `data`, labelled, where given.
+    """Write report.html and preview.png of a run. Neighbors and map show the labeled images of `data`, if given.
 
-    `root` and `max_bad` are those of `sources.open_labelled`; who has opened and embedded `data` already gives what it
-    `looked` at.
+    Unreadable images of `data` are listed in report.bad.csv. `looked` replaces `data` if the images are already open.
     """
     from pretask import methods
-    from pretask.workflows import evaluate as evaluating
+    from pretask.workflows import inputs, kinds
 
-    loaded = runs.load(folder)
+    loaded, opened = runs.load(folder), []
     card = loaded.card
-    known = {"size": card["size"], "channels": card["channels"], "root": root, "max_bad": max_bad}
-    if data and not looked and evaluating.followed(data, **known) is None:  # tracks have no labels
-        told = evaluating.told(data, None, loaded.folder, **known)
-        looked = Looked(told[0] if told else evaluating.labelled(data, **known))
+    if data and not looked:
+        data, unseen = inputs.split_paths(data)
+        options = OpenOptions(**canvas_fields(loaded.card_source), reading=reading)
+        shown = kinds.opened(unseen or data, None, options, loaded.folder).shown
+        if shown is not None:
+            looked = Looked(shown)
+            opened.append((shown.name, shown.ledger))
     try:
         about = methods.asks(methods.recipe(f"{card['method']}:{card['recipe']}"))
         source, method = loaded.source, loaded.method
-    except (UserError, OSError) as gone:  # curves and scores can be shown all the same
+    except (UserError, OSError) as gone:  # scores and curves need neither
         encoder = loaded.encoder if looked else None
-        return compose(loaded.folder, card, encoder=encoder, looked=looked, missing=str(gone))
-    return compose(
-        loaded.folder,
-        card,
-        about=about,
-        method=method,
-        encoder=method.export(),
-        source=source,
-        looked=looked,
-    )
+        page = compose(loaded.folder, card, encoder=encoder, looked=looked, missing=str(gone))
+    else:
+        page = compose(
+            loaded.folder,
+            card,
+            about=about,
+            method=method,
+            encoder=method.export(),
+            source=source,
+            looked=looked,
+        )
+    write_all(page.with_suffix(f".{BAD}"), opened)
+    return page
 
 
 def compose(
@@ -101,81 +108,87 @@ def compose(
     looked: Looked | None = None,
     missing: str = "",
 ) -> Path:
-    """The page from whatever parts of a run there are; `missing` says why others are not."""
-    log, watch, scores = runs.read(folder / runs.LOG), runs.read(folder / runs.SEEN), read_scores(folder)
+    """Write the page from the available parts of a run; `missing` says why others are unavailable."""
+    log, monitor = read_rows(folder / runs.LOG), read_rows(folder / runs.MONITOR)
+    scores = read_all(folder)
     seed = card.get("seed", 0)
     cells = puzzles(method, source, seed) if method is not None and source is not None else []
     if cells:
-        picture = sheet.paint(cells[: 2 * ASKED], title=folder.resolve().name, subtitle=sheet.tally(cells))
-        checkpoint.write(folder / "preview.png", lambda file: picture.save(file, format="PNG"))
+        task, name = method.pretext_task if method else "", folder.resolve().name
+        below = " · ".join(filter(None, (name if task else "", sheet.tally(cells))))
+        picture = sheet.paint(cells[: 2 * ASKED], title=task or name, subtitle=below)
+        files.write(folder / "preview.png", lambda file: picture.save(file, format="PNG"))
     gallery = pictures(method, source, seed) if method is not None and source is not None else None
     lines, plane, attended = [], None, []
     shown = looked.source if looked else source
     if encoder is not None and shown is not None:
         attended = attention.cells(
-            encoder, loader.sample(shown, LOOKED_INTO, Rng(seed, "report", "which")).image
+            encoder, loader.sample(shown, ATTENDED, Rng(seed, "report", "which")).image
         )
-    if encoder is not None and shown is not None and len(shown) > features.NEIGHBOURS:
+    if encoder is not None and shown is not None and len(shown) > features.NEIGHBORS:
         index, z, x = embed(encoder, shown, seed, looked.pool if looked else None)
         label, classes = (looked.source.label[index], looked.source.classes) if looked else (None, [])
-        lines = features.lines(z, x, label, classes)
-        plane = mapped(z, x, label, classes, seed)
+        lines = features.neighbor_rows(z, x, label, classes)
+        one = None if label is None or label.ndim == 2 else label  # one color per dot
+        plane = draw_map(z, x, one, classes, seed)
     audit = auditing.read(folder)
     cleaned = (
-        without_clues(method, source, seed) if audit and method is not None and source is not None else []
+        without_shortcuts(method, source, seed) if audit and method is not None and source is not None else []
     )
     return html.write(
         folder,
         card,
-        verdict(card, log, watch, scores),
+        verdict(card, log, monitor, [row for each in scores for row in each.rows]),
         about=about,
         missing=missing,
         cells=cells,
         attended=attended,
-        plots=curves.plots(log, watch),
-        neighbours=lines,
+        plots=curves.plots(log, monitor),
+        neighbors=lines,
         map=plane,
         scores=scores,
         audit=audit,
-        clues=cleaned,
-        studies=[(s.data, learning.answers(s)) for s in studying.read(folder)],
-        rounds=neighborhoods.answers(folder, card),
+        shortcuts=cleaned,
+        studies=[(s.data, study_plots.answers(s)) for s in study.read(folder)],
+        rounds=neighbors.answers(folder, card),
         gallery=gallery,
-        subjects=None if source is None else subjects.read(folder, source),
+        topics=None if source is None else topics.read(folder, source),
     )
 
 
 @torch.no_grad()
-def without_clues(method: Method[Any], source: Source, seed: int) -> list[sheet.Cell]:
-    """A few puzzles as they are and without each clue of the audit, side by side."""
+def without_shortcuts(method: Method[Any], source: Source, seed: int) -> list[sheet.Cell]:
+    """A few puzzles, unchanged and with each shortcut of the audit removed, side by side."""
     batch = loader.sample(source, CLEANED, Rng(seed, "report", "which"))
     device = next(method.parameters()).device
-    columns: dict[str, list[sheet.Cell]] = {}
-    for clue in (None, *auditing.possible(source)):
-        made = auditing.puzzle(method, batch.to(device), clue, Rng(seed, "clues", device=device))
+    columns: dict[str, list[Panel]] = {}
+    for shortcut in (None, *auditing.possible(source)):
+        made = auditing.puzzle(method, batch.to(device), shortcut, Rng(seed, "clues", device=device))
         if made is not None:
-            columns[clue.name if clue else "as it is"] = sheet.cells(made, {}, CLEANED)
+            columns[shortcut.name if shortcut else "unchanged"] = [
+                one.question[0] for one in generic(made, {}, {})
+            ]
     return [
-        sheet.Cell(tuple((name, cells[i].pictures[0][1]) for name, cells in columns.items()))
+        sheet.cell(Puzzle([replace(panels[i], title=name) for name, panels in columns.items()]))
         for i in range(CLEANED)
     ]
 
 
 @torch.no_grad()
 def puzzles(method: Method[Any], source: Source, seed: int) -> list[sheet.Cell]:
-    """Puzzles of a few images with the answers of the method as it is."""
+    """Puzzles of a few images with the answers of the trained method."""
     batch = loader.sample(source, ASKED, Rng(seed, "report", "which"))
-    method.eval()
-    pretext = method.puzzle(batch, seed, "report")
-    return sheet.cells(pretext, method.solve(pretext), SHOWN, method.meanings())
+    return sheet.cells(method.eval().illustrate(batch, seed, "report", solved=True), SHOWN)
 
 
 @torch.no_grad()
 def pictures(method: Method[Any], source: Source, seed: int) -> html.Pictures | None:
-    """What else the method makes of the images whose puzzles are shown."""
+    """Further outputs of the method for the images whose puzzles are shown."""
     batch = loader.sample(source, ASKED, Rng(seed, "report", "which"))
     device = next(method.parameters()).device
-    made = method.eval().gallery(images.to_float(batch.image.to(device)), Rng(seed, "gallery", device=device))
+    made = method.eval().gallery(
+        augment.to_float(batch.image.to(device)), Rng(seed, "gallery", device=device)
+    )
     if made is None:
         return None
     columns = {name: sheet.pictures(x.cpu()) for name, x in made.columns.items()}
@@ -188,14 +201,14 @@ def pictures(method: Method[Any], source: Source, seed: int) -> html.Pictures | 
 def embed(
     encoder: Encoder, source: Source, seed: int, pool: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Of images from all over the source: positions (N,), pooled features (N, D), pixels (N, C, H, W)."""
+    """A sample of the source: positions (N,), pooled features (N, D), pixels (N, C, H, W)."""
     count = min(EMBEDDED, max(FEWEST, EMBEDDED * 64**2 // source.size**2))
     some = loader.sample(source, count, Rng(seed, "report", "embed"))
     z = pooled(encoder, some.image) if pool is None else pool[some.index].float()
     return some.index, z.nan_to_num(), some.image
 
 
-def mapped(z: Tensor, x: Tensor, label: Tensor | None, classes: Sequence[str], seed: int) -> html.Map:
+def draw_map(z: Tensor, x: Tensor, label: Tensor | None, classes: Sequence[str], seed: int) -> html.Map:
     from pretask.viz import svg
 
     z, x, label = (
@@ -207,39 +220,34 @@ def mapped(z: Tensor, x: Tensor, label: Tensor | None, classes: Sequence[str], s
     return html.Map(drawing, len(z), [] if label is None else features.legend(label, classes))
 
 
-def read_scores(folder: Path) -> list[dict[str, Any]]:
-    """Rows of scores/*.json, as `html.table` wants them."""
-    found: list[dict[str, Any]] = []
-    for path in sorted((folder / "scores").glob("*.json")):
-        content = json.loads(path.read_text())
-        found += content if isinstance(content, list) else content.get("rows", [content])
-    return found
-
-
-def verdict(card: Row, log: Sequence[Row], watch: Sequence[Row], scores: Sequence[Row]) -> html.Verdict:
-    """The run in one sentence: is it healthy, did it end, is it better than the same net untrained?"""
-    state = watch[-1]["state"] if watch else None
+def verdict(
+    card: Row, log: Sequence[Row], monitor: Sequence[Row], scores: Sequence[ScoreRow]
+) -> html.Verdict:
+    """One sentence: is the run healthy, is it finished, is it better than the same network untrained?"""
+    state = monitor[-1]["state"] if monitor else None
     if state not in (None, HEALTHY):
-        streak = [*itertools.takewhile(lambda row: row["state"] == state, reversed(watch))]
-        said = f"{state} since step {streak[-1]['step']:,}; {ADVICE.get(state, 'run pretask check')}"
-        return html.Verdict("bad", sentence([said]))
+        streak = [*itertools.takewhile(lambda row: row["state"] == state, reversed(monitor))]
+        problem = f"{state} since step {streak[-1]['step']:,}; {ADVICE.get(state, 'run pretask check')}"
+        return html.Verdict("bad", sentence([problem]))
 
-    clauses = ["health was not watched" if state is None else "healthy"]
+    clauses = ["health was not monitored" if state is None else "healthy"]
     done, steps = (log[-1]["step"] + 1 if log else 0), card.get("steps", 0)
     if done < steps:
         clauses.append(f"not finished, at step {done:,} of {steps:,}")
     clauses += cautions(card)
     tone = "good" if len(clauses) == 1 and state else "warn"
-    own, floor = probe(scores, own=True), probe(scores, own=False)
+    own = probe(scores, "run")
     if own is None:
         return html.Verdict(tone, sentence([*clauses, "no linear probe yet" if scores else "no scores yet"]))
     shown = html.score(own)
-    clauses.append(f"linear probe {shown.value} {shown.spread}".rstrip())
-    if floor is not None:
-        clauses[-1] += f", untrained {html.score(floor).value}"
-        if (own.get("low") or own["value"]) <= (floor.get("high") or floor["value"]):
+    metric = "linear probe, mAP" if own.metric == "linear mAP" else "linear probe"
+    clauses.append(f"{metric} {shown.value} {shown.spread}".rstrip())
+    untrained = probe([row for row in scores if row.metric == own.metric], "untrained")
+    if untrained is not None:
+        clauses[-1] += f", untrained {html.score(untrained).value}"
+        if (own.low or own.value) <= (untrained.high or untrained.value):
             tone = "warn"
-            clauses.append("the intervals overlap: training may have gained nothing")
+            clauses.append("the intervals overlap, so pretraining may not have helped")
     return html.Verdict(tone, sentence(clauses))
 
 
@@ -248,7 +256,7 @@ def sentence(clauses: Sequence[str]) -> str:
     return f"{text[:1].upper()}{text[1:]}."
 
 
-def probe(scores: Sequence[Row], own: bool) -> Row | None:
-    """The linear probe on the pooled features of the run itself, or of its untrained encoder."""
-    rows = [s for s in scores if s["eval"].startswith("linear") and s.get("stage", "pool") == "pool"]
-    return next((s for s in rows if (s.get("own") if own else s["features"].startswith("untrained"))), None)
+def probe(scores: Sequence[ScoreRow], role: Role) -> ScoreRow | None:
+    """The linear probe on pooled features."""
+    metrics = ("linear", "linear mAP")
+    return next((r for r in scores if r.role == role and r.metric in metrics and r.stage == "pool"), None)

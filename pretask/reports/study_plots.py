@@ -1,7 +1,7 @@
-"""The answers of a study as drawings: scores over images or labels, likeness over stages."""
+"""Plots of a study: scores over images, labels or classes, and CKA over stages."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,18 +12,14 @@ if TYPE_CHECKING:
     from pretask.workflows.study import Study
 
 STYLES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)))
-"""of the lines in one drawing, so that they are told apart without colour"""
-NUMBERED = ("stage", "round")
-"""rows that are no numbers of images"""
-BESIDE = ("untrained", "from scratch", "with labels", "all images", "the others")
-"""how columns begin that are not the run's own"""
-COLOURS = {False: svg.ACCENT, True: svg.INK}
-"""of the run, and of what it stands beside"""
+"""line styles, so that lines are distinguishable without color"""
+COLORS = {False: svg.ACCENT, True: svg.INK}
+"""of the run (False), and of what it is compared with (True)"""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One question on the page: the drawing, a sample of each line with its name, the drawing in words, the table."""
+    """One question in the report: a plot with legend and description, and a table."""
 
     title: str
     axis: str
@@ -38,57 +34,59 @@ class Answer:
 
 def answers(study: "Study") -> list[Answer]:
     axes = {
-        "supervised images": "% against images that were seen, without labels and with",
-        "supervised labels": "% against labels; the run has seen all of its images, and none of them",
-        "supervised classes": "% against classes that are told apart in pretraining; the run tells none",
-        "data": "% against images trained on, of which the run's own are the last",
-        "labels": "% against labels",
+        "supervised images": "%, over pretraining images, without labels and with",
+        "supervised labels": "%, over labels; the run used all images and no labels",
+        "supervised classes": "%, over classes in supervised pretraining; the run uses none",
+        "data": "%, over pretraining images; the last point is the run itself",
+        "labels": "%, over labels",
         "change": "CKA before and after fine-tuning, from the first stage to the last",
     }
-    return [drawn(grid, axes[key]) for key, grid in grids(study).items()]
+    return [plot_grid(grid, axes[key]) for key, grid in grids(study).items()]
 
 
-def drawn(grid: Grid, axis: str) -> Answer:
-    rows = [(name, [measured(cell) for cell in cells]) for name, cells in grid.lines]
+def plot_grid(grid: Grid, axis: str) -> Answer:
+    rows = [(name, [measured(cell, grid.decimals) for cell in cells]) for name, cells in grid.lines]
     words = "; ".join(
         f"{column}: " + ", ".join(f"{cells[i]} at {name}" for name, cells in rows)
         for i, column in enumerate(grid.columns)
     )
-    legend = [(sample(*look(i, column)), column) for i, column in enumerate(grid.columns)]
+    legend = [
+        (sample(*line_style(i, column in grid.beside)), column) for i, column in enumerate(grid.columns)
+    ]
     return Answer(
-        grid.question, axis, picture(grid), legend, words, grid.first, grid.columns, rows, grid.skipped
+        grid.title, axis, picture(grid), legend, words, grid.first, grid.columns, rows, grid.skipped
     )
 
 
-def look(number: int, column: str) -> tuple[str, Any]:
-    """Colour and dashes of a line."""
-    return COLOURS[column.startswith(BESIDE)], STYLES[number % len(STYLES)]
+def line_style(number: int, beside: bool) -> tuple[str, Any]:
+    """Color and line style."""
+    return COLORS[beside], STYLES[number % len(STYLES)]
 
 
-def sample(colour: str, dashes: Any) -> str:
-    """A short line, for the legend."""
+def sample(color: str, dashes: Any) -> str:
+    """A short line for the legend."""
     dash = "" if dashes == "-" else f' stroke-dasharray="{" ".join(str(2 * d) for d in dashes[1])}"'
     return (
         '<svg viewBox="0 0 30 8" aria-hidden="true" focusable="false">'
-        f'<path d="M0 4H30" stroke-width="2.5" style="stroke: {svg.VARIABLES[colour]}"{dash}/></svg>'
+        f'<path d="M0 4H30" stroke-width="2.5" style="stroke: {svg.VARIABLES[color]}"{dash}/></svg>'
     )
 
 
 def picture(grid: Grid) -> str:
-    """Values with their intervals, over images or labels on a logarithmic axis, or over stages or rounds numbered from 1."""
+    """Values with intervals over a logarithmic number of images, labels or classes, or over stages or rounds from 1."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
     figure, axes = svg.blank(4.6, 2.8)
-    at = places(grid)
+    at = positions(grid)
     for i, column in enumerate(grid.columns):
-        colour, dashes = look(i, column)
+        color, dashes = line_style(i, column in grid.beside)
         there = [(x, c) for x, (_, cells) in zip(at, grid.lines, strict=True) if (c := cells[i])]
         x, y, low, high = (
             [x for x, _ in there],
-            *([c[v] for _, c in there] for v in ("value", "low", "high")),
+            *([getattr(c, v) for _, c in there] for v in ("value", "low", "high")),
         )
-        axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
-        axes.plot(x, y, color=colour, linestyle=dashes, linewidth=1.8, marker="o", markersize=3.5)
+        axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
+        axes.plot(x, y, color=color, linestyle=dashes, linewidth=1.8, marker="o", markersize=3.5)
     axes.xaxis.set_major_locator(FixedLocator(at))
     axes.xaxis.set_minor_locator(NullLocator())
     names = dict(zip(at, labels(grid), strict=True))
@@ -98,24 +96,15 @@ def picture(grid: Grid) -> str:
     return svg.svg(figure)
 
 
-def count(cells: Sequence[Mapping[str, Any] | None]) -> int:
-    """Images, labels or classes that a row is of."""
-    first = next(cell for cell in cells if cell is not None)
-    return first.get("at", first.get("images"))
-
-
-def places(grid: Grid) -> list[float]:
-    """Where the rows lie: by the logarithm of how many images they are; no images lie half a decade further left."""
-    if grid.first in NUMBERED:
+def positions(grid: Grid) -> list[float]:
+    """Position of each row on the axis: log10 of its count, with 0 half a decade left of the smallest."""
+    if not grid.counts:
         return [float(i + 1) for i in range(len(grid.lines))]
-    counts = [count(cells) for _, cells in grid.lines]
-    least = min((math.log10(n) for n in counts if n), default=0.0)
-    return [math.log10(n) if n else least - 0.5 for n in counts]
+    least = min((math.log10(n) for n in grid.counts if n), default=0.0)
+    return [math.log10(n) if n else least - 0.5 for n in grid.counts]
 
 
 def labels(grid: Grid) -> list[str]:
     if grid.first == "round":
         return [name.partition(" ")[0] for name, _ in grid.lines]
-    if grid.first == "stage":
-        return [str(i + 1) for i in range(len(grid.lines))]
-    return [f"{count(cells):,}" for _, cells in grid.lines]
+    return [f"{n:,}" for n in grid.counts] or [str(i + 1) for i in range(len(grid.lines))]

@@ -1,4 +1,4 @@
-"""The score table in the terminal: the run's features beside what they have to beat."""
+"""Tables for the terminal: scores of a run beside its baselines, and the results of other commands."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -9,177 +9,220 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from pretask.evals.protocol import PROTOCOL, Scores
+from pretask.evals import fewshot, finetune, text_retrieval, track_retrieval
+from pretask.evals.confidence import Interval
+from pretask.evals.scores import Difference, Measurement, Row, Scores
+from pretask.reports.verdict import sentences
 from pretask.workflows.audit import Audit
 
 if TYPE_CHECKING:
     from pretask.workflows.cluster import Clusters
-    from pretask.workflows.colorize import Coloured
-    from pretask.workflows.study import Study
+    from pretask.workflows.colorize import Colored
+    from pretask.workflows.study import Study, StudyRow
 
-BLOCKS = (
-    {"knn": "kNN", "linear": "linear", "best linear": "best stage"},
-    {"1-shot": "1-shot", "5-shot": "5-shot", "10-shot": "10-shot", "100-shot": "100-shot"},
-    {"nmi": "NMI", "ari": "ARI", "acc": "ACC", "recall@1": "R@1"},
-    {"text@1": "its text@1", "text@10": "its text@10", "image@1": "an image@1", "image@10": "an image@10"},
-    {"partner@1": "partner@1", "partner@5": "partner@5"},
-    {"mlp": "MLP probe", "conv": "conv probe", "svm": "quadrant SVM"},
-    {"finetune 10-shot": "tuned 10-shot", "finetune 100-shot": "tuned 100-shot", "finetune": "fine-tuned"},
-    {"rankme": "RankMe", "alpha": "α", "std": "std", "cosine": "cosine"},
+
+Columns = Mapping[Measurement, str]
+"""measurement -> column heading"""
+BLOCKS: Sequence[Columns] = (
+    {
+        Measurement("knn", "pool"): "kNN",
+        Measurement("linear", "pool"): "linear",
+        Measurement("best linear"): "best stage",
+    },
+    {
+        Measurement("knn mAP", "pool"): "kNN, mAP",
+        Measurement("linear mAP", "pool"): "linear, mAP",
+        Measurement("best linear mAP"): "best stage, mAP",
+    },
+    {Measurement("few-shot", "pool", shots=n): f"{n}-shot" for n in fewshot.SHOTS},
+    {Measurement("few-shot mAP", "pool", shots=n): f"{n:,} images, mAP" for n in fewshot.IMAGES},
+    {
+        Measurement("nmi", "pool"): "NMI",
+        Measurement("ari", "pool"): "ARI",
+        Measurement("acc", "pool"): "ACC",
+        Measurement("recall", "pool", k=1): "R@1",
+    },
+    {
+        Measurement(metric, "pool", k=k): f"{whose} {metric}@{k}"
+        for metric, whose in (("text", "its"), ("image", "an"))
+        for k in text_retrieval.AT
+    },
+    {Measurement("track recall", "pool", k=k): f"track recall@{k}" for k in track_retrieval.AT},
+    {Measurement("mlp"): "MLP probe", Measurement("conv"): "conv probe", Measurement("svm"): "quadrant SVM"},
+    {Measurement("finetune", shots=n): f"tuned {n}-shot" for n in finetune.SHOTS}
+    | {Measurement("finetune"): "fine-tuned"},
+    {Measurement("finetune mAP", shots=n): f"tuned {n:,} images, mAP" for n in finetune.IMAGES}
+    | {Measurement("finetune mAP"): "fine-tuned, mAP"},
+    {
+        Measurement("rankme", "pool"): "RankMe",
+        Measurement("alpha", "pool"): "α",
+        Measurement("std", "pool"): "std",
+        Measurement("cosine", "pool"): "cosine",
+    },
 )
-"""eval -> heading, for one table after the other, of what there is; each fits into 80 columns"""
+"""columns of one table after the other; each fits in 80 characters"""
 MANY = 20
-"""sizes of clusters that are told"""
+"""maximum number of cluster sizes printed"""
 DECIMALS = {"alpha": 2, "std": 4, "cosine": 3}
-"""of all others 1"""
+"""decimals of metrics; 1 for all others"""
 
 
 def render(scores: Scores) -> Group:
-    """Tables of the same rows, and the notes that make their numbers mean something."""
+    """Score tables, then sentences that compare the run with its best baseline, then notes."""
     parts: list[Table | Text] = []
     for columns in BLOCKS:
-        if any(r["eval"] in columns for r in scores.rows):
-            parts += [block(scores, columns), Text()]
+        if there := {what: heading for what, heading in columns.items() if measured_in(scores, what)}:
+            parts += [block(scores, there), Text()]
+    meaning = [Text(sentence) for sentence in sentences(scores)]
+    parts += [*meaning, Text()] if meaning else []
     return Group(*parts, *(Text(note, style="dim") for note in notes(scores)))
 
 
-def block(scores: Scores, columns: Mapping[str, str]) -> Table:
+def measured_in(scores: Scores, what: Measurement) -> bool:
+    return any(row.key == what.key for row in scores.rows)
+
+
+def block(scores: Scores, columns: Columns) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 1))
-    table.add_column("features", overflow="fold")  # numbers are never cut, names wrap
-    there = [e for e in columns if any(r["eval"] == e for r in scores.rows)]
-    for eval in there:
-        table.add_column(columns[eval], justify="right", no_wrap=True)
-    for name in dict.fromkeys(r["features"] for r in scores.rows):
-        rows = [scores.get(name, eval, "pool" if eval == "linear" else None) for eval in there]
+    table.add_column("features", overflow="fold")  # names wrap, numbers are never cut
+    for heading in columns.values():
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name in scores.names:
+        rows = [scores.find(name, what) for what in columns]
         if any(rows):
-            own = any(r["own"] for r in rows if r)
-            table.add_row(brief(name), *(cell(r) for r in rows), style="bold" if own else "")
+            style = "bold" if name == scores.rows[0].name else ""
+            table.add_row(brief(name), *(cell(row) for row in rows), style=style)
     return table
 
 
 def brief(name: str) -> str:
-    """Without the options of an encoder, which the run card has: "untrained resnet_small:width=32" is so wide."""
+    """The name without encoder options: "untrained resnet_small:width=32" -> "untrained resnet_small"."""
     return re.sub(r":\w+=\S*", "", name)
 
 
-def cell(row: Mapping[str, Any] | None) -> str:
-    """41.2 ±0.6, and the stage in front where one was chosen."""
+def cell(row: Row | None) -> str:
+    """41.2 ±0.6, after the stage if one was chosen."""
     if row is None:
         return "–"
-    decimals = DECIMALS.get(row["eval"], 1)
-    text = f"{row['value']:.{decimals}f}"
-    if row["low"] is not None:
-        text += f" ±{(row['high'] - row['low']) / 2:.1f}"
-    stages = dict.fromkeys(c["stage"] for c in row["chosen"] if c.get("stage", "pool") != "pool")
+    text = f"{row.value:.{DECIMALS.get(row.metric, 1)}f}"
+    if row.low is not None and row.high is not None:
+        text += f" ±{(row.high - row.low) / 2:.1f}"
+    stages = dict.fromkeys(c["stage"] for c in row.chosen if c.get("stage", "pool") != "pool")
     return f"({', '.join(stages)}) {text}" if stages else text
 
 
 def notes(scores: Scores) -> Sequence[str]:
     data = scores.data
-    own = next(r for r in scores.rows if r["own"])
+    first = scores.rows[0]
     runs = (
-        f", {len(own['values'])} runs (seeds {', '.join(map(str, own['seeds']))})"
-        if len(own["values"]) > 1
+        f", {len(first.values)} runs (seeds {', '.join(map(str, first.seeds))})"
+        if len(first.values) > 1
         else ""
     )
     lines = [
         f"%, on {data['test']}, n = {data['n_test']:,}; {how(data)}{runs}",
-        f"± is half of the interval: {PROTOCOL['interval']}.",
+        f"± is half the interval: {scores.protocol['interval']}.",
     ]
     if data["n_train"]:
-        lines.append(f"Chosen: {PROTOCOL['chosen']}; no choice sees the test set.")
+        lines.append(f"Chosen: {scores.protocol['chosen']}; never on the test set.")
     for d in scores.differences:
-        if d["minus"].startswith(("untrained", "k-means")) and d["eval"] != "knn":
-            lines.append(f"{d['eval']}: {against(d)}")
+        if d.minus_role in ("untrained", "patches") and d.metric not in ("knn", "knn mAP"):
+            lines.append(f"{d.title}: {against(d)}")
     return [*lines, *scores.skipped]
 
 
 def how(data: Mapping[str, Any]) -> str:
-    """What was learned from, and what chance is; of tracks nothing, and one of all."""
+    """The training data and the chance level; tracks have no training data."""
     if not data["n_train"]:
-        return f"nothing is trained; chance of partner@1 {100 / data['n_test']:.1f}"
+        return f"no training; chance of track recall@1 {100 / data['n_test']:.1f}"
     trained = f"trained on {data['train']}, n = {data['n_train']:,}"
+    if "chance" in data:
+        many = len(data["classes"])
+        return (
+            f"{trained}; several labels per image: mAP over {many} class{'es' if many > 1 else ''}, "
+            f"{data['chance']:.1f} for images in random order"
+        )
     return f"{trained}; {len(data['classes'])} classes, chance {100 / len(data['classes']):.1f}"
 
 
 def transferred(scores: Scores) -> Group:
-    """One table of a task's numbers, and the notes that make them mean something."""
+    """The score table of a downstream task, and notes."""
     task, data = scores.data["task"], scores.data
-    evals = {e: e.removeprefix(f"{task} ") for e in dict.fromkeys(r["eval"] for r in scores.rows)}
-    lead = next(iter(evals))
-    own = next(r for r in scores.rows if r["own"])
-    runs = f", {len(own['values'])} runs" if len(own["values"]) > 1 else ""
+    first = scores.rows[0]
+    metrics = list(dict.fromkeys(row.metric for row in scores.rows))
+    runs = f", {len(first.values)} runs" if len(first.values) > 1 else ""
     lines = [
-        f"% if no unit is named, on {data['test']}, n = {data['n_test']:,}; trained on {data['train']}, n = {data['n_train']:,}{runs}",
+        f"% unless a unit is given, on {data['test']}, n = {data['n_test']:,}; trained on {data['train']}, n = {data['n_train']:,}{runs}",
         f"{scores.protocol[task]}.",
-        *(f"{short}: {scores.protocol[e]}." for e, short in evals.items()),
-        f"± is half of the interval: {scores.protocol['interval']}.",
+        *(f"{metric}: {scores.protocol[metric]}." for metric in metrics),
+        f"± is half the interval: {scores.protocol['interval']}.",
         *(
-            f"{evals[d['eval']]}: {against(d)}"
+            f"{d.metric}: {against(d)}"
             for d in scores.differences
-            if d["eval"] == lead and d["low"] is not None
+            if d.metric == first.metric and d.low is not None
         ),
         *scores.skipped,
     ]
-    return Group(block(scores, evals), Text(), *(Text(line, style="dim") for line in lines))
+    columns = {Measurement(metric): metric for metric in metrics}
+    return Group(block(scores, columns), Text(), *(Text(line, style="dim") for line in lines))
 
 
-def against(difference: Mapping[str, Any]) -> str:
-    d = difference
-    return f"{d['value']:+.1f} [{d['low']:+.1f}, {d['high']:+.1f}] against {brief(d['minus'])}"
+def against(d: Difference) -> str:
+    return f"{d.value:+.1f} [{d.low:+.1f}, {d.high:+.1f}] against {brief(d.minus)}"
 
 
 def audited(audit: Audit) -> Group:
-    """What a solver scores without each clue, and how much that explains."""
+    """Accuracy without each shortcut, and the explained shares."""
     table = Table(box=None, pad_edge=False, padding=(0, 1))
     table.add_column("without")
-    table.add_column("right, %", justify="right", no_wrap=True)
+    table.add_column("accuracy, %", justify="right", no_wrap=True)
     table.add_column("explains, %", justify="right", no_wrap=True)
-    table.add_column("the clue", style="dim")
-    table.add_row("(as it is)", f"{audit.accuracy:.1f}", "", f"chance {audit.chance:.1f}")
+    table.add_column("shortcut", style="dim")
+    table.add_row("(nothing)", f"{audit.accuracy:.1f}", "", f"chance {audit.chance:.1f}")
     for f in audit.findings:
-        share = "–" if f.explains is None else f"{f.explains:.0f} [{f.low:.0f}, {f.high:.0f}]"
-        table.add_row(f.clue, f"{f.accuracy:.1f}", share, f.told_by, style="bold" if f.sure else "")
+        share = "–" if f.explained_share is None else f"{f.explained_share:.0f} [{f.low:.0f}, {f.high:.0f}]"
+        table.add_row(
+            f.shortcut, f"{f.accuracy:.1f}", share, f.description, style="bold" if f.significant else ""
+        )
     return Group(
         table,
         Text(),
         Text(audit.verdict),
         Text(
-            f"{audit.method} on {audit.data}, {audit.n:,} images. A clue explains at most the share of the accuracy above "
-            "chance that goes with it: some of what an image shows goes too. Brackets: 95 % intervals over images.",
+            f"{audit.method} on {audit.data}, {audit.n:,} images. The explained share of the accuracy above chance "
+            "is an upper bound: removing a shortcut also removes other information. Brackets: 95 % intervals over images.",
             style="dim",
         ),
     )
 
 
-def coloured(made: "Coloured") -> Group:
-    """How near painted colours are to the true ones, beside no colours at all."""
+def colored(made: "Colored") -> Group:
+    """Accuracy of the predicted colors, beside gray and the true colors."""
     table = Table(box=None, pad_edge=False, padding=(0, 1))
-    table.add_column("colours")
+    table.add_column("colors")
     table.add_column("AuC, %", justify="right", no_wrap=True)
-    table.add_column("every colour alike, %", justify="right", no_wrap=True)
+    table.add_column("class-balanced AuC, %", justify="right", no_wrap=True)
     table.add_column("chroma", justify="right", no_wrap=True)
     for score in made.scores:
         shown = (score.raw, score.balanced, score.chroma)
         cells = (f"{i.value:.1f} [{i.low:.1f}, {i.high:.1f}]" for i in shown)
-        table.add_row(score.colours, *cells)
+        table.add_row(score.colors, *cells)
     return Group(
         table,
         Text(),
         Text(
-            f"Over {made.judged:,} images that have colours. AuC: the share of places whose ab is within a distance of "
-            "the truth, averaged over distances from 0 to 150; chroma: their mean distance from grey. Brackets: 95 % "
-            "intervals over images.",
+            f"Over {made.scored:,} color images. AuC: the fraction of pixels whose ab is within a threshold of the truth, averaged "
+            "over thresholds from 0 to 150; chroma: mean distance from gray. Brackets: 95 % intervals over images.",
             style="dim",
         ),
     )
 
 
 def clustered(made: "Clusters") -> Group:
-    """How large the clusters are and, where there are labels, how well they agree."""
+    """Cluster sizes and, if there are labels, NMI and ACC."""
     sizes = sorted(made.sizes, reverse=True)
     shown = ", ".join(f"{n:,}" for n in sizes[:MANY]) + (", …" if len(sizes) > MANY else "")
-    how = "k-means" if made.by == "kmeans" else f"agglomerative, on {made.neighbours} nearest neighbours"
+    how = "k-means" if made.by == "kmeans" else f"agglomerative, {made.neighbors} nearest neighbors"
     parts = [
         Text(f"{made.n:,} images of {made.data} by {made.subject} ({how}): {len(sizes)} clusters of {shown}")
     ]
@@ -188,76 +231,90 @@ def clustered(made: "Clusters") -> Group:
             f"{name} {i.value:.1f} [{i.low:.1f}, {i.high:.1f}]"
             for name, i in (("NMI", made.nmi), ("ACC", made.acc))
         )
-        note = "%, against the labels, which nothing else has seen. NMI: geometric mean. Brackets: 95 % intervals over images."
+        note = "%; labels are used only for these scores. NMI: geometric mean. Brackets: 95 % intervals over images."
         parts += [Text("   ".join(scores), style="bold"), Text(note, style="dim")]
     return Group(*parts)
 
 
-ASKED = {
-    "data": ("How much data?", "trained on"),
-    "labels": ("How many labels?", "labels"),
-    "change": ("How much do features change in fine-tuning?", "stage"),
-    "supervised images": ("Pretrained with labels: on fewer images?", "images"),
-    "supervised labels": ("Pretrained with labels: with fewer labels?", "labels"),
-    "supervised classes": ("Pretrained with labels: of fewer classes?", "classes"),
+HEADINGS = {
+    "data": ("Pretraining on fewer images", "images"),
+    "labels": ("Scoring with fewer labels", "labels"),
+    "change": ("Feature drift in fine-tuning", "stage"),
+    "supervised images": ("Supervised pretraining on fewer images", "images"),
+    "supervised labels": ("Supervised pretraining with fewer labels", "labels"),
+    "supervised classes": ("Supervised pretraining with fewer classes", "classes"),
 }
-"""question, and axis if there are several -> as it is asked, and what the rows of its answer are"""
+"""question, and axis if it has several -> title and heading of the first column"""
 WAYS = {
-    ("knn", True): "kNN",
-    ("linear", True): "linear",
-    ("linear", False): "untrained, linear",
-    ("finetune", True): "fine-tuned",
-    ("finetune", False): "from scratch",
-    ("cka", True): "CKA",
-    ("cka", False): "untrained, CKA",
+    ("knn", "run"): "kNN",
+    ("linear", "run"): "linear",
+    ("linear", "untrained"): "untrained, linear",
+    ("finetune", "run"): "fine-tuned",
+    ("finetune", "untrained"): "from scratch",
+    ("cka", "run"): "CKA",
+    ("cka", "untrained"): "untrained, CKA",
+    ("knn", "supervised"): "supervised, kNN",
+    ("linear", "supervised"): "supervised, linear",
 }
-"""(eval, of the run or of the untrained encoder) -> heading"""
-TAUGHT = {("knn", False): "with labels, kNN", ("linear", False): "with labels, linear"}
-"""the same of the encoder that was pretrained with labels"""
+"""(metric, role) -> column heading; "supervised" is the encoder pretrained with labels"""
 
 
 @dataclass(frozen=True)
 class Grid:
-    """The answer to one question: rows of images, labels or stages, columns of what was measured."""
+    """The answer to one question: a row per number of images, labels or classes, or per stage; a column per score."""
 
-    question: str
+    title: str
     first: str
     columns: Sequence[str]
-    lines: Sequence[tuple[str, Sequence[Mapping[str, Any] | None]]]
+    lines: Sequence[tuple[str, Sequence[Row | Interval | None]]]
     skipped: Sequence[str]
+    beside: Sequence[str] = ()
+    """columns that are not of the run, but of what it is compared with"""
+    counts: Sequence[int] = ()
+    """images, labels or classes of each row; empty if rows are stages or rounds"""
+    decimals: int = 1
 
 
 def grids(study: "Study") -> dict[str, Grid]:
-    """What a study found, for the terminal and for the page, by keys of ASKED."""
+    """The answers of a study, by keys of HEADINGS; for the terminal and for the report."""
     found: dict[str, Grid] = {}
     for ask, answer in study.answers.items():
-        for i, axis in enumerate(dict.fromkeys(row.get("axis", "") for row in answer.rows)):
-            rows = [row for row in answer.rows if row.get("axis", "") == axis]
-            at = {
-                (name(ask, row), way(ask, row)): row for row in sorted(rows, key=lambda row: row.get("at", 0))
-            }
-            names, ways = (list(dict.fromkeys(key[i] for key in at)) for i in (0, 1))
-            ways = [w for w in (*WAYS.values(), *TAUGHT.values()) if w in ways]
-            lines = [(n, [at.get((n, w)) for w in ways]) for n in names]
+        for i, axis in enumerate(dict.fromkeys(row.axis for row in answer.rows)):
+            rows = sorted((row for row in answer.rows if row.axis == axis), key=lambda row: row.at or 0)
+            at = {(name(ask, row), way(ask, row)): row for row in rows}
+            counts = {} if ask == "change" else {name(ask, row): count(row) for row in rows}
+            names, there = (list(dict.fromkeys(key[i] for key in at)) for i in (0, 1))
+            ways = {heading: role for (_, role), heading in WAYS.items() if heading in there}
             key = f"{ask} {axis}".strip()
-            found[key] = Grid(*ASKED[key], ways, lines, () if i else answer.skipped)
+            found[key] = Grid(
+                *HEADINGS[key],
+                columns=list(ways),
+                lines=[(n, [at.get((n, w)) for w in ways]) for n in names],
+                skipped=() if i else answer.skipped,
+                beside=[heading for heading, role in ways.items() if role != "run"],
+                counts=list(counts.values()),
+                decimals=2 if ask == "change" else 1,
+            )
     return found
 
 
-def way(ask: str, row: Mapping[str, Any]) -> str:
-    """The untrained encoder is the row of no images where data is asked for, else a column."""
-    if ask == "supervised" and not row["own"]:
-        return TAUGHT[row["eval"], False]
-    return WAYS[row["eval"], row["own"] or ask == "data"]
+def way(ask: str, row: "StudyRow") -> str:
+    """The column of a row; for "data" the untrained encoder is a row, with 0 images, not a column."""
+    return WAYS[row.metric, "run" if ask == "data" else row.role]
 
 
-def name(ask: str, row: Mapping[str, Any]) -> str:
-    """Of a row: a stage, how many there are on an axis, or a share."""
+def count(row: "StudyRow") -> int:
+    """Number of images, labels or classes of a row."""
+    return (row.images or 0) if row.at is None else row.at
+
+
+def name(ask: str, row: "StudyRow") -> str:
+    """The name of a row: its stage, its number on the axis, or its number of images with their fraction."""
     if ask == "change":
-        return row["stage"]
+        return row.stage
     if ask == "supervised":
-        return f"{row['at']:,}"
-    return f"{row['images']:,} ({100 * row['share']:g} %)" if row["share"] else "0 (untrained)"
+        return f"{row.at:,}"
+    return f"{row.images:,} ({100 * row.fraction:g} %)" if row.fraction else "0 (untrained)"
 
 
 def studied(study: "Study") -> Group:
@@ -269,9 +326,9 @@ def studied(study: "Study") -> Group:
         for column in grid.columns:
             table.add_column(column, justify="right", no_wrap=True)
         for name, cells in grid.lines:
-            table.add_row(name, *map(measured, cells))
+            table.add_row(name, *(measured(cell, grid.decimals) for cell in cells))
         parts += [
-            Text(grid.question, style="bold"),
+            Text(grid.title, style="bold"),
             table,
             *(Text(sentence, style="dim") for sentence in grid.skipped),
             Text(),
@@ -281,18 +338,17 @@ def studied(study: "Study") -> Group:
     return Group(
         *parts,
         Text(
-            f"{study.method}, labelled {data['train']}, n = {data['n_train']:,}; scores in % on {data['test']}, "
+            f"{study.method}, labeled {data['train']}, n = {data['n_train']:,}; scores in % on {data['test']}, "
             f"n = {data['n_test']:,}, {len(data['classes'])} classes, chance {100 / len(data['classes']):.1f}"
-            f"{f'; {runs} runs' if runs > 1 else ''}. CKA: 1 is unchanged up to rotation and scale. ± is half of the "
+            f"{f'; {runs} runs' if runs > 1 else ''}. CKA of 1: equal up to rotation and scale. ± is half the "
             "95 % interval.",
             style="dim",
         ),
     )
 
 
-def measured(row: Mapping[str, Any] | None) -> str:
-    """41.2 ±0.6; CKA has two decimals."""
-    if row is None:
+def measured(cell: Row | Interval | None, decimals: int = 1) -> str:
+    """41.2 ±0.6"""
+    if cell is None or cell.low is None or cell.high is None:
         return "–"
-    decimals = 2 if row["eval"] == "cka" else 1
-    return f"{row['value']:.{decimals}f} ±{(row['high'] - row['low']) / 2:.{decimals}f}"
+    return f"{cell.value:.{decimals}f} ±{(cell.high - cell.low) / 2:.{decimals}f}"

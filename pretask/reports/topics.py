@@ -1,4 +1,4 @@
-"""What the texts around the images are about: each topic's words, and the images whose texts are most about it."""
+"""Topics of the texts around the images: the words of each topic, and its most typical images."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from pretask.data import loader
 from pretask.text import words as text
 from pretask.text.topics import CARD, Topics
 from pretask.types import Source
-from pretask.viz import puzzle as sheet
+from pretask.viz import sheet
 
-LOOKED_AT = 2000
-"""images, from all over the source"""
+SAMPLE = 2000
+"""maximum number of images, spread over the source"""
 TYPICAL = 6
-"""images of each topic"""
+"""images shown per topic"""
 
 
 @dataclass(frozen=True)
-class Subject:
-    """A topic: its words, of how many images it is the main one, and the most typical of these."""
+class Topic:
+    """A topic: its words, the number of images with this main topic, and the most typical ones."""
 
     words: str
     count: int
@@ -30,25 +30,25 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Subjects:
-    """All topics, the most frequent first, and how well they foresee words."""
+class TopicTable:
+    """All topics, most frequent first, and their held-out perplexity."""
 
-    all: Sequence[Subject]
+    all: Sequence[Topic]
     perplexity: float
-    chance: float
+    unigram_perplexity: float
 
 
-def read(folder: Path, source: Source) -> Subjects | None:
-    """Of a run that learned topics, as LOOKED_AT images show them; None of any other."""
+def read(folder: Path, source: Source) -> TopicTable | None:
+    """The topics of a run, with the images of a sample; None if the run has no topics."""
     if not (folder / CARD).is_file() or "words" not in source.provides:
         return None
-    found, some = Topics.load(folder), loader.sample(source, LOOKED_AT)
-    share = found.of(text.unpack(some.aux["words"]))
-    main = share.argmax(1)
-    subjects = []
-    for k, words in enumerate(found.top()):
+    found, some = Topics.load(folder), loader.sample(source, SAMPLE)
+    probs = found.transform(text.unpack(some.aux["words"]))
+    main = probs.argmax(1)
+    shown = []
+    for k, words in enumerate(found.top_words()):
         mine = (main == k).nonzero()[:, 0]
-        best = mine[share[mine, k].argsort(descending=True, stable=True)[:TYPICAL]]
+        best = mine[probs[mine, k].argsort(descending=True, stable=True)[:TYPICAL]]
         pictures = sheet.pictures(some.image[best]) if len(best) else []
-        subjects.append(Subject(", ".join(words), len(mine), pictures))
-    return Subjects(sorted(subjects, key=lambda s: -s.count), found.perplexity, found.chance)
+        shown.append(Topic(", ".join(words), len(mine), pictures))
+    return TopicTable(sorted(shown, key=lambda s: -s.count), found.perplexity, found.unigram_perplexity)

@@ -1,4 +1,4 @@
-"""What is computed on, and in which number format: bfloat16 where the device multiplies it natively."""
+"""Device and number format: bfloat16 where the device multiplies it natively."""
 
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any, Literal
@@ -10,12 +10,12 @@ Precision = Literal["bf16-mixed", "32-true"]
 
 
 def find_device() -> Literal["cpu", "cuda"]:
-    """A GPU where there is one."""
+    """A GPU if there is one."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def fastest(device: str) -> Precision:
-    """bf16 where "cpu" or "cuda" multiplies it natively: emulated, it is slower than float32."""
+def fastest_precision(device: str) -> Precision:
+    """bf16 if the device, "cpu" or "cuda", multiplies it natively; emulated bf16 is slower than float32."""
     if device == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
@@ -23,17 +23,20 @@ def fastest(device: str) -> Precision:
     return "bf16-mixed" if native else "32-true"
 
 
-def attention() -> AbstractContextManager[Any]:
-    """In bfloat16 on a CPU, the plain products: for a few tens of tokens the gradient of PyTorch's fused kernel takes
-    ten times as long as theirs, and for 200 the two are even."""
+def attention_kernel() -> AbstractContextManager[Any]:
+    """Use plain matrix products for attention in bfloat16 on a CPU.
+
+    With a few tens of tokens the backward pass of PyTorch's fused kernel takes ten times as long; with 200 tokens the two
+    are equally fast.
+    """
     return sdpa_kernel(SDPBackend.MATH) if torch.is_autocast_enabled("cpu") else nullcontext()
 
 
 def autocast(device: torch.device | str) -> AbstractContextManager[Any]:
-    """The fastest format for the forward pass of a network that is trained outside the loop."""
+    """Autocast to the fastest format, for networks trained outside of the trainer."""
     kind = torch.device(device).type
     within = ExitStack()
-    if fastest(kind) == "bf16-mixed":
+    if fastest_precision(kind) == "bf16-mixed":
         within.enter_context(torch.autocast(kind, torch.bfloat16))
-        within.enter_context(attention())
+        within.enter_context(attention_kernel())
     return within

@@ -1,9 +1,11 @@
-"""What several processes must do together; with one process each function returns what it was given."""
+"""Collective operations of several processes. With one process, each function returns its argument."""
 
+import errno
+import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from types import MethodType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -13,48 +15,64 @@ from torch.utils._pytree import tree_map
 
 from pretask.types import UserError
 
-_alone = False
-_aside: Any = None
-"""the group of all processes that talks over the CPU"""
+T = TypeVar("T")
+GLOO_LOST = (
+    "Connection closed by peer",
+    *map(os.strerror, (errno.ECONNRESET, errno.ECONNREFUSED, errno.ETIMEDOUT, errno.EPIPE)),
+)
+"""what gloo, whose errors are plain RuntimeErrors, says of a process that it cannot reach"""
+
+_local_only = False
+_cpu_group: Any = None
+"""process group of all processes, for communication over the CPU"""
 
 
-def _several() -> bool:
-    return not _alone and dist.is_available() and dist.is_initialized()
+def _is_distributed() -> bool:
+    return not _local_only and dist.is_available() and dist.is_initialized()
 
 
 def world() -> int:
-    return dist.get_world_size() if _several() else 1
+    return dist.get_world_size() if _is_distributed() else 1
 
 
 def rank() -> int:
-    return dist.get_rank() if _several() else 0
+    return dist.get_rank() if _is_distributed() else 0
 
 
 @contextmanager
-def alone() -> Iterator[None]:
-    """In here a process waits for no other, and uses its own rows alone."""
-    global _alone
-    _alone = True
+def local_only() -> Iterator[None]:
+    """Within the block a process acts as if it were the only one: it waits for no other and uses its own rows only."""
+    global _local_only
+    _local_only = True
     try:
         yield
     finally:
-        _alone = False
+        _local_only = False
 
 
 @contextmanager
-def together() -> Iterator[None]:
-    """Where one process of several ends with an error, the others, which wait for it, end with one line."""
+def report_lost_peer() -> Iterator[None]:
+    """If another process ends with an error, end this one, which waits for it, with a UserError of one line."""
     try:
         yield
     except RuntimeError as lost:
-        if world() == 1 or not any(word in str(lost) for word in ("onnection", "ncclRemoteError")):
+        if world() == 1 or not lost_peer(lost):
             raise
-        raise UserError(f"process {rank()} lost another one, which says above why it ended") from None
+        raise UserError(f"process {rank()} lost another process, whose error is printed above") from None
 
 
-def leave() -> None:
-    """Wait until all processes are done, last of all: one that ends sooner may take along what another is still reading."""
-    with suppress(RuntimeError):  # the others have left, so they were not waiting for anything
+def lost_peer(error: RuntimeError) -> bool:
+    """Whether an error of torch's store, NCCL or gloo means that another process exited or cannot be reached."""
+    if isinstance(error, dist.DistNetworkError):
+        return True
+    if isinstance(error, dist.DistBackendError):
+        return "ncclRemoteError" in str(error)
+    return any(phrase in str(error) for phrase in GLOO_LOST)
+
+
+def final_barrier() -> None:
+    """Wait until all processes are done. One that exits earlier may remove files that another is still reading."""
+    with suppress(RuntimeError):  # the others have exited, so none of them waits
         dist.barrier()
 
 
@@ -85,7 +103,7 @@ class _Gather(Function):
 
 
 def gather(x: Tensor) -> Tensor:
-    """(B, …) of each process -> (W·B, …) in order of rank, with gradient to every process's own rows."""
+    """(B, …) per process -> (W·B, …) in order of rank; gradients flow back to each process's own rows."""
     return _Gather.apply(x) if world() > 1 else x  # type: ignore[return-value]
 
 
@@ -105,39 +123,39 @@ def gather_rows(carry: Any) -> Any:
 
 
 def mean(x: Tensor) -> Tensor:
-    """Over the processes, without gradient."""
+    """Mean over the processes, without gradient."""
     return _Sum.apply(x.detach()) / world() if world() > 1 else x  # type: ignore[operator]
 
 
-def largest(value: int) -> int:
-    """Of all processes, which talk about it beside their devices, so that none of these has to wait."""
-    global _aside
+def max_over_processes(value: int) -> int:
+    """Maximum over the processes. It is sent over the CPU, so no device has to synchronize."""
+    global _cpu_group
     if world() == 1:
         return value
-    _aside = _aside or dist.new_group(backend="gloo")
+    _cpu_group = _cpu_group or dist.new_group(backend="gloo")
     found = torch.tensor(value)
-    dist.all_reduce(found, dist.ReduceOp.MAX, group=_aside)
+    dist.all_reduce(found, dist.ReduceOp.MAX, group=_cpu_group)
     return int(found)
 
 
-def union(found: dict[str, str]) -> dict[str, str]:
-    """What any process found."""
+def gather_objects(own: T) -> list[T]:
+    """The object of each process, in order of rank."""
     if world() == 1:
-        return found
+        return [own]
     parts: list[Any] = [None] * world()
-    dist.all_gather_object(parts, found)
-    return {key: value for part in parts for key, value in part.items()}
+    dist.all_gather_object(parts, own)
+    return parts
 
 
-# ---- weights that are shared out: each process holds a part of every one
+# ---- sharded weights: each process holds a part of every parameter
 
 
 def shard(module: nn.Module, mesh: Any) -> nn.Module:
-    """Share out the weights of `module`, in place (FSDP2); they come together for a step, as one unit."""
+    """Shard the weights of `module` in place (FSDP2); they are gathered for each step as one unit."""
     from torch.distributed.fsdp import fully_shard
 
     for weight in module.parameters():
-        weight.data = weight.data.contiguous()  # it takes no other layout
+        weight.data = weight.data.contiguous()  # FSDP requires it
     fully_shard(module, mesh=mesh["data_parallel"], reshard_after_forward=False)
     return module
 
@@ -151,32 +169,32 @@ def is_sharded(module: nn.Module) -> bool:
 
 
 def unshard(module: Any) -> None:
-    """Bring the weights together until the next backward pass."""
+    """Gather the full weights until the next backward pass."""
     if is_sharded(module):
         module.unshard()
 
 
-def whole(module: nn.Module) -> AbstractContextManager[None]:
-    """In here every process holds all the weights; what is written to them stays. All processes enter it."""
-    return _whole(module) if is_sharded(module) else nullcontext()
+def summon_full_params(module: nn.Module) -> AbstractContextManager[None]:
+    """Within the block every process holds the full weights, and changes to them are kept. All processes must enter."""
+    return _summon_full_params(module) if is_sharded(module) else nullcontext()
 
 
 @contextmanager
-def _whole(module: Any) -> Iterator[None]:
+def _summon_full_params(module: Any) -> Iterator[None]:
     module.reshard()
     own = list(module.parameters())
     module.unshard()
     try:
         yield
         with torch.no_grad():
-            for part, every in zip(own, module.parameters(), strict=True):
-                part.copy_(parted(every.detach(), part))
+            for part, full in zip(own, module.parameters(), strict=True):
+                part.copy_(to_sharded(full.detach(), part))
     finally:
         module.reshard()
 
 
-def gathered(state: Any) -> Any:
-    """Every shared out tensor nested in `state`, as a whole and on the CPU."""
+def to_full(state: Any) -> Any:
+    """Replace every sharded tensor nested in `state` by the full tensor, on the CPU."""
     if world() == 1:
         return state
     from torch.distributed.tensor import DTensor
@@ -184,8 +202,8 @@ def gathered(state: Any) -> Any:
     return tree_map(lambda x: x.full_tensor().cpu() if isinstance(x, DTensor) else x, state)
 
 
-def parted(value: Any, like: Any) -> Any:
-    """A whole tensor, the same in all processes, shared out as `like` is."""
+def to_sharded(value: Any, like: Any) -> Any:
+    """Shard a full tensor, the same in all processes, like `like`."""
     if world() == 1:
         return value
     from torch.distributed.tensor import DTensor, distribute_tensor
@@ -199,10 +217,10 @@ def parted(value: Any, like: Any) -> Any:
 # ---- batch norm
 
 
-def synchronise_norms(module: nn.Module) -> None:
-    """Let every batch norm use the statistics of the batches of all processes, in place.
+def synchronize_norms(module: nn.Module) -> None:
+    """Make every batch norm use statistics over the batches of all processes, in place.
 
-    torch's own SyncBatchNorm runs on GPUs only; this one runs anywhere and keeps every parameter's name.
+    torch's SyncBatchNorm runs on GPUs only; this one runs on any device and keeps parameter names.
     """
     for norm in module.modules():
         if isinstance(norm, nn.modules.batchnorm._BatchNorm):
@@ -214,7 +232,7 @@ def _global_norm(norm: Any, x: Tensor) -> Tensor:
         return type(norm).forward(norm, x)
     axes, rows = [0, *range(2, x.ndim)], x.numel() // x.shape[1]
     sums = [x.float().sum(axes), x.float().square().sum(axes), x.new_full(x.shape[1:2], rows).float()]
-    total, square, count = _Sum.apply(torch.stack(sums))  # type: ignore[misc]  # some may hold more rows than others
+    total, square, count = _Sum.apply(torch.stack(sums))  # type: ignore[misc]  # processes may hold different numbers of rows
     mean, square = total / count, square / count
     variance = (square - mean**2).clamp(min=0)
     if norm.track_running_stats:

@@ -1,36 +1,34 @@
-"""Saving and restoring a run: written beside, synced, then renamed, so that a reader never sees half a file."""
+"""Atomic file writes: written to a temporary file, synced and renamed, so that readers never see half a file."""
 
 import errno
+import json
 import os
 import platform
 import shutil
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import torch
-
-from pretask.types import UserError
+from pretask.errors import UserError, out_of_memory
 
 try:
     import fcntl
 except ImportError:
     fcntl = None
 
-LATEST, HEALTHY, LOCK = "checkpoint.pt", "checkpoint-healthy.pt", ".lock"
+LOCK = ".lock"
 
 
 class Unwritable(UserError):
-    """A full disk, a folder that may not be written: nothing of the file is left, and what was there still is."""
+    """A file could not be written, as on a full disk. No part of it is left, and a previous version is unchanged."""
 
     def __init__(self, path: Path, failure: BaseException):
         super().__init__(f"could not write {path}: {reason(failure)}")
 
 
 def reason(failure: BaseException) -> str:
-    """The operating system's words; torch.save hides them behind an error of its own."""
+    """The operating system's message; torch.save hides it behind an error of its own."""
     cause: BaseException | None = failure
     while cause is not None:
         if isinstance(cause, OSError) and cause.strerror:
@@ -39,11 +37,11 @@ def reason(failure: BaseException) -> str:
     return str(failure)
 
 
-# ---- writing
+# ---- atomic writes
 
 
 def write(path: Path, fill: Callable[[BinaryIO], Any]) -> None:
-    """Let `fill` write the file `path`, all of it or nothing. Raises Unwritable."""
+    """Let `fill` write the file `path` atomically. Raises Unwritable."""
     beside = path.with_name(path.name + ".new")
     try:
         with beside.open("wb") as file:
@@ -58,16 +56,16 @@ def write(path: Path, fill: Callable[[BinaryIO], Any]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """As UTF-8; file names that are no UTF-8 keep their bytes."""
+    """Write text as UTF-8; file names in it that are not UTF-8 keep their bytes."""
     write(path, lambda file: file.write(text.encode(errors="surrogateescape")))
 
 
 def write_folder(path: Path, fill: Callable[[Path], Any]) -> None:
-    """Let `fill` write the files of a new folder `path`, all of them or nothing. Raises Unwritable."""
+    """Let `fill` write the files of a new folder `path` atomically. Raises Unwritable."""
     beside = path.with_name(f".{path.name}.new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        remove(beside)  # of a process that was killed
+        remove(beside)  # left by a killed process
         beside.mkdir()
         fill(beside)
         beside.replace(path)
@@ -79,18 +77,18 @@ def write_folder(path: Path, fill: Callable[[Path], Any]) -> None:
 
 
 def remove(path: Path) -> None:
-    """A file or folder that may be there."""
+    """Remove a file or folder if it exists."""
     try:
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
-    except OSError:  # below a file, or on a disk that is read only: then it was never written
+    except OSError:  # inside a file or on a read-only disk, so it was never written
         pass
 
 
 def sync(path: Path) -> None:
-    """Until it is on the disk."""
+    """Wait until a file or folder is on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -100,10 +98,10 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """In here no other process may be; UserError if one is.
+    """Hold a lock on a folder within the block; UserError if another process holds it.
 
-    The system lets go of the lock when this process ends, however it does, and the processes that it starts have no part in
-    it (as they would have in one of `flock`): after a kill a run can be resumed at once.
+    The system releases the lock however this process ends, and child processes do not inherit it (as they would with
+    `flock`), so a killed run can be resumed at once.
     """
     if fcntl is None:  # Windows
         yield
@@ -112,11 +110,11 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as failure:
-            if failure.errno in (errno.EACCES, errno.EAGAIN):  # any other: a file system without locks
+            if failure.errno in (errno.EACCES, errno.EAGAIN):  # other errors: a file system without locks
                 file.seek(0)
-                who = file.read().strip() or "which does not say its number"
+                who = file.read().strip() or "process number unknown"
                 raise UserError(
-                    f"{folder} is in use by another process ({who}); wait for its end, or end it"
+                    f"{folder} is in use by another process ({who}); wait until it ends, or stop it"
                 ) from None
         file.truncate(0)
         file.write(f"process {os.getpid()} on {platform.node()}\n")
@@ -124,42 +122,43 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-# ---- checkpoints
+# ---- JSON lines
 
 
-def save(path: Path, state: dict[str, Any]) -> None:
-    write(path, lambda file: torch.save(state, file))
-
-
-def load(path: Path) -> dict[str, Any]:
-    """The saved state, on the CPU; nothing but tensors and plain values is ever unpickled."""
+def append_row(path: Path, row: Mapping[str, Any]) -> None:
     try:
-        with warnings.catch_warnings(action="ignore"):
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        if not isinstance(state, dict):
-            raise TypeError(f"it holds a {type(state).__name__}")
-    except Exception as failure:
-        raise UserError(
-            f"{path} is not a checkpoint that can be read: {' '.join(str(failure).splitlines()[:1])}"
-        ) from None
-    return state
+        with path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+    except OSError as failure:
+        raise Unwritable(path, failure) from None
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of a .jsonl file; none if there is no file. An incomplete last line, left by a crash, is skipped."""
+    if not path.exists():
+        return []
+    lines = path.read_text().splitlines()
+    if lines and not lines[-1].endswith("}"):
+        lines.pop()
+    return [json.loads(line) for line in lines]
+
+
+def rewind_rows(path: Path, step: int) -> None:
+    """Remove the rows of `step` and later, which a resumed run writes again."""
+    if path.exists():
+        rows = [row for row in read_rows(path) if row["step"] < step]
+        write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 @contextmanager
-def belonging(path: Path) -> Iterator[None]:
-    """What was read from `path` goes where it belongs in here, or it is named: a file can be wrong in any way."""
+def restoring_from(path: Path) -> Iterator[None]:
+    """Turn any error while restoring data from `path` into a UserError that names the file."""
     try:
         yield
     except UserError:
         raise
     except Exception as wrong:
+        if out_of_memory(wrong):
+            raise
         what = f"it lacks {wrong}" if isinstance(wrong, KeyError) else str(wrong).splitlines()[0]
-        raise UserError(f"{path} is damaged, or of another run: {what}") from None
-
-
-def set_aside(folder: Path) -> None:
-    """Keep the newest checkpoint, made while all was well, under a name that later ones do not overwrite."""
-    latest, kept = folder / LATEST, folder / HEALTHY
-    if latest.exists() and not kept.exists():
-        with latest.open("rb") as newest:
-            write(kept, lambda file: shutil.copyfileobj(newest, file))
+        raise UserError(f"{path} is damaged or belongs to another run: {what}") from None

@@ -1,8 +1,8 @@
-"""Memory that a process has freed, kept for its next step.
+"""Keep freed memory in the process for the next step.
 
-glibc gives every large array back to the system when it is freed and asks for the next one page by page. Training on
-a CPU frees and asks for the same arrays at every step, which costs up to a tenth of its time and half of a puzzle's.
-Large arrays of other threads than the main one are mapped as before.
+glibc returns every large array to the system when it is freed and maps the next one page by page. Training on a CPU
+frees and allocates the same arrays at every step, which costs up to 10 % of a step and half of the time that making a
+puzzle takes. Large arrays of threads other than the main one are still mapped.
 """
 
 import ctypes
@@ -14,13 +14,13 @@ TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4  # malloc.h
 
 
 @contextmanager
-def kept() -> Iterator[None]:
-    """Within the block the process keeps what it frees, and gives it back at the end; nothing changes without glibc."""
+def keep_freed_memory() -> Iterator[None]:
+    """Within the block the process keeps freed memory, and returns it at the end. Does nothing without glibc."""
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     if libc is None or not hasattr(libc, "mallopt"):
         yield
         return
-    libc.mallopt(MMAP_MAX, 0)  # arrays lie in the heap,
+    libc.mallopt(MMAP_MAX, 0)  # large arrays go to the heap,
     libc.mallopt(TRIM_THRESHOLD, -1)  # which does not shrink
     try:
         yield

@@ -1,7 +1,7 @@
-"""What a run does when it is asked to stop or to save: at the end of its step, so that nothing is lost.
+"""Signals that stop a run or save it at the end of the current step, so that no work is lost.
 
-SIGTERM, as a queue sends it, saves and ends the run with exit code 143; Ctrl-C with 130, and a second one ends it at once.
-SIGUSR1, as Slurm sends it some minutes before the end (`--signal=USR1@300`), saves and goes on.
+SIGTERM, which job schedulers send, saves and exits with code 143. Ctrl-C saves and exits with code 130; a second Ctrl-C
+exits at once. SIGUSR1, which Slurm can send minutes before a job ends (`--signal=USR1@300`), saves and continues.
 """
 
 import os
@@ -13,50 +13,50 @@ from types import FrameType
 from typing import Any
 
 NOTHING, SAVE, INTERRUPT, TERMINATE = range(4)
-"""what is asked for, the more urgent the larger"""
+"""requests, in increasing urgency"""
 CODES = {INTERRUPT: 130, TERMINATE: 143}
-"""of a process that ended for it, as shells count"""
+"""exit codes, as shells count them"""
 
 
-class Ears:
-    """Remembers the most urgent thing that was asked for."""
+class SignalRequests:
+    """Keeps the most urgent request."""
 
     def __init__(self):
-        self.asked = NOTHING
+        self.pending = NOTHING
 
-    def on(self, number: int, frame: FrameType | None) -> None:
+    def handle(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT:
-            if self.asked == INTERRUPT:
+            if self.pending == INTERRUPT:
                 raise KeyboardInterrupt
             os.write(2, b"\npretask: saving after this step; Ctrl-C once more ends at once\n")
         kinds = {signal.SIGINT: INTERRUPT, signal.SIGTERM: TERMINATE}
-        self.asked = max(self.asked, kinds.get(signal.Signals(number), SAVE))
+        self.pending = max(self.pending, kinds.get(signal.Signals(number), SAVE))
 
-    def done(self) -> None:
-        """What was asked for is saved."""
-        self.asked = NOTHING if self.asked == SAVE else self.asked
+    def clear(self) -> None:
+        """Drop a request to save, after saving."""
+        self.pending = NOTHING if self.pending == SAVE else self.pending
 
 
 @contextmanager
-def heard() -> Iterator[Ears]:
-    """In here signals wait for the end of a step. Outside the main thread nothing is heard."""
-    ears, before = Ears(), {}
+def catch_signals() -> Iterator[SignalRequests]:
+    """Within the block, signals wait for the end of a step. Outside of the main thread no signal is caught."""
+    requests, before = SignalRequests(), {}
     if threading.current_thread() is threading.main_thread():
-        before = {number: signal.signal(number, ears.on) for number in numbers()}
+        before = {number: signal.signal(number, requests.handle) for number in handled_signals()}
     try:
-        yield ears
+        yield requests
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def numbers() -> list[int]:
-    also = [signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else []  # there is none on Windows
+def handled_signals() -> list[int]:
+    also = [signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else []  # Windows has none
     return [signal.SIGINT, signal.SIGTERM, *also]
 
 
-def deaf(*_: Any) -> None:
-    """For processes that work for a run, which ends them itself: a Ctrl-C in a terminal reaches them as well."""
+def ignore_signals(*_: Any) -> None:
+    """For worker processes, which the run stops itself: Ctrl-C in a terminal reaches them too."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if hasattr(signal, "SIGUSR1"):
@@ -64,9 +64,12 @@ def deaf(*_: Any) -> None:
 
 
 @contextmanager
-def children_unheard() -> Iterator[None]:
-    """In here a DataLoader may start its workers. Its own answer to the death of one, an exception in the middle of whatever
-    the main thread does, is taken back; it notices as well when it next waits for that one."""
+def keep_sigchld_handler() -> Iterator[None]:
+    """Within the block a DataLoader may start its workers; its SIGCHLD handler is then removed.
+
+    That handler raises in the middle of whatever the main thread does when a worker dies. The DataLoader also notices a
+    dead worker when it next waits for it.
+    """
     main = threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGCHLD")
     before = signal.getsignal(signal.SIGCHLD) if main else None
     try:

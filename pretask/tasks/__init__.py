@@ -1,12 +1,12 @@
-"""The tasks that `pretask transfer` takes an encoder to, in one place."""
+"""Downstream tasks, one module each: a frozen or fine-tuned encoder with a head for the task."""
 
 from collections.abc import Mapping
 
 TASKS: Mapping[str, str] = {
-    "classification": "voc",
-    "detection": "detection",
-    "segmentation": "segmentation",
-    "normals": "normals",
-    "depth": "depth",
+    "classification": "Classification",
+    "detection": "Detection",
+    "segmentation": "Segmentation",
+    "normals": "Normals",
+    "depth": "Depth",
 }
-"""task -> the module of pretask/evals that knows it, with what evals.transfer.Task lists"""
+"""module, named like the task -> its class; modules are imported lazily"""

@@ -1,22 +1,22 @@
-"""Detection: torchvision's Faster R-CNN with a feature pyramid on an encoder's maps, all of it trained on.
+"""Object detection: torchvision's Faster R-CNN with a feature pyramid on an encoder's maps, trained end to end.
 
-Ren et al. 2015 (arXiv:1506.01497), Lin et al. 2017 (arXiv:1612.03144). Cut down to what a small machine can train in
-minutes: narrow pyramid and head, fewer regions, a fixed number of steps. A comparison of encoders under one recipe; not tuned,
-and no match for published numbers.
+Ren et al. 2015 (arXiv:1506.01497), Lin et al. 2017 (arXiv:1612.03144). Reduced to what a small machine can train in
+minutes: a narrow pyramid and head, fewer regions, a fixed number of steps. It compares encoders under one recipe, which is
+not tuned; scores are not comparable with published ones.
 
-- Maps of stride 4 and more are the pyramid's levels, the deepest of each size; two levels are added above them (RetinaNet's).
-- Batch norm trains. A detector usually freezes it, as its batches are small; but frozen statistics would leave the untrained
-  encoder without any, and a batch of maps has thousands of places.
-- Hard objects (VOC's difficult, COCO's crowds) are no examples; at test they need not be found, and finding them costs nothing.
-- The encoder normalises its images itself; torchvision's own normalisation does nothing.
-- Encoders of fixed size see the whole image squeezed into their square, others keep its shape.
+- The pyramid's levels are the maps of stride 4 and more, the deepest of each size, and two levels above them (RetinaNet's).
+- Batch norm is trained. Detectors usually freeze it because their batches are small, but an untrained encoder has no
+  statistics to freeze, and a batch of maps has thousands of positions.
+- Hard objects (VOC's difficult, COCO's crowds) are not trained on; in testing, detecting or missing them does not count.
+- The encoder normalizes its images itself; torchvision's own normalization is disabled.
+- For encoders of fixed size, the whole image is resized to their square; others keep the aspect ratio.
 """
 
 import copy
 import math
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -31,69 +31,98 @@ from torchvision.transforms.v2 import functional as tf
 from torchvision.utils import draw_bounding_boxes
 
 from pretask.config import TrainConfig
-from pretask.data import voc
 from pretask.data.annotated import Annotated, Item
 from pretask.data.base import bar
 from pretask.encoders import Encoder
-from pretask.evals import average_precision as precision
-from pretask.evals.finetune import descend, passes
+from pretask.evals import average_precision
+from pretask.evals.finetune import epoch_orders, optimize
 from pretask.rng import Rng
-from pretask.tasks.base import Found, Outcome, Plan, canvas, draws
-from pretask.transforms import augment as images
+from pretask.tasks.base import Plan, TaskResult, TaskScore, bootstrap_weights, image_side
+from pretask.tasks.objects import ObjectTask, scored_classes
+from pretask.transforms import augment
 from pretask.types import UserError
 
-STEPS = 1200
-"""if not told otherwise"""
 TRAIN = TrainConfig(batch=4, lr=5e-4, weight_decay=0.05, warmup=0.1)
-"""AdamW. SGD (lr 0.01 and 0.03) calls everything background after so few steps: it does not even find what it learns from"""
+"""AdamW; after so few steps SGD (lr 0.01 and 0.03) predicts only background, even on training images"""
 SIDE = 160
-"""shorter side, pixels, of encoders that take any size; their own if that is larger"""
-LONGEST = 2
-"""longer side, as a multiple of the shorter; longer images are reduced"""
+"""shorter side of the images in pixels, for encoders that take any size; the encoder's own if that is larger"""
+MAX_ASPECT = 2
+"""maximum longer side as a multiple of the shorter; longer images are downsampled"""
 CLIP = 10.0
-"""largest norm of the gradient"""
-FINEST = 4
+"""maximum norm of the gradient"""
+MIN_STRIDE = 4
 """smallest stride of a level, pixels"""
 PYRAMID, HEAD = 64, 256
 """channels of the levels, width of the head (paper: 256, 1024)"""
 ANCHORS = (4.0, 6.0)
 """sides of anchors, in strides of their level"""
 REGIONS, PROPOSALS = 64, 256
-"""of an image: regions that the head learns from, proposals it is shown (paper: 512, 2000)"""
-FAINT = 0.005
-"""score from which a box counts as found (torchvision: 0.05, which after few steps and with many classes none reaches)"""
-PICTURES, SURE = 6, 0.3
-"""test images on the sheet, and the score from which a box is drawn there"""
-SIDE_OF_PICTURE = 192
-TUNES = False
-EVALS: Mapping[str, str] = {
-    "AP": "COCO's, mean over classes and IoU 0.50, 0.55, …, 0.95 (pycocotools)",
-    "AP50": "COCO's at IoU 0.50",
-    "AP75": "COCO's at IoU 0.75",
-    "VOC 11-point": "VOC 2007's mean average precision at IoU 0.50, at recalls 0, 0.1, …, 1",
-    "VOC all-point": "VOC 2010's, the area below the best precision at each recall, at IoU 0.50",
-}
-PROTOCOL = (
-    f"torchvision's Faster R-CNN with a feature pyramid on the encoder, all of it trained on; AdamW, lr {TRAIN.lr}, "
-    f"batch {TRAIN.batch}, {STEPS} steps if not told otherwise, flips; nothing chosen, last weights; at most 100 boxes an image"
-)
-
-matched, classes, shown, load = voc.matched, voc.classes, voc.shown, voc.load
+"""per image: regions that the head is trained on, proposals (paper: 512, 2000)"""
+MIN_SCORE = 0.005
+"""minimum score of a detection (torchvision: 0.05, which no box reaches after few steps and with many classes)"""
+PICTURES, PICTURE_SCORE = 6, 0.3
+"""number of test images on the contact sheet, and the minimum score of a box drawn there"""
+PICTURE_SIDE = 192
 
 
-def check(encoder: Encoder, plan: Plan) -> None:
-    coco()
-    canvas(encoder, plan, SIDE)
-    if not encoder.sides:
-        raise UserError(f"{encoder.name} has no map, and a detector needs one; try --task classification")
+class Detection(ObjectTask):
+    name = "detection"
+    steps = 1200
+    metrics: ClassVar[Mapping[str, str]] = {
+        "AP": "COCO's average precision, mean over classes and IoU 0.50, 0.55, …, 0.95 (pycocotools)",
+        "AP50": "COCO's average precision at IoU 0.50, mean over classes",
+        "AP75": "COCO's average precision at IoU 0.75, mean over classes",
+        "VOC 11-point": "VOC 2007's mean average precision at IoU 0.50, at recalls 0, 0.1, …, 1",
+        "VOC all-point": "VOC 2010's mean average precision at IoU 0.50, the area under the interpolated precision-recall curve",
+    }
+    protocol = (
+        f"torchvision's Faster R-CNN with a feature pyramid on the encoder, trained end to end; AdamW, lr {TRAIN.lr}, batch "
+        f"{TRAIN.batch}, {steps} steps by default, random flips; no hyperparameter or checkpoint is chosen, the last weights are "
+        "scored; at most 100 boxes per image"
+    )
 
+    def check(self, encoder: Encoder, plan: Plan) -> None:
+        coco()
+        image_side(encoder, plan, SIDE)
+        if not encoder.sides:
+            raise UserError(f"{encoder.name} has no map, which detection needs; try --task classification")
 
-def floor(train: Annotated, test: Annotated, plan: Plan) -> None:
-    """Boxes at random find next to nothing."""
+    def evaluate(self, encoder: Encoder, train: Annotated, test: Annotated, plan: Plan) -> TaskResult:
+        classes, skipped = scored_classes(train, test)
+        net = self.train_network(encoder, train, plan)
+        detections = detect(net, test, encoder.channels, plan)
+        notes = {"steps": plan.steps or self.steps, "size": image_side(encoder, plan, SIDE)}
+        weight = np.concatenate([np.ones((1, len(test))), bootstrap_weights(len(test), plan.seed)])
+        values = coco_ap(test, detections, classes, weight) | voc_ap(test, detections, classes, weight)
+        scores = [TaskScore(metric, float(x[0]), x[1:], notes) for metric, x in values.items()]
+        return TaskResult(scores, skipped, [*pictures(test, detections, plan.seed)])
+
+    @torch.random.fork_rng(devices=[])
+    def train_network(self, encoder: Encoder, train: Annotated, plan: Plan) -> FasterRCNN:
+        """A trained detector with a copy of `encoder` as its backbone."""
+        torch.manual_seed(plan.run)  # for the heads, and for torchvision's sampling of regions
+        net = detector(
+            copy.deepcopy(encoder).requires_grad_(), len(train.classes), image_side(encoder, plan, SIDE)
+        )
+        net = net.to(plan.device).train()
+        usable = [i for i, item in enumerate(train.items) if (~item.hard).any()]
+        steps = plan.steps or self.steps
+        losses = (
+            sum(net(*batch).values(), torch.zeros((), device=plan.device))
+            for batch in batches(train, usable, encoder.channels, steps, plan)
+        )
+        optimizer = torch.optim.AdamW(net.parameters(), TRAIN.lr, weight_decay=TRAIN.weight_decay)
+
+        def clip(*_: Any) -> None:
+            nn.utils.clip_grad_norm_(net.parameters(), CLIP)
+
+        optimizer.register_step_pre_hook(clip)
+        optimize(optimizer, losses, TRAIN, steps, self.name, plan.progress)
+        return net.eval()
 
 
 def coco() -> Any:
-    """pycocotools; UserError where it is missing."""
+    """pycocotools; UserError if it is missing."""
     try:
         from pycocotools import coco, cocoeval
     except ImportError:
@@ -101,17 +130,6 @@ def coco() -> Any:
             "detection needs the package `pycocotools`: pip install 'pretask[detection]'"
         ) from None
     return coco, cocoeval
-
-
-def apply(encoder: Encoder, train: Annotated, test: Annotated, plan: Plan) -> Outcome:
-    judged, said = voc.judged(train, test)
-    net = trained(encoder, train, plan)
-    predicted = found(net, test, encoder.channels, plan)
-    notes = {"steps": plan.steps or STEPS, "size": canvas(encoder, plan, SIDE)}
-    weight = np.concatenate([np.ones((1, len(test))), draws(len(test), plan.seed)])
-    each = by_coco(test, predicted, judged, weight) | by_voc(test, predicted, judged, weight)
-    numbers = [Found(e, float(again[0]), again[1:], notes) for e, again in each.items()]
-    return Outcome(numbers, said, [*sheet(test, predicted, plan.seed)])
 
 
 # ---- the detector
@@ -134,27 +152,27 @@ class Pyramid(nn.Module):
 
     @property
     def strides(self) -> list[float]:
-        """Of all levels, in pixels."""
+        """Strides of all levels, in pixels."""
         own = [self.encoder.size / self.encoder.sides[stage] for stage in self.stages]
         return [*own, 2 * own[-1], 4 * own[-1]]
 
 
 def levels(encoder: Encoder) -> list[str]:
-    """The deepest map of each size, from stride FINEST on; of an encoder without such, its last."""
+    """The deepest map of each size with a stride of at least MIN_STRIDE; the last map if there are none."""
     deepest = {side: stage for stage, side in encoder.sides.items()}
-    coarse = [stage for side, stage in deepest.items() if encoder.size >= FINEST * side]
+    coarse = [stage for side, stage in deepest.items() if encoder.size >= MIN_STRIDE * side]
     return coarse or [list(encoder.sides)[-1]]
 
 
 def detector(encoder: Encoder, count: int, side: int) -> FasterRCNN:
-    """Faster R-CNN for `count` classes on `encoder` itself; 0 is the background."""
+    """Faster R-CNN for `count` classes on `encoder`, which is not copied; class 0 is the background."""
     pyramid = Pyramid(encoder)
     sizes = tuple(tuple(round(a * stride) for a in ANCHORS) for stride in pyramid.strides)
     fixed = encoder.side(2.0) == encoder.size
     return FasterRCNN(
         pyramid,
         min_size=side,
-        max_size=LONGEST * side,
+        max_size=MAX_ASPECT * side,
         fixed_size=(side, side) if fixed else None,
         size_divisible=1 if fixed else 32,
         image_mean=[0.0] * encoder.channels,
@@ -168,42 +186,20 @@ def detector(encoder: Encoder, count: int, side: int) -> FasterRCNN:
         box_head=TwoMLPHead(PYRAMID * 7**2, HEAD),
         box_predictor=FastRCNNPredictor(HEAD, count + 1),
         box_batch_size_per_image=REGIONS,
-        box_score_thresh=FAINT,
+        box_score_thresh=MIN_SCORE,
     )
-
-
-@torch.random.fork_rng(devices=[])
-def trained(encoder: Encoder, train: Annotated, plan: Plan) -> FasterRCNN:
-    """A detector whose backbone is a copy of `encoder`, after the last step."""
-    torch.manual_seed(plan.run)  # of the heads, and of the regions that torchvision samples
-    net = detector(copy.deepcopy(encoder).requires_grad_(), len(train.classes), canvas(encoder, plan, SIDE))
-    net = net.to(plan.device).train()
-    kept = [i for i, item in enumerate(train.items) if (~item.hard).any()]
-    steps = plan.steps or STEPS
-    losses = (
-        sum(net(*batch).values(), torch.zeros((), device=plan.device))
-        for batch in batches(train, kept, encoder.channels, steps, plan)
-    )
-    optimizer = torch.optim.AdamW(net.parameters(), TRAIN.lr, weight_decay=TRAIN.weight_decay)
-
-    def clip(*_: Any) -> None:
-        nn.utils.clip_grad_norm_(net.parameters(), CLIP)
-
-    optimizer.register_step_pre_hook(clip)
-    descend(optimizer, losses, TRAIN, steps, "detection", plan.progress)
-    return net.eval()
 
 
 def batches(
-    train: Annotated, kept: Sequence[int], channels: int, steps: int, plan: Plan
+    train: Annotated, usable: Sequence[int], channels: int, steps: int, plan: Plan
 ) -> Iterator[tuple[list[Tensor], list[dict[str, Tensor]]]]:
-    """Images (C, H, W) in [0, 1], of the size they have, and what torchvision wants to know of each; half of them flipped."""
-    batch = min(TRAIN.batch, len(kept))
-    order = passes(len(kept), batch, steps, plan.run)
+    """Images (C, H, W) in [0, 1], of their own sizes, and their targets in torchvision's form, randomly flipped."""
+    batch = min(TRAIN.batch, len(usable))
+    order = epoch_orders(len(usable), batch, steps, plan.run)
     for step, rows in enumerate(order.split(batch)):
         flips = Rng(plan.run, "detection", "flip", step).coin(len(rows), p=0.5)
         pairs = [
-            example(train.items[kept[i]], channels, flip)
+            example(train.items[usable[i]], channels, flip)
             for i, flip in zip(rows.tolist(), flips.tolist(), strict=True)
         ]
         yield (
@@ -213,12 +209,12 @@ def batches(
 
 
 def example(item: Item, channels: int, flip: bool) -> tuple[Tensor, dict[str, Tensor]]:
-    """An image and its objects but the hard ones, flipped from left to right or not."""
+    """An image and its objects without the hard ones, flipped left to right if `flip`."""
     image, boxes = item.image(channels), boxes_of(item, ~item.hard)
     if flip:
         image, boxes = tf.horizontal_flip(image), tf.horizontal_flip(boxes)
     target = {"boxes": boxes.as_subclass(Tensor), "labels": item.label[~item.hard] + 1}
-    return images.to_float(image), target
+    return augment.to_float(image), target
 
 
 def boxes_of(item: Item, some: Tensor) -> tv_tensors.BoundingBoxes:
@@ -230,156 +226,160 @@ def boxes_of(item: Item, some: Tensor) -> tv_tensors.BoundingBoxes:
 
 
 @torch.no_grad()
-def found(net: FasterRCNN, test: Annotated, channels: int, plan: Plan) -> list[dict[str, Tensor]]:
+def detect(net: FasterRCNN, test: Annotated, channels: int, plan: Plan) -> list[dict[str, Tensor]]:
     """For each test image "boxes" (M, 4), in its own pixels, "labels" (M,) from 0 and "scores" (M,), on the CPU."""
-    made = []
-    with bar(plan.progress) as shown:
-        for item in shown.track(test.items, description=f"detecting in {test.name}"):
-            [out] = net([images.to_float(item.image(channels)).to(plan.device)])
-            made.append({k: v.cpu() for k, v in (out | {"labels": out["labels"] - 1}).items()})
-    return made
+    detections = []
+    with bar(plan.progress) as steps:
+        for item in steps.track(test.items, description=f"detecting in {test.name}"):
+            [out] = net([augment.to_float(item.image(channels)).to(plan.device)])
+            detections.append({k: v.cpu() for k, v in (out | {"labels": out["labels"] - 1}).items()})
+    return detections
 
 
 # ---- VOC's average precision
 
 
-def matches(item: Item, predicted: Mapping[str, Tensor], k: int, iou: float = 0.5) -> np.ndarray:
-    """(M,) for the detections of class k, the highest score first: 1 right, 0 wrong, -1 not judged.
+def match(item: Item, detections: Mapping[str, Tensor], k: int, iou: float = 0.5) -> np.ndarray:
+    """(M,) for the detections of class k, highest score first: 1 true positive, 0 false positive, -1 ignored.
 
-    Of VOC's development kit: a detection belongs to the object that it overlaps most; the first one of an object is right,
-    each further one wrong; those of hard objects are not judged.
+    As in VOC's development kit: a detection is matched to the object that it overlaps most; the first detection of an object
+    is a true positive, further ones are false positives; detections of hard objects are ignored.
     """
-    mine = item.label == k
-    truth, hard = item.boxes[mine], item.hard[mine].tolist()
-    own = predicted["labels"] == k
-    order = predicted["scores"][own].argsort(descending=True, stable=True)
-    boxes = predicted["boxes"][own][order]
-    verdict = np.zeros(len(boxes))
+    of_class = item.label == k
+    truth, hard = item.boxes[of_class], item.hard[of_class].tolist()
+    detected = detections["labels"] == k
+    order = detections["scores"][detected].argsort(descending=True, stable=True)
+    boxes = detections["boxes"][detected][order]
+    matched = np.zeros(len(boxes))
     if not len(truth) or not len(boxes):
-        return verdict
+        return matched
     overlap, nearest = box_iou(boxes, truth).max(1)
     taken: set[int] = set()
     for i, (o, j) in enumerate(zip(overlap.tolist(), nearest.tolist(), strict=True)):
         if o < iou:
             continue
-        verdict[i] = -1 if hard[j] else j not in taken
+        matched[i] = -1 if hard[j] else j not in taken
         taken.add(j)
-    return verdict
+    return matched
 
 
-def by_voc(
-    test: Annotated, predicted: Sequence[Mapping[str, Tensor]], judged: Sequence[int], weight: np.ndarray
+def voc_ap(
+    test: Annotated, detections: Sequence[Mapping[str, Tensor]], classes: Sequence[int], weight: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """%, (R,) for the test sets that `weight` (R, N) describes."""
-    each: dict[str, list[np.ndarray]] = {"11-point": [], "all-point": []}
-    for k in judged:
-        per_image = [matches(item, p, k) for item, p in zip(test.items, predicted, strict=True)]
-        score = [p["scores"][p["labels"] == k].sort(descending=True, stable=True).values for p in predicted]
+    """%, (R,) for the R test sets of `weight` (R, N)."""
+    per_class: dict[str, list[np.ndarray]] = {"11-point": [], "all-point": []}
+    for k in classes:
+        matched = [match(item, d, k) for item, d in zip(test.items, detections, strict=True)]
+        score = [d["scores"][d["labels"] == k].sort(descending=True, stable=True).values for d in detections]
         count = np.array([int(((i.label == k) & ~i.hard).sum()) for i in test.items])
-        curve = pooled(per_image, [s.double().numpy() for s in score], count, weight)
-        for name, rows in each.items():
-            rows.append(precision.DEFINITIONS[name](curve))
-    return {f"VOC {name}": 100 * precision.mean_over_classes(rows) for name, rows in each.items()}
+        curve = pooled_curve(matched, [s.double().numpy() for s in score], count, weight)
+        for name, rows in per_class.items():
+            rows.append(average_precision.DEFINITIONS[name](curve))
+    return {
+        f"VOC {name}": 100 * average_precision.mean_over_classes(rows) for name, rows in per_class.items()
+    }
 
 
-def pooled(
-    verdict: Sequence[np.ndarray], score: Sequence[np.ndarray], count: np.ndarray, weight: np.ndarray
-) -> precision.Curve:
-    """The detections of all images on one curve; `count` (N,) objects to find, `weight` (R, N)."""
+def pooled_curve(
+    matched: Sequence[np.ndarray], score: Sequence[np.ndarray], count: np.ndarray, weight: np.ndarray
+) -> average_precision.Curve:
+    """The precision-recall curve of the detections in all images; `count` (N,) objects, `weight` (R, N)."""
     image = np.repeat(np.arange(len(score)), [len(s) for s in score])
-    every, mark = np.concatenate(score), np.concatenate(verdict)
-    kept = mark >= 0
-    return precision.curve(every[kept], mark[kept] == 1, weight @ count, weight[:, image[kept]])
+    scores, positive = np.concatenate(score), np.concatenate(matched)
+    kept = positive >= 0
+    return average_precision.curve(scores[kept], positive[kept] == 1, weight @ count, weight[:, image[kept]])
 
 
-# ---- COCO's
+# ---- COCO's average precision
 
 
-def by_coco(
-    test: Annotated, predicted: Sequence[Mapping[str, Tensor]], judged: Sequence[int], weight: np.ndarray
+def coco_ap(
+    test: Annotated, detections: Sequence[Mapping[str, Tensor]], classes: Sequence[int], weight: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """%, (R,) for the test sets that `weight` (R, N) describes: pycocotools matches, its averages are taken for each set."""
-    thresholds, per_class = coco_matches(test, predicted, judged)
-    each = np.stack(
+    """%, (R,) for the R test sets of `weight` (R, N): pycocotools matches once, and averages are computed for each set."""
+    thresholds, per_class = coco_matches(test, detections, classes)
+    ap = np.stack(
         [
-            precision.mean_over_classes(
+            average_precision.mean_over_classes(
                 [
-                    precision.coco(pooled([v[t] for v in verdict], score, count, weight))
-                    for verdict, score, count in per_class
+                    average_precision.coco(pooled_curve([m[t] for m in matched], score, count, weight))
+                    for matched, score, count in per_class
                 ]
             )
             for t in range(len(thresholds))
         ]
     )  # (T, R)
-    at = {round(float(t), 2): 100 * row for t, row in zip(thresholds, each, strict=True)}
-    return {"AP": 100 * each.mean(0), "AP50": at[0.5], "AP75": at[0.75]}
+    at = {round(float(t), 2): 100 * row for t, row in zip(thresholds, ap, strict=True)}
+    return {"AP": 100 * ap.mean(0), "AP50": at[0.5], "AP75": at[0.75]}
 
 
-Matched = tuple[list[np.ndarray], list[np.ndarray], np.ndarray]
-"""of a class, for each image: verdicts (T, M) as in `matches`, scores (M,); and how many objects there are to find (N,)"""
+ClassMatches = tuple[list[np.ndarray], list[np.ndarray], np.ndarray]
+"""for one class: per image, matches (T, M) as in `match` and scores (M,); and the number of objects per image (N,)"""
 
 
 def coco_matches(
-    test: Annotated, predicted: Sequence[Mapping[str, Tensor]], judged: Sequence[int]
-) -> tuple[np.ndarray, list[Matched]]:
-    """IoU thresholds (T,), and what pycocotools matched to what at each."""
-    evaluator = coco_evaluator(test, predicted, judged)
+    test: Annotated, detections: Sequence[Mapping[str, Tensor]], classes: Sequence[int]
+) -> tuple[np.ndarray, list[ClassMatches]]:
+    """IoU thresholds (T,), and pycocotools' matches of each class."""
+    evaluator = coco_evaluator(test, detections, classes)
     thresholds, n = evaluator.params.iouThrs, len(test)
-    per_class: list[Matched] = []
+    per_class: list[ClassMatches] = []
     areas = len(evaluator.params.areaRng)
-    for c in range(len(judged)):
-        verdict, score, count = [], [], np.zeros(n)
-        for i, image in enumerate(evaluator.evalImgs[c * areas * n :][:n]):  # of all areas, the first range
+    for c in range(len(classes)):
+        matched, score, count = [], [], np.zeros(n)
+        for i, image in enumerate(evaluator.evalImgs[c * areas * n :][:n]):  # the first range is all areas
             if image is None:
-                verdict.append(np.zeros((len(thresholds), 0)))
+                matched.append(np.zeros((len(thresholds), 0)))
                 score.append(np.zeros(0))
                 continue
-            right = (image["dtMatches"] > 0).astype(float)
-            verdict.append(np.where(image["dtIgnore"], -1.0, right))
+            positive = (image["dtMatches"] > 0).astype(float)
+            matched.append(np.where(image["dtIgnore"], -1.0, positive))
             score.append(np.array(image["dtScores"]))
             count[i] = (np.array(image["gtIgnore"]) == 0).sum()
-        per_class.append((verdict, score, count))
+        per_class.append((matched, score, count))
     return thresholds, per_class
 
 
-def coco_evaluator(test: Annotated, predicted: Sequence[Mapping[str, Tensor]], judged: Sequence[int]) -> Any:
-    """COCOeval after `evaluate`, with images and classes in their order."""
+def coco_evaluator(
+    test: Annotated, detections: Sequence[Mapping[str, Tensor]], classes: Sequence[int]
+) -> Any:
+    """COCOeval after its `evaluate`, with images and classes in order."""
     import contextlib
     import io
 
     coco_module, cocoeval = coco()
-    truth, guess = coco_module.COCO(), coco_module.COCO()
-    truth.dataset, guess.dataset = described(test, predicted)
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints as it goes
+    truth, predicted = coco_module.COCO(), coco_module.COCO()
+    truth.dataset, predicted.dataset = to_coco(test, detections)
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
         truth.createIndex()
-        guess.createIndex()
-        evaluator = cocoeval.COCOeval(truth, guess, "bbox")
-        evaluator.params.catIds = list(judged)
+        predicted.createIndex()
+        evaluator = cocoeval.COCOeval(truth, predicted, "bbox")
+        evaluator.params.catIds = list(classes)
         evaluator.evaluate()
     return evaluator
 
 
-def described(
-    test: Annotated, predicted: Sequence[Mapping[str, Tensor]]
+def to_coco(
+    test: Annotated, detections: Sequence[Mapping[str, Tensor]]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The truth and the detections in COCO's form; ids count from 1, as COCOeval takes 0 for no match."""
-    about = {
+    """Ground truth and detections in COCO's form; ids start at 1, since COCOeval uses 0 for no match."""
+    common = {
         "images": [{"id": i, "width": t.width, "height": t.height} for i, t in enumerate(test.items)],
         "categories": [{"id": k, "name": name} for k, name in enumerate(test.classes)],
     }
     objects: list[dict[str, Any]] = []
-    guesses: list[dict[str, Any]] = []
-    for i, (item, p) in enumerate(zip(test.items, predicted, strict=True)):
+    predicted: list[dict[str, Any]] = []
+    for i, (item, d) in enumerate(zip(test.items, detections, strict=True)):
         for box, k, hard in zip(item.boxes.tolist(), item.label.tolist(), item.hard.tolist(), strict=True):
-            objects.append(one(len(objects) + 1, i, k, box) | {"iscrowd": int(hard)})
+            objects.append(annotation(len(objects) + 1, i, k, box) | {"iscrowd": int(hard)})
         for box, k, score in zip(
-            p["boxes"].tolist(), p["labels"].tolist(), p["scores"].tolist(), strict=True
+            d["boxes"].tolist(), d["labels"].tolist(), d["scores"].tolist(), strict=True
         ):
-            guesses.append(one(len(guesses) + 1, i, k, box) | {"score": score, "iscrowd": 0})
-    return about | {"annotations": objects}, about | {"annotations": guesses}
+            predicted.append(annotation(len(predicted) + 1, i, k, box) | {"score": score, "iscrowd": 0})
+    return common | {"annotations": objects}, common | {"annotations": predicted}
 
 
-def one(number: int, image: int, k: int, box: Sequence[float]) -> dict[str, Any]:
+def annotation(number: int, image: int, k: int, box: Sequence[float]) -> dict[str, Any]:
     x1, y1, x2, y2 = box
     w, h = x2 - x1, y2 - y1
     return {"id": number, "image_id": image, "category_id": k, "bbox": [x1, y1, w, h], "area": w * h}
@@ -388,24 +388,24 @@ def one(number: int, image: int, k: int, box: Sequence[float]) -> dict[str, Any]
 # ---- pictures
 
 
-def sheet(
-    test: Annotated, predicted: Sequence[Mapping[str, Tensor]], seed: int
+def pictures(
+    test: Annotated, detections: Sequence[Mapping[str, Tensor]], seed: int
 ) -> Iterator[dict[str, Tensor]]:
-    """A few test images with their objects, and with what was found."""
+    """A few test images with true boxes, and with detected ones."""
     for i in Rng(seed, "sheet").permutation(len(test))[:PICTURES].tolist():
-        item, p = test.items[i], predicted[i]
-        sure = p["scores"] >= SURE
+        item, d = test.items[i], detections[i]
+        drawn = d["scores"] >= PICTURE_SCORE
         yield {
-            "truth": drawn(item, item.boxes, item.label, test.classes),
-            "found": drawn(item, p["boxes"][sure], p["labels"][sure], test.classes),
+            "truth": draw_boxes(item, item.boxes, item.label, test.classes),
+            "predicted": draw_boxes(item, d["boxes"][drawn], d["labels"][drawn], test.classes),
         }
 
 
-def drawn(item: Item, boxes: Tensor, label: Tensor, classes: Sequence[str]) -> Tensor:
-    """The image with boxes under their names, its longer side SIDE_OF_PICTURE pixels."""
-    scale = SIDE_OF_PICTURE / max(item.width, item.height)
-    small = tf.resize(item.image(3), [math.ceil(scale * item.height), math.ceil(scale * item.width)])
+def draw_boxes(item: Item, boxes: Tensor, label: Tensor, classes: Sequence[str]) -> Tensor:
+    """The image with labeled boxes, with a longer side of PICTURE_SIDE pixels."""
+    scale = PICTURE_SIDE / max(item.width, item.height)
+    image = tf.resize(item.image(3), [math.ceil(scale * item.height), math.ceil(scale * item.width)])
     if not len(boxes):
-        return small
+        return image
     names = [classes[int(k)] for k in label]
-    return draw_bounding_boxes(small, boxes * scale, names, colors="yellow", width=1)
+    return draw_bounding_boxes(image, boxes * scale, names, colors="yellow", width=1)

@@ -1,0 +1,1 @@
+"""Words and topics of texts."""

@@ -1,4 +1,4 @@
-"""Text in any language: as bytes that a batch can carry, and as words that can be counted."""
+"""Text in any language: packed as bytes for batches, and split into words."""
 
 import re
 import sys
@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 LONGEST = 8192
-"""bytes of a text that are kept, some 1,300 English words"""
+"""bytes kept per text, about 1,300 English words"""
 SHORTEST = 3
-"""letters of a word, where an accent and each part of a Korean syllable count as one"""
+"""smallest number of letters in a word; accents and the parts of Korean syllables count as letters"""
 UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-"""of scripts that put no spaces between words: Thai, Lao, Burmese, Khmer, kana, Chinese characters"""
+"""characters of scripts without spaces between words: Thai, Lao, Burmese, Khmer, kana, Chinese characters"""
 
 
 def pack(texts: Iterable[str], longest: int = LONGEST) -> Tensor:
-    """N texts -> (N, L) uint8: UTF-8, cut after `longest` bytes between two characters, filled up with zeros."""
+    """N texts -> (N, L) uint8: UTF-8, truncated to at most `longest` bytes between characters, padded with zeros."""
     parts = [t.encode("utf-8", "replace")[:longest].decode("utf-8", "ignore").encode() for t in texts]
     packed = np.zeros((len(parts), max(map(len, parts), default=0)), np.uint8)
     for row, part in zip(packed, parts, strict=True):
@@ -28,14 +28,14 @@ def pack(texts: Iterable[str], longest: int = LONGEST) -> Tensor:
 
 
 def unpack(packed: Tensor) -> list[str]:
-    """(N, L) as `pack` made them -> the texts."""
+    """The inverse of `pack`: (N, L) -> N texts."""
     return [bytes(row).rstrip(b"\0").decode() for row in packed.cpu().numpy()]
 
 
 def words(text: str) -> list[str]:
-    """The words of a text, in lower case, without numbers, signs and what is shorter than SHORTEST.
+    """The words of a text in lower case, without numbers, punctuation and words shorter than SHORTEST.
 
-    Where no spaces part the words, each two neighbouring characters count as one, as search engines do.
+    In scripts without spaces, character bigrams are used as words, as in search engines.
     """
     plain = "".join(c for c in unicodedata.normalize("NFKC", text) if unicodedata.category(c) != "Cf")
     found: list[str] = []
@@ -50,7 +50,7 @@ def words(text: str) -> list[str]:
 
 @cache
 def letters() -> re.Pattern[str]:
-    """Runs of letters and of the marks on them, which Python's own \\w leaves out."""
+    """Matches runs of letters and combining marks, which Python's \\w does not include."""
     marks = "".join(c for c in map(chr, range(sys.maxunicode + 1)) if unicodedata.category(c)[0] == "M")
     return re.compile(rf"(?:[^\W\d_]|[{marks}])+")
 
@@ -61,9 +61,9 @@ def unspaced() -> re.Pattern[str]:
 
 
 def lemma(word: str, known: frozenset[str]) -> str:
-    """The form under which an English dictionary has a word, if that is a known word too; else the word itself.
+    """The English lemma of a word if it is in `known`, else the word.
 
-    It is looked up as a name, so that names stay what they are: Mars, Wales.
+    The word is looked up capitalized, so that names do not change: Mars, Wales.
     """
     from simplemma import lemmatize
 

@@ -1,4 +1,4 @@
-"""What a run writes down as it goes: rows of numbers, the state of its features, and what the display shows."""
+"""Logging of a run: rows of metrics, the collapse monitor, and rows for the progress display."""
 
 import math
 import time
@@ -10,26 +10,26 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from pretask.runtime import distributed
-from pretask.runtime import files as checkpoint
-from pretask.train import run
-from pretask.train.health import ADVICE, BROKEN, HEALTHY
-from pretask.train.monitor import Watch
+from pretask.runtime import distributed, files
+from pretask.train import checkpoint, run
+from pretask.train.health import ADVICE, HEALTHY, NONFINITE
+from pretask.train.monitor import CollapseMonitor
 from pretask.train.pacing import Pace
 from pretask.train.plan import Plan
 from pretask.types import Progress, UserError
 
 ROWS = 500
-"""about how many rows of numbers a run leaves in its log"""
+"""approximate number of rows in the log of a run"""
 
 T = TypeVar("T")
-Tell = Callable[[Mapping[str, Any]], None]
+OnLog = Callable[[Mapping[str, Any]], None]
 
 
-class Journal:
-    """Rows of log.jsonl, each the mean since the last one and over processes, and the run's state of health.
+class RunLogger:
+    """Writes rows to log.jsonl, each a mean over processes and the steps since the last row, and runs the monitor.
 
-    `tell` gets every row as it is written, with what a display needs besides. Only the first process writes.
+    `on_log` receives every row as it is written, with further entries for a display. Only the first process writes.
+    All processes enter `summon_full_params` before the monitor uses the encoder.
     """
 
     def __init__(
@@ -37,50 +37,50 @@ class Journal:
         folder: Path,
         batch: int,
         writes: bool,
-        watch: Watch | None,
-        tell: Tell | None = None,
-        whole: Callable[[], AbstractContextManager[None]] = nullcontext,
+        monitor: CollapseMonitor | None,
+        on_log: OnLog | None = None,
+        summon_full_params: Callable[[], AbstractContextManager[None]] = nullcontext,
     ):
         self.folder, self.batch, self.writes = folder, batch, writes
-        self.whole = whole  # what all processes enter before the watch may use the encoder
-        self.watch, self.tell = watch, (tell if writes else None) or (lambda row: None)
+        self.summon_full_params = summon_full_params
+        self.monitor, self.on_log = monitor, (on_log if writes else None) or (lambda row: None)
         self.losses: list[Tensor] = []
         self.parts: list[Mapping[str, Tensor]] = []
-        self.waited = 0.0
+        self.data_wait = 0.0
 
     def start(self, progress: Progress, pace: Pace) -> None:
-        """Rows of this step and later, left by a run that was cut off, are forgotten; the features get a first look.
+        """Remove rows of this step and later, left by an interrupted run, and check the features for the first time.
 
-        `pace` is what the display is told by how long the run still takes.
+        `pace` estimates the remaining time for the display.
         """
         if self.writes:
-            run.rewind(self.folder / run.LOG, progress.step)
-            run.rewind(self.folder / run.SEEN, progress.step)
-        with self.whole():
-            if self.watch:
-                self.watch.look(progress, now=True)
+            files.rewind_rows(self.folder / run.LOG, progress.step)
+            files.rewind_rows(self.folder / run.MONITOR, progress.step)
+        with self.summon_full_params():
+            if self.monitor:
+                self.monitor.check(progress, now=True)
         self.pace, self.since = pace, time.perf_counter()
 
-    def waiting(self, items: Iterable[T]) -> Iterator[T]:
-        """The same items; the time until each arrives is counted."""
+    def time_data_wait(self, items: Iterable[T]) -> Iterator[T]:
+        """Yield the same items and measure the time spent waiting for them."""
         items = iter(items)
         while True:
-            asked = time.perf_counter()
+            began = time.perf_counter()
             item = next(items, None)
-            self.waited += time.perf_counter() - asked
+            self.data_wait += time.perf_counter() - began
             if item is None:
                 return
             yield item
 
     @property
-    def looking(self) -> float:
-        """Seconds that the watch takes when it looks at everything."""
-        return sum(self.watch.cost.values()) if self.watch else 0.0
+    def checking(self) -> float:
+        """Seconds of a full check by the monitor."""
+        return sum(self.monitor.cost.values()) if self.monitor else 0.0
 
-    def note(
+    def log_step(
         self, progress: Progress, plan: Plan, loss: Tensor, parts: Mapping[str, Tensor], lr: float
     ) -> bool:
-        """Remember one step. True after a row was written and its losses were found finite."""
+        """Record one step. True if a row was written, in which case all its losses are finite."""
         self.losses.append(loss)
         self.parts.append(parts)
         last = progress.step == progress.steps - 1
@@ -93,7 +93,7 @@ class Journal:
             "loss": sum(losses) / len(losses),
             "lr": lr,
             "images_per_s": len(losses) * self.batch / (now - self.since),
-            "waiting": self.waited / (now - self.since),
+            "data_wait": self.data_wait / (now - self.since),
         }
         if progress.lengthened:
             row["lengthened"] = progress.lengthened
@@ -102,44 +102,44 @@ class Journal:
         first = progress.step + 1 - len(losses)
         self.losses.clear()
         self.parts.clear()
-        self.waited, self.since = 0.0, now
+        self.data_wait, self.since = 0.0, now
         if self.writes:
-            run.append(self.folder / run.LOG, row)
-        self.stop_if_broken(first, losses)
-        with self.whole():
-            self.look(progress, row, last)
-        left = self.pace.to_the_end(plan, progress.step + 1)
-        self.tell({**row, "steps": progress.steps, "epochs": progress.epochs, "eta": left})
+            files.append_row(self.folder / run.LOG, row)
+        self.stop_if_nonfinite(first, losses)
+        with self.summon_full_params():
+            self.check_features(progress, row, last)
+        left = self.pace.eta(plan, progress.step + 1)
+        self.on_log({**row, "steps": progress.steps, "epochs": progress.epochs, "eta": left})
         return True
 
-    def check(self, progress: Progress) -> None:
-        """UserError if a loss since the last row is not finite: such a step must not be saved."""
+    def check_finite(self, progress: Progress) -> None:
+        """UserError if a loss since the last row is not finite, since such a step must not be saved."""
         if self.losses:
             losses = distributed.mean(torch.stack(self.losses)).tolist()
-            self.stop_if_broken(progress.step + 1 - len(losses), losses)
+            self.stop_if_nonfinite(progress.step + 1 - len(losses), losses)
 
-    def stop_if_broken(self, first: int, losses: list[float]) -> None:
-        broken = next((i for i, value in enumerate(losses) if not math.isfinite(value)), None)
-        if broken is None:
+    def stop_if_nonfinite(self, first: int, losses: list[float]) -> None:
+        bad = next((i for i, value in enumerate(losses) if not math.isfinite(value)), None)
+        if bad is None:
             return
         if self.writes:
-            run.append(self.folder / run.SEEN, {"step": first + broken, "state": BROKEN})
+            files.append_row(self.folder / run.MONITOR, {"step": first + bad, "state": NONFINITE})
         raise UserError(
-            f"{BROKEN} since step {first + broken}; the last healthy weights are in "
-            f"{self.folder / checkpoint.LATEST}. {ADVICE[BROKEN]}"
+            f"{NONFINITE} since step {first + bad}; the last healthy weights are in "
+            f"{self.folder / checkpoint.LATEST}. {ADVICE[NONFINITE]}"
         )
 
-    def look(self, progress: Progress, row: dict[str, Any], last: bool) -> None:
-        """Let the watch look if it is due; when health is lost, the checkpoint from before is set aside."""
-        if self.watch is None:
+    def check_features(self, progress: Progress, row: dict[str, Any], last: bool) -> None:
+        """Run the monitor if it is due. When the run turns unhealthy, keep the checkpoint from before."""
+        if self.monitor is None:
             return
-        was = self.watch.state
-        self.watch.look(progress, now=last)
-        row |= {"state": self.watch.state, "since": self.watch.since, "knn": self.watch.knn}
-        if was == HEALTHY != self.watch.state:
+        was = self.monitor.state
+        self.monitor.check(progress, now=last)
+        row |= {"state": self.monitor.state, "since": self.monitor.since, "knn": self.monitor.knn}
+        if was == HEALTHY != self.monitor.state:
             checkpoint.set_aside(self.folder)
 
     def end(self, progress: Progress) -> None:
-        with self.whole():
-            if self.watch and progress.step < progress.steps:  # the method finished early
-                self.watch.look(progress, now=True)
+        with self.summon_full_params():
+            if self.monitor and progress.step < progress.steps:  # the method finished early
+                self.monitor.check(progress, now=True)

@@ -1,8 +1,8 @@
-"""How fast a run goes, and how many steps of it fit into a budget of time.
+"""Speed of a run, and the number of steps that fit into a time budget.
 
-A machine is rarely a run's own: where threads of two programs wait for each other, steps take up to a hundred times as
-long, for seconds or for the rest of the run. So a budget is never divided by what the first steps took. The speed is
-measured as the run goes on, and what is left of the run is planned anew.
+Machines are often shared: when threads of two programs wait for each other, steps take up to a hundred times as long,
+for seconds or for the rest of the run. A budget is therefore not divided by the time of the first steps. Instead, speed
+is measured throughout the run and the rest of the run is replanned.
 """
 
 import time
@@ -18,43 +18,41 @@ from pretask.types import Progress
 Clock = Callable[[], float]
 
 ENTRIES = 20
-"""of a plan, at most: one for each 5 % of a budget"""
+"""maximum number of plan entries: one for each 5 % of a budget"""
 SLACK = 0.02
-"""share of the budget by which its end may be missed before a plan is changed for it alone"""
+"""fraction of the budget by which a run may miss its end before that alone changes the plan"""
 WINDOW = 30.0
-"""seconds over which the speed of a run without a budget is measured"""
+"""seconds over which speed is measured in a run without a budget"""
 
 
 class Pace:
-    """Seconds that steps take lately, those of the work between epochs, and so the seconds that are left."""
+    """Measures seconds per step and seconds between epochs, and estimates the time left."""
 
     def __init__(self, window: float = WINDOW, clock: Clock = time.monotonic):
         self.window, self.clock = window, clock
-        self.prepared = 0.0  # seconds between epochs, all in all
+        self.prepared = 0.0  # total seconds between epochs
         self.between: dict[bool, deque[float]] = {True: deque(maxlen=1), False: deque(maxlen=8)}
-        self.marks: deque[tuple[float, int]] = deque()  # (seconds of steps, step)
-        self.looking = self.saving = (
-            0.0  # seconds of the last look at the features, and of the last checkpoint
-        )
-        self.closing = 0.0  # what comes after a run, such as its report
-        self.costs = [1.0]  # of a step of each part that learns in its turn, all for equal shares of the run
+        self.marks: deque[tuple[float, int]] = deque()  # (seconds spent in steps, step)
+        self.checking = self.saving = 0.0  # seconds of the last feature check, and of the last checkpoint
+        self.closing = 0.0  # seconds of work after training, such as the report
+        self.costs = [1.0]  # seconds per step in each training stage; stages take equal fractions of the run
 
     @property
     def ending(self) -> float:
-        """Seconds from the last step to the very end: a look, a checkpoint, the encoder, and what the caller does then."""
-        return self.looking + 2 * self.saving + self.closing
+        """Seconds from the last step to the end: a feature check, a checkpoint, the encoder, and the caller's work."""
+        return self.checking + 2 * self.saving + self.closing
 
     @contextmanager
     def preparing(self, progress: Progress) -> Iterator[None]:
-        """In here a method prepares an epoch. Rounds often begin with more work, so their first epochs count by themselves."""
+        """Measure a method's work before an epoch. First epochs of cycles often need more, so they are measured apart."""
         began = self.clock()
         yield
         took = self.clock() - began
         self.prepared += took
-        self.between[progress.first_of_round].append(took)
+        self.between[progress.first_of_cycle].append(took)
 
     def mark(self, step: int) -> None:
-        """Note the time before a step; what lies further back than the window is forgotten."""
+        """Record the time before a step; marks older than the window are dropped."""
         now = self.clock() - self.prepared
         if self.marks and self.marks[-1][1] == step:
             return
@@ -63,29 +61,29 @@ class Pace:
             self.marks.popleft()
 
     def forget(self) -> None:
-        """All but the last two marks: the speed has changed."""
+        """Drop all but the last two marks, since the speed has changed."""
         self.marks = deque(list(self.marks)[-2:])
 
     def per_step(self) -> float:
-        """Seconds, over the window."""
+        """Seconds per step over the window."""
         return quotient(self.marks[0], self.marks[-1])
 
-    def lately(self) -> float:
+    def recent_per_step(self) -> float:
         """Seconds per step between the last two marks."""
         return quotient(self.marks[-2], self.marks[-1])
 
-    def per_epoch(self, first_of_round: bool = False) -> float:
-        """Seconds of work before it."""
-        return mean(self.between[first_of_round] or [0.0])
+    def per_epoch(self, first_of_cycle: bool = False) -> float:
+        """Seconds of work before an epoch."""
+        return mean(self.between[first_of_cycle] or [0.0])
 
     def left(self, plan: Plan, step: int, per_step: float) -> float:
         """Seconds until the last step is done."""
-        epochs, rounds = ahead(plan.at(step))
-        between = epochs * self.per_epoch() + rounds * self.per_epoch(first_of_round=True)
+        epochs, cycles = remaining(plan.at(step))
+        between = epochs * self.per_epoch() + cycles * self.per_epoch(first_of_cycle=True)
         return (plan.steps - step) * per_step + between
 
-    def to_the_end(self, plan: Plan, step: int) -> float:
-        """Seconds until everything is over, as a reader is told."""
+    def eta(self, plan: Plan, step: int) -> float:
+        """Seconds until the end of everything, for the display."""
         if step == plan.steps:
             return self.ending
         began, first = self.marks[0]
@@ -94,80 +92,80 @@ class Pace:
         return self.left(plan, step, per_step) + self.ending
 
     def work(self, plan: Plan, start: int, stop: int) -> float:
-        """What the steps from one to another cost."""
-        turns = len(self.costs)
+        """Cost of the steps from `start` to `stop`."""
+        stages = len(self.costs)
         low, high = (plan.at(step).fraction if step < plan.steps else 1.0 for step in (start, stop))
-        shares = [max(0.0, min(high, (t + 1) / turns) - max(low, t / turns)) for t in range(turns)]
-        return (stop - start) * sum(map(mul, shares, self.costs)) / (high - low)
+        parts = [max(0.0, min(high, (i + 1) / stages) - max(low, i / stages)) for i in range(stages)]
+        return (stop - start) * sum(map(mul, parts, self.costs)) / (high - low)
 
-    def fitting(self, plan: Plan, step: int, per_step: float, seconds: float) -> int:
-        """Steps of the whole run, of which those from `step` on take so many seconds; at least one is left."""
-        _, rounds = ahead(plan.at(step))
-        seconds -= rounds * self.per_epoch(first_of_round=True)
+    def steps_within(self, plan: Plan, step: int, per_step: float, seconds: float) -> int:
+        """Total steps of a run whose steps from `step` on take `seconds`; at least one step is left."""
+        _, cycles = remaining(plan.at(step))
+        seconds -= cycles * self.per_epoch(first_of_cycle=True)
         return step + max(1, int(seconds / (per_step + self.per_epoch() / plan.per_pass)))
 
 
 def quotient(one: tuple[float, int], other: tuple[float, int]) -> float:
+    """Seconds per step between two marks."""
     return max(1e-6, (other[0] - one[0]) / (other[1] - one[1]))
 
 
-def ahead(now: Progress) -> tuple[int, int]:
-    """How many epochs are to be prepared that do not begin a round, and how many that do."""
+def remaining(now: Progress) -> tuple[int, int]:
+    """Number of epochs still to be prepared that do not begin a cycle, and of those that do."""
     new = now.step == now.start
-    rounds = now.rounds - now.round - 1 + (new and now.first_of_round)
-    return max(0, now.epochs - now.epoch - 1 + new - rounds), rounds
+    cycles = now.cycles - now.cycle - 1 + (new and now.first_of_cycle)
+    return max(0, now.epochs - now.epoch - 1 + new - cycles), cycles
 
 
 class Budget:
-    """When to plan anew, so that a run ends in time.
+    """Decides when to replan so that a run ends in time.
 
-    A plan that is too long does no harm, since it is shortened later; one that is too short runs through its schedule
-    at once. So the first guess takes the fastest step that was timed, each 5 % of the budget the rest is planned by the
-    speed of the last ones, and a run that would be over in a quarter of the time left is planned anew on the spot. The last
-    entry is kept for a run that is late when its time is over: it stops after the next step.
+    A plan that is too long is harmless, since it is shortened later; one that is too short rushes through its schedule.
+    The first estimate therefore uses the fastest step timed. After each 5 % of the budget the rest is replanned from the
+    recent speed. A run that would end in a quarter of the time left is replanned at once. The last entry is reserved
+    for a run that is late when its time is over, which stops after the next step.
     """
 
     def __init__(self, seconds: float, began: float, pace: Pace):
         self.seconds, self.began, self.pace = seconds, began, pace
-        self.made, self.bucket = (
-            1,
-            -1,
-        )  # entries, and which 5 % had the last one; the first look finds that out
-        self.due = 0.0  # when to look again, on the clock
-        self.due_at = 1  # at which step at the latest, which several processes have to agree on
+        self.made = 1  # entries so far
+        self.bucket = -1  # the 5 % of the budget with the last entry; set by the first call of `replan`
+        self.due = 0.0  # clock time of the next call
+        self.due_at = 1  # latest step of the next call, which all processes agree on
 
     def left(self) -> float:
         """Seconds for training."""
         return self.began + self.seconds - self.pace.clock() - self.pace.ending
 
-    def is_due(self, step: int, alone: bool) -> bool:
-        """Whether to look now; a process that is not `alone` goes by the step, which is the same in all of them."""
-        return step >= self.due_at or (alone and self.pace.clock() >= self.due)
+    def is_due(self, step: int, single: bool) -> bool:
+        """Whether to replan now. Several processes, where `single` is False, decide by the step, which is the same in all."""
+        return step >= self.due_at or (single and self.pace.clock() >= self.due)
 
-    def look(self, plan: Plan, step: int) -> tuple[int | None, int]:
-        """How many steps the run has from now on, None if as many as planned, and at which step to look again."""
+    def replan(self, plan: Plan, step: int) -> tuple[int | None, int]:
+        """New total number of steps, or None if unchanged, and the step at which to replan next."""
         self.pace.mark(step)
         steps, every = self.steps(plan, step), SLACK / 2 * self.seconds
         self.due = self.pace.clock() + every
-        soon = min(int(every / self.pace.lately()), ((steps or plan.steps) - step) // 2)
+        soon = min(int(every / self.pace.recent_per_step()), ((steps or plan.steps) - step) // 2)
         return steps, step + max(1, soon)
 
     def steps(self, plan: Plan, step: int) -> int | None:
+        """New total number of steps, or None if unchanged."""
         pace, left, slack = self.pace, self.left(), SLACK * self.seconds
         bucket, last = (
             int(ENTRIES * (1 - rest / self.seconds)) for rest in (left + pace.ending, pace.ending)
         )
         self.bucket = bucket if self.bucket < 0 else self.bucket
-        soon = pace.left(plan, step, pace.lately())
+        soon = pace.left(plan, step, pace.recent_per_step())
         if left - soon > max(3 * soon, slack) and self.made < ENTRIES - 1:
             pace.forget()
-            return self.enter(bucket, pace.fitting(plan, step, pace.lately(), left))
+            return self.enter(bucket, pace.steps_within(plan, step, pace.recent_per_step(), left))
         if left < pace.per_epoch():
             late = pace.left(plan, step, pace.per_step()) > slack and plan.steps > step + 1
             return self.enter(bucket, step + 1) if late else None
         if not (self.bucket < bucket < last and self.made <= bucket):
             return None
-        steps = pace.fitting(plan, step, pace.per_step(), left)
+        steps = pace.steps_within(plan, step, pace.per_step(), left)
         return self.enter(bucket, steps) if abs(steps - plan.steps) > 0.01 * plan.steps else None
 
     def enter(self, bucket: int, steps: int) -> int:

@@ -1,48 +1,28 @@
-"""What a person reads: sentences, and of a run that goes on one live line, or plain lines in a log file."""
+"""Progress display of a run: a live line on a terminal, or plain lines in a log file."""
 
 import math
 import time
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from rich.console import Console
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from pretask.runtime.console import clock, console
 from pretask.train.health import ADVICE, HEALTHY
 
 KNOWN = {
-    "step", "steps", "epoch", "epochs", "loss", "lr", "images_per_s", "waiting", "eta", "state", "since", "knn",
+    "step", "steps", "epoch", "epochs", "loss", "lr", "images_per_s", "data_wait", "eta", "state", "since", "knn",
     "lengthened",
 }  # fmt: skip
 PLAIN_EVERY = 30.0
-"""seconds between two lines where no person watches a terminal"""
-
-
-def console(stderr: bool = False) -> Console:
-    """Prints words as they are: names of files and classes have brackets and colons of their own."""
-    return Console(stderr=stderr, markup=False, emoji=False, highlight=False)
-
-
-def say(text: str | Text) -> None:
-    """To a person, on standard error, so that standard output stays clean for results; one process speaks for all."""
-    from pretask.runtime import distributed
-
-    if distributed.rank() == 0:
-        console(stderr=True).print(text, soft_wrap=True)
-
-
-def busy(what: str) -> AbstractContextManager[object]:
-    """Something moves on a terminal for as long as this goes on."""
-    shown = console(stderr=True)
-    return shown.status(what) if shown.is_terminal else nullcontext()
+"""seconds between two lines where standard error is not a terminal"""
 
 
 class Display:
-    """Call it with each row of the journal; use it as a context so that the terminal is left tidy."""
+    """Call it with each row of the log; use it as a context manager, which restores the terminal."""
 
     def __init__(self) -> None:
         self.console = console(stderr=True)
@@ -66,7 +46,7 @@ class Display:
         self.warned = state
         last = row["step"] + 1 == row["steps"]
         if self.live:
-            self.live.start()  # with the first row: only one of several processes gets any
+            self.live.start()  # at the first row, since only one of several processes gets rows
             self.live.update(self.panel(row), refresh=True)
         elif last or time.monotonic() - self.last > PLAIN_EVERY:
             self.last = time.monotonic()
@@ -80,7 +60,7 @@ class Display:
             f"loss {row['loss']:.4f}",
             *parts,
             f"{row['images_per_s']:.0f} images/s",
-            f"waiting {row['waiting']:.0%}",
+            f"data wait {row['data_wait']:.0%}",
             *([] if math.isnan(knn) else [f"kNN {knn:.1f} %"]),
             row.get("state", HEALTHY),
             f"{clock(row['eta'])} left",
@@ -90,10 +70,3 @@ class Display:
         grid = Table.grid(padding=(0, 2))
         grid.add_row(ProgressBar(total=row["steps"], completed=row["step"] + 1, width=28), *self.words(row))
         return grid
-
-
-def clock(seconds: float) -> str:
-    """3725 -> "1:02:05"."""
-    minutes, s = divmod(round(seconds), 60)
-    hours, m = divmod(minutes, 60)
-    return f"{hours}:{m:02}:{s:02}" if hours else f"{m}:{s:02}"

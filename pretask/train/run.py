@@ -1,111 +1,69 @@
-"""A run folder: the names of its files, its card (run.json), its rows of numbers, its trained parts."""
+"""A run's folder: names of its files, its card (run.json), and its trained encoder and method."""
 
 import json
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pretask.data.ledger import Ledger
+from pretask.limits import Count, Natural, Seed
+from pretask.runtime import files, formats
+from pretask.train import checkpoint
+from pretask.train.weights import SHAPE, load_encoder
+from pretask.transforms.ranges import Range
 from pretask.types import Source, UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from pretask.data.base import Images
     from pretask.encoders import Encoder
     from pretask.methods import Method
     from pretask.train.plan import Plan
     from pretask.types import Batch
 
-CARD, LOG, SEEN, DONE = "run.json", "log.jsonl", "watch.jsonl", "DONE"
-WEIGHTS, SHAPE = "encoder.safetensors", "encoder.json"
-DECIDES = {"method", "recipe", "config", "train", "settings", "encoder", "n", "channels", "size", "steps"}
-"""entries of a card without which a run cannot go on"""
+CARD, LOG, MONITOR, DONE = "run.json", "log.jsonl", "monitor.jsonl", "DONE"
+FIELDS: formats.Fields = {
+    "method": str,
+    "recipe": str,
+    "config": dict,
+    "train": dict,
+    "settings": dict,
+    "encoder": str,
+    "data": str,
+    "n": Count,
+    "records": dict,
+    "channels": Literal[1, 3],
+    "size": Count,
+    "range": formats.RANGE,
+    "seed": Seed,
+    "plan": tuple[tuple[Natural, Count], ...],
+    "steps": Count,
+    "epochs": Count,
+    "precision": str,
+    "device": str,
+    "instructions": str | None,
+    "processes": Count,
+    "threads": Count,
+    "versions": dict[str, str],
+    "commit": str | None,
+    "command": str | None,
+    "started": str,
+    "fingerprint": str | None,
+    "monitor_fingerprint": str | None,
+}
+"""of run.json"""
 
 
-# ---- rows of numbers
-
-
-def append(path: Path, row: Mapping[str, Any]) -> None:
-    try:
-        with path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-    except OSError as failure:
-        from pretask.runtime import files as checkpoint
-
-        raise checkpoint.Unwritable(path, failure) from None
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """The rows of a .jsonl file; none if there is no file. A last line cut short by a crash is left out."""
-    if not path.exists():
-        return []
-    lines = path.read_text().splitlines()
-    if lines and not lines[-1].endswith("}"):
-        lines.pop()
-    return [json.loads(line) for line in lines]
-
-
-def rewind(path: Path, step: int) -> None:
-    """Forget the rows of `step` and later: a resumed run writes them again."""
-    from pretask.runtime import files as checkpoint
-
-    if path.exists():
-        rows = [row for row in read(path) if row["step"] < step]
-        checkpoint.write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
-
-
-# ---- encoders on disk
-
-
-def save_encoder(encoder: "Encoder", folder: Path) -> None:
-    """encoder.safetensors, with the names that timm gives the weights, and encoder.json beside it."""
-    from safetensors.torch import save
-
-    from pretask.runtime import distributed
-    from pretask.runtime import files as checkpoint
-
-    state = distributed.gathered(encoder.net.state_dict())  # by all processes, written by the first
-    if distributed.rank():
-        return
-    weights = {name: value.contiguous().cpu() for name, value in state.items()}
-    checkpoint.write(folder / WEIGHTS, lambda file: file.write(save(weights)))
-    shape = {
-        "name": encoder.name,
-        "channels": encoder.channels,
-        "size": encoder.size,
-        "mean": encoder.mean.flatten().tolist(),
-        "std": encoder.std.flatten().tolist(),
-        "stages": encoder.widths,
-    }
-    checkpoint.write_text(folder / SHAPE, json.dumps(shape, indent=2) + "\n")
-
-
-def load_encoder_weights(encoder: "Encoder", path: Path) -> None:
-    """Weights from a run's folder or a .safetensors file into `encoder`; all of them fit, or UserError."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    path = path / WEIGHTS if path.is_dir() else path
-    if not path.is_file():
-        raise UserError(f"no weights at {path}; expected a run's folder or a .safetensors file")
-    try:
-        encoder.net.load_state_dict(load_file(path))
-    except (SafetensorError, RuntimeError) as wrong:
-        first = "; ".join(line.strip() for line in str(wrong).splitlines()[:2])
-        raise UserError(f"the weights in {path} are not those of {encoder.name}: {first}") from None
-
-
-# ---- a run
-
-
-class Described:
-    """The images that a run was trained on, as far as its card tells: enough to build its method without them."""
+class CardSource:
+    """A source without images: what a run's card says about its data, enough to build its method."""
 
     provides: frozenset[str] = frozenset()
 
     def __init__(self, card: Mapping[str, Any]):
         self.name, self.n, self.channels, self.size = card["data"], card["n"], card["channels"], card["size"]
+        self.range = Range.from_card(card["range"])
         self.ledger = Ledger()
 
     def __len__(self) -> int:
@@ -113,12 +71,12 @@ class Described:
 
     def __getitems__(self, index: "Tensor") -> "Batch":
         raise UserError(
-            f"the images of {self.name} are not open; a run's card knows their number and size alone"
+            f"the images of {self.name} are not open; a run's card holds only their number and size"
         )
 
 
 class Run:
-    """A trained run, read from its folder; its parts are built when they are first asked for."""
+    """A trained run, read from its folder; encoder, method and source are loaded on first use."""
 
     def __init__(self, folder: Path | str):
         self.folder = Path(folder)
@@ -126,88 +84,95 @@ class Run:
             raise UserError(f"{folder} is not a run: it has no {CARD}")
         self.card: dict[str, Any] = read_card(self.folder / CARD)
 
+    @property
+    def seconds(self) -> float:
+        """Total training time; 0 if the run is not finished."""
+        done = self.folder / DONE
+        return float(done.read_text().split()[0]) if done.exists() else 0.0
+
     @cached_property
     def encoder(self) -> "Encoder":
-        """The network that was trained, alone, in evaluation mode."""
-        from pretask import encoders
-        from pretask.runtime import files as checkpoint
-
+        """The trained encoder, in evaluation mode."""
         if not (self.folder / SHAPE).is_file():
             raise UserError(
                 f"{self.folder} has no trained encoder yet; finish it: pretask pretrain --resume {self.folder}"
             )
-        with checkpoint.belonging(self.folder / SHAPE):
-            shape = json.loads((self.folder / SHAPE).read_text())
-            built = encoders.build(shape["name"], shape["channels"], shape["size"])
-        load_encoder_weights(built, self.folder)
-        return built.eval()
+        return load_encoder(self.folder).eval()
 
     @cached_property
     def method(self) -> "Method[Any]":
-        """The whole solver with its heads and banks, from the newest checkpoint, in evaluation mode."""
-        from pretask.runtime import files as checkpoint
-
-        built = self.drawn()
+        """The method with heads and banks, from the latest checkpoint, in evaluation mode."""
+        built = self.build_method()
         latest = self.folder / checkpoint.LATEST
-        with checkpoint.belonging(latest):
-            built.load_state_dict(checkpoint.load(latest)["method"])
+        with files.restoring_from(latest):
+            checkpoint.load_method(built, checkpoint.load(latest)["method"])
         return built.eval()
 
     @cached_property
     def untrained(self) -> "Encoder":
-        """The network as the run began, `--init` aside: some methods draw its first weights themselves."""
+        """The encoder with its initial weights, before `--init`; some methods initialize it themselves."""
         import torch
 
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.card["seed"])
-            return self.drawn().export().eval()
+            encoder = self.build_method().export().eval()
+        encoder.range = self.card_source.range
+        return encoder
 
-    def drawn(self) -> "Method[Any]":
-        """The solver with weights drawn anew."""
-        _, _, config, _ = revive(self.card)
-        described = Described(self.card)
-        return config.build(config.draw(self.card["encoder"], described), described)
+    def build_method(self) -> "Method[Any]":
+        """The method with newly initialized weights."""
+        return build_method(self.card, self.folder / CARD)
+
+    @property
+    def card_source(self) -> CardSource:
+        """The description of the run's images, without the images."""
+        return CardSource(self.card)
 
     @cached_property
     def source(self) -> Source:
-        """What the run was trained on, opened again."""
-        from pretask import data as sources
-        from pretask.data.subset import drawn
+        """The images that the run was trained on. Raises UserError if they are missing or have changed."""
+        from pretask.data.subset import draw_subset
 
-        _, settings, _, _ = revive(self.card)
-        whole = sources.open(
-            settings.data,
-            size=self.card["size"],
-            channels=self.card["channels"],
-            root=settings.root,
-            max_bad=settings.max_bad,
-        )
-        return drawn(whole, settings.share, settings.seed)
+        settings = parse_card(self.card, self.folder / CARD)[1]
+        return draw_subset(self.images(), settings.fraction, settings.seed)
+
+    def images(self, **known: Any) -> "Images":
+        """All images of the run's data, before `--fraction`; `known` are arguments of `data.open`."""
+        from pretask import data
+        from pretask.data import fingerprint
+        from pretask.data.base import canvas_fields
+
+        settings = parse_card(self.card, self.folder / CARD)[1]
+        found = data.open(settings.data, **canvas_fields(self.card_source), reading=settings.reading, **known)
+        if change := fingerprint.describe_changes(self.folder, self.card, found):
+            raise UserError(f"the images of this run have changed: {change} in {settings.data}")
+        return found
 
 
 def title(card: Mapping[str, Any]) -> str:
-    """The method as on the command line; one from a file by the file's name."""
+    """The method as on the command line; for a file, the file's name."""
     name = Path(card["method"]).name
     return name if card.get("recipe", "default") == "default" else f"{name}:{card['recipe']}"
 
 
 def read_card(path: Path) -> dict[str, Any]:
-    """What decided a run; UserError if its file was damaged."""
-    try:
-        card = json.loads(path.read_text())
-        missing = DECIDES - set(card)
-    except (OSError, ValueError, TypeError) as wrong:
-        raise UserError(f"{path} cannot be read: {wrong}") from None
-    if missing:
-        raise UserError(f"{path} lacks {', '.join(sorted(missing))}; it is not the card of a run")
-    return card
+    """The card at `path`. Raises UserError if the file is damaged or of another version."""
+    return formats.read_json(path, FIELDS)
 
 
 def record(folder: Path, card: Mapping[str, Any], plan: "Plan") -> None:
-    """The card of a run whose plan has changed; written before a step is made by it."""
-    from pretask.runtime import files as checkpoint
+    """Write the card with a changed plan; called before the first step of that plan."""
+    write_card(folder, {**card, **plan.as_card()})
 
-    checkpoint.write_text(folder / CARD, json.dumps({**card, **plan.as_card()}, indent=2, default=str) + "\n")
+
+def write_card(folder: Path, card: Mapping[str, Any]) -> None:
+    files.write_text(folder / CARD, json.dumps(card, indent=2, default=str) + "\n")
+
+
+def record_data(folder: Path, ledger: Ledger) -> None:
+    """Write the current status of the data's records into the card."""
+    card = json.loads((folder / CARD).read_text()) | {"records": ledger.card()}
+    files.write_text(folder / CARD, json.dumps(card, indent=2, default=str) + "\n")
 
 
 def load(folder: Path | str) -> Run:
@@ -215,32 +180,29 @@ def load(folder: Path | str) -> Run:
     return Run(folder)
 
 
-def revive(card: Mapping[str, Any]) -> tuple[str, Any, Any, Any]:
-    """The method's name, Settings, method Config and TrainConfig that a card describes."""
+def parse_card(card: Mapping[str, Any], path: Path | str = CARD) -> tuple[str, Any, Any, Any]:
+    """The method's name, RunConfig, method Config and TrainConfig in a card.
+
+    Raises UserError, naming the file `path`, if fields are missing or unknown.
+    """
     from pretask import methods
-    from pretask.config import TrainConfig
-    from pretask.workflows.pretrain import Settings
+    from pretask.config import RunConfig, TrainConfig
 
     name = card["method"] if card["recipe"] == "default" else f"{card['method']}:{card['recipe']}"
-    config = _dataclass(methods.recipe(name), card["config"])
-    return name, _dataclass(Settings, card["settings"]), config, _dataclass(TrainConfig, card["train"])
+    wrong: list[str] = []
+    config = formats.instance(methods.recipe(name), card["config"], "config", wrong)
+    if wrong and card["method"].endswith(".py"):
+        formats.refuse(
+            path, wrong, f"restore the fields that Config in {card['method']} had when the run began"
+        )
+    settings = formats.instance(RunConfig, card["settings"], "settings", wrong)
+    train = formats.instance(TrainConfig, card["train"], "train", wrong)
+    formats.refuse(path, wrong)
+    return name, settings, config, train
 
 
-def _dataclass(kind: type, values: Mapping[str, Any]) -> Any:
-    """A frozen dataclass from plain JSON values: nested ones, tuples and paths get their types back."""
-    import dataclasses
-    from typing import get_args, get_origin, get_type_hints
-
-    hints = get_type_hints(kind)
-
-    def typed(hint: Any, value: Any) -> Any:
-        if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-            return _dataclass(hint, value)
-        if isinstance(value, list) and tuple in map(get_origin, (hint, *get_args(hint))):
-            return tuple(value)
-        if isinstance(value, str) and (hint is Path or Path in get_args(hint)):
-            return Path(value)
-        return value
-
-    fields = {f.name for f in dataclasses.fields(kind)}
-    return kind(**{name: typed(hints[name], value) for name, value in values.items() if name in fields})
+def build_method(card: Mapping[str, Any], path: Path | str = CARD) -> "Method[Any]":
+    """The method of a card, with newly initialized weights."""
+    _, _, config, _ = parse_card(card, path)
+    images = CardSource(card)
+    return config.build(config.build_encoder(card["encoder"], images), images)

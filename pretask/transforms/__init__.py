@@ -1,0 +1,1 @@
+"""Batched image operations, on the device."""

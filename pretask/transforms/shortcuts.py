@@ -1,8 +1,8 @@
-"""Clues: what may give a puzzle's answer away without saying what is in the image, and how each is taken away.
+"""Shortcuts: low-level cues that can reveal a puzzle's answer regardless of image content, and how to remove each.
 
-Found by those who saw networks solve puzzles too well: the colour fringes of lenses and lines that run on from patch to
-patch (Doersch et al. 2015, arXiv:1505.05192, sec. 3.1 and 4.1), brightness and contrast of neighbouring tiles (Noroozi &
-Favaro 2016, arXiv:1603.09246, sec. 3.2 and 4.2), colour (the same, sec. 4.2). Each takes away as little else as it can.
+Reported by papers on pretext tasks: chromatic aberration and lines that continue from patch to patch (Doersch et al. 2015,
+arXiv:1505.05192, sec. 3.1 and 4.1), brightness and contrast of neighboring tiles (Noroozi & Favaro 2016, arXiv:1603.09246,
+sec. 3.2 and 4.2), color (the same, sec. 4.2). Each function removes as little else as possible.
 """
 
 from collections.abc import Callable
@@ -13,77 +13,78 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pretask.rng import Rng
-from pretask.transforms import augment as images
+from pretask.transforms import augment
+from pretask.transforms.color import luma
 
 BLOCK = 8
-"""pixels of JPEG's blocks"""
+"""side of JPEG's blocks, pixels"""
 
 
 @dataclass(frozen=True)
-class Clue:
-    """`image` takes it out of images (B, C, H, W) in [0, 1]; or `tiles` out of a puzzle's (B, T, C, h, w)."""
+class Shortcut:
+    """`image` removes the shortcut from images (B, C, H, W) in [0, 1], or `tiles` from the tiles of a puzzle (B, T, C, h, w)."""
 
     name: str
-    told_by: str
+    description: str
     image: Callable[[Tensor, Rng], Tensor] | None = None
     tiles: Callable[[Tensor], Tensor] | None = None
-    coloured: bool = False  # there is none in grey images
+    colored: bool = False  # only in color images
 
 
-# ---- out of images
+# ---- from images
 
 
-def without_fringes(x: Tensor, rng: Rng) -> Tensor:
-    """Every channel gets the fine detail of green, and keeps its own coarse colour: no edge is doubled."""
+def remove_fringes(x: Tensor, rng: Rng) -> Tensor:
+    """Give every channel the fine detail of green and keep its coarse color, which removes displaced edges."""
     green = x[:, 1:2]
     return (green + smooth(x - green)).clamp(0, 1)
 
 
-def without_saturation(x: Tensor, rng: Rng) -> Tensor:
-    """Every place becomes grey, and keeps the colours of its fine detail: fringes stay."""
-    return (x - smooth(x - images.luma(x))).clamp(0, 1)
+def remove_saturation(x: Tensor, rng: Rng) -> Tensor:
+    """Make coarse colors gray and keep the colors of fine detail, so that fringes remain."""
+    return (x - smooth(x - luma(x))).clamp(0, 1)
 
 
-def without_shading(x: Tensor, rng: Rng) -> Tensor:
-    """The quadratic surface nearest to an image's brightness, levelled."""
+def remove_shading(x: Tensor, rng: Rng) -> Tensor:
+    """Subtract the quadratic surface fitted to an image's luma."""
     at = torch.linspace(-1, 1, x.shape[-1], device=x.device)
-    down, across = (each.flatten() for each in torch.meshgrid(at, at, indexing="ij"))
-    basis = torch.stack([torch.ones_like(down), down, across, down * across, down**2, across**2], 1)
-    light = images.luma(x).flatten(1).T  # (H·W, B)
+    row, column = (each.flatten() for each in torch.meshgrid(at, at, indexing="ij"))
+    basis = torch.stack([torch.ones_like(row), row, column, row * column, row**2, column**2], 1)
+    light = luma(x).flatten(1).T  # (H·W, B)
     surface = basis @ (torch.linalg.pinv(basis) @ light)
     return (x - (surface - surface.mean(0)).T.view(len(x), 1, *x.shape[-2:])).clamp(0, 1)
 
 
-def without_grid(x: Tensor, rng: Rng) -> Tensor:
-    """Moved by 0 to 7 pixels, so that blocks begin anywhere."""
+def remove_grid(x: Tensor, rng: Rng) -> Tensor:
+    """Shift each image by 0 to 7 pixels, so that JPEG blocks start at random positions."""
     corner = rng.integers(len(x), 1, 2, high=BLOCK)
-    spare = BLOCK - 1
-    return images.windows(F.pad(x, (0, spare, 0, spare), mode="reflect"), corner, x.shape[-1])[:, 0]
+    padding = BLOCK - 1
+    return augment.windows(F.pad(x, (0, padding, 0, padding), mode="reflect"), corner, x.shape[-1])[:, 0]
 
 
-def without_traces(x: Tensor, rng: Rng) -> Tensor:
-    """Scaled down to seven tenths and up again: what is finer is gone."""
+def remove_traces(x: Tensor, rng: Rng) -> Tensor:
+    """Downscale to 0.7 of the side and upscale again, which removes the finest detail."""
     small = F.interpolate(x, scale_factor=0.7, mode="bilinear", antialias=True)
     return F.interpolate(small, size=x.shape[-2:], mode="bilinear")
 
 
-def without_rim(x: Tensor, rng: Rng) -> Tensor:
-    """The outermost sixteenth mirrors what lies inside it."""
+def remove_rim(x: Tensor, rng: Rng) -> Tensor:
+    """Replace the outermost sixteenth by a reflection of what lies inside."""
     rim = max(1, x.shape[-1] // 16)
     return F.pad(x[..., rim:-rim, rim:-rim], (rim,) * 4, mode="reflect")
 
 
 def smooth(x: Tensor) -> Tensor:
     """Mean over a window of a quarter of the side."""
-    reach = max(1, x.shape[-1] // 8)
-    return F.avg_pool2d(F.pad(x, (reach,) * 4, mode="reflect"), 2 * reach + 1, 1)
+    radius = max(1, x.shape[-1] // 8)
+    return F.avg_pool2d(F.pad(x, (radius,) * 4, mode="reflect"), 2 * radius + 1, 1)
 
 
-# ---- out of tiles
+# ---- from tiles
 
 
-def without_edges(x: Tensor) -> Tensor:
-    """The outermost eighth of each tile fades into the tile's mean: nothing meets what is in the next."""
+def remove_edges(x: Tensor) -> Tensor:
+    """Fade the outermost eighth of each tile into the tile's mean, so that lines do not continue in the next tile."""
     side = x.shape[-1]
     at = torch.arange(side, device=x.device)
     depth = torch.minimum(at, side - 1 - at) / max(1, side // 8)
@@ -91,12 +92,14 @@ def without_edges(x: Tensor) -> Tensor:
     return mean + (x - mean) * torch.minimum(depth[:, None], depth).clamp(max=1)
 
 
-CLUES = (
-    Clue("fringes", "edges whose colours a lens has bent apart", without_fringes, coloured=True),
-    Clue("saturation", "how colourful a place is, and in which colour", without_saturation, coloured=True),
-    Clue("shading", "light that falls off towards one side or the corners", without_shading),
-    Clue("JPEG grid", "where blocks of 8 pixels begin", without_grid),
-    Clue("fine traces", "what scaling, sharpening and coding leave in the finest detail", without_traces),
-    Clue("rim", "frames and dark or smeared rims of images", without_rim),
-    Clue("edges", "lines and shades that run on from tile to tile", tiles=without_edges),
+SHORTCUTS = (
+    Shortcut("fringes", "color fringes of lenses (chromatic aberration)", remove_fringes, colored=True),
+    Shortcut("saturation", "color and colorfulness of each location", remove_saturation, colored=True),
+    Shortcut("shading", "light that falls off toward one side or the corners", remove_shading),
+    Shortcut("JPEG grid", "position of the 8-pixel blocks", remove_grid),
+    Shortcut(
+        "fine traces", "artifacts of scaling, sharpening and compression in the finest detail", remove_traces
+    ),
+    Shortcut("rim", "frames and dark or blurred rims of images", remove_rim),
+    Shortcut("edges", "lines and shading that continue from tile to tile", tiles=remove_edges),
 )

@@ -1,6 +1,6 @@
-"""Matplotlib figures as inline SVG that take their colours and their type face from the page around them.
+"""Matplotlib figures as inline SVG that take their colors and their type face from the page around them.
 
-A figure is drawn in stand-in colours, which become CSS variables, so one drawing serves light and dark pages.
+A figure is drawn in stand-in colors, which become CSS variables, so one drawing serves light and dark pages.
 It carries no words, only numbers: words belong to the page, where they wrap and are read aloud.
 """
 
@@ -17,7 +17,7 @@ VARIABLES = {INK: "var(--muted)", LINE: "var(--line)", ACCENT: "var(--accent)", 
 
 
 def blank(width: float, height: float) -> tuple[Figure, Axes]:
-    """A transparent figure of that many inches with one set of axes in the page's colours."""
+    """A transparent figure of that many inches with one set of axes in the page's colors."""
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="none")
     axes = figure.add_subplot(facecolor="none")
     for side, spine in axes.spines.items():

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from pretask.reports import html
 from pretask.rng import Rng
-from pretask.runtime import files as checkpoint
+from pretask.runtime import files
+from pretask.viz import page
 
 SIDE = 320
 """pixels at which the images are shown, at most"""
@@ -22,10 +22,10 @@ def write(path: Path, pairs: Sequence[tuple[Image.Image, Image.Image]], about: s
     swapped = Rng(seed, "turing").coin(len(pairs), p=0.5).tolist()
     shown = [
         {
-            "sides": [html.uri(one, SIDE) for one in (pair[::-1] if swap else pair)],
+            "sides": [page.uri(one, SIDE) for one in (pair[::-1] if swap else pair)],
             "painted": 0 if swap else 1,
         }
         for pair, swap in zip(pairs, swapped, strict=True)
     ]
-    checkpoint.write_text(path, html.template("turing.html.j2").render(about=about, pairs=shown))
+    files.write_text(path, page.template("pretask.viz", "turing.html.j2").render(about=about, pairs=shown))
     return path

@@ -1,11 +1,11 @@
-"""Images sorted into clusters by what a network makes of them: `pretask cluster RUN --data PATH --clusters K`
+"""Cluster images by frozen features: `pretask cluster RUN --data PATH --clusters K`
 
-Agglomerative clustering (maths/agglomeration.py) or k-means of frozen features: of a method that compares images by a head
-of its own, as JULE does, that, merged as its run merged them; of all others the pooled features at unit length; of
-`pixels` the images themselves. A bare method is trained first. Labels, where the data has any, are read for the score
-alone: NMI by the geometric mean, and ACC.
+Agglomerative clustering (ops/agglomerative.py) or k-means of pooled features with unit length. A method with its own
+clustering head, such as JULE, uses that head and the merge options of its run; `pixels` clusters the images themselves. If
+a method is given instead of a run, it is trained first. Labels, if the data has any, are used only for NMI (geometric
+mean) and ACC.
 
-Cost: one pass over the images, then the clustering's own; memory N · D numbers for the features.
+Cost: one pass over the images plus the clustering; memory N · D numbers for the features.
 """
 
 import csv
@@ -24,56 +24,66 @@ from torch import Tensor
 
 from pretask import data as sources
 from pretask import methods
-from pretask.data.base import Asked, Images, Opened
+from pretask.config import RunConfig
+from pretask.data import folder
+from pretask.data.base import Images, Opened, OpenOptions
 from pretask.data.ledger import BAD
 from pretask.evals import cluster_metrics as scoring
-from pretask.evals.confidence import Interval, interval, over_runs, resampled
-from pretask.evals.knn import unit
+from pretask.evals.confidence import Interval, bootstrap_counts, interval, student_interval
+from pretask.limits import Count, Seed, Share, checked
 from pretask.methods import Method
-from pretask.ops import agglomerative as agglomeration
-from pretask.runtime import files as checkpoint
+from pretask.ops import agglomerative, kmeans
+from pretask.ops.neighbors import unit
+from pretask.runtime import files
+from pretask.runtime.console import say
+from pretask.train.progress import Display
 from pretask.train.run import Run
+from pretask.transforms.ranges import UNKNOWN, Range
 from pretask.types import UserError
-from pretask.viz import puzzle as sheet
-from pretask.workflows import embed as embedding
+from pretask.viz import sheet
+from pretask.workflows import embed
+from pretask.workflows.job import fresh
+from pretask.workflows.pretrain import pretrain
 
-SCHEMA = 1
+SCHEMA = 2
 SHOWN = 64
-"""images on a cluster's sheet, those nearest to its mean first"""
+"""images on the contact sheet of a cluster, nearest to its mean first"""
 PIXELS = "pixels"
-"""the subject that is no run: the baseline"""
+"""the baseline that clusters pixels"""
 LINKAGE = {
-    "neighbours_each": agglomeration.NEIGHBOURS,
+    "num_neighbors": agglomerative.NEIGHBORS,
     "exact": True,
-    "smallest": agglomeration.SMALLEST,
+    "smallest": agglomerative.SMALLEST,
 }
-"""how images are merged where neither their method nor the command says so"""
+"""merge options where neither the method nor the command sets them"""
 
 By = Literal["links", "kmeans"]
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What looks at the images, and how its features are compared."""
+    """Features to cluster by, and how to merge images."""
 
     name: str
     size: int | None
     channels: int | None
     features: Callable[[Images], Tensor]
     """readable images of a source -> (N, D)"""
-    linkage: Mapping[str, Any] = field(default_factory=dict)
-    """how its method merges images, by arguments of `agglomeration.cluster`"""
+    cluster_options: Mapping[str, Any] = field(default_factory=dict)
+    """the method's merge options: arguments of `agglomerative.cluster`"""
+    range: Range = UNKNOWN
+    """values that become black and white, as in its run"""
 
 
 @dataclass(frozen=True)
 class Clusters:
-    """What was made in `folder`: how large the clusters are and, where there are labels, how right, %."""
+    """The result in `folder`: cluster sizes and, if there are labels, NMI and ACC in %."""
 
     folder: Path
     subject: str
     data: str
     by: str
-    neighbours: int | None
+    neighbors: int | None
     exact: bool | None
     smallest: float | None
     n: int
@@ -86,7 +96,7 @@ class Clusters:
         return json.dumps({"schema": SCHEMA} | asdict(self) | {"folder": str(self.folder)}, indent=2)
 
 
-# ---- what looks at the images
+# ---- features
 
 
 def subject(
@@ -96,97 +106,103 @@ def subject(
     data: str = "",
     config: Mapping[str, Any] = MappingProxyType({}),
 ) -> Subject:
-    """A run's folder, timm:NAME, `pixels`, or a method, which is then trained on `data`, by what it knows of `config`."""
+    """A run's folder, timm:NAME, `pixels`, or a method, which is trained on `data` with those fields of `config` that it has."""
     if spec == PIXELS:
         return Subject("raw pixels", size, None, pixels)
     if spec.partition(":")[0] in methods.names() and not Path(spec).exists():
-        spec = str(trained(spec, data, config))
-    encoder = embedding.encoder_of(spec, size)
-    by, linkage = (unit, {}) if spec.startswith("timm:") else compared(Run(spec))
+        spec = str(train(spec, data, config))
+    encoder = embed.encoder_of(spec, size)
+    embedding, merging = (unit, {}) if spec.startswith("timm:") else clustering_of(Run(spec))
 
     def features(source: Images) -> Tensor:
-        return by(torch.from_numpy(embedding.array(encoder, source, "pool", batch)))
+        return embedding(torch.from_numpy(embed.array(encoder, source, "pool", batch)))
 
-    return Subject(spec, encoder.size, encoder.channels, features, linkage)
-
-
-def compared(run: Run) -> tuple[Callable[[Tensor], Tensor], Mapping[str, Any]]:
-    """What the run's method makes of pooled features, of most nothing new, for which no checkpoint is needed; and how it
-    merges images, if it does."""
-    drawn = run.drawn()
-    return unit if type(drawn).compared is Method.compared else run.method.compared, drawn.linkage
+    return Subject(spec, encoder.size, encoder.channels, features, merging, encoder.range)
 
 
-def trained(method: str, data: str, config: Mapping[str, Any]) -> Path:
-    """A new run of a method on `data`: for as many clusters as are wanted, merged as asked for, if it has such knobs."""
-    from pretask.api import pretrain
+def clustering_of(run: Run) -> tuple[Callable[[Tensor], Tensor], Mapping[str, Any]]:
+    """The method's clustering embedding of pooled features, by default their unit rows, and its merge options.
 
-    knobs = {f.name for f in dataclasses.fields(methods.recipe(method))}
-    told = {name: value for name, value in config.items() if name in knobs and value is not None}
-    return pretrain(method, data, config=told).folder
+    The checkpoint is loaded only if the method has an embedding of its own.
+    """
+    method = run.build_method()
+    default = type(method).cluster_embedding is Method.cluster_embedding
+    return unit if default else run.method.cluster_embedding, method.cluster_options
+
+
+def train(method: str, data: str, config: Mapping[str, Any]) -> Path:
+    """A new run of a method on `data`, with the fields of `config` that the method has."""
+    default = methods.recipe(method)()
+    names = {f.name for f in dataclasses.fields(default)}
+    changes = {name: value for name, value in config.items() if name in names and value is not None}
+    job = fresh(method, RunConfig(data), dataclasses.replace(default, **changes))
+    with Display() as on_log:
+        return pretrain(job, on_log=on_log).folder
 
 
 def pixels(source: Images) -> Tensor:
-    """(N, D): as JULE begins."""
-    from pretask.methods.jule import raw
-    from pretask.transforms import augment as images
+    """(N, D) pixels, normalized as at the start of JULE."""
+    from pretask.methods.jule import flat_pixels
+    from pretask.transforms import augment
 
-    parts = [raw(images.to_float(b.image)) for b in embedding.batches(source, 256)]
+    parts = [flat_pixels(augment.to_float(b.image)) for b in embed.batches(source, 256)]
     return torch.cat(parts)[readable(source)]
 
 
-def opened(spec: str, asked: Asked) -> Opened:
-    """Images, and beside them their labels where all have one."""
-    found = sources.opened_anyhow(spec, asked)
+def opened(spec: str, options: OpenOptions) -> Opened:
+    """Images, with their labels if each has exactly one."""
+    found = sources.open_with_any_labels(folder.with_all_splits(spec), options)
+    if found.label is not None and found.label.ndim == 2:
+        say(
+            f"{found.images.name} has several labels per image, but NMI and ACC need one, so clusters are not scored; "
+            "select one column of labels with --labels-from"
+        )
+        return Opened(found.images)
     whole = found.label is not None and bool((found.label >= 0).all())
     return found if whole else Opened(found.images)
 
 
 def readable(source: Images) -> Tensor:
-    """(N,) positions of the images that could be read."""
-    names = source.files(torch.arange(len(source)))
-    return torch.tensor(
-        [i for i, name in enumerate(names) if name not in source.ledger.bad], dtype=torch.int64
-    )
+    """(N,) positions of the readable images."""
+    return source.readable(torch.arange(len(source))).nonzero()[:, 0]
 
 
 # ---- clustering
 
 
+@checked
 def cluster(
     what: Subject,
     data: Opened,
-    clusters: int,
+    clusters: Count,
     out: Path,
     by: By = "links",
-    seed: int = 0,
-    neighbours: int | None = None,
+    seed: Seed = 0,
+    neighbors: Count | None = None,
     exact: bool | None = None,
-    smallest: float | None = None,
+    smallest: Share | None = None,
 ) -> Clusters:
-    """Clusters of every readable image, in a new folder `out`: clusters.csv and clusters.parquet with a row for each
-    (file, cluster, distance from the cluster's mean), cluster-000.png … with a sheet of each, summary.json.
+    """Cluster all readable images into a new folder `out`: clusters.csv and clusters.parquet (file, cluster, distance from the
+    cluster's mean), a contact sheet per cluster (cluster-000.png …), and summary.json.
 
-    By links an image has so many `neighbours`, affinities are `exact` or the fast mode's, and a cluster is one of those
-    wanted from a share `smallest` of the mean size on; None: as the subject's method merges. UserError if there are fewer
-    images than clusters.
+    For `by="links"`, each image has `neighbors` in the graph, affinities are `exact` or those of the fast mode, and clusters
+    below the fraction `smallest` of the mean size do not count; None: the method's own option. Raises UserError if there are
+    fewer images than clusters.
     """
     source = data.images
-    refuse(out, neighbours, smallest)
-    source.__getitems__(torch.arange(1))  # a stream has no positions, and says so before the work
+    refuse(out)
+    source.__getitems__(torch.arange(1))  # a stream has no positions and raises here
     x = what.features(source)
     kept = readable(source)
     if not 1 <= clusters <= len(x):
-        raise UserError(
-            f"{len(x)} images make no {clusters} clusters; expected --clusters from 1 to {len(x)}"
-        )
+        raise UserError(f"--clusters {clusters} is out of range for {len(x)} images; give 1 to {len(x)}")
     linkage: dict[str, Any] = {}
     if by == "kmeans":
-        found = scoring.cluster(x, clusters, seed)
+        found = kmeans.cluster(x, clusters, seed)
     else:
-        asked = {"neighbours_each": neighbours, "exact": exact, "smallest": smallest}
-        linkage = LINKAGE | {**what.linkage} | {k: v for k, v in asked.items() if v is not None}
-        found = agglomeration.cluster(x, clusters, **linkage)
+        asked = {"num_neighbors": neighbors, "exact": exact, "smallest": smallest}
+        linkage = LINKAGE | {**what.cluster_options} | {k: v for k, v in asked.items() if v is not None}
+        found = agglomerative.cluster(x, clusters, **linkage)
     far = distances(x, found)
     scores = {} if data.label is None else scored(data.label[kept], found, seed)
     sizes = found.bincount(minlength=int(found.max()) + 1).tolist()
@@ -211,20 +227,16 @@ def cluster(
         for c in range(len(sizes)):
             write_sheet(inside / f"cluster-{c:03}.png", source, kept, c, found, far)
         source.ledger.write(inside / BAD, out / BAD)
-        checkpoint.write_text(inside / "summary.json", made.to_json() + "\n")
+        files.write_text(inside / "summary.json", made.to_json() + "\n")
 
-    checkpoint.write_folder(out, fill)
+    files.write_folder(out, fill)
     return made
 
 
-def refuse(out: Path, neighbours: int | None, smallest: float | None) -> None:
-    """UserError if there is something already, or clusters cannot be merged so."""
+def refuse(out: Path) -> None:
+    """Raises UserError if `out` exists."""
     if out.exists():
         raise UserError(f"{out} exists; choose another --out")
-    if neighbours is not None and neighbours < 1:
-        raise UserError(f"--neighbours {neighbours} links no images; expected 1 or more")
-    if smallest is not None and not 0 <= smallest <= 1:
-        raise UserError(f"--smallest {smallest:g} is no share of the mean size; expected 0 to 1")
 
 
 def distances(x: Tensor, label: Tensor) -> Tensor:
@@ -236,12 +248,12 @@ def distances(x: Tensor, label: Tensor) -> Tensor:
 def scored(label: Tensor, found: Tensor, seed: int) -> dict[str, Interval]:
     """NMI by the geometric mean and ACC, %, with intervals over images."""
     label = label.unique(return_inverse=True)[1]
-    table = scoring.table(label, found)
-    again = resampled(table.ravel(), seed).reshape(-1, *table.shape)
+    table = scoring.contingency_table(label, found)
+    again = bootstrap_counts(table.ravel(), seed).reshape(-1, *table.shape)
     variance = float((100 * scoring.nmi(again, geometric=True)).var())
     value = np.array([100 * float(scoring.nmi(table, geometric=True))])
-    right = 100 * scoring.matched(label, found).float()
-    return {"nmi": over_runs(value, variance, len(label)), "acc": interval(right, seed)}
+    right = 100 * scoring.hungarian_correct(label, found).float()
+    return {"nmi": student_interval(value, variance, len(label)), "acc": interval(right, seed)}
 
 
 # ---- on disk
@@ -254,21 +266,21 @@ def write_table(folder: Path, names: list[str], found: Tensor, far: Tensor) -> N
     text = io.StringIO()
     rows = zip(names, found.tolist(), (f"{d:.6g}" for d in far.tolist()), strict=True)
     csv.writer(text).writerows([("file", "cluster", "distance"), *rows])
-    checkpoint.write_text(folder / "clusters.csv", text.getvalue())
+    files.write_text(folder / "clusters.csv", text.getvalue())
     columns = {
-        "file": [embedding.printable(name) for name in names],
+        "file": [embed.printable(name) for name in names],
         "cluster": found.numpy().astype(np.int32),
         "distance": far.numpy(),
     }
-    checkpoint.write(folder / "clusters.parquet", lambda file: pq.write_table(pa.table(columns), file))
+    files.write(folder / "clusters.parquet", lambda file: pq.write_table(pa.table(columns), file))
 
 
 def write_sheet(path: Path, source: Images, kept: Tensor, c: int, found: Tensor, far: Tensor) -> None:
-    """The images nearest to the cluster's mean, and how many there are."""
+    """A contact sheet of the images nearest to the cluster's mean."""
     mine = (found == c).nonzero()[:, 0]
     near = mine[far[mine].argsort(stable=True)[:SHOWN]]
     title = f"cluster {c}: {len(mine)} images" + (
         f", the {SHOWN} nearest to its mean" if len(mine) > SHOWN else ""
     )
     picture = sheet.images(source.__getitems__(kept[near]).image, title=title)
-    checkpoint.write(path, lambda file: picture.save(file, format="PNG"))
+    files.write(path, lambda file: picture.save(file, format="PNG"))

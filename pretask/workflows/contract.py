@@ -24,12 +24,12 @@ from pretask.data import loader
 from pretask.methods import Method, MethodConfig
 from pretask.methods.base.context import Context
 from pretask.rng import Rng
-from pretask.train import run
-from pretask.train.logger import Journal
-from pretask.train.monitor import spread
+from pretask.train import weights
+from pretask.train.logger import RunLogger
+from pretask.train.monitor import feature_stats
 from pretask.train.plan import Plan
 from pretask.train.trainer import Trainer
-from pretask.transforms import augment as images
+from pretask.transforms import augment
 from pretask.types import Batch, Loss, Source
 
 STEPS = 60
@@ -64,13 +64,13 @@ class Case:
 
     def fresh(self) -> Method[Any]:
         torch.manual_seed(0)
-        return self.config.build(self.config.draw(self.encoder, self.source), self.source).train()
+        return self.config.build(self.config.build_encoder(self.encoder, self.source), self.source).train()
 
     def begun(self, place: int = 0) -> Method[Any]:
         """A fresh method, ready for the first epoch of round `place`."""
-        method, rounds = self.fresh(), self.train.rounds
-        plan = Plan.of(2 * rounds * max(1, len(self.source) // len(self.batch)), 1, rounds)
-        at = plan.at(place * plan.steps // rounds)
+        method, cycles = self.fresh(), self.train.cycles
+        plan = Plan.of(2 * cycles * max(1, len(self.source) // len(self.batch)), 1, cycles)
+        at = plan.at(place * plan.steps // cycles)
         context = Context(self.source, method.optimizers(self.train), at, Rng(0, "begin"))
         method.begin(context)
         method.begin_epoch(context)
@@ -115,14 +115,15 @@ def puzzle_is_shared(case: Case) -> None:
     with torch.no_grad():
         whole = tensors(method.pretext(case.batch.rows(slice(0, 2 * half)), Rng(1)))
         parts = [
-            tensors(method.pretext(case.batch.rows(slice(r * half, (r + 1) * half)), Rng(1, share=(r, 2))))
+            tensors(method.pretext(case.batch.rows(slice(r * half, (r + 1) * half)), Rng(1, shard=(r, 2))))
             for r in (0, 1)
         ]
     for together, first, second in zip(whole, *parts, strict=True):
         joined = torch.cat([first, second]) if first.ndim else first
         close = joined.shape == together.shape and torch.allclose(joined.float(), together.float(), atol=1e-5)
         holds(
-            close, "halves of a batch got other puzzles; draw with the batch as first dimension, or rng.whole"
+            close,
+            "halves of a batch got other puzzles; draw with the batch as first dimension, or rng.unsharded",
         )
 
 
@@ -146,7 +147,7 @@ def at_same_chance(loss: Callable[[Any], Loss], puzzle: Any) -> Loss:
 def parameters_learn(case: Case) -> None:
     """Every trained parameter gets a gradient at some time of the run."""
     alive: set[str] = set()
-    for place in range(case.train.rounds):
+    for place in range(case.train.cycles):
         method = case.begun(place)
         for seed in (1, 2):
             method.loss(case.puzzle(method, seed)).total.backward()
@@ -176,7 +177,7 @@ def one_batch_is_learnt(case: Case) -> None:
     )
 
 
-def grey_gives_no_clue(case: Case) -> None:
+def gray_gives_no_clue(case: Case) -> None:
     """On images that show nothing, the answer cannot be known."""
     method = case.begun()
     nothing = dataclasses.replace(case.batch, image=torch.full_like(case.batch.image, 128))
@@ -188,7 +189,7 @@ def grey_gives_no_clue(case: Case) -> None:
         optimizer.step()
     puzzle = case.puzzle(method, STEPS, nothing)
     with torch.no_grad():
-        solved = method.solve(puzzle)
+        solved = method.predict(puzzle)
     for name, answer in solved.items():
         truth = getattr(puzzle, name)
         if truth.ndim <= 2 and not truth.is_floating_point():
@@ -205,22 +206,22 @@ def features_differ(case: Case) -> None:
     before = case.fresh().export()
     with tempfile.TemporaryDirectory() as folder:
         after = trained(case, Path(folder), steps=8).export()
-    image = images.to_float(case.batch.image)
+    image = augment.to_float(case.batch.image)
     with torch.no_grad():
-        first, now = (spread(e.eval()(image)["pool"]) for e in (before, after))
-    holds(math.isfinite(now.relative), "the features are not finite after 8 steps")
-    left = now.relative / max(first.relative, 1e-12)
+        first, now = (feature_stats(e.eval()(image)["pool"]) for e in (before, after))
+    holds(math.isfinite(now.relative_variance), "the features are not finite after 8 steps")
+    left = now.relative_variance / max(first.relative_variance, 1e-12)
     holds(left > 0.01, f"{left:.2%} of the untrained features' variance is left after 8 steps: collapse")
 
 
 def export_survives_the_disk(case: Case) -> None:
     """The exported encoder gives the same features after it was saved and loaded."""
     encoder = case.begun().export().eval()
-    image = images.to_float(case.batch.image)
+    image = augment.to_float(case.batch.image)
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-        run.save_encoder(encoder, Path(folder))
+        weights.save_encoder(encoder, Path(folder))
         again = encoders.build(case.encoder, case.source.channels, case.source.size).eval()
-        run.load_encoder_weights(again, Path(folder))
+        weights.load_encoder_weights(again, Path(folder))
         one, other = encoder(image), again(image)
     holds(
         list(one)[-1] == "pool" and one["pool"].ndim == 2,
@@ -232,7 +233,7 @@ def export_survives_the_disk(case: Case) -> None:
 
 def resume_is_exact(case: Case) -> None:
     """A run that was cut off and resumed ends with the weights of an uninterrupted one."""
-    steps = max(6, 2 * case.train.rounds)
+    steps = max(6, 2 * case.train.cycles)
     with tempfile.TemporaryDirectory() as whole, tempfile.TemporaryDirectory() as parts:
         expected = trained(case, Path(whole), steps).state_dict()
         trained(case, Path(parts), steps, stop=steps // 2 + 1)
@@ -258,9 +259,9 @@ def trained(case: Case, folder: Path, steps: int, stop: int | None = None) -> Me
     fabric = Fabric(accelerator="cpu", devices=1)
     method = case.fresh()
     trainer = Trainer(fabric, method, case.source, case.train, folder, workers=1)
-    plan = Plan.of(steps, trainer.per_pass, case.train.rounds)
+    plan = Plan.of(steps, trainer.per_pass, case.train.cycles)
     with contextlib.suppress(Cut):
-        trainer.fit(plan, Journal(folder, case.train.batch, True, None, cut))
+        trainer.fit(plan, RunLogger(folder, case.train.batch, True, None, cut))
     return method
 
 
@@ -270,7 +271,7 @@ CHECKS: list[Callable[[Case], None]] = [
     loss_writes_nothing,
     parameters_learn,
     one_batch_is_learnt,
-    grey_gives_no_clue,
+    gray_gives_no_clue,
     features_differ,
     export_survives_the_disk,
     resume_is_exact,

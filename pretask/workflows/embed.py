@@ -6,10 +6,8 @@ same rows. Both are written as the images come by, so memory does not grow with 
 
 import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,11 +15,12 @@ import numpy as np
 import torch
 
 from pretask import encoders
-from pretask.data import decode, loader
+from pretask.data import loader
 from pretask.data.base import Images, bar
-from pretask.data.encoded import cores
 from pretask.data.stream import Stream
 from pretask.encoders import Encoder, pooled
+from pretask.limits import Count, checked
+from pretask.runtime import files
 from pretask.runtime.device import find_device
 from pretask.train.run import Run
 from pretask.types import Batch, UserError
@@ -81,7 +80,7 @@ def rows(encoder: Encoder, source: Images, stage: str = "pool", batch: int = 256
         for each in batches(source, batch):
             found = pooled(encoder, each.image, stage)
             names = source.files(each.index)
-            kept = [i for i, name in enumerate(names) if name not in source.ledger.bad]
+            kept = source.readable(each.index).nonzero()[:, 0].tolist()
             yield Rows([names[i] for i in kept], found[kept].numpy(), len(names))
     finally:
         encoder.to(home)
@@ -98,29 +97,7 @@ def batches(source: Images, batch: int) -> Iterator[Batch]:
     """Every image once, in order; in an unreadable one's place stands another."""
     if not isinstance(source, Stream):
         return loader.epoch(source, torch.arange(len(source)), batch)
-    return streamed(source, batch)
-
-
-def streamed(source: Stream, batch: int) -> Iterator[Batch]:
-    """A stream to its true end, which need not be where it says."""
-
-    def one(encoded: decode.Encoded | None) -> np.ndarray | str:
-        try:
-            return "empty" if encoded is None else decode.canvas(encoded, source.size, source.channels)
-        except decode.Unreadable as error:
-            return str(error)
-
-    nothing = np.zeros((source.channels, source.size, source.size), np.uint8)
-    rest, start = source.once(), 0
-    with ThreadPoolExecutor(cores()) as threads:
-        while encoded := list(islice(rest, batch)):
-            index = start + torch.arange(len(encoded))
-            found = list(threads.map(one, encoded))
-            source.note(index, found)
-            start += len(encoded)
-            image = np.stack([nothing if isinstance(x, str) else x for x in found])
-            yield Batch(index, torch.from_numpy(image))
-    source.ledger.found = start  # all that there were
+    return source.whole(batch)
 
 
 def array(encoder: Encoder, source: Images, stage: str = "pool", batch: int = 256) -> np.ndarray:
@@ -142,12 +119,13 @@ class Written:
     width: int
 
 
+@checked
 def write(
     encoder: Encoder,
     source: Images,
     out: Path = Path("features.parquet"),
     stage: str = "pool",
-    batch: int = 256,
+    batch: Count = 256,
     progress: bool = True,
 ) -> Written:
     """features.parquet, features.npy beside it, and features.skipped.csv if files could not be read."""
@@ -171,14 +149,16 @@ def complete(*targets: Path) -> Iterator[list[Path]]:
     try:
         targets[0].parent.mkdir(parents=True, exist_ok=True)
         yield beside
-        for made, path in zip(beside, targets, strict=True):
-            if made.exists():
-                made.replace(path)
+        written = [(made, path) for made, path in zip(beside, targets, strict=True) if made.exists()]
+        for made, _ in written:
+            files.sync(made)
+        for made, path in written:
+            made.replace(path)
     except OSError as failure:
-        raise UserError(f"could not write {targets[0]} ({failure}); nothing is left of it") from None
+        raise files.Unwritable(targets[0], failure) from None
     finally:
         for made in beside:
-            made.unlink(missing_ok=True)
+            files.remove(made)
 
 
 def fill(table: Path, plain: Path, found: Iterator[Rows], total: int, progress: bool) -> tuple[int, int]:
@@ -216,8 +196,8 @@ def fill(table: Path, plain: Path, found: Iterator[Rows], total: int, progress: 
 
 
 def printable(name: str) -> str:
-    """A file name that is no UTF-8 with a mark in place of each odd byte; tables hold nothing else."""
-    return os.fsencode(name).decode(errors="replace")
+    r"""A file name in UTF-8, as tables hold nothing else: an odd byte becomes \xff, so that no two names become one."""
+    return os.fsencode(name).decode(errors="backslashreplace")
 
 
 def head(file: BinaryIO, n: int, width: int) -> None:

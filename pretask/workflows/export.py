@@ -4,6 +4,7 @@ Every export is loaded back by the program it is meant for and asked about image
 answers differ, or not all weights arrive, that is an error and nothing is left behind.
 """
 
+import io
 import json
 import tempfile
 import warnings
@@ -16,13 +17,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from pretask import data as sources
 from pretask import encoders
 from pretask.data import loader
 from pretask.encoders import SEES, Encoder, Timm
 from pretask.rng import Rng
+from pretask.runtime import files
 from pretask.train.run import Run
-from pretask.transforms import augment as images
+from pretask.transforms import augment
 from pretask.types import UserError
 
 Target = Literal["timm", "torch", "onnx", "hf"]
@@ -81,8 +82,12 @@ def export(run: Run, to: Target, out: Path | None = None) -> Exported:
             if not difference <= CLOSE:  # NaN is no agreement
                 raise ValueError(f"its features differ from the run's by {difference:.1e} of the largest")
             for file in Path(scratch).iterdir():  # one, but for ONNX of more than 2 GB
+                for each in (*file.rglob("*"), file):
+                    files.sync(each)
                 file.replace(out.parent / file.name)
     except Exception as wrong:  # exporters and foreign loaders raise all kinds
+        if isinstance(wrong, OSError) and wrong.errno:  # the system's own
+            raise files.Unwritable(out, wrong) from None
         reason = (str(wrong).strip() or type(wrong).__name__).splitlines()[0]
         raise UserError(
             f"{encoder.name} could not be exported to {to}: {reason}; nothing was written"
@@ -92,17 +97,13 @@ def export(run: Run, to: Target, out: Path | None = None) -> Exported:
 
 def probes(run: Run) -> tuple[Tensor, str]:
     """A few of the run's images (B, C, H, W) in [0, 1]; noise where they are gone."""
-    settings, size, channels = run.card["settings"], run.card["size"], run.card["channels"]
-    root = settings["root"] and Path(settings["root"])
     try:
-        source = sources.open(
-            settings["data"], size=size, channels=channels, root=root, progress=False, cache_mb=0
-        )
+        source = run.images(progress=False, cache_mb=0)
         image = loader.sample(source, PROBES).image
-        return images.to_float(image), f"{len(image)} images of {source.name}"
+        return augment.to_float(image), f"{len(image)} images of {source.name}"
     except UserError:
-        noise = Rng(0, "export").uniform(PROBES, channels, size, size)
-        return noise, f"{PROBES} images of noise, as the run's own are not at hand"
+        noise = Rng(0, "export").uniform(PROBES, run.card["channels"], run.card["size"], run.card["size"])
+        return noise, f"{PROBES} images of noise, as the run's own are not at hand, or have changed"
 
 
 def disagreement(foreign: Foreign, encoder: Encoder, image: Tensor) -> float:
@@ -129,13 +130,20 @@ def image_of(encoder: Encoder) -> str:
     return f"(B, {encoder.channels}, {encoder.size}, {encoder.size})"
 
 
+def mapped(encoder: Encoder) -> str:
+    """Which numbers its pixels stand for, if not bytes."""
+    return f", to which {encoder.range} was mapped, and cut off" if encoder.range.rescales() else ""
+
+
 # ---- torch
 
 
 def write_torch(encoder: Encoder, path: Path) -> None:
     batch = torch.export.Dim("batch")
     program = torch.export.export(encoder, (example(encoder),), dynamic_shapes=({0: batch},))
-    torch.export.save(program, path)
+    content = io.BytesIO()  # to a file that cannot grow, torch would end the process
+    torch.export.save(program, content)
+    path.write_bytes(content.getbuffer())
 
 
 def load_torch(path: Path) -> Foreign:
@@ -147,7 +155,7 @@ def use_torch(path: Path, encoder: Encoder) -> str:
 import torch
 
 encoder = torch.export.load("{path}").module()
-features = encoder(pixels)["pool"]  # pixels {image_of(encoder)} in [0, 1] -> (B, {encoder.dim})"""
+features = encoder(pixels)["pool"]  # pixels {image_of(encoder)} in [0, 1]{mapped(encoder)} -> (B, {encoder.dim})"""
 
 
 # ---- onnx
@@ -196,7 +204,7 @@ def use_onnx(path: Path, encoder: Encoder) -> str:
 import onnxruntime
 
 session = onnxruntime.InferenceSession("{path}")
-[features] = session.run(["pool"], {{"image": pixels}})  # pixels {image_of(encoder)} float32 in [0, 1]"""
+[features] = session.run(["pool"], {{"image": pixels}})  # pixels {image_of(encoder)} float32 in [0, 1]{mapped(encoder)}"""
 
 
 # ---- timm, and transformers, which wraps it: the same folder
@@ -237,7 +245,7 @@ def built(encoder: Encoder) -> tuple[str, dict[str, Any]]:
     """The timm name, and what `timm.create_model` is told besides."""
     name, arguments = encoders.parse(encoder.name)
     arguments.pop("sees", None)
-    return name, {"in_chans": len(encoder.mean), **encoders.sized(name, encoder.size), **arguments}
+    return name, {"in_chans": len(encoder.mean), **encoders.size_arguments(name, encoder.size), **arguments}
 
 
 def statistics(values: Tensor) -> list[float]:
@@ -245,7 +253,7 @@ def statistics(values: Tensor) -> list[float]:
     return [float(f"{value:.7g}") for value in values.flatten().tolist()]
 
 
-def normalised(config: Mapping[str, Any], image: Tensor) -> Tensor:
+def normalized(config: Mapping[str, Any], image: Tensor) -> Tensor:
     mean, std = (torch.tensor(config["pretrained_cfg"][key]).view(-1, 1, 1) for key in ("mean", "std"))
     return ((SEES[config["sees"]](image) if config["sees"] else image) - mean) / std
 
@@ -257,7 +265,7 @@ def load_timm(path: Path) -> Foreign:
     config = json.loads((path / "config.json").read_text())
     model = timm.create_model(config["architecture"], num_classes=0, **config["model_args"]).eval()
     model.load_state_dict(load_file(path / "model.safetensors"), strict=True)
-    return lambda image: {"pool": model(normalised(config, image))}
+    return lambda image: {"pool": model(normalized(config, image))}
 
 
 def use_timm(path: Path, encoder: Encoder) -> str:
@@ -276,7 +284,7 @@ from safetensors.torch import load_file
 model = timm.create_model("{name}", num_classes=0{told}).eval()
 model.load_state_dict(load_file("{path / "model.safetensors"}"), strict=True)
 mean, std = torch.tensor({mean}).view(-1, 1, 1), torch.tensor({std}).view(-1, 1, 1)
-features = model((pixels - mean) / std)  # pixels: {pixels} in [0, 1] -> (B, {encoder.dim})"""
+features = model((pixels - mean) / std)  # pixels: {pixels} in [0, 1]{mapped(encoder)} -> (B, {encoder.dim})"""
 
 
 def load_hf(path: Path) -> Foreign:
@@ -290,7 +298,7 @@ def load_hf(path: Path) -> Foreign:
         raise ValueError(f"transformers did not load all weights: {lost}")
     model.eval()
     config = json.loads((path / "config.json").read_text())
-    return lambda image: {"pool": model(normalised(config, image)).pooler_output}
+    return lambda image: {"pool": model(normalized(config, image)).pooler_output}
 
 
 def use_hf(path: Path, encoder: Encoder) -> str:
@@ -298,7 +306,7 @@ def use_hf(path: Path, encoder: Encoder) -> str:
 from transformers import AutoImageProcessor, AutoModel
 
 processor, model = AutoImageProcessor.from_pretrained("{path}"), AutoModel.from_pretrained("{path}").eval()
-features = model(**processor(picture)).pooler_output  # a PIL image -> (1, {encoder.dim})"""
+features = model(**processor(picture)).pooler_output  # a PIL image of 8 bit{mapped(encoder)} -> (1, {encoder.dim})"""
 
 
 # ---- all of them

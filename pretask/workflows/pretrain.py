@@ -1,7 +1,6 @@
-"""From a method's name and a folder of images to a trained encoder in a run folder."""
+"""Pretraining: from a new or resumed job to a trained encoder in a run's folder."""
 
 import dataclasses
-import json
 import logging
 import math
 import os
@@ -9,9 +8,8 @@ import platform
 import subprocess
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -22,85 +20,38 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from PIL import Image
 
-from pretask import data as sources
-from pretask import limits, methods
-from pretask.config import TrainConfig
-from pretask.data import loader
-from pretask.data.base import Images
+from pretask.config import RunConfig
+from pretask.data import fingerprint, loader
+from pretask.data.fingerprint import Fingerprint
 from pretask.data.ledger import BAD
-from pretask.data.subset import drawn
-from pretask.limits import Count, Part, Seed, Share
-from pretask.methods import Method, MethodConfig
-from pretask.runtime import distributed
-from pretask.runtime import files as checkpoint
-from pretask.runtime import malloc as memory
-from pretask.runtime.device import Precision, fastest, find_device
-from pretask.train import run
-from pretask.train.logger import Journal, Tell
-from pretask.train.monitor import Watch
+from pretask.methods import Method
+from pretask.runtime import distributed, files, formats, malloc
+from pretask.runtime.console import busy, say
+from pretask.runtime.device import Precision, fastest_precision, find_device
+from pretask.train import requirements, run, weights
+from pretask.train.logger import OnLog, RunLogger
+from pretask.train.monitor import CollapseMonitor
 from pretask.train.pacing import ENTRIES, Budget, Pace
 from pretask.train.plan import Plan
-from pretask.train.progress import busy
 from pretask.train.trainer import Trainer
 from pretask.types import Source, UserError
 from pretask.workflows import length
+from pretask.workflows import resume as resuming
+from pretask.workflows.job import Job
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What is trained on, how long, and where the result goes."""
-
-    data: str
-    """a folder of images, a .npz, .parquet or .tar file, hf:NAME, or a torchvision name such as cifar10"""
-    out: Path | None = None
-    """the run's folder, which must not exist (runs/METHOD-DATA-sSEED)"""
-    encoder: str | None = None
-    """any timm name or a classic net; timm arguments after a colon: vit_tiny_patch16_224:patch_size=4"""
-    size: Count | None = None
-    """side of the images, pixels (as stored in arrays; from the files of a folder, 160 at most)"""
-    steps: Count | None = None
-    """length of the run in steps, in the place of --epochs"""
-    budget: str | None = None
-    """length of the run in time, such as 90s, 10m or 2h, from start to report: as many steps as fit"""
-    plan: Path | None = None
-    """a run to take as many steps as, planned as they were there, in the place of --steps, --budget and --epochs"""
-    share: Part = 1.0
-    """of the images to train on, drawn at random by the seed"""
-    seed: Seed = 0
-    """of the weights, the order and the puzzles"""
-    init: Path | None = None
-    """weights to start from: a run's folder or an encoder.safetensors"""
-    watch: str | None = None
-    """labelled images for an online kNN score; training never sees them"""
-    root: Path | None = None
-    """where a torchvision data set is, or is downloaded to"""
-    max_bad: Share = 0.1
-    """share of unreadable files at which the run stops"""
-    workers: Count | None = None
-    """processes that decode images (one less than there are cores, 8 at most)"""
-    devices: Count | Literal["auto"] = "auto"
-    """processes to train with on this machine: GPUs, or 1 on a CPU"""
-    strategy: Literal["ddp", "fsdp"] = "ddp"
-    """of several processes: each holds the whole network (ddp), or they share it out among them (fsdp)"""
-    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
-    """what to train on"""
-    precision: Literal["auto", "bf16-mixed", "32-true"] = "auto"
-    """bf16 where the hardware has it"""
-
-
-def engine(settings: Settings, partial: bool, batch: int) -> "Fabric":
+def build_fabric(settings: RunConfig, partial: bool, batch: int) -> "Fabric":
     """Lightning Fabric for these settings: one process, several on this machine, or many by torchrun."""
-    from lightning_fabric import Fabric  # longer to import than torch; a run that is only read does without
+    from lightning_fabric import Fabric  # slow to import, and not needed to read a run
     from lightning_fabric.strategies.ddp import DDPStrategy
     from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
 
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    here = int(
-        os.environ.get("LOCAL_WORLD_SIZE", world)
-    )  # torchrun's; Fabric's own launcher stays on one machine
+    # set by torchrun; Fabric's own launcher stays on one machine
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", world))
     on_cpu = device_type(settings) == "cpu"
     count = here if on_cpu else torch.cuda.device_count()
     if settings.devices != "auto":
@@ -108,14 +59,16 @@ def engine(settings: Settings, partial: bool, batch: int) -> "Fabric":
     logging.getLogger("lightning_fabric").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", ".*`broadcast_buffers` is deprecated")  # its successor is not in 2.5
     nodes = world // here
-    if batch % (count * nodes):  # said before so many processes are started
-        raise UserError(f"a batch of {batch} cannot be shared by {count * nodes} processes evenly")
+    if batch % (count * nodes):  # before any process is started
+        raise UserError(
+            f"a batch of {batch} cannot be split evenly among {count * nodes} processes; give another --batch"
+        )
     strategy: Any = "auto"
     if count * nodes > 1:
         strategy = DDPStrategy(find_unused_parameters=partial, broadcast_buffers=False)
     if settings.strategy == "fsdp":
         if count * nodes == 1:
-            raise UserError("--strategy fsdp shares a network out among processes; give --devices 2 or more")
+            raise UserError("--strategy fsdp shards the network among processes; give --devices 2 or more")
         strategy = ModelParallelStrategy(distributed.shard, count * nodes, tensor_parallel_size=1)
     return Fabric(
         accelerator="cpu" if on_cpu else settings.accelerator,
@@ -126,205 +79,177 @@ def engine(settings: Settings, partial: bool, batch: int) -> "Fabric":
     )
 
 
-def device_type(settings: Settings) -> Literal["cpu", "cuda"]:
+def device_type(settings: RunConfig) -> Literal["cpu", "cuda"]:
     return "cpu" if settings.accelerator == "cpu" else find_device()
 
 
-def precision_of(settings: Settings) -> Precision:
-    return fastest(device_type(settings)) if settings.precision == "auto" else settings.precision
+def precision_of(settings: RunConfig) -> Precision:
+    return fastest_precision(device_type(settings)) if settings.precision == "auto" else settings.precision
 
 
-def named(method: str, settings: Settings) -> Path:
-    """The folder of a run: the one that was asked for, or runs/METHOD-DATA-sSEED."""
-    data = Path(settings.data.rstrip("/").split(":")[-1]).stem or "data"
-    title = Path(method).stem if method.endswith(".py") else method.replace(":", "-")
-    return settings.out or Path("runs") / f"{title}-{data}-s{settings.seed}"
-
-
-def pretrain(
-    method: str | None,
-    settings: Settings,
-    config: MethodConfig | None = None,
-    train: TrainConfig | None = None,
-    *,
-    resume: Path | None = None,
-    source: Images | None = None,
-    command: Sequence[str] = (),
-    tell: Tell | None = None,
-    began: float | None = None,
-    report: bool = False,
-) -> run.Run:
-    """Train `method` ("rotnet", "rotnet:paper" or "./my_puzzle.py") and leave everything in a run folder.
-
-    `config` and `train` default to the recipe. With `resume`, the run in that folder goes on with its own settings but
-    for `devices`, and for `steps` or `budget` where they are given. `source` stands in for what `settings.data` names,
-    where the images are in memory. A budget counts from `began` (time.monotonic(); now), and leaves time for a `report`.
-    """
-    began = time.monotonic() if began is None else began
-    asked = settings
-    if resume is None:
-        assert method is not None
-        config = config or methods.recipe(method)()
-        train = train or config.train
-        folder = named(method, settings)
-        check_out(folder)
-        old: dict[str, Any] = {}
-    else:
-        folder, old = resume, run.Run(resume).card
-        method, settings, config, train = run.revive(old)
-        settings = dataclasses.replace(settings, devices=asked.devices)
-    assert config is not None
-    assert train is not None
-    for part in (settings, config, train, asked):
-        limits.check(part)
-    allowed = None if asked.budget is None else length.seconds(asked.budget)
-
-    opening = time.monotonic()
-    if source is None:
-        source = sources.open(settings.data, size=settings.size, root=settings.root, max_bad=settings.max_bad)
-    source = drawn(source, settings.share, settings.seed)
-    labelled = None
-    if settings.watch:
-        labelled = sources.open_labelled(
-            settings.watch,
-            size=source.size,
-            channels=source.channels,
-            root=settings.root,
-            max_bad=settings.max_bad,
-        )
-    opening = time.monotonic() - opening
+def pretrain(job: Job, *, on_log: OnLog | None = None, report: bool = False) -> run.Run:
+    """Train, and write all results to the run's folder. With `report`, a budget includes time for writing the report."""
+    settings, source, folder = job.settings, job.source, job.folder
     torch.manual_seed(settings.seed)
-    spec = config.spec(settings.encoder)
-    encoder = config.draw(spec, source)
-    if settings.init and resume is None:
-        run.load_encoder_weights(encoder, settings.init)
-    solver = config.build(encoder, source)
-    fabric = engine(settings, solver.partial, train.batch)
+    spec = job.config.spec(settings.encoder)
+    encoder = job.config.build_encoder(spec, source)
+    requirements.check(job.config, encoder, source, job.train.batch)
+    if settings.init and job.card is None:
+        weights.load_encoder_weights(encoder, settings.init)
+    method = job.config.build(encoder, source)
+    fabric = build_fabric(settings, method.has_unused_params, job.train.batch)
     fabric.launch()
-    trainer = Trainer(fabric, solver, source, train, folder, settings.seed, settings.workers)
+    trainer = Trainer(fabric, method, source, job.train, folder, settings.seed, settings.workers)
+    allowed = job.budget
     pace = Pace() if allowed is None else Pace(allowed / ENTRIES)
-    budget = None if allowed is None or asked.steps is not None else Budget(allowed, began, pace)
+    budget = None if allowed is None or job.requested.steps is not None else Budget(allowed, job.began, pace)
     if report:
-        pace.closing = reporting(time.monotonic() - began, opening, allowed)
+        pace.closing = report_time(time.monotonic() - job.began, job.opening, allowed)
 
-    with distributed.together(), memory.kept(), ExitStack() as held:
-        if resume is not None and fabric.is_global_zero:
-            held.enter_context(checkpoint.locked(folder))
-        with busy("getting ready") if tell and fabric.is_global_zero else nullcontext():
-            if resume is None:
-                trainer.begin()
-                plan = length.planned(asked, trainer, budget)
+    with distributed.report_lost_peer(), malloc.keep_freed_memory(), ExitStack() as held:
+        if job.card is not None and fabric.is_global_zero:
+            held.enter_context(files.locked(folder))
+            check_card(job)
+        with busy("getting ready") if on_log and fabric.is_global_zero else nullcontext():
+            if job.card is None:
+                plan = length.new_plan(settings, trainer, budget)
             else:
-                plan = length.resumed(asked, trainer, old, budget)
+                plan = length.resumed_plan(job.changes, trainer, job.card, budget)
             if budget is None:
                 pace.costs = trainer.costs(plan)
-        watch = Watch(solver, source, folder, labelled) if fabric.is_global_zero else None
-        if resume is None:
-            with trainer.whole():  # a puzzle may be made with the encoder
-                picture = preview(solver, source, folder.name, settings.seed)
-            card = describe(method, settings, config, train, plan, source, fabric, spec, command)
-            if fabric.is_global_zero:
-                checkpoint.write_folder(
-                    folder, partial(first_files, card=card, picture=picture, more=trainer.files)
-                )
-                held.enter_context(checkpoint.locked(folder))
-            trainer.files.clear()
-        else:
-            card = old
-            if fabric.is_global_zero:
-                length.extend(folder, card, plan)
+        monitor = CollapseMonitor(method, source, folder, job.labeled) if fabric.is_global_zero else None
+        card = (
+            start_run(job, trainer, plan, spec)
+            if job.card is None
+            else continue_run(job, trainer, plan, on_log)
+        )
+        if job.card is None and fabric.is_global_zero:
+            held.enter_context(files.locked(folder))
         fabric.barrier()
-        journal = Journal(folder, train.batch, fabric.is_global_zero, watch, tell, trainer.whole)
+        logger = RunLogger(
+            folder, job.train.batch, fabric.is_global_zero, monitor, on_log, trainer.summon_full_params
+        )
         try:
-            fit(trainer, plan, journal, pace, budget, partial(run.record, folder, card))
-            run.save_encoder(solver.export(), folder)
+            train_and_report(trainer, plan, logger, pace, budget, partial(run.record, folder, card))
+            made = method.export()
+            made.range = source.range
+            weights.save_encoder(made, folder)
             if fabric.is_global_zero:
-                took = trainer.spent + time.monotonic() - began
-                checkpoint.write_text(folder / run.DONE, f"{took:.1f} s\n")
-        except checkpoint.Unwritable as full:
+                took = trainer.spent + time.monotonic() - job.began
+                files.write_text(folder / run.DONE, f"{took:.1f} s\n")
+        except files.Unwritable as full:
             raise UserError(
-                f"{full}. Make room, then go on with: pretask pretrain --resume {quote(str(folder))}"
+                f"{full}. Make room, then continue: pretask pretrain --resume {quote(str(folder))}"
             ) from None
         fabric.barrier()
     return run.Run(folder)
 
 
-def check_out(folder: Path) -> None:
-    """UserError unless a run can be written there: nothing is in the way, and the disk lets us."""
-    if folder.is_dir() and any(folder.iterdir()):
-        raise UserError(
-            f"{folder} exists; choose another --out, or go on with: pretask pretrain --resume {quote(str(folder))}"
+def check_card(job: Job) -> None:
+    """Raises UserError if the card of a resumed run has changed since the job was made."""
+    if resuming.relocated(run.Run(job.folder).card, job.changes) != job.card:
+        raise UserError(f"another process has just changed {job.folder}; run the command again")
+
+
+def start_run(job: Job, trainer: Trainer, plan: Plan, spec: str) -> dict[str, Any]:
+    """Create the folder of a new run; returns its card."""
+    with trainer.summon_full_params():  # making a puzzle may need the encoder
+        picture = preview(trainer.method, job.source, job.folder.name, job.settings.seed)
+    card = run_card(job, plan, trainer.fabric, spec)
+    if trainer.fabric.is_global_zero:
+        data = job.images.fingerprint()
+        card |= {fingerprint.KEY: data.digest}
+        card |= {resuming.MONITORED: job.labeled.fingerprint().digest} if job.labeled else {}
+        files.write_folder(
+            job.folder, partial(first_files, card=card, picture=picture, data=data, more=trainer.files)
         )
-    there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
-    if not there.is_dir():
-        raise UserError(f"{there} is a file, so no run can be written to {folder}; choose another --out")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise UserError(f"{there} may not be written to; choose another --out")
+    trainer.files.clear()
+    return card
 
 
-def reporting(ready: float, opening: float, budget: float | None) -> float:
-    """Seconds that a report will take, by what was needed until a run was `ready`, and for `opening` its images.
+def continue_run(job: Job, trainer: Trainer, plan: Plan, on_log: OnLog | None) -> dict[str, Any]:
+    """Update the card of a resumed run; returns it."""
+    card = job.card
+    assert card is not None
+    if trainer.fabric.is_global_zero:
+        if on_log:
+            now = environment(job.settings, trainer.fabric)
+            for remark in resuming.remarks(card, now, job.labeled):
+                say(remark)
+        if card != run.Run(job.folder).card:
+            run.write_card(job.folder, card)
+        length.update_plan(job.folder, card, plan)
+    return card
 
-    The report opens them again and works, like that start, on one core: measured, half as long. A first start from a
-    cold disk says little, so more than a tenth of a budget is not put aside for that half.
+
+def report_time(ready: float, opening: float, budget: float | None) -> float:
+    """Estimated seconds for the report, given the seconds until the run was `ready`, of which `opening` for its images.
+
+    The report opens the images again and then takes half as long as the other preparations (measured), which like the report
+    use one core. A first start from a cold disk predicts little, so that half is limited to a tenth of the budget.
     """
     return opening + min(0.5 * (ready - opening), 0.1 * (budget or math.inf))
 
 
-def fit(
+def train_and_report(
     trainer: Trainer,
     plan: Plan,
-    journal: Journal,
+    logger: RunLogger,
     pace: Pace,
     budget: Budget | None,
     record: Callable[[Plan], None],
 ) -> None:
-    """Train to the end; what could not be read is listed however it ends."""
+    """Train to the end; unreadable records are listed in bad.csv even if training fails."""
     ledger = trainer.source.ledger
     try:
-        trainer.fit(plan, journal, pace, budget, record)
-        ledger.bad.update(distributed.union(ledger.bad))
+        trainer.fit(plan, logger, pace, budget, record)
+        for found in distributed.gather_objects(ledger.state()):
+            ledger.restore(found)
     finally:
-        if journal.writes:
+        if logger.writes:
             ledger.write(trainer.folder / BAD)
+            run.record_data(trainer.folder, ledger)
 
 
-def describe(
-    method: str,
-    settings: Settings,
-    config: MethodConfig,
-    train: TrainConfig,
-    plan: Plan,
-    source: Source,
-    fabric: "Fabric",
-    encoder: str,
-    command: Sequence[str],
-) -> dict[str, Any]:
-    """run.json: everything that decides the run, and where it was made."""
-    name, _, recipe = method.partition(":")
+def run_card(job: Job, plan: Plan, fabric: "Fabric", encoder: str) -> dict[str, Any]:
+    """run.json: everything that determines the run, and the environment it was made in."""
+    name, _, recipe = job.method.partition(":")
+    settings, source = resuming.absolute(job.settings), job.source
     return {
+        formats.KEY: formats.FORMAT,
         "method": str(Path(name).resolve()) if name.endswith(".py") else name,
         "recipe": recipe or "default",
-        "config": dataclasses.asdict(config),
-        "train": dataclasses.asdict(train),
+        "config": dataclasses.asdict(job.config),
+        "train": dataclasses.asdict(job.train),
         "settings": dataclasses.asdict(settings),
         "encoder": encoder,
         "data": settings.data,
         "n": len(source),
+        "records": source.ledger.card(),
         "channels": source.channels,
         "size": source.size,
+        "range": source.range.card(),
         "seed": settings.seed,
         **plan.as_card(),
+        **environment(settings, fabric),
+        "command": job.command,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        fingerprint.KEY: None,  # added by the first process
+        resuming.MONITORED: None,
+    }
+
+
+def environment(settings: RunConfig, fabric: "Fabric") -> dict[str, Any]:
+    """What exact results depend on besides the settings: hardware, precision, processes, versions."""
+    on_gpu = fabric.device.type == "cuda"
+    return {
         "precision": precision_of(settings),
-        "device": torch.cuda.get_device_name()
-        if fabric.device.type == "cuda"
-        else platform.processor() or "cpu",
+        "device": torch.cuda.get_device_name() if on_gpu else platform.processor() or "cpu",
+        "instructions": None if on_gpu else torch.backends.cpu.get_cpu_capability(),
         "processes": fabric.world_size,
         "threads": torch.get_num_threads(),
         "versions": versions(),
         "commit": commit(),
-        "command": " ".join(command) or None,
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 
@@ -339,9 +264,9 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """The git commit of this package's source, if it is run from a checkout; "-dirty" if that was changed since."""
+    """The git commit of this package in a checkout, with "-dirty" if there are uncommitted changes; otherwise None."""
     try:
-        told = subprocess.run(
+        done = subprocess.run(
             [
                 "git",
                 "-C",
@@ -358,20 +283,25 @@ def commit() -> str | None:
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return told.stdout.strip() or None
+    return done.stdout.strip() or None
 
 
 def preview(method: Method[Any], source: Source, title: str, seed: int) -> Image.Image:
-    """The first puzzles with their answers."""
-    from pretask.viz import puzzle as sheet
+    """A contact sheet of some puzzles with their answers."""
+    from pretask.viz import sheet
 
-    puzzle = method.puzzle(loader.sample(source, 8), seed, "preview")
-    return sheet.puzzles(puzzle, title=title, names=method.meanings())
+    puzzles = method.illustrate(loader.sample(source, 8), seed, "preview")
+    return sheet.puzzles(
+        puzzles, title=method.pretext_task or title, about=title if method.pretext_task else ""
+    )
 
 
-def first_files(folder: Path, card: dict[str, Any], picture: Image.Image, more: Mapping[str, bytes]) -> None:
-    """What a run's folder holds before the first step."""
+def first_files(
+    folder: Path, card: dict[str, Any], picture: Image.Image, data: Fingerprint, more: Mapping[str, bytes]
+) -> None:
+    """Write the files that a run's folder holds before the first step."""
     for name, content in more.items():
-        checkpoint.write(folder / name, lambda file, content=content: file.write(content))
-    checkpoint.write_text(folder / run.CARD, json.dumps(card, indent=2, default=str) + "\n")
-    checkpoint.write(folder / "preview.png", lambda file: picture.save(file, format="PNG"))
+        files.write(folder / name, lambda file, content=content: file.write(content))
+    run.write_card(folder, card)
+    files.write(folder / fingerprint.FILE, data.write)
+    files.write(folder / "preview.png", lambda file: picture.save(file, format="PNG"))

@@ -1,6 +1,7 @@
 """Looking before training: draw a method's puzzles, and hold it to the contract on one's own images."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from PIL import Image
@@ -8,13 +9,17 @@ from PIL import Image
 from pretask import data as sources
 from pretask.data import loader
 from pretask.data.stream import Stream
-from pretask.data.subset import Some
+from pretask.data.subset import Subset
+from pretask.limits import Count, Seed, checked
 from pretask.methods import MethodConfig
 from pretask.methods.base.context import Context
+from pretask.reading import DEFAULT_READING, Reading
 from pretask.rng import Rng
+from pretask.train import requirements
 from pretask.train.plan import Plan
 from pretask.train.trainer import check_provided
-from pretask.viz import puzzle as sheet
+from pretask.types import UserError
+from pretask.viz import sheet
 from pretask.workflows import contract
 
 LOOKED_AT = 500
@@ -26,28 +31,35 @@ def made_up(config: MethodConfig) -> str:
     return "demo:test" if config.needs <= {"words"} else "synthetic:64:96"
 
 
+@checked
 def preview(
     data: str,
     config: MethodConfig,
     title: str,
-    rows: int = 8,
-    size: int | None = None,
-    seed: int = 0,
-    max_bad: float = 0.1,
+    rows: Count = 8,
+    size: Count | None = None,
+    seed: Seed = 0,
+    reading: Reading = DEFAULT_READING,
+    bad: Path | None = None,
 ) -> Image.Image:
-    """A contact sheet of puzzles with their answers."""
-    source = sources.open(data, size=size, max_bad=max_bad)
+    """A contact sheet of puzzles with their answers; what could not be read is listed in the file `bad`."""
+    source = sources.open(data, size=size, reading=reading)
     addressed = not isinstance(source, Stream)
     if addressed:
-        source = Some(source, torch.linspace(0, len(source) - 1, min(len(source), LOOKED_AT)).long())
+        source = Subset(source, torch.linspace(0, len(source) - 1, min(len(source), LOOKED_AT)).long())
     torch.manual_seed(seed)
-    method = config.build(config.draw(config.spec(), source), source)
+    encoder = config.build_encoder(config.spec(), source)
+    requirements.check(config, encoder, source)
+    method = config.build(encoder, source)
     check_provided(method, source)
     if addressed:  # the puzzle may be made of what a method learns of the images first
         method.begin(Context(source, [], Plan.of(1, 1).at(0), Rng(seed, "begin", 0)))
     batch = loader.sample(source, rows, Rng(seed, "preview", "which"))
-    puzzle = method.puzzle(batch, seed, "preview")
-    return sheet.puzzles(puzzle, rows=rows, title=title, names=method.meanings())
+    puzzles = method.illustrate(batch, seed, "preview")
+    if bad is not None:
+        source.ledger.write(bad)
+    named = (method.pretext_task, title) if method.pretext_task else (title, "")
+    return sheet.puzzles(puzzles, rows=rows, title=named[0], about=named[1])
 
 
 def check(
@@ -55,10 +67,14 @@ def check(
     config: MethodConfig,
     encoder: str | None = None,
     size: int | None = None,
-    max_bad: float = 0.1,
+    reading: Reading = DEFAULT_READING,
 ) -> Iterator[tuple[str, str | None]]:
     """Each sentence of the contract, and None or how it was seen to fail."""
-    case = contract.Case.of(config, sources.open(data, size=size, max_bad=max_bad), encoder)
+    source = sources.open(data, size=size, reading=reading)
+    if len(source) < 2:
+        raise UserError(f"{source.name} has 1 image; to hold a method to the contract takes 2 or more")
+    case = contract.Case.of(config, source, encoder)
+    requirements.check(config, config.build_encoder(case.encoder, source), source, len(case.batch))
     for each in contract.CHECKS:
         sentence = (each.__doc__ or each.__name__).strip().rstrip(".")
         yield sentence, contract.outcome(each, case)

@@ -1,18 +1,17 @@
-"""Questions to a run of any method: how much data, how many labels, how much do features change in fine-tuning? And what
-would pretraining with labels have given?
+"""Ablations of a run: fewer images, fewer labels, feature drift in fine-tuning, and pretraining with labels instead.
 
-`pretask study RUN --data LABELLED`. Larsson, Maire and Shakhnarovich (CVPR 2017, arXiv:1703.04044, abstract) asked how
-much data and how many labels *pretraining with labels* takes, and how far features change in fine-tuning, to see what
-colorization is worth beside it. Here "supervised" asks the first two of them as they did, on the labels at hand; "data",
-"labels" and "change" ask the run itself. Their tables could not be read: shares, numbers of classes and the way in which
-classes are merged are pretask's. Change is measured by CKA (evals/cka.py).
+`pretask study RUN --data LABELED`. Larsson, Maire and Shakhnarovich (CVPR 2017, arXiv:1703.04044, abstract) studied how
+*pretraining with labels* depends on the number of images and labels, and how far features change in fine-tuning, and
+compared it with colorization. Here "supervised" answers the first two questions as they did, with the labels given; "data",
+"labels" and "change" are about the run itself. Their tables were not available: fractions, numbers of classes and the way
+classes are merged are our own. Change is measured by CKA (evals/cka.py).
 """
 
 import copy
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -20,65 +19,85 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from pretask import data as sources
+from pretask.data.base import OpenOptions, canvas_fields
+from pretask.data.ledger import BAD, write_all
 from pretask.encoders import Encoder
-from pretask.evals import baselines, fewshot, finetune, measure
-from pretask.evals import protocol as evaluate
+from pretask.evals import baselines, fewshot, finetune, forecast, measure, protocol
 from pretask.evals.cka import cka
 from pretask.evals.features import Features, embed, readable
+from pretask.evals.forecast import announce
 from pretask.evals.holdout import Part, ranks
 from pretask.evals.measure import Result
+from pretask.evals.protocol import OnFeatures
+from pretask.evals.scores import SCHEMA, Role, Row, file_name, read_json
+from pretask.limits import Count, checked
+from pretask.reading import DEFAULT_READING, Reading
 from pretask.rng import Rng
-from pretask.runtime import files as checkpoint
+from pretask.runtime import files
 from pretask.runtime.device import find_device
 from pretask.train import run
-from pretask.train.logger import Tell
+from pretask.train.logger import OnLog
 from pretask.train.plan import cautions
 from pretask.train.run import Run
-from pretask.types import Labelled, UserError
-from pretask.workflows.evaluate import budget, labelled, repeated, sisters
+from pretask.types import LabeledSource, UserError
+from pretask.workflows.inputs import labeled_pair, split_paths
+from pretask.workflows.reruns import budget, repeated, seed_runs
 
-SCHEMA = 1
 FOLDER = "study"
 Question = Literal["data", "labels", "change", "supervised"]
 QUESTIONS: tuple[Question, ...] = ("data", "labels", "change", "supervised")
 USUAL = QUESTIONS[:3]
-"""what is asked where nothing else is said"""
+"""the default questions"""
 DATA = (0.1, 0.3)
-"""shares of the run's images, beside 0 and 1"""
+"""fractions of the run's images, besides 0 and 1"""
 LABELS = (0.01, 0.1, 1.0)
-"""shares of the labelled training images"""
+"""fractions of the labeled training images"""
 SUPERVISED = (0.1, 0.3)
-"""shares of images and of labels that a network is pretrained with, beside all of them"""
+"""fractions of images and labels for supervised pretraining, besides all"""
 CLASSES = (2, 5, 10, 100)
-"""into so many groups its classes are merged, as far as there are more"""
+"""numbers of groups that the classes are merged into, if there are more classes"""
 ENOUGH = 5
-"""labelled images of each class with which a fifth of them can be held out to choose the penalty on"""
+"""labeled images per class from which on the penalty is chosen on a held-out fifth"""
 COMPARED = 2_000
-"""test images, at most, whose features are compared before and after fine-tuning"""
+"""maximum number of test images whose features are compared before and after fine-tuning"""
 PROTOCOL = {
-    "data": "the run repeated with the same steps, seed and recipe on a share of its images, drawn at random, smaller shares "
-    "within larger ones; share 1 is the run itself, 0 the untrained encoder; kNN and linear probe on pooled features as in "
-    "evaluate",
-    "labels": "a share of the labelled training images, drawn class by class, at least one of each; linear: a probe on pooled "
-    f"features, its penalty chosen on a fifth of these images where each class has {ENOUGH} or more, else "
-    f"{fewshot.PENALTY} on standardised rows of about unit length; finetune: as in evaluate, {finetune.STEPS} steps at any "
-    f"number of labels, layer decay {finetune.DECAY}, and 1 for the untrained encoder, which is trained from scratch",
-    "change": f"linear CKA of the features before and after fine-tuning on all labels, at each stage, on {COMPARED} test images "
-    "at most; 1: the same up to rotation and scale",
-    "supervised": "the run beside the same encoder trained with labels from its first weights, on as many images as the run saw, "
+    "data": "the run repeated with the same steps, seed and recipe on a random fraction of its images; smaller fractions are subsets of "
+    "larger ones; fraction 1 is the run itself, 0 the untrained encoder; kNN and linear probe on pooled features as in evaluate",
+    "labels": "a fraction of the labeled training images of each class, at least one per class; linear: a probe on pooled features, "
+    f"with the penalty chosen on a fifth of these images if each class has at least {ENOUGH}, otherwise {fewshot.PENALTY} on "
+    f"standardized rows of about unit length; finetune: as in evaluate, {finetune.STEPS} steps for any number of labels, layer "
+    f"decay {finetune.DECAY}, or 1 for the untrained encoder, which is trained from scratch",
+    "change": "linear CKA of the features before and after fine-tuning on all labels, per stage, on at most "
+    f"{COMPARED} test images; 1: equal up to rotation and scale",
+    "supervised": "the run compared with the same encoder trained with labels from the same initial weights, for as many images as the run saw, "
     f"with AdamW (batch {baselines.SUPERVISED.batch}, lr {baselines.SUPERVISED.lr}, weight decay "
-    f"{baselines.SUPERVISED.weight_decay}, shifts and flips), frozen and scored like the run on all labelled images; images: both "
-    "on a share of their images; labels: a share of the labelled images, drawn class by class, beside the run on all of its "
-    "own; classes: all images, whose classes are merged at random into groups of about as many",
-    "interval": "95 % as in evaluate; of CKA Student's t with the infinitesimal jackknife's variance over test images",
+    f"{baselines.SUPERVISED.weight_decay}, shifts and flips), frozen and scored like the run on all labeled images; images: both "
+    "on a fraction of their images; labels: a fraction of the labeled images of each class, compared with the run on all of its "
+    "images; classes: all images, with the classes merged at random into groups of about equal size",
+    "interval": "95 % as in evaluate; for CKA Student's t with the infinitesimal jackknife variance over test images",
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyRow(Row):
+    """A score of an answer. Metrics are "knn", "linear" and "finetune", in %, and "cka"."""
+
+    fraction: float | None = None
+    """of the run's images for "data", of the labeled images for "labels" and "change\""""
+    images: int | None = None
+    """number of images in that fraction"""
+    axis: str = ""
+    """for "supervised", instead of fraction and images: "images", "labels" or "classes\""""
+    at: int | None = None
+    """number of images, labels or classes"""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """To one question: its numbers, what is missing and why, the seeds of the runs that were asked, the time it took."""
+    """The answer to one question: scores, notes on what is missing and why, seeds of the runs, seconds taken."""
 
-    rows: Sequence[Mapping[str, Any]]
+    rows: Sequence[StudyRow]
     skipped: Sequence[str]
     seeds: Sequence[int]
     seconds: float
@@ -86,123 +105,172 @@ class Answer:
 
 @dataclass(frozen=True)
 class Study:
-    """What `study` found, and the JSON that it is kept as.
+    """The result of `study`, and its JSON form.
 
-    {"schema": 1, "method", "data": {"train", "n_train", "test", "n_test", "classes"}, "protocol": {question: sentence},
+    {"schema": 2, "method", "data": {"train", "n_train", "test", "n_test", "classes"}, "protocol": {question: sentence},
      "answers": {question: {"rows": [row, …], "skipped": [sentence, …], "seeds", "seconds"}},
-     "cautions": [sentence, …] about the run's length}
+     "cautions": [sentence, …] about the run's length, "records": {"train": card, "test": card} as in evaluate}
 
-    row: {"share", "images": that the share is, "features": whose, "own": true for the run's, "eval": "knn" | "linear" |
-    "finetune" | "cka", "value", "low", "high", "n": test images, "values": of each run, "chosen": settings of each run};
-    and "stage" but for fine-tuning. Values are percentages, but for cka. The share of "data" is of the run's own images,
-    that of "labels" of the labelled ones; "change" is of all labels, which are 1 and their number. Rows of "supervised" have
-    "axis": "images" | "labels" | "classes", and "at", how many there are on it, in place of share and images.
+    row: the fields of `StudyRow`, without empty ones.
     """
 
     method: str
     data: Mapping[str, Any]
     answers: Mapping[str, Answer] = field(default_factory=dict)
     cautions: Sequence[str] = ()
+    records: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
         whole = {"schema": SCHEMA, "method": self.method, "data": self.data, "protocol": PROTOCOL}
-        found = {"answers": asdict(self)["answers"], "cautions": list(self.cautions)}
+        found = {
+            "answers": {
+                question: vars(answer) | {"rows": [row.to_json() for row in answer.rows]}
+                for question, answer in self.answers.items()
+            },
+            "cautions": list(self.cautions),
+            "records": dict(self.records),
+        }
         return json.dumps(whole | found, indent=2, allow_nan=False)
 
     def write(self, folder: Path) -> Path:
         """`study/TEST.json` in a run's folder."""
-        path = folder / FOLDER / evaluate.file_name(self.data["test"])
+        path = folder / FOLDER / file_name(self.data["test"])
         path.parent.mkdir(parents=True, exist_ok=True)
-        checkpoint.write_text(path, self.to_json() + "\n")
+        files.write_text(path, self.to_json() + "\n")
         return path
 
 
 def read(folder: Path) -> list[Study]:
-    """The studies that a run's folder holds, one for each test set."""
+    """The studies in a run's folder, one per test set."""
     found = []
     for path in sorted((folder / FOLDER).glob("*.json")):
-        content = json.loads(path.read_text())
-        answers = {question: Answer(**answer) for question, answer in content["answers"].items()}
-        found.append(Study(content["method"], content["data"], answers, content.get("cautions", ())))
+        content = read_json(path)
+        answers = {question: answered(**answer) for question, answer in content["answers"].items()}
+        more = content.get("cautions", ()), content.get("records", {})
+        found.append(Study(content["method"], content["data"], answers, *more))
     return found
 
 
-# ---- the whole
+def answered(rows: Sequence[Mapping[str, Any]], **rest: Any) -> Answer:
+    """An answer from its JSON form."""
+    return Answer([StudyRow(**row) for row in rows], **rest)
 
 
+# ---- the study
+
+
+@checked
 def study(
     what: Run | str | Path,
     data: Any,
     test: Any = None,
     *,
     ask: Sequence[Question] = USUAL,
-    shares: Sequence[float] = (),
-    seeds: int = 1,
-    root: Path | None = None,
-    max_bad: float = 0.1,
+    fractions: Sequence[float] = (),
+    seeds: Count = 1,
+    reading: Reading = DEFAULT_READING,
     progress: bool = True,
-    tell: Tell | None = None,
+    on_log: OnLog | None = None,
+    look: OnFeatures | None = None,
 ) -> Study:
-    """Ask a run some questions, by default the first three; kept in RUN/study, where answers to others on the same data stay.
+    """Answer questions about a run, by default the first three; saved in RUN/study with earlier answers on the same data.
 
-        found = pretask.study("runs/rotnet-photos-s0", "labelled/", test="held_out/", ask=["labels"])
+        found = pretask.study("runs/rotnet-photos-s0", "labeled/", test="held_out/", ask=["labels"])
 
-    `what` is a run or its folder; `data` and `test` are what `evaluate` takes. `shares` are of the run's images for
-    "data", of the labelled images for "labels" and of both for "supervised", in the place of DATA, LABELS and SUPERVISED.
+    `what` is a run or its folder; `data` and `test` are as in `evaluate`. `fractions` are of the run's images for "data", of
+    the labeled images for "labels", and of both for "supervised"; the defaults are DATA, LABELS and SUPERVISED. `look` is
+    called with the labeled images that a report shows.
     """
     if not isinstance(what, Run) and str(what).startswith("timm:"):
-        raise UserError(f"{what} is no run, so it cannot be repeated; give the folder of a run")
-    check(ask, shares)
-    family = sisters(what if isinstance(what, Run) else Run(what), seeds, tell)
+        raise UserError(f"{what} is not a run, so it cannot be repeated; give the folder of a run")
+    check(ask, fractions)
+    family = seed_runs(what if isinstance(what, Run) else Run(what), seeds, on_log)
     first = family[0]
-    known = {"size": first.encoder.size, "channels": first.encoder.channels, "root": root, "max_bad": max_bad}
-    train, unseen = (None if d is None else labelled(d, progress=progress, **known) for d in (data, test))
-    assert train is not None
-    train, unseen = evaluate.parts(train, 0) if unseen is None else (train, unseen)
-    evaluate.check([each.encoder for each in family], train, unseen)
-    bench = Bench(train, evaluate.renumbered(unseen, train), progress)
+    options = OpenOptions(**canvas_fields(first.encoder), reading=reading, progress=progress)
+    train, unseen = labeled_pair(*split_paths(data, test), options)
+    sources.require_single_label(
+        train, "study", "name one column of labels by --labels-from, or use pretask evaluate"
+    )
+    shown = train if unseen is None else unseen
+    train, unseen = protocol.split_off_test(train, 0) if unseen is None else (train, unseen)
+    protocol.check([each.encoder for each in family], train, unseen)
+    bench = Bench(train, protocol.renumber(unseen, train), progress)
     about = {"train": train.name, "n_train": len(train), "test": unseen.name, "n_test": len(unseen)}
     about |= {"classes": list(train.classes)}
     answers = next((s.answers for s in read(first.folder) if s.data == about), {})
 
     pairs = [(Subject.of(each, bench), Subject.untrained(each, bench)) for each in family]
     questions = {
-        "data": lambda: how_much_data(family, pairs, bench, shares or DATA, tell),
-        "labels": lambda: how_many_labels(pairs, bench, shares or LABELS),
+        "data": lambda: how_much_data(family, pairs, bench, fractions or DATA, on_log),
+        "labels": lambda: how_many_labels(pairs, bench, fractions or LABELS),
         "change": lambda: how_much_change(pairs, bench),
-        "supervised": lambda: how_much_supervision(family, pairs, bench, shares or SUPERVISED, tell),
+        "supervised": lambda: how_much_supervision(family, pairs, bench, fractions or SUPERVISED, on_log),
     }
+    announce(trainings(family, bench, ask, fractions))
     found = Study(run.title(first.card), about, answers, cautions(first.card))
     for question in QUESTIONS:
         if question in ask:
             began = time.perf_counter()
-            said = list(questions[question]())
-            rows, skipped = (
-                [s for s in said if not isinstance(s, str)],
-                [s for s in said if isinstance(s, str)],
-            )
+            items = list(questions[question]())
+            rows = [item for item in items if not isinstance(item, str)]
+            skipped = [item for item in items if isinstance(item, str)]
             took = round(time.perf_counter() - began, 1)
             answer = Answer(rows, skipped, [each.card["seed"] for each in family], took)
             found = replace(found, answers={**found.answers, question: answer})
-            found.write(first.folder)
+            cards = {"train": train.ledger.card(), "test": unseen.ledger.card()}
+            found = replace(found, records=cards)
+            path = found.write(first.folder)
+            write_all(path.with_suffix(f".{BAD}"), [(each.name, each.ledger) for each in (train, unseen)])
+    if look is not None:
+        look(shown, None)
     return found
 
 
-def check(ask: Sequence[str], shares: Sequence[float]) -> None:
+def trainings(
+    family: Sequence[Run], bench: "Bench", ask: Sequence[str], fractions: Sequence[float]
+) -> Iterator[forecast.Work]:
+    """The trainings that the answers need, with their estimated durations, from the run's duration and from timed steps."""
+    first, device = family[0], bench.known["device"]
+    fewer = {
+        fraction
+        for asked, usual in (("data", DATA), ("supervised", SUPERVISED))
+        if asked in ask
+        for fraction in fractions or usual
+    }
+    missing = [
+        each
+        for fraction in fewer - {1.0}
+        for each in family
+        if not too_few(each, fraction) and not (part_folder(each, fraction) / run.DONE).exists()
+    ]
+    yield forecast.Work("runs on fewer images", len(missing), first.seconds)
+    of_labels = len({*(fractions or LABELS)}) if "labels" in ask else 0
+    tuned = 2 * len(family) * max(of_labels, int("change" in ask))
+    if tuned:
+        took = finetune.seconds_per_step(first.encoder, bench.train, finetune.TRAIN, device)
+        yield forecast.Work("fine-tuned networks", tuned, finetune.STEPS * took)
+    if "supervised" in ask:
+        groups = sum(k < len(bench.train.classes) for k in CLASSES)
+        count = len(family) * (len({*(fractions or SUPERVISED), 1.0}) + groups)
+        took = finetune.seconds_per_step(first.encoder, bench.train, baselines.SUPERVISED, device)
+        yield forecast.Work("supervised networks", count, budget(first) * took)
+
+
+def check(ask: Sequence[str], fractions: Sequence[float]) -> None:
     unknown = [question for question in ask if question not in QUESTIONS]
     if unknown or not ask:
-        raise UserError(f"--ask {' '.join(unknown)} is no question; give some of {', '.join(QUESTIONS)}")
-    for share in shares:
-        if not 0 < share <= 1:
-            raise UserError(f"--shares {share:g} is no share; give numbers above 0, up to 1")
+        raise UserError(f"--ask {' '.join(unknown)}: unknown question; choose from {', '.join(QUESTIONS)}")
+    for fraction in fractions:
+        if not 0 < fraction <= 1:
+            raise UserError(f"--fractions {fraction:g} is out of range; give numbers above 0, up to 1")
 
 
 @dataclass(frozen=True)
 class Bench:
-    """The labelled images that all networks are judged on."""
+    """The labeled images that all networks are scored on."""
 
-    train: Labelled
-    test: Labelled
+    train: LabeledSource
+    test: LabeledSource
     progress: bool
 
     @property
@@ -211,41 +279,39 @@ class Bench:
 
     @property
     def positions(self) -> Tensor:
-        """Of the training images that can be read, as far as that is known."""
+        """Positions of the readable training images, as far as known."""
         there = readable(self.train)
         return torch.arange(len(self.train)) if there is None else there
 
 
 class Subject:
-    """A network that is asked about, as a run left it or untrained; what costs time is made once."""
+    """A trained or untrained network; features and the latest fine-tuned copy are cached."""
 
-    def __init__(self, name: str, encoder: Encoder, seed: int, own: bool, bench: Bench):
-        self.name, self.encoder, self.seed, self.own, self.bench = name, encoder, seed, own, bench
-        self.decay = finetune.DECAY if own else 1.0
-        self.latest: dict[
-            int, finetune.Classified
-        ] = {}  # number of labels -> the network trained on with them
+    def __init__(self, name: str, encoder: Encoder, seed: int, role: Role, bench: Bench):
+        self.name, self.encoder, self.seed, self.role, self.bench = name, encoder, seed, role, bench
+        self.decay = finetune.DECAY if role == "run" else 1.0
+        self.latest: dict[int, finetune.Classifier] = {}  # number of labels -> network fine-tuned on them
 
     @classmethod
     def of(cls, trained: Run, bench: Bench) -> "Subject":
-        return cls(run.title(trained.card), trained.encoder, trained.card["seed"], True, bench)
+        return cls(run.title(trained.card), trained.encoder, trained.card["seed"], "run", bench)
 
     @classmethod
     def untrained(cls, trained: Run, bench: Bench) -> "Subject":
         net = trained.untrained
-        return cls(f"untrained {net.name}", net, trained.card["seed"], False, bench)
+        return cls(f"untrained {net.name}", net, trained.card["seed"], "untrained", bench)
 
     @cached_property
     def features(self) -> tuple[Features, Features]:
-        """Pooled, of the training and the test images."""
-        pool = finetune.Classified(self.encoder, nn.Identity()).eval()
+        """Pooled features of the training and test images."""
+        pool = finetune.Classifier(self.encoder, nn.Identity()).eval()
         train, test = (
             embed(pool, source, **self.bench.known) for source in (self.bench.train, self.bench.test)
         )
         return train, test
 
-    def tuned(self, index: Tensor) -> finetune.Classified:
-        """A copy trained on, with a new classifier, from the labelled images at `index`."""
+    def tuned(self, index: Tensor) -> finetune.Classifier:
+        """A copy fine-tuned with a new classifier on the labeled images at `index`."""
         if len(index) not in self.latest:
             self.latest.clear()
             net = copy.deepcopy(self.encoder).requires_grad_()
@@ -264,102 +330,112 @@ class Subject:
 
 
 Pair = tuple[Subject, Subject]
-"""a run and, with its seed, the untrained network"""
-Said = Iterator[dict[str, Any] | str]
-"""rows, and sentences about what is missing"""
+"""a run, and the untrained network with the same seed"""
+RowsAndNotes = Iterator[StudyRow | str]
+"""rows, and notes on what is missing"""
 
 
 def rows(
-    subjects: Sequence[Subject], results: Sequence[Sequence[Result]], **about: Any
-) -> Iterator[dict[str, Any]]:
-    """The results of each run -> rows with intervals."""
-    whose = {"features": subjects[0].name, "own": subjects[0].own}
-    yield from (about | whose | row for row in evaluate.combined(results, 0, about.get("n")))
+    subjects: Sequence[Subject], results: Sequence[Sequence[Result]], n: int | None = None, **about: Any
+) -> Iterator[StudyRow]:
+    """The results of each run -> rows with intervals; `about` holds further fields of the rows."""
+    first = subjects[0]
+    whose = {"name": first.name, "role": first.role, "seeds": [each.seed for each in subjects]}
+    for row in protocol.combine_runs(results, 0, n, data=first.bench.test.name, **whose):
+        yield StudyRow(**vars(row), **about)
 
 
 # ---- how much data?
 
 
 def how_much_data(
-    family: Sequence[Run], pairs: Sequence[Pair], bench: Bench, shares: Sequence[float], tell: Tell | None
-) -> Said:
-    """Scores of the run repeated on shares of its images."""
+    family: Sequence[Run],
+    pairs: Sequence[Pair],
+    bench: Bench,
+    fractions: Sequence[float],
+    on_log: OnLog | None,
+) -> RowsAndNotes:
+    """Scores of the run, repeated on fractions of its images."""
     n = family[0].card["n"]
-    yield from scored([untrained for _, untrained in pairs], share=0.0, images=0)
-    for share in sorted({*shares} - {1.0}):
-        if lacking := too_few(family[0], share):
-            yield lacking
+    yield from scored([untrained for _, untrained in pairs], fraction=0.0, images=0)
+    for fraction in sorted({*fractions} - {1.0}):
+        if note := too_few(family[0], fraction):
+            yield note
             continue
-        fewer = [part(each, share, tell) for each in family]
-        yield from scored([Subject.of(f, bench) for f in fewer], share=share, images=fewer[0].card["n"])
-    yield from scored([trained for trained, _ in pairs], share=1.0, images=n)
+        fewer = [part(each, fraction, on_log) for each in family]
+        yield from scored([Subject.of(f, bench) for f in fewer], fraction=fraction, images=fewer[0].card["n"])
+    yield from scored([trained for trained, _ in pairs], fraction=1.0, images=n)
 
 
-def too_few(of: Run, share: float) -> str:
-    """Why a run on that share of its images would not even have one batch; "" if it has."""
-    count, batch = round(share * of.card["n"]), of.card["train"]["batch"]
+def too_few(of: Run, fraction: float) -> str:
+    """A note if that fraction of the images is less than one batch, otherwise an empty string."""
+    count, batch = round(fraction * of.card["n"]), of.card["train"]["batch"]
     if count >= batch:
         return ""
-    return f"no run on {share:g} of the images: {count} are fewer than one batch of {batch}"
+    return f"no run on {fraction:g} of the images: {count} is less than one batch of {batch}"
 
 
-def part(of: Run, share: float, tell: Tell | None) -> Run:
-    """The run on that share of its images: found in its folder, finished, or trained now."""
-    own = run.revive(of.card)[1].share
-    return repeated(of, of.folder / FOLDER / f"share-{share:g}", tell, share=share * own)
+def part(of: Run, fraction: float, on_log: OnLog | None) -> Run:
+    """The run on that fraction of its images: loaded from its folder, or trained now."""
+    own = run.parse_card(of.card)[1].fraction
+    return repeated(of, part_folder(of, fraction), on_log, fraction=fraction * own)
 
 
-def scored(subjects: Sequence[Subject], **about: Any) -> Iterator[dict[str, Any]]:
+def part_folder(of: Run, fraction: float) -> Path:
+    return of.folder / FOLDER / f"fraction-{fraction:g}"
+
+
+def scored(subjects: Sequence[Subject], **about: Any) -> Iterator[StudyRow]:
     results = []
     for subject in subjects:
         train, test = subject.features
         chosen = measure.choose(train, len(train.classes), 0)
-        near = measure.by_neighbours(train, test, len(train.classes), chosen.k)
+        near = measure.score_knn(train, test, len(train.classes), chosen.k)
         results.append([*near, probed(test, chosen)])
     yield from rows(subjects, results, **about)
 
 
 def probed(test: Features, chosen: measure.Chosen) -> Result:
     """The linear probe on pooled features."""
-    return next(measure.by_probes(test, chosen))
+    return next(measure.score_probes(test, chosen))
 
 
 # ---- how many labels?
 
 
-def how_many_labels(pairs: Sequence[Pair], bench: Bench, shares: Sequence[float]) -> Said:
-    """Frozen and trained on, with shares of the labels."""
+def how_many_labels(pairs: Sequence[Pair], bench: Bench, fractions: Sequence[float]) -> RowsAndNotes:
+    """Linear probe and fine-tuning on fractions of the labels."""
     for each in (subject for pair in pairs for subject in pair):
-        _ = each.features  # unreadable images are known from here on
+        _ = each.features  # finds the unreadable images
     label, former = bench.train.label[bench.positions], torch.tensor(-1)
-    for share in sorted({*shares}):
-        counts = per_class(label, share)
+    for fraction in sorted({*fractions}):
+        counts = per_class(label, fraction)
         if torch.equal(counts, former):
-            yield f"no {share:g} of the labels: they are the same images as of the share before"
+            yield f"no row for {fraction:g} of the labels: these are the same images as for the previous fraction"
             continue
         former = counts
         for subjects in zip(*pairs, strict=True):
-            drawn = [labels(label, share, subject.seed) for subject in subjects]
+            drawn = [labels(label, fraction, subject.seed) for subject in subjects]
             results = [
                 [few_probed(subject.features, few), tuned(subject, bench.positions[few])]
                 for subject, few in zip(subjects, drawn, strict=True)
             ]
-            yield from rows(subjects, results, share=share, images=len(drawn[0]))
+            yield from rows(subjects, results, fraction=fraction, images=len(drawn[0]))
 
 
-def per_class(label: Tensor, share: float) -> Tensor:
-    """(N,) -> (K,): that share of each class, at least one image of those that have any."""
+def per_class(label: Tensor, fraction: float) -> Tensor:
+    """(N,) -> (K,): number of images in that fraction of each class, at least one if there are any."""
     count = label.bincount()
-    return torch.minimum((share * count).round().long().clamp(min=1), count)
+    return torch.minimum((fraction * count).round().long().clamp(min=1), count)
 
 
-def labels(label: Tensor, share: float, seed: int) -> Tensor:
-    """Positions of a share of each class; of one seed a smaller share lies within a larger one."""
-    return (ranks(label, Rng(seed, "labels")) < per_class(label, share)[label]).nonzero().flatten()
+def labels(label: Tensor, fraction: float, seed: int) -> Tensor:
+    """Positions of a fraction of each class; for the same seed, smaller fractions are subsets of larger ones."""
+    return (ranks(label, Rng(seed, "labels")) < per_class(label, fraction)[label]).nonzero().flatten()
 
 
 def few_probed(features: tuple[Features, Features], few: Tensor) -> Result:
-    """The linear probe of the samples `few`; its penalty is chosen on some of them, or is that of few shots."""
+    """The linear probe on the samples `few`; its penalty is chosen on some of them, or is that of the few-shot probe."""
     train, test = features
     x, label = train.stages["pool"], train.label[few]
     count = label.bincount()
@@ -380,45 +456,50 @@ def tuned(subject: Subject, index: Tensor) -> Result:
 # ---- how much do features change in fine-tuning?
 
 
-def how_much_change(pairs: Sequence[Pair], bench: Bench) -> Said:
-    """Stage by stage, how like themselves features stay when the network is fine-tuned on all labels."""
+def how_much_change(pairs: Sequence[Pair], bench: Bench) -> RowsAndNotes:
+    """CKA per stage between features before and after fine-tuning on all labels."""
     every = bench.positions
     some = Rng(0, "change").permutation(len(bench.test))[:COMPARED].sort().values
     few = Part(bench.test, some, bench.test.name)
     for subjects in zip(*pairs, strict=True):
         results = [change(subject, every, few) for subject in subjects]
-        for row in rows(subjects, results, share=1.0, images=len(every), n=len(few)):
-            yield row | {"low": max(0.0, row["low"]), "high": min(1.0, row["high"])}
+        for row in rows(subjects, results, fraction=1.0, images=len(every), n=len(few)):
+            assert row.low is not None and row.high is not None
+            yield replace(row, low=max(0.0, row.low), high=min(1.0, row.high))
 
 
-def change(subject: Subject, index: Tensor, few: Labelled) -> list[Result]:
+def change(subject: Subject, index: Tensor, few: LabeledSource) -> list[Result]:
     nets = subject.encoder, subject.tuned(index).encoder
     before, after = (embed(net, few, **subject.bench.known).stages for net in nets)
     found = {stage: cka(before[stage], after[stage]) for stage in before}
-    return [Result("cka", stage, f.value, variance=f.variance) for stage, f in found.items()]
+    return [Result("cka", stage, value=f.value, variance=f.variance) for stage, f in found.items()]
 
 
-# ---- what would pretraining with labels have given?
+# ---- what if the encoder were pretrained with labels?
 
 
 def how_much_supervision(
-    family: Sequence[Run], pairs: Sequence[Pair], bench: Bench, shares: Sequence[float], tell: Tell | None
-) -> Said:
-    """Scores of the run, and of the same encoder pretrained with labels: fewer images, fewer labels, fewer classes.
+    family: Sequence[Run],
+    pairs: Sequence[Pair],
+    bench: Bench,
+    fractions: Sequence[float],
+    on_log: OnLog | None,
+) -> RowsAndNotes:
+    """Scores of the run and of the same encoder pretrained with labels, on fewer images, labels or classes.
 
-    An image without a label teaches the latter nothing, so that fewer labels are fewer images to it, but not to the run.
+    Supervised pretraining cannot use unlabeled images, so fewer labels mean fewer images for it, but not for the run.
     """
     own, steps = [trained for trained, _ in pairs], budget(family[0])
-    whole = list(scored(own))  # first of all, since unreadable images are known from here on
+    whole = list(scored(own))  # first, since it finds the unreadable images
     label, classes, found = bench.train.label[bench.positions], len(bench.train.classes), whole
-    for share in sorted({*shares, 1.0}):
-        if lacking := too_few(family[0], share):
-            yield lacking
+    for fraction in sorted({*fractions, 1.0}):
+        if note := too_few(family[0], fraction):
+            yield note
             continue
-        fewer = [part(each, share, tell) for each in family] if share < 1 else family
-        images = scored([Subject.of(each, bench) for each in fewer]) if share < 1 else whole
-        found = list(scored([supervised(each, share, classes, steps) for each in own]))
-        count = int(per_class(label, share).sum())
+        fewer = [part(each, fraction, on_log) for each in family] if fraction < 1 else family
+        images = scored([Subject.of(each, bench) for each in fewer]) if fraction < 1 else whole
+        found = list(scored([supervised(each, fraction, classes, steps) for each in own]))
+        count = int(per_class(label, fraction).sum())
         yield from at("images", fewer[0].card["n"], images)
         yield from at("images", count, found)
         yield from at("labels", count, [*whole, *found])
@@ -428,18 +509,18 @@ def how_much_supervision(
     yield from at("classes", classes, [*whole, *found])
 
 
-def at(axis: str, count: int, rows: Iterable[dict[str, Any]]) -> Said:
-    yield from ({"axis": axis, "at": count} | row for row in rows)
+def at(axis: str, count: int, rows: Iterable[StudyRow]) -> RowsAndNotes:
+    yield from (replace(row, axis=axis, at=count) for row in rows)
 
 
-def supervised(of: Subject, share: float, groups: int, steps: int) -> Subject:
-    """The encoder trained with that share of the labels, of classes that are merged into so many groups."""
+def supervised(of: Subject, fraction: float, groups: int, steps: int) -> Subject:
+    """The encoder trained with that fraction of the labels, with the classes merged into `groups` groups."""
     bench, there = of.bench, of.bench.positions
-    few = there[labels(bench.train.label[there], share, of.seed)]
+    few = there[labels(bench.train.label[there], fraction, of.seed)]
     part = Part(bench.train, few, bench.train.name)
     if groups < len(part.classes):
         part.label = Rng(of.seed, "classes").permutation(len(part.classes))[part.label] % groups
         part.classes = [str(group) for group in range(groups)]
     name = f"supervised, {len(few):,} labels of {groups} classes"
     net = baselines.supervised(of.encoder, part, steps, of.seed, name=name, **bench.known)
-    return Subject(f"supervised {net.name}", net, of.seed, False, bench)
+    return Subject(f"supervised {net.name}", net, of.seed, "supervised", bench)

@@ -9,43 +9,46 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from pretask.data.ledger import Ledger
-from pretask.evals.protocol import Scores
-from pretask.runtime import files as checkpoint
+from pretask.data.base import OpenOptions
+from pretask.data.ledger import Ledger, counted, grouped
+from pretask.evals.scores import Scores
+from pretask.limits import Count, checked
+from pretask.reading import DEFAULT_READING, Reading
+from pretask.runtime import files
 from pretask.runtime.device import find_device
 from pretask.tasks import TASKS
 from pretask.tasks import base as evals
-from pretask.tasks.base import Outcome, Plan, Task
+from pretask.tasks.base import Plan, Task, TaskResult
 from pretask.train import run
-from pretask.train.logger import Tell
+from pretask.train.logger import OnLog
 from pretask.train.plan import cautions
 from pretask.train.run import Run
 from pretask.types import UserError
-from pretask.viz import puzzle as sheet
-from pretask.workflows.evaluate import budget, sisters
+from pretask.viz import sheet
+from pretask.workflows.reruns import budget, seed_runs
 
 
-def task_of(name: str) -> Task:
+def task_of(name: str) -> Task[Any]:
     if name not in TASKS:
         raise UserError(f"no task is called {name!r}; there are {', '.join(TASKS)}")
-    module: Any = importlib.import_module(f"pretask.evals.{TASKS[name]}")
-    return module
+    return getattr(importlib.import_module(f"pretask.tasks.{name}"), TASKS[name])()
 
 
+@checked
 def transfer(
     what: Run | str | Path,
     data: str | Path,
     test: str | Path | None = None,
     *,
     task: str,
-    seeds: int = 1,
+    seeds: Count = 1,
     supervised: bool = False,
     finetune: bool = False,
-    steps: int | None = None,
-    size: int | None = None,
-    max_bad: float = 0.1,
+    steps: Count | None = None,
+    size: Count | None = None,
+    reading: Reading = DEFAULT_READING,
     progress: bool = True,
-    tell: Tell | None = None,
+    on_log: OnLog | None = None,
 ) -> Scores:
     """Take a run's encoder to a task, score it on test images, and keep the scores and a sheet in RUN/scores.
 
@@ -57,58 +60,75 @@ def transfer(
     `size` (pixels) are the task's own if None.
     """
     known, loaded = task_of(task), what if isinstance(what, Run) else Run(what)
-    for flag, given in (("--steps", steps), ("--size", size)):
-        if given is not None and given < 1:
-            raise UserError(f"{flag} {given} is no number to work with; give 1 or more, or leave it out")
-    if finetune and not known.TUNES:
+    if finetune and not known.can_finetune:
         raise UserError(f"--finetune is for normals and depth, not for {task}; leave it out")
     if finetune and supervised:
         raise UserError("fine-tuned, the untrained encoder is the supervised one; leave out --supervised")
-    if steps is not None and known.TUNES and not (finetune or supervised):
+    if steps is not None and known.can_finetune and not (finetune or supervised):
         raise UserError(f"{task} is read off frozen maps in no steps; leave out --steps, or give --finetune")
-    plan = Plan(steps, size, device=find_device(), progress=progress, tuned=finetune)
+    plan = Plan(steps, size, device=find_device(), progress=progress, finetune=finetune)
     known.check(loaded.encoder, plan)
-    train, unseen = (
-        None if spec is None else known.load(str(spec), max_bad, progress) for spec in (data, test)
-    )
+    options = OpenOptions(reading=reading, progress=progress, range=loaded.encoder.range)
+    train = known.load(str(data), options)
+    unseen = None if test is None else known.load(str(test), dataclasses.replace(options, range=train.range))
     # what can be wrong with run and data has been found before other seeds are trained
-    family = sisters(loaded, seeds, tell)
+    family = seed_runs(loaded, seeds, on_log)
     scores, outcome = evals.transfer(
         known,
-        f"fine-tuned {task}" if finetune else task,
         [each.encoder for each in family],
         train,
         unseen,
         name=run.title(loaded.card),
         seeds=[each.card["seed"] for each in family],
-        fresh=[each.untrained for each in family],
+        untrained=[each.untrained for each in family],
         plan=plan,
         supervised_steps=budget(loaded) if supervised else None,
     )
-    skipped = {
-        f"{each.name}: {place}": why for each in (train, unseen) if each for place, why in each.bad.items()
-    }
-    scores = dataclasses.replace(scores, skipped=[*scores.skipped, *cautions(loaded.card)])
+    books = [
+        (each.name, what, ledger)
+        for each in (train, unseen)
+        if each is not None
+        for what, ledger in each.ledgers.items()
+    ]
+    listed = Ledger()
+    for name, _, ledger in books:
+        for place, why in ledger.bad.items():
+            listed.skip(f"{name}: {place}", why)
+    skipped = listed.bad
+    notes = [*scores.skipped, *cautions(loaded.card), *(mostly_bad(*each) for each in books)]
     if skipped:
-        said = f"{len(skipped)} images or objects could not be used; they are listed beside the scores"
-        scores = dataclasses.replace(scores, skipped=[*scores.skipped, said])
-    keep(scores.write(loaded.folder), outcome, skipped)
+        notes.append(
+            f"{len(skipped):,} images or objects could not be used; they are listed beside the scores"
+        )
+    scores = dataclasses.replace(scores, skipped=[*filter(None, notes)])
+    path = scores.write(loaded.folder)
+    keep(path, outcome, skipped)
+    for _, _, ledger in books:
+        ledger.where = str(beside(path)[1]) if ledger.bad else ""
     return scores
 
 
-def keep(path: Path, outcome: Outcome, skipped: Mapping[str, str]) -> None:
+def mostly_bad(name: str, what: str, ledger: Ledger) -> str:
+    """A sentence where more than half cannot be used; else nothing."""
+    bad, n = len(ledger.bad), ledger.found - len(ledger.unwanted) - ledger.other.total()
+    if 2 * bad <= n:
+        return ""
+    return f"most {what} of {name} cannot be used, {bad:,} of {n:,}: {counted(grouped(ledger.bad))}"
+
+
+def keep(path: Path, outcome: TaskResult, skipped: Mapping[str, str]) -> None:
     """Beside the scores at `path`: a sheet of test images, and what could not be used; those of an earlier call go."""
     drawn, left_out = beside(path)
-    checkpoint.remove(drawn)
-    checkpoint.remove(left_out)
+    files.remove(drawn)
+    files.remove(left_out)
     if outcome.pictures:
         made = sheet.paint(
             [sheet.Cell(tuple((name, picture(x)) for name, x in one.items())) for one in outcome.pictures],
             title=path.stem,
         )
-        checkpoint.write(drawn, lambda file: made.save(file, format="PNG"))
+        files.write(drawn, lambda file: made.save(file, format="PNG"))
     if skipped:
-        checkpoint.write_text(left_out, Ledger(skipped).csv())
+        files.write_text(left_out, Ledger(skipped).csv())
 
 
 def picture(x: Tensor) -> Image.Image:
@@ -121,7 +141,7 @@ def beside(path: Path) -> tuple[Path, Path]:
     return path.with_suffix(".png"), path.with_suffix(".bad.csv")
 
 
-def files(folder: Path | str, scores: Scores) -> list[str]:
+def written(folder: Path | str, scores: Scores) -> list[str]:
     """What there is of a transfer in a run's folder."""
     path = scores.path(Path(folder))
     return [str(p) for p in (path, *beside(path)) if p.exists()]

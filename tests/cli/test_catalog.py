@@ -8,6 +8,7 @@ import pytest
 
 from pretask import methods
 from pretask.cli import catalog
+from pretask.cli.main import main
 
 
 @pytest.mark.parametrize("name", methods.names())
@@ -20,8 +21,9 @@ def test_the_catalog_says_what_importing_a_method_says(name):
     assert list(told) == list(made)
     for recipe, config in made.items():
         one = told[recipe]
-        assert (one.asks, one.encoder, one.needs) == (
+        assert (one.asks, one.family, one.encoder, one.needs) == (
             methods.asks(config),
+            config.family,
             config.encoder,
             sorted(config.needs),
         )
@@ -41,7 +43,7 @@ def test_reading_a_run_and_its_encoder_imports_neither_timm_nor_lightning(tmp_pa
     made = "from pretask.cli.main import main; main(['pretrain', 'rotnet', '--data', 'synthetic:64:16', '--steps', '1', '--batch', '16', "
     made += f"'--encoder', 'resnet_small:width=8', '--out', {str(tmp_path / 'r')!r}])"
     subprocess.run([sys.executable, "-c", made], check=True, stderr=subprocess.DEVNULL)
-    code = f"import sys; from pretask import evaluating, run; each = run.Run({str(tmp_path / 'r')!r}); each.encoder; each.untrained\n"
+    code = f"import sys; from pretask.workflows import evaluate; from pretask.train import run; each = run.Run({str(tmp_path / 'r')!r}); each.encoder; each.untrained\n"
     code += "assert not {'timm', 'lightning_fabric', 'torchvision', 'sklearn', 'scipy', 'matplotlib'} & set(sys.modules), sorted(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -55,3 +57,18 @@ def test_threads_sleep_soon_unless_the_user_says_otherwise(given, spins):
     env = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")} | given
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=env)
     assert done.stdout.split() == [str(spins), "False"]
+
+
+@pytest.mark.parametrize("words", [["list"], ["list", "--recipes"]])
+def test_list_has_a_line_for_each_method_under_its_family_in_80_columns(words, capsys):
+    assert main(words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    listed = [line.split()[0] for line in lines if line.startswith("  ")]
+    every = [recipe.method for recipe in catalog.recipes()]
+    assert sorted(listed) == sorted(every if "--recipes" in words else [m for m in every if ":" not in m])
+    assert [line for line in lines if line in catalog.FAMILIES] == [*catalog.FAMILIES]
+
+
+def test_every_built_in_method_belongs_to_a_family():
+    assert {recipe.family for recipe in catalog.recipes()} == {*catalog.FAMILIES}

@@ -4,10 +4,12 @@ import json
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import numpy as np
 import pytest
 
+from pretask.cli import commands
 from pretask.cli.main import main
 from pretask.train import run
 from pretask.workflows import pretrain as pretraining
@@ -52,7 +54,7 @@ def test_help_of_what_is_done_with_a_run_loads_no_torch(verb):
 def test_a_run_leaves_its_files(trained):
     left = {p.name for p in trained.iterdir()}
     assert left >= {
-        "run.json", "log.jsonl", "watch.jsonl", "preview.png", "checkpoint.pt", "encoder.safetensors",
+        "run.json", "log.jsonl", "monitor.jsonl", "preview.png", "checkpoint.pt", "encoder.safetensors",
         "encoder.json", "DONE",
     }  # fmt: skip
     card = run.load(trained).card
@@ -96,7 +98,7 @@ def test_init_starts_from_the_weights_of_a_run(trained, tmp_path, capsys):
     assert weights and all((one[k] == other[k]).all() for k in weights)
     wrong = ["--encoder", "resnet_small:width=16", "--init", str(trained), "--out", str(tmp_path / "s")]
     assert main([*words[:4], *wrong, "--batch", "16"]) == 2
-    assert "are not those of" in capsys.readouterr().err and not (tmp_path / "s").exists()
+    assert "do not fit" in capsys.readouterr().err and not (tmp_path / "s").exists()
 
 
 def test_a_budget_fixes_the_number_of_steps(tmp_path):
@@ -107,10 +109,13 @@ def test_a_budget_fixes_the_number_of_steps(tmp_path):
 
 
 def test_the_command_line_leaves_time_for_the_report_and_counts_from_the_start(tmp_path, monkeypatch):
-    told = {}
+    told, made = {}, str(tmp_path / "made")
+    assert (
+        main(["pretrain", "rotnet", "--data", "synthetic:64:16", "--steps", "1", "--out", made, *FAST]) == 0
+    )
 
-    def pretrain(*_, **known):
-        told.update(known)
+    def pretrain(job, **known):
+        told.update(known, began=job.began)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(pretraining, "pretrain", pretrain)
@@ -119,13 +124,13 @@ def test_the_command_line_leaves_time_for_the_report_and_counts_from_the_start(t
     assert told["began"] == 12.5 and told["report"] is True
     told.clear()
     before = time.monotonic()
-    assert main(["pretrain", "--resume", str(tmp_path), "--budget", "60s"]) == 130
+    assert main(["pretrain", "--resume", made, "--budget", "60s"]) == 130
     assert told["began"] >= before and told["report"] is True
 
 
 def test_a_report_is_reckoned_with_by_what_getting_ready_took():
-    assert pretraining.reporting(ready=12.0, opening=2.0, budget=None) == 7.0
-    assert pretraining.reporting(ready=12.0, opening=2.0, budget=30.0) == 5.0
+    assert pretraining.report_time(ready=12.0, opening=2.0, budget=None) == 7.0
+    assert pretraining.report_time(ready=12.0, opening=2.0, budget=30.0) == 5.0
 
 
 def test_list_names_every_method_and_recipe(capsys):
@@ -143,7 +148,7 @@ def test_preview_check_report_and_prepare(trained, tmp_path, capsys):
     assert main(["preview", "simclr", "--data", "synthetic:64:16", "--out", str(drawn)]) == 0
     assert drawn.stat().st_size > 1000
     assert main(["check", "rotnet", "--data", "synthetic:32:16", "--encoder", "resnet_small:width=8"]) == 0
-    assert "sound" in capsys.readouterr().err
+    assert "passed all checks" in capsys.readouterr().err
     assert main(["prepare", "synthetic:32:16", "--out", str(tmp_path / "store")]) == 0
     assert main(["report", str(trained)]) == 0
     assert "<html" in (trained / "report.html").read_text()
@@ -161,7 +166,10 @@ MISTAKES = {
     "no data": (["pretrain", "rotnet"], "missing: --data"),
     "flag for data": (["pretrain", "rotnet", "--dta", "synthetic"], "; unrecognized: --dta synthetic;"),
     "path": (["pretrain", "rotnet", "--data", "no/such/folder"], "neither a file or folder"),
-    "picture": (["preview", "rotnet", "--data", "synthetic:8:16", "--out", "drawn.pgn"], "name a picture"),
+    "picture": (
+        ["preview", "rotnet", "--data", "synthetic:8:16", "--out", "drawn.pgn"],
+        "not an image format",
+    ),
     "encoder": (
         ["pretrain", "rotnet", "--data", "synthetic:64:16", "--encoder", "resnt18"],
         "did you mean resnet18",
@@ -189,7 +197,7 @@ def test_a_mistake_is_one_line_and_code_2_and_leaves_nothing(mistake, tmp_path, 
 
 def test_an_out_that_exists_is_left_alone(trained, capsys):
     words = ["pretrain", "rotnet", "--data", "synthetic:64:16", "--out", str(trained), "--steps", "1"]
-    assert main(words) == 2 and "go on with: pretask pretrain --resume" in capsys.readouterr().err
+    assert main(words) == 2 and "continue it: pretask pretrain --resume" in capsys.readouterr().err
 
 
 def test_an_empty_folder_is_the_users_to_mend(tmp_path, capsys):
@@ -221,3 +229,16 @@ def test_labels_shuffled_or_absent_give_the_same_weights(tmp_path):
         (tmp_path / n / "run" / "encoder.safetensors").read_bytes() for n in ("with", "shuffled", "without")
     ]
     assert weights[0] == weights[1] == weights[2]
+
+
+@pytest.mark.parametrize("verb", commands.names())
+def test_help_shows_no_none(verb, capsys):
+    with suppress(SystemExit):
+        main([verb, "rotnet" if verb in ("pretrain", "preview", "check", "audit") else "x", "--help"])
+    shown = capsys.readouterr().out
+    assert "usage" in shown and "None" not in shown
+
+
+def test_a_value_that_no_type_takes_is_named_with_what_is_expected(trained, capsys):
+    assert main(["embed", str(trained), "--data", "synthetic:8:16", "--range", "1"]) == 2
+    assert "--range got '1', expected FLOAT FLOAT" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Every format a camera, a scanner or a web page writes, against pixels known beforehand."""
+"""Every format that cameras, scanners and web pages write, compared with known pixels."""
 
 import contextlib
 import io
@@ -10,6 +10,7 @@ import pytest
 from PIL import Image, features
 
 from pretask.data import decode
+from pretask.transforms.ranges import Range
 
 SIZE = 24
 RAMP = np.linspace(0, 255, SIZE).round().astype(np.uint8)
@@ -17,7 +18,7 @@ UPRIGHT = np.stack(  # red grows downwards, green to the right, a blue corner at
     [RAMP[:, None].repeat(SIZE, 1), RAMP[None].repeat(SIZE, 0), np.zeros((SIZE, SIZE), np.uint8)], 2
 )
 UPRIGHT[:8, :8, 2] = 200
-GREY = RAMP[:, None].repeat(SIZE, 1)
+GRAY = RAMP[:, None].repeat(SIZE, 1)
 
 
 def saved(image: Image.Image, kind: str, **options) -> bytes:
@@ -42,26 +43,26 @@ def shown(data: bytes, channels: int = 3) -> np.ndarray:
         ("JPEG", {"quality": 98, "subsampling": 0}, 2),
     ],
 )
-def test_colour_images_keep_their_pixels(kind: str, options: dict, off: int):
+def test_color_images_keep_their_pixels(kind: str, options: dict, off: int):
     out = shown(saved(Image.fromarray(UPRIGHT), kind, **options))
     assert np.abs(out.astype(int) - UPRIGHT).mean() <= off
 
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "GIF"])
-def test_grey_images_have_three_equal_channels_or_one(kind: str):
-    data = saved(Image.fromarray(GREY), kind)
-    assert np.array_equal(shown(data), GREY[..., None].repeat(3, 2))
-    assert np.array_equal(shown(data, 1), GREY[..., None])
+def test_gray_images_have_three_equal_channels_or_one(kind: str):
+    data = saved(Image.fromarray(GRAY), kind)
+    assert np.array_equal(shown(data), GRAY[..., None].repeat(3, 2))
+    assert np.array_equal(shown(data, 1), GRAY[..., None])
 
 
-def test_a_palette_is_looked_up():
+def test_palette_is_applied():
     image = Image.fromarray(UPRIGHT // 64 * 64).quantize(256)
     assert image.mode == "P"
     assert np.array_equal(shown(saved(image, "PNG")), np.asarray(image.convert("RGB")))
 
 
 def test_one_bit_is_black_and_white():
-    assert set(np.unique(shown(saved(Image.fromarray(GREY).convert("1"), "PNG")))) == {0, 255}
+    assert set(np.unique(shown(saved(Image.fromarray(GRAY).convert("1"), "PNG")))) == {0, 255}
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
@@ -77,7 +78,7 @@ def test_transparency_becomes_white(mode: str):
     assert (out[:, 12:] == 255).all()
 
 
-def test_a_transparent_palette_entry_becomes_white():
+def test_transparent_palette_entry_becomes_white():
     image = Image.new("P", (SIZE, SIZE), 0)
     image.putpalette([10, 20, 30, 200, 100, 50])
     image.paste(1, (0, 0, 12, SIZE))
@@ -93,15 +94,17 @@ def test_cmyk_becomes_rgb():
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 def test_sixteen_bits_are_scaled_not_clipped(kind: str):
-    deep = GREY.astype(np.uint16) * 257
-    assert np.array_equal(shown(saved(Image.fromarray(deep), kind), 1)[..., 0], GREY)
+    deep = GRAY.astype(np.uint16) * 257
+    made = decode.canvas(saved(Image.fromarray(deep), kind), SIZE, 1, known=Range((0, 65535)))
+    assert np.array_equal(made[0], GRAY)
 
 
-def test_floats_are_taken_only_where_their_range_is_known():
-    unit = (GREY / 255).astype(np.float32)
-    assert np.array_equal(shown(saved(Image.fromarray(unit), "TIFF"), 1)[..., 0], GREY)
-    with pytest.raises(decode.Unreadable, match="outside"):
-        shown(saved(Image.fromarray(unit * 1000), "TIFF"))
+def test_images_of_more_than_8_bits_need_a_range():
+    for pixels in (GRAY.astype(np.uint16), (GRAY / 255).astype(np.float32)):
+        with pytest.raises(
+            decode.NoRange, match=f"{pixels.dtype.name} without a range .give --range LOW HIGH"
+        ):
+            shown(saved(Image.fromarray(pixels), "TIFF"))
 
 
 BACK = {  # orientation of EXIF -> how the upright image is stored
@@ -118,7 +121,7 @@ BACK = {  # orientation of EXIF -> how the upright image is stored
 
 @pytest.mark.parametrize("orientation", BACK)
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "JPEG", "WEBP"])
-def test_a_photo_taken_sideways_stands_upright(kind: str, orientation: int):
+def test_rotated_photo_is_turned_upright(kind: str, orientation: int):
     exif = Image.Exif()
     exif[decode.ORIENTATION] = orientation
     stored = Image.fromarray(np.ascontiguousarray(BACK[orientation](UPRIGHT)))
@@ -128,7 +131,7 @@ def test_a_photo_taken_sideways_stands_upright(kind: str, orientation: int):
 
 
 @pytest.mark.parametrize("wide", [True, False])
-def test_the_central_square_is_shown(wide: bool):
+def test_image_is_center_cropped(wide: bool):
     picture = np.zeros((SIZE, 3 * SIZE, 3), np.uint8)
     picture[:, SIZE : 2 * SIZE] = UPRIGHT
     picture = picture if wide else picture.transpose(1, 0, 2)
@@ -137,13 +140,13 @@ def test_the_central_square_is_shown(wide: bool):
     assert np.abs(out[2:-2, 2:-2].astype(int) - expected[2:-2, 2:-2]).max() == 0
 
 
-def test_reducing_does_not_alias():
+def test_downscaling_does_not_alias():
     stripes = np.zeros((10 * SIZE, 10 * SIZE, 3), np.uint8)
-    stripes[::2] = 255  # one of two rows: taking every tenth would give all or nothing
+    stripes[::2] = 255  # every second row: subsampling every tenth would give all or none
     assert np.abs(shown(saved(Image.fromarray(stripes), "PNG")).astype(int) - 127).max() <= 5
 
 
-def test_jpeg_is_never_enlarged_by_its_own_reduction():
+def test_jpeg_draft_mode_never_goes_below_the_size():
     fine = Image.fromarray(UPRIGHT).resize(
         (50, 50), Image.Resampling.BICUBIC
     )  # 50 -> 24 may be halved, not quartered
@@ -152,7 +155,7 @@ def test_jpeg_is_never_enlarged_by_its_own_reduction():
 
 
 def big(width: int, height: int) -> bytes:
-    """A PNG header that promises many pixels, as a bomb does."""
+    """A PNG header that claims many pixels, like a decompression bomb."""
     data = bytearray(saved(Image.new("L", (4, 4)), "PNG"))
     data[16:24] = width.to_bytes(4, "big") + height.to_bytes(4, "big")
     data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
@@ -163,7 +166,7 @@ PHOTO = saved(Image.fromarray(UPRIGHT), "JPEG")
 
 
 @pytest.mark.parametrize(
-    ("data", "told"),
+    ("data", "message"),
     [
         (b"", "empty"),
         (b"this is a text, not a photo", "not an image"),
@@ -174,8 +177,8 @@ PHOTO = saved(Image.fromarray(UPRIGHT), "JPEG")
     ],
     ids=["empty", "text", "half a jpeg", "half a png", "gigapixel", "large"],
 )
-def test_what_cannot_be_used_says_why(data: bytes, told: str):
-    with pytest.raises(decode.Unreadable, match=told):
+def test_unreadable_images_have_a_reason(data: bytes, message: str):
+    with pytest.raises(decode.Unreadable, match=message):
         decode.canvas(data, SIZE, 3)
 
 
@@ -183,7 +186,7 @@ KINDS = ["JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", *(["AVIF"] if features.che
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
-def test_random_damage_never_escapes_as_another_error():
+def test_random_damage_raises_only_unreadable():
     rng = np.random.default_rng(0)
     files = [saved(Image.fromarray(UPRIGHT), kind) for kind in KINDS]
     for data in files * 50:
@@ -193,13 +196,13 @@ def test_random_damage_never_escapes_as_another_error():
             assert decode.canvas(hurt.tobytes(), SIZE, 3).shape == (3, SIZE, SIZE)
 
 
-def test_a_file_too_large_to_be_an_image_is_not_read(tmp_path: Path):
+def test_file_too_large_to_be_an_image_is_not_read(tmp_path: Path):
     with (tmp_path / "film.png").open("wb") as film:
-        film.truncate(2**40)  # with holes: it takes no room here, and more than there is in memory
+        film.truncate(2**40)  # sparse: takes no disk space, but exceeds the memory
     with pytest.raises(decode.Unreadable, match="bytes, more than"):
         decode.canvas(tmp_path / "film.png", SIZE, 3)
 
 
-def test_a_missing_file_is_unreadable(tmp_path: Path):
+def test_missing_file_is_unreadable(tmp_path: Path):
     with pytest.raises(decode.Unreadable, match="no such file"):
         decode.canvas(tmp_path / "gone.png", SIZE, 3)

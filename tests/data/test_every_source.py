@@ -1,4 +1,4 @@
-"""What must hold for every kind of source, whatever lies behind it."""
+"""Properties of every kind of source."""
 
 import io
 import struct
@@ -15,13 +15,14 @@ from PIL import Image
 from pretask import data as sources
 from pretask.cli.main import main
 from pretask.data import loader, store
+from pretask.data.base import OpenOptions
 from pretask.types import Batch, UserError
 
 N, SIZE, CLASSES = 24, 20, ["ant", "bee", "cat"]
 
 
 def pictures() -> tuple[np.ndarray, np.ndarray]:
-    """-> (N, SIZE, SIZE, 3) smooth pictures, each different, and labels (N,), sorted as class folders are."""
+    """-> (N, SIZE, SIZE, 3) smooth images, all different, and labels (N,), sorted like class folders."""
     rng = np.random.default_rng(0)
     coarse = rng.integers(0, 256, (N, 3, 3, 3), dtype=np.uint8)
     smooth = [np.asarray(Image.fromarray(c).resize((SIZE, SIZE), Image.Resampling.BILINEAR)) for c in coarse]
@@ -85,7 +86,7 @@ def shards(at: Path, labels: np.ndarray) -> str:
 
 
 def prepared(at: Path, labels: np.ndarray) -> str:
-    store.prepare(sources.open_labelled(npz(at, labels)), at / "store", progress=False)
+    store.prepare(sources.open_labeled(npz(at, labels)), at / "store", progress=False)
     return str(at / "store")
 
 
@@ -95,7 +96,7 @@ KINDS: dict[str, Callable[[Path, np.ndarray], str]] = {
 DECODED = {"folder", "packed", "parquet", "shards"}
 CASES = [(kind, 64) for kind in KINDS] + [
     (kind, 0) for kind in sorted(DECODED)
-]  # in memory, then decoded later
+]  # in memory, then decoded on demand
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +110,7 @@ def source(request: pytest.FixtureRequest, specs: dict[str, str]) -> sources.Ima
     return sources.open(specs[kind], size=None if kind == "prepared" else SIZE, cache_mb=cache)
 
 
-def test_a_batch_has_the_images_of_its_index_in_its_order(source: sources.Images):
+def test_batch_has_the_images_of_its_index_in_its_order(source: sources.Images):
     index = torch.tensor([7, 3, 3, 23, 0])
     batch = source.__getitems__(index)
     assert torch.equal(batch.index, index)
@@ -119,7 +120,7 @@ def test_a_batch_has_the_images_of_its_index_in_its_order(source: sources.Images
     assert torch.equal(source.__getitems__(index).image, batch.image)
 
 
-def test_the_loader_gives_what_indexing_gives(source: sources.Images):
+def test_loader_returns_the_same_as_indexing(source: sources.Images):
     order = torch.randperm(N, generator=torch.Generator().manual_seed(0))
     for k, batch in enumerate(loader.epoch(source, order, 8, workers=1)):
         assert torch.equal(batch.index, order[8 * k : 8 * k + 8])
@@ -127,19 +128,19 @@ def test_the_loader_gives_what_indexing_gives(source: sources.Images):
     assert k == 2
 
 
-def test_a_source_says_what_it_is(source: sources.Images):
+def test_source_has_correct_attributes(source: sources.Images):
     assert (len(source), source.channels, source.size, source.ledger.bad) == (N, 3, SIZE, {})
     assert source.provides == frozenset()
     assert source.name
     assert len(set(source.files(torch.arange(N)))) == N
 
 
-def test_a_source_for_pretraining_has_no_label_anywhere(source: sources.Images):
+def test_source_for_pretraining_has_no_labels(source: sources.Images):
     assert not [name for name in vars(source) if "label" in name or "class" in name or "target" in name]
     assert not hasattr(source, "label")
     assert not source.__getitems__(torch.arange(2)).aux
     inner = getattr(source, "reader", None)
-    assert inner is None or inner.alike is None
+    assert inner is None or inner.groups is None
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -150,7 +151,7 @@ def test_shuffled_labels_change_no_image(kind: str, specs: dict[str, str], tmp_p
 
 
 def digits(at: Path, labels: np.ndarray) -> str:
-    """MNIST's own files, under whose name torchvision finds them."""
+    """Files in MNIST's format, with the names that torchvision expects."""
     raw = at / "MNIST" / "raw"
     raw.mkdir(parents=True)
     images = pictures()[0][..., 0].repeat(2, 1).repeat(2, 2)[:, :28, :28]
@@ -161,8 +162,8 @@ def digits(at: Path, labels: np.ndarray) -> str:
     return "mnist"
 
 
-def unlabelled(kind: str, at: Path, labels: np.ndarray) -> str:
-    """The same images where nothing says what they show."""
+def unlabeled(kind: str, at: Path, labels: np.ndarray) -> str:
+    """The same images without labels."""
     spec = KINDS[kind](at, labels)
     if kind == "folder":
         for path in sorted(Path(spec).rglob("*.png")):
@@ -179,7 +180,7 @@ BLIND = [*((kind, how) for kind in KINDS for how in ("shuffled", "absent")), ("d
 
 
 def trained(spec: str, at: Path) -> bytes:
-    """The weights after some steps on `spec`, from the command line."""
+    """Weights after some steps on `spec`, trained from the command line."""
     words = [
         "pretrain",
         "rotnet",
@@ -211,13 +212,13 @@ def test_shuffled_or_absent_labels_change_no_weight(kind: str, how: str, expecte
     labels = np.random.default_rng(1).permutation(pictures()[1])
     assert labels.tolist() != pictures()[1].tolist()
     if how == "absent":
-        spec = unlabelled(kind, tmp_path, labels)
+        spec = unlabeled(kind, tmp_path, labels)
     else:
         spec = {**KINDS, "digits": digits}[kind](tmp_path, labels)
     assert trained(spec, tmp_path) == expected(kind)
 
 
-def test_a_batch_has_no_place_for_a_label():
+def test_batch_has_no_field_for_labels():
     image = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
     for name in ("label", "labels", "class", "target"):
         with pytest.raises(ValueError, match=name):
@@ -227,18 +228,18 @@ def test_a_batch_has_no_place_for_a_label():
 
 
 @pytest.mark.parametrize(("kind", "cache"), CASES)
-def test_labels_stand_beside_the_images_they_belong_to(kind: str, cache: int, specs: dict[str, str]):
-    labelled = sources.open_labelled(specs[kind], cache_mb=cache)
+def test_labels_match_their_images(kind: str, cache: int, specs: dict[str, str]):
+    labeled = sources.open_labeled(specs[kind], cache_mb=cache)
     images, labels = pictures()
-    assert labelled.label.dtype == torch.int64
-    assert labelled.label.tolist() == labels.tolist()
-    assert labelled.classes == (CLASSES if kind != "shards" else ["0", "1", "2"])
-    shown = labelled.__getitems__(torch.arange(N)).image
+    assert labeled.label.dtype == torch.int64
+    assert labeled.label.tolist() == labels.tolist()
+    assert labeled.classes == (CLASSES if kind != "shards" else ["0", "1", "2"])
+    shown = labeled.__getitems__(torch.arange(N)).image
     assert torch.equal(shown, torch.from_numpy(images).permute(0, 3, 1, 2))
 
 
 @pytest.mark.parametrize("kind", sorted(DECODED | {"npz"}))
-def test_size_and_channels_come_as_asked(kind: str, specs: dict[str, str]):
+def test_size_and_channels_are_as_requested(kind: str, specs: dict[str, str]):
     batch = sources.open(specs[kind], size=12, channels=1).__getitems__(torch.arange(3))
     assert batch.image.shape == (3, 1, 12, 12)
     expected = [
@@ -247,17 +248,37 @@ def test_size_and_channels_come_as_asked(kind: str, specs: dict[str, str]):
     assert torch.equal(batch.image[:, 0], torch.from_numpy(np.stack([np.asarray(e) for e in expected])))
 
 
+def test_options_can_be_an_object_or_keywords_and_keywords_win():
+    given = OpenOptions(size=24, channels=1, labels="all")
+    one = sources.open("synthetic:4", given)
+    assert (one.size, one.channels) == (24, 1)
+    named = sources.open("synthetic:4", given, channels=3)
+    assert (named.size, named.channels) == (24, 3)
+    assert len(sources.open_labeled("synthetic:4", OpenOptions(size=24)).label) == 4
+    with pytest.raises(TypeError, match="sise"):
+        sources.open("synthetic:4", sise=24)
+
+
+def test_unlabeled_images_are_kept_when_opened_without_labels(tmp_path: Path):
+    """For any value of `labels` in the options."""
+    for name in ("ant/0.png", "1.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(png(pictures()[0][0]))
+    asked = OpenOptions(size=16, labels="all")
+    assert len(sources.open(tmp_path, asked)) == 2 and len(sources.open_labeled(tmp_path, asked)) == 1
+
+
 @pytest.mark.parametrize("name", ["synthetic:12:24", "demo:test"])
-def test_made_up_pictures_are_the_same_each_time(name: str):
-    first, second = sources.open_labelled(name), sources.open_labelled(name)
+def test_synthetic_images_are_reproducible(name: str):
+    first, second = sources.open_labeled(name), sources.open_labeled(name)
     index = torch.arange(len(first))
     assert torch.equal(first.__getitems__(index).image, second.__getitems__(index).image)
     assert torch.equal(first.label, second.label)
     assert not hasattr(sources.open(name), "label")
 
 
-def test_the_two_parts_of_the_demo_differ():
-    train, test = sources.open_labelled("demo"), sources.open_labelled("demo:test")
+def test_splits_of_the_demo_differ():
+    train, test = sources.open_labeled("demo"), sources.open_labeled("demo:test")
     assert (len(train), len(test), train.classes) == (6000, 2000, test.classes)
     assert not torch.equal(
         train.__getitems__(torch.arange(50)).image, test.__getitems__(torch.arange(50)).image
@@ -266,7 +287,7 @@ def test_the_two_parts_of_the_demo_differ():
 
 
 @pytest.mark.parametrize(
-    ("spec", "told"),
+    ("spec", "message"),
     [
         ("nowhere/photos", "neither a file or folder"),
         ("cifar11", "did you mean cifar10"),
@@ -275,12 +296,12 @@ def test_the_two_parts_of_the_demo_differ():
         ("hf-stream:nowhere/*.parquet", "matches no file"),
     ],
 )
-def test_a_source_that_is_not_there_is_named(spec: str, told: str):
-    with pytest.raises(UserError, match=told):
+def test_missing_source_is_named(spec: str, message: str):
+    with pytest.raises(UserError, match=message):
         sources.open(spec)
 
 
-def test_a_mistyped_path_gets_the_nearest_one(tmp_path: Path):
+def test_mistyped_path_gets_a_suggestion(tmp_path: Path):
     (tmp_path / "holiday-photos").mkdir()
     with pytest.raises(UserError, match=r"did you mean .*holiday-photos"):
         sources.open(tmp_path / "holliday-photos")

@@ -1,18 +1,23 @@
-"""Folders as people have them: nested, with hidden files, links, and images that are none."""
+"""Folders in the wild: nested, with hidden files, links, and files that are not images."""
 
+import csv
 import os
 import re
 import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
 
 from pretask import data as sources
 from pretask.data import encoded, loader
+from pretask.encoders import build
+from pretask.reading import Reading
 from pretask.types import UserError
+from pretask.workflows import embed
 
 
 def photo(path: Path, value: int, side: int = 16) -> Path:
@@ -27,7 +32,7 @@ def values(source: sources.Images) -> list[int]:
 
 @pytest.fixture
 def mixed(tmp_path: Path) -> Path:
-    """20 good photos of values 0 … 19, and six files that are none."""
+    """20 good photos of values 0 … 19, and six files that are not images."""
     for i in range(20):
         photo(tmp_path / f"{'ab'[i // 10]}/{i:02d}.png", i)
     whole = (tmp_path / "a/03.png").read_bytes()
@@ -57,39 +62,39 @@ def check_listed(bad: dict[str, str], names: set[str]) -> None:
 
 
 def test_bad_files_are_dropped_and_listed(mixed: Path):
-    source = sources.open(mixed, max_bad=0.5)
+    source = sources.open(mixed, reading=Reading(max_bad=0.5))
     assert values(source) == list(range(20))
     check_listed(source.ledger.bad, set(BAD))
     assert source.files(torch.tensor([4, 19])) == ["a/04.png", "b/19.png"]
 
 
 def test_labels_shrink_with_the_images(mixed: Path):
-    source = sources.open_labelled(mixed, max_bad=0.5)
+    source = sources.open_labeled(mixed, reading=Reading(max_bad=0.5))
     assert source.label.tolist() == [0] * 10 + [1] * 10
     assert source.classes == ["a", "b"]
 
 
-def test_where_images_are_decoded_later_the_next_one_stands_in(mixed: Path):
-    source = sources.open(mixed, max_bad=0.5, cache_mb=0)
-    assert len(source) == 23  # links and pipes are seen at opening, the rest when it is decoded
+def test_unreadable_image_is_replaced_by_the_next_one(mixed: Path):
+    source = sources.open(mixed, reading=Reading(max_bad=0.5), cache_mb=0)
+    assert len(source) == 23  # links and pipes are found at opening, the rest when decoded
     stands_in = [0, 1, 2, 3, 4, 4, 5, 6, 6, *range(7, 16), 16, *range(16, 20)]
     assert values(source) == stands_in
     check_listed(source.ledger.bad, set(BAD))
 
 
-def test_what_workers_meet_is_reported_and_the_batches_are_the_same(mixed: Path):
-    here, there = (sources.open(mixed, max_bad=0.5, cache_mb=0) for _ in range(2))
+def test_bad_files_found_by_workers_are_recorded_and_batches_are_equal(mixed: Path):
+    here, there = (sources.open(mixed, reading=Reading(max_bad=0.5), cache_mb=0) for _ in range(2))
     order = torch.randperm(23, generator=torch.Generator().manual_seed(1))
     made = torch.cat([batch.image for batch in loader.epoch(there, order, 8, workers=2)])
     assert torch.equal(made, here.__getitems__(order).image)
     check_listed(there.ledger.bad, set(BAD))
 
 
-def test_a_stand_in_has_the_label_of_the_image_it_stands_for(tmp_path: Path):
+def test_replacement_has_the_label_of_the_replaced_image(tmp_path: Path):
     photo(tmp_path / "a/0.png", 10)
-    (tmp_path / "a/1.png").write_bytes(b"")  # the next file is of another class
+    (tmp_path / "a/1.png").write_bytes(b"")  # the next file has another class
     photo(tmp_path / "b/2.png", 20)
-    source = sources.open_labelled(tmp_path, max_bad=0.5, cache_mb=0, size=16)
+    source = sources.open_labeled(tmp_path, reading=Reading(max_bad=0.5), cache_mb=0, size=16)
     assert values(source.images) == [10, 10, 20]
     assert source.label.tolist() == [0, 0, 1]
 
@@ -97,7 +102,7 @@ def test_a_stand_in_has_the_label_of_the_image_it_stands_for(tmp_path: Path):
 @pytest.mark.parametrize("cache", [64, 0])
 def test_too_many_bad_files_stop_the_run(mixed: Path, cache: int):
     with pytest.raises(UserError, match=r"5 of 2[35] images cannot be read .*--max-bad") as caught:
-        values(sources.open(mixed, max_bad=0.15, cache_mb=cache))
+        values(sources.open(mixed, reading=Reading(max_bad=0.15), cache_mb=cache))
     assert "\n" not in str(caught.value)
 
 
@@ -108,12 +113,14 @@ def many(at: Path, n: int, bad: range) -> Path:
     return at
 
 
-def test_many_bad_files_in_a_row_are_judged_by_their_share_of_all(tmp_path: Path):
+def test_consecutive_bad_files_count_as_a_fraction_of_all(tmp_path: Path):
     source = sources.open(many(tmp_path, 1500, range(90)), cache_mb=0, size=16)
-    assert len(source.__getitems__(torch.arange(100))) == 100  # 90 % of those seen are bad, but 6 % of all
+    assert (
+        len(source.__getitems__(torch.arange(100))) == 100
+    )  # 90 % of the images read are bad, but 6 % of all
 
 
-def test_links_that_lead_nowhere_are_judged_by_their_share_of_all(tmp_path: Path):
+def test_broken_links_count_as_a_fraction_of_all(tmp_path: Path):
     many(tmp_path, 1500, range(0))
     for i in range(100):
         (tmp_path / f"link{i}.png").symlink_to("gone.png")
@@ -121,12 +128,12 @@ def test_links_that_lead_nowhere_are_judged_by_their_share_of_all(tmp_path: Path
     assert len(source.__getitems__(torch.arange(100))) == 100
 
 
-def test_a_folder_that_is_mostly_bad_is_named_when_it_is_opened(tmp_path: Path):
+def test_mostly_bad_folder_fails_when_opened(tmp_path: Path):
     with pytest.raises(UserError, match="of 100 images cannot be read"):
         sources.open(many(tmp_path, 1500, range(0, 1500, 3)), cache_mb=0, size=16)
 
 
-def test_a_sample_that_chance_explains_does_not_stop_a_run(tmp_path: Path):
+def test_insignificant_excess_in_the_sample_does_not_stop_a_run(tmp_path: Path):
     places = encoded.sample(1500)[
         :12
     ]  # 12 of the sample's 100, where 10 % are tolerated; 12 of 1500 in truth
@@ -136,34 +143,40 @@ def test_a_sample_that_chance_explains_does_not_stop_a_run(tmp_path: Path):
     assert len(sources.open(tmp_path, cache_mb=0, size=16).ledger.bad) == 12
 
 
-def test_only_bad_files_are_an_error_at_once(tmp_path: Path):
+def test_folder_with_only_bad_files_fails_immediately(tmp_path: Path):
     for i in range(30):
         (tmp_path / f"{i}.jpg").write_text("no")
-    with pytest.raises(UserError, match="none of the images"):
+    with pytest.raises(UserError, match="no image of a sample"):
         sources.open(tmp_path)
     with pytest.raises(UserError, match="30 of 30"):
-        sources.open(tmp_path, size=16, max_bad=1.0)
+        sources.open(tmp_path, size=16, reading=Reading(max_bad=1.0))
 
 
-def test_a_worker_that_finds_nothing_readable_says_so_in_one_line(tmp_path: Path):
+def test_worker_without_readable_images_gives_a_one_line_error(tmp_path: Path):
     photo(tmp_path / "0.png", 1)
     for i in range(1, 150):
         (tmp_path / f"{i:03d}.jpg").write_text("no")
-    source = sources.open(tmp_path, cache_mb=0, size=16, max_bad=1.0)
+    source = sources.open(tmp_path, cache_mb=0, size=16, reading=Reading(max_bad=1.0))
     with pytest.raises(UserError, match=r"100 images after it cannot be read$") as caught:
         list(loader.epoch(source, torch.arange(10, 20), 5, workers=1))
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_files_without_permission_are_skipped(tmp_path: Path):
+def test_files_without_permission_are_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     for i in range(20):
         photo(tmp_path / f"{i:02d}.png", i)
-    (tmp_path / "07.png").chmod(0)
+    read_bytes = Path.read_bytes
+
+    def refuse(path: Path) -> bytes:  # root can read everything
+        if path.name == "07.png":
+            raise PermissionError(13, "Permission denied")
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
     assert sources.open(tmp_path).ledger.bad == {"07.png": "permission denied"}
 
 
-def test_hidden_entries_are_passed_over(tmp_path: Path):
+def test_hidden_entries_are_ignored(tmp_path: Path):
     photo(tmp_path / "shown.png", 1)
     photo(tmp_path / ".hidden.png", 2)
     photo(tmp_path / ".thumbnails/small.png", 3)
@@ -178,13 +191,118 @@ def test_links_are_followed_once_and_loops_end(tmp_path: Path):
     (tmp_path / "data/self.png").symlink_to("self.png")
     photo(tmp_path / "elsewhere/1.png", 2)
     (tmp_path / "data/linked").symlink_to(tmp_path / "elsewhere")
-    source = sources.open(tmp_path / "data", max_bad=0.5)
+    source = sources.open(tmp_path / "data", reading=Reading(max_bad=0.5))
     assert source.files(torch.arange(len(source))) == ["real/0.png", "linked/1.png"]
     assert set(source.ledger.bad) == {"self.png"}
 
 
+ODD = [
+    b"not utf-8 \xff.png",
+    b"not utf-8 \xfe.png",
+    b"line\nbreak.png",
+    b"return\r.png",
+    b"tab\t.png",
+    b"'quotes\".png",
+    b"[bold]brackets[/bold].png",
+    b" spaces .png",
+    b"comma, semicolon;.png",
+    b"-rf.png",
+    b"%s{0}$HOME`.png",
+    b"x" * 251 + b".png",
+    "été 写真 😀.png".encode(),
+    b"in a folder.jpg/x.png",
+]
+
+
+@pytest.fixture
+def odd(tmp_path: Path) -> tuple[Path, dict[str, str]]:
+    """Valid images with odd names in a/, damaged ones in b/, and all unusable files: path -> reason."""
+    root = tmp_path / "photos"
+    content = photo(root / "a/plain.png", 7).read_bytes()
+    for i, name in enumerate(ODD):
+        for folder, data in (("a", content), ("b", b"no image"[: 8 * (i % 2)])):
+            path = os.path.join(os.fsencode(root), folder.encode(), name)
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            with open(path, "wb") as file:
+                file.write(data)
+    why = ("empty", "not an image")
+    bad = {os.fsdecode(b"b/" + name): why[i % 2] for i, name in enumerate(ODD)}
+    (root / "a/again.png").symlink_to("plain.png")
+    os.link(root / "a/plain.png", root / "a/hard.png")
+    (root / "a/up").symlink_to(root)
+    (root / "gone.png").symlink_to("nowhere")
+    (root / "loop.png").symlink_to("loop.png")
+    os.mkfifo(root / "pipe.jpg")
+    os.mkfifo(root / "pipe")
+    bad |= {
+        "gone.png": "broken link",
+        "loop.png": "broken link: it points to itself",
+        "pipe.jpg": "not a file: a pipe",
+    }
+    return root, bad
+
+
+@pytest.mark.parametrize("cache", [64, 0])
+def test_every_file_of_an_odd_folder_is_used_or_listed(odd: tuple[Path, dict[str, str]], cache: int):
+    root, bad = odd
+    source = sources.open(root, size=16, reading=Reading(max_bad=1.0), cache_mb=cache)
+    source.__getitems__(torch.arange(len(source)))
+    ledger = source.ledger
+    came_in = sum(len(files) for _, _, files in os.walk(root))
+    assert ledger.bad == bad and ledger.other == {"without suffix": 1}
+    assert (ledger.found, ledger.used, ledger.unread) == (came_in, len(ODD) + 3, 0)
+    names = source.files(source.readable(torch.arange(len(source))).nonzero()[:, 0])
+    sound = {os.fsdecode(b"a/" + name) for name in ODD} | {"a/plain.png", "a/again.png", "a/hard.png"}
+    assert sorted(names) == sorted(sound)
+
+
+def test_lists_and_tables_keep_odd_names_apart(odd: tuple[Path, dict[str, str]], tmp_path: Path):
+    root, bad = odd
+    source = sources.open(root, size=16, reading=Reading(max_bad=1.0), cache_mb=0)
+    made = embed.write(build("resnet_small:width=4", 3, 16).eval(), source, tmp_path / "x.parquet")
+    assert made.skipped is not None
+    with made.skipped.open(newline="", errors="surrogateescape") as file:
+        assert {row["file"]: row["reason"] for row in csv.DictReader(file)} == bad
+    names = pq.read_table(made.table)["file"].to_pylist()
+    assert len(set(names)) == len(ODD) + 3
+    assert {
+        "a/not utf-8 \\xff.png",
+        "a/not utf-8 \\xfe.png",
+        "a/line\nbreak.png",
+        "a/[bold]brackets[/bold].png",
+    } <= {*names}
+
+
+def test_file_that_vanishes_is_listed_and_no_longer_used(tmp_path: Path):
+    for i in range(20):
+        photo(tmp_path / f"{i:02}.png", i)
+    source = sources.open(tmp_path, size=16, cache_mb=0)
+    assert source.ledger.used == 20  # read at opening
+    (tmp_path / "07.png").unlink()
+    assert values(source)[7] == 8
+    ledger = source.ledger
+    assert ledger.bad == {"07.png": "no such file or directory"}
+    assert (ledger.found, ledger.used, ledger.unread) == (20, 19, 0)
+
+
+def test_folder_without_permission_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    photo(tmp_path / "open/0.png", 1)
+    photo(tmp_path / "locked/1.png", 2)
+    scandir = os.scandir
+
+    def refuse(path):
+        if os.fsencode(path).endswith(b"locked"):
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr("pretask.data.folder.os.scandir", refuse)
+    source = sources.open(tmp_path, reading=Reading(max_bad=0.5))
+    assert values(source) == [1] and source.ledger.bad == {"locked": "permission denied"}
+    assert source.ledger.found == 2
+
+
 @pytest.mark.parametrize("name", ["with space.png", "été 写真.png", b"not utf-8 \xff.png"])
-def test_any_file_name_will_do(tmp_path: Path, name: str | bytes):
+def test_any_file_name_works(tmp_path: Path, name: str | bytes):
     content = photo(tmp_path / "plain.png", 7).read_bytes()
     with open(os.path.join(os.fsencode(tmp_path), os.fsencode(name)), "wb") as file:
         file.write(content)
@@ -193,7 +311,7 @@ def test_any_file_name_will_do(tmp_path: Path, name: str | bytes):
     assert os.fsdecode(name) in source.files(torch.arange(2))
 
 
-def test_the_canvas_is_the_median_short_side_within_limits(tmp_path: Path):
+def test_default_size_is_the_median_short_side_within_limits(tmp_path: Path):
     for i, side in enumerate([20, 40, 40, 100, 1000]):
         photo(tmp_path / "usual" / f"{i}.png", i, side)
         photo(tmp_path / "large" / f"{i}.png", i, 300)
@@ -203,37 +321,29 @@ def test_the_canvas_is_the_median_short_side_within_limits(tmp_path: Path):
     assert sources.open(tmp_path / "small").size == encoded.SMALLEST
 
 
-def test_a_split_is_a_folder_inside(tmp_path: Path):
-    photo(tmp_path / "train/a/0.png", 1)
-    photo(tmp_path / "val/a/0.png", 2)
-    assert values(sources.open(tmp_path, split="val")) == [2]
-    with pytest.raises(UserError, match=r"no folder 'test'.*train.*val"):
-        sources.open(tmp_path, split="test")
-
-
 def test_files_outside_class_folders_are_listed(tmp_path: Path):
     for i in range(20):
         photo(tmp_path / f"a/{i:02d}.png", i)
     photo(tmp_path / "loose.png", 99)
-    source = sources.open_labelled(tmp_path)
+    source = sources.open_labeled(tmp_path)
     assert len(source) == 20 and not source.ledger.bad
-    assert source.ledger.unwanted == {"loose.png": "lies outside the class folders"}
+    assert source.ledger.unwanted == {"loose.png": "outside the class folders"}
 
 
-@pytest.mark.parametrize("labelled", [False, True])
-def test_a_folder_without_what_is_needed_is_named(tmp_path: Path, labelled: bool):
-    open_ = sources.open_labelled if labelled else sources.open
-    with pytest.raises(UserError, match=rf"{tmp_path.name} holds no images"):
+@pytest.mark.parametrize("labeled", [False, True])
+def test_folder_without_images_or_classes_is_named(tmp_path: Path, labeled: bool):
+    open_ = sources.open_labeled if labeled else sources.open
+    with pytest.raises(UserError, match=rf"{tmp_path.name} contains no images"):
         open_(tmp_path)
     photo(tmp_path / "0.png", 1)
-    if labelled:
+    if labeled:
         with pytest.raises(UserError, match="has no class folders"):
             open_(tmp_path)
 
 
-def test_a_file_of_another_kind_is_named(tmp_path: Path):
+def test_file_of_unknown_type_is_named(tmp_path: Path):
     (tmp_path / "data.xls").write_text("1,2")
-    with pytest.raises(UserError, match=r"data\.xls is a file of unknown kind"):
+    with pytest.raises(UserError, match=r"data\.xls has an unknown file type"):
         sources.open(tmp_path / "data.xls")
 
 
@@ -253,9 +363,9 @@ def test_opening_many_files_is_quick_and_keeps_few_bytes_per_image(tmp_path: Pat
     assert not [v for v in vars(source.reader.items).values() if isinstance(v, list | dict)]
 
 
-def test_numbers_of_a_folder_of_real_photos(shared_data):
+def test_statistics_of_a_folder_of_real_photos(shared_data):
     source = sources.open(shared_data("imagenette224", "val"), size=32)
     assert len(source) == 600
     image = source.__getitems__(torch.arange(600)).image.float()
     assert 90 < image.mean() < 140  # photographs, neither black nor white
-    assert np.unique(image.flatten(1).std(1).numpy()).size > 590  # 600 different ones
+    assert np.unique(image.flatten(1).std(1).numpy()).size > 590  # 600 different images

@@ -1,4 +1,4 @@
-"""Each record that came in is used, left out for a reason, or not looked at yet; what came in is counted here, not by the books."""
+"""Every input record is used, skipped for a reason, or not read yet; the tests count the records independently."""
 
 import csv
 import io
@@ -7,19 +7,29 @@ import os
 from collections import Counter
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
 
-from pretask import data as sources
-from pretask.cli import main as cli
-from pretask.config import TrainConfig
-from pretask.data import loader
-from pretask.data.ledger import Ledger
-from pretask.runtime import files as checkpoint
-from pretask.workflows.pretrain import Settings, pretrain
+from pretask import data
+from pretask.cli import main
+from pretask.config import RunConfig, TrainConfig
+from pretask.data import loader, store
+from pretask.data.base import Images, OpenOptions
+from pretask.data.encoded import collect
+from pretask.data.ledger import Ledger, write_all
+from pretask.data.subset import draw_subset
+from pretask.encoders import build
+from pretask.evals import features
+from pretask.reading import Reading
+from pretask.reports.html import facts
+from pretask.runtime import accounts
+from pretask.train import checkpoint
+from pretask.workflows import cluster, colorize, embed
+from pretask.workflows import pretrain as pretraining
+from pretask.workflows.job import fresh
+from pretask.workflows.pretrain import pretrain
 
 GOOD = 30
 BROKEN = {"cut.jpg": "", "text.png": "not an image", "empty.bmp": "empty"}
@@ -33,7 +43,7 @@ def encoded(i: int, kind: str = "PNG") -> bytes:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Images of known, unknown and no endings, broken ones, and files that are none."""
+    """Images with known, unknown and no suffix, broken images, and other files."""
     at = tmp_path / "photos [holiday] :cat:"
     at.mkdir()
     for i in range(GOOD - 3):
@@ -53,64 +63,234 @@ def came_in(at: Path) -> int:
 
 
 @pytest.mark.parametrize("cache", [0, 64])
-def test_nothing_of_a_folder_is_lost(folder, cache):
-    source = sources.open(folder, size=16, cache_mb=cache, max_bad=0.5)
+def test_every_record_of_a_folder_is_counted(folder, cache):
+    source = data.open(folder, size=16, cache_mb=cache, reading=Reading(max_bad=0.5))
     source.__getitems__(torch.arange(len(source)))
-    books = source.ledger
-    assert (books.found, books.used, books.waiting) == (came_in(folder), GOOD, 0)
-    assert set(books.bad) == set(BROKEN) and all(why in books.bad[name] for name, why in BROKEN.items())
-    assert books.other == Counter({".xml": 2, ".txt": 1, ".dat": 1, "hidden": 1, "without ending": 1})
-    assert "39 found · 30 used · 3 left out" in books.line() and "6 other files: 2 .xml" in books.line()
+    ledger = source.ledger
+    assert (ledger.found, ledger.used, ledger.unread) == (came_in(folder), GOOD, 0)
+    assert set(ledger.bad) == set(BROKEN) and all(why in ledger.bad[name] for name, why in BROKEN.items())
+    assert ledger.other == Counter({".xml": 2, ".txt": 1, ".dat": 1, "hidden": 1, "without suffix": 1})
+    assert (
+        "39 found · 30 used · 3 skipped" in ledger.summary() and "6 other files: 2 .xml" in ledger.summary()
+    )
 
 
-def test_what_workers_have_read_is_counted_as_it_comes(folder):
-    source = sources.open(folder, size=16, cache_mb=0, max_bad=0.5)
-    source.ledger.seen.zero_()  # what the survey at opening has seen
-    waiting = source.ledger.waiting
+def test_images_read_by_workers_are_counted(folder):
+    source = data.open(folder, size=16, cache_mb=0, reading=Reading(max_bad=0.5))
+    source.ledger.seen.zero_()  # undo the sample read at opening
+    waiting = source.ledger.unread
     for batch in loader.epoch(source, torch.arange(10), 5, workers=1):
         assert len(batch) == 5
-    assert source.ledger.used == 10 and source.ledger.waiting == waiting - 10
+    assert source.ledger.used == 10 and source.ledger.unread == waiting - 10
 
 
-def test_a_run_that_goes_on_remembers_what_was_read(folder, tmp_path):
-    settings = Settings(
-        str(folder), out=tmp_path / "run", size=16, steps=1, encoder="resnet_small:width=4", max_bad=0.5
+def test_resumed_run_remembers_what_was_read(folder, tmp_path, monkeypatch):
+    run_card = pretraining.run_card
+    monkeypatch.setattr(pretraining, "run_card", lambda *given: run_card(*given) | {"records": {}})
+    settings = RunConfig(
+        str(folder),
+        out=tmp_path / "run",
+        size=16,
+        steps=1,
+        encoder="resnet_small:width=4",
+        reading=Reading(max_bad=0.5),
     )
-    source = sources.open(folder, size=16, cache_mb=0, max_bad=0.5)
-    made = pretrain("rotnet", settings, train=TrainConfig(batch=8), source=source)
-    kept = checkpoint.load(made.folder / checkpoint.LATEST)["records"]
-    assert set(kept["bad"]) == set(BROKEN) and int(kept["seen"].sum()) == GOOD
-    fresh = Ledger()
-    fresh.opened(len(kept["seen"]), unread=True)
-    fresh.restore(kept)
-    assert (fresh.used, fresh.waiting, set(fresh.bad)) == (GOOD, 0, set(BROKEN))
+    source = data.open(folder, size=16, cache_mb=0, reading=Reading(max_bad=0.5))
+    made = pretrain(fresh("rotnet", settings, train=TrainConfig(batch=8), images=source))
+    (kept,) = checkpoint.load(made.folder / checkpoint.LATEST)["records"]  # of each process
+    assert {place for place, _ in kept["failed"].values()} == set(BROKEN) and int(kept["seen"].sum()) == GOOD
+    records = json.loads((made.folder / "run.json").read_text())["records"]
+    assert (records["found"], records["used"], records["not_looked_at"]) == (came_in(folder), GOOD, 0)
+    assert records["left_out"] == {"empty": 1, "not an image": 1} | {
+        why.partition(":")[0]: 1
+        for why in source.ledger.bad.values()
+        if "image" not in why and why != "empty"
+    }
+    assert ("Records", source.ledger.summary().replace(f" → {made.folder}/bad.csv", "")) in facts(
+        made.folder, made.card
+    )
+    anew = Ledger()
+    anew.set_size(len(kept["seen"]), unread=True)
+    anew.restore(kept)
+    assert (anew.used, anew.unread, set(anew.bad)) == (GOOD, 0, set(BROKEN))
 
 
-def test_two_that_are_called_alike_both_count():
-    books = Ledger()
+class Twins:
+    """Images that are all named x.png; every second one is damaged, each differently."""
+
+    def __len__(self) -> int:
+        return 6
+
+    def name(self, i: int) -> str:
+        return "x.png"
+
+    def read(self, i: int) -> bytes:
+        return encoded(i) if i % 2 == 0 else b"no image"[: 8 * (i > 1)]
+
+
+TWINS = [0, 16, 32]
+"""red values of the valid images"""
+DAMAGED = {"x.png": "empty", "x.png (2)": "not an image", "x.png (3)": "not an image"}
+
+
+def twins(cache: int = 0) -> Images:
+    return collect(
+        "twins", Twins(), OpenOptions(size=16, reading=Reading(max_bad=1.0), cache_mb=cache)
+    ).images
+
+
+def red(source: Images) -> list[int]:
+    return source.__getitems__(torch.arange(len(source))).image[:, 0, 0, 0].tolist()
+
+
+@pytest.mark.parametrize("cache", [0, 64])
+def test_valid_image_with_the_name_of_a_damaged_one_is_used(cache: int, tmp_path: Path):
+    source = twins(cache)
+    for _ in range(2):  # reading it again does not count it twice
+        source.__getitems__(torch.arange(len(source)))
+    assert (source.ledger.found, source.ledger.used, source.ledger.bad) == (6, 3, DAMAGED)
+    store.prepare(source, tmp_path / "store", progress=False)
+    back = data.open(tmp_path / "store")
+    assert red(back) == TWINS and back.files(torch.arange(3)) == ["x.png"] * 3
+    assert back.ledger.bad == DAMAGED and back.ledger.found == 6
+    few = draw_subset(twins(cache), 0.99, 0)
+    few.__getitems__(torch.arange(len(few)))
+    assert int(few.readable(torch.arange(len(few))).sum()) == 3
+
+
+def test_workers_count_images_of_equal_name_separately():
+    source = twins()
+    for _ in loader.epoch(source, torch.arange(6), 2, workers=2):
+        pass
+    assert (source.ledger.used, source.ledger.unread, source.ledger.bad) == (3, 0, DAMAGED)
+
+
+def test_every_valid_image_of_equal_name_has_its_row(tmp_path: Path):
+    encoder = build("resnet_small:width=4", 3, 16).eval()
+    made = embed.write(encoder, twins(), tmp_path / "x.parquet")
+    assert made.n == 3 and pq.read_table(made.table)["file"].to_pylist() == ["x.png"] * 3
+    source = twins()
+    found = features.embed(encoder, source, progress=False).stages["pool"]
+    assert len(found) == 3 == len(cluster.readable(source)) and cluster.readable(source).tolist() == [
+        0,
+        2,
+        4,
+    ]
+    assert [name for name, _ in colorize.originals(twins())] == ["x.png"] * 3
+
+
+def test_resumed_run_and_other_processes_count_images_of_equal_name_once(tmp_path: Path):
+    source, other = twins(), twins()
+    source.__getitems__(torch.arange(6))
+    other.ledger.restore(source.ledger.state())
+    other.__getitems__(torch.arange(6))
+    other.ledger.restore(source.ledger.state())
+    assert (other.ledger.bad, other.ledger.used, other.ledger.unread) == (DAMAGED, 3, 0)
+
+
+def test_joint_list_distinguishes_sources_and_replaces_an_earlier_one(
+    tmp_path: Path,
+):
+    one, other = Ledger({"x.png": "empty"}), Ledger({"x.png": "not an image"})
+    path = tmp_path / "scores.bad.csv"
+    write_all(path, [("photos", one), ("photos", other), ("photos", one)])
+    with path.open(newline="") as file:
+        assert [*csv.reader(file)][1:] == [["photos: x.png", "empty"], ["photos: x.png (2)", "not an image"]]
+    assert one.where == other.where == str(path)
+    write_all(path, [("photos", Ledger())])
+    assert not path.exists()
+
+
+def test_source_opened_twice_is_reported_once_and_most_completely():
+    with accounts.collect() as opened:
+        for spec, left, seen in (("a", 1, [0]), ("a", 1, [0, 1]), ("b", 0, [0, 1, 2])):
+            ledger = Ledger({f"{i}.png": "empty" for i in range(left)})
+            ledger.set_size(3, unread=True)
+            ledger.mark_read(seen)
+            accounts.add("photos", ledger, spec)
+        opened[1].ledger.where = "bad.csv"
+        assert accounts.summary_lines(opened) == [
+            "photos: 4 found · 2 used · 1 skipped: 1 empty → bad.csv · 1 not read yet",
+            "photos: 3 found · 3 used",
+        ]
+
+
+def test_images_of_equal_name_keep_their_listed_names_in_every_pass():
+    ledger, passes = Ledger(), []
+    for _ in range(2):
+        ledger.clear(3)
+        for position in range(3):
+            ledger.mark_unreadable(position, "x.png", "empty")
+        passes.append(list(ledger.bad))
+    assert passes == [["x.png", "x.png (2)", "x.png (3)"]] * 2
+
+
+def test_relative_and_recorded_absolute_path_are_one_source(folder, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    with accounts.collect() as opened:
+        for spec in (folder.name, f"{folder}/", os.path.join("..", folder.parent.name, folder.name)):
+            data.open(spec, size=16, reading=Reading(max_bad=1.0))
+        assert len(opened) == 3 and len(accounts.summary_lines(opened)) == 1
+
+
+def test_sources_with_equal_image_names_add_up():
+    one, other, both = twins(), twins(64), Ledger()
+    for _ in range(2):
+        both.merge(one.ledger, other.ledger)
+    assert (both.found, both.used, len(both.bad)) == (12, 6, 6)
+    assert (~both.readable(torch.arange(9))).nonzero()[:, 0].tolist() == [1, 3, 5]
+    state = both.state()
+    both.merge(one.ledger, other.ledger)
+    assert both.state()["failed"] == state["failed"]
+
+
+def test_colorized_image_never_replaces_another():
+    names = colorize.Names()
+    wanted = [
+        "a.jpg",
+        "a.png",
+        "a.jpg",
+        "A.jpg",
+        "a.png/b.jpg",
+        "sheet.jpg",
+        "c/d.jpg",
+        "c.png/e.jpg",
+        "c.gif",
+        "",
+        "x" * 300,
+    ]
+    made = [names.png(name) for name in wanted]
+    assert len({str(path).casefold() for path in made}) == len(made)
+    folders = {str(folder) for path in made for folder in path.parents}
+    assert not folders & {str(path) for path in made} and max(len(path.name) for path in made) <= 255
+    assert [str(path) for path in made[:2]] == ["a.png", "a.png.png"] and str(made[6]) == "c/d.png"
+
+
+def test_duplicate_names_both_count():
+    ledger = Ledger()
     for why in ("empty", "cut off: 3 bytes", "cut off: 4 bytes"):
-        books.leave("x.png", why)
-    books.opened(2)
-    assert (books.found, books.used) == (5, 2)
-    assert books.line() == "5 found · 2 used · 3 left out: 2 cut off, 1 empty"
+        ledger.skip("x.png", why)
+    ledger.set_size(2)
+    assert (ledger.found, ledger.used) == (5, 2)
+    assert ledger.summary() == "5 found · 2 used · 3 skipped: 2 cut off, 1 empty"
 
 
-def test_books_of_two_sources_add_up():
+def test_ledgers_of_two_sources_add_up():
     one, other, both = Ledger(), Ledger(), Ledger()
-    one.leave("x", "empty")
-    one.opened(3)
-    other.opened(4, unread=True)
-    other.see([1, 2])
-    both.gather(one, other)
-    assert (both.found, both.used, both.waiting, both.bad) == (8, 5, 2, {"x": "empty"})
+    one.skip("x", "empty")
+    one.set_size(3)
+    other.set_size(4, unread=True)
+    other.mark_read([1, 2])
+    both.merge(one, other)
+    assert (both.found, both.used, both.unread, both.bad) == (8, 5, 2, {"x": "empty"})
 
 
-def test_a_command_says_it_in_the_words_that_the_user_chose(folder, tmp_path, capfd):
+def test_summary_uses_the_path_given_by_the_user(folder, tmp_path, capfd):
     out = tmp_path / "store [bold] :dog:"
-    assert cli.main(["prepare", str(folder), "--out", str(out), "--max-bad", "0.5"]) == 0
-    told = capfd.readouterr().err
-    assert f"wrote {out} (30 images" in told and f"--data '{out}'" in told
-    assert f"{folder.name}: 39 found · 30 used · 3 left out" in told and f"→ {out}/bad.csv" in told
+    assert main.main(["prepare", str(folder), "--out", str(out), "--max-bad", "0.5"]) == 0
+    output = capfd.readouterr().err
+    assert f"wrote {out} (30 images" in output and f"--data '{out}'" in output
+    assert f"{folder.name}: 39 found · 30 used · 3 skipped" in output and f"→ {out}/bad.csv" in output
     with (out / "bad.csv").open() as file:
         assert {row["file"] for row in csv.DictReader(file)} == set(BROKEN)
     card = json.loads((out / "store.json").read_text())["records"]
@@ -120,13 +300,15 @@ def test_a_command_says_it_in_the_words_that_the_user_chose(folder, tmp_path, ca
 @pytest.mark.parametrize(
     "verb", [["prepare"], ["preview", "rotnet"], ["check", "rotnet"], ["audit", "rotnet"]]
 )
-def test_every_verb_that_opens_images_can_be_told_how_many_may_be_bad(verb, tmp_path, monkeypatch):
+def test_every_command_that_opens_images_has_max_bad(verb, tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(sources, "kind", lambda spec: pytest.fail("opened"))
-    monkeypatch.setattr(sources, "opened", lambda spec, wanted: asked.append(wanted.max_bad) or exit(3))
+    monkeypatch.setattr(data, "kind", lambda spec: pytest.fail("opened"))
+    monkeypatch.setattr(
+        data, "open_spec", lambda spec, wanted: asked.append(wanted.reading.max_bad) or exit(3)
+    )
     words = ["x"] if verb == ["prepare"] else ["--data", "x"]
     with pytest.raises(SystemExit):
-        cli.main(
+        main.main(
             [
                 *verb,
                 *words,
@@ -136,15 +318,3 @@ def test_every_verb_that_opens_images_can_be_told_how_many_may_be_bad(verb, tmp_
             ]
         )
     assert asked == [0.4]
-
-
-def test_several_labels_of_an_image_are_one_line_and_do_not_stop_a_store(tmp_path, capfd):
-    cells = [{"bytes": encoded(i), "path": None} for i in range(4)]
-    pq.write_table(
-        pa.table({"image": cells, "label": [["a"], ["a", "b"], [], ["b"]]}), tmp_path / "x.parquet"
-    )
-    with pytest.raises(sources.UserError, match="several labels"):
-        sources.open_labelled(tmp_path / "x.parquet")
-    assert cli.main(["prepare", str(tmp_path / "x.parquet"), "--out", str(tmp_path / "s")]) == 0
-    assert "its labels are left out: images have several labels" in capfd.readouterr().err
-    assert len(sources.open(tmp_path / "s")) == 4

@@ -1,4 +1,4 @@
-"""A stream has no positions, and yet it goes the whole way from the command line."""
+"""Streams, which have no random access, from the command line."""
 
 import io
 import json
@@ -9,10 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from pretask import data as sources
+from pretask import data
 from pretask.cli.main import main
 from pretask.data import loader
 from pretask.train import run
+from pretask.train.weights import WEIGHTS
 
 datasets = pytest.importorskip("datasets")
 
@@ -28,7 +29,7 @@ def png(image: torch.Tensor) -> bytes:
 @pytest.fixture
 def stream(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)  # 5 s after each shuffled pass
-    images = sources.open("synthetic:64:16").image
+    images = data.open("synthetic:64:16").image
     for part, rows in enumerate(images.split(32)):
         cells = [{"bytes": png(image), "path": None} for image in rows]
         table = datasets.Dataset.from_dict({"image": cells}).cast_column("image", datasets.Image())
@@ -36,7 +37,7 @@ def stream(tmp_path, monkeypatch):
     return f"hf-stream:{tmp_path}/*.parquet#64"
 
 
-def test_a_stream_is_trained_on_looked_at_and_reported(stream, tmp_path, capsys):
+def test_stream_can_be_trained_on_previewed_and_reported(stream, tmp_path, capsys):
     out = tmp_path / "run"
     assert main(["pretrain", "rotnet", "--data", stream, "--out", str(out), *FAST]) == 0, capsys.readouterr()
     assert run.load(out).card["n"] == 64 and (out / "DONE").exists()
@@ -47,53 +48,54 @@ def test_a_stream_is_trained_on_looked_at_and_reported(stream, tmp_path, capsys)
     assert main(check) == 0, capsys.readouterr()
 
 
-def test_a_run_on_a_stream_goes_on_where_it_was_cut_off(stream, tmp_path, monkeypatch):
-    from pretask.train import logger as journal
+def test_interrupted_run_on_a_stream_resumes(stream, tmp_path, monkeypatch):
+    from pretask.train import logger
 
     whole, cut = (tmp_path / name for name in ("whole", "cut"))
     assert main(["pretrain", "rotnet", "--data", stream, "--out", str(whole), *FAST]) == 0
-    note = journal.Journal.note
+    note = logger.RunLogger.log_step
 
     def stop(self, progress, *rest):
         if progress.step == 5:
             raise KeyboardInterrupt
         return note(self, progress, *rest)
 
-    monkeypatch.setattr(journal.Journal, "note", stop)
+    monkeypatch.setattr(logger.RunLogger, "log_step", stop)
     assert main(["pretrain", "rotnet", "--data", stream, "--out", str(cut), *FAST]) == 130
     monkeypatch.undo()
     assert main(["pretrain", "--resume", str(cut)]) == 0
-    assert (whole / run.WEIGHTS).read_bytes() == (cut / run.WEIGHTS).read_bytes()
+    assert (whole / WEIGHTS).read_bytes() == (cut / WEIGHTS).read_bytes()
 
 
-def test_a_sample_is_spread_over_a_source_and_the_first_of_a_stream(stream):
-    source = sources.open("synthetic:64:16")
+def test_sample_is_evenly_spaced_or_the_first_images_of_a_stream(stream):
+    source = data.open("synthetic:64:16")
     assert loader.sample(source, 4).index.tolist() == [0, 21, 42, 63]
     assert len(loader.sample(source, 100)) == 64
-    streamed = sources.open(stream, size=16)
+    streamed = data.open(stream, size=16)
     assert torch.equal(loader.sample(streamed, 5).image, source.image[:5])
 
 
 def test_two_processes_read_different_shards_of_a_stream(stream, tmp_path):
-    """Started from the command line; each writes down the sums of the images of its first epoch."""
-    out, script = tmp_path / "run", tmp_path / "told.py"
+    """Started from the command line; each process writes the sums of the images of its first epoch."""
+    out, script = tmp_path / "run", tmp_path / "stream_worker.py"
     script.write_text(
         "import json, pathlib, sys\n"
-        "from pretask import distributed, loop\n"
+        "from pretask.runtime import distributed\n"
+        "from pretask.train import trainer\n"
         "from pretask.__main__ import run\n"
-        "plain, seen = loop.Trainer.step, []\n"
+        "plain, seen = trainer.Trainer.step, []\n"
         "def step(self, batch, progress):\n"
         "    seen.extend(batch.image.sum((1, 2, 3)).tolist())\n"
         "    if progress.epoch == 0 and len(seen) == 24:\n"
-        "        told = pathlib.Path(__file__).with_name(f'saw-{distributed.rank()}.json')\n"
-        "        told.write_text(json.dumps(seen))\n"
+        "        seen_file = pathlib.Path(__file__).with_name(f'saw-{distributed.rank()}.json')\n"
+        "        seen_file.write_text(json.dumps(seen))\n"
         "    return plain(self, batch, progress)\n"
-        "loop.Trainer.step = step\n"
+        "trainer.Trainer.step = step\n"
         "run(sys.argv[1:])\n"
     )
     words = ["pretrain", "rotnet", "--data", stream, "--out", str(out), *FAST, "--devices", "2"]
     ended = subprocess.run([sys.executable, script, *words], capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stderr
     one, other = (set(json.loads((tmp_path / f"saw-{rank}.json").read_text())) for rank in range(2))
-    first, second = (set(x.sum((1, 2, 3)).tolist()) for x in sources.open("synthetic:64:16").image.split(32))
+    first, second = (set(x.sum((1, 2, 3)).tolist()) for x in data.open("synthetic:64:16").image.split(32))
     assert (one < first and other < second) or (one < second and other < first)

@@ -1,5 +1,4 @@
-"""CaffeNet as the papers of its time train it: layers, shapes and first weights of their prototxts, and what their order
-does."""
+"""CaffeNet as papers of its time train it: layers, shapes, their order and the initialization of the prototxts."""
 
 import math
 
@@ -15,7 +14,7 @@ from pretask.encoders import classic
 CONV = ("Conv2d", "ReLU")
 POOLED = (*CONV, "MaxPool2d", "LocalResponseNorm")
 LAYERS = (*POOLED, *POOLED, *CONV, *CONV, *CONV, "MaxPool2d", *CONV, "Dropout", *CONV, "Dropout")
-"""lluisgomez/TextTopicNet CNN/CaffeNet/train_val.prototxt, data and fc8 aside; its wide layers as convolutions"""
+"""lluisgomez/TextTopicNet CNN/CaffeNet/train_val.prototxt without data and fc8; its wide layers as convolutions"""
 SHAPES = {
     "conv1": (96, 3, 11, 11),
     "conv2": (256, 48, 5, 5),
@@ -26,21 +25,21 @@ SHAPES = {
     "fc7": (4096, 4096, 1, 1),
 }
 STEPS = {"conv1": (4, 0, 1), "conv2": (1, 2, 2), "conv3": (1, 1, 1), "conv4": (1, 1, 2), "conv5": (1, 1, 2)}
-"""stride, pad and group"""
+"""stride, padding and groups"""
 FILLED = {"conv1": (0.01, 0), "conv2": (0.01, 1), "conv3": (0.01, 0), "conv4": (0.01, 1), "conv5": (0.01, 1)}
-"""std and bias; fc6 and fc7: 0.005 and 1"""
+"""standard deviation of weights and constant bias; 0.005 and 1 for fc6 and fc7"""
 
 
 def kinds(net: nn.Module) -> tuple[str, ...]:
     return tuple(type(m).__name__ for m in net.modules() if not isinstance(m, nn.Sequential))
 
 
-def meta(**knobs) -> nn.Sequential:
+def meta(**arguments) -> nn.Sequential:
     with torch.device("meta"):
-        return classic.caffenet(**knobs)
+        return classic.caffenet(**arguments)
 
 
-def test_layers_and_shapes_are_those_of_the_prototxt_in_its_order():
+def test_layers_and_shapes_match_the_prototxt():
     net = meta()
     assert kinds(net) == LAYERS
     assert {name: tuple(stage[0].weight.shape) for name, stage in net.named_children()} == SHAPES
@@ -54,7 +53,7 @@ def test_layers_and_shapes_are_those_of_the_prototxt_in_its_order():
 
 
 @pytest.mark.parametrize(
-    ("knobs", "outputs", "count"),
+    ("arguments", "outputs", "count"),
     [
         ({}, 0, 56_868_224),
         ({}, 40, 57_032_104),
@@ -62,13 +61,13 @@ def test_layers_and_shapes_are_those_of_the_prototxt_in_its_order():
         ({"fc7": 1024, "dropout": 0}, 0, 44_282_240),
     ],
 )
-def test_the_published_counts(knobs, outputs, count):
-    net = meta(**knobs)
+def test_parameter_counts_match_the_published_ones(arguments, outputs, count):
+    net = meta(**arguments)
     assert sum(p.numel() for p in net.parameters()) + outputs * (4096 + 1) == count
-    assert ("Dropout" in kinds(net)) == (not knobs)
+    assert ("Dropout" in kinds(net)) == (not arguments)
 
 
-def test_a_larger_image_has_the_same_weights_and_more_places():
+def test_larger_images_give_larger_maps_with_the_same_weights():
     sides = {}
     for size in (227, 256):
         net = classic.caffenet(size=size, fc6=8, fc7=4)
@@ -81,7 +80,7 @@ def test_a_larger_image_has_the_same_weights_and_more_places():
 
 
 def rounded_up(x: torch.Tensor) -> torch.Tensor:
-    """Maxima of 3 by 3, every second place, the last window cut off where the map ends."""
+    """Max pooling over 3 x 3 with stride 2; the last window is cut off at the border."""
     starts = range(0, 2 * math.ceil((x.shape[-1] - 3) / 2) + 1, 2)
     rows = torch.stack([x[:, :, y : y + 3].amax(2) for y in starts], 2)
     return torch.stack([rows[..., y : y + 3].amax(3) for y in starts], 3)
@@ -94,13 +93,13 @@ def across(x: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("stage", ["conv1", "conv2"])
-def test_maps_are_pooled_rounded_up_and_then_normed(stage):
-    """Norms before pools, as in the first AlexNet, give other numbers."""
+def test_maps_are_pooled_with_rounding_up_and_then_normalized(stage):
+    """Normalization before pooling, as in the first AlexNet, gives other numbers."""
     torch.manual_seed(0)
     layer = getattr(classic.caffenet(size=96, fc6=8, fc7=8), stage)
     x = 255 * torch.rand(2, 3 if stage == "conv1" else 96, 96, 96) - 120
     with torch.no_grad():
-        y = 4 * layer[0](x)  # so large that the norm matters
+        y = 4 * layer[0](x)  # large enough for the normalization to matter
         layer[0].weight *= 4
         layer[0].bias *= 4
         found, relu = layer(x), y.relu()
@@ -109,7 +108,7 @@ def test_maps_are_pooled_rounded_up_and_then_normed(stage):
     assert found.shape[-1] == math.ceil((y.shape[-1] - 3) / 2) + 1
 
 
-def test_groups_do_not_see_each_other():
+def test_convolution_groups_are_independent():
     torch.manual_seed(0)
     net = classic.caffenet(size=96, fc6=8, fc7=8)
     for stage in (net.conv2, net.conv4, net.conv5):
@@ -120,7 +119,7 @@ def test_groups_do_not_see_each_other():
         assert torch.equal(mine, theirs)
 
 
-def test_first_weights_are_those_of_the_prototxt():
+def test_initial_weights_match_the_prototxt():
     torch.manual_seed(0)
     net = classic.caffenet(size=227, fc6=512, fc7=512)
     for name, stage in net.named_children():
@@ -132,18 +131,16 @@ def test_first_weights_are_those_of_the_prototxt():
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_pixels_reach_it_in_caffes_range_less_the_mean(channels):
+def test_pixels_are_scaled_to_caffes_range_minus_the_mean(channels):
     encoder = encoders.build("caffenet:fc6=8,fc7=8", channels, 96).eval()
     x = torch.rand(2, channels, 8, 8)
-    mean = torch.tensor(
-        [122.67892, 116.66877, 104.00699]
-    )  # (104.00699, 116.66877, 122.67892) of blue, green, red
+    mean = torch.tensor([122.67892, 116.66877, 104.00699])  # BGR: 104.00699, 116.66877, 122.67892
     mean = (mean if channels == 3 else mean.mean(0, keepdim=True)).view(-1, 1, 1)
-    assert_close(encoder.normalised(x), 255 * x - mean, rtol=1e-4, atol=1e-3)
+    assert_close(encoder.normalized(x), 255 * x - mean, rtol=1e-4, atol=1e-3)
 
 
-def test_the_first_weights_see_the_image():
-    """In units of one, the biases of 1 would drown what an image shows."""
+def test_features_of_initial_weights_vary_between_images():
+    """With inputs of unit scale, the biases of 1 would dominate."""
     torch.manual_seed(0)
     encoder = encoders.build("caffenet:fc6=256,fc7=256", 3, 96).eval()
     image = F.interpolate(torch.rand(16, 3, 6, 6), 96, mode="bilinear")

@@ -1,11 +1,11 @@
-"""Every encoder, classic or timm's, keeps one form: pixels in, named stages out, rows of `pool` last."""
+"""Every encoder, classic or timm's: pixels in, named stages out, pooled features last."""
 
 import pytest
 import torch
 
 from pretask import encoders
 from pretask.encoders import classic
-from pretask.transforms import augment as images
+from pretask.transforms.color import lab_to_rgb, rgb_to_lab
 from pretask.types import UserError
 
 SMALL = {
@@ -17,9 +17,9 @@ SMALL = {
     "context_alexnet": 96,
     "exemplar": 48,
 }
-"""sides, of those that cannot do with 32 px"""
+"""image sides of the networks that need more than 32 px"""
 NARROW = {"caffenet": "caffenet:fc6=64,fc7=64", "color_vgg16": "color_vgg16:width=8,wide=64"}
-"""in place of those with a hundred million weights, or half as many"""
+"""narrow versions of networks with fifty to a hundred million weights"""
 TIMM = {
     "resnet18": 32,
     "resnet10t:stem_width=16": 48,
@@ -33,7 +33,7 @@ ONE_SIZE = {"mlp", "alexnet_bn", "vit_tiny_patch16_224:patch_size=8,depth=8"}
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("spec", SPECS)
-def test_pixels_become_stages_and_rows(spec, channels):
+def test_stages_and_pooled_features_have_their_shapes(spec, channels):
     size = SPECS[spec]
     encoder = encoders.build(spec, channels, size).eval()
     with torch.no_grad():
@@ -47,16 +47,16 @@ def test_pixels_become_stages_and_rows(spec, channels):
 
 
 @pytest.mark.parametrize("spec", SPECS)
-def test_a_net_of_one_size_says_so_and_others_take_a_share(spec):
+def test_side_is_a_fraction_unless_the_input_size_is_fixed(spec):
     encoder = encoders.build(spec, 3, SPECS[spec])
-    share = encoder.side(0.75)
-    assert share == (SPECS[spec] if spec in ONE_SIZE else round(0.75 * SPECS[spec]))
+    side = encoder.side(0.75)
+    assert side == (SPECS[spec] if spec in ONE_SIZE else round(0.75 * SPECS[spec]))
     assert encoder.side(1.0) == SPECS[spec] and encoder.training
-    encoder(torch.rand(2, 3, share, share))
+    encoder(torch.rand(2, 3, side, side))
 
 
 @pytest.mark.parametrize("spec", SPECS)
-def test_equal_seeds_make_equal_weights_and_images_do_not_mix(spec):
+def test_equal_seeds_give_equal_weights_and_images_do_not_mix(spec):
     made = []
     for _ in range(2):
         torch.manual_seed(3)
@@ -68,7 +68,7 @@ def test_equal_seeds_make_equal_weights_and_images_do_not_mix(spec):
     torch.testing.assert_close(whole[2:], part, atol=1e-4, rtol=1e-3)
 
 
-def test_pixels_are_normalised_by_the_nets_own_statistics():
+def test_pixels_are_normalized_by_the_networks_own_statistics():
     encoder = encoders.build("resnet18", 3, 32).eval()
     config = encoder.net.pretrained_cfg
     image = torch.rand(2, 3, 32, 32)
@@ -79,20 +79,20 @@ def test_pixels_are_normalised_by_the_nets_own_statistics():
 
 @pytest.mark.parametrize("spec", ["resnet18", "resnet_small:width=8", "timm:resnet10t"])
 @pytest.mark.parametrize("sees", encoders.SEES)
-def test_a_net_that_sees_one_channel_is_blind_to_the_rest(spec, sees):
-    """Colours that have the same lightness or mean are the same to it; what it sees can be given to it as well."""
-    encoder = encoders.build(encoders.seeing(spec, sees), 3, 32).eval()
+def test_an_encoder_with_sees_ignores_the_rest_of_the_image(spec, sees):
+    """Colors of the same lightness or mean give the same features; the reduced input can also be passed directly."""
+    encoder = encoders.build(encoders.with_sees(spec, sees), 3, 32).eval()
     assert next(encoder.net.parameters()).shape[1] == 1 and encoder.channels == 3
     image = 0.3 + 0.4 * torch.rand(2, 3, 32, 32)
-    light = images.lab(image)
+    light = rgb_to_lab(image)
     other = {
-        "lightness": images.from_lab(torch.cat([light[:, :1], 0.8 * light[:, 1:]], 1)),
+        "lightness": lab_to_rgb(torch.cat([light[:, :1], 0.8 * light[:, 1:]], 1)),
         "mean": image + 0.1 * torch.tensor([1.0, -2.0, 1.0]).view(3, 1, 1),
     }[sees]
     with torch.no_grad():
         expected = encoder(image)["pool"]
         torch.testing.assert_close(encoder(other)["pool"], expected, atol=1e-4, rtol=1e-3)
-        torch.testing.assert_close(encoder.look(encoders.SEES[sees](image))["pool"], expected)
+        torch.testing.assert_close(encoder.forward_input(encoders.SEES[sees](image))["pool"], expected)
         assert (encoder(image.flip(0))["pool"] - expected).abs().max() > 1e-3
 
 
@@ -103,21 +103,21 @@ def test_a_net_that_sees_one_channel_is_blind_to_the_rest(spec, sees):
         ("resnet_smal", "did you mean resnet_small"),
         ("resnet18:stem", "should read key=value"),
         ("resnet_small:deep=3", "deep"),
-        ("resnet18:no_such_knob=1", "does not take"),
-        ("resnet18:sees=red", "sees is one of lightness, mean"),
+        ("resnet18:no_such_argument=1", "does not take"),
+        ("resnet18:sees=red", "sees must be one of lightness, mean"),
     ],
 )
-def test_a_mistake_in_a_name_is_the_users_to_mend(spec, hint):
+def test_invalid_specs_are_user_errors_with_a_hint(spec, hint):
     with pytest.raises(UserError, match=hint):
         encoders.build(spec, 3, 32)
 
 
-def test_channels_that_do_not_fit_are_not_stretched_to_fit():
+def test_a_wrong_number_of_channels_is_not_broadcast():
     for spec, channels in (("resnet_small:width=8", 1), ("resnet_small:width=8,sees=mean", 3)):
-        with pytest.raises(ValueError, match=f"channels, not {channels}"):
-            encoders.build(spec, 3, 32).look(torch.rand(2, channels, 32, 32))
+        with pytest.raises(ValueError, match=f"channels, got {channels}"):
+            encoders.build(spec, 3, 32).forward_input(torch.rand(2, channels, 32, 32))
 
 
-def test_lightness_is_of_colour_images():
-    with pytest.raises(UserError, match="sees the lightness of colour images; these have 1 channel"):
+def test_sees_requires_color_images():
+    with pytest.raises(UserError, match="sees the lightness of color images; these have 1 channel"):
         encoders.build("resnet18:sees=lightness", 1, 32)

@@ -1,19 +1,19 @@
-"""Average precision: golden values, each definition against its slow truth, ties, test sets drawn anew."""
+"""Average precision: golden values, each definition against a slow implementation, ties, resampled test sets."""
 
 import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
 
-from pretask.evals import average_precision as precision
+from pretask.evals import average_precision
 
 GOLDEN = {"11-point": 0.7695, "all-point": 0.7679, "step": 0.7470}
 """of these labels in decreasing order of score, computed by hand from the definitions"""
 LABELS = np.array([1, 0, 1, 1, 0, 0, 1, 0])
-ALL = precision.DEFINITIONS | {"101-point": precision.coco}
+ALL = average_precision.DEFINITIONS | {"101-point": average_precision.coco}
 
 
 def ap(name, score, right, **more):
-    return ALL[name](precision.curve(np.asarray(score, float), np.asarray(right), **more))
+    return ALL[name](average_precision.curve(np.asarray(score, float), np.asarray(right), **more))
 
 
 def slow(name, score, right, positives=None):
@@ -87,4 +87,4 @@ def test_a_test_set_drawn_anew_is_one_with_repeated_samples(name):
 
 def test_the_mean_leaves_out_classes_that_a_set_lacks():
     each = [np.array([0.2, np.nan, np.nan]), np.array([0.4, 0.6, np.nan])]
-    assert precision.mean_over_classes(each).tolist() == pytest.approx([0.3, 0.6, 0])
+    assert average_precision.mean_over_classes(each).tolist() == pytest.approx([0.3, 0.6, 0])

@@ -6,24 +6,22 @@ import torch
 from small import images_for, small
 from torch.testing import assert_close
 
-from pretask import api, encoders, methods
-from pretask import data as sources
+from pretask import api, data, encoders, methods
 from pretask.data.arrays import Arrays
-from pretask.evals import baselines
-from pretask.evals import linear_probe as linear
+from pretask.evals import baselines, linear_probe
 from pretask.evals.features import embed
 from pretask.rng import Rng
 
 
 def images(n: int, size: int = 32, channels: int = 3) -> torch.Tensor:
-    """Smooth pictures, in which neighbouring pixels are alike."""
+    """Smooth pictures, in which neighboring pixels are similar."""
     coarse = Rng(n, size).uniform(n, channels, 8, 8)
     return torch.nn.functional.interpolate(coarse, size=(size, size), mode="bilinear").clamp(0, 1)
 
 
 def random_patches(n: int, channels: int = 3) -> torch.Tensor:
     source = Arrays("smooth", (255 * images(50, 32, channels)).to(torch.uint8))
-    return baselines.normalised(baselines.sample_patches(source, n, Rng(0, "patches")))
+    return baselines.normalized(baselines.sample_patches(source, n, Rng(0, "patches")))
 
 
 # ---- patches
@@ -38,7 +36,7 @@ def test_a_patch_is_a_window_of_an_image():
 
 
 def test_no_patch_is_drawn_twice_and_no_more_than_there_are():
-    """Of few images k-means sees every place once; of many it sees so many, of all images and places alike."""
+    """With few images every patch is sampled once; with many, patches are sampled evenly over images and positions."""
     image = Rng(0, "noise").integers(7, 3, 12, 12, high=256).to(torch.uint8)
     found = baselines.sample_patches(Arrays("noise", image), 1000, Rng(0))
     assert len(found) == 7 * 49 and len(found.unique(dim=0)) == len(found)
@@ -53,9 +51,9 @@ def test_fewer_patches_than_centers_are_centers_themselves():
     assert few(torch.rand(3, 3, 8, 8))["pool"].shape == (3, 4 * 2 * 9)
 
 
-def test_normalising_takes_out_brightness_and_contrast():
+def test_normalizing_takes_out_brightness_and_contrast():
     patch = 40 * Rng(1).normal(500, 108) + 100
-    z = baselines.normalised(patch)
+    z = baselines.normalized(patch)
     expected = [(p - p.mean()) / np.sqrt(p.var(ddof=1) + 10) for p in patch.double().numpy()]
     assert_close(z.double(), torch.from_numpy(np.stack(expected)), atol=1e-4, rtol=1e-4)
 
@@ -77,11 +75,11 @@ def test_whitening_leaves_alone_what_hardly_varies():
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_features_are_those_of_a_loop_over_patches(channels):
-    """Each patch: normalise, whiten, triangle activation; each quadrant: sum (Coates et al. 2011, sec. 3)."""
+    """Each patch: normalize, whiten, triangle activation; each quadrant: sum (Coates et al. 2011, sec. 3)."""
     x = random_patches(3000, channels).double()
     mean, zca = baselines.whiten(x)
-    centres = Rng(4).normal(7, 36 * channels).double()
-    net = baselines.Patches(mean, zca, centres)
+    centers = Rng(4).normal(7, 36 * channels).double()
+    net = baselines.Patches(mean, zca, centers)
     picture = images(2, 17, channels).double()
     expected = torch.zeros(2, 4, 7).double()
     for b in range(2):
@@ -89,10 +87,10 @@ def test_features_are_those_of_a_loop_over_patches(channels):
             for j in range(12):
                 patch = 255 * picture[b, :, i : i + 6, j : j + 6].flatten()
                 z = (patch - patch.mean()) / (patch.var() + 10).sqrt()
-                far = ((z - mean) @ zca - centres).norm(dim=1)
+                far = ((z - mean) @ zca - centers).norm(dim=1)
                 expected[b, 2 * (i >= 6) + (j >= 6)] += (far.mean() - far).clamp(min=0)
     assert_close(net(picture)["pool"], expected.flatten(1), atol=1e-6, rtol=1e-6)
-    single = baselines.Patches(mean.float(), zca.float(), centres.float())(picture.float())["pool"]
+    single = baselines.Patches(mean.float(), zca.float(), centers.float())(picture.float())["pool"]
     assert_close(single.double(), expected.flatten(1), atol=0.02, rtol=1e-3)
 
 
@@ -107,7 +105,7 @@ def test_images_in_one_block_or_in_many_have_the_same_features(monkeypatch):
     net = baselines.Patches(mean, zca, Rng(5).normal(9, 108))
     picture = images(5)
     whole = net(picture)["pool"]
-    monkeypatch.setattr(baselines, "AT_ONCE", 27 * 27 * 9 * 2)
+    monkeypatch.setattr(baselines, "MAX_DISTANCES", 27 * 27 * 9 * 2)
     assert_close(net(picture)["pool"], whole)
 
 
@@ -122,60 +120,38 @@ def test_raw_pixels_are_the_pixels_of_at_most_32_by_32(size, numbers):
         assert_close(out.mean(1), picture.mean((1, 2, 3)), atol=0.01, rtol=0)
 
 
-# ---- k-means
-
-
 def test_distances_are_those_of_cdist():
     x, y = Rng(6).normal(300, 40), Rng(7).normal(50, 40)
-    assert_close(baselines.distances(x, y), torch.cdist(x, y) ** 2, atol=1e-3, rtol=1e-4)
-    assert baselines.distances(x, x).diagonal().abs().max() < 1e-3
-    assert baselines.distances(x, x).min() >= 0
+    assert_close(baselines.squared_distances(x, y), torch.cdist(x, y) ** 2, atol=1e-3, rtol=1e-4)
+    assert baselines.squared_distances(x, x).diagonal().abs().max() < 1e-3
+    assert baselines.squared_distances(x, x).min() >= 0
 
 
-def objective(x: torch.Tensor, centres: torch.Tensor) -> float:
-    return torch.cdist(x.double(), centres.double()).min(1).values.square().mean().item()
-
-
-def test_mini_batches_come_within_three_hundredths_of_whole_rounds():
-    from sklearn.cluster import KMeans
-
-    x = Rng(8).normal(3000, 10) + 3 * torch.eye(10)[Rng(9).integers(3000, high=10)]
-    peer = KMeans(25, n_init=1, init="random", max_iter=12, random_state=0).fit(x.numpy()).inertia_ / 3000
-    assert objective(x, baselines.kmeans(x, 25, 10)) < 1.03 * peer
-
-
-def test_fewer_places_than_centres_each_have_one():
-    x = torch.eye(4).repeat(50, 1)  # four places for ten centres
-    centres = baselines.kmeans(x, 10, 13)
-    assert centres.shape == (10, 4) and centres.isfinite().all()
-    assert objective(centres, x[:4]) < 1e-9 and objective(x, centres) < 1e-9
-
-
-def test_patches_are_learned_alike_from_equal_seeds(monkeypatch):
+def test_patches_are_the_same_for_equal_seeds(monkeypatch):
     monkeypatch.setattr(baselines, "SAMPLES", 2000)
-    source = sources.open("synthetic:40:16")
+    source = data.open("synthetic:40:16")
     one, two, other = (baselines.patches(source, 5, seed) for seed in (0, 0, 1))
-    assert torch.equal(one.centres, two.centres) and not torch.equal(one.centres, other.centres)
+    assert torch.equal(one.centers, two.centers) and not torch.equal(one.centers, other.centers)
 
 
-def test_on_real_photographs_patches_tell_more_than_pixels(shared_data, monkeypatch):
+def test_on_real_photographs_patches_score_higher_than_pixels(shared_data, monkeypatch):
     monkeypatch.setattr(baselines, "SAMPLES", 10_000)
     known = {"progress": False}
-    train = sources.open_labelled(shared_data("cifar10", "cifar10_train.npz"), **known)
-    test = sources.open_labelled(shared_data("cifar10", "cifar10_test.npz"), **known)
+    train = data.open_labeled(shared_data("cifar10", "cifar10_train.npz"), **known)
+    test = data.open_labeled(shared_data("cifar10", "cifar10_test.npz"), **known)
     train, test = (first(source, n) for source, n in ((train, 600), (test, 800)))
 
     def accuracy(net: torch.nn.Module) -> float:
         x, unseen = embed(net, train, **known), embed(net, test, **known)
-        probe = linear.fit(x.stages["pool"], x.label, 10, 0.1)
+        probe = linear_probe.fit(x.stages["pool"], x.label, 10, 0.1)
         return (probe.predict(unseen.stages["pool"]) == unseen.label).double().mean().item()
 
     assert accuracy(baselines.patches(train, 50)) > accuracy(baselines.Pixels()) + 0.06
 
 
-def first(source: sources.Labelled, n: int) -> sources.Labelled:
+def first(source: data.LabeledDataset, n: int) -> data.LabeledDataset:
     image = source.__getitems__(torch.arange(n)).image
-    return sources.Labelled(Arrays(source.name, image), source.label[:n], source.classes)
+    return data.LabeledDataset(Arrays(source.name, image), source.label[:n], source.classes)
 
 
 # ---- networks
@@ -197,7 +173,7 @@ def test_the_untrained_encoder_is_the_one_with_which_the_run_began(name, seed, t
 
 
 @pytest.mark.parametrize("method", methods.names())
-def test_every_run_knows_the_encoder_with_which_it_began(method, tmp_path):
+def test_every_run_has_its_untrained_encoder(method, tmp_path):
     """Also where a method draws the first weights itself: a run that does not learn ends with them."""
     size, net = images_for(method).size, small(methods.recipe(method)().encoder)
     run = api.pretrain(
@@ -227,7 +203,7 @@ def test_drawing_an_untrained_encoder_leaves_the_random_state_alone():
 
 
 def test_the_supervised_encoder_learns_its_labels_and_nothing_else():
-    train = sources.open_labelled("synthetic:96:16")
+    train = data.open_labeled("synthetic:96:16")
     net = encoders.build("resnet_small:width=8", 3, 16)
     before = {k: v.clone() for k, v in net.state_dict().items()}
     random_state = torch.random.get_rng_state()
@@ -237,7 +213,7 @@ def test_the_supervised_encoder_learns_its_labels_and_nothing_else():
 
     def accuracy(net: encoders.Encoder) -> float:
         found = embed(net, train, progress=False)
-        probe = linear.fit(found.stages["pool"], found.label, 4, 0.1)
+        probe = linear_probe.fit(found.stages["pool"], found.label, 4, 0.1)
         return (probe.predict(found.stages["pool"]) == found.label).double().mean().item()
 
     assert accuracy(one) > accuracy(baselines.untrained(net, 0)) + 0.1
@@ -245,8 +221,8 @@ def test_the_supervised_encoder_learns_its_labels_and_nothing_else():
     assert all(torch.equal(v, two.state_dict()[k]) for k, v in one.state_dict().items())
 
 
-def test_an_encoder_that_drops_paths_is_trained_alike_from_equal_seeds():
-    train = sources.open_labelled("synthetic:16:16")
+def test_training_with_drop_path_is_the_same_for_equal_seeds():
+    train = data.open_labeled("synthetic:16:16")
     net = encoders.build("resnet18:drop_path_rate=0.5", 3, 16)
     torch.manual_seed(1)
     one = baselines.supervised(net, train, 2, seed=0, progress=False)

@@ -1,11 +1,11 @@
-"""Linear CKA against the formula as it is printed, and what it must not see."""
+"""Linear CKA against the printed formula, and its invariances."""
 
 import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
 
-from pretask.evals.cka import centred, cka, shares
+from pretask.evals.cka import centered, cka, sample_terms
 from pretask.rng import Rng
 
 
@@ -52,9 +52,9 @@ def test_features_that_have_nothing_in_common_are_near_0():
 
 
 def test_both_forms_agree():
-    x, y = (centred(z) for z in pair(6, d=5, e=3))
+    x, y = (centered(z) for z in pair(6, d=5, e=3))
     wide = torch.cat([x, torch.zeros(6, 4)], 1)  # the same features, now more than samples
-    for one, other in zip(shares(x, y), shares(wide, y), strict=True):
+    for one, other in zip(sample_terms(x, y), sample_terms(wide, y), strict=True):
         assert_close(one, other)
 
 

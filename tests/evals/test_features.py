@@ -10,16 +10,16 @@ from pretask import data as sources
 from pretask import encoders
 from pretask.data.arrays import Arrays
 from pretask.evals import features
-from pretask.evals.features import embed, pooled
+from pretask.evals.features import embed, pool_map
 from pretask.evals.holdout import Part
 from pretask.rng import Rng
 from pretask.types import UserError
 
 
-def source(n: int = 40, seed: int = 0, name: str = "made up") -> sources.Labelled:
+def source(n: int = 40, seed: int = 0, name: str = "made up") -> sources.LabeledDataset:
     rng = Rng(seed, "features")
     image = rng.integers(n, 3, 16, 16, high=256).to(torch.uint8)
-    return sources.Labelled(Arrays(name, image), rng.integers(n, high=3), ["a", "b", "c"])
+    return sources.LabeledDataset(Arrays(name, image), rng.integers(n, high=3), ["a", "b", "c"])
 
 
 def encoder(seed: int = 0) -> encoders.Encoder:
@@ -50,7 +50,7 @@ class Scaled(nn.Module):
 )
 def test_a_map_is_averaged_over_the_finest_grid_that_fits(shape, width, side):
     x = Rng(*shape).normal(*shape)
-    out = pooled(x, width)
+    out = pool_map(x, width)
     assert out.shape == (2, shape[1] * side * side)
     h, w = shape[2:]
     first = x[
@@ -70,7 +70,7 @@ def test_every_stage_is_there_in_the_sources_order_whatever_the_batch():
     for i in (0, 6, 7, 39):
         alone = net(data.__getitems__(torch.tensor([i])).image.float() / 255)
         for stage, x in found.stages.items():
-            assert torch.allclose(x[i].float(), pooled(alone[stage])[0], atol=2e-3, rtol=2e-3)
+            assert torch.allclose(x[i].float(), pool_map(alone[stage])[0], atol=2e-3, rtol=2e-3)
     assert torch.equal(found.label, data.label) and found.classes == data.classes
 
 
@@ -126,7 +126,7 @@ def test_features_that_are_no_numbers_are_one_line(wrong, stage):
             out = super().forward(x)
             return out | {stage: torch.where(out[stage] > 0.5, wrong, out[stage])}
 
-    with pytest.raises(UserError, match=f"{stage!r} of made up hold NaN or infinite") as error:
+    with pytest.raises(UserError, match=f"made up at {stage!r} contain NaN or infinite") as error:
         embed(Broken(1.0), source(), progress=False)
     assert "\n" not in str(error.value)
 
@@ -155,20 +155,23 @@ def test_what_was_computed_is_found_again(tmp_path):
 
 def test_any_change_has_a_name_of_its_own():
     net, data = encoder(), source()
-    names = [features.key(net, data, 4096)]
-    assert features.key(encoder(), source(), 4096) == names[0]
-    names += [features.key(encoder(1), data, 4096), features.key(net, data, 1024)]
-    names += [features.key(net, source(seed=1), 4096), features.key(net, source(name="other"), 4096)]
-    names += [features.key(net, Part(data, torch.arange(39), "made up"), 4096)]
+    names = [features.cache_key(net, data, 4096)]
+    assert features.cache_key(encoder(), source(), 4096) == names[0]
+    names += [features.cache_key(encoder(1), data, 4096), features.cache_key(net, data, 1024)]
+    names += [
+        features.cache_key(net, source(seed=1), 4096),
+        features.cache_key(net, source(name="other"), 4096),
+    ]
+    names += [features.cache_key(net, Part(data, torch.arange(39), "made up"), 4096)]
     with torch.no_grad():
         net.net.stage3[0].body[1].running_mean[0] += 1e-3  # a buffer, not a weight
-    names.append(features.key(net, data, 4096))
+    names.append(features.cache_key(net, data, 4096))
     net.mean += 0.1
-    names.append(features.key(net, data, 4096))
+    names.append(features.cache_key(net, data, 4096))
     data.label[0] = (data.label[0] + 1) % 3
-    names.append(features.key(net, data, 4096))
+    names.append(features.cache_key(net, data, 4096))
     data.images.image[39, 0, 0, 0] ^= 1
-    names.append(features.key(net, data, 4096))
+    names.append(features.cache_key(net, data, 4096))
     assert len(set(names)) == len(names) == 10 and {len(name) for name in names} == {16}
 
 
@@ -191,7 +194,7 @@ def folder(tmp_path):
 
 @pytest.mark.parametrize("cache_mb", [0, 100])  # decoded when needed, and at opening
 def test_unreadable_files_have_no_row_and_their_labels_go_with_them(folder, cache_mb, tmp_path):
-    data = sources.open_labelled(folder, size=16, cache_mb=cache_mb, progress=False)
+    data = sources.open_labeled(folder, size=16, cache_mb=cache_mb, progress=False)
     net = Scaled(1.0)
     found = embed(net, data, progress=False, batch=5, cache=tmp_path / "cache")
     names = [n for n in data.files(torch.arange(len(data))) if n not in {"a/3.png", "b/7.png"}]
@@ -205,7 +208,7 @@ def test_unreadable_files_have_no_row_and_their_labels_go_with_them(folder, cach
 
 
 def test_a_part_with_unreadable_files_loses_its_own(folder):
-    data = sources.open_labelled(folder, size=16, cache_mb=0, progress=False)
+    data = sources.open_labeled(folder, size=16, cache_mb=0, progress=False)
     place = {name: i for i, name in enumerate(data.files(torch.arange(24)))}
     index = torch.tensor([place[n] for n in ("c/4.png", "a/3.png", "a/0.png", "b/7.png", "b/1.png")])
     found = embed(Scaled(1.0), Part(data, index, "part"), progress=False)
@@ -223,13 +226,13 @@ def test_a_source_without_labels_has_features_all_the_same():
     ("size", "device", "images"), [(32, "cpu", 256), (96, "cpu", 28), (512, "cpu", 8), (96, "cuda", 256)]
 )
 def test_a_pass_holds_as_many_images_as_suit_the_device(size, device, images):
-    assert encoders.at_once(size, device) == images
+    assert encoders.inference_batch(size, device) == images
 
 
 def test_how_many_images_a_pass_holds_changes_nothing(monkeypatch):
     whole = embed(encoder(), source(), progress=False).stages
-    monkeypatch.setattr(encoders, "AT_ONCE", 11)
-    monkeypatch.setattr(encoders, "PIXELS", 1 << 30)
+    monkeypatch.setattr(encoders, "MAX_BATCH", 11)
+    monkeypatch.setattr(encoders, "CPU_PIXELS", 1 << 30)
     parts = embed(encoder(), source(), progress=False).stages
     for stage, x in whole.items():
         torch.testing.assert_close(parts[stage], x, atol=1e-3, rtol=1e-3)

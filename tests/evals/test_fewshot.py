@@ -35,7 +35,7 @@ def test_every_sample_of_a_class_is_drawn_equally_often():
 
 
 @pytest.mark.parametrize("d", [30, 200])  # fewer columns than samples of all draws, and more
-def test_each_draw_is_judged_by_scikit_learns_probe_on_its_own_samples_alone(d):
+def test_each_draw_has_scikit_learns_probe_of_its_own_samples(d):
     """On features standardized by all of the training set and divided by the root of their number."""
     rng = Rng(2, "fewshot")
     x = (rng.normal(400, d) + (d / 8) ** 0.5 * torch.eye(5, d)[LABEL]) * torch.linspace(0.1, 10, d)

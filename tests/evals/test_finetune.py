@@ -7,10 +7,9 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from pretask import data as sources
-from pretask import encoders
+from pretask import data, encoders
 from pretask.config import TrainConfig
-from pretask.data import Labelled
+from pretask.data import LabeledDataset
 from pretask.data.arrays import Arrays
 from pretask.encoders import Encoder
 from pretask.evals import fewshot, finetune
@@ -18,8 +17,8 @@ from pretask.evals.features import embed
 from pretask.evals.holdout import Part
 from pretask.types import UserError
 
-TRAIN = sources.open_labelled("synthetic:96:16")
-TEST = sources.open_labelled("synthetic:64:16")
+TRAIN = data.open_labeled("synthetic:96:16")
+TEST = data.open_labeled("synthetic:64:16")
 SMALL = "resnet_small:width=4,stages=2"
 VIT = "vit_tiny_patch16_224:patch_size=8,depth=3,embed_dim=24,num_heads=2"
 
@@ -44,16 +43,16 @@ def fitted(net: Encoder, source=TRAIN, steps: int = 3, seed: int = 0, decay: flo
 
 def tuned(net: Encoder, train=TRAIN, test=TEST, **known) -> dict[str, finetune.Result]:
     known = {"seed": 0, "run": 0, "progress": False} | known
-    return {r.eval: r for r in finetune.by_finetuning(net, train, test, **known)}
+    return {r.title: r for r in finetune.score_finetuned(net, train, test, **known)}
 
 
-def bright(n: int, classes: int = 3, seed: int = 0) -> Labelled:
+def bright(n: int, classes: int = 3, seed: int = 0) -> LabeledDataset:
     """Pictures whose brightness is their class."""
     generator = torch.Generator().manual_seed(seed)
     label = torch.arange(n) % classes
     noise = torch.randint(0, 40, (n, 3, 16, 16), generator=generator)
     image = (noise + 80 * label.view(-1, 1, 1, 1)).to(torch.uint8)
-    return Labelled(Arrays("bright", image), label, [*"abc"[:classes]])
+    return LabeledDataset(Arrays("bright", image), label, [*"abc"[:classes]])
 
 
 # ---- layers
@@ -80,7 +79,7 @@ def expected_scale(name: str, parameter: str, decay: float) -> float:
 @pytest.mark.parametrize("name", LAYERS)
 def test_every_parameter_is_in_one_group_at_the_rate_of_its_layer(name):
     net = encoder(name)
-    groups = finetune.groups(net, 0.05, 0.7)
+    groups = finetune.layer_decay_groups(net, 0.05, 0.7)
     scale = [(id(p), g["lr_scale"], g["weight_decay"]) for g in groups for p in g["params"]]
     assert sorted(i for i, _, _ in scale) == sorted(id(p) for p in net.parameters())
     of = {i: (s, w) for i, s, w in scale}
@@ -92,7 +91,7 @@ def test_every_parameter_is_in_one_group_at_the_rate_of_its_layer(name):
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_without_decay_every_layer_has_all_of_the_rate(name):
-    assert {g["lr_scale"] for g in finetune.groups(encoder(name), 0.05, 1.0)} == {1.0}
+    assert {g["lr_scale"] for g in finetune.layer_decay_groups(encoder(name), 0.05, 1.0)} == {1.0}
 
 
 @pytest.mark.parametrize("name", [SMALL, VIT])
@@ -114,7 +113,7 @@ def test_the_rate_rises_and_falls_as_the_schedule_says():
     weight = nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([{"params": [weight], "lr_scale": 0.5}], lr=9.0)
     optimizer.register_step_pre_hook(lambda o, *_: seen.append(o.param_groups[0]["lr"]))
-    finetune.descend(optimizer, (weight.sum() for _ in range(8)), train, 8, "toy", False)
+    finetune.optimize(optimizer, (weight.sum() for _ in range(8)), train, 8, "toy", False)
     cosine = [(1 + math.cos(math.pi * (s / 8 - 0.25) / 0.75)) / 2 for s in range(2, 8)]
     assert seen == pytest.approx([0.2 * x for x in (0.0, 0.5, *cosine)])
     assert weight.item() == pytest.approx(-sum(seen), rel=1e-5)  # each step was taken, none twice
@@ -142,7 +141,7 @@ def test_all_weights_change_but_not_those_of_the_encoder_that_was_given(name, mo
             assert not torch.equal(v, before[k]), k
 
 
-def test_at_rate_0_nothing_is_learnt():
+def test_learning_rate_0_changes_nothing():
     net = encoder()
     before = {k: v.detach().clone() for k, v in net.named_parameters()}
     found = fitted(net, steps=5, lr=0.0)
@@ -151,7 +150,7 @@ def test_at_rate_0_nothing_is_learnt():
     assert torch.equal(found.head.weight, nn.Linear(net.dim, 4).weight)
 
 
-def test_it_learns_what_can_be_learnt_and_guesses_what_cannot(monkeypatch):
+def test_finetuning_learns_true_labels_and_guesses_random_ones(monkeypatch):
     monkeypatch.setattr(finetune, "STEPS", 60)
     monkeypatch.setattr(finetune, "TRAIN", TrainConfig(batch=32, lr=0.01))
     net, train, test = encoder(), bright(90), bright(60, seed=1)
@@ -162,7 +161,7 @@ def test_it_learns_what_can_be_learnt_and_guesses_what_cannot(monkeypatch):
     assert 20 < tuned(net, train, test)["finetune"].value < 47  # 33.3, four standard deviations
 
 
-def test_a_network_that_knows_the_task_already_is_above_one_that_does_not(monkeypatch):
+def test_a_pretrained_network_scores_higher_than_an_untrained_one(monkeypatch):
     """With a rate so small that a few steps move little but the head."""
     monkeypatch.setattr(finetune, "STEPS", 8)
     train, test = bright(90), bright(90, seed=1)
@@ -175,7 +174,7 @@ def test_equal_seeds_give_equal_weights_and_other_seeds_do_not():
     def weights(seed: int, before: int) -> torch.Tensor:
         net = encoder("resnet10t:stem_width=8,drop_path_rate=0.5", size=32)
         torch.manual_seed(before)  # what was drawn before has no say, in dropped paths neither
-        source = sources.open_labelled("synthetic:32:32")
+        source = data.open_labeled("synthetic:32:32")
         return torch.cat([p.detach().flatten() for p in fitted(net, source, seed=seed).parameters()])
 
     assert torch.equal(weights(0, 1), weights(0, 2))
@@ -185,14 +184,14 @@ def test_equal_seeds_give_equal_weights_and_other_seeds_do_not():
 # ---- what is shown
 
 
-def test_images_are_shown_with_their_own_labels_and_all_alike_often():
-    """Each image knows its number, in all of its pixels; flips leave them, shifts bring black ones in."""
+def test_batches_have_matching_labels_and_every_image_equally_often():
+    """Every pixel of an image is its index; flips keep pixels, shifts add black ones."""
     number = torch.arange(1, 51)
     image = number.view(-1, 1, 1, 1).expand(50, 3, 16, 16).to(torch.uint8)
-    source = Labelled(Arrays("numbered", image), number * 3 % 50, [str(i) for i in range(50)])
+    source = LabeledDataset(Arrays("numbered", image), number * 3 % 50, [str(i) for i in range(50)])
     index = torch.arange(10, 40)  # 30 images: batches of 8, three a pass, 6 images left out of each
     shown = []
-    for x, label in finetune.shifted(source, index, 8, 9, 0, "cpu"):
+    for x, label in finetune.augmented_batches(source, index, 8, 9, 0, "cpu"):
         seen = (255 * x.amax((1, 2, 3))).round().long()
         assert torch.equal(label, seen * 3 % 50)
         shown.append(seen)
@@ -202,7 +201,9 @@ def test_images_are_shown_with_their_own_labels_and_all_alike_often():
         assert len(once.unique()) == 24 and once.min() >= 11 and once.max() <= 40
     assert not torch.equal(shown[0], shown[3])
     part = Part(source, index, "part")  # by its own numbers the same pictures, with the same labels
-    for (x, label), seen in zip(finetune.shifted(part, torch.arange(30), 8, 9, 0, "cpu"), shown, strict=True):
+    for (x, label), seen in zip(
+        finetune.augmented_batches(part, torch.arange(30), 8, 9, 0, "cpu"), shown, strict=True
+    ):
         assert torch.equal((255 * x.amax((1, 2, 3))).round().long(), seen)
         assert torch.equal(label, seen * 3 % 50)
 
@@ -210,8 +211,10 @@ def test_images_are_shown_with_their_own_labels_and_all_alike_often():
 def test_views_are_shifted_by_up_to_an_eighth_and_half_of_them_flipped():
     image = torch.full((1, 1, 16, 16), 100, dtype=torch.uint8)
     image[..., 8:] = 200  # bright on the right
-    source = Labelled(Arrays("half", image.expand(64, 3, 16, 16).clone()), torch.zeros(64).long(), ["a"])
-    ((x, _),) = finetune.shifted(source, torch.arange(64), 64, 1, 0, "cpu")
+    source = LabeledDataset(
+        Arrays("half", image.expand(64, 3, 16, 16).clone()), torch.zeros(64).long(), ["a"]
+    )
+    ((x, _),) = finetune.augmented_batches(source, torch.arange(64), 64, 1, 0, "cpu")
     flipped = x[:, 0, 8, 2] > x[:, 0, 8, 13]
     assert 16 < flipped.sum() < 48
     black = (x[:, 0] == 0).all(2).sum(1)  # rows
@@ -219,12 +222,12 @@ def test_views_are_shifted_by_up_to_an_eighth_and_half_of_them_flipped():
 
 
 def test_draws_have_exact_counts_and_are_those_of_the_run(monkeypatch):
-    train = sources.open_labelled("synthetic:480:16")
+    train = data.open_labeled("synthetic:480:16")
     asked = []
 
     def fit(net, source, index, *rest, **known):
         asked.append(index)
-        return finetune.Classified(net, nn.Linear(net.dim, 4))
+        return finetune.Classifier(net, nn.Linear(net.dim, 4))
 
     monkeypatch.setattr(finetune, "fit", fit)
     found = tuned(encoder(), train, run=3)
@@ -239,12 +242,12 @@ def test_draws_have_exact_counts_and_are_those_of_the_run(monkeypatch):
     assert not torch.equal(asked[3], few)
 
 
-def test_unreadable_images_are_not_learnt_from(monkeypatch):
+def test_unreadable_images_are_not_trained_on(monkeypatch):
     index = []
     monkeypatch.setattr(finetune, "readable", lambda source: torch.tensor([*range(10, 96)]))
     monkeypatch.setattr(
         finetune, "fit",
-        lambda net, source, there, *rest, **k: index.append(there) or finetune.Classified(net, nn.Linear(net.dim, 4)),
+        lambda net, source, there, *rest, **k: index.append(there) or finetune.Classifier(net, nn.Linear(net.dim, 4)),
     )  # fmt: skip
     tuned(encoder())
     assert len(index) == 2 and all(i.min() >= 10 for i in index)  # 10 shots and all
@@ -268,8 +271,8 @@ def test_test_labels_are_read_for_the_score_alone():
     for label in (test.label, test.label.flip(0), torch.full((40,), 2)):
         test.label = label
         result = tuned(net, train, test)["finetune"]
-        assert torch.equal(result.right, (said == label).double())
-        assert result.value == pytest.approx(100 * result.right.mean().item())
+        assert torch.equal(result.correct, (said == label).double())
+        assert result.value == pytest.approx(100 * result.correct.mean().item())
 
 
 def test_the_score_is_that_of_the_last_weights_in_evaluation_mode():
@@ -282,7 +285,7 @@ def test_the_score_is_that_of_the_last_weights_in_evaluation_mode():
     assert_close(whole[:1], alone, atol=1e-5, rtol=1e-4)  # no statistics of the batch
 
 
-def test_a_loss_that_is_no_number_is_said():
+def test_a_nonfinite_loss_is_an_error():
     net = encoder()
     nn.init.constant_(net.net.stage2[0].body[0].weight, torch.nan)
     with pytest.raises(UserError, match="toy diverged"):

@@ -1,4 +1,4 @@
-"""The weighted vote of the nearest, against loops that follow the definition."""
+"""Weighted kNN, against loops that follow the definition."""
 
 import math
 
@@ -9,11 +9,12 @@ from torch.testing import assert_close
 
 from pretask.evals import knn
 from pretask.evals.holdout import Splits, splits
+from pretask.ops import neighbors
 from pretask.rng import Rng
 
 
 def slow_vote(train: Tensor, label: Tensor, test: Tensor, k: int, temperature: float) -> list[int]:
-    """Class score = Σ exp(cosine / τ) over the neighbours of that class (NPID, eq. 7)."""
+    """Class score = Σ exp(cosine / τ) over the neighbors of that class (NPID, eq. 7)."""
     predicted = []
     for query in test.tolist():
         near = sorted(
@@ -40,7 +41,7 @@ def test_the_vote_is_the_papers(k, temperature):
     assert knn.knn(train, label, test, 4, k, temperature).tolist() == expected
 
 
-def test_more_neighbours_than_samples_are_all_of_them():
+def test_more_neighbors_than_samples_are_all_of_them():
     rng = Rng(1, "knn")
     train, label, test = rng.normal(12, 5), rng.integers(12, high=3), rng.normal(20, 5)
     assert knn.knn(train, label, test, 3, 200).tolist() == slow_vote(train, label, test, 12, knn.TEMPERATURE)
@@ -53,28 +54,28 @@ def test_the_largest_by_groups_are_the_largest(n, k):
     rng = Rng(n, k)
     rising = torch.arange(n).expand(3, n)  # the best lie at the end, which fills no whole group
     x = torch.cat([rng.orders(40, n), rising, rising.flip(1), rising % 16]).float()
-    value, place = knn.largest(x, k)
+    value, place = neighbors.largest(x, k)
     assert_close(value, x.topk(k).values, rtol=0, atol=0)
     assert_close(x.gather(1, place), value, rtol=0, atol=0)
     assert all(len(set(row)) == k for row in place.tolist())
 
 
 @pytest.mark.parametrize("n", [9, 200, 700])  # with few and with many groups, in one block and in several
-def test_nobody_is_their_own_neighbour(n, monkeypatch):
-    monkeypatch.setattr(knn, "BLOCK", 64 * n)
+def test_no_sample_is_its_own_neighbor(n, monkeypatch):
+    monkeypatch.setattr(neighbors, "BLOCK", 64 * n)
     x = Rng(n, "self").normal(n, 6)
-    similarity, place = knn.nearest(x, x, 5, exclude_self=True)
+    similarity, place = neighbors.nearest(x, x, 5, exclude_self=True)
     full = torch.nn.functional.cosine_similarity(x[:, None], x[None], dim=2).fill_diagonal_(-2)
     assert_close(similarity, full.topk(5).values)
     assert torch.equal(place, full.topk(5).indices)
 
 
-def test_length_does_not_count_and_a_row_of_zeros_is_near_to_nobody():
+def test_length_is_ignored_and_a_row_of_zeros_has_similarity_0():
     rng = Rng(2, "knn")
     x, far = rng.normal(50, 4), rng.uniform(50, 1, low=0.1, high=100)
     query = rng.normal(9, 4)
-    assert torch.equal(knn.nearest(query, x, 3)[1], knn.nearest(query, x * far, 3)[1])
-    assert knn.nearest(torch.zeros(1, 4), x, 3)[0].abs().max() == 0
+    assert torch.equal(neighbors.nearest(query, x, 3)[1], neighbors.nearest(query, x * far, 3)[1])
+    assert neighbors.nearest(torch.zeros(1, 4), x, 3)[0].abs().max() == 0
 
 
 def test_k_is_the_one_with_most_held_out_samples_right_and_the_smaller_of_equals():
@@ -86,12 +87,12 @@ def test_k_is_the_one_with_most_held_out_samples_right_and_the_smaller_of_equals
     best = max(right.values())
     assert right[1] < best > right[299]
 
-    def chosen(train, label, held, truth, neighbours):
+    def chosen(train, label, held, truth, neighbors):
         n, m = len(train), len(held)
         one_split = Splits(
             torch.arange(n), torch.ones(1, n).bool(), torch.arange(n, n + m), torch.ones(1, m).bool()
         )
-        return knn.choose(torch.cat([train, held]), torch.cat([label, truth]), 3, one_split, neighbours)
+        return knn.choose(torch.cat([train, held]), torch.cat([label, truth]), 3, one_split, neighbors)
 
     assert chosen(train, label, held, truth, (299, 40, 5, 1)) == min(k for k in right if right[k] == best)
     assert chosen(train, label, train, label, (1, 1)) == 1
@@ -100,14 +101,14 @@ def test_k_is_the_one_with_most_held_out_samples_right_and_the_smaller_of_equals
     assert chosen(apart[:8], label[:8], apart, label, (100, 200)) == 8  # no more than there are
 
 
-def test_k_is_chosen_over_all_folds_by_neighbours_outside_of_a_samples_own():
+def test_k_is_chosen_over_all_folds_by_neighbors_outside_of_a_samples_own():
     rng = Rng(1, "folds")
     label = rng.integers(90, high=3)
     x = rng.normal(90, 10) + 1.5 * torch.eye(3, 10)[label]
     ways = splits(label, 0)
     right = dict.fromkeys((1, 5, 40), 0)
-    for fitted, judged in zip(ways.fitted, ways.judged, strict=True):
-        fit, held = ways.fit[fitted], ways.held[judged]
+    for fitted, judged in zip(ways.fit_mask, ways.held_out_mask, strict=True):
+        fit, held = ways.fit[fitted], ways.held_out[judged]
         for k in right:
             right[k] += int((knn.knn(x[fit], label[fit], x[held], 3, k) == label[held]).sum())
     assert knn.choose(x, label, 3, ways, (40, 5, 1)) == max(right, key=lambda k: (right[k], -k))

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from pretask.evals import label_free as spread
+from pretask.evals import label_free
 from pretask.rng import Rng
 
 
@@ -22,27 +22,27 @@ GAUSSIAN = Rng(0, "gaussian").normal(2048, 128)
 
 
 def test_rankme_of_one_direction_is_1():
-    assert spread.rankme(with_singular_values(torch.ones(1), 2048, 128)) == pytest.approx(1.000, abs=5e-4)
+    assert label_free.rankme(with_singular_values(torch.ones(1), 2048, 128)) == pytest.approx(1.000, abs=5e-4)
 
 
 def test_rankme_of_equal_singular_values_is_their_number():
     for n, d in ((2048, 128), (100, 128)):  # more samples than columns, and fewer
-        rank = spread.rankme(with_singular_values(torch.ones(16), n, d))
+        rank = label_free.rankme(with_singular_values(torch.ones(16), n, d))
         assert rank == pytest.approx(16.0, abs=0.005)
 
 
 def test_rankme_of_a_gaussian_and_of_the_same_gaussian_moved():
-    assert spread.rankme(GAUSSIAN) == pytest.approx(127.0, abs=0.05)
-    assert spread.rankme(GAUSSIAN + 20) == pytest.approx(10.8, abs=0.1)  # it does not centre
+    assert label_free.rankme(GAUSSIAN) == pytest.approx(127.0, abs=0.05)
+    assert label_free.rankme(GAUSSIAN + 20) == pytest.approx(10.8, abs=0.1)  # it does not center
 
 
 def test_rankme_is_the_exponential_entropy_of_the_singular_values():
     x = Rng(1, "rankme").normal(60, 20) * torch.linspace(0.1, 3, 20)
     s = torch.linalg.svdvals(x.double())
     expected = math.exp(-sum(p * math.log(p) for p in (s / s.sum() + 1e-7).tolist()))
-    assert spread.rankme(x) == pytest.approx(expected, rel=1e-9)
-    assert spread.rankme(x) == pytest.approx(spread.rankme(1e4 * x), rel=1e-6)
-    assert spread.rankme(torch.zeros(5, 3)) == 0
+    assert label_free.rankme(x) == pytest.approx(expected, rel=1e-9)
+    assert label_free.rankme(x) == pytest.approx(label_free.rankme(1e4 * x), rel=1e-6)
+    assert label_free.rankme(torch.zeros(5, 3)) == 0
 
 
 @pytest.mark.parametrize(
@@ -51,19 +51,19 @@ def test_rankme_is_the_exponential_entropy_of_the_singular_values():
 @pytest.mark.parametrize("exponent", [1.3, 0.5])
 def test_alpha_of_a_power_law_is_its_exponent(length, exponent):
     eigenvalues = torch.arange(1, length + 1).double() ** -exponent
-    assert spread.decay(eigenvalues) == pytest.approx(exponent, abs=5e-4)
+    assert label_free.decay_exponent(eigenvalues) == pytest.approx(exponent, abs=5e-4)
 
 
 def test_alpha_reads_ranks_11_to_100_and_the_early_ones_weigh_more():
     bent = torch.arange(1, 301).double() ** -1.0
     bent[:10], bent[100:] = 5, 1e-3  # outside
-    assert spread.decay(bent) == pytest.approx(1.0, abs=5e-4)
+    assert label_free.decay_exponent(bent) == pytest.approx(1.0, abs=5e-4)
     rank = torch.arange(11, 101).double()
     bent[10:100] = torch.where(rank < 40, rank**-1.0, 40 * rank**-2.0)
     line = torch.stack([rank.log(), torch.ones(90)], 1).double()
     root = rank.rsqrt()[:, None]  # of the weights 1 / rank
     expected = torch.linalg.lstsq(line * root, bent[10:100].log()[:, None] * root).solution[0].item()
-    assert spread.decay(bent) == pytest.approx(-expected, rel=1e-9)
+    assert label_free.decay_exponent(bent) == pytest.approx(-expected, rel=1e-9)
 
 
 @pytest.mark.parametrize("n", [2000, 100])
@@ -72,14 +72,14 @@ def test_alpha_is_that_of_the_covariance(n):
     left = orthonormal(n, 61, "left")
     left = torch.linalg.qr(torch.cat([torch.ones(n, 1), left[:, :60]], 1)).Q[:, 1:]  # columns with mean 0
     x = left * s @ orthonormal(128, 60, "right").T[:60]
-    assert spread.alpha(x) == pytest.approx(1.3, abs=0.01)
-    assert spread.alpha(x + 3) == pytest.approx(1.3, abs=0.01)  # a mean is no variance
-    assert spread.alpha(1000 * x) == pytest.approx(1.3, abs=0.01)
+    assert label_free.alpha(x) == pytest.approx(1.3, abs=0.01)
+    assert label_free.alpha(x + 3) == pytest.approx(1.3, abs=0.01)  # a mean is no variance
+    assert label_free.alpha(1000 * x) == pytest.approx(1.3, abs=0.01)
 
 
 def test_std_of_directions_without_preference_is_one_over_root_d():
-    assert spread.std(GAUSSIAN) == pytest.approx(1 / math.sqrt(128), rel=0.01)
-    assert spread.std(GAUSSIAN * Rng(2).uniform(2048, 1, low=0.1, high=9)) == pytest.approx(
+    assert label_free.std(GAUSSIAN) == pytest.approx(1 / math.sqrt(128), rel=0.01)
+    assert label_free.std(GAUSSIAN * Rng(2).uniform(2048, 1, low=0.1, high=9)) == pytest.approx(
         1 / math.sqrt(128), rel=0.01
     )
 
@@ -92,16 +92,16 @@ def test_cosine_is_the_mean_over_different_samples():
         for j in range(30)
         if i != j
     ]
-    assert spread.cosine(x) == pytest.approx(sum(pairs) / len(pairs), abs=1e-6)
+    assert label_free.cosine(x) == pytest.approx(sum(pairs) / len(pairs), abs=1e-6)
 
 
 def test_collapsed_features_are_called_so():
-    collapsed = spread.spread(torch.full((300, 40), 0.3))
+    collapsed = label_free.metrics(torch.full((300, 40), 0.3))
     assert collapsed["rankme"] == pytest.approx(1, abs=0.01)
     assert collapsed["std"] < 1e-6 and collapsed["cosine"] == pytest.approx(1)
     assert math.isnan(collapsed["alpha"])  # no spectrum is left to fit a line to
 
 
 def test_one_sample_has_no_spread():
-    alone = spread.spread(torch.ones(1, 4))
+    alone = label_free.metrics(torch.ones(1, 4))
     assert alone["std"] == 0 and math.isnan(alone["cosine"]) and math.isnan(alone["alpha"])

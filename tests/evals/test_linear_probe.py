@@ -1,4 +1,4 @@
-"""The probe is the optimum: scikit-learn's solution, autograd's gradient, and no rival below it."""
+"""The probe is at the optimum: scikit-learn's solution, autograd's gradient, and no other solver below it."""
 
 from dataclasses import replace
 
@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 from torch.testing import assert_close
 
-from pretask.evals import linear_probe as linear
+from pretask.evals import linear_probe
 from pretask.evals.holdout import Splits, splits
 from pretask.rng import Rng
 
@@ -27,9 +27,9 @@ def blobs(n: int, d: int, classes: int, *keys: int | str) -> tuple[Tensor, Tenso
     return x * 10 ** rng.uniform(d, low=-2, high=2) + 3 * rng.normal(d), label
 
 
-def solved(x: Tensor, label: Tensor, classes: int, penalty: float, tolerance: float) -> linear.Probe:
-    design = linear.Design(x)
-    return design.probe(linear.Problem(design, label, classes).solve(penalty, tolerance=tolerance)[0])
+def solved(x: Tensor, label: Tensor, classes: int, penalty: float, tolerance: float) -> linear_probe.Probe:
+    design = linear_probe.Design(x)
+    return design.probe(linear_probe.Problem(design, label, classes).solve(penalty, tolerance=tolerance)[0])
 
 
 def standardized(x: Tensor) -> Tensor:
@@ -41,7 +41,7 @@ def objective(z: Tensor, label: Tensor, weight: Tensor, bias: Tensor, penalty: f
     return F.cross_entropy(z @ weight.T + bias, label) + penalty / 2 * weight.square().sum()
 
 
-def of_probe(x: Tensor, label: Tensor, probe: linear.Probe, penalty: float) -> float:
+def of_probe(x: Tensor, label: Tensor, probe: linear_probe.Probe, penalty: float) -> float:
     """The objective of a probe, read back in the units of standardized features."""
     x = x.double()
     weight = probe.weight.double() * x.std(0, correction=0)
@@ -75,29 +75,29 @@ def test_the_probe_is_scikit_learns_logistic_regression(penalty, d):
     assert_close(weight, torch.from_numpy(other.coef_), atol=2e-5, rtol=0)
     p = torch.from_numpy(other.predict_proba(z))
     assert_close(fitted.logits(x.double()).softmax(1), p, atol=1e-5, rtol=0)
-    rough = linear.fit(x, label, 4, penalty)  # single precision, to the tolerance that evaluation uses
+    rough = linear_probe.fit(x, label, 4, penalty)  # single precision, to the tolerance that evaluation uses
     assert_close(rough.logits(x).softmax(1).double(), p, atol=0.03, rtol=0)
     unseen = blobs(600, d, 4, "unseen")[0].double()
     q = other.predict_proba(((unseen - x.double().mean(0)) / x.double().std(0, correction=0)).numpy())
     assert_close(fitted.logits(unseen).softmax(1), torch.from_numpy(q), atol=1e-3, rtol=0)
 
 
-@pytest.mark.parametrize("penalty", linear.PENALTIES)
+@pytest.mark.parametrize("penalty", linear_probe.PENALTIES)
 @pytest.mark.parametrize(("n", "d", "classes"), [(400, 20, 5), (150, 60, 3), (60, 150, 3)])
-def test_no_rival_reaches_a_lower_objective(n, d, classes, penalty):
+def test_no_other_solver_reaches_a_lower_objective(n, d, classes, penalty):
     """The second and the third can be separated."""
     x, label = blobs(n, d, classes)
     least = lowest(standardized(x), label, classes, penalty)
     exact = solved(x.double(), label, classes, penalty, 1e-10)
     assert abs(of_probe(x, label, exact, penalty) - least) < 1e-6
-    assert of_probe(x, label, linear.fit(x, label, classes, penalty), penalty) < least + GAP
+    assert of_probe(x, label, linear_probe.fit(x, label, classes, penalty), penalty) < least + GAP
 
 
 def test_the_value_and_its_gradient_are_those_of_autograd(monkeypatch):
     x, label = blobs(300, 7, 4)
     x = x.double()
     part = Rng(0, "part").uniform(2, 300) < 0.7
-    problem = linear.Problem(linear.Design(x), label, 4, part)
+    problem = linear_probe.Problem(linear_probe.Design(x), label, 4, part)
     theta = Rng(0, "theta").normal(2, 4, 8).double().requires_grad_()
     expected = torch.stack(
         [
@@ -106,8 +106,8 @@ def test_the_value_and_its_gradient_are_those_of_autograd(monkeypatch):
         ]
     )
     expected.sum().backward()
-    for block in (linear.BLOCK, 7 * 13):  # all at once, and in blocks that do not divide the rows
-        monkeypatch.setattr(linear, "BLOCK", block)
+    for block in (linear_probe.BLOCK, 7 * 13):  # all at once, and in blocks that do not divide the rows
+        monkeypatch.setattr(linear_probe, "BLOCK", block)
         value, gradient = problem.value(theta.detach(), 0.3)
         assert_close(value, expected.detach(), atol=0, rtol=1e-10)
         assert_close(gradient, theta.grad, atol=1e-10, rtol=1e-8)
@@ -119,20 +119,20 @@ def test_probes_that_are_solved_together_are_those_solved_alone(n, d):
     x, label = blobs(n, d, 3)
     x, part = x.double(), Rng(0, "part").uniform(4, n) < 0.6
     part[3] = label == 0
-    design = linear.Design(x)
+    design = linear_probe.Design(x)
     for penalty in (0.3, 1e-3):
-        together = linear.Problem(design, label, 3, part).solve(penalty, tolerance=1e-12)
+        together = linear_probe.Problem(design, label, 3, part).solve(penalty, tolerance=1e-12)
         for b, own in enumerate(part):
-            alone = linear.Problem(design, label[own], 3, index=own.nonzero()[:, 0]).solve(
+            alone = linear_probe.Problem(design, label[own], 3, index=own.nonzero()[:, 0]).solve(
                 penalty, tolerance=1e-12
             )
             assert_close(together[b, :, :-1], alone[0, :, :-1], atol=1e-4, rtol=0)
 
 
 def test_standard_is_the_mean_and_the_inverse_of_the_standard_deviation(monkeypatch):
-    monkeypatch.setattr(linear, "BLOCK", 100)
+    monkeypatch.setattr(linear_probe, "BLOCK", 100)
     x, _ = blobs(300, 7, 4)
-    mean, scale = linear.standard(x)
+    mean, scale = linear_probe.standardization(x)
     assert_close(mean, x.double().mean(0))
     assert_close(scale, 1 / x.double().std(0, correction=0))
 
@@ -140,15 +140,15 @@ def test_standard_is_the_mean_and_the_inverse_of_the_standard_deviation(monkeypa
 def test_a_start_anywhere_ends_at_the_same_optimum():
     x, label = blobs(400, 20, 5)
     least = lowest(standardized(x), label, 5, 0.01)
-    design = linear.Design(x)
-    problem = linear.Problem(design, label, 5)
+    design = linear_probe.Design(x)
+    problem = linear_probe.Problem(design, label, 5)
     for start in (problem.solve(1.0), problem.solve(1e-5), Rng(0).normal(1, 5, 21)):
         assert of_probe(x, label, design.probe(problem.solve(0.01, start)[0]), 0.01) < least + GAP
 
 
 def test_a_start_at_the_optimum_stays_there():
     x, label = blobs(400, 20, 5)
-    problem = linear.Problem(linear.Design(x.double()), label, 5)
+    problem = linear_probe.Problem(linear_probe.Design(x.double()), label, 5)
     best = problem.solve(0.01, tolerance=1e-13)
     assert_close(problem.solve(0.01, best), best, rtol=1e-9, atol=1e-12)
 
@@ -157,15 +157,15 @@ def test_constant_columns_change_nothing():
     x, label = blobs(300, 6, 3)
     constant = torch.tensor([0.0, 7.3, -1e4]).expand(300, 3)
     unsure = 5 + 1e-7 * Rng(0).normal(300, 1)  # rounding errors of a constant
-    probe = linear.fit(torch.cat([x, constant, unsure], 1), label, 3, 0.01)
-    plain = linear.fit(x, label, 3, 0.01)
+    probe = linear_probe.fit(torch.cat([x, constant, unsure], 1), label, 3, 0.01)
+    plain = linear_probe.fit(x, label, 3, 0.01)
     assert probe.weight[:, 6:].abs().max() == 0
     assert_close(probe.logits(torch.cat([x, constant, unsure], 1)), plain.logits(x), atol=1e-4, rtol=1e-4)
 
 
 def test_features_that_are_constant_are_scored_by_the_frequency_of_the_classes():
     label = torch.tensor([0] * 50 + [1] * 30 + [2] * 20)
-    p = linear.fit(torch.full((100, 5), 2.5), label, 3, 0.01).logits(torch.full((1, 5), 2.5)).softmax(1)
+    p = linear_probe.fit(torch.full((100, 5), 2.5), label, 3, 0.01).logits(torch.full((1, 5), 2.5)).softmax(1)
     assert_close(p[0], torch.tensor([0.5, 0.3, 0.2]), atol=5e-3, rtol=0)
 
 
@@ -175,7 +175,7 @@ def test_columns_that_repeat_each_other_are_solved_like_one(rank):
     narrow, label = rng.normal(1000, rank), rng.integers(1000, high=3)
     narrow[:, 0] += 0.5 * label
     x = narrow @ rng.normal(rank, 512)  # a dimensional collapse
-    probe = linear.fit(x, label, 3, 1e-5)
+    probe = linear_probe.fit(x, label, 3, 1e-5)
     free = lowest(standardized(narrow), label, 3, 0.0)
     assert F.cross_entropy(probe.logits(x), label).item() < free + 1e-3
 
@@ -183,7 +183,7 @@ def test_columns_that_repeat_each_other_are_solved_like_one(rank):
 def test_half_precision_is_read_as_it_is():
     x, label = blobs(300, 6, 3)
     half = x.half()
-    one, other = linear.fit(half, label, 3, 0.01), linear.fit(half.float(), label, 3, 0.01)
+    one, other = linear_probe.fit(half, label, 3, 0.01), linear_probe.fit(half.float(), label, 3, 0.01)
     assert one.weight.dtype == torch.float32
     assert torch.equal(one.weight, other.weight) and torch.equal(one.bias, other.bias)
     assert torch.equal(one.predict(half), other.predict(half.float()))
@@ -202,51 +202,51 @@ def test_the_penalty_is_the_one_that_is_best_on_held_out_samples(n, low, high):
     label = rng.integers(n + 2000, high=3)
     x = rng.normal(n + 2000, 40)
     x[:, :2] += torch.tensor([[0.0, 0.0], [1.5, 0.3], [3.0, 0.0]])[label]
-    choice = linear.choose(x, label, 3, one_split(n + 2000, 2000))
+    choice = linear_probe.choose(x, label, 3, one_split(n + 2000, 2000))
     assert low <= choice.penalty <= high
     x, held, seen, truth = x[:n], x[n:], label[:n], label[n:]
-    for penalty in linear.PENALTIES:
-        right = (linear.fit(x, seen, 3, penalty).predict(held) == truth).double().mean().item()
-        assert right <= choice.accuracy + 0.01  # candidates are solved roughly
+    for penalty in linear_probe.PENALTIES:
+        right = (linear_probe.fit(x, seen, 3, penalty).predict(held) == truth).double().mean().item()
+        assert right <= choice.score + 0.01  # candidates are solved roughly
 
 
 def test_the_probe_of_a_choice_is_of_all_samples():
     x, label = blobs(200, 30, 4)
-    choice = linear.choose(x, label, 4, splits(label, 0))
+    choice = linear_probe.choose(x, label, 4, splits(label, 0))
     least = lowest(standardized(x), label, 4, choice.penalty)
     assert of_probe(x, label, choice.probe, choice.penalty) < least + GAP
 
 
-def test_the_penalty_of_a_share_of_the_samples_is_that_of_all_in_proportion():
-    """scikit-learn's C stays what it is."""
+def test_the_penalty_is_rescaled_by_the_fraction_of_samples_fitted_to():
+    """scikit-learn's C stays the same."""
     x, label = blobs(300, 30, 4)
-    of_some = replace(one_split(300, 100), share=0.25)
-    whole, choice = (linear.choose(x, label, 4, ways) for ways in (one_split(300, 100), of_some))
-    assert choice.penalty == 0.25 * whole.penalty and choice.accuracy == whole.accuracy
+    of_some = replace(one_split(300, 100), fit_fraction=0.25)
+    whole, choice = (linear_probe.choose(x, label, 4, ways) for ways in (one_split(300, 100), of_some))
+    assert choice.penalty == 0.25 * whole.penalty and choice.score == whole.score
     least = lowest(standardized(x), label, 4, choice.penalty)
     assert of_probe(x, label, choice.probe, choice.penalty) < least + GAP
 
 
-def test_of_many_columns_the_leading_eigenvectors_of_their_correlation_are_known():
+def test_leading_eigenvectors_of_the_correlation_are_exact():
     rng = Rng(0, "leading")
     x = (rng.normal(900, 700) * torch.arange(1, 701) ** -1.0) @ torch.linalg.qr(rng.normal(700, 700))[0]
-    values, vectors = linear.leading(x)
+    values, vectors = linear_probe.leading_eigenvectors(x)
     exact = torch.linalg.eigvalsh(x.T @ x / len(x)).flip(0)
     assert_close(values[:50], exact[:50], rtol=1e-3, atol=0)
-    assert_close(vectors.T @ vectors, torch.eye(linear.LEADING), atol=1e-4, rtol=0)
-    assert values[:-1].sum() + (700 - linear.LEADING) * values[-1] == pytest.approx(
+    assert_close(vectors.T @ vectors, torch.eye(linear_probe.EIGENVECTORS), atol=1e-4, rtol=0)
+    assert values[:-1].sum() + (700 - linear_probe.EIGENVECTORS) * values[-1] == pytest.approx(
         exact.sum().item(), rel=1e-4
     )
 
 
-def test_the_random_numbers_of_the_caller_stay_what_they_are():
+def test_the_callers_random_state_is_unchanged():
     x, _ = blobs(700, 600, 2)
     before = torch.get_rng_state()
-    linear.leading(x)
+    linear_probe.leading_eigenvectors(x)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_problem_that_steps_back_does_not_hold_back_the_others():
+def test_backtracking_of_one_problem_does_not_stop_the_others():
     """c/2 |θ - 1|²: its own step takes the first there at once, the second 64 times too far."""
     curvature = torch.tensor([1.0, 64.0])[:, None, None]
 
@@ -254,13 +254,13 @@ def test_a_problem_that_steps_back_does_not_hold_back_the_others():
         return (curvature / 2 * (theta - 1).square()).sum((1, 2)).double(), curvature * (theta - 1)
 
     assert_close(
-        linear.minimize(bowls, torch.zeros(2, 1, 3), lambda g: g, 1e-9, steps=1), torch.ones(2, 1, 3)
+        linear_probe.minimize(bowls, torch.zeros(2, 1, 3), lambda g: g, 1e-9, steps=1), torch.ones(2, 1, 3)
     )
 
 
 def test_the_solver_ends_where_rounding_errors_hide_what_is_left():
     x, label = blobs(200, 20, 3)
-    problem, passes = linear.Problem(linear.Design(x), label, 3), 0
+    problem, passes = linear_probe.Problem(linear_probe.Design(x), label, 3), 0
 
     def counted(theta: Tensor) -> tuple[Tensor, Tensor]:
         nonlocal passes
@@ -268,15 +268,15 @@ def test_the_solver_ends_where_rounding_errors_hide_what_is_left():
         value, gradient = problem.value(theta, 0.01)
         return value, gradient
 
-    linear.minimize(counted, problem.start(), problem.design.newton(3, 0.01), tolerance=0.0)
+    linear_probe.minimize(counted, problem.start(), problem.design.preconditioner(3, 0.01), tolerance=0.0)
     assert passes < 100
 
 
-def test_every_fold_is_judged_by_a_probe_that_has_not_seen_it():
+def test_every_fold_is_scored_by_a_probe_not_fitted_to_it():
     """Labels without a meaning are learned by heart where there are more columns than rows."""
     rng = Rng(0, "by heart")
     x, label = rng.normal(100, 300), torch.arange(100) % 2
-    assert linear.choose(x, label, 2, splits(label, 0)).accuracy < 0.65
+    assert linear_probe.choose(x, label, 2, splits(label, 0)).score < 0.65
 
 
 def searched(monkeypatch, accuracy: dict[float, float]) -> tuple[float, list[float]]:
@@ -293,10 +293,12 @@ def searched(monkeypatch, accuracy: dict[float, float]) -> tuple[float, list[flo
         )  # right where x > 99.5 - it
         return theta
 
-    monkeypatch.setattr(linear.Problem, "solve", solve)
-    monkeypatch.setattr(linear.Design, "folded", lambda self, theta: (theta[..., :-1], theta[..., -1]))
+    monkeypatch.setattr(linear_probe.Problem, "solve", solve)
+    monkeypatch.setattr(linear_probe.Design, "fold", lambda self, theta: (theta[..., :-1], theta[..., -1]))
     x = torch.cat([torch.zeros(4), torch.arange(100.0)])[:, None]
-    return linear.choose(x, torch.tensor([0, 1, 0, 1] + 100 * [1]), 2, one_split(104, 100)).penalty, tried
+    return linear_probe.choose(
+        x, torch.tensor([0, 1, 0, 1] + 100 * [1]), 2, one_split(104, 100)
+    ).penalty, tried
 
 
 def test_the_search_goes_uphill_to_weaker_penalties_over_one_dip(monkeypatch):
@@ -310,5 +312,5 @@ def test_the_search_turns_to_stronger_penalties_where_no_weaker_one_is_better(mo
 
 
 def test_the_search_may_end_at_the_weakest_penalty(monkeypatch):
-    hill = {penalty: i / 20 for i, penalty in enumerate(linear.PENALTIES)}
-    assert searched(monkeypatch, hill) == (1e-5, list(linear.PENALTIES[2:]))
+    hill = {penalty: i / 20 for i, penalty in enumerate(linear_probe.PENALTIES)}
+    assert searched(monkeypatch, hill) == (1e-5, list(linear_probe.PENALTIES[2:]))

@@ -5,26 +5,24 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from pretask import data as sources
-from pretask import encoders
-from pretask.data import Labelled
+from pretask import data, encoders
+from pretask.data import LabeledDataset
 from pretask.data.arrays import Arrays
 from pretask.encoders import Encoder
-from pretask.evals import linear_probe as linear
-from pretask.evals import nonlinear_probes as nonlinear
+from pretask.evals import linear_probe, nonlinear_probes
 from pretask.evals.features import embed
 from pretask.evals.measure import Chosen
 from pretask.rng import Rng
 
-TRAIN = sources.open_labelled("synthetic:96:16")
-TEST = sources.open_labelled("synthetic:64:16")
+TRAIN = data.open_labeled("synthetic:96:16")
+TEST = data.open_labeled("synthetic:64:16")
 SMALL = "resnet_small:width=4,stages=2"
 
 
 @pytest.fixture(autouse=True)
 def _few_steps(monkeypatch):
-    monkeypatch.setattr(nonlinear, "STEPS", 3)
-    monkeypatch.setattr(nonlinear, "WIDTH", 12)
+    monkeypatch.setattr(nonlinear_probes, "STEPS", 3)
+    monkeypatch.setattr(nonlinear_probes, "WIDTH", 12)
 
 
 def encoder(name: str = SMALL, size: int = 16) -> Encoder:
@@ -33,15 +31,18 @@ def encoder(name: str = SMALL, size: int = 16) -> Encoder:
 
 
 def chosen(**accuracy: float) -> Chosen:
-    nothing = linear.Probe(torch.zeros(4, 1), torch.zeros(4))
-    return Chosen(1, {stage: linear.Choice(0.1, a, lambda: nothing) for stage, a in accuracy.items()})
+    nothing = linear_probe.Probe(torch.zeros(4, 1), torch.zeros(4))
+    return Chosen(1, {stage: linear_probe.Choice(0.1, a, lambda: nothing) for stage, a in accuracy.items()})
 
 
 BEST = chosen(stem=0.3, stage1=0.5, stage2=0.4, pool=0.9)
 
 
 def probed(net: Encoder, train=TRAIN, test=TEST, choice=BEST, seed: int = 0):
-    return {r.eval: r for r in nonlinear.by_maps(net, train, test, choice, seed=seed, progress=False)}
+    return {
+        r.metric: r
+        for r in nonlinear_probes.score_probes(net, train, test, choice, seed=seed, progress=False)
+    }
 
 
 def waves(n: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -57,21 +58,21 @@ def waves(n: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
 def test_the_probes_have_the_published_numbers_of_parameters(monkeypatch):
     """On RotNet's 192 x 8 x 8 map with ten classes (released code)."""
     monkeypatch.undo()
-    heads = nonlinear.mlp(192, 8, 10), nonlinear.block(192, 10)
+    heads = nonlinear_probes.mlp(192, 8, 10), nonlinear_probes.conv_block(192, 10)
     assert [sum(p.numel() for p in head.parameters()) for head in heads] == [2_500_410, 408_586]
     assert all(head(torch.rand(3, 192, 8, 8)).shape == (3, 10) for head in heads)
 
 
 @pytest.mark.parametrize(("classes", "width"), [(2, 40), (102, 2040), (103, 2048), (1000, 2048)])
 def test_the_hidden_layers_are_20_units_a_class_wide(classes, width):
-    layers = [m for m in nonlinear.mlp(1, 2, classes) if isinstance(m, nn.Linear)]
+    layers = [m for m in nonlinear_probes.mlp(1, 2, classes) if isinstance(m, nn.Linear)]
     assert [(m.in_features, m.out_features, m.bias is None) for m in layers] == [
         (4, width, True), (width, width, True), (width, classes, False)
     ]  # fmt: skip
 
 
-def test_the_block_looks_at_neighbours_and_forgets_the_place():
-    head = nonlinear.block(2, 3).eval()
+def test_the_conv_block_uses_neighbors_and_ignores_position():
+    head = nonlinear_probes.conv_block(2, 3).eval()
     kernels = [m.kernel_size for m in head.modules() if isinstance(m, nn.Conv2d)]
     assert kernels == [(3, 3), (1, 1), (1, 1)]
     x = torch.zeros(1, 2, 8, 8)
@@ -83,7 +84,7 @@ def test_the_block_looks_at_neighbours_and_forgets_the_place():
 @pytest.mark.parametrize(("name", "at"), [("mlp", [0.2, 0.4, 0.45]), ("conv", [0.35, 0.7, 0.85])])
 def test_the_rate_falls_where_rotnets_does(name, at, monkeypatch):
     """0.1, 0.02, 0.004, 0.0008 at 20, 40, 45 or at 35, 70, 85 of 100 epochs (released code)."""
-    monkeypatch.setattr(nonlinear, "STEPS", 100)
+    monkeypatch.setattr(nonlinear_probes, "STEPS", 100)
     rates = []
     step = torch.optim.SGD.step
 
@@ -97,23 +98,23 @@ def test_the_rate_falls_where_rotnets_does(name, at, monkeypatch):
 
     monkeypatch.setattr(torch.optim.SGD, "step", spy)
     x, label = waves(20)
-    nonlinear.fit(name, x, label, 2, 0, progress=False)
+    nonlinear_probes.fit(name, x, label, 2, 0, progress=False)
     expected = [0.1 * 0.2 ** sum(s / 100 >= a for a in at) for s in range(100)]
     assert rates == pytest.approx(expected) and rates[-1] == pytest.approx(0.0008)
 
 
 @pytest.mark.parametrize("name", ["mlp", "conv"])
 def test_they_learn_what_no_linear_probe_can(name, monkeypatch):
-    monkeypatch.setattr(nonlinear, "STEPS", 150)
+    monkeypatch.setattr(nonlinear_probes, "STEPS", 150)
     (x, label), (unseen, truth) = waves(400), waves(400, seed=1)
 
     def accuracy(label: torch.Tensor) -> float:
-        head = nonlinear.fit(name, x.half(), label, 2, 0, progress=False)
+        head = nonlinear_probes.fit(name, x.half(), label, 2, 0, progress=False)
         assert not head.training
         with torch.no_grad():
             return (head(unseen).argmax(1) == truth).double().mean().item()
 
-    flat = linear.fit(x.flatten(1), label, 2, 0.01).predict(unseen.flatten(1))
+    flat = linear_probe.fit(x.flatten(1), label, 2, 0.01).predict(unseen.flatten(1))
     assert (flat == truth).double().mean() < 0.62 and accuracy(label) > 0.95
     assert 0.35 < accuracy(Rng(0, "guess").integers(400, high=2)) < 0.65
 
@@ -125,7 +126,7 @@ def test_equal_seeds_give_equal_probes_whatever_was_drawn_before(name):
     def weights(seed: int, before: int) -> torch.Tensor:
         torch.manual_seed(before)
         state = torch.random.get_rng_state()
-        head = nonlinear.fit(name, x, label, 2, seed, progress=False)
+        head = nonlinear_probes.fit(name, x, label, 2, seed, progress=False)
         assert torch.equal(torch.random.get_rng_state(), state)
         return torch.cat([p.detach().flatten() for p in head.parameters()])
 
@@ -150,7 +151,7 @@ def test_maps_are_the_stages_with_more_than_one_place(name):
     with torch.no_grad():
         shapes = {k: tuple(v.shape) for k, v in net.eval()(torch.rand(1, 3, size, size)).items()}
     net.train()
-    found = nonlinear.maps(net)
+    found = nonlinear_probes.map_stages(net)
     assert net.training
     assert found == [k for k, s in shapes.items() if len(s) == 4 and s[2] * s[3] > 1]
     assert expected is None or found == expected
@@ -175,11 +176,11 @@ def test_a_probe_sees_the_frozen_map_pooled_and_every_image_as_it_is(monkeypatch
         asked.append((x, label))
         return nn.Sequential(nn.Flatten(), nn.Linear(x[0].numel(), classes))
 
-    monkeypatch.setattr(nonlinear, "fit", fit)
+    monkeypatch.setattr(nonlinear_probes, "fit", fit)
     net = encoder("resnet_small:width=4,stages=2,stride=1", 32).train()
-    source = sources.open_labelled("synthetic:40:32")
+    source = data.open_labeled("synthetic:40:32")
     for memory, side in ((1 << 31, 8), (2 * 40 * 4 * 25, 5)):
-        monkeypatch.setattr(nonlinear, "MEMORY", memory)
+        monkeypatch.setattr(nonlinear_probes, "MEMORY", memory)
         asked.clear()
         probed(net, source, source)
         with torch.no_grad():
@@ -207,22 +208,22 @@ def test_the_encoder_and_its_statistics_stay_as_they_are(mode):
 
 
 def test_test_labels_are_read_for_the_score_alone():
-    other = Labelled(TEST.images, (TEST.label + 1) % 4, TEST.classes)
-    silent = Labelled(TEST.images, torch.zeros(64).long(), TEST.classes)
+    other = LabeledDataset(TEST.images, (TEST.label + 1) % 4, TEST.classes)
+    silent = LabeledDataset(TEST.images, torch.zeros(64).long(), TEST.classes)
     own, moved, zeros = (probed(encoder(), test=t) for t in (TEST, other, silent))
     for name in ("mlp", "conv"):
-        said_0 = zeros[name].right.bool()
-        assert torch.equal(own[name].right.bool() & (TEST.label == 0), said_0 & (TEST.label == 0))
-        assert not (own[name].right.bool() & moved[name].right.bool()).any()  # one answer for each image
+        said_0 = zeros[name].correct.bool()
+        assert torch.equal(own[name].correct.bool() & (TEST.label == 0), said_0 & (TEST.label == 0))
+        assert not (own[name].correct.bool() & moved[name].correct.bool()).any()  # one answer for each image
         assert own[name].notes == moved[name].notes and own[name].stage == ""
 
 
-def test_classes_that_differ_in_the_map_are_told_apart_and_random_labels_are_not(monkeypatch):
-    monkeypatch.setattr(nonlinear, "STEPS", 40)
+def test_classes_that_differ_in_the_map_are_learned_and_random_labels_are_not(monkeypatch):
+    monkeypatch.setattr(nonlinear_probes, "STEPS", 40)
     label = torch.arange(120) % 3
     image = (80 * label.view(-1, 1, 1, 1) + torch.randint(0, 30, (120, 3, 16, 16))).to(torch.uint8)
-    source = Labelled(Arrays("bright", image), label, [*"abc"])
-    guess = Labelled(source.images, Rng(1, "guess").integers(120, high=3), [*"abc"])
+    source = LabeledDataset(Arrays("bright", image), label, [*"abc"])
+    guess = LabeledDataset(source.images, Rng(1, "guess").integers(120, high=3), [*"abc"])
     known = {"choice": chosen(stem=0.3, stage1=0.5, stage2=0.4, pool=0.9)}
     right, wrong = probed(encoder(), source, source, **known), probed(encoder(), source, guess, **known)
     for name in ("mlp", "conv"):
@@ -230,10 +231,10 @@ def test_classes_that_differ_in_the_map_are_told_apart_and_random_labels_are_not
 
 
 def test_an_encoder_whose_map_shows_the_class_is_above_one_whose_map_does_not(monkeypatch):
-    monkeypatch.setattr(nonlinear, "STEPS", 40)
+    monkeypatch.setattr(nonlinear_probes, "STEPS", 40)
     label = torch.arange(120) % 3
     image = (80 * label.view(-1, 1, 1, 1) + torch.randint(0, 30, (120, 3, 16, 16))).to(torch.uint8)
-    source = Labelled(Arrays("bright", image), label, [*"abc"])
+    source = LabeledDataset(Arrays("bright", image), label, [*"abc"])
     blind = encoder()
     for weight in blind.parameters():
         nn.init.zeros_(weight)
@@ -246,12 +247,12 @@ def test_an_encoder_whose_map_shows_the_class_is_above_one_whose_map_does_not(mo
 
 def test_what_is_scored_is_what_embedding_the_test_set_shows(monkeypatch):
     heads = {}
-    fit = nonlinear.fit
-    monkeypatch.setattr(nonlinear, "fit", lambda name, *a: heads.setdefault(name, fit(name, *a)))
+    fit = nonlinear_probes.fit
+    monkeypatch.setattr(nonlinear_probes, "fit", lambda name, *a: heads.setdefault(name, fit(name, *a)))
     net = encoder()
     found = probed(net)
-    x = embed(nonlinear.Map(net, "stage1"), TEST, progress=False, width=8 * 64).stages["map"]
+    x = embed(nonlinear_probes.StageMap(net, "stage1"), TEST, progress=False, width=8 * 64).stages["map"]
     for name, head in heads.items():
         with torch.no_grad():
             said = head.eval()(x.float().view(64, 4, 8, 8)).argmax(1)
-        assert ((said == TEST.label).double() == found[name].right).double().mean() > 0.95  # half precision
+        assert ((said == TEST.label).double() == found[name].correct).double().mean() > 0.95  # half precision

@@ -1,4 +1,4 @@
-"""The whole evaluation on small made-up pictures: every row, honest choices, clear words on what cannot be scored."""
+"""The whole evaluation on small synthetic images: every row, choices without the test set, clear errors."""
 
 import json
 import math
@@ -15,26 +15,24 @@ from torch.testing import assert_close
 
 from pretask import data as sources
 from pretask import encoders
-from pretask.data import Labelled
+from pretask.data import LabeledDataset
 from pretask.data.arrays import Arrays
 from pretask.encoders import Encoder
-from pretask.evals import baselines, fewshot, finetune, knn
-from pretask.evals import label_free as spread
-from pretask.evals import linear_probe as linear
-from pretask.evals import nonlinear_probes as nonlinear
-from pretask.evals.cluster_metrics import cluster
+from pretask.evals import baselines, fewshot, finetune, knn, label_free, linear_probe, nonlinear_probes
 from pretask.evals.features import Features, embed
 from pretask.evals.holdout import split, splits
-from pretask.evals.measure import Chosen, by_clusters, by_probes, choose
-from pretask.evals.protocol import Scores, combined, evaluate
+from pretask.evals.measure import Chosen, choose, score_clusters, score_probes
+from pretask.evals.protocol import combine_runs, evaluate
+from pretask.evals.scores import Measurement, Scores
+from pretask.ops.kmeans import cluster
 from pretask.reports import table
 from pretask.rng import Rng
 from pretask.types import UserError
 
 NAME = "resnet_small:width=4,stages=2"
 OTHERS = [f"untrained {NAME}", "raw pixels", "k-means patches"]
-TRAIN = sources.open_labelled("synthetic:120:16")
-TEST = sources.open_labelled("synthetic:64:16")
+TRAIN = sources.open_labeled("synthetic:120:16")
+TEST = sources.open_labeled("synthetic:64:16")
 
 
 @pytest.fixture(autouse=True)
@@ -48,17 +46,19 @@ def encoder(seed: int = 100) -> Encoder:
     return encoders.build(NAME, 3, 16)
 
 
-def scored(*nets: Encoder, train=TRAIN, test: Labelled | None = TEST, **known) -> Scores:
-    return evaluate(list(nets) or [encoder()], train, test, name="own", centres=5, progress=False, **known)
+def scored(*nets: Encoder, train=TRAIN, test: LabeledDataset | None = TEST, **known) -> Scores:
+    return evaluate(list(nets) or [encoder()], train, test, name="own", centers=5, progress=False, **known)
 
 
-def some(source: Labelled, index: torch.Tensor, classes: list[str] | None = None, label=None) -> Labelled:
+def some(
+    source: LabeledDataset, index: torch.Tensor, classes: list[str] | None = None, label=None
+) -> LabeledDataset:
     image = source.__getitems__(index).image
     label = source.label[index] if label is None else label
-    return Labelled(Arrays("some", image), label, classes or source.classes)
+    return LabeledDataset(Arrays("some", image), label, classes or source.classes)
 
 
-def per_class(source: Labelled, *counts: int) -> torch.Tensor:
+def per_class(source: LabeledDataset, *counts: int) -> torch.Tensor:
     """Positions of so many samples of class 0, 1, …"""
     return torch.cat([(source.label == c).nonzero().flatten()[:n] for c, n in enumerate(counts)])
 
@@ -71,19 +71,19 @@ def once():
         return scored(supervised_steps=2)
 
 
-# ---- what is there
+# ---- rows and JSON
 
 
 def test_every_table_carries_its_rows(once):
-    rows = list(dict.fromkeys(r["features"] for r in once.rows))
+    rows = list(dict.fromkeys(r.name for r in once.rows))
     assert rows == ["own", *OTHERS, f"supervised {NAME}"]
-    assert {r["features"] for r in once.rows if r["own"]} == {"own"}
-    assert f"supervised {NAME}" not in {r["features"] for r in scored().rows}
-    evals = ["knn", "linear", "best linear", "1-shot", "5-shot", "10-shot", "nmi", "ari", "acc",
+    assert {r.name for r in once.rows if r.role == "run"} == {"own"}
+    assert f"supervised {NAME}" not in {r.name for r in scored().rows}
+    titles = ["knn", "linear", "best linear", "1-shot", "5-shot", "10-shot", "nmi", "ari", "acc",
              "recall@1", "recall@2", "recall@4", "recall@8", "rankme", "alpha", "std", "cosine"]  # fmt: skip
     for row in rows:
-        assert list(dict.fromkeys(r["eval"] for r in once.rows if r["features"] == row)) == evals
-    stages = [r["stage"] for r in once.rows if r["features"] == "own" and r["eval"] == "linear"]
+        assert list(dict.fromkeys(r.title for r in once.rows if r.name == row)) == titles
+    stages = [r.stage for r in once.rows if r.name == "own" and r.metric == "linear"]
     assert stages == ["stem", "stage1", "stage2", "pool"]
 
 
@@ -95,13 +95,13 @@ def test_every_table_carries_its_rows(once):
     ],
 )
 def test_in_80_columns_every_number_is_whole_however_long_the_name_of_the_encoder(once, name, shown_as):
-    rows = [{**r, "features": name} if r["features"].startswith("untrained") else r for r in once.rows]
+    rows = [replace(r, name=name) if r.role == "untrained" else r for r in once.rows]
     with open(os.devnull, "w") as nowhere:
         console = Console(width=80, record=True, file=nowhere)
         console.print(table.render(replace(once, rows=rows)))
     shown = console.export_text()
     assert "…" not in shown and all(len(line) <= 80 for line in shown.splitlines())
-    assert shown_as in shown and table.cell(once.get("own", "knn")) in shown
+    assert shown_as in shown and table.cell(once.get("run", "knn")) in shown
 
 
 def test_the_json_is_valid_and_holds_no_nan(once):
@@ -109,41 +109,42 @@ def test_the_json_is_valid_and_holds_no_nan(once):
         raise AssertionError(constant)
 
     told = json.loads(once.to_json(), parse_constant=refuse)
-    assert {"schema", "data", "protocol", "rows", "differences", "skipped", "seconds"} == set(told)
+    keys = {"schema", "data", "protocol", "rows", "differences", "skipped", "seconds", "records"}
+    assert set(told) == keys
     assert told["data"] == {"train": TRAIN.name, "n_train": 120, "test": TEST.name, "n_test": 64,
                             "classes": TRAIN.classes}  # fmt: skip
 
 
 def test_every_number_lies_within_its_interval(once):
     for r in once.rows:
-        if r["eval"] in ("rankme", "alpha", "std", "cosine"):
-            assert r["low"] is None and r["high"] is None
+        if r.metric in ("rankme", "alpha", "std", "cosine"):
+            assert r.low is None and r.high is None
         else:
-            assert r["low"] <= r["value"] <= r["high"]
-            assert 0 <= r["value"] <= 100 or r["eval"] == "ari"
-        assert r["n"] == 64 and r["values"] == [pytest.approx(r["value"])]
+            assert r.low <= r.value <= r.high
+            assert 0 <= r.value <= 100 or r.metric == "ari"
+        assert r.n == 64 and r.values == [pytest.approx(r.value)]
 
 
 def test_differences_are_those_of_the_rows(once):
-    assert {d["minus"] for d in once.differences} == {*OTHERS, f"supervised {NAME}"}
+    assert {d.minus for d in once.differences} == {*OTHERS, f"supervised {NAME}"}
     for d in once.differences:
-        stage = "pool" if d["eval"] == "linear" else None
-        own, other = once.get("own", d["eval"], stage), once.get(d["minus"], d["eval"], stage)
-        assert d["value"] == pytest.approx(own["value"] - other["value"])
-        assert d["low"] <= d["value"] <= d["high"]
+        own, other = once.find("own", d), once.find(d.minus, d)
+        assert other.role == d.minus_role
+        assert d.value == pytest.approx(own.value - other.value)
+        assert d.low <= d.value <= d.high
 
 
-def test_an_encoder_against_itself_differs_by_exactly_nothing():
+def test_difference_of_an_encoder_from_itself_is_exactly_zero():
     found = scored(baselines.untrained(encoder(), 0), seeds=[0])
-    none = [d for d in found.differences if d["minus"] == f"untrained {NAME}"]
-    assert [(d["value"], d["low"], d["high"]) for d in none] == [(0, 0, 0)] * 3
+    none = [d for d in found.differences if d.minus == f"untrained {NAME}"]
+    assert [(d.value, d.low, d.high) for d in none] == [(0, 0, 0)] * 3
 
 
 def test_the_best_stage_is_the_one_chosen_and_its_row_is_that_stages(once):
-    for row in ("own", *OTHERS):
+    for row in ("run", "untrained", "pixels", "patches"):
         best = once.get(row, "best linear")
-        stage = best["chosen"][0]["stage"]
-        assert best["value"] == once.get(row, "linear", stage)["value"]
+        stage = best.chosen[0]["stage"]
+        assert best.value == once.get(row, "linear", stage).value
 
 
 def test_scores_are_kept_in_the_folder_of_the_run(once, tmp_path):
@@ -152,14 +153,14 @@ def test_scores_are_kept_in_the_folder_of_the_run(once, tmp_path):
     assert json.loads(path.read_text()) == json.loads(once.to_json())
 
 
-# ---- honest choices
+# ---- choices without the test set
 
 
 def settings(scores: Scores) -> list[object]:
     return [
-        (r["features"], r["eval"], r.get("stage"), {k: c[k] for k in ("k", "penalty", "stage") if k in c})
+        (r.name, r.key, {k: c[k] for k in ("k", "penalty", "stage") if k in c})
         for r in scores.rows
-        for c in r["chosen"]
+        for c in r.chosen
     ]
 
 
@@ -167,7 +168,7 @@ def test_no_choice_depends_on_the_test_labels_or_images(once):
     shuffled = some(TEST, torch.arange(64), label=TEST.label[Rng(0).permutation(64)])
     found = scored(test=shuffled, supervised_steps=2)
     assert settings(found) == settings(once)
-    assert once.get("k-means patches", "linear")["value"] > found.get("k-means patches", "linear")["value"]
+    assert once.get("patches", "linear").value > found.get("patches", "linear").value
     fewer = scored(test=some(TEST, torch.arange(20, 60)), supervised_steps=2)
     assert settings(fewer) == settings(once)
 
@@ -176,12 +177,12 @@ def test_k_and_penalties_are_chosen_on_the_same_splits_of_the_training_samples(m
     label = Rng(0, "held out").integers(200, high=3)
     x = torch.arange(200).float()[:, None]
     asked = []
-    for module in (knn, linear):
+    for module in (knn, linear_probe):
         monkeypatch.setattr(module, "choose", lambda *given: asked.append(given))
     choose(Features({"map": x, "pool": x}, label, [*"abc"], "made up"), 3, seed=0)
     assert len(asked) == 3  # k, and the penalty of either stage
     assert all(torch.equal(given[0], x) and torch.equal(given[1], label) for given in asked)
-    assert all(torch.equal(given[3].fitted, splits(label, 0).fitted) for given in asked)
+    assert all(torch.equal(given[3].fit_mask, splits(label, 0).fit_mask) for given in asked)
 
 
 def test_the_best_stage_is_the_most_accurate_on_held_out_samples_and_of_equals_the_deepest():
@@ -201,33 +202,38 @@ def test_the_probe_that_is_scored_is_the_one_that_was_chosen_for_the_stage():
     label = torch.arange(90) % 3
     stages = {"map": torch.eye(3)[label], "pool": Rng(0, "noise").normal(90, 3)}
     data = Features(stages, label, [*"abc"], "made up")
-    good, bad = linear.Probe(torch.eye(3), torch.zeros(3)), linear.Probe(torch.zeros(3, 3), torch.zeros(3))
-    chosen = Chosen(
-        1, {"map": linear.Choice(0.01, 0.4, lambda: good), "pool": linear.Choice(0.01, 0.3, lambda: bad)}
+    good, bad = (
+        linear_probe.Probe(torch.eye(3), torch.zeros(3)),
+        linear_probe.Probe(torch.zeros(3, 3), torch.zeros(3)),
     )
-    one, best, other = by_probes(data, chosen)
-    assert (one.eval, one.stage, one.value) == ("linear", "map", 100)
-    assert (best.eval, best.notes["stage"], best.value) == ("best linear", "map", 100)
-    assert (other.eval, other.stage) == ("linear", "pool") and other.value == pytest.approx(100 / 3)
+    chosen = Chosen(
+        1,
+        {
+            "map": linear_probe.Choice(0.01, 0.4, lambda: good),
+            "pool": linear_probe.Choice(0.01, 0.3, lambda: bad),
+        },
+    )
+    one, best, other = score_probes(data, chosen)
+    assert (one.metric, one.stage, one.value) == ("linear", "map", 100)
+    assert (best.metric, best.notes["stage"], best.value) == ("best linear", "map", 100)
+    assert (other.metric, other.stage) == ("linear", "pool") and other.value == pytest.approx(100 / 3)
 
 
 def test_classes_are_matched_by_name_where_they_are_numbered_otherwise(once):
     backwards = some(TEST, torch.arange(64), TEST.classes[::-1], 3 - TEST.label)
     for one, other in zip(scored(test=backwards).rows, once.rows, strict=False):
-        assert {k: v for k, v in one.items() if k != "data"} == {
-            k: v for k, v in other.items() if k != "data"
-        }
+        assert replace(one, data="") == replace(other, data="")
 
 
 def test_a_test_set_of_some_classes_is_scored_by_name_too():
     two = some(TEST, per_class(TEST, 0, 10, 0, 10))
-    renamed = Labelled(two.images, (two.label == 3).long(), [TEST.classes[1], TEST.classes[3]])
+    renamed = LabeledDataset(two.images, (two.label == 3).long(), [TEST.classes[1], TEST.classes[3]])
     one, other = scored(test=two), scored(test=renamed)
-    assert [r["value"] for r in one.rows] == [r["value"] for r in other.rows]
+    assert [r.value for r in one.rows] == [r.value for r in other.rows]
 
 
 def test_a_class_that_the_training_set_lacks_is_named():
-    strange = Labelled(TEST.images, TEST.label, [*TEST.classes[:3], "unicorn"])
+    strange = LabeledDataset(TEST.images, TEST.label, [*TEST.classes[:3], "unicorn"])
     with pytest.raises(UserError, match=r"classes that the training set lacks: unicorn; expected only ball"):
         scored(test=strange)
     silent = some(TRAIN, per_class(TRAIN, 20, 20, 20, 0))  # knows the name, has no image
@@ -244,21 +250,21 @@ def test_without_a_test_set_a_fifth_of_each_class_is_set_aside():
 
 
 @pytest.mark.parametrize("test", [TEST, None])
-def test_what_was_embedded_is_handed_on_in_the_order_of_its_images(test):
+def test_on_features_gets_features_in_the_order_of_the_images(test):
     seen = []
     net = encoder()
-    scored(net, encoder(7), test=test, seeds=(0, 1), look=lambda *given: seen.append(given))
+    scored(net, encoder(7), test=test, seeds=(0, 1), on_features=lambda *given: seen.append(given))
     ((source, pool),) = seen  # of the first encoder alone
     assert source is (test or TRAIN)
     assert_close(pool, embed(net, source, progress=False).stages["pool"], atol=1e-5, rtol=0)
 
 
-def test_rows_that_are_fewer_than_the_images_are_not_handed_on():
+def test_on_features_gets_no_features_if_an_image_could_not_be_read():
     broken = some(TEST, torch.arange(30))
-    broken.ledger.bad["7.jpg"] = "truncated"
+    broken.ledger.mark_unreadable(7, "7.jpg", "truncated")
     seen = []
-    scored(test=broken, look=lambda *given: seen.append(given))
-    assert not seen
+    scored(test=broken, on_features=lambda *given: seen.append(given))
+    assert seen == [(broken, None)]
 
 
 # ---- on request
@@ -270,43 +276,46 @@ def more():
         patch.setattr(baselines, "SAMPLES", 1000)
         patch.setattr(fewshot, "DRAWS", 2)
         patch.setattr(finetune, "STEPS", 3)
-        patch.setattr(nonlinear, "STEPS", 3)
+        patch.setattr(nonlinear_probes, "STEPS", 3)
         yield scored(encoder(100), encoder(101), seeds=[8, 9], finetune=True, nonlinear=True, svm=True)
 
 
-FURTHER = ["mlp", "conv", "svm", "finetune 10-shot", "finetune"]
+FURTHER = [
+    *(Measurement(metric) for metric in ("mlp", "conv", "svm")),
+    Measurement("finetune", shots=10),
+    Measurement("finetune"),
+]
+KEYS = [each.key for each in FURTHER]
 
 
-def test_what_is_done_on_request_is_rows_of_the_encoders(more, once):
+def test_scores_on_request_are_rows_of_run_and_untrained_encoder(more, once):
     for row in ("own", *OTHERS):
-        there = [r["eval"] for r in more.rows if r["features"] == row and r["eval"] in FURTHER]
-        assert there == (FURTHER if row in ("own", OTHERS[0]) else [])
-    assert not {r["eval"] for r in once.rows} & {*FURTHER}
+        there = [r.key for r in more.rows if r.name == row and r.key in KEYS]
+        assert there == (KEYS if row in ("own", OTHERS[0]) else [])
+    assert not {r.key for r in once.rows} & {*KEYS}
     assert more.skipped == ["no 100-shot, finetune 100-shot: class 'tent' has 27 training images"]
-    for eval in FURTHER:
-        for row in (more.get("own", eval), more.get(OTHERS[0], eval)):
-            assert (
-                "stage" not in row and len(row["values"]) == 2 and row["seeds"] == [8, 9] and row["n"] == 64
-            )
-            assert row["low"] <= row["value"] <= row["high"]
-    stages = [c["stage"] for c in more.get("own", "mlp")["chosen"]]
+    for what in FURTHER:
+        for row in (more.find("own", what), more.find(OTHERS[0], what)):
+            assert row.stage == "" and len(row.values) == 2 and row.seeds == [8, 9] and row.n == 64
+            assert row.low <= row.value <= row.high
+    stages = [c["stage"] for c in more.get("run", "mlp").chosen]
     assert {*stages} <= {"stem", "stage1", "stage2"}
     json.loads(more.to_json())
 
 
-def test_their_differences_are_paired_with_the_untrained_encoder_alone(more):
-    of = [(d["minus"], d["eval"]) for d in more.differences if d["eval"] in FURTHER]
-    assert sorted(of) == sorted((OTHERS[0], eval) for eval in FURTHER)
+def test_their_differences_are_from_the_untrained_encoder_only(more):
+    of = [(d.minus, d.key) for d in more.differences if d.key in KEYS]
+    assert sorted(of, key=str) == sorted(((OTHERS[0], key) for key in KEYS), key=str)
     for d in more.differences:
-        if d["eval"] in FURTHER:
-            own, other = more.get("own", d["eval"]), more.get(OTHERS[0], d["eval"])
-            assert d["value"] == pytest.approx(own["value"] - other["value"])
-            assert d["low"] <= d["value"] <= d["high"]
+        if d.key in KEYS:
+            own, other = more.find("own", d), more.find(OTHERS[0], d)
+            assert d.value == pytest.approx(own.value - other.value)
+            assert d.low <= d.value <= d.high
 
 
 def test_the_untrained_encoder_is_trained_at_one_rate_and_each_run_on_its_own_draw(monkeypatch):
     asked = []
-    monkeypatch.setattr(finetune, "by_finetuning", lambda *a, **k: asked.append((a[0], k)) or iter(()))
+    monkeypatch.setattr(finetune, "score_finetuned", lambda *a, **k: asked.append((a[0], k)) or iter(()))
     scored(encoder(100), encoder(101), seeds=[8, 9], seed=5, finetune=True)
     assert [(k["decay"], k["run"], k["seed"]) for _, k in asked] == [
         (finetune.DECAY, 8, 5), (finetune.DECAY, 9, 5), (1.0, 8, 5), (1.0, 9, 5)
@@ -317,19 +326,19 @@ def test_the_untrained_encoder_is_trained_at_one_rate_and_each_run_on_its_own_dr
 
 def test_fine_tuning_matches_the_classes_of_the_test_set_by_name(more, monkeypatch):
     monkeypatch.setattr(finetune, "STEPS", 3)
-    monkeypatch.setattr(nonlinear, "STEPS", 3)
+    monkeypatch.setattr(nonlinear_probes, "STEPS", 3)
     backwards = some(TEST, torch.arange(64), TEST.classes[::-1], 3 - TEST.label)
     known = {"seeds": [8, 9], "finetune": True, "nonlinear": True, "svm": True}
     found = scored(encoder(100), encoder(101), test=backwards, **known)
-    for eval in FURTHER:
-        assert found.get("own", eval)["values"] == more.get("own", eval)["values"]
+    for what in FURTHER:
+        assert found.find("own", what).values == more.find("own", what).values
 
 
-def test_an_encoder_without_maps_says_that_it_has_no_map_to_probe():
+def test_missing_probes_of_an_encoder_without_maps_are_explained():
     net = encoders.build("mlp:width=8,depth=2", 3, 16)
     found = scored(net, nonlinear=True)
-    assert found.get("own", "mlp") is None and found.get("own", "conv") is None
-    assert found.skipped[-1] == "no mlp, conv: mlp:width=8,depth=2 has no map of more than one place"
+    assert found.get("run", "mlp") is None and found.get("run", "conv") is None
+    assert found.skipped[-1] == "no mlp, conv: mlp:width=8,depth=2 has no map larger than 1 x 1"
 
 
 # ---- several seeds
@@ -338,26 +347,26 @@ def test_an_encoder_without_maps_says_that_it_has_no_map_to_probe():
 def test_several_runs_are_one_row_with_the_values_of_each():
     nets = [encoder(100), encoder(101)]
     both = scored(*nets, seeds=[8, 9])
-    chosen = [c["stage"] for c in both.get(OTHERS[0], "best linear")["chosen"]]
+    chosen = [c["stage"] for c in both.get("untrained", "best linear").chosen]
     assert len(set(chosen)) == 2  # each run has a best stage of its own
     for net, seed, place in zip(nets, (8, 9), (0, 1), strict=True):
         alone = scored(net, seeds=[seed])
         for r in alone.rows:
-            row = both.get(r["features"], r["eval"], r.get("stage"))
-            assert row["values"][place % len(row["values"])] == pytest.approx(r["value"])
-            assert row["value"] == pytest.approx(sum(row["values"]) / len(row["values"]))
-    assert {r["features"]: r["seeds"] for r in both.rows} == {
+            row = both.find(r.name, r)
+            assert row.values[place % len(row.values)] == pytest.approx(r.value)
+            assert row.value == pytest.approx(sum(row.values) / len(row.values))
+    assert {r.name: r.seeds for r in both.rows} == {
         "own": [8, 9], f"untrained {NAME}": [8, 9], "raw pixels": [0], "k-means patches": [0]
     }  # fmt: skip
-    linear = both.get("own", "linear", "pool")
-    low, high = min(linear["values"]), max(linear["values"])
-    assert linear["low"] < low < high < linear["high"]
-    with pytest.raises(UserError, match="1 encoders came with 2 seeds"):
+    linear = both.get("run", "linear", "pool")
+    low, high = min(linear.values), max(linear.values)
+    assert linear.low < low < high < linear.high
+    with pytest.raises(UserError, match="1 encoders and 2 seeds"):
         scored(encoder(), seeds=[0, 1])
 
 
 def test_of_nmi_and_ari_the_interval_is_about_the_value():
-    """Sets drawn anew repeat samples, which agree with themselves, so their quantiles lie too high."""
+    """Resampled sets contain duplicates, which raise the agreement, so their quantiles are too high."""
     rng = Rng(0, "interval")
     label = rng.integers(200, high=10)
     x = rng.normal(200, 5) + 0.8 * rng.normal(10, 5)[label]
@@ -365,53 +374,53 @@ def test_of_nmi_and_ari_the_interval_is_about_the_value():
     found = cluster(x, 10, seed=0)
     drawn = [rng.integers(200, high=200) for _ in range(400)]
     peer = {"nmi": normalized_mutual_info_score, "ari": adjusted_rand_score}
-    nmi, ari, acc = combined([list(by_clusters(test, 0))], 0)
-    assert acc["low"] < acc["value"] < acc["high"]
+    nmi, ari, acc = combine_runs([list(score_clusters(test, 0))], 0, name="own", role="run")
+    assert acc.low < acc.value < acc.high
     for row in (nmi, ari):
-        deviation = 100 * np.std([peer[row["eval"]](label[i], found[i]) for i in drawn])
-        assert row["value"] == pytest.approx(100 * peer[row["eval"]](label, found))
-        assert row["high"] - row["value"] == pytest.approx(1.97 * deviation, rel=0.2)
-        assert row["value"] - row["low"] == pytest.approx(row["high"] - row["value"])
+        deviation = 100 * np.std([peer[row.metric](label[i], found[i]) for i in drawn])
+        assert row.value == pytest.approx(100 * peer[row.metric](label, found))
+        assert row.high - row.value == pytest.approx(1.97 * deviation, rel=0.2)
+        assert row.value - row.low == pytest.approx(row.high - row.value)
 
 
-# ---- what can hardly be scored
+# ---- data that can hardly be scored
 
 
 @pytest.mark.parametrize("count", [4, 9, 99])
-def test_too_few_images_for_so_many_shots_is_said(count):
-    train = some(sources.open_labelled("synthetic:600:16"), torch.arange(600))
+def test_missing_shots_are_listed(count):
+    train = some(sources.open_labeled("synthetic:600:16"), torch.arange(600))
     train = some(train, per_class(train, 110, 110, count, 110))
     found = scored(train=train, test=some(TEST, torch.arange(20)))
     there = [s for s in fewshot.SHOTS if s <= count]
     missing = ", ".join(f"{s}-shot" for s in fewshot.SHOTS if s > count)
     assert found.skipped == [f"no {missing}: class 'tent' has {count} training images"]
-    assert {r["eval"] for r in found.rows if "shot" in r["eval"]} == {f"{s}-shot" for s in there}
+    assert {r.shots for r in found.rows if r.metric == "few-shot"} == {*there}
 
 
-def test_one_class_is_no_question():
-    with pytest.raises(UserError, match=r"some \(80 %\) shows 1 class; scores need at least 2"):
+def test_a_single_class_is_refused():
+    with pytest.raises(UserError, match=r"some \(80 %\) has 1 class; scores need at least 2"):
         scored(train=some(TRAIN, per_class(TRAIN, 10)), test=None)
 
 
 @pytest.mark.parametrize(("count", "test"), [(1, None), (1, TEST), (2, None)])
 def test_single_images_cannot_be_held_out(count, test):
-    with pytest.raises(UserError, match="more images per class"):
+    with pytest.raises(UserError, match="give at least one class 3 images or more"):
         scored(train=some(TRAIN, per_class(TRAIN, *[count] * 4)), test=test)
 
 
 def test_two_images_per_class_and_one_test_image_are_enough():
     found = scored(train=some(TRAIN, per_class(TRAIN, 2, 2, 2, 2)), test=some(TEST, torch.tensor([3])))
-    assert found.get("own", "knn")["n"] == 1 and found.get("own", "recall@1") is None
-    assert found.get("own", "cosine") is None and found.get("own", "knn")["value"] in (0, 100)
+    assert found.get("run", "knn").n == 1 and found.get("run", "recall", k=1) is None
+    assert found.get("run", "cosine") is None and found.get("run", "knn").value in (0, 100)
 
 
 def test_images_of_another_size_are_refused():
-    with pytest.raises(UserError, match="holds 3 x 24 px images, the encoder takes 3 x 16"):
-        scored(train=sources.open_labelled("synthetic:20:24"))
+    with pytest.raises(UserError, match="has images of 3 x 24 px, the encoder takes 3 x 16"):
+        scored(train=sources.open_labeled("synthetic:20:24"))
 
 
 def collapsed(value: float) -> Encoder:
-    """Shows every image as the same numbers."""
+    """An encoder with the same features for every image."""
     net = encoder()
     for weight in net.parameters():
         nn.init.constant_(weight, 0.0 if weight.ndim > 1 else value)
@@ -419,25 +428,27 @@ def collapsed(value: float) -> Encoder:
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0])
-def test_a_collapsed_encoder_scores_like_a_guess(value):
+def test_a_collapsed_encoder_scores_at_chance(value):
     found = scored(collapsed(value))
     json.loads(found.to_json())
     most = 100 * TEST.label.bincount().max().item() / 64
-    for eval in ("knn", "linear", "best linear", "1-shot", "10-shot", "acc"):
-        assert 0 <= found.get("own", eval)["value"] <= most
-    assert found.get("own", "nmi")["value"] == pytest.approx(0, abs=1e-9)
-    assert found.get("own", "std")["value"] == pytest.approx(0, abs=1e-6)
-    assert found.get("own", "rankme")["value"] == pytest.approx(math.ceil(value), abs=0.01)
-    assert found.get("own", "alpha") is None
+    for metric in ("knn", "linear", "best linear", "acc"):
+        assert 0 <= found.get("run", metric).value <= most
+    for shots in (1, 10):
+        assert 0 <= found.get("run", "few-shot", shots=shots).value <= most
+    assert found.get("run", "nmi").value == pytest.approx(0, abs=1e-9)
+    assert found.get("run", "std").value == pytest.approx(0, abs=1e-6)
+    assert found.get("run", "rankme").value == pytest.approx(math.ceil(value), abs=0.01)
+    assert found.get("run", "alpha") is None
 
 
-def test_one_collapsed_run_of_several_takes_only_the_numbers_that_it_lacks():
+def test_one_collapsed_run_removes_only_the_scores_that_it_lacks():
     found = scored(encoder(), collapsed(1.0), seeds=[0, 1])
-    assert found.get("own", "alpha") is None and found.get(OTHERS[0], "alpha") is not None
-    assert len(found.get("own", "knn")["values"]) == 2
-    first, second = found.get("own", "rankme")["values"]
+    assert found.get("run", "alpha") is None and found.get("untrained", "alpha") is not None
+    assert len(found.get("run", "knn").values) == 2
+    first, second = found.get("run", "rankme").values
     assert first > 1.1 and second == pytest.approx(1, abs=0.01)
-    assert set(spread.spread(torch.ones(3, 2))) == {"rankme", "alpha", "std", "cosine"}
+    assert set(label_free.metrics(torch.ones(3, 2))) == {"rankme", "alpha", "std", "cosine"}
 
 
 def test_a_run_that_diverged_is_one_line():

@@ -1,4 +1,4 @@
-"""Does one of the K nearest share the class? A loop over queries, and the definition's own examples."""
+"""Recall@K against a loop over queries, and the definition's own examples."""
 
 import torch
 
@@ -25,7 +25,7 @@ def test_hits_are_those_of_the_loop():
     assert 0 < hits[1].sum() < hits[2].sum() < hits[4].sum() < hits[8].sum() < 150
 
 
-def test_it_is_the_hit_rate_and_not_the_share_of_relevant_samples_found():
+def test_recall_is_the_hit_rate_and_not_the_fraction_of_relevant_samples():
     x = torch.tensor([[1.0, 0.0], [1.0, 0.01], [1.0, 0.3], [0.0, 1.0]])
     label = torch.tensor([0, 0, 0, 1])
     hits = retrieval.hits(x, label, (1, 2))
@@ -33,6 +33,6 @@ def test_it_is_the_hit_rate_and_not_the_share_of_relevant_samples_found():
     assert hits[2].tolist() == [True, True, True, False]  # alone of its class: never found
 
 
-def test_fewer_samples_than_k_are_all_looked_at():
+def test_fewer_samples_than_k_are_all_candidates():
     hits = retrieval.hits(torch.eye(3), torch.tensor([0, 1, 0]), (1, 8))
     assert hits[8].tolist() == [True, False, True]

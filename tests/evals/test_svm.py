@@ -6,18 +6,16 @@ from sklearn.svm import LinearSVC
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from pretask import data as sources
-from pretask import encoders
-from pretask.data import Labelled
+from pretask import data, encoders
+from pretask.data import LabeledDataset
 from pretask.data.arrays import Arrays
 from pretask.encoders import Encoder
-from pretask.evals import linear_probe as linear
-from pretask.evals import svm
+from pretask.evals import linear_probe, svm
 from pretask.evals.holdout import splits
 from pretask.rng import Rng
 
-TRAIN = sources.open_labelled("synthetic:96:16")
-TEST = sources.open_labelled("synthetic:64:16")
+TRAIN = data.open_labeled("synthetic:96:16")
+TEST = data.open_labeled("synthetic:64:16")
 SMALL = "resnet_small:width=4,stages=2"
 
 
@@ -27,14 +25,14 @@ def encoder(name: str = SMALL, size: int = 16) -> Encoder:
 
 
 def read(net: Encoder, train=TRAIN, test=TEST, seed: int = 0):
-    (found,) = svm.by_quadrants(net, train, test, seed=seed, progress=False)
+    (found,) = svm.score_svm(net, train, test, seed=seed, progress=False)
     return found
 
 
-def spied(monkeypatch, net: Encoder, train=TRAIN, test=TEST) -> tuple[Tensor, Tensor, linear.Choice]:
+def spied(monkeypatch, net: Encoder, train=TRAIN, test=TEST) -> tuple[Tensor, Tensor, linear_probe.Choice]:
     """The features of the training and of the test images that the machines are given, and what was chosen."""
     seen = []
-    choose, logits = svm.choose, linear.Probe.logits
+    choose, logits = svm.choose, linear_probe.Probe.logits
 
     def spy(x, *rest):
         seen.append(x)
@@ -42,7 +40,7 @@ def spied(monkeypatch, net: Encoder, train=TRAIN, test=TEST) -> tuple[Tensor, Te
         return seen[1]
 
     monkeypatch.setattr(svm, "choose", spy)
-    monkeypatch.setattr(linear.Probe, "logits", lambda self, x: seen.append(x) or logits(self, x))
+    monkeypatch.setattr(linear_probe.Probe, "logits", lambda self, x: seen.append(x) or logits(self, x))
     read(net, train, test)
     return seen[0], seen[2], seen[1]
 
@@ -64,9 +62,9 @@ def test_a_cell_has_the_maximum_of_its_quadrant(h, w):
                     expected.append(
                         [max(x[b, c, i, j].item() for i in rows for j in columns) for b in (0, 1)]
                     )
-    assert_close(svm.cells(x), torch.tensor(expected).T)
-    assert torch.equal(svm.cells(x, 1), x.amax((2, 3)))
-    assert torch.equal(svm.cells(x[..., 0, 0]), x[..., 0, 0])
+    assert_close(svm.max_pool_cells(x), torch.tensor(expected).T)
+    assert torch.equal(svm.max_pool_cells(x, 1), x.amax((2, 3)))
+    assert torch.equal(svm.max_pool_cells(x[..., 0, 0]), x[..., 0, 0])
 
 
 def test_the_released_net_gives_3840_numbers_of_which_each_layer_has_four_for_a_map(monkeypatch):
@@ -75,7 +73,7 @@ def test_the_released_net_gives_3840_numbers_of_which_each_layer_has_four_for_a_
     net = encoder("exemplar", 96)
     assert net.sides["fc"] == 17
     some = [
-        Labelled(
+        LabeledDataset(
             Arrays("some", torch.randint(0, 256, (20, 3, 96, 96)).byte()), torch.arange(20) % 2, ["a", "b"]
         )
     ]
@@ -85,7 +83,7 @@ def test_the_released_net_gives_3840_numbers_of_which_each_layer_has_four_for_a_
         stages = net.eval()(some[0].__getitems__(torch.arange(20)).image.float() / 255)
     first = 0
     for stage in ("conv1", "conv2", "conv3", "fc"):
-        own = svm.cells(stages[stage])
+        own = svm.max_pool_cells(stages[stage])
         mine = shown[:, first : first + own.shape[1]].float()
         assert_close(mine * own.max() / mine.max(), own, atol=2e-3 * own.max().item(), rtol=0)
         first += own.shape[1]
@@ -103,10 +101,10 @@ KINDS = {
 def test_every_kind_of_encoder_has_its_stages_read(name):
     size, count = KINDS[name]
     net = encoder(name, size)
-    source = sources.open_labelled(f"synthetic:40:{size}")
+    source = data.open_labeled(f"synthetic:40:{size}")
     found = read(net, source, source)
     assert found.notes["features"] == count == sum(
-        x.shape[1] for s, x in svm.Cells(net.eval(), 2)(torch.rand(1, 3, size, size)).items() if s != "pool"
+        x.shape[1] for s, x in svm.MaxPooledStages(net.eval(), 2)(torch.rand(1, 3, size, size)).items() if s != "pool"
     )  # fmt: skip
     assert 0 <= found.value <= 100
 
@@ -138,12 +136,12 @@ def test_stages_are_divided_by_their_percentile_on_training_images_and_the_test_
     """As numpy finds it, of all numbers of a stage; the test set is brighter, and stays brighter."""
     rng = Rng(0, "pixels")
     image = rng.integers(4000, 3, 4, 4, high=128).byte()
-    train = Labelled(Arrays("dark", image), torch.arange(4000) % 3, [*"abc"])
-    test = Labelled(Arrays("bright", 2 * image[:50]), torch.arange(50) % 3, [*"abc"])
+    train = LabeledDataset(Arrays("dark", image), torch.arange(4000) % 3, [*"abc"])
+    test = LabeledDataset(Arrays("bright", 2 * image[:50]), torch.arange(50) % 3, [*"abc"])
     shown, unseen, _ = spied(monkeypatch, Fixed(), train, test)
     pixels = image.double() / 255
     for columns, map in ((slice(0, 8), pixels[:, :2] / 10), (slice(8, 12), -1000 * pixels[:, 2:])):
-        own = svm.cells(map)
+        own = svm.max_pool_cells(map)
         top = torch.quantile(own.abs().flatten(), 0.9999, interpolation="nearest")
         assert_close(shown[:, columns].double(), own / top, atol=2e-3, rtol=2e-3)
         assert_close(unseen[:, columns].double(), 2 * own[:50] / top, atol=4e-3, rtol=2e-3)
@@ -174,10 +172,10 @@ def blobs(n: int, d: int, classes: int) -> tuple[Tensor, Tensor, Tensor]:
 def test_the_machines_are_scikit_learns_on_both_sides_of_as_many_samples_as_features(n, d, classes, penalty):
     """liblinear's ½ |w|² + C Σ max(0, 1 - y z)², C = 1 / (penalty n), with a bias that costs it next to nothing."""
     x, label, unseen = blobs(n, d, classes)
-    mean, _ = linear.standard(x)
-    design = linear.Design(x, (mean, torch.ones(d)))
+    mean, _ = linear_probe.standardization(x)
+    design = linear_probe.Design(x, (mean, torch.ones(d)))
     assert (design.basis is None) == (n >= d)
-    theta = svm.Hinge(design, label, classes).solve(penalty, tolerance=1e-10)
+    theta = svm.SquaredHinge(design, label, classes).solve(penalty, tolerance=1e-10)
     theirs = LinearSVC(C=1 / (penalty * n), dual=False, intercept_scaling=300, tol=1e-9, max_iter=10_000)
     theirs.fit(x.double().numpy(), label.numpy())
     decision = torch.from_numpy(theirs.decision_function(unseen.double().numpy()))
@@ -191,8 +189,8 @@ def test_the_gradient_is_that_of_the_formula():
     """Of two ways, each fitted to its own rows: Σ over rows and classes as it is written, by autograd."""
     x, label, _ = blobs(30, 6, 3)
     part = Rng(0, "part").integers(2, 30, high=2).bool()
-    design = linear.Design(x.double(), (torch.zeros(6).double(), torch.ones(6).double()))
-    problem = svm.Hinge(design, label, 3, part)
+    design = linear_probe.Design(x.double(), (torch.zeros(6).double(), torch.ones(6).double()))
+    problem = svm.SquaredHinge(design, label, 3, part)
     theta = Rng(0, "theta").normal(2, 3, 7).double().requires_grad_()
     total = torch.zeros(2).double()
     for b in range(2):
@@ -210,24 +208,26 @@ def test_the_gradient_is_that_of_the_formula():
 
 @pytest.mark.parametrize(("n", "d"), [(120, 30), (60, 100)])
 def test_the_penalty_is_one_that_scikit_learn_finds_best_on_the_folds(n, d):
-    """Tried with LinearSVC on every fold: as accurate as was said, and no neighbor is clearly better."""
+    """LinearSVC on every fold is as accurate as the reported score, and no neighboring penalty is clearly better."""
     x, label, _ = blobs(n, d, 3)
     ways = splits(label, 0)
     choice = svm.choose(x, label, 3, 0)
 
     def accuracy(penalty: float) -> float:
-        right = torch.zeros_like(ways.judged)
-        for b, fitted in enumerate(ways.fitted):
+        right = torch.zeros_like(ways.held_out_mask)
+        for b, fitted in enumerate(ways.fit_mask):
             rows = ways.fit[fitted]
             own = LinearSVC(C=1 / (penalty * len(rows)), dual=False, intercept_scaling=100, tol=1e-6)
             own.fit(x[rows].double().numpy(), label[rows].numpy())
-            right[b] = torch.from_numpy(own.predict(x[ways.held].double().numpy())) == label[ways.held]
+            right[b] = (
+                torch.from_numpy(own.predict(x[ways.held_out].double().numpy())) == label[ways.held_out]
+            )
         return ways.accuracy(right)
 
-    assert accuracy(choice.penalty) == pytest.approx(choice.accuracy, abs=0.01)
-    place = linear.PENALTIES.index(choice.penalty)
-    for near in linear.PENALTIES[max(0, place - 1) : place + 2]:
-        assert accuracy(near) < choice.accuracy + 0.01
+    assert accuracy(choice.penalty) == pytest.approx(choice.score, abs=0.01)
+    place = linear_probe.PENALTIES.index(choice.penalty)
+    for near in linear_probe.PENALTIES[max(0, place - 1) : place + 2]:
+        assert accuracy(near) < choice.score + 0.01
 
 
 # ---- honest scores
@@ -237,36 +237,38 @@ def test_what_is_scored_is_what_the_machines_say_of_the_test_images(monkeypatch)
     net = encoder()
     found = read(net)
     shown, unseen, choice = spied(monkeypatch, net)
-    mean, _ = linear.standard(shown)
-    design = linear.Design(shown, (mean, torch.ones_like(mean)))
+    mean, _ = linear_probe.standardization(shown)
+    design = linear_probe.Design(shown, (mean, torch.ones_like(mean)))
     machines = design.probe(
-        svm.Hinge(design, TRAIN.label, 4).solve(found.notes["penalty"], tolerance=1e-9)[0]
+        svm.SquaredHinge(design, TRAIN.label, 4).solve(found.notes["penalty"], tolerance=1e-9)[0]
     )
     assert found.notes["penalty"] == choice.penalty
-    assert (found.right.bool() == (machines.predict(unseen) == TEST.label)).double().mean() > 0.96
-    assert (found.eval, found.stage, found.value) == (
+    assert (found.correct.bool() == (machines.predict(unseen) == TEST.label)).double().mean() > 0.96
+    assert (found.metric, found.stage, found.value) == (
         "svm",
         "",
-        pytest.approx(100 * found.right.mean().item()),
+        pytest.approx(100 * found.correct.mean().item()),
     )
 
 
 def test_no_choice_depends_on_the_test_labels_or_images():
     noise = torch.randint(0, 256, (64, 3, 16, 16)).byte()
     others = (
-        Labelled(TEST.images, (TEST.label + 1) % 4, TEST.classes),
-        Labelled(Arrays("noise", noise), TEST.label, TEST.classes),
+        LabeledDataset(TEST.images, (TEST.label + 1) % 4, TEST.classes),
+        LabeledDataset(Arrays("noise", noise), TEST.label, TEST.classes),
     )
     own, moved, noisy = (read(encoder(), test=test) for test in (TEST, *others))
     assert own.notes == moved.notes == noisy.notes
-    assert not (own.right.bool() & moved.right.bool()).any()  # one answer for each image
+    assert not (own.correct.bool() & moved.correct.bool()).any()  # one answer for each image
 
 
 def test_classes_without_training_images_are_never_named():
     index = (TRAIN.label != 1).nonzero().flatten()
-    train = Labelled(Arrays("three", TRAIN.__getitems__(index).image), TRAIN.label[index], TRAIN.classes)
+    train = LabeledDataset(
+        Arrays("three", TRAIN.__getitems__(index).image), TRAIN.label[index], TRAIN.classes
+    )
     found = read(encoder(), train)
-    assert not found.right[TEST.label == 1].any() and found.right.any()
+    assert not found.correct[TEST.label == 1].any() and found.correct.any()
 
 
 def test_a_class_that_shows_in_one_corner_is_found_there_and_random_labels_are_not():
@@ -275,8 +277,8 @@ def test_a_class_that_shows_in_one_corner_is_found_there_and_random_labels_are_n
     for k, (i, j) in enumerate(((2, 2), (2, 11), (11, 2), (11, 11))):
         image[label == k, :, i : i + 3, j : j + 3] = 255
     half = [
-        Labelled(Arrays("corners", image[part].byte()), label[part], [*"abcd"])
+        LabeledDataset(Arrays("corners", image[part].byte()), label[part], [*"abcd"])
         for part in (slice(0, 100), slice(100, 160))
     ]
-    guess = Labelled(half[1].images, Rng(1, "guess").integers(60, high=4), [*"abcd"])
+    guess = LabeledDataset(half[1].images, Rng(1, "guess").integers(60, high=4), [*"abcd"])
     assert read(encoder(), *half).value > 90 and read(encoder(), half[0], guess).value < 45

@@ -1,4 +1,4 @@
-"""Partners: each hit by hand; tracks of the same clip and time are no candidates; the verb needs no label."""
+"""Track retrieval: hits by hand; overlapping tracks of a clip are not candidates; the command needs no labels."""
 
 import json
 
@@ -6,12 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pretask import data as sources
+from pretask import data
 from pretask.cli.main import main
 from pretask.data import store
 from pretask.data.arrays import Arrays
 from pretask.encoders import build
-from pretask.evals import track_retrieval as partners
+from pretask.evals import track_retrieval
 from pretask.rng import Rng
 from pretask.types import UserError
 
@@ -19,7 +19,7 @@ from pretask.types import UserError
 def tracks(
     n: int = 24, size: int = 16, clip: torch.Tensor | None = None, span: torch.Tensor | None = None
 ) -> Arrays:
-    made = sources.open(f"synthetic:{n}:{size}").__getitems__(torch.arange(n))
+    made = data.open(f"synthetic:{n}:{size}").__getitems__(torch.arange(n))
     clip = torch.arange(n) if clip is None else clip
     span = torch.tensor([[0, 30]]).expand(n, 2) if span is None else span
     return Arrays(
@@ -42,40 +42,46 @@ def slow(first, last, clip, span, k) -> list[float]:
 
 def test_hits_are_those_counted_by_hand():
     clip, begins = torch.arange(30) // 6, Rng(3).integers(30, high=60)
-    look = 3 * Rng(4).normal(5, 6)[clip]  # things of one clip are alike
+    look = 3 * Rng(4).normal(5, 6)[clip]  # objects of one clip are similar
     first, last = look + Rng(1).normal(30, 6), look + Rng(1).normal(30, 6) + 0.7 * Rng(2).normal(30, 6)
     span = torch.stack([begins, begins + 20], 1)
     source = tracks(30, clip=clip, span=span)
-    for found, k in zip(partners.hits(first, last, partners.apart_in_time(source)), partners.AT, strict=True):
-        assert found.eval == f"partner@{k}"
-        assert found.right.tolist() == slow(first, last, clip.tolist(), span.tolist(), k)
+    for found, k in zip(
+        track_retrieval.score_tracks(first, last, track_retrieval.candidates(source)),
+        track_retrieval.AT,
+        strict=True,
+    ):
+        assert found.title == f"track recall@{k}"
+        assert found.correct.tolist() == slow(first, last, clip.tolist(), span.tolist(), k)
         assert found.value > 5
         everyone = ~torch.eye(30, dtype=torch.bool)
-        assert found.right.sum() > next(partners.hits(first, last, everyone)).right.sum()
+        assert found.correct.sum() > next(track_retrieval.score_tracks(first, last, everyone)).correct.sum()
 
 
-def test_a_constant_encoder_scores_by_chance():
+def test_a_constant_encoder_scores_at_chance():
     same = torch.ones(40, 4)
-    for found, k in zip(partners.hits(same, same, ~torch.eye(40).bool()), partners.AT, strict=True):
+    for found, k in zip(
+        track_retrieval.score_tracks(same, same, ~torch.eye(40).bool()), track_retrieval.AT, strict=True
+    ):
         assert found.value == pytest.approx(100 * k / 40)
 
 
-def test_a_run_stands_beside_its_untrained_encoder_and_pixels():
+def test_rows_are_the_run_its_untrained_encoder_and_pixels():
     torch.manual_seed(0)
     nets = [build("resnet_small:width=8", 3, 16) for _ in range(2)]
-    scores = partners.evaluate(nets, tracks(), name="mine", seeds=(0, 1), fresh=nets, progress=False)
-    assert {r["features"] for r in scores.rows} == {"mine", f"untrained {nets[0].name}", "raw pixels"}
-    one = scores.get("mine", "partner@1")
-    assert one["own"] and one["low"] <= one["value"] <= one["high"] and len(one["values"]) == 2
-    zero = next(
-        d for d in scores.differences if d["minus"].startswith("untrained") and d["eval"] == "partner@1"
+    scores = track_retrieval.evaluate(
+        nets, tracks(), name="mine", seeds=(0, 1), untrained=nets, progress=False
     )
-    assert zero["value"] == 0
+    assert {r.name for r in scores.rows} == {"mine", f"untrained {nets[0].name}", "raw pixels"}
+    one = scores.get("run", "track recall", k=1)
+    assert one.name == "mine" and one.low <= one.value <= one.high and len(one.values) == 2
+    zero = next(d for d in scores.differences if d.minus_role == "untrained" and d.key == one.key)
+    assert zero.value == 0
     with pytest.raises(UserError, match="has 1 track"):
-        partners.evaluate(nets, tracks(1), name="mine", seeds=(0, 1), progress=False)
+        track_retrieval.evaluate(nets, tracks(1), name="mine", seeds=(0, 1), progress=False)
 
 
-def test_the_verb_asks_for_partners_where_the_data_is_tracks(tmp_path, capsys):
+def test_evaluate_scores_track_retrieval_for_tracks(tmp_path, capsys):
     store.prepare(tracks(), tmp_path / "tracks", progress=False)
     run = tmp_path / "run"
     asked = ["--out", str(run), "--encoder", "resnet_small:width=8", "--steps", "2", "--batch", "8"]
@@ -83,9 +89,11 @@ def test_the_verb_asks_for_partners_where_the_data_is_tracks(tmp_path, capsys):
     capsys.readouterr()
     assert main(["evaluate", str(run), "--data", str(tmp_path / "tracks"), "--json"]) == 0
     said = capsys.readouterr()
-    assert {r["eval"] for r in json.loads(said.out)["rows"]} == {"partner@1", "partner@5"}
+    assert {(r["metric"], r["k"]) for r in json.loads(said.out)["rows"]} == {
+        ("track recall", 1), ("track recall", 5)
+    }  # fmt: skip
     assert main(["evaluate", str(run), "--data", str(tmp_path / "tracks")]) == 0
     shown = capsys.readouterr().out
-    assert "nothing is trained; chance of partner@1 4.2" in shown and "partner@5" in shown
+    assert "no training; chance of track recall@1 4.2" in shown and "track recall@5" in shown
     assert main(["evaluate", str(run), "--data", str(tmp_path / "tracks"), "--finetune"]) == 2
     assert "holds tracks, which have no labels" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""What a faithful BYOL must show (Grill et al. 2020, eq. 2 and algorithm 1)."""
+"""Fidelity of BYOL (Grill et al. 2020, eq. 2 and algorithm 1)."""
 
 import math
 
@@ -7,9 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from pretask import data as sources
-from pretask import encoders
-from pretask.encoders.heads import follow, rising
+from pretask import data, encoders
+from pretask.encoders.heads import cosine_momentum, update_ema
 from pretask.methods import byol
 from pretask.rng import Rng
 from pretask.train.plan import Plan
@@ -18,43 +17,45 @@ from pretask.train.plan import Plan
 @pytest.fixture
 def method():
     torch.manual_seed(0)
-    source = sources.open("synthetic:32:16")
+    source = data.open("synthetic:32:16")
     made = byol.Config().build(encoders.build("resnet_small:width=16", 3, 16), source).train()
     made.puzzle = made.pretext(source.__getitems__(torch.arange(32)), Rng(0))
     return made
 
 
-def test_the_distance_is_the_papers_equation():
+def test_regression_loss_is_equation_2():
     p, z = Rng(1).normal(5, 8), Rng(2).normal(5, 8)
     slow = 0.0
     for a, b in zip(p.tolist(), z.tolist(), strict=True):
         a, b = ([v / math.hypot(*x) for v in x] for x in (a, b))
         slow += sum((u - v) ** 2 for u, v in zip(a, b, strict=True)) / 5
-    assert_close(byol.distance(p, z).item(), slow)
-    assert byol.distance(p, p).abs() < 1e-5
-    assert_close(byol.distance(p, -3 * p), torch.tensor(4.0))
+    assert_close(byol.regression_loss(p, z).item(), slow)
+    assert byol.regression_loss(p, p).abs() < 1e-5
+    assert_close(byol.regression_loss(p, -3 * p), torch.tensor(4.0))
 
 
-def test_values_and_gradients_are_those_of_an_independent_implementation():
+def test_values_and_gradients_match_lightly():
     lightly = pytest.importorskip("lightly.loss")
     a, b = Rng(1).normal(6, 8).requires_grad_(), Rng(2).normal(6, 8)
     c = a.detach().clone().requires_grad_()
-    byol.distance(a, b).backward()
+    byol.regression_loss(a, b).backward()
     (2 + 2 * lightly.NegativeCosineSimilarity()(c, b)).backward()
     assert_close(a.grad, c.grad)
 
 
-def test_each_view_foresees_the_teachers_features_of_the_other(method):
-    method.eval()  # so that each view can be passed alone
-    p, (encoder, head) = method.puzzle, method.teacher
+def test_each_view_predicts_the_teachers_projection_of_the_other(method):
+    method.eval()  # so that batch norms do not mix the views
+    p, (encoder, projector) = method.puzzle, method.teacher
 
-    def foreseen(x):
-        return method.predictor(method.head(method.encoder(x)["pool"]))
+    def predicted(x):
+        return method.predictor(method.projector(method.encoder(x)["pool"]))
 
-    def seen(x):
-        return head(encoder(x)["pool"])
+    def target(x):
+        return projector(encoder(x)["pool"])
 
-    crossed = byol.distance(foreseen(p.left), seen(p.right)) + byol.distance(foreseen(p.right), seen(p.left))
+    crossed = byol.regression_loss(predicted(p.view1), target(p.view2)) + byol.regression_loss(
+        predicted(p.view2), target(p.view1)
+    )
     assert_close(method.loss(p).total, crossed / 2)
 
 
@@ -66,9 +67,9 @@ def test_no_gradient_reaches_the_teacher(method):
     )
 
 
-def test_the_teacher_begins_as_the_student_and_follows_it(method):
+def test_teacher_starts_as_the_student_and_moves_by_ema_momentum(method):
     before = [p.clone() for p in method.teacher.parameters()]
-    students = [*method.encoder.parameters(), *method.head.parameters()]
+    students = [*method.encoder.parameters(), *method.projector.parameters()]
     for old, p in zip(before, students, strict=True):
         assert torch.equal(old, p)
         p.data += 1
@@ -77,25 +78,25 @@ def test_the_teacher_begins_as_the_student_and_follows_it(method):
         assert_close(p, old + 0.01)
 
 
-def test_what_a_teacher_keeps_rises_to_all():
-    assert rising(0.99, 0.0) == pytest.approx(0.99)
-    assert rising(0.99, 0.5) == pytest.approx(0.995)
-    assert rising(0.99, 1.0) == pytest.approx(1.0)
+def test_ema_momentum_is_annealed_to_1():
+    assert cosine_momentum(0.99, 0.0) == pytest.approx(0.99)
+    assert cosine_momentum(0.99, 0.5) == pytest.approx(0.995)
+    assert cosine_momentum(0.99, 1.0) == pytest.approx(1.0)
     a, b = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
-    kept = a.weight.clone()
-    follow(a, b, 1.0)
-    assert torch.equal(a.weight, kept)
-    follow(a, b, 0.0)
+    before = a.weight.clone()
+    update_ema(a, b, 1.0)
+    assert torch.equal(a.weight, before)
+    update_ema(a, b, 0.0)
     assert torch.equal(a.weight, b.weight)
 
 
-def test_the_papers_views_differ_in_blur_and_solarisation():
-    left, right = byol.Paper().pair()
-    assert (left.blur, left.solarize, right.blur, right.solarize) == (1.0, 0.0, 0.1, 0.2)
-    assert byol.Config().pair() == (byol.Config().views,) * 2
+def test_views_of_the_paper_differ_in_blur_and_solarization():
+    view1, view2 = byol.Paper().augmentations()
+    assert (view1.blur, view1.solarize, view2.blur, view2.solarize) == (1.0, 0.0, 0.1, 0.2)
+    assert byol.Config().augmentations() == (byol.Config().views,) * 2
 
 
-def test_at_random_the_loss_is_that_of_orthogonal_rows():
+def test_loss_of_random_rows_is_that_of_orthogonal_rows():
     p, z = Rng(1).normal(64, 4096), Rng(2).normal(64, 4096)
-    assert abs(byol.distance(p, z) - 2) < 0.02
+    assert abs(byol.regression_loss(p, z) - 2) < 0.02
     assert F.cosine_similarity(p, z, dim=1).abs().max() < 0.1

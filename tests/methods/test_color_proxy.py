@@ -1,4 +1,4 @@
-"""What colour as a proxy task must show (Larsson et al. 2016 and 2017): its colours, its costs, and where it reads."""
+"""Colorization as a proxy task (Larsson et al. 2016 and 2017): targets, loss, hypercolumns and predicted images."""
 
 import cmath
 import colorsys
@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from pretask import data as sources
-from pretask import encoders
+from pretask import data, encoders
 from pretask.encoders import classic
 from pretask.methods import color_proxy as cp
 from pretask.rng import Rng
-from pretask.transforms import augment as images
+from pretask.transforms import augment
+from pretask.transforms.color import channel_mean, rgb_to_hcv, rgb_to_lab, tint
 from pretask.types import Batch, UserError
 
 HISTOGRAMS = ("hue_chroma", "lab_histogram")
@@ -22,17 +22,17 @@ HISTOGRAMS = ("hue_chroma", "lab_histogram")
 
 @pytest.fixture(scope="module")
 def source():
-    return sources.open("synthetic:64:32")
+    return data.open("synthetic:64:32")
 
 
-def made(source, config=None, encoder="resnet_small:width=16,wide=32"):
+def build(source, config=None, encoder="resnet_small:width=16,wide=32"):
     torch.manual_seed(0)
     config = config or cp.Config()
     return config.build(encoders.build(config.spec(encoder), source.channels, source.size), source)
 
 
-def woken(method):
-    """The method in evaluation, with answers that differ from place to place; at the start they hardly do."""
+def randomized(method):
+    """The method in eval mode, with outputs that differ between locations; at initialization they hardly do."""
     torch.manual_seed(1)
     torch.nn.init.normal_(method.hidden.weight, std=0.1)
     return method.eval()
@@ -42,8 +42,8 @@ def batch(source, n=16):
     return source.__getitems__(torch.arange(n))
 
 
-def of_colour(*rgb, side=32, n=2):
-    """A batch of images of one colour."""
+def constant_images(*rgb, side=32, n=2):
+    """A batch of images of a single color."""
     pixel = (255 * torch.tensor(rgb)).round().to(torch.uint8).view(1, 3, 1, 1)
     return Batch(torch.arange(n), pixel.expand(n, 3, side, side).clone())
 
@@ -53,7 +53,7 @@ def bin_of(histogram):
     return histogram.argmax(-1)
 
 
-# ---- the answers
+# ---- the targets
 
 
 @pytest.mark.parametrize(
@@ -62,21 +62,21 @@ def bin_of(histogram):
         ((1.0, 0.0, 0.0), 0, 31),
         ((0.0, 1.0, 0.0), 10, 31),
         ((0.0, 0.0, 1.0), 21, 31),
-        ((1.0, 0.0, 0.01), 31, 31),  # just below a full turn
+        ((1.0, 0.0, 0.01), 31, 31),  # just below a full circle
         ((0.2, 0.2, 0.2), 0, 0),
         ((0.0, 0.0, 0.0), 0, 0),
         ((1.0, 1.0, 1.0), 0, 0),
     ],
 )
-def test_known_colours_fall_into_their_bins(source, rgb, hue, chroma):
-    p = made(source).pretext(of_colour(*rgb), Rng(1))
+def test_known_colors_are_in_the_expected_bins(source, rgb, hue, chroma):
+    p = build(source).pretext(constant_images(*rgb), Rng(1))
     found = bin_of(p.target)
     assert (found[..., 0] == hue).all() and (found[..., 1] == chroma).all()
 
 
-def test_hue_and_chroma_are_those_of_hsv(source):
-    x = images.to_float(batch(source, 2).image)[:, :, ::3, ::3]
-    for image, values in zip(x, cp.coordinates(x, "hue_chroma"), strict=True):
+def test_hue_and_chroma_match_colorsys(source):
+    x = augment.to_float(batch(source, 2).image)[:, :, ::3, ::3]
+    for image, values in zip(x, cp.color_values(x, "hue_chroma"), strict=True):
         for rgb, (hue, chroma) in zip(image.flatten(1).T.tolist(), values.flatten(1).T.tolist(), strict=True):
             apart = abs(colorsys.rgb_to_hsv(*rgb)[0] - hue)
             assert min(apart, 1 - apart) < 1e-5 and abs(max(rgb) - min(rgb) - chroma) < 1e-6
@@ -84,44 +84,44 @@ def test_hue_and_chroma_are_those_of_hsv(source):
 
 @pytest.mark.parametrize("targets", HISTOGRAMS)
 @pytest.mark.parametrize("window", [1, 3, 7])
-def test_histograms_sum_to_one_in_the_window_alone(source, targets, window):
-    method = made(source, cp.Config(targets=targets, window=window))
+def test_histograms_sum_to_1_and_depend_only_on_the_window(source, targets, window):
+    method = build(source, cp.Config(targets=targets, window=window))
     p = method.pretext(batch(source), Rng(1))
     assert p.target.shape == (16, 16, 2, 32)
     assert_close(p.target.sum(-1), torch.ones(16, 16, 2))
-    row, column = p.at[3, 5].tolist()
-    values = cp.coordinates(p.image, targets)
+    row, column = p.location[3, 5].tolist()
+    values = cp.color_values(p.image, targets)
     changed, half = torch.full_like(values, 0.123), window // 2
     inside = (3, slice(None), slice(row - half, row + half + 1), slice(column - half, column + half + 1))
     changed[inside] = values[inside]
-    assert torch.equal(cp.histograms(changed, p.at, window)[3, 5], p.target[3, 5])
+    assert torch.equal(cp.histograms(changed, p.location, window)[3, 5], p.target[3, 5])
 
 
-def test_places_are_uniform_within_the_margin_and_every_images_own(source):
-    method = made(source, cp.Config(side=1.0))
+def test_locations_are_uniform_within_the_margin_and_drawn_per_image(source):
+    method = build(source, cp.Config(side=1.0))
     many = Batch(torch.arange(1000), batch(source, 50).image.repeat(20, 1, 1, 1))
-    at = method.pretext(many, Rng(1)).at
+    location = method.pretext(many, Rng(1)).location
     low, high = 5, 27  # 32 of 224 px are 5 of 32
-    assert at.dtype == torch.int64 and at.min() == low and at.max() == high - 1
-    expected = at[..., 0].numel() / (high - low)
+    assert location.dtype == torch.int64 and location.min() == low and location.max() == high - 1
+    expected = location[..., 0].numel() / (high - low)
     for axis in (0, 1):
-        counts = (at[..., axis].flatten() - low).bincount(minlength=high - low)
+        counts = (location[..., axis].flatten() - low).bincount(minlength=high - low)
         assert (counts - expected).abs().max() < 5 * math.sqrt(expected)
-    assert abs(torch.corrcoef(at.flatten(0, 1).T.float())[0, 1]) < 0.03
-    assert (at[1:] != at[:1]).flatten(1).any(1).all()
-    assert not torch.equal(at, method.pretext(many, Rng(2)).at)
+    assert abs(torch.corrcoef(location.flatten(0, 1).T.float())[0, 1]) < 0.03
+    assert (location[1:] != location[:1]).flatten(1).any(1).all()
+    assert not torch.equal(location, method.pretext(many, Rng(2)).location)
 
 
 # ---- the loss
 
 
 def slow_loss(p, answers, window):
-    """Pixel by pixel and bin by bin, as the paper prints it."""
-    hue_cost = chroma_cost = 0.0
-    b, n = p.at.shape[:2]
+    """The paper's formula in loops over pixels and bins."""
+    hue_loss = chroma_loss = 0.0
+    b, n = p.location.shape[:2]
     for i in range(b):
         for j in range(n):
-            row, column = p.at[i, j].tolist()
+            row, column = p.location[i, j].tolist()
             of_hue, of_chroma = [0.0] * 32, [0.0] * 32
             for y in range(row - window // 2, row + window // 2 + 1):
                 for x in range(column - window // 2, column + window // 2 + 1):
@@ -129,7 +129,7 @@ def slow_loss(p, answers, window):
                     of_hue[int(32 * 0.99999 * colorsys.rgb_to_hsv(r, g, b_)[0])] += 1 / window**2
                     of_chroma[int(32 * 0.99999 * (max(r, g, b_) - min(r, g, b_)))] += 1 / window**2
             r, g, b_ = p.image[i, :, row, column].tolist()
-            grey = (r + g + b_) / 3
+            gray = (r + g + b_) / 3
 
             def divergence(truth, logits):
                 total = math.log(sum(math.exp(v) for v in logits))
@@ -138,18 +138,18 @@ def slow_loss(p, answers, window):
                 )
 
             hue, chroma = answers[i, j].tolist()
-            hue_cost += 5 * (max(r, g, b_) - min(r, g, b_)) * divergence(of_hue, hue)
-            chroma_cost += min(1, 3 * min(grey, 1 - grey)) * divergence(of_chroma, chroma)
-    return hue_cost / (b * n), chroma_cost / (b * n)
+            hue_loss += 5 * (max(r, g, b_) - min(r, g, b_)) * divergence(of_hue, hue)
+            chroma_loss += min(1, 3 * min(gray, 1 - gray)) * divergence(of_chroma, chroma)
+    return hue_loss / (b * n), chroma_loss / (b * n)
 
 
 @pytest.mark.parametrize("window", [1, 3])
-def test_the_loss_is_that_of_the_paper(source, window):
-    method = woken(made(source, cp.Config(window=window)))
+def test_loss_matches_the_paper_formula(source, window):
+    method = randomized(build(source, cp.Config(window=window)))
     p = method.pretext(batch(source, 6), Rng(1))
     with torch.no_grad():
-        answers = 10 * method.answers(cp.maps(method.encoder, p.grey), p.at)
-        method.answers = lambda *_: answers
+        answers = 10 * method.outputs(cp.feature_maps(method.encoder, p.gray), p.location)
+        method.outputs = lambda *_: answers
         loss = method.loss(p)
     hue, chroma = slow_loss(p, answers, window)
     assert_close(loss.parts["hue"].item(), hue, rtol=1e-3, atol=1e-3)
@@ -157,22 +157,22 @@ def test_the_loss_is_that_of_the_paper(source, window):
     assert_close(loss.total, loss.parts["hue"] + loss.parts["chroma"])
 
 
-def test_a_and_b_cost_their_squared_error_in_units_of_fourteen(source):
-    method = woken(made(source, cp.Config(targets="lab")))
+def test_regression_loss_is_the_squared_error_of_ab_in_units_of_14(source):
+    method = randomized(build(source, cp.Config(targets="lab")))
     p = method.pretext(batch(source, 4), Rng(1))
-    ab, total = images.lab(p.image)[:, 1:], 0.0
+    ab, total = rgb_to_lab(p.image)[:, 1:], 0.0
     with torch.no_grad():
-        answers = method.answers(cp.maps(method.encoder, p.grey), p.at)
+        answers = method.outputs(cp.feature_maps(method.encoder, p.gray), p.location)
         for i in range(4):
-            for j, (row, column) in enumerate(p.at[i].tolist()):
+            for j, (row, column) in enumerate(p.location[i].tolist()):
                 total += (ab[i, :, row, column] / 14 - answers[i, j, :, 0]).square().sum().item()
         loss = method.loss(p)
-    assert_close(loss.total.item(), total / p.at[..., 0].numel(), rtol=1e-4, atol=1e-4)
+    assert_close(loss.total.item(), total / p.location[..., 0].numel(), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("config", [cp.Config(), cp.Config(hidden=1024, places=128)])
-def test_at_the_start_all_bins_are_as_likely(source, config):
-    method = made(source, config)
+@pytest.mark.parametrize("config", [cp.Config(), cp.Config(hidden=1024, num_locations=128)])
+def test_initial_predictions_are_uniform(source, config):
+    method = build(source, config)
     p = method.pretext(batch(source, 16), Rng(1))
     p = dataclasses.replace(p, weight=torch.ones_like(p.weight))
     with torch.no_grad():
@@ -180,30 +180,32 @@ def test_at_the_start_all_bins_are_as_likely(source, config):
     assert abs(parts["chroma"] / math.log(32) - 1) < 0.01
     assert abs(parts["hue"] / math.log(32) - 1) < 0.01
     q = method.pretext(batch(source, 16), Rng(1))
-    chroma = torch.stack([cp.coordinates(q.image, "hue_chroma")[i, 1, *q.at[i].T] for i in range(16)])
+    chroma = torch.stack([cp.color_values(q.image, "hue_chroma")[i, 1, *q.location[i].T] for i in range(16)])
     with torch.no_grad():
         assert abs(method.loss(q).parts["hue"] / (5 * chroma.mean() * math.log(32)) - 1) < 0.01
 
 
-def test_grey_asks_for_no_hue_and_a_full_colour_for_five_times_as_much(source):
-    method = woken(made(source))
-    loss = method.loss(method.pretext(of_colour(0.5, 0.5, 0.5), Rng(1)))
+def test_hue_weight_is_0_for_gray_and_5_at_full_chroma(source):
+    method = randomized(build(source))
+    loss = method.loss(method.pretext(constant_images(0.5, 0.5, 0.5), Rng(1)))
     loss.total.backward()
     assert loss.parts["hue"] == 0 and loss.parts["chroma"] > 0
     assert not method.heads["hue"].weight.grad.any() and not method.heads["hue"].bias.grad.any()
     assert method.heads["chroma"].weight.grad.any()
-    full = method.pretext(of_colour(1.0, 0.0, 0.0), Rng(1)).weight[..., 0]
+    full = method.pretext(constant_images(1.0, 0.0, 0.0), Rng(1)).weight[..., 0]
     assert_close(full, torch.full_like(full, 5.0))
 
 
-def test_chroma_counts_by_how_far_it_is_from_black_and_white(source):
-    assert_close(cp.tells(torch.tensor([0.1, 0.5, 0.0, 1.0, 0.9])), torch.tensor([0.3, 1.0, 0.0, 0.0, 0.3]))
-    p = made(source).pretext(of_colour(0.2, 0.2, 0.2), Rng(1))
+def test_chroma_weight_falls_to_0_at_black_and_white(source):
+    assert_close(
+        cp.chroma_weight(torch.tensor([0.1, 0.5, 0.0, 1.0, 0.9])), torch.tensor([0.3, 1.0, 0.0, 0.0, 0.3])
+    )
+    p = build(source).pretext(constant_images(0.2, 0.2, 0.2), Rng(1))
     assert_close(p.weight[..., 1], torch.full((2, 16), 0.6), atol=1e-5, rtol=0)
 
 
-def test_two_halves_of_a_batch_cost_what_the_whole_does(source):
-    method = woken(made(source))
+def test_losses_of_two_half_batches_average_to_that_of_the_whole(source):
+    method = randomized(build(source))
     p = method.pretext(batch(source), Rng(1))
     fields = {f.name: getattr(p, f.name).split(8) for f in dataclasses.fields(p)}
     halves = [cp.Sampled(**{name: parts[i] for name, parts in fields.items()}) for i in (0, 1)]
@@ -211,11 +213,11 @@ def test_two_halves_of_a_batch_cost_what_the_whole_does(source):
         assert_close(torch.stack([method.loss(h).total for h in halves]).mean(), method.loss(p).total)
 
 
-# ---- where it reads
+# ---- hypercolumns
 
 
 def dense(x, stride, side):
-    """A map enlarged to the whole image, pixel by pixel: (B, D, h, w) -> (B, D, side, side)."""
+    """A feature map upsampled to the image in loops over pixels: (B, D, h, w) -> (B, D, side, side)."""
     out = torch.zeros(*x.shape[:2], side, side)
     for row in range(side):
         for column in range(side):
@@ -229,30 +231,34 @@ def dense(x, stride, side):
     return out
 
 
-def test_a_sparse_hypercolumn_is_the_dense_one_at_its_place():
+def test_sparse_hypercolumns_equal_dense_ones_at_the_same_location():
     side = 28  # no multiple of 8
-    source = sources.open(f"synthetic:64:{side}")
-    method = made(source, cp.Config(side=1.0)).eval()
+    source = data.open(f"synthetic:64:{side}")
+    method = build(source, cp.Config(side=1.0)).eval()
     p = method.pretext(batch(source, 2), Rng(1))
-    at = torch.cat([p.at, torch.tensor([[0, 0], [side - 1, 3], [2, side - 1]]).expand(2, -1, -1)], 1)
+    location = torch.cat(
+        [p.location, torch.tensor([[0, 0], [side - 1, 3], [2, side - 1]]).expand(2, -1, -1)], 1
+    )
     with torch.no_grad():
-        layers = cp.maps(method.encoder, p.grey)
-        sparse = cp.hypercolumns(layers, method.strides, at)
-    steps = [1, 2, 2, 4, 8, 8]  # the image, the stem, three stages, the wide one
+        layers = cp.feature_maps(method.encoder, p.gray)
+        sparse = cp.hypercolumns(layers, method.strides, location)
+    steps = [1, 2, 2, 4, 8, 8]  # the image, the stem, three stages, the wide layer
     whole = torch.cat([dense(x, stride, side) for x, stride in zip(layers, steps, strict=True)], 1)
-    expected = torch.stack([whole[i, :, at[i, :, 0], at[i, :, 1]].T for i in range(2)])
+    expected = torch.stack([whole[i, :, location[i, :, 0], location[i, :, 1]].T for i in range(2)])
     assert sparse.shape == (2, 19, 1 + 16 + 16 + 32 + 64 + 32)
     assert_close(sparse, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_a_ramp_is_read_as_row_and_column_over_the_stride():
+def test_hypercolumn_of_a_ramp_is_the_location_divided_by_the_stride():
     rows, columns = torch.meshgrid(torch.arange(9.0), torch.arange(7.0), indexing="ij")
-    ramp = torch.stack([rows, columns])[None]  # its cells hold their own places
-    at = torch.tensor([[[0, 0], [3, 5], [13, 8], [32, 24], [35, 27]]])
-    read = cp.hypercolumns([ramp], [4.0], at)
+    ramp = torch.stack([rows, columns])[None]  # cells hold their own coordinates
+    location = torch.tensor([[[0, 0], [3, 5], [13, 8], [32, 24], [35, 27]]])
+    read = cp.hypercolumns([ramp], [4.0], location)
     last = torch.tensor([8.0, 6.0])
-    assert_close(read, torch.minimum(at / 4, last))
-    assert_close(cp.hypercolumns([torch.full((1, 2, 1, 1), 3.0)], [64.0], at), torch.full((1, 5, 2), 3.0))
+    assert_close(read, torch.minimum(location / 4, last))
+    assert_close(
+        cp.hypercolumns([torch.full((1, 2, 1, 1), 3.0)], [64.0], location), torch.full((1, 5, 2), 3.0)
+    )
 
 
 @pytest.mark.parametrize(
@@ -269,13 +275,13 @@ def test_a_ramp_is_read_as_row_and_column_over_the_stride():
         ),
     ],
 )
-def test_strides_are_those_of_the_net_whatever_the_size(encoder, size, expected):
+def test_measured_strides_are_those_of_the_network(encoder, size, expected):
     built = encoders.build(f"{encoder}{',' if ':' in encoder else ':'}sees=mean", 3, size).eval()
     with torch.no_grad():
-        assert cp.strides(built) == expected
+        assert cp.feature_strides(built) == expected
 
 
-def test_the_papers_hypercolumn_has_12416_channels():
+def test_paper_hypercolumn_has_12416_channels():
     with torch.device("meta"):
         net = classic.color_vgg16()
     convolutions = [m for m in net.modules() if isinstance(m, torch.nn.Conv2d)]
@@ -283,8 +289,8 @@ def test_the_papers_hypercolumn_has_12416_channels():
     assert [c.kernel_size[0] for c in convolutions] == [3] * 13 + [7, 1]
 
 
-def test_the_papers_net_drops_half_of_fc6_and_of_fc7_in_training_alone():
-    """train_vgg16.prototxt: dropout_ratio 0.5 behind the ReLUs of fc6 and fc7."""
+def test_paper_network_has_dropout_in_fc6_and_fc7_only_in_training():
+    """train_vgg16.prototxt: dropout_ratio 0.5 after the ReLUs of fc6 and fc7."""
     torch.manual_seed(0)
     net = encoders.build("color_vgg16:width=4,wide=256", 1, 96)
     image, zeros = torch.rand(8, 1, 96, 96), {}
@@ -293,13 +299,13 @@ def test_the_papers_net_drops_half_of_fc6_and_of_fc7_in_training_alone():
             stages = net.train(training)(image)
         zeros[training] = {name: (x == 0).float().mean().item() for name, x in stages.items()}
     for name in zeros[True]:
-        twice = name in ("fc6", "fc7")  # cut at zero, or dropped
+        twice = name in ("fc6", "fc7")  # zero by ReLU or by dropout
         assert zeros[True][name] == pytest.approx(0.75 if twice else 0.5, abs=0.1) or name == "pool", name
     with torch.no_grad():
         assert torch.equal(net(image)["fc7"], net(image)["fc7"])
 
 
-def test_the_papers_net_is_given_the_mean_of_the_channels_less_the_released_one():
+def test_paper_network_input_is_the_channel_mean_minus_the_released_mean():
     """train_vgg16.prototxt: 0 to 1, shift -0.4488, then the mean of three channels."""
     encoder = encoders.build("color_vgg16:width=4,wide=16,sees=mean", 3, 48).eval()
     seen, image = [], torch.rand(2, 3, 48, 48)
@@ -310,8 +316,8 @@ def test_the_papers_net_is_given_the_mean_of_the_channels_less_the_released_one(
     assert_close(seen[0], ((image - 0.4488).sum(1, keepdim=True) / 3))
 
 
-def test_the_papers_net_begins_as_caffes_xavier_has_it():
-    """Uniform within sqrt(3 / inputs), outputs not counted."""
+def test_paper_network_is_initialized_by_caffes_xavier():
+    """Uniform within sqrt(3 / fan-in)."""
     torch.manual_seed(0)
     net = classic.color_vgg16(width=16, wide=64)
     for layer in (m for m in net.modules() if isinstance(m, torch.nn.Conv2d)):
@@ -320,112 +326,119 @@ def test_the_papers_net_begins_as_caffes_xavier_has_it():
         assert layer.weight.std().item() == pytest.approx(1 / math.sqrt(inputs), rel=0.1)
 
 
-def test_training_makes_no_hypercolumn_but_those_of_its_places(source):
-    method, seen = made(source), []
+def test_training_computes_hypercolumns_only_at_the_sampled_locations(source):
+    method, seen = build(source), []
     method.hidden.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].shape))
     method.loss(method.pretext(batch(source), Rng(1)))
     assert seen == [(16, 16, 1 + 16 + 16 + 32 + 64 + 32)]
 
 
-def test_the_network_never_sees_colour(source):
-    """Channels that change places, and hues that turn on the same mean: other answers are asked, the same are given."""
-    method = woken(made(source))
-    x = images.to_float(batch(source).image)
+def test_network_input_has_no_color(source):
+    """Permuted channels, or shifted hues of the same mean: the targets differ, the outputs do not."""
+    method = randomized(build(source))
+    x = augment.to_float(batch(source).image)
     p = method.pretext(batch(source), Rng(1))
-    hue, chroma, _ = images.to_hcv(p.image)
-    turned = images.tinted(images.mean(p.image), hue + 2.5, chroma)
+    hue, chroma, _ = rgb_to_hcv(p.image)
+    shifted = tint(channel_mean(p.image), hue + 2.5, chroma)
     with torch.no_grad():
-        own, pool = method.answers(cp.maps(method.encoder, p.grey), p.at), method.export()(p.image)["pool"]
+        own, pool = (
+            method.outputs(cp.feature_maps(method.encoder, p.gray), p.location),
+            method.export()(p.image)["pool"],
+        )
         assert own.std((0, 1)).max() > 1e-3
-        assert_close(method.export()(turned)["pool"], pool, atol=1e-4, rtol=1e-4)
-        assert (turned - p.image).abs().max() > 0.1
+        assert_close(method.export()(shifted)["pool"], pool, atol=1e-4, rtol=1e-4)
+        assert (shifted - p.image).abs().max() > 0.1
         swapped = Batch(torch.arange(16), (255 * x[:, [2, 0, 1]]).round().to(torch.uint8))
         q = method.pretext(swapped, Rng(1))
-        assert_close(q.grey, p.grey)
+        assert_close(q.gray, p.gray)
         assert not torch.equal(q.target, p.target)
-        assert_close(method.answers(cp.maps(method.encoder, q.grey), q.at), own, atol=1e-4, rtol=1e-4)
+        assert_close(
+            method.outputs(cp.feature_maps(method.encoder, q.gray), q.location), own, atol=1e-4, rtol=1e-4
+        )
         blind = dataclasses.replace(p, image=torch.zeros_like(p.image), target=torch.zeros_like(p.target))
-        assert torch.equal(method.solve(blind)["image"], method.solve(p)["image"])
+        assert torch.equal(method.predict(blind)["image"], method.predict(p)["image"])
 
 
-# ---- the picture
+# ---- predicted images
 
 
-def test_a_tint_of_the_own_hue_and_chroma_gives_the_image_back(source):
-    x = images.to_float(batch(source).image)
-    hue, chroma = cp.coordinates(x, "hue_chroma").unbind(1)
-    assert_close(images.tinted(images.mean(x), 6 * hue, chroma), x, atol=1e-5, rtol=0)
+def test_tint_by_its_own_hue_and_chroma_recovers_an_image(source):
+    x = augment.to_float(batch(source).image)
+    hue, chroma = cp.color_values(x, "hue_chroma").unbind(1)
+    assert_close(tint(channel_mean(x), 6 * hue, chroma), x, atol=1e-5, rtol=0)
 
 
-def test_a_tint_keeps_the_mean_and_stays_a_colour():
-    grey, hue, chroma = Rng(1).uniform(4, 1, 8, 8), 6 * Rng(2).uniform(4, 8, 8), Rng(3).uniform(4, 8, 8)
-    x = images.tinted(grey, hue, chroma)
+def test_tint_keeps_the_mean_and_stays_in_range():
+    gray, hue, chroma = Rng(1).uniform(4, 1, 8, 8), 6 * Rng(2).uniform(4, 8, 8), Rng(3).uniform(4, 8, 8)
+    x = tint(gray, hue, chroma)
     assert x.min() > -1e-6 and x.max() < 1 + 1e-6
-    assert_close(images.mean(x), grey)
-    again = images.to_hcv(x)[1]
+    assert_close(channel_mean(x), gray)
+    again = rgb_to_hcv(x)[1]
     assert (again <= chroma + 1e-5).all() and ((again - chroma).abs() < 1e-5).any()
 
 
 @pytest.mark.parametrize("targets", ["hue_chroma", "lab_histogram", "lab"])
-def test_the_right_answers_paint_the_picture(source, targets):
-    method = made(source, cp.Config(targets=targets, side=1.0)).eval()
+def test_true_targets_recover_the_image(source, targets):
+    method = build(source, cp.Config(targets=targets, side=1.0)).eval()
     p = method.pretext(batch(source, 4), Rng(1))
     every = torch.cartesian_prod(torch.arange(32), torch.arange(32)).expand(4, -1, -1)
-    values = cp.coordinates(p.image, targets)
+    values = cp.color_values(p.image, targets)
     right = (
         values.flatten(2).transpose(1, 2)[..., None]
         if targets == "lab"
         else cp.histograms(values, every, 1).clamp(min=1e-9).log()
     )
-    asked = []
+    queried = []
 
-    def answers(layers, at):
-        asked.append(at)
-        return right[:, (32 * at[0, :, 0] + at[0, :, 1]).round().long()]
+    def outputs(maps, location):
+        queried.append(location)
+        return right[:, (32 * location[0, :, 0] + location[0, :, 1]).round().long()]
 
-    method.answers = answers
+    method.outputs = outputs
     with torch.no_grad():
-        painted = method.solve(p)["image"]
-    assert_close(torch.cat(asked, 1), every.float(), atol=1e-4, rtol=0)
-    assert_close(images.mean(painted), p.grey, atol=1e-5, rtol=0)
-    error = (painted - p.image).abs()
+        predicted = method.predict(p)["image"]
+    assert_close(torch.cat(queried, 1), every.float(), atol=1e-4, rtol=0)
+    assert_close(channel_mean(predicted), p.gray, atol=1e-5, rtol=0)
+    error = (predicted - p.image).abs()
     assert error.mean() < 0.02 and (targets == "lab_histogram" or error.max() < 0.12)
 
 
-def test_a_hue_that_nobody_knows_fades_to_grey(source):
-    method = made(source).eval()
-    colour = method.expected(torch.zeros(1, 32 * 32, 2, 32)).transpose(1, 2).view(1, 3, 32, 32)
-    grey = torch.full((1, 1, 32, 32), 0.5)
-    assert_close(method.painted(grey, colour), grey.expand(1, 3, 32, 32), atol=1e-4, rtol=0)
+def test_a_uniform_hue_distribution_fades_to_gray(source):
+    method = build(source).eval()
+    color = method.expected_color(torch.zeros(1, 32 * 32, 2, 32)).transpose(1, 2).view(1, 3, 32, 32)
+    gray = torch.full((1, 1, 32, 32), 0.5)
+    assert_close(method.apply_color(gray, color), gray.expand(1, 3, 32, 32), atol=1e-4, rtol=0)
 
 
-def test_a_hue_in_doubt_fades_as_far_as_its_mean_over_the_bins_is_short(source):
-    """Slow, from the released decoder: |Σ p e^iθ / 32| against 0.03, so that a hue spread over half of the circle keeps
-    two thirds of its chroma; a threshold for the sum would keep all of it."""
-    method = made(source).eval()
+def test_chroma_fades_with_the_length_of_the_mean_hue_vector(source):
+    """From the released decoder: |Σ p e^iθ / 32| relative to 0.03, so that a hue spread over half of the circle keeps two
+    thirds of its chroma; a threshold on the sum would keep all of it."""
+    method = build(source).eval()
     answers = torch.full((1, 3, 2, 32), -30.0)
-    answers[0, 0, 0, 5] = answers[0, 1, 0, 4:20] = answers[0, 2, 0, 4:28] = 0.0  # sure, half, three quarters
+    answers[0, 0, 0, 5] = answers[0, 1, 0, 4:20] = answers[0, 2, 0, 4:28] = (
+        0.0  # 1 bin, 1/2 and 3/4 of the circle
+    )
     answers[0, :, 1, 9] = 0.0  # a chroma of 9.5 / 32
-    colour = method.expected(answers).transpose(1, 2).view(1, 3, 1, 3)
-    painted = method.painted(torch.full((1, 1, 1, 3), 0.5), colour)
+    color = method.expected_color(answers).transpose(1, 2).view(1, 3, 1, 3)
+    predicted = method.apply_color(torch.full((1, 1, 1, 3), 0.5), color)
     for place, bins in enumerate((range(5, 6), range(4, 20), range(4, 28))):
         total = sum(cmath.exp(2j * math.pi * (k + 0.5) / 32) / len(bins) for k in bins)
         fading = min(1.0, abs(total / 32) / 0.03)
-        chroma = painted[0, :, 0, place].amax() - painted[0, :, 0, place].amin()
+        chroma = predicted[0, :, 0, place].amax() - predicted[0, :, 0, place].amin()
         assert chroma.item() == pytest.approx(9.5 / 32 * fading, abs=1e-4)
 
 
-# ---- recipes and mistakes
+# ---- recipes and user errors
 
 
-def test_the_papers_crops_are_squares_of_images_enlarged_by_a_uniform_factor():
-    """Each image tells its rows and columns: both go on by 352 / s of a pixel, s uniform from 352 to 600 (2016)."""
+def test_paper_crops_are_squares_of_images_enlarged_by_a_uniform_factor():
+    """Pixels hold their row and column: both increase by 352 / s per pixel, s uniform from 352 to 600 (2016)."""
     at = torch.arange(64, dtype=torch.uint8)
     grid = torch.stack([at[:, None].expand(64, 64), at.expand(64, 64), 0 * at.expand(64, 64)])
     batch = Batch(torch.arange(400), grid.expand(400, 3, 64, 64))
-    method = made(sources.open("synthetic:4:64"), cp.Paper(), "resnet_small:width=4")
+    method = build(data.open("synthetic:4:64"), cp.Paper(), "resnet_small:width=4")
     shown = 255 * method.pretext(batch, Rng(1)).image
-    inner = slice(8, 56)  # clear of the border
+    inner = slice(8, 56)  # without the border
     down = shown[:, 0, inner].diff(dim=1).mean((1, 2))
     right = shown[:, 1, :, inner].diff(dim=2).mean((1, 2)).abs()
     assert_close(down, right, atol=2e-3, rtol=0)
@@ -433,31 +446,31 @@ def test_the_papers_crops_are_squares_of_images_enlarged_by_a_uniform_factor():
     assert_close(side, torch.linspace(352, 600, 400), atol=25, rtol=0)  # Kolmogorov: 0.1 of 248
 
 
-def test_an_unstretched_crop_of_all_is_the_image(source):
-    method = made(source, cp.Config(stretch=False, crop=1.0, side=1.0))
-    p, x = method.pretext(batch(source), Rng(1)), images.to_float(batch(source).image)
-    same, mirrored = ((p.image - y).abs().amax((1, 2, 3)) < 1e-4 for y in (x, x.flip(3)))
-    assert (same | mirrored).all() and same.any() and mirrored.any()
+def test_unstretched_crop_of_the_whole_area_is_the_image(source):
+    method = build(source, cp.Config(stretch=False, crop=1.0, side=1.0))
+    p, x = method.pretext(batch(source), Rng(1)), augment.to_float(batch(source).image)
+    same, flipped = ((p.image - y).abs().amax((1, 2, 3)) < 1e-4 for y in (x, x.flip(3)))
+    assert (same | flipped).all() and same.any() and flipped.any()
 
 
-def test_the_head_decays_by_its_own_rate_and_no_weight_is_left_out(source):
-    method = made(source)
+def test_head_has_its_own_weight_decay_and_groups_hold_all_parameters(source):
+    method = build(source)
     groups = list(method.groups())
     assert sorted(id(w) for g in groups for w in g["params"]) == sorted(map(id, method.parameters()))
     head = [id(w) for g in groups if g.get("weight_decay") == 1e-6 for w in g["params"]]
     assert set(head) == {id(m.weight) for m in (method.hidden, *method.heads.values())}
 
 
-def test_the_paper_recipe_is_that_of_the_released_code():
+def test_paper_recipe_matches_the_released_code():
     c = cp.Paper()
-    assert (c.places, c.window, c.hidden, c.encoder, c.sees) == (128, 7, 1024, "color_vgg16", "mean")
+    assert (c.num_locations, c.window, c.hidden, c.encoder, c.sees) == (128, 7, 1024, "color_vgg16", "mean")
     t = c.train
     assert (t.optimizer, t.lr, t.momentum, t.weight_decay, t.batch) == ("sgd", 1e-3, 0.9, 5e-4, 8)
-    assert [2.0 * at for at in t.drops] == [1.0, 1.5, 1.75]  # million steps
+    assert [2.0 * at for at in t.milestones] == [1.0, 1.5, 1.75]  # million steps
 
 
-def test_the_papers_head_has_biases_at_twice_the_rate_and_begins_as_caffes_xavier_has_it(source):
-    method = made(source, cp.Paper())
+def test_paper_head_has_biases_at_twice_the_rate_and_caffes_xavier(source):
+    method = build(source, cp.Paper())
     for group in method.optimizers(cp.Paper.train)[0].param_groups:
         vectors = {p.ndim for p in group["params"]} == {1}
         assert group["lr"] == pytest.approx(2e-3 if vectors else 1e-3)
@@ -469,8 +482,8 @@ def test_the_papers_head_has_biases_at_twice_the_rate_and_begins_as_caffes_xavie
     assert method.hidden.weight.std().item() == pytest.approx(1e-4, rel=0.05)
 
 
-def test_grey_images_and_nets_without_maps_are_mistakes(source):
+def test_grayscale_sources_and_encoders_without_maps_are_user_errors(source):
     with pytest.raises(UserError, match="1 channel"):
-        made(sources.open("synthetic:64:32", channels=1))
-    with pytest.raises(UserError, match="reads maps"):
-        made(source, encoder="mlp:width=8")
+        build(data.open("synthetic:64:32", channels=1))
+    with pytest.raises(UserError, match="needs feature maps"):
+        build(source, encoder="mlp:width=8")

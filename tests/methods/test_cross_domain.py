@@ -1,4 +1,4 @@
-"""Cross-domain tasks: each loss against its formula, a judge and a trunk that never move each other, pools that hold 128."""
+"""Cross-domain learning: losses against their formulas, separate gradients of encoder and discriminator, replay buffers."""
 
 import math
 from dataclasses import replace
@@ -11,27 +11,35 @@ from PIL import Image
 from torch import nn
 from torch.testing import assert_close
 
-from pretask import data as sources
-from pretask import encoders, methods
+from pretask import data, encoders, methods
 from pretask.data import loader
 from pretask.methods import cross_domain
-from pretask.methods.cross_domain import POOL, Paper, Pool, contour_loss, depth_loss, normal_loss, outlines
+from pretask.methods.cross_domain import (
+    BUFFER,
+    Paper,
+    ReplayBuffer,
+    contour_loss,
+    depth_loss,
+    instance_contours,
+    normal_loss,
+)
 from pretask.rng import Rng
+from pretask.train import requirements
 from pretask.train.plan import Plan
 from pretask.types import UserError
 
 SOURCE = "synthetic:64:32"
 
 
-def method(**knobs):
-    source = sources.open(SOURCE)
+def method(**overrides):
+    source = data.open(SOURCE)
     torch.manual_seed(0)
-    config = methods.recipe("cross_domain")(**knobs)
+    config = methods.recipe("cross_domain")(**overrides)
     return config.build(encoders.build("resnet_small:width=8", 3, 32), source), source
 
 
 def step(made, source, number: int = 0, batch: int = 16):
-    """One step of the run; its parts."""
+    """One training step; its log parts."""
     puzzle = made.puzzle(loader.sample(source, batch, Rng(number)), number)
     optimizers = made.optimizers(made.config.train)
     loss = made.loss(puzzle)
@@ -46,7 +54,7 @@ def step(made, source, number: int = 0, batch: int = 16):
 # ---- the three tasks
 
 
-def test_outlines_are_where_the_nine_pixels_around_are_not_all_of_one_thing():
+def test_contours_are_where_the_3x3_neighborhood_has_several_instances():
     ids = Rng(1).integers(2, 1, 9, 9, high=2).int() * 7
     expected = torch.zeros(2, 1, 9, 9)
     for b in range(2):
@@ -54,11 +62,11 @@ def test_outlines_are_where_the_nine_pixels_around_are_not_all_of_one_thing():
             for j in range(9):
                 around = ids[b, 0, max(0, i - 1) : i + 2, max(0, j - 1) : j + 2]
                 expected[b, 0, i, j] = float(len(around.unique()) > 1)
-    assert torch.equal(outlines(ids), expected)
-    assert not outlines(torch.full((1, 1, 5, 5), 9, dtype=torch.int32)).any()
+    assert torch.equal(instance_contours(ids), expected)
+    assert not instance_contours(torch.full((1, 1, 5, 5), 9, dtype=torch.int32)).any()
 
 
-def test_contours_weigh_as_much_as_all_else_in_an_image():
+def test_contour_pixels_have_the_same_total_weight_as_all_others():
     logits, contours = Rng(1).normal(3, 1, 6, 6), (Rng(2).uniform(3, 1, 6, 6) < 0.2).float()
     expected = []
     for x, t in zip(logits, contours, strict=True):
@@ -72,19 +80,19 @@ def test_contours_weigh_as_much_as_all_else_in_an_image():
     assert_close(contour_loss(logits, contours, 0.0).item(), sum(expected) / 3, rtol=1e-4, atol=1e-5)
 
 
-def test_the_released_weights_are_not_these():
-    """There the weight multiplies what is no contour as well, and the balance is lost."""
+def test_contour_weights_differ_from_the_released_ones():
+    """The released weight also multiplies the other pixels, so the classes are not balanced."""
     contours = torch.zeros(1, 1, 10, 10)
     contours[..., 0] = 1.0
     unsure = torch.zeros_like(contours, requires_grad=True)
     contour_loss(unsure, contours, 0.0).backward()
-    assert_close(unsure.grad.sum(), torch.tensor(0.0), atol=1e-6, rtol=0)  # both sides pull alike
+    assert_close(unsure.grad.sum(), torch.tensor(0.0), atol=1e-6, rtol=0)  # both classes have equal gradients
     released = F.binary_cross_entropy_with_logits(unsure, contours, weight=torch.tensor(9.0))
     (pull,) = torch.autograd.grad(released, unsure)
     assert pull.sum() > 1
 
 
-def test_an_image_with_few_contours_has_no_say():
+def test_images_with_few_contours_are_left_out():
     contours = torch.zeros(2, 1, 20, 20)
     contours[0, 0, 3] = contours[1, 0, 3, :2] = 1.0
     wrong = torch.stack([20 * (2 * contours[0] - 1), torch.full((1, 20, 20), 9.0)])
@@ -93,8 +101,8 @@ def test_an_image_with_few_contours_has_no_say():
     assert contour_loss(wrong, torch.zeros_like(contours), 0.1) == 0
 
 
-def test_perfect_answers_cost_nothing():
-    source = sources.open(SOURCE)
+def test_perfect_predictions_have_zero_loss():
+    source = data.open(SOURCE)
     puzzle = method()[0].puzzle(loader.sample(source, 8), 1)
     assert contour_loss(60 * (2 * puzzle.contours - 1), puzzle.contours, 0.0) < 1e-6
     assert normal_loss(3 * puzzle.normals, puzzle.normals) < 1e-6
@@ -102,7 +110,7 @@ def test_perfect_answers_cost_nothing():
         assert depth_loss(puzzle.depth.log(), puzzle.depth, sign) < 1e-9
 
 
-def test_normals_at_a_right_angle_cost_1_and_opposite_ones_2():
+def test_normal_loss_is_1_at_right_angles_and_2_for_opposite_normals():
     n = F.normalize(Rng(1).normal(2, 3, 5, 5), dim=1)
     across = torch.linalg.cross(n, F.normalize(Rng(2).normal(2, 3, 5, 5), dim=1), dim=1)
     assert_close(normal_loss(across, n).item(), 1.0, atol=1e-5, rtol=0)
@@ -110,12 +118,12 @@ def test_normals_at_a_right_angle_cost_1_and_opposite_ones_2():
 
 
 @pytest.mark.parametrize(("sign", "expected"), [("released", 0.0675), ("eigen", 0.0225)])
-def test_a_depth_that_is_wrong_by_a_factor_costs_as_it_is_said(sign, expected):
+def test_depth_wrong_by_a_factor_has_the_expected_loss(sign, expected):
     depth = 1 + 4 * Rng(1).uniform(3, 1, 6, 6)
     assert_close(depth_loss(depth.log() + 0.3, depth, sign).item(), expected, rtol=1e-4, atol=1e-6)
 
 
-def test_depth_loss_is_eigens_formula_of_each_image():
+def test_depth_loss_matches_eigens_formula_per_image():
     depth, found = 1 + 4 * Rng(1).uniform(3, 1, 4, 4), Rng(2).normal(3, 1, 4, 4)
     depth[1, 0, :2] = 0
     total = 0.0
@@ -129,7 +137,7 @@ def test_depth_loss_is_eigens_formula_of_each_image():
 
 
 @pytest.mark.parametrize("sign", ["eigen", "released"])
-def test_what_is_not_known_costs_nothing_and_pulls_at_nothing(sign):
+def test_unknown_pixels_give_no_loss_and_no_gradient(sign):
     depth, normals = torch.ones(2, 1, 4, 4), torch.zeros(2, 3, 4, 4)
     normals[:, 2] = -1.0
     depth[:, :, 0], normals[:, :, 0] = 0.0, 0.0
@@ -144,19 +152,19 @@ def test_what_is_not_known_costs_nothing_and_pulls_at_nothing(sign):
 
 
 @pytest.mark.parametrize("sign", ["eigen", "released"])
-def test_halves_of_a_batch_with_unlike_parts_known_cost_together_what_the_whole_does(sign, monkeypatch):
-    """As two processes share it: the mean of their losses, each with the counts of both on average."""
+def test_losses_of_two_half_batches_average_to_that_of_the_whole(sign, monkeypatch):
+    """As with two processes: the mean of their losses, each divided by the mean of their counts."""
     depth, normals = 1 + Rng(1).uniform(4, 1, 6, 6), F.normalize(Rng(2).normal(4, 3, 6, 6), dim=1)
     depth[:2, :, :4], normals[:2, :, :4] = 0.0, 0.0
     far, facing = Rng(3).normal(4, 1, 6, 6), Rng(4).normal(4, 3, 6, 6)
     whole = depth_loss(far, depth, sign), normal_loss(facing, normals)
-    halves, counts, centres = ((0, 2), (2, 4)), [], []
-    for a, b in halves:  # what each would tell the other
+    halves, counts, centers = ((0, 2), (2, 4)), [], []
+    for a, b in halves:  # values exchanged between processes
         counts.append([(depth[a:b] > 0).sum().float(), (normals[a:b].square().sum(1) > 0.5).sum().float()])
     mean = [sum(c[k] for c in counts) / 2 for k in (0, 1)]
     error = torch.where(depth > 0, far - depth.clamp(min=1e-3).log(), 0.0)
-    centres = torch.stack([error[a:b].sum() / mean[0] for a, b in halves])
-    monkeypatch.setattr(cross_domain.distributed, "gather", lambda x: centres)
+    centers = torch.stack([error[a:b].sum() / mean[0] for a, b in halves])
+    monkeypatch.setattr(cross_domain.distributed, "gather", lambda x: centers)
     found = torch.zeros(2)
     for a, b in halves:
         for k, loss in enumerate(
@@ -173,8 +181,8 @@ def test_halves_of_a_batch_with_unlike_parts_known_cost_together_what_the_whole_
 # ---- the puzzle
 
 
-def test_maps_are_cut_where_the_image_is():
-    """Found again by its pixels, each cut is at one place of the scene, in the image and in every map."""
+def test_maps_are_cropped_with_the_image():
+    """Located by its pixels, each crop has the same position in the image and in every map."""
     made, source = method()
     made.side = 24
     batch = loader.sample(source, 8)
@@ -194,12 +202,12 @@ def test_maps_are_cut_where_the_image_is():
         places.add((i, j))
         for name in ("depth", "normals"):
             assert torch.equal(batch.aux[name][b, :, i : i + 24, j : j + 24], getattr(puzzle, name)[b])
-        inside = outlines(batch.aux["instances"][b, None])[0, :, i + 1 : i + 23, j + 1 : j + 23]
+        inside = instance_contours(batch.aux["instances"][b, None])[0, :, i + 1 : i + 23, j + 1 : j + 23]
         assert torch.equal(inside, puzzle.contours[b, :, 1:-1, 1:-1])
     assert len(places) > 3
 
 
-def test_one_channel_stands_for_all_and_it_is_the_same_of_the_whole_batch():
+def test_one_channel_is_repeated_and_the_same_for_the_whole_batch():
     made, source = method()
     batch, channels = loader.sample(source, 8), set()
     for seed in range(12):
@@ -210,17 +218,16 @@ def test_one_channel_stands_for_all_and_it_is_the_same_of_the_whole_batch():
             mean = shown[:, 0].mean((1, 2))
             far = (
                 whole.float().mean((2, 3)) / 255 - mean[:, None]
-            ).abs()  # a cut has nearly the mean of its channel
+            ).abs()  # a crop has nearly the mean of its channel
             drawn.append(int(far.sum(0).argmin()))
         channels.add(tuple(drawn))
     assert len({a for a, _ in channels}) == len({b for _, b in channels}) == 3
     assert any(a != b for a, b in channels)
 
 
-def test_a_photograph_is_shown_whole_in_the_papers_recipe():
-    """A ramp from black to white: scaled to the crop's side, it still ends as it began (train.py:29); a crop of it does not
-    reach both ends."""
-    made, source = method(whole=Paper().whole)
+def test_paper_recipe_squeezes_whole_photographs():
+    """A ramp from black to white: scaled to the crop's side it keeps both ends (train.py:29), a crop would not."""
+    made, source = method(squeeze=Paper().squeeze)
     made.side = 24
     batch = loader.sample(source, 4)
     ramp = torch.linspace(0, 255, 32).round().to(torch.uint8).expand(4, 3, 32, 32)
@@ -234,7 +241,7 @@ def test_a_photograph_is_shown_whole_in_the_papers_recipe():
     assert shown[:, :, 0, -1].min() - shown[:, :, 0, 0].max() > 0.95
 
 
-# ---- two players
+# ---- encoder and discriminator
 
 
 def moved(before: dict, net: nn.Module) -> bool:
@@ -245,143 +252,145 @@ def snapshot(net: nn.Module) -> dict:
     return {k: v.detach().clone() for k, v in net.named_parameters()}
 
 
-def test_the_judges_loss_never_reaches_the_trunk_and_the_trunks_never_the_judge():
+def test_encoder_and_discriminator_get_no_gradient_of_each_others_losses():
     made, source = method()
     puzzle = made.puzzle(loader.sample(source, 16), 1)
-    trunk, judge = [*made.encoder.parameters()], [*made.judge.parameters()]
+    encoder, discriminator = [*made.encoder.parameters()], [*made.discriminator.parameters()]
     parts = made.loss(puzzle).parts
-    both = [*trunk, *made.heads.parameters()]
+    both = [*encoder, *made.heads.parameters()]
     assert all(
-        g is None for g in torch.autograd.grad(parts["judge"], both, allow_unused=True, retain_graph=True)
+        g is None
+        for g in torch.autograd.grad(parts["discriminator"], both, allow_unused=True, retain_graph=True)
     )
-    for name in ("adversary", "contours", "depth", "normals"):
-        found = torch.autograd.grad(parts[name], judge, allow_unused=True, retain_graph=True)
+    for name in ("adversarial", "contours", "depth", "normals"):
+        found = torch.autograd.grad(parts[name], discriminator, allow_unused=True, retain_graph=True)
         assert all(g is None for g in found), name
-    assert any(g is not None for g in torch.autograd.grad(parts["adversary"], trunk, allow_unused=True))
+    assert any(g is not None for g in torch.autograd.grad(parts["adversarial"], encoder, allow_unused=True))
 
 
-def test_photographs_never_move_the_trunk():
+def test_photographs_give_no_gradient_to_the_encoder():
     ends = []
-    for grey in (False, True):
+    for gray in (False, True):
         made, source = method()
         made.encoder.apply(lambda m: setattr(m, "momentum", 0.0) if isinstance(m, nn.BatchNorm2d) else None)
         puzzle = made.puzzle(loader.sample(source, 16), 1)
-        if grey:
+        if gray:
             puzzle.photograph.fill_(0.5)
         loss = made.loss(puzzle).total
         ends.append(torch.autograd.grad(loss, [*made.encoder.parameters(), *made.heads.parameters()]))
     assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
 
 
-def test_a_judge_that_stands_still_is_told_from_one_that_learns():
+def test_discriminator_is_trained_with_its_own_learning_rate():
     for rate in (1e-3, 0.0):
-        made, source = method(judge_lr=rate)
-        judge, trunk = snapshot(made.judge), snapshot(made.encoder)
+        made, source = method(discriminator_lr=rate)
+        discriminator, encoder = snapshot(made.discriminator), snapshot(made.encoder)
         step(made, source)
-        assert moved(trunk, made.encoder)
-        still = all(torch.equal(v, judge[k]) for k, v in made.judge.named_parameters())
+        assert moved(encoder, made.encoder)
+        still = all(torch.equal(v, discriminator[k]) for k, v in made.discriminator.named_parameters())
         assert still == (rate == 0)
 
 
-def test_without_the_adversary_the_trunk_does_not_mind_the_judge():
-    made, source = method(adversary=0.0)
+def test_with_adversarial_weight_0_the_encoder_ignores_the_discriminator():
+    made, source = method(adversarial=0.0)
     puzzle = made.puzzle(loader.sample(source, 16), 1)
-    trunk = [*made.encoder.parameters()]
-    before = torch.autograd.grad(made.loss(puzzle).total, trunk)
-    for p in made.judge.parameters():
+    encoder = [*made.encoder.parameters()]
+    before = torch.autograd.grad(made.loss(puzzle).total, encoder)
+    for p in made.discriminator.parameters():
         p.data.mul_(3.0)
-    after = torch.autograd.grad(made.loss(puzzle).total, trunk)
+    after = torch.autograd.grad(made.loss(puzzle).total, encoder)
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
-def test_the_trunk_wants_to_be_taken_for_photographs_and_the_judge_to_tell():
-    """By hand, from the logits of a judge that is in evaluation mode, so that it can be asked again."""
+def test_adversarial_losses_match_the_formulas():
+    """From the logits of a discriminator in eval mode, which can be recomputed."""
     made, source = method()
-    for p in made.judge.parameters():
+    for p in made.discriminator.parameters():
         p.data.mul_(5.0)
-    made.judge.eval()
+    made.discriminator.eval()
     puzzle = made.puzzle(loader.sample(source, 16), 1)
     parts = made.loss(puzzle).parts
     rendered, real = (
-        made.judge(made.encoder(x)[made.tap]).flatten().tolist() for x in (puzzle.image, puzzle.photograph)
+        made.discriminator(made.encoder(x)[made.feature_layer]).flatten().tolist()
+        for x in (puzzle.image, puzzle.photograph)
     )
     photo = [-math.log(1 / (1 + math.exp(-v))) for v in rendered]
-    assert_close(parts["adversary"].item(), sum(photo) / len(photo), rtol=1e-4, atol=1e-6)
-    told = [-math.log(1 - 1 / (1 + math.exp(-v))) for v in rendered]
+    assert_close(parts["adversarial"].item(), sum(photo) / len(photo), rtol=1e-4, atol=1e-6)
+    fake = [-math.log(1 - 1 / (1 + math.exp(-v))) for v in rendered]
     true = [-math.log(1 / (1 + math.exp(-v))) for v in real]
-    expected = (sum(told) / len(told) + sum(true) / len(true)) / 2
-    assert_close(parts["judge"].item(), expected, rtol=1e-4, atol=1e-6)
+    expected = (sum(fake) / len(fake) + sum(true) / len(true)) / 2
+    assert_close(parts["discriminator"].item(), expected, rtol=1e-4, atol=1e-6)
     right = [v < 0 for v in rendered] + [v > 0 for v in real]
-    assert_close(parts["told apart"].item(), sum(right) / len(right))
+    assert_close(parts["discriminator_accuracy"].item(), sum(right) / len(right))
 
 
-def test_the_judge_begins_at_the_toss_of_a_coin():
+def test_untrained_discriminator_loss_is_at_chance():
     made, source = method()
     parts = made.loss(made.puzzle(loader.sample(source, 16), 1)).parts
-    assert_close(parts["judge"].item(), math.log(2), atol=0.02, rtol=0)
-    assert_close(parts["adversary"].item(), math.log(2), atol=0.02, rtol=0)
+    assert_close(parts["discriminator"].item(), math.log(2), atol=0.02, rtol=0)
+    assert_close(parts["adversarial"].item(), math.log(2), atol=0.02, rtol=0)
     assert_close(parts["contours"].item(), 2 * math.log(2) * 0.9, atol=0.15, rtol=0)
 
 
-# ---- pools
+# ---- replay buffers
 
 
-class SlowPool:
-    """One map after the other, as utils.py:24-44 of the released code queries its pool; draws are given."""
+class SequentialBuffer:
+    """Processes maps one by one, like the buffer in utils.py:24-44 of the released code, with given draws."""
 
     def __init__(self):
-        self.held = []
+        self.count = []
 
     def query(self, maps, draw):
         returned = []
         for new, (exchanged, which) in zip(maps, draw.tolist(), strict=True):
-            if len(self.held) < POOL:
-                self.held.append(new)
+            if len(self.count) < BUFFER:
+                self.count.append(new)
                 returned.append(new)
             elif exchanged < 0.5:
-                place = int(which * POOL)
-                returned.append(self.held[place])
-                self.held[place] = new
+                place = int(which * BUFFER)
+                returned.append(self.count[place])
+                self.count[place] = new
             else:
                 returned.append(new)
         return torch.stack(returned)
 
 
 @pytest.mark.parametrize("batch", [10, 224])
-def test_a_pool_answers_as_the_released_one_does_map_by_map(batch):
-    """A batch of 224, the released one, fills the pool and exchanges maps with itself in the very first step."""
-    pool, slow = Pool(2, 1), SlowPool()
+def test_buffer_matches_the_released_one_map_by_map(batch):
+    """The released batch of 224 fills the buffer and replaces its own maps in the first step."""
+    buffer, slow = ReplayBuffer(2, 1), SequentialBuffer()
     for number in range(40 if batch == 10 else 4):
         maps, draw = Rng(number).normal(batch, 2, 1, 1), Rng(number, "draw").uniform(batch, 2)
-        seen = pool.seen(maps, draw)
+        seen = buffer.sample(maps, draw)
         assert torch.equal(seen, slow.query(maps, draw)), number
-        pool.remember(maps, draw)
-        assert int(pool.held) == len(slow.held) == min(POOL, batch * (number + 1))
-        assert torch.equal(pool.maps[: int(pool.held)], torch.stack(slow.held)), number
+        buffer.store(maps, draw)
+        assert int(buffer.count) == len(slow.count) == min(BUFFER, batch * (number + 1))
+        assert torch.equal(buffer.maps[: int(buffer.count)], torch.stack(slow.count)), number
 
 
-def test_a_second_process_is_given_no_map_that_is_not_there(monkeypatch):
-    """Of a first batch over two processes, the second has the places from 112 on; what lies before it has not seen."""
+def test_a_second_process_gets_only_stored_maps(monkeypatch):
+    """In a first batch on two processes, the second has the slots from 112 on and no access to those before."""
     monkeypatch.setattr(cross_domain.distributed, "rank", lambda: 1)
     maps = 1 + Rng(1).uniform(112, 2, 1, 1)
-    seen = Pool(2, 1).seen(maps, Rng(2).uniform(112, 2))
+    seen = ReplayBuffer(2, 1).sample(maps, Rng(2).uniform(112, 2))
     assert (seen > 0).all() and not torch.equal(seen, maps)
 
 
-def test_what_is_exchanged_stays_in_the_pool():
-    pool = Pool(1, 1)
-    pool.remember(torch.arange(float(POOL)).view(-1, 1, 1, 1), torch.zeros(POOL, 2))
+def test_replaced_maps_are_stored():
+    buffer = ReplayBuffer(1, 1)
+    buffer.store(torch.arange(float(BUFFER)).view(-1, 1, 1, 1), torch.zeros(BUFFER, 2))
     draw = torch.tensor([[0.1, 0.5], [0.9, 0.25]])
     new = torch.tensor([500.0, 600.0]).view(-1, 1, 1, 1)
-    assert pool.seen(new, draw).flatten().tolist() == [64.0, 600.0]
-    pool.remember(new, draw)
-    assert pool.maps[64].item() == 500.0 and pool.maps[32].item() == 32.0
+    assert buffer.sample(new, draw).flatten().tolist() == [64.0, 600.0]
+    buffer.store(new, draw)
+    assert buffer.maps[64].item() == 500.0 and buffer.maps[32].item() == 32.0
 
 
-def test_the_loss_leaves_the_pools_and_a_step_fills_them():
+def test_only_after_step_stores_maps():
     made, source = method()
     step(made, source)
-    assert int(made.rendered.held) == int(made.photographed.held) == 16
+    assert int(made.rendered.count) == int(made.photographed.count) == 16
     assert not torch.equal(made.rendered.maps[:16], made.photographed.maps[:16])
     assert "rendered.maps" in made.state_dict()
 
@@ -389,14 +398,14 @@ def test_the_loss_leaves_the_pools_and_a_step_fills_them():
 # ---- the paper
 
 
-def test_the_papers_nets_have_its_sizes():
+def test_paper_networks_have_the_published_sizes():
     with torch.device("meta"):
-        trunk = encoders.classic.scene_alexnet()
-        count = sum(p.numel() for p in trunk.parameters())
-        below = sum(p.numel() for name, p in trunk.named_parameters() if name.startswith("conv"))
+        encoder = encoders.classic.scene_alexnet()
+        count = sum(p.numel() for p in encoder.parameters())
+        below = sum(p.numel() for name, p in encoder.named_parameters() if name.startswith("conv"))
         assert (count, below) == (58_300_480, 3_749_952)
         x, sides = torch.zeros(2, 3, 227, 227), {}
-        for name, stage in trunk.named_children():
+        for name, stage in encoder.named_children():
             x = stage(x)
             sides[name] = tuple(x.shape[1:])
         assert sides["conv1"] == (96, 56, 56) and sides["conv2"] == (256, 27, 27)
@@ -408,14 +417,14 @@ def test_the_papers_nets_have_its_sizes():
                 x = layer(x)
                 grown += [x.shape[-1]] if isinstance(layer, nn.ConvTranspose2d) else []
             assert grown == [27, 55, 113, 227] and x.shape == (2, out, 227, 227)
-        judged = cross_domain.judge(256, Paper().judge)(torch.zeros(2, 256, 13, 13))
-        assert judged.shape == (2, 1, 6, 6)
+        logits = cross_domain.patch_discriminator(256, Paper().discriminator)(torch.zeros(2, 256, 13, 13))
+        assert logits.shape == (2, 1, 6, 6)
 
 
-def test_the_papers_trunk_begins_as_its_heads_do():
+def test_paper_encoder_is_initialized_like_the_heads():
     """xavier_normal_ with a gain of 0.02 by the shapes of networks.py:90-120, biases 0, gains around 1 by 0.02."""
     with torch.device("cpu"):
-        net = Paper().draw("scene_alexnet", sources.open("synthetic:2:64")).net
+        net = Paper().build_encoder("scene_alexnet", data.open("synthetic:2:64")).net
     shapes = {  # outputs, inputs, kernel
         "conv1": (96, 3, 11), "conv2": (256, 96, 5), "conv3": (384, 256, 3), "conv4": (384, 384, 3),
         "conv5": (256, 384, 3), "fc6": (4096, 256, 6), "fc7": (4096, 4096, 1),
@@ -432,10 +441,10 @@ def test_the_papers_trunk_begins_as_its_heads_do():
         assert abs(norm.weight.mean() - 1) < 0.01 and 0.015 < norm.weight.std() < 0.025
 
 
-def test_conv1_of_the_papers_trunk_is_given_three_equal_channels_around_zero():
-    """Pixels in [0, 1] less the mean and no more (train.py:19: a deviation of 1); the one channel that is drawn stands for
-    all three (model.py:103-105)."""
-    source = sources.open("synthetic:4:64")
+def test_paper_encoder_input_is_three_equal_centered_channels():
+    """Pixels in [0, 1] minus the mean, not scaled (train.py:19: standard deviation 1); the selected channel is repeated three
+    times (model.py:103-105)."""
+    source = data.open("synthetic:4:64")
     encoder = encoders.build("scene_alexnet", 3, 64)
     given = []
     encoder.net.conv1[0].register_forward_pre_hook(lambda _, x: given.append(x[0]))
@@ -446,40 +455,42 @@ def test_conv1_of_the_papers_trunk_is_given_three_equal_channels_around_zero():
     assert_close(given[0].mean(), image.mean() - 0.449)
 
 
-def test_the_papers_recipe_has_its_numbers():
+def test_paper_recipe_matches_the_released_settings():
     c, train = Paper(), Paper.train
-    assert (c.contours, c.normals, c.depth, c.adversary) == (1.0, 10.0, 5.0, 0.05)
-    assert (train.batch, train.lr, train.epochs, c.sign, POOL) == (224, 1e-3, 30, "released", 128)
+    assert (c.contours, c.normals, c.depth, c.adversarial) == (1.0, 10.0, 5.0, 0.05)
+    assert (train.batch, train.lr, train.epochs, c.sign, BUFFER) == (224, 1e-3, 30, "released", 128)
     made, _ = method()
-    own, judge = made.optimizers(train)
+    own, discriminator = made.optimizers(train)
     assert all(group["betas"] == (0.5, 0.999) for group in own.param_groups)
     held = [p for group in own.param_groups for p in group["params"]]
     assert len(held) == sum(1 for _ in (*made.encoder.parameters(), *made.heads.parameters()))
-    assert all(group["weight_decay"] == 0 for group in own.param_groups)  # Adam, so nothing decays
-    assert len({group["lr"] for group in own.param_groups}) == 1 and train.drops == (18 / 30, 27 / 30)
-    assert (judge.defaults["momentum"], judge.defaults["weight_decay"]) == (0.9, 5e-4)
-    assert len(judge.param_groups) == 1 and not judge.defaults["nesterov"]  # gains and biases decay as well
-    assert judge.defaults["lr"] == made.config.judge_lr and c.judge_lr == 1e-3
+    assert all(group["weight_decay"] == 0 for group in own.param_groups)  # Adam without weight decay
+    assert len({group["lr"] for group in own.param_groups}) == 1 and train.milestones == (18 / 30, 27 / 30)
+    assert (discriminator.defaults["momentum"], discriminator.defaults["weight_decay"]) == (0.9, 5e-4)
+    assert len(discriminator.param_groups) == 1 and not discriminator.defaults["nesterov"]  # all decay
+    assert discriminator.defaults["lr"] == made.config.discriminator_lr and c.discriminator_lr == 1e-3
 
 
-def test_a_net_without_maps_and_maps_too_small_to_judge_are_one_line():
-    source = sources.open("synthetic:8:16")
+def test_encoders_without_maps_and_too_small_maps_are_user_errors():
+    source = data.open("synthetic:8:16")
     config = methods.recipe("cross_domain")
-    with pytest.raises(UserError, match="has no map to foresee from"):
+    with pytest.raises(UserError, match="needs feature maps, and mlp:width=8 has none"):
         config().build(encoders.build("mlp:width=8", 3, 16), source)
-    with pytest.raises(UserError, match="has no map nowhere; expected --tap stem, stage1"):
-        config(tap="nowhere").build(encoders.build("resnet_small:width=8", 3, 16), source)
-    with pytest.raises(UserError, match="a judge needs 3 x 3"):
-        config(tap="stage3").build(encoders.build("resnet_small:width=8", 3, 16), source)
+    with pytest.raises(UserError, match="has no map nowhere; expected --feature-layer stem, stage1"):
+        config(feature_layer="nowhere").build(encoders.build("resnet_small:width=8", 3, 16), source)
+    with pytest.raises(UserError, match=r"takes images of 19 px or more.*, or an earlier --feature-layer"):
+        requirements.check(
+            config(feature_layer="stage3"), encoders.build("resnet_small:width=8", 3, 16), source
+        )
 
 
-def test_it_foresees_depth_and_normals_of_scenes_that_it_has_not_seen():
+def test_depth_and_normals_of_unseen_scenes_are_predicted():
     made, source = method()
     held = made.puzzle(source.__getitems__(torch.arange(48, 64)), "held")
 
     @torch.no_grad()
     def errors() -> tuple[float, float]:
-        found = made.eval().solve(held)
+        found = made.eval().predict(held)
         made.train()
         return (
             float((found["depth"].log() - held.depth.log()).abs().mean()),

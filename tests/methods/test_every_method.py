@@ -1,12 +1,16 @@
-"""The contract, for every file in pretask/methods and every recipe in it."""
+"""The contract, for every method in pretask/methods and each of its recipes."""
+
+import dataclasses
+from collections import Counter
 
 import pytest
 import torch
 from small import images_for, small
 
 from pretask import api, encoders, methods
+from pretask.config import RunConfig, TrainConfig
 from pretask.encoders import Encoder
-from pretask.train.run import save_encoder
+from pretask.train.weights import save_encoder
 from pretask.workflows import contract
 
 NAMES = methods.names()
@@ -21,8 +25,8 @@ def test_the_contract(name, check):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_run_that_does_not_learn_ends_with_the_weights_that_it_was_given(name, tmp_path):
-    """So do its teachers; also where a teacher is exported, or a method draws the first weights itself."""
+def test_a_run_with_learning_rate_0_ends_with_its_initial_weights(name, tmp_path):
+    """Teachers too; also if a teacher is exported, or the method initializes the encoder itself."""
     config, size = methods.recipe(name)(), images_for(name).size
     torch.manual_seed(1)
     given = encoders.build(config.spec(small(config.encoder)), 3, size)
@@ -42,11 +46,27 @@ def test_a_run_that_does_not_learn_ends_with_the_weights_that_it_was_given(name,
     )
     teacher = getattr(run.method, "teacher", run.encoder)
     for net in (run.encoder, *(part for part in teacher.modules() if isinstance(part, Encoder))):
-        left = dict(net.named_parameters())
-        assert [k for k, v in given.named_parameters() if not torch.equal(v, left[k])] == []
+        final = dict(net.named_parameters())
+        assert [k for k, v in given.named_parameters() if not torch.equal(v, final[k])] == []
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_recipe_builds_on_its_own_encoder(name):
+def test_every_recipe_has_a_one_sentence_docstring(name):
     for config in methods.recipes(methods.module(name)).values():
         assert config.__doc__ and config.__doc__.splitlines()[0].endswith(".")
+
+
+def flags(kind: type) -> list[str]:
+    """Names of all fields, those of nested dataclasses included, as the command line flattens them."""
+    found = []
+    for field in dataclasses.fields(kind):
+        nested = getattr(kind, field.name, None)
+        found += flags(type(nested)) if dataclasses.is_dataclass(nested) else [field.name]
+    return found
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_two_flags_have_one_name(name):
+    for recipe in methods.recipes(methods.module(name)).values():
+        counts = Counter([*flags(recipe), *flags(TrainConfig), *flags(RunConfig)])
+        assert [flag for flag, count in counts.items() if count > 1] == []

@@ -1,4 +1,4 @@
-"""What a faithful I-JEPA must show (Assran et al. 2023, and the authors' released code)."""
+"""Fidelity of I-JEPA (Assran et al. 2023, and the authors' released code)."""
 
 import dataclasses
 import math
@@ -8,11 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from pretask import data as sources
-from pretask.config import decay, schedule
-from pretask.encoders.vit import encode, patches, put, unpatched
+from pretask import data, encoders
+from pretask.config import lr_factor, weight_decay_factor
+from pretask.encoders.vit import encode_visible, patchify, scatter_tokens, unpatchify
 from pretask.methods import ijepa
 from pretask.rng import Rng
+from pretask.train import requirements
 from pretask.train.plan import Plan
 from pretask.types import UserError
 
@@ -21,13 +22,13 @@ VIT = "vit_tiny_patch16_224:patch_size=4,embed_dim=48,depth=2,global_pool=avg,fc
 
 @pytest.fixture(scope="module")
 def source():
-    return sources.open("synthetic:64:32")
+    return data.open("synthetic:64:32")
 
 
-def made(source, encoder=VIT, **knobs):
+def made(source, encoder=VIT, **config):
     torch.manual_seed(0)
-    config = ijepa.Config(**knobs)
-    return config.build(config.draw(encoder, source), source)
+    recipe = ijepa.Config(**config)
+    return recipe.build(recipe.build_encoder(encoder, source), source)
 
 
 def puzzle(method, source, seed=0, n=16):
@@ -41,12 +42,12 @@ def puzzle(method, source, seed=0, n=16):
     ("area", "aspect", "sides"),
     [(0.15, 1.0, (3, 3)), (0.2, 1.5, (4, 3)), (0.2, 0.75, (3, 4)), (1.0, 1.0, (8, 8)), (1.0, 4.0, (8, 4))],
 )
-def test_a_block_has_its_area_and_aspect_and_fits(area, aspect, sides):
-    assert ijepa.extent(torch.tensor(area), torch.tensor(aspect), (8, 8)) == sides
+def test_block_size_follows_from_area_and_aspect_and_fits(area, aspect, sides):
+    assert ijepa.block_size(torch.tensor(area), torch.tensor(aspect), (8, 8)) == sides
 
 
-def test_a_block_lies_anywhere_that_it_fits():
-    at = ijepa.placed((2, 3), (4, 5), Rng(0).uniform(500, 2))
+def test_block_position_is_anywhere_that_it_fits():
+    at = ijepa.block_masks((2, 3), (4, 5), Rng(0).uniform(500, 2))
     assert at.shape == (500, 4, 5) and (at.sum((1, 2)) == 6).all()
     corners = {(int(rows.any(1).int().argmax()), int(rows.any(0).int().argmax())) for rows in at}
     assert corners == {(r, c) for r in range(3) for c in range(3)}
@@ -56,11 +57,11 @@ def test_a_block_lies_anywhere_that_it_fits():
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_four_rectangles_of_one_size_and_a_context_that_shares_no_patch_with_them(source, seed):
+def test_blocks_are_four_rectangles_of_one_size_disjoint_from_the_context(source, seed):
     p = puzzle(made(source), source, seed)
-    assert p.hidden.shape[:2] == (16, 4) and 6 <= p.hidden.shape[2] <= 15
-    for visible, blocks in zip(p.visible, p.hidden, strict=True):
-        assert len(set(visible.tolist())) == len(visible) > ijepa.LEAST
+    assert p.masked.shape[:2] == (16, 4) and 6 <= p.masked.shape[2] <= 15
+    for visible, blocks in zip(p.visible, p.masked, strict=True):
+        assert len(set(visible.tolist())) == len(visible) > ijepa.MIN_KEEP
         assert not set(visible.tolist()) & set(blocks.flatten().tolist())
         for block in blocks:
             rows, columns = (block // 8).unique(), (block % 8).unique()
@@ -68,87 +69,89 @@ def test_four_rectangles_of_one_size_and_a_context_that_shares_no_patch_with_the
             assert rows[-1] - rows[0] + 1 == len(rows) and columns[-1] - columns[0] + 1 == len(columns)
 
 
-def test_a_context_that_is_left_next_to_nothing_is_the_whole_rest(source):
-    method = made(source, context=(0.02, 0.02))
+def test_a_nearly_empty_context_is_replaced_by_everything_outside_the_blocks(source):
+    method = made(source, context_scale=(0.02, 0.02))
     p = puzzle(method, source)
-    assert p.visible.shape[1] > ijepa.LEAST
+    assert p.visible.shape[1] > ijepa.MIN_KEEP
 
 
-def test_contexts_reach_all_of_an_image(source):
+def test_contexts_cover_all_of_an_image(source):
     method = made(source)
-    seen = torch.cat([puzzle(method, source, seed).visible.flatten() for seed in range(20)]).bincount(
+    counts = torch.cat([puzzle(method, source, seed).visible.flatten() for seed in range(20)]).bincount(
         minlength=64
     )
-    assert (seen > 0).all() and seen.max() < 6 * seen.float().mean()
+    assert (counts > 0).all() and counts.max() < 6 * counts.float().mean()
 
 
-def test_the_puzzle_shows_the_context_as_it_is_and_the_rest_grey(source):
+def test_puzzle_shows_the_context_and_grays_the_rest(source):
     p = puzzle(made(source), source)
-    shown, whole = patches(p.shown, (4, 4)), patches(p.image, (4, 4))
+    shown, whole = patchify(p.shown, (4, 4)), patchify(p.image, (4, 4))
     for i in range(16):
         context = torch.zeros(64, dtype=torch.bool)
         context[p.visible[i]] = True
         assert torch.equal(shown[i][context], whole[i][context])
-        assert (shown[i][~context] == ijepa.GREY).all()
+        assert (shown[i][~context] == ijepa.GRAY).all()
 
 
-# ---- foreseeing
+# ---- prediction
 
 
-def test_what_is_hidden_changes_the_target_and_nothing_that_the_solver_sees(source):
+def test_masked_pixels_change_the_target_but_not_the_prediction(source):
     method = made(source).eval()
     p = puzzle(method, source)
-    flat = p.hidden.flatten(1)
-    loud = unpatched(put(patches(p.image, (4, 4)), flat, torch.rand(*flat.shape, 48)), (8, 8), (4, 4))
-    louder = dataclasses.replace(p, image=loud)
+    flat = p.masked.flatten(1)
+    noisy_image = unpatchify(
+        scatter_tokens(patchify(p.image, (4, 4)), flat, torch.rand(*flat.shape, 48)), (8, 8), (4, 4)
+    )
+    noisy = dataclasses.replace(p, image=noisy_image)
     with torch.no_grad():
-        assert torch.equal(method.foreseen(p), method.foreseen(louder))
-        assert (method.target(p) - method.target(louder)).abs().mean() > 0.05
+        assert torch.equal(method.predicted(p), method.predicted(noisy))
+        assert (method.target(p) - method.target(noisy)).abs().mean() > 0.05
 
 
-def test_the_loss_is_smooth_l1_to_the_teachers_normalised_tokens(source):
+def test_loss_is_smooth_l1_to_the_teachers_normalized_tokens(source):
     method = made(source).eval()
     p = puzzle(method, source, n=4)
     with torch.no_grad():
         tokens = method.teacher.net.forward_features((p.image - method.teacher.mean) / method.teacher.std)
-        said, total, count = method.foreseen(p), 0.0, 0
+        predicted, total, count = method.predicted(p), 0.0, 0
         for i in range(4):
-            for m, block in enumerate(p.hidden[i]):
+            for m, block in enumerate(p.masked[i]):
                 for t, place in enumerate(block):
                     token = tokens[i, place]
                     token = (token - token.mean()) / (token.var(correction=0) + 1e-5).sqrt()
-                    d = (said[i, m, t] - token).abs()
+                    d = (predicted[i, m, t] - token).abs()
                     total += torch.where(d < 1, d.square() / 2, d - 0.5).sum()
                     count += len(d)
         assert_close(method.loss(p).total, total / count)
 
 
-def test_each_block_is_foreseen_by_itself_and_each_patch_by_its_place(source):
+def test_each_block_is_predicted_alone_and_each_patch_by_its_position(source):
     method = made(source).eval()
     p = puzzle(method, source)
-    alone = dataclasses.replace(p, hidden=p.hidden[:, 2:3])
-    mixed = torch.randperm(p.hidden.shape[2])
+    alone = dataclasses.replace(p, masked=p.masked[:, 2:3])
+    mixed = torch.randperm(p.masked.shape[2])
     with torch.no_grad():
-        every = method.foreseen(p)
-        assert_close(method.foreseen(alone), every[:, 2:3], atol=1e-5, rtol=1e-4)
-        other = method.foreseen(dataclasses.replace(p, hidden=p.hidden[..., mixed]))
+        every = method.predicted(p)
+        assert_close(method.predicted(alone), every[:, 2:3], atol=1e-5, rtol=1e-4)
+        other = method.predicted(dataclasses.replace(p, masked=p.masked[..., mixed]))
         assert_close(other, every[:, :, mixed], atol=1e-5, rtol=1e-4)
         assert (every[:, 0, 0] - every[:, 0, 1]).abs().mean() > 1e-3
 
 
 @pytest.mark.parametrize("form", [VIT, VIT.replace(",class_token=False", ""), f"{VIT},reg_tokens=2"])
-def test_prefix_tokens_go_along(source, form):
+def test_prefix_tokens_reach_the_predictor(source, form):
     method = made(source, form).eval()
     p = puzzle(method, source, n=4)
-    tokens = encode(method.encoder, p.shown, p.visible)
+    tokens = encode_visible(method.encoder, p.shown, p.visible)
     assert tokens.shape[1] == p.visible.shape[1] + method.encoder.net.num_prefix_tokens
-    assert method.foreseen(p).shape == (*p.hidden.shape, 48) == method.target(p).shape
+    assert method.predicted(p).shape == (*p.masked.shape, 48) == method.target(p).shape
 
 
 # ---- the teacher
 
 
-def test_no_gradient_reaches_the_teacher_and_it_follows(source):
+def test_teacher_gets_no_gradient_and_moves_by_ema_momentum(source):
     method = made(source)
     method.loss(puzzle(method, source)).total.backward()
     assert all(p.grad is None for p in method.teacher.parameters())
@@ -160,9 +163,9 @@ def test_no_gradient_reaches_the_teacher_and_it_follows(source):
         assert_close(p, old + 0.02, rtol=0, atol=1e-5)
 
 
-def test_what_the_teacher_keeps_rises_on_a_line(source):
+def test_ema_momentum_is_annealed_linearly(source):
     """Appendix A.1, and `momentum_scheduler` of `src/train.py`: at a quarter of the run 0.98 has become 0.985."""
-    method = made(source, keep=0.98)
+    method = made(source, ema_momentum=0.98)
     before = [p.clone() for p in method.teacher.parameters()]
     for p in method.encoder.parameters():
         p.data += 1
@@ -171,22 +174,27 @@ def test_what_the_teacher_keeps_rises_on_a_line(source):
         assert_close(p, old + 0.015, rtol=0, atol=1e-5)
 
 
-def test_the_paper_recipe_is_that_of_appendix_a1():
+def test_paper_recipe_matches_appendix_a1():
     train = ijepa.Paper.train
-    assert (train.epochs, train.batch, ijepa.Paper().keep, ijepa.Paper().width) == (600, 2048, 0.996, 384)
+    assert (train.epochs, train.batch, ijepa.Paper().ema_momentum, ijepa.Paper().predictor_width) == (
+        600,
+        2048,
+        0.996,
+        384,
+    )
     for epoch in range(0, 600, 5):
         turn = math.pi * (epoch - 15) / 585
         lr = 1e-4 + 9e-4 * epoch / 15 if epoch < 15 else 1e-6 + (1e-3 - 1e-6) * (1 + math.cos(turn)) / 2
-        assert train.lr * schedule(train, epoch / 600) == pytest.approx(lr)
-        heavier = 0.4 + (0.04 - 0.4) * (1 + math.cos(math.pi * epoch / 600)) / 2  # `CosineWDSchedule`
-        assert train.weight_decay * decay(train, epoch / 600) == pytest.approx(heavier)
+        assert train.lr * lr_factor(train, epoch / 600) == pytest.approx(lr)
+        weight_decay = 0.4 + (0.04 - 0.4) * (1 + math.cos(math.pi * epoch / 600)) / 2  # `CosineWDSchedule`
+        assert train.weight_decay * weight_decay_factor(train, epoch / 600) == pytest.approx(weight_decay)
 
 
 def test_blocks_reach_the_last_row_and_the_last_column(source):
-    """The released sampler draws corners below `height - h`, which leaves them out."""
-    hidden = torch.cat([puzzle(made(source), source, seed).hidden.flatten() for seed in range(10)])
-    often = hidden.bincount(minlength=64).view(8, 8)
-    assert (often[-1] > 0).all() and (often[:, -1] > 0).all()
+    """The released sampler draws corners below `height - h`, which excludes them."""
+    masked = torch.cat([puzzle(made(source), source, seed).masked.flatten() for seed in range(10)])
+    counts = masked.bincount(minlength=64).view(8, 8)
+    assert (counts[-1] > 0).all() and (counts[:, -1] > 0).all()
 
 
 def test_the_teacher_is_exported(source):
@@ -194,7 +202,7 @@ def test_the_teacher_is_exported(source):
     assert method.export() is method.teacher
 
 
-def test_with_a_gradient_through_the_teacher_all_patches_get_the_same_features(source):
+def test_features_collapse_with_a_gradient_through_the_teacher(source):
     """A planted collapse: student and target are one network, both trained."""
 
     def spread(planted):
@@ -215,17 +223,22 @@ def test_with_a_gradient_through_the_teacher_all_patches_get_the_same_features(s
     assert spread(True) < 0.5 * spread(False)
 
 
-# ---- what cannot be
+# ---- errors
 
 
 @pytest.mark.parametrize(
-    ("encoder", "knobs", "said"),
+    ("encoder", "config", "message"),
     [
         ("resnet_small:width=8", {}, "plain vision transformer"),
-        (VIT.replace("patch_size=4", "patch_size=16"), {}, "16 patches or more"),
-        (VIT, {"width": 30}, "no multiple of 4"),
+        (VIT, {"predictor_width": 30}, "not a multiple of 4"),
     ],
 )
-def test_what_cannot_be_is_said_in_one_line(source, encoder, knobs, said):
-    with pytest.raises(UserError, match=said):
-        made(source, encoder, **knobs)
+def test_unsupported_settings_are_refused_in_one_line(source, encoder, config, message):
+    with pytest.raises(UserError, match=message):
+        made(source, encoder, **config)
+
+
+def test_images_need_at_least_sixteen_patches(source):
+    net = encoders.build(VIT.replace("patch_size=4", "patch_size=16"), source.channels, source.size)
+    with pytest.raises(UserError, match=r"ijepa takes images of 64 px or more.*a smaller patch_size"):
+        requirements.check(ijepa.Config(), net, source)

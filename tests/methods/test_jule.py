@@ -1,4 +1,4 @@
-"""JULE: both losses by loops, who is in a triplet, when clusters merge and by what, that no label is near."""
+"""JULE: both losses in loops, triplets, the merging of clusters, and that labels are not used."""
 
 import inspect
 import itertools
@@ -12,22 +12,23 @@ from torch import Tensor
 from torch.testing import assert_close
 
 import pretask
-from pretask import encoders, methods
-from pretask.config import schedule
-from pretask.evals import cluster_metrics as clustering
+from pretask import encoders, limits, methods
+from pretask.config import lr_factor
+from pretask.evals import cluster_metrics
 from pretask.methods import jule
 from pretask.methods.base.context import Context
 from pretask.ops import agglomerative as ag
 from pretask.rng import Rng
+from pretask.train import requirements
 from pretask.train.plan import Plan
-from pretask.transforms import augment as images
+from pretask.transforms import augment
 from pretask.types import Batch, UserError
 
 SMALL = "jule:width=8"
 
 
-class Pictures:
-    """Images of noise around four means, one after the other; who is of which is told to tests alone."""
+class ClusteredImages:
+    """A source of noisy images around four means in turn; only the tests know which."""
 
     name, provides, bad, channels, size = "pictures", frozenset(), {}, 3, 16
 
@@ -43,16 +44,16 @@ class Pictures:
         return Batch(index, self.image[index])
 
 
-def at(epoch: int, epochs: int, source: Pictures) -> Context:
+def context(epoch: int, epochs: int, source: ClusteredImages) -> Context:
     return Context(source, [], Plan.of(epochs, 1).at(epoch), Rng(0, "begin", epoch))
 
 
-def built(source: Pictures | None = None, **knobs) -> jule.Jule:
-    source = source or Pictures()
+def build(source: ClusteredImages | None = None, **options) -> jule.Jule:
+    source = source or ClusteredImages()
     torch.manual_seed(0)
-    config = jule.Config(**{"clusters": 4, "unroll": 0.2} | knobs)
+    config = jule.Config(**{"clusters": 4, "unrolling_rate": 0.2} | options)
     method = config.build(encoders.build(SMALL, 3, 16), source).train()
-    method.begin(at(0, 1, source))
+    method.begin(context(0, 1, source))
     return method
 
 
@@ -67,7 +68,7 @@ def unit(rng: Rng, *shape: int) -> Tensor:
 # ---- triplets
 
 
-def test_every_pair_of_a_cluster_is_in_once_with_distinct_images_of_others():
+def test_every_pair_of_a_cluster_is_an_anchor_once_with_distinct_negatives():
     label = Rng(1).integers(60, high=7)
     anchor, positive, negative = jule.triplets(label, Rng(2).uniform(60), 20)
     pairs = list(zip(anchor.tolist(), positive.tolist(), strict=True))
@@ -79,12 +80,12 @@ def test_every_pair_of_a_cluster_is_in_once_with_distinct_images_of_others():
 @pytest.mark.parametrize(
     ("clusters", "each", "negatives", "expected"), [(10, 10, 9, 4050), (50, 2, 20, 1000)]
 )
-def test_there_are_as_many_triplets_as_published(clusters, each, negatives, expected):
+def test_number_of_triplets_is_as_published(clusters, each, negatives, expected):
     label = torch.arange(clusters).repeat(each)
     assert jule.triplets(label, Rng(1).uniform(100), negatives)[2].numel() == expected
 
 
-def test_negatives_are_any_of_the_others_equally_often():
+def test_negatives_are_uniform_over_other_clusters():
     label = torch.tensor([0, 0, 1, 2, 3, 3, 4])
     count = torch.zeros(7)
     for seed in range(2000):
@@ -94,7 +95,7 @@ def test_negatives_are_any_of_the_others_equally_often():
     assert_close(count[2:] / 2000, torch.full((5,), 2 / 5), atol=0.05, rtol=0)
 
 
-def test_fewer_others_than_negatives_are_taken_more_than_once():
+def test_negatives_repeat_if_there_are_too_few_others():
     anchor, _, negative = jule.triplets(torch.tensor([0, 0, 0, 1, 2]), Rng(1).uniform(5), 20)
     assert len(anchor) == 3
     for row in negative.tolist():
@@ -103,8 +104,8 @@ def test_fewer_others_than_negatives_are_taken_more_than_once():
 
 @pytest.mark.parametrize("label", [[0, 0, 0, 0], [0, 1, 2, 3]])
 @pytest.mark.parametrize("loss", ["margin", "affinity"])
-def test_a_batch_of_one_cluster_or_of_single_images_teaches_nothing(label, loss):
-    method = built(loss=loss)
+def test_batches_without_triplets_give_no_loss_and_no_gradient(label, loss):
+    method = build(loss=loss)
     p = jule.Clustered(torch.rand(4, 3, 16, 16), torch.tensor(label), torch.rand(4))
     found = method.loss(p)
     found.total.backward()
@@ -117,29 +118,29 @@ def test_a_batch_of_one_cluster_or_of_single_images_teaches_nothing(label, loss)
 
 def case():
     label = torch.tensor([0, 0, 1, 1, 1, 2])
-    places = jule.triplets(label, Rng(2).uniform(6), 2)
-    return unit(Rng(1), 6, 8).double().requires_grad_(), places
+    index = jule.triplets(label, Rng(2).uniform(6), 2)
+    return unit(Rng(1), 6, 8).double().requires_grad_(), index
 
 
-def triples(places):
-    for a, p, row in zip(*(x.tolist() for x in places), strict=True):
+def triples(index):
+    for a, p, row in zip(*(x.tolist() for x in index), strict=True):
         yield from ((a, p, n) for n in row)
 
 
-@pytest.mark.parametrize(("own", "margin"), [(1.0, 0.2), (2.0, 1.0)])
-def test_the_margin_loss_is_that_of_a_loop(own, margin):
-    rows, places = case()
+@pytest.mark.parametrize(("weight", "margin"), [(1.0, 0.2), (2.0, 1.0)])
+def test_margin_loss_matches_the_formula_in_loops(weight, margin):
+    rows, index = case()
     z, terms = rows.detach(), []
-    for a, p, n in triples(places):
+    for a, p, n in triples(index):
         near, far = (sum((float(z[a, i]) - float(z[b, i])) ** 2 for i in range(8)) for b in (p, n))
-        terms.append(max(0.0, own * near - far + margin))
+        terms.append(max(0.0, weight * near - far + margin))
     assert sum(t > 0 for t in terms) > 0
-    assert_close(jule.margin_loss(z, places, own, margin).item(), sum(terms) / len(terms))
+    assert_close(jule.margin_loss(z, index, weight, margin).item(), sum(terms) / len(terms))
 
 
-@pytest.mark.parametrize("own", [1.0, 2.0])
-def test_the_affinity_loss_is_the_papers_of_a_loop_but_for_a_constant(own):
-    rows, places = case()
+@pytest.mark.parametrize("weight", [1.0, 2.0])
+def test_affinity_loss_matches_the_paper_formula_up_to_a_constant(weight):
+    rows, index = case()
     z = rows.detach()
 
     def squared(i, j):
@@ -147,79 +148,79 @@ def test_the_affinity_loss_is_the_papers_of_a_loop_but_for_a_constant(own):
 
     scale = sum(squared(i, j) for i in range(6) for j in range(6)) / 36
     terms = []
-    for a, p, n in triples(places):
-        terms.append(-(own * math.exp(-squared(a, p) / scale) - math.exp(-squared(a, n) / scale)))
-    assert_close(jule.affinity_loss(z, places, own).item(), own + sum(terms) / len(terms))
+    for a, p, n in triples(index):
+        terms.append(-(weight * math.exp(-squared(a, p) / scale) - math.exp(-squared(a, n) / scale)))
+    assert_close(jule.affinity_loss(z, index, weight).item(), weight + sum(terms) / len(terms))
 
 
-def test_the_gradient_of_the_margin_loss_is_that_of_finite_differences():
-    z, places = case()
-    assert torch.autograd.gradcheck(lambda z: jule.margin_loss(z, places, 1.0, 5.0), z)
+def test_margin_loss_gradient_matches_finite_differences():
+    z, index = case()
+    assert torch.autograd.gradcheck(lambda z: jule.margin_loss(z, index, 1.0, 5.0), z)
 
 
-def test_all_parts_of_a_triplet_are_moved():
-    """The released code's own gradient reached the anchors alone."""
+def test_anchor_positive_and_negative_all_get_gradients():
+    """The released code's gradient only reaches the anchors."""
     z, _ = case()
     for loss in (jule.margin_loss, jule.affinity_loss):
-        knobs = (1.0, 1.0)[: 2 if loss is jule.margin_loss else 1]
-        places = torch.tensor([0]), torch.tensor([1]), torch.tensor([[2]])
-        (gradient,) = torch.autograd.grad(loss(z, places, *knobs), z)
+        options = (1.0, 1.0)[: 2 if loss is jule.margin_loss else 1]
+        index = torch.tensor([0]), torch.tensor([1]), torch.tensor([[2]])
+        (gradient,) = torch.autograd.grad(loss(z, index, *options), z)
         assert gradient[:3].abs().amax(1).min() > 1e-3 and not gradient[3:].any()
 
 
-def test_images_that_all_look_alike_cost_the_margin():
-    method, source = built(), Pictures()
+def test_loss_of_identical_images_is_the_margin():
+    method, source = build(), ClusteredImages()
     p = method.pretext(source.__getitems__(torch.arange(40)), Rng(1))
-    alike = jule.Clustered(torch.full_like(p.image, 0.5), p.label, p.draw)
-    found = method.loss(alike)
+    identical = jule.Clustered(torch.full_like(p.image, 0.5), p.label, p.draw)
+    found = method.loss(identical)
     assert found.parts["pairs"] > 0
     assert_close(found.total.item(), 0.2, atol=1e-5, rtol=0)
 
 
-def test_the_loss_is_near_the_margin_at_first_and_which_one_is_chosen():
-    source = Pictures()
+def test_untrained_loss_is_near_its_expected_value_for_both_losses():
+    source = ClusteredImages()
     batch = source.__getitems__(torch.arange(80))
     for loss, low, high in (("margin", 0.0, 0.3), ("affinity", 0.3, 1.2)):
-        method = built(source, loss=loss)
+        method = build(source, loss=loss)
         p = method.pretext(batch, Rng(1))
         found, z = method.loss(p), F.normalize(method.head(method.encoder(p.image)["pool"]), dim=1)
-        places = jule.triplets(p.label, p.draw, min(20, int(method.label.max())))
+        index = jule.triplets(p.label, p.draw, min(20, int(method.label.max())))
         if loss == "margin":
-            assert_close(found.total, jule.margin_loss(z, places, 1.0, 0.2))
+            assert_close(found.total, jule.margin_loss(z, index, 1.0, 0.2))
         else:
-            assert_close(found.total, jule.affinity_loss(z, places, 1.0))
+            assert_close(found.total, jule.affinity_loss(z, index, 1.0))
         assert low < found.total.item() < high
 
 
 # ---- clusters
 
 
-def test_the_puzzle_shows_each_image_with_its_own_cluster():
-    method, source = built(), Pictures()
+def test_pretext_has_each_image_with_its_cluster():
+    method, source = build(), ClusteredImages()
     index = torch.tensor([7, 3, 79, 12])
     p = method.pretext(source.__getitems__(index), Rng(1))
     assert torch.equal(p.label, method.label[index])
     assert torch.equal((255 * p.image).round().to(torch.uint8), source.image[index])
 
 
-def test_it_begins_with_chains_in_pixels():
-    method, source = built(), Pictures()
+def test_initial_clusters_are_neighbor_chains_of_pixels():
+    method, source = build(), ClusteredImages()
     x = source.image.flatten(1).double() / 255
     x = x / x.norm(dim=1, keepdim=True).clamp(min=1)
     nearest = torch.cdist(x, x).fill_diagonal_(math.inf).argmin(1)
-    assert groups(method.label) == groups(ag.chains(nearest))
-    assert int(method.first) == len(groups(method.label)) <= 40
+    assert groups(method.label) == groups(ag.neighbor_chains(nearest))
+    assert int(method.initial_clusters) == len(groups(method.label)) <= 40
 
 
-def test_pixels_are_shortened_to_one_never_lengthened_and_large_images_are_reduced():
+def test_pixel_rows_have_length_at_most_1_and_large_images_are_downscaled():
     x = torch.stack([torch.full((1, 8, 8), v) for v in (0.01, 1.0)])
-    assert_close(jule.raw(x).norm(dim=1), torch.tensor([0.08, 1.0]))
-    assert jule.raw(torch.rand(2, 3, 64, 64)).shape == (2, 3 * 18 * 18)
-    assert jule.raw(torch.rand(2, 1, 28, 28)).shape == (2, 28 * 28)
+    assert_close(jule.flat_pixels(x).norm(dim=1), torch.tensor([0.08, 1.0]))
+    assert jule.flat_pixels(torch.rand(2, 3, 64, 64)).shape == (2, 3 * 18 * 18)
+    assert jule.flat_pixels(torch.rand(2, 1, 28, 28)).shape == (2, 28 * 28)
 
 
 @pytest.mark.parametrize(
-    ("first", "last", "unroll", "expected"),
+    ("first", "last", "unrolling_rate", "expected"),
     [
         (1000, 10, 0.9, [1000, 100, 10]),
         (17, 10, 0.9, [17, 10]),
@@ -228,32 +229,34 @@ def test_pixels_are_shortened_to_one_never_lengthened_and_large_images_are_reduc
         (11, 2, 0.5, [11, 5, 2]),
     ],
 )
-def test_the_number_of_clusters_falls_by_its_share_and_never_below_the_wanted(first, last, unroll, expected):
-    assert ag.course(first, last, unroll) == expected
+def test_merge_schedule_falls_by_the_unrolling_rate_to_the_final_number(
+    first, last, unrolling_rate, expected
+):
+    assert ag.merge_schedule(first, last, unrolling_rate) == expected
 
 
-def test_a_fifth_at_a_time_takes_twenty_rounds():
-    assert 19 <= len(ag.course(1000, 10, 0.2)) - 1 <= 21
-    assert ag.course(1000, 10, 0.2)[:3] == [1000, 800, 640]
+def test_an_unrolling_rate_of_a_fifth_takes_about_20_periods():
+    assert 19 <= len(ag.merge_schedule(1000, 10, 0.2)) - 1 <= 21
+    assert ag.merge_schedule(1000, 10, 0.2)[:3] == [1000, 800, 640]
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 3, 4, 5, 7, 12])
-def test_clusters_merge_at_the_beginning_of_a_period_alone_and_the_last_has_as_many_as_wanted(epochs):
-    source = Pictures()
-    method = built(source)
-    counts = ag.course(int(method.first), 4, 0.2)
+def test_clusters_merge_only_at_the_beginning_of_periods_down_to_the_final_number(epochs):
+    source = ClusteredImages()
+    method = build(source)
+    counts = ag.merge_schedule(int(method.initial_clusters), 4, 0.2)
     assert len(counts) >= 3
     seen, before = [], groups(method.label)
     for epoch in range(epochs):
-        method.begin_epoch(at(epoch, epochs, source))
+        method.begin_epoch(context(epoch, epochs, source))
         now = groups(method.label)
         assert sum(map(len, now)) == 80
         assert all(any(old <= new for new in now) for old in before)  # merged, never split
         assert len(now) in counts
         if len(now) == len(before):
             assert now == before
-        method.begin_epoch(at(epoch, epochs, source))
-        assert groups(method.label) == now  # asked again, nothing moves
+        method.begin_epoch(context(epoch, epochs, source))
+        assert groups(method.label) == now  # a second call changes nothing
         seen.append(len(now))
         before = now
     assert seen[-1] == 4
@@ -262,31 +265,31 @@ def test_clusters_merge_at_the_beginning_of_a_period_alone_and_the_last_has_as_m
         assert max(map(seen.count, counts)) - min(map(seen.count, counts)) <= 1
 
 
-def test_clusters_merge_by_what_the_network_makes_of_the_images(monkeypatch):
-    """By the graph of the head's unit rows in evaluation mode, not by pixels."""
-    source = Pictures()
-    method = built(source, neighbours=5, exact=False, rivals=3)
+def test_clusters_merge_by_the_embeddings_of_the_images(monkeypatch):
+    """By the graph of the normalized head outputs in eval mode, not of pixels."""
+    source = ClusteredImages()
+    method = build(source, neighbors=5, exact=False, neighbor_clusters=3)
     asked = {}
     real = ag.agglomerate
 
-    def watched(w, label, x, clusters, **knobs):
-        asked.update(w=w, x=x, knobs=knobs)
-        return real(w, label, x, clusters, **knobs)
+    def watched(w, label, x, clusters, **options):
+        asked.update(w=w, x=x, options=options)
+        return real(w, label, x, clusters, **options)
 
     monkeypatch.setattr(ag, "agglomerate", watched)
-    method.begin_epoch(at(9, 10, source))
+    method.begin_epoch(context(9, 10, source))
     assert method.training
     method.eval()
     with torch.no_grad():
-        z = F.normalize(method.head(method.encoder(images.to_float(source.image))["pool"]), dim=1)
+        z = F.normalize(method.head(method.encoder(augment.to_float(source.image))["pool"]), dim=1)
     assert_close(asked["x"], z)
     assert asked["w"].nnz == 80 * 5
-    assert asked["knobs"] == {"rivals": 3, "exact": False, "wanted": 4, "smallest": 0.05}
+    assert asked["options"] == {"neighbor_clusters": 3, "exact": False, "final_clusters": 4, "smallest": 0.05}
 
 
-def test_a_run_finds_the_four_means_and_no_one_told_it(tmp_path):
-    """Labels are in the file; the same file without them gives the same run."""
-    source, label = Pictures(), []
+def test_a_run_finds_the_four_means_without_labels(tmp_path):
+    """The file has labels; the same file without labels gives the same run."""
+    source, label = ClusteredImages(), []
     for truth in (source.truth, None):
         path = tmp_path / f"{len(label)}.npz"
         named = {} if truth is None else {"labels": truth.numpy()}
@@ -303,30 +306,30 @@ def test_a_run_finds_the_four_means_and_no_one_told_it(tmp_path):
         )
         label.append(run.method.label)
     assert torch.equal(*label)
-    assert clustering.nmi(clustering.table(source.truth, label[0])) > 0.9
+    assert cluster_metrics.nmi(cluster_metrics.contingency_table(source.truth, label[0])) > 0.9
 
 
-def test_nothing_in_it_reads_labels_of_the_source():
+def test_the_method_does_not_read_labels_of_the_source():
     assert ".label" not in inspect.getsource(jule).replace("self.label", "").replace("pretext.label", "")
     assert set(Batch.__dataclass_fields__) == {"index", "image", "aux"}
 
 
-def test_a_state_restored_between_two_merges_goes_on_with_its_clusters():
-    source = Pictures()
-    method = built(source)
-    method.begin_epoch(at(2, 5, source))
-    assert 4 < len(groups(method.label)) < int(method.first)
-    resumed = jule.Config(clusters=4, unroll=0.2).build(encoders.build(SMALL, 3, 16), source)
+def test_a_state_restored_between_two_merges_continues_with_its_clusters():
+    source = ClusteredImages()
+    method = build(source)
+    method.begin_epoch(context(2, 5, source))
+    assert 4 < len(groups(method.label)) < int(method.initial_clusters)
+    resumed = jule.Config(clusters=4, unrolling_rate=0.2).build(encoders.build(SMALL, 3, 16), source)
     resumed.load_state_dict(method.state_dict())
     for m in (method, resumed.train()):
-        m.begin_epoch(at(4, 5, source))
+        m.begin_epoch(context(4, 5, source))
     assert torch.equal(method.label, resumed.label)
 
 
 # ---- recipes
 
 
-def test_the_papers_nets_come_to_the_published_widths():
+def test_paper_networks_have_the_published_widths():
     for spec, channels, size, dim in (
         ("jule:blocks=1", 1, 16, 1800),
         ("jule:pools=1", 1, 28, 3200),
@@ -336,17 +339,17 @@ def test_the_papers_nets_come_to_the_published_widths():
         assert encoders.build(spec, channels, size).dim == dim
 
 
-def test_the_papers_learning_rate_is_never_far_from_the_published_course():
-    """train.lua:412-414, over 60 epochs of 100 steps, and what MNIST's 10,000 images make of them."""
+def test_paper_learning_rate_approximates_the_published_schedule():
+    """train.lua:412-414, over 60 epochs of 100 steps for MNIST's 10,000 images."""
     train = jule.Paper.train
     assert train.epochs * 10_000 // train.batch == 6000
     for step in range(0, 6000, 25):
         published = (1 + 0.0001 * step) ** -0.75
-        assert_close(schedule(train, step / 6000), published, rtol=0.027, atol=0)
+        assert_close(lr_factor(train, step / 6000), published, rtol=0.027, atol=0)
 
 
 class Torch7:
-    """optim/sgd.lua:35-82 where `dampening` is not given, on one number."""
+    """optim/sgd.lua:35-82 with default `dampening`, for one parameter."""
 
     def __init__(self, lr: float, momentum: float, decay: float):
         self.lr, self.momentum, self.decay, self.v = lr, momentum, decay, None
@@ -359,9 +362,9 @@ class Torch7:
 
 
 @pytest.mark.parametrize("kind", ["matrix", "vector"])
-def test_the_papers_steps_are_as_long_as_those_of_torch7_whose_momentum_is_dampened(kind):
-    """For gradients that change slowly, with the decay, which reaches gains and biases as well."""
-    method = jule.Paper(clusters=4).build(encoders.build(SMALL, 3, 16), Pictures())
+def test_paper_steps_equal_those_of_torch7_with_dampened_momentum(kind):
+    """For slowly changing gradients, with weight decay, which includes gains and biases."""
+    method = jule.Paper(clusters=4).build(encoders.build(SMALL, 3, 16), ClusteredImages())
     (optimizer,) = method.optimizers(jule.Paper.train)
     p = {"matrix": method.head.weight, "vector": method.encoder.net.conv1[1].weight}[kind]
     theirs, x = Torch7(0.01, 0.9, 5e-5), 1.0
@@ -378,8 +381,8 @@ def test_the_papers_steps_are_as_long_as_those_of_torch7_whose_momentum_is_dampe
     assert late[:, 0].abs().max() > 5e-3
 
 
-def test_decay_alone_pulls_the_papers_weights_as_torch7s_does():
-    method = jule.Paper(clusters=4).build(encoders.build(SMALL, 3, 16), Pictures()).double()
+def test_paper_weight_decay_equals_that_of_torch7():
+    method = jule.Paper(clusters=4).build(encoders.build(SMALL, 3, 16), ClusteredImages()).double()
     (optimizer,) = method.optimizers(jule.Paper.train)
     theirs, x, p = Torch7(0.01, 0.9, 5e-5), 1.0, method.head.bias
     torch.nn.init.ones_(p)
@@ -390,11 +393,13 @@ def test_decay_alone_pulls_the_papers_weights_as_torch7s_does():
     assert_close(1 - p[0].item(), 1 - x, rtol=0.01, atol=0)
 
 
-def test_gains_begin_uniform_as_torch7s_do():
+def test_paper_gains_are_initialized_uniformly_as_in_torch7():
     gains = [
         m.weight
         for seed in range(40)
-        for m in (torch.manual_seed(seed), jule.Paper().draw("jule:pools=1", Pictures()))[1].modules()
+        for m in (torch.manual_seed(seed), jule.Paper().build_encoder("jule:pools=1", ClusteredImages()))[
+            1
+        ].modules()
         if isinstance(m, torch.nn.BatchNorm2d)
     ]
     gains = torch.cat(gains)
@@ -405,57 +410,59 @@ def test_gains_begin_uniform_as_torch7s_do():
 
 @pytest.mark.parametrize(
     ("recipe", "expected"),
-    [("paper", lambda z, places: jule.margin_loss(z, places, 1.0, 0.2)), ("paperaffinity", lambda z, places: jule.affinity_loss(z, places, 2.0))],
+    [("paper", lambda z, index: jule.margin_loss(z, index, 1.0, 0.2)), ("paperaffinity", lambda z, index: jule.affinity_loss(z, index, 2.0))],
 )  # fmt: skip
-def test_both_objectives_have_a_name(recipe, expected):
-    source = Pictures()
+def test_both_objectives_have_a_recipe(recipe, expected):
+    source = ClusteredImages()
     torch.manual_seed(0)
     config = methods.recipe(f"jule:{recipe}")(clusters=4)
     method = config.build(encoders.build(SMALL, 3, 16), source).train()
-    method.begin(at(0, 1, source))
+    method.begin(context(0, 1, source))
     p = method.pretext(source.__getitems__(torch.arange(80)), Rng(1))
     found, z = method.loss(p), F.normalize(method.head(method.encoder(p.image)["pool"]), dim=1)
-    places = jule.triplets(p.label, p.draw, min(20, int(method.label.max())))
-    assert_close(found.total, expected(z, places))
+    index = jule.triplets(p.label, p.draw, min(20, int(method.label.max())))
+    assert_close(found.total, expected(z, index))
 
 
-def test_the_published_run_stops_on_reaching_the_wanted_clusters():
-    """train.lua:480-487: a period merges, and ends all training if that was the last merging."""
-    source, unroll, wanted = Pictures(), 0.3, 2
-    method = jule.Paper(clusters=wanted, unroll=unroll).build(encoders.build(SMALL, 3, 16), source)
-    method.begin(at(0, 1, source))
-    trained_on, count = [], int(method.first)
-    while count > wanted:
+def test_paper_run_stops_when_the_final_clusters_are_reached():
+    """train.lua:480-487: training ends with the last merge."""
+    source, unrolling_rate, final = ClusteredImages(), 0.3, 2
+    method = jule.Paper(clusters=final, unrolling_rate=unrolling_rate).build(
+        encoders.build(SMALL, 3, 16), source
+    )
+    method.begin(context(0, 1, source))
+    trained_on, count = [], int(method.initial_clusters)
+    while count > final:
         trained_on.append(count)
-        count -= min(math.ceil(count * unroll), count - wanted)
+        count -= min(math.ceil(count * unrolling_rate), count - final)
     assert len(trained_on) >= 3
     seen = []
     for epoch in range(3 * len(trained_on)):
-        method.begin_epoch(at(epoch, 3 * len(trained_on), source))
+        method.begin_epoch(context(epoch, 3 * len(trained_on), source))
         seen.append(int(method.label.max()) + 1)
     assert seen == [n for n in trained_on for _ in range(3)]
 
 
-def test_ten_thousand_digits_come_to_ten_clusters_after_sixty_epochs():
-    """From about 2,500 chains; the default goes on for another 20."""
-    assert ag.course(2500, 10, jule.Paper.unroll) == [2500, 250, 25, 10]
+def test_paper_schedule_reaches_10_clusters_after_60_epochs():
+    """From about 2,500 chains; the default continues for another 20."""
+    assert ag.merge_schedule(2500, 10, jule.Paper.unrolling_rate) == [2500, 250, 25, 10]
     assert jule.Paper.train.epochs == 20 * 3
 
 
-@pytest.mark.parametrize("knobs", [{"clusters": 1}, {"clusters": 41}])
-def test_what_cannot_be_is_a_one_line_error(knobs):
-    source = Pictures()
-    with pytest.raises(UserError, match="expected"):
-        jule.Config(**knobs).build(encoders.build(SMALL, 3, 16), source)
+def test_impossible_configs_are_user_errors():
+    with pytest.raises(UserError, match=r"jule takes 82 images or more.*, or lower --clusters"):
+        requirements.check(jule.Config(clusters=41), encoders.build(SMALL, 3, 16), ClusteredImages())
+    with pytest.raises(UserError, match="--clusters 1 is out of range"):
+        limits.check(jule.Config(clusters=1))
 
 
-def test_a_run_that_is_stretched_merges_by_the_fraction_that_is_done():
-    source = Pictures()
+def test_merging_follows_the_completed_fraction_of_an_extended_run():
+    source = ClusteredImages()
     method, plan = (
-        built(source),
+        build(source),
         Plan.of(10, 1).changed(5, 105),
-    )  # an epoch a step, half of the schedule in five
-    counts = ag.course(int(method.first), 4, 0.2)
+    )  # one step per epoch, half of the schedule in the first five
+    counts = ag.merge_schedule(int(method.initial_clusters), 4, 0.2)
     for step, fraction in ((4, 0.5), (54, 0.75), (104, 1.0)):
         method.begin_epoch(Context(source, [], plan.at(step), Rng(0)))
         assert int(method.label.max()) + 1 == counts[math.ceil(fraction * len(counts)) - 1]

@@ -1,4 +1,4 @@
-"""What a faithful MoCo must show (He et al. 2020, eq. 1 and algorithm 1; Chen et al. 2021, algorithm 1)."""
+"""Fidelity of MoCo (He et al. 2020, eq. 1 and algorithm 1; Chen et al. 2021, algorithm 1)."""
 
 import copy
 import dataclasses
@@ -10,15 +10,15 @@ import torch.nn.functional as F
 from torch import nn
 from torch.testing import assert_close
 
-from pretask import api, encoders, methods
-from pretask import data as sources
-from pretask.config import schedule
+from pretask import api, data, encoders, methods
+from pretask.config import lr_factor
 from pretask.methods import moco
 from pretask.methods.base.context import Context
 from pretask.rng import Rng
 from pretask.train.plan import Plan
-from pretask.train.run import save_encoder
-from pretask.transforms import augment as images
+from pretask.train.weights import save_encoder
+from pretask.transforms import augment
+from pretask.transforms.color import luma
 from pretask.types import UserError
 
 NOW = Plan.of(10, 10).at(0)
@@ -28,32 +28,35 @@ def unit(n, seed, d=8):
     return F.normalize(Rng(seed).normal(n, d), dim=1)
 
 
-def made(**knobs):
+def made(**config):
     torch.manual_seed(0)
-    source = sources.open("synthetic:32:16")
-    config = dataclasses.replace(moco.Config(queue=64), **knobs)
-    method = config.build(encoders.build("resnet_small:width=16", 3, 16), source).train()
+    source = data.open("synthetic:32:16")
+    method = (
+        dataclasses.replace(moco.Config(queue=64), **config)
+        .build(encoders.build("resnet_small:width=16", 3, 16), source)
+        .train()
+    )
     method.begin(Context(source, [], NOW, Rng(0, "begin")))
     method.puzzle = method.pretext(source.__getitems__(torch.arange(32)), Rng(0))
     return method
 
 
-def test_the_loss_is_the_papers_equation():
+def test_info_nce_is_equation_1():
     q, k, queue, t = unit(4, 1), unit(4, 2), unit(7, 3), 0.3
     slow = 0.0
     for i in range(4):
         right = math.exp(float(q[i] @ k[i]) / t)
         slow -= math.log(right / (right + sum(math.exp(float(q[i] @ other) / t) for other in queue))) / 4
-    assert_close(moco.among_earlier(q, k, queue, t)[0].item(), slow)
+    assert_close(moco.info_nce_queue(q, k, queue, t)[0].item(), slow)
     every = torch.cat([k, queue])
     slow = -sum(
         math.log(math.exp(float(q[i] @ k[i]) / t) / sum(math.exp(float(q[i] @ e) / t) for e in every))
         for i in range(4)
     )
-    assert_close(moco.among(q, every, torch.arange(4), t)[0].item(), slow / 4)
+    assert_close(moco.info_nce(q, every, torch.arange(4), t)[0].item(), slow / 4)
 
 
-def test_values_and_gradients_are_those_of_an_independent_implementation():
+def test_values_and_gradients_match_lightly():
     lightly = pytest.importorskip("lightly.loss")
     theirs = lightly.NTXentLoss(temperature=0.2, memory_bank_size=(16, 8))
     queue = unit(16, 3)
@@ -61,7 +64,7 @@ def test_values_and_gradients_are_those_of_an_independent_implementation():
     theirs.memory_bank.bank_ptr = torch.zeros(1, dtype=torch.int64)
     a, b = Rng(1).normal(6, 8).requires_grad_(), Rng(2).normal(6, 8)
     c = a.detach().clone().requires_grad_()
-    ours = moco.among_earlier(F.normalize(a, dim=1), F.normalize(b, dim=1), queue, 0.2)[0]
+    ours = moco.info_nce_queue(F.normalize(a, dim=1), F.normalize(b, dim=1), queue, 0.2)[0]
     other = theirs(c, b)
     ours.backward()
     other.backward()
@@ -69,75 +72,75 @@ def test_values_and_gradients_are_those_of_an_independent_implementation():
     assert_close(a.grad, c.grad)
 
 
-def test_at_random_the_loss_is_that_of_guessing_among_all_keys():
+def test_loss_of_random_rows_is_at_chance():
     q, k, queue = unit(64, 1, 2048), unit(64, 2, 2048), unit(511, 3, 2048)
-    loss, accuracy = moco.among_earlier(q, k, queue, 1.0)
+    loss, accuracy = moco.info_nce_queue(q, k, queue, 1.0)
     assert abs(loss - math.log(512)) < 0.02 and accuracy < 0.1
 
 
-def test_queries_are_of_the_left_view_by_the_student_and_keys_of_the_right_one_by_the_teacher():
+def test_queries_are_the_students_of_view1_and_keys_the_teachers_of_view2():
     method = made()
     with torch.no_grad():
         for p in method.teacher.parameters():
             p.mul_(1.3)
     method.eval()
-    p, (encoder, head) = method.puzzle, method.teacher
-    q = F.normalize(method.head(method.encoder(p.left)["pool"]), dim=1)
-    k = F.normalize(head(encoder(p.right)["pool"]), dim=1)
-    assert_close(method.loss(p).total, moco.among_earlier(q, k, method.queue, 0.2)[0])
+    p, (encoder, projector) = method.puzzle, method.teacher
+    q = F.normalize(method.projector(method.encoder(p.view1)["pool"]), dim=1)
+    k = F.normalize(projector(encoder(p.view2)["pool"]), dim=1)
+    assert_close(method.loss(p).total, moco.info_nce_queue(q, k, method.queue, 0.2)[0])
     assert_close(method.loss(p).carry, k)
     assert not method.loss(p).carry.requires_grad
 
 
-def test_the_oldest_keys_leave_the_queue_first():
+def test_oldest_keys_leave_the_queue_first():
     method = made(queue=10)
     old, first, second = method.queue.clone(), unit(4, 5, 128), unit(8, 6, 128)
     assert_close(old.norm(dim=1), torch.ones(10))
     method.after_step(first, NOW)
     assert torch.equal(method.queue, torch.cat([first, old[4:]]))
     method.after_step(second, NOW)
-    assert torch.equal(method.queue, torch.cat([second[6:], first[2:], second[:6]])) and method.place == 2
+    assert torch.equal(method.queue, torch.cat([second[6:], first[2:], second[:6]])) and method.queue_ptr == 2
 
 
-def test_more_keys_than_places_leave_the_last():
+def test_queue_keeps_the_last_keys_of_a_larger_batch():
     method, key = made(queue=10), unit(32, 5, 128)
     method.after_step(key, NOW)
     assert torch.equal(method.queue, key[-10:])
 
 
-def test_with_a_queue_the_teacher_keeps_the_same_share_throughout():
-    for queue, kept in ((64, 0.99), (0, 0.995)):
+def test_ema_momentum_is_constant_with_a_queue():
+    for queue, momentum in ((64, 0.99), (0, 0.995)):
         method = made(queue=queue)
         before = [p.clone() for p in method.teacher.parameters()]
-        for p in (*method.encoder.parameters(), *method.head.parameters()):
+        for p in (*method.encoder.parameters(), *method.projector.parameters()):
             p.data += 1
         method.after_step(unit(32, 1, 128), Plan.of(10, 10).at(5))
         for old, p in zip(before, method.teacher.parameters(), strict=True):
-            assert_close(p, old + (1 - kept), rtol=0, atol=1e-6)
+            assert_close(p, old + (1 - momentum), rtol=0, atol=1e-6)
 
 
-def test_version_3_asks_both_views_among_the_batch_through_a_predictor():
+def test_v3_loss_is_symmetric_with_in_batch_negatives_and_a_predictor():
     method = made(queue=0).eval()
-    p, t, (encoder, head) = method.puzzle, 0.2, method.teacher
+    p, t, (encoder, projector) = method.puzzle, 0.2, method.teacher
     q1, q2 = (
-        F.normalize(method.predictor(method.head(method.encoder(x)["pool"])), dim=1)
-        for x in (p.left, p.right)
+        F.normalize(method.predictor(method.projector(method.encoder(x)["pool"])), dim=1)
+        for x in (p.view1, p.view2)
     )
-    k1, k2 = (F.normalize(head(encoder(x)["pool"]), dim=1) for x in (p.left, p.right))
+    k1, k2 = (F.normalize(projector(encoder(x)["pool"]), dim=1) for x in (p.view1, p.view2))
     own = torch.arange(32)
     expected = F.cross_entropy(q1 @ k2.T / t, own) + F.cross_entropy(q2 @ k1.T / t, own)
     assert_close(method.loss(p).total, 2 * t * expected)
     assert method.loss(p).carry is None
 
 
-def test_version_3_has_batch_norms_see_one_view_at_a_time():
+def test_v3_batch_norms_see_one_view_at_a_time():
     """Appendix A of v3: the two crops of an image are never in one batch."""
     method = made(queue=0).train()
     p, alone = method.puzzle, copy.deepcopy(method)
     total = method.loss(p).total
-    encoder, head = alone.teacher
-    q1, q2 = (alone.predictor(alone.head(alone.encoder(x)["pool"])) for x in (p.left, p.right))
-    k1, k2 = (head(encoder(x)["pool"]) for x in (p.left, p.right))
+    encoder, projector = alone.teacher
+    q1, q2 = (alone.predictor(alone.projector(alone.encoder(x)["pool"])) for x in (p.view1, p.view2))
+    k1, k2 = (projector(encoder(x)["pool"]) for x in (p.view1, p.view2))
     q1, q2, k1, k2 = (F.normalize(x, dim=1) for x in (q1, q2, k1, k2))
     own = torch.arange(32)
     expected = F.cross_entropy(q1 @ k2.T / 0.2, own) + F.cross_entropy(q2 @ k1.T / 0.2, own)
@@ -152,33 +155,33 @@ def layers(net):
     ]
 
 
-def test_the_head_of_version_1_is_one_linear_layer():
+def test_v1_projector_is_one_linear_layer():
     """moco/builder.py:31 at 7397dfe: the last layer of the ResNet, for 128 classes."""
     config = methods.recipe("moco:paperv1")()
-    method = made(hidden=config.hidden, normed=config.normed, width=config.width)
+    method = made(hidden=config.hidden, hidden_bn=config.hidden_bn, width=config.width)
     expected = [("Linear", [(128, method.encoder.dim), (128,)])]
-    assert layers(method.head) == expected and layers(method.teacher[1]) == expected
+    assert layers(method.projector) == expected and layers(method.teacher[1]) == expected
 
 
-def test_the_head_of_version_2_is_the_released_one_without_batch_norm():
+def test_v2_projector_is_the_released_one_without_batch_norm():
     """moco/builder.py:36 at 7397dfe: Linear, ReLU, Linear, all with biases."""
-    method = made(hidden=40, width=24, normed=moco.Paper().normed)
+    method = made(hidden=40, width=24, hidden_bn=moco.Paper().hidden_bn)
     expected = [("Linear", [(40, method.encoder.dim), (40,)]), ("ReLU", []), ("Linear", [(24, 40), (24,)])]
-    assert layers(method.head) == expected and layers(method.teacher[1]) == expected
+    assert layers(method.projector) == expected and layers(method.teacher[1]) == expected
     assert layers(method.predictor) == [("Identity", [])]
 
 
-def test_the_heads_of_version_3_are_the_released_ones_of_a_resnet():
-    """moco/builder.py:36-52 and 105-109 at c349e6e: two matrices each, and a batch norm without gain ends the projector."""
+def test_v3_heads_of_a_resnet_are_the_released_ones():
+    """moco/builder.py:36-52 and 105-109 at c349e6e: two matrices each; the projector ends in a batch norm without gain."""
     method = made(queue=0, hidden=40, width=24)
 
-    def two(i):
+    def two_layers(i):
         return [("Linear", [(40, i)]), ("BatchNorm1d", [(40,), (40,)]), ("ReLU", []), ("Linear", [(24, 40)])]
 
-    projector = [*two(method.encoder.dim), ("BatchNorm1d", [])]
-    assert layers(method.head) == projector and layers(method.teacher[1]) == projector
-    assert layers(method.predictor) == two(24)
-    out = method.train().head(Rng(1).normal(64, method.encoder.dim))
+    projector = [*two_layers(method.encoder.dim), ("BatchNorm1d", [])]
+    assert layers(method.projector) == projector and layers(method.teacher[1]) == projector
+    assert layers(method.predictor) == two_layers(24)
+    out = method.train().projector(Rng(1).normal(64, method.encoder.dim))
     assert_close(out.mean(0), torch.zeros(24), atol=1e-5, rtol=0)
     assert_close(out.square().mean(0), torch.ones(24), atol=1e-2, rtol=0)
 
@@ -186,47 +189,51 @@ def test_the_heads_of_version_3_are_the_released_ones_of_a_resnet():
 VIT = "vit_tiny_patch16_224:patch_size=4,embed_dim=48,depth=2"
 
 
-def test_the_heads_of_version_3_are_the_released_ones_of_a_transformer():
-    """moco/builder.py:36-52 and 112-122 at c349e6e: a third matrix in the projector, a norm at both ends."""
+def test_v3_heads_of_a_vit_are_the_released_ones():
+    """moco/builder.py:36-52 and 112-122 at c349e6e: a third matrix in the projector, and both end in a batch norm."""
     config = moco.V3(hidden=40, width=24)
-    source = sources.open("synthetic:32:16")
-    method = config.build(config.draw(VIT, source), source)
+    source = data.open("synthetic:32:16")
+    method = config.build(config.build_encoder(VIT, source), source)
 
     def hidden(i):
         return [("Linear", [(40, i)]), ("BatchNorm1d", [(40,), (40,)]), ("ReLU", [])]
 
     end = [("Linear", [(24, 40)]), ("BatchNorm1d", [])]
-    assert layers(method.head) == [*hidden(48), *hidden(40), *end] == layers(method.teacher[1])
+    assert layers(method.projector) == [*hidden(48), *hidden(40), *end] == layers(method.teacher[1])
     assert layers(method.predictor) == [*hidden(24), *end]
 
 
 @pytest.fixture(scope="module")
 def vit_small():
-    """Of the recipe, drawn by it."""
-    config, source = methods.recipe("moco:paperv3vit")(), sources.open("synthetic:2:224")
+    """MoCo with the recipe's encoder, initialized by the recipe."""
+    config, source = methods.recipe("moco:paperv3vit")(), data.open("synthetic:2:224")
     torch.manual_seed(0)
-    return config.build(config.draw(config.encoder, source), source)
+    return config.build(config.build_encoder(config.encoder, source), source)
 
 
-def test_the_transformer_has_the_numbers_of_the_released_one(vit_small):
+def test_v3_vit_has_as_many_parameters_as_the_released_one(vit_small):
     """Counted by hand from vits.py and moco/builder.py at c349e6e."""
     block = 2 * 768 + (384 * 1152 + 1152) + (384 * 384 + 384) + (384 * 1536 + 1536) + (1536 * 384 + 384)
-    patches, places = 3 * 16 * 16 * 384 + 384, 197 * 384
+    patch_embed, pos_embed = 3 * 16 * 16 * 384 + 384, 197 * 384
     net = vit_small.encoder.net
-    assert sum(p.numel() for p in net.parameters()) == patches + 384 + places + 12 * block + 768 == 21_665_664
-    assert sum(p.numel() for p in net.parameters() if p.requires_grad) == 21_665_664 - patches - places
+    assert (
+        sum(p.numel() for p in net.parameters())
+        == patch_embed + 384 + pos_embed + 12 * block + 768
+        == 21_665_664
+    )
+    assert sum(p.numel() for p in net.parameters() if p.requires_grad) == 21_665_664 - patch_embed - pos_embed
     assert [block.attn.num_heads for block in net.blocks] == [12] * 12
     assert {layer.eps for layer in net.modules() if isinstance(layer, nn.LayerNorm)} == {1e-6}
-    head = 384 * 4096 + 4096 * 4096 + 4096 * 256 + 2 * 2 * 4096
-    assert sum(p.numel() for p in vit_small.head.parameters()) == head == 19_415_040
+    projector = 384 * 4096 + 4096 * 4096 + 4096 * 256 + 2 * 2 * 4096
+    assert sum(p.numel() for p in vit_small.projector.parameters()) == projector == 19_415_040
     assert sum(p.numel() for p in vit_small.predictor.parameters()) == 2 * 256 * 4096 + 2 * 4096 == 2_105_344
 
 
-def test_the_transformer_begins_with_the_weights_of_the_released_one(vit_small):
+def test_v3_vit_is_initialized_as_the_released_one(vit_small):
     """vits.py:32-50 at c349e6e: all uniform, between -b and b."""
     bounds = {
         "patch_embed.proj.weight": math.sqrt(6 / (3 * 16 * 16 + 384)),
-        "qkv.weight": math.sqrt(6 / (384 + 384)),  # three matrices that are side by side
+        "qkv.weight": math.sqrt(6 / (384 + 384)),  # query, key and value separately
         "attn.proj.weight": math.sqrt(6 / (384 + 384)),
         "fc1.weight": math.sqrt(6 / (384 + 1536)),
         "fc2.weight": math.sqrt(6 / (1536 + 384)),
@@ -240,8 +247,8 @@ def test_the_transformer_begins_with_the_weights_of_the_released_one(vit_small):
     assert vit_small.encoder.net.cls_token.abs().max() < 1e-5
 
 
-def test_positions_are_the_released_sines_and_cosines_but_for_their_order(vit_small):
-    """vits.py:53-69 at c349e6e; a class token that stands nowhere."""
+def test_position_embeddings_are_the_released_ones_up_to_channel_order(vit_small):
+    """vits.py:53-69 at c349e6e; the class token's is 0."""
     ours = vit_small.encoder.net.pos_embed[0].detach()
     theirs = []
     for row in range(14):
@@ -254,7 +261,7 @@ def test_positions_are_the_released_sines_and_cosines_but_for_their_order(vit_sm
 
 
 def fixed(encoder):
-    """What no step changes, by name."""
+    """The tensors that no step may change, by name."""
     return {
         k: v.clone()
         for k, v in encoder.net.state_dict().items()
@@ -267,11 +274,11 @@ def equal(one, other):
 
 
 @pytest.mark.parametrize("given", [False, True])
-def test_the_embedding_of_patches_never_learns_nor_does_it_after_a_break(given, tmp_path):
-    """--stop-grad-conv1 of the released commands; in the teacher as well, from weights that are loaded as well."""
+def test_patch_embedding_stays_frozen_also_after_a_resume(given, tmp_path):
+    """--stop-grad-conv1 of the released commands; also in the teacher, and if weights are loaded."""
     config = moco.V3()
     torch.manual_seed(2)
-    first = config.draw(VIT, sources.open("synthetic:64:16"))
+    first = config.build_encoder(VIT, data.open("synthetic:64:16"))
     if given:
         (tmp_path / "given").mkdir()
         with torch.no_grad():
@@ -280,7 +287,7 @@ def test_the_embedding_of_patches_never_learns_nor_does_it_after_a_break(given, 
         save_encoder(first, tmp_path / "given")
     run = api.pretrain(
         "moco:v3", "synthetic:64:16", tmp_path / "run", encoder=VIT, seed=2, steps=3,
-        init=tmp_path / "given" if given else None, config={"hidden": 32, "keep": 0.5}, quiet=True,
+        init=tmp_path / "given" if given else None, config={"hidden": 32, "ema_momentum": 0.5}, quiet=True,
         batch=16, lr=0.01, weight_decay=0.1, warmup=0.0, decay_all=True,
     )  # fmt: skip
     early = run.encoder.net.blocks[0].mlp.fc1.weight.clone()
@@ -292,44 +299,44 @@ def test_the_embedding_of_patches_never_learns_nor_does_it_after_a_break(given, 
     assert equal(fixed(longer.method.teacher[0]), fixed(first))
 
 
-def test_where_there_is_a_queue_transformers_learn_all_they_have():
-    source, config = sources.open("synthetic:32:16"), moco.Config(queue=64)
+def test_all_parameters_of_a_vit_are_trained_with_a_queue():
+    source, config = data.open("synthetic:32:16"), moco.Config(queue=64)
     torch.manual_seed(0)
-    drawn = config.draw(VIT, source)
+    drawn = config.build_encoder(VIT, source)
     torch.manual_seed(0)
     plain = encoders.build(VIT, 3, 16)
     assert all(torch.equal(a, b) for a, b in zip(drawn.parameters(), plain.parameters(), strict=True))
     assert all(p.requires_grad for p in config.build(drawn, source).encoder.parameters())
 
 
-def test_without_a_queue_heads_have_hidden_layers_and_positions_a_width_of_fours():
-    source = sources.open("synthetic:32:16")
+def test_v3_requires_hidden_layers_and_a_width_divisible_by_4():
+    source = data.open("synthetic:32:16")
     with pytest.raises(UserError, match="--hidden"):
         made(queue=0, hidden=0)
-    with pytest.raises(UserError, match=r"width 42 .* no multiple of 4"):
-        moco.V3().draw("vit_tiny_patch16_224:patch_size=4,embed_dim=42,depth=1", source)
+    with pytest.raises(UserError, match=r"width must be a multiple of 4; .* has 42"):
+        moco.V3().build_encoder("vit_tiny_patch16_224:patch_size=4,embed_dim=42,depth=1", source)
 
 
 def test_views_of_version_1_lose_their_colors_before_they_are_jittered(monkeypatch):
     """main_moco.py:342-345 at 7397dfe; a hue that turns says nothing to a gray image."""
-    drawn, inner = [], images.jitter
+    drawn, inner = [], augment.color_jitter
     monkeypatch.setattr(
-        images, "jitter", lambda x, rng, *strengths, p: drawn.append((*strengths, p)) or inner(x, rng, *strengths, p=p)
+        augment, "color_jitter", lambda x, rng, *strengths, p: drawn.append((*strengths, p)) or inner(x, rng, *strengths, p=p)
     )  # fmt: skip
     x, whole = Rng(1).uniform(8, 3, 16, 16), {"crop": (1.0, 1.0), "flip": 0.0}
-    one, other = methods.recipe("moco:paperv1")().pair()
-    assert one == other and (one.crop, one.flip, one.grey) == ((0.2, 1.0), 0.5, 0.2)
+    one, other = methods.recipe("moco:paperv1")().augmentations()
+    assert one == other and (one.crop, one.flip, one.gray) == ((0.2, 1.0), 0.5, 0.2)
     assert not one.blur and not one.solarize
     drawn.clear()
     one(x, 16, Rng(0))
     assert drawn == [pytest.approx((0.4, 0.4, 0.4, 0.4, 1.0))]
     with monkeypatch.context() as turning:
         turning.setattr(
-            images, "jitter", lambda x, rng, *strengths, p: inner(x, rng, 0, 0, 0, strengths[3], p)
+            augment, "color_jitter", lambda x, rng, *strengths, p: inner(x, rng, 0, 0, 0, strengths[3], p)
         )
-        gray, colored = (dataclasses.replace(one, **whole, grey=p)(x, 16, Rng(0)) for p in (1.0, 0.0))
-    assert_close(gray, images.luma(x).expand_as(x), atol=1e-4, rtol=0)
-    assert (images.luma(colored) - images.luma(x)).abs().max() > 0.1
+        gray, colored = (dataclasses.replace(one, **whole, gray=p)(x, 16, Rng(0)) for p in (1.0, 0.0))
+    assert_close(gray, luma(x).expand_as(x), atol=1e-4, rtol=0)
+    assert (luma(colored) - luma(x)).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("queue", [64, 0])
@@ -337,12 +344,12 @@ def test_no_gradient_reaches_the_teacher(queue):
     method = made(queue=queue)
     method.loss(method.puzzle).total.backward()
     assert all(p.grad is None for p in method.teacher.parameters())
-    assert all(p.grad is not None for p in method.head.parameters())
+    assert all(p.grad is not None for p in method.projector.parameters())
 
 
-def test_recipes_are_those_of_the_versions():
+def test_recipes_match_the_released_versions():
     v2, v3 = moco.Paper(), moco.PaperV3()
-    assert (v2.queue, v2.keep, v2.temperature, v2.train.optimizer, v2.train.lr) == (
+    assert (v2.queue, v2.ema_momentum, v2.temperature, v2.train.optimizer, v2.train.lr) == (
         65_536,
         0.999,
         0.2,
@@ -351,21 +358,27 @@ def test_recipes_are_those_of_the_versions():
     )
     assert (v2.train.weight_decay, v2.train.decay_all, v2.train.nesterov) == (1e-4, True, False)
     # CONFIG.md of moco-v3: 300 epochs with the defaults 1e-6 and 0.99; 1.5e-6 and 0.996 are for 1000
-    assert (v3.train.epochs, v3.train.weight_decay, v3.keep) == (300, 1e-6, 0.99)
+    assert (v3.train.epochs, v3.train.weight_decay, v3.ema_momentum) == (300, 1e-6, 0.99)
     assert (v3.queue, v3.train.lr, v3.train.batch) == (0, 4.8, 4096)
-    assert v3.pair()[0] != v3.pair()[1] and v2.pair()[0] == v2.pair()[1]
+    assert v3.augmentations()[0] != v3.augmentations()[1] and v2.augmentations()[0] == v2.augmentations()[1]
     v1, vit = moco.PaperV1(), moco.PaperV3ViT()
-    assert (v1.queue, v1.keep, v1.temperature, v1.width, v1.encoder) == (65_536, 0.999, 0.07, 128, v2.encoder)
-    rates = [v1.train.lr * schedule(v1.train, epoch / 200) for epoch in (0, 119, 120, 159, 160, 199)]
+    assert (v1.queue, v1.ema_momentum, v1.temperature, v1.width, v1.encoder) == (
+        65_536,
+        0.999,
+        0.07,
+        128,
+        v2.encoder,
+    )
+    rates = [v1.train.lr * lr_factor(v1.train, epoch / 200) for epoch in (0, 119, 120, 159, 160, 199)]
     assert rates == pytest.approx([0.03, 0.03, 0.003, 0.003, 0.0003, 0.0003])  # main_moco.py:494 at 7397dfe
     assert (vit.train.lr, vit.train.batch, vit.train.optimizer) == (1.5e-4 * 16, 4096, "adamw")
-    assert (vit.temperature, vit.keep, vit.views.crop) == (0.2, 0.99, (0.08, 1.0))
+    assert (vit.temperature, vit.ema_momentum, vit.views.crop) == (0.2, 0.99, (0.08, 1.0))
     (method_groups,) = made(queue=0).optimizers(vit.train)
     assert {group["weight_decay"] for group in method_groups.param_groups} == {0.1}
 
 
-def test_the_residual_branches_of_version_2_begin_at_full_strength():
-    """torchvision's ResNet, as v2 builds it; timm's begins with branches of gain 0."""
+def test_v2_residual_branches_are_not_zero_initialized():
+    """v2 builds torchvision's ResNet; timm's initializes the last gain of each branch with 0."""
     norm = encoders.build(moco.Paper.encoder, 3, 32).net.layer1[0].bn3
     assert norm.weight.eq(1).all()
     assert encoders.build(moco.PaperV3.encoder, 3, 32).net.layer1[0].bn3.weight.eq(0).all()

@@ -1,4 +1,4 @@
-"""TextTopicNet: what the texts are about, the loss as a slow loop and by its golden values, and what it is learned from."""
+"""TextTopicNet: topic models, the loss in loops and by golden values, and the targets."""
 
 import dataclasses
 import math
@@ -8,15 +8,14 @@ import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from pretask import data as sources
-from pretask import encoders
+from pretask import data, encoders
 from pretask.methods import text_topic
 from pretask.methods.base.context import Context
 from pretask.rng import Rng
 from pretask.text import topics
 from pretask.text import words as text
 from pretask.train.plan import Plan
-from pretask.transforms import augment as images
+from pretask.transforms import augment
 from pretask.types import Batch, UserError
 
 NOW = Plan.of(9, 1).at(0)
@@ -25,7 +24,7 @@ K = 40
 
 @pytest.fixture(scope="module")
 def source():
-    return sources.open("synthetic:200:16")
+    return data.open("synthetic:200:16")
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +32,8 @@ def texts(source):
     return text.unpack(source.aux["words"])
 
 
-def learned(texts, k=4, **knobs):
-    return topics.learn(texts, Rng(0), k, **{"fewest": 1, "most": 1.0} | knobs)
+def learned(texts, k=4, **options):
+    return topics.learn(texts, Rng(0), k, **{"min_df": 1, "max_df": 1.0} | options)
 
 
 def begun(config, source):
@@ -48,52 +47,52 @@ def begun(config, source):
 # ---- words
 
 
-def test_words_of_the_papers_example():
-    (bag,) = topics.cleaned(["The 3 Cats' running-wheels, in 1999! Cat, wheel."], "english")
+def test_tokens_of_an_example_text():
+    (bag,) = topics.tokenize(["The 3 Cats' running-wheels, in 1999! Cat, wheel."], "english")
     assert bag == ["cat", "running", "wheel", "cat", "wheel"]
 
 
-def test_without_english_plurals_stay_and_a_file_can_name_stop_words(tmp_path):
-    assert topics.cleaned(["the cats, a cat"], "") == [["the", "cats", "cat"]]
+def test_without_english_plurals_are_kept_and_stop_words_can_be_a_file(tmp_path):
+    assert topics.tokenize(["the cats, a cat"], "") == [["the", "cats", "cat"]]
     (tmp_path / "stop.txt").write_text("the\nkatze\n")
-    assert topics.cleaned(["the Katze, the cat"], str(tmp_path / "stop.txt")) == [["cat"]]
-    with pytest.raises(UserError, match=r"--stop nowhere\.txt is no file of words; expected english"):
-        topics.cleaned(["a"], "nowhere.txt")
+    assert topics.tokenize(["the Katze, the cat"], str(tmp_path / "stop.txt")) == [["cat"]]
+    with pytest.raises(UserError, match=r"--stop-words nowhere\.txt is not a file; expected english"):
+        topics.tokenize(["a"], "nowhere.txt")
 
 
 @pytest.mark.parametrize(("times", "kept"), [(19, False), (20, True), (50, True), (51, False)])
-def test_rare_and_common_words_are_left_out(times, kept):
+def test_rare_and_common_words_are_ignored(times, kept):
     bags = [["word"] * (i < times) + ["other"] * (i % 3 == 0) for i in range(100)]
-    counts, vocabulary = topics.counted(bags, min_df=20, max_df=0.5)
+    counts, vocabulary = topics.count_words(bags, min_df=20, max_df=0.5)
     assert ("word" in vocabulary) == kept
     assert counts.shape == (100, len(vocabulary))
 
 
-def test_texts_without_a_common_word_say_which_knob_to_turn():
-    with pytest.raises(UserError, match=r"no word of these 3 texts is in 20 of them .* lower --fewest"):
-        learned(["one two three", "four five six", "seven eight nine"], fewest=20)
+def test_texts_without_usable_words_are_a_user_error_that_names_the_flags():
+    with pytest.raises(UserError, match=r"no word of these 3 texts is in 20 of them .* lower --min-df"):
+        learned(["one two three", "four five six", "seven eight nine"], min_df=20)
 
 
 # ---- topics
 
 
-def test_the_topics_are_those_that_the_texts_were_made_of(source, texts):
+def test_learned_topics_are_those_that_generated_the_texts(source, texts):
     found = learned(texts)
-    share = found.of(texts)
-    told = [set(words) for words in sources.synthetic.TOLD]
-    of_topic = [max(range(4), key=lambda c: len(told[c] & set(top))) for top in found.top()]
+    probs = found.transform(texts)
+    topic_sets = [set(words) for words in data.synthetic.TOPIC_WORDS]
+    of_topic = [max(range(4), key=lambda c: len(topic_sets[c] & set(top))) for top in found.top_words()]
     assert sorted(of_topic) == [0, 1, 2, 3]
-    label = sources.open_labelled("synthetic:200:16").label
-    assert (torch.tensor(of_topic)[share.argmax(1)] == label).float().mean() > 0.98
-    assert found.perplexity < 0.75 * found.chance
+    label = data.open_labeled("synthetic:200:16").label
+    assert (torch.tensor(of_topic)[probs.argmax(1)] == label).float().mean() > 0.98
+    assert found.perplexity < 0.75 * found.unigram_perplexity
 
 
 def planted(n, k, v, length):
     """n texts of about `length` words, of k topics over v words, and the topics (k, v)."""
     draw = np.random.default_rng(0)
-    topic, share = draw.dirichlet(np.full(v, 0.05), k), draw.dirichlet(np.full(k, 1 / k), n)
+    topic, probs = draw.dirichlet(np.full(v, 0.05), k), draw.dirichlet(np.full(k, 1 / k), n)
     names = [f"w{chr(97 + i // 26)}{chr(97 + i % 26)}" for i in range(v)]
-    rows = [draw.multinomial(draw.poisson(length) + 1, p / p.sum()) for p in share @ topic]
+    rows = [draw.multinomial(draw.poisson(length) + 1, p / p.sum()) for p in probs @ topic]
     texts = [" ".join(name for name, c in zip(names, row, strict=True) for _ in range(c)) for row in rows]
     return texts, topic, names
 
@@ -101,79 +100,79 @@ def planted(n, k, v, length):
 @pytest.mark.parametrize(
     ("n", "k", "v", "length", "passes", "chunk", "near"),
     [
-        (700, 8, 200, 80, 20, 2000, 0.06),  # in many passes; by steps of decay 0.7 and offset 10: 0.13
-        (2700, 8, 300, 60, 1, 200, 0.35),  # in a single one, which all at once is a single step: 0.6
+        (700, 8, 200, 80, 20, 2000, 0.06),  # many passes; with decay 0.7 and offset 10: 0.13
+        (2700, 8, 300, 60, 1, 200, 0.35),  # one pass; in batch mode, a single update: 0.6
     ],
 )
-def test_planted_topics_are_found_in_many_passes_and_in_a_single_one(
+def test_planted_topics_are_found_in_many_passes_and_in_one(
     n, k, v, length, passes, chunk, near, monkeypatch
 ):
     monkeypatch.setattr(topics, "CHUNK", chunk)
     texts, topic, names = planted(n, k, v, length)
-    found = learned(texts, k, stop="", passes=passes)
+    found = learned(texts, k, stop_words="", passes=passes)
     own = torch.zeros(k, v, dtype=torch.double)
     own[:, [names.index(word) for word in found.vocabulary]] = found.weight
     far = 0.5 * (own / own.sum(1, keepdim=True) - torch.from_numpy(topic)[:, None]).abs().sum(2)
     assert far[linear_sum_assignment(far)].mean() < near
 
 
-def test_shares_are_none_or_more_than_a_hundredth_and_alike_for_texts_alike(texts):
-    share = learned(texts, k=K).of([texts[0], texts[1], texts[0]])
-    assert share.shape == (3, K) and torch.equal(share[0], share[2])
-    assert ((share == 0) | (share >= topics.FLOOR)).all()
-    assert ((share.sum(1) > 0.6) & (share.sum(1) <= 1 + 1e-6)).all()
+def test_topic_probabilities_are_0_or_at_least_a_hundredth_and_deterministic(texts):
+    probs = learned(texts, k=K).transform([texts[0], texts[1], texts[0]])
+    assert probs.shape == (3, K) and torch.equal(probs[0], probs[2])
+    assert ((probs == 0) | (probs >= topics.MIN_PROBABILITY)).all()
+    assert ((probs.sum(1) > 0.6) & (probs.sum(1) <= 1 + 1e-6)).all()
 
 
-def test_a_text_of_unknown_words_is_about_all_topics_alike(texts):
-    share = learned(texts).of(["zyx qwv"])
-    torch.testing.assert_close(share, torch.full((1, 4), 0.25))
+def test_a_text_of_unknown_words_has_uniform_topic_probabilities(texts):
+    probs = learned(texts).transform(["zyx qwv"])
+    torch.testing.assert_close(probs, torch.full((1, 4), 0.25))
 
 
-def test_topics_come_back_from_their_files(texts, tmp_path):
+def test_topics_are_restored_from_their_files(texts, tmp_path):
     found = learned(texts)
     for name, content in found.files().items():
         (tmp_path / name).write_bytes(content)
     again = topics.Topics.load(tmp_path)
-    assert torch.equal(again.of(texts[:9]), found.of(texts[:9]))
-    assert again.top() == found.top() and again.perplexity == found.perplexity
+    assert torch.equal(again.transform(texts[:9]), found.transform(texts[:9]))
+    assert again.top_words() == found.top_words() and again.perplexity == found.perplexity
     with pytest.raises(UserError, match=r"has no topics\.json"):
         topics.Topics.load(tmp_path / "nowhere")
 
 
-def test_a_file_of_stop_words_is_not_needed_any_more(texts, tmp_path):
+def test_a_stop_word_file_is_not_needed_after_training(texts, tmp_path):
     stop = tmp_path / "stop.txt"
     stop.write_text("goal\n")
-    found = learned(texts, stop=str(stop))
+    found = learned(texts, stop_words=str(stop))
     assert "goal" not in found.vocabulary and "match" in found.vocabulary
     stop.unlink()
-    assert found.of(texts[:2]).shape == (2, 4)
+    assert found.transform(texts[:2]).shape == (2, 4)
 
 
-def test_texts_that_are_all_the_same_have_no_topics():
+def test_identical_texts_are_a_user_error():
     with pytest.raises(UserError, match="all 3 texts are the same"):
         learned(["cats chase dogs"] * 3)
 
 
-def test_perplexity_of_one_topic_is_that_of_the_frequencies():
-    """Two words, one thrice as frequent: 4 / 3^0.75 by the frequencies, of texts that have them so."""
+def test_perplexity_of_one_topic_is_that_of_the_word_frequencies():
+    """Two words, one three times as frequent in topic and texts: 4 / 3^0.75."""
     bags = [["often"] * 6 + ["seldom"] * 2]
-    model = topics.revived(np.array([[3.0, 1.0]]))
+    model = topics.restore_model(np.array([[3.0, 1.0]]))
     found = topics.perplexity(model, bags, ["often", "seldom"])
     assert found == pytest.approx(4 / 3**0.75)
 
 
-def test_perplexity_is_of_words_that_the_topics_were_not_read_off():
-    """Every second word is of another topic than the words before it, so nothing foresees it."""
-    model = topics.revived(np.array([[1000.0, 1.0], [1.0, 1000.0]]))
-    share = 0.9, 0.1  # four words of the first topic and a prior of 1/2 on each
-    p = (share[0] * 1 + share[1] * 1000) / 1001
+def test_perplexity_is_of_words_from_which_topics_were_not_inferred():
+    """Every second word is of another topic than the words before, so it cannot be predicted."""
+    model = topics.restore_model(np.array([[1000.0, 1.0], [1.0, 1000.0]]))
+    probs = 0.9, 0.1  # four words of the first topic and a prior of 1/2 on each
+    p = (probs[0] * 1 + probs[1] * 1000) / 1001
     found = topics.perplexity(model, [["one", "other"] * 4], ["one", "other"])
     assert found == pytest.approx(1 / p, rel=1e-3)
     assert topics.perplexity(model, [["one", "one"] * 4], ["one", "other"]) < 1.2
 
 
-def test_what_is_held_out_is_not_learned_from(texts, monkeypatch):
-    fitted, plain = [], topics.allocation
+def test_held_out_texts_are_not_used_for_training(texts, monkeypatch):
+    fitted, plain = [], topics.lda
 
     def watched(*words):
         model = plain(*words)
@@ -181,21 +180,21 @@ def test_what_is_held_out_is_not_learned_from(texts, monkeypatch):
         model.fit = lambda counts: (fitted.append(counts.shape[0]), fit(counts))[1]
         return model
 
-    monkeypatch.setattr(topics, "allocation", watched)
-    assert learned(texts).learned == 180 and fitted == [180]
-    assert learned(texts[:100] * 2).learned == 180  # both copies of a text are held out, or none
+    monkeypatch.setattr(topics, "lda", watched)
+    assert learned(texts).num_texts == 180 and fitted == [180]
+    assert learned(texts[:100] * 2).num_texts == 180  # both copies of a text are held out, or none
 
 
 # ---- the loss
 
 
-def test_loss_is_the_formula(source):
+def test_loss_matches_the_formula(source):
     method, _ = begun(text_topic.Config(), source)
     puzzle = method.puzzle(source.__getitems__(torch.arange(6)), 0)
     logits = method.logits(puzzle.image)
     slow = 0.0
-    for row, share in zip(logits.tolist(), puzzle.share.tolist(), strict=True):
-        for o, t in zip(row, share, strict=True):
+    for row, probs in zip(logits.tolist(), puzzle.topic_probs.tolist(), strict=True):
+        for o, t in zip(row, probs, strict=True):
             p = 1 / (1 + math.exp(-o))
             slow -= (t * math.log(p) + (1 - t) * math.log(1 - p)) / 6
     assert method.loss(puzzle).total.item() == pytest.approx(slow, rel=1e-5)
@@ -205,39 +204,39 @@ def test_golden_losses():
     one_hot = torch.eye(K)[:3]
     assert text_topic.cross_entropy(torch.zeros(3, K), one_hot).item() == pytest.approx(27.73, abs=0.005)
     constant = torch.full((3, K), math.log((1 / K) / (1 - 1 / K)))
-    for share in (one_hot, torch.full((3, K), 1 / K)):
-        assert text_topic.cross_entropy(constant, share).item() == pytest.approx(4.676, abs=5e-4)
+    for probs in (one_hot, torch.full((3, K), 1 / K)):
+        assert text_topic.cross_entropy(constant, probs).item() == pytest.approx(4.676, abs=5e-4)
 
 
-def test_gradient_at_the_start():
+def test_gradient_at_initialization():
     logits = torch.zeros(5, K, requires_grad=True)
-    share = torch.rand(5, K)
-    text_topic.cross_entropy(logits, share).backward()
-    torch.testing.assert_close(logits.grad, (0.5 - share) / 5)
+    probs = torch.rand(5, K)
+    text_topic.cross_entropy(logits, probs).backward()
+    torch.testing.assert_close(logits.grad, (0.5 - probs) / 5)
 
 
-def test_what_is_paid_above_the_least_is_nothing_for_the_right_answer(source):
+def test_excess_loss_is_0_for_perfect_predictions(source):
     method, _ = begun(text_topic.Config(), source)
     puzzle = method.puzzle(source.__getitems__(torch.arange(6)), 0)
-    right = dataclasses.replace(puzzle, share=method.logits(puzzle.image).sigmoid().detach())
+    right = dataclasses.replace(puzzle, topic_probs=method.logits(puzzle.image).sigmoid().detach())
     loss = method.loss(right)
-    assert loss.parts["above"].item() == pytest.approx(0, abs=1e-4)
+    assert loss.parts["excess_loss"].item() == pytest.approx(0, abs=1e-4)
     assert loss.total.item() > 1
 
 
 # ---- the puzzle
 
 
-def test_every_image_has_the_topics_of_its_own_text(source, texts):
+def test_targets_of_an_image_are_the_topics_of_its_text(source, texts):
     method, context = begun(text_topic.Config(topics=4), source)
     index = torch.tensor([5, 17, 5])
     puzzle = method.puzzle(source.__getitems__(index), 0)
-    found = learned(texts, fewest=5, most=0.5)
-    assert torch.equal(puzzle.share[0], puzzle.share[2])
-    assert torch.equal(puzzle.topic, puzzle.share.argmax(1))
+    found = learned(texts, min_df=5, max_df=0.5)
+    assert torch.equal(puzzle.topic_probs[0], puzzle.topic_probs[2])
+    assert torch.equal(puzzle.topic, puzzle.topic_probs.argmax(1))
     assert set(context.files) == {topics.CARD, topics.WEIGHT}
-    assert method.share.shape == (200, 4) and found.weight.shape == method_weight(context).shape
-    assert [t.split() for t in method.meanings()["topic"]] == top_of(context)
+    assert method.topic_probs.shape == (200, 4) and found.weight.shape == method_weight(context).shape
+    assert [t.split() for t in method.answer_names()["topic"]] == top_of(context)
 
 
 def method_weight(context):
@@ -249,17 +248,20 @@ def method_weight(context):
 def top_of(context):
     import json
 
-    return [words[:3] for words in json.loads(context.files[topics.CARD])["top"]]
+    return [words[:3] for words in json.loads(context.files[topics.CARD])["top_words"]]
 
 
-def test_shuffled_texts_leave_nothing_to_learn_and_true_ones_do():
-    """The control of the paper's idea: image and text must belong together."""
-    whole, shuffled = sources.open("synthetic:600:16"), sources.open("synthetic:600:16")
+def test_only_matching_texts_can_be_predicted_not_shuffled_ones():
+    """A control: image and text must belong together."""
+    whole, shuffled = data.open("synthetic:600:16"), data.open("synthetic:600:16")
     shuffled.aux["words"] = shuffled.aux["words"][Rng(1).permutation(600)]
     right = {}
     for name, one in (("true", whole), ("shuffled", shuffled)):
         method, _ = begun(
-            text_topic.Config(topics=4, views=images.Views(crop=(0.9, 1.0), jitter_p=0.0, grey=0.0)), one
+            text_topic.Config(
+                topics=4, views=augment.ViewAugmentation(crop=(0.9, 1.0), jitter_p=0.0, gray=0.0)
+            ),
+            one,
         )
         optimizer = torch.optim.AdamW(method.groups(), lr=1e-2)
         for step in range(200):
@@ -269,22 +271,18 @@ def test_shuffled_texts_leave_nothing_to_learn_and_true_ones_do():
             optimizer.step()
         method.eval()
         unseen = method.puzzle(one.__getitems__(torch.arange(500, 600)), 0)
-        right[name] = (method.solve(unseen)["topic"] == unseen.topic).float().mean().item()
+        right[name] = (method.predict(unseen)["topic"] == unseen.topic).float().mean().item()
     assert right["true"] > 0.5 and right["shuffled"] < 0.35
 
 
 @pytest.mark.parametrize(("size", "side", "places", "count"), [(256, 227, 30, 12), (20, 16, 5, 200)])
-def test_the_papers_windows_are_227_of_256_pixels_from_any_of_30_places_and_unstretched(
-    size, side, places, count
-):
-    """Each image tells its rows and columns: so many one after another, from anywhere on, mirrored half of the time."""
+def test_paper_windows_are_227_of_256_pixels_at_30_positions_and_unstretched(size, side, places, count):
+    """Pixels hold their row and column: windows are contiguous, randomly placed, and flipped half of the time."""
     at = torch.arange(size, dtype=torch.uint8)
     grid = torch.stack([at[:, None].expand(size, size), at.expand(size, size), 0 * at.expand(size, size)])
     batch = Batch(torch.zeros(count, dtype=torch.long), grid.expand(count, 3, size, size))
     config = dataclasses.replace(text_topic.Paper(), **({} if size == 256 else {"side": side / size}))
-    method = config.build(
-        encoders.build("resnet_small:width=4", 3, size), sources.open(f"synthetic:4:{size}")
-    )
+    method = config.build(encoders.build("resnet_small:width=4", 3, size), data.open(f"synthetic:4:{size}"))
     shown = 255 * method.pretext(batch, Rng(1)).image
     assert shown.shape == (count, 3, side, side)
     rows, columns = shown[:, 0], shown[:, 1]
@@ -297,12 +295,12 @@ def test_the_papers_windows_are_227_of_256_pixels_from_any_of_30_places_and_unst
     torch.testing.assert_close(first, first.round(), **near)
     assert first.min() > -0.01 and first.max() < places - 0.99
     assert mirrored.any() and not mirrored.all()
-    if count == 200:  # enough to have seen all of them
+    if count == 200:  # enough for all positions to occur
         assert all(sorted({round(f) for f in each.tolist()}) == list(range(places)) for each in first)
 
 
-def test_the_papers_net_is_caffenet_and_its_rates_are_those_of_the_prototxt():
-    config, source = text_topic.Paper(), sources.open("synthetic:16:256")
+def test_paper_network_is_caffenet_with_the_released_learning_rates():
+    config, source = text_topic.Paper(), data.open("synthetic:16:256")
     torch.manual_seed(0)
     method = config.build(encoders.build(config.encoder, 3, 256), source)
     assert sum(p.numel() for p in method.parameters()) == 57_032_104
@@ -315,12 +313,12 @@ def test_the_papers_net_is_caffenet_and_its_rates_are_those_of_the_prototxt():
         assert group["lr"] == pytest.approx(2e-3 if vectors else 1e-3)
         assert group["weight_decay"] == pytest.approx(0.0 if vectors else 5e-4)
         assert group["momentum"] == 0.9 and not group["nesterov"]
-    assert (config.train.epochs, config.fewest, config.most, config.passes) == (102, 20, 0.5, 1)
-    assert config.views.jitter_p == config.views.grey == 0 and config.views.crop == (1.0, 1.0)
+    assert (config.train.epochs, config.min_df, config.max_df, config.passes) == (102, 20, 0.5, 1)
+    assert config.views.jitter_p == config.views.gray == 0 and config.views.crop == (1.0, 1.0)
 
 
-def test_the_default_shows_views_of_the_whole_image(source):
+def test_default_augmentation_uses_the_whole_image(source):
     method, _ = begun(text_topic.Config(), source)
     batch = source.__getitems__(torch.arange(6))
-    views = text_topic.Config().views(images.to_float(batch.image), 16, Rng(3))
+    views = text_topic.Config().views(augment.to_float(batch.image), 16, Rng(3))
     assert torch.equal(method.pretext(batch, Rng(3)).image, views)

@@ -1,4 +1,4 @@
-"""Video triplets: the hinge of the released layer, negatives of other clips alone, random first and hard later."""
+"""Video triplets: the released layer's loss, negatives from other clips, random first and hard later."""
 
 import pytest
 import torch
@@ -6,13 +6,12 @@ import torch.nn.functional as F
 from small import images_for
 from torch.testing import assert_close
 
-from pretask import data as sources
-from pretask import encoders, methods
+from pretask import data, encoders, methods
 from pretask.data import loader
 from pretask.data.arrays import Arrays
 from pretask.methods import video_triplet
 from pretask.methods.base.context import Context
-from pretask.methods.video_triplet import Config, Paper, chosen, negatives, ranking
+from pretask.methods.video_triplet import Config, Paper, ranking_loss, sample_negatives, top_mask
 from pretask.rng import Rng
 from pretask.train.plan import Plan
 from pretask.types import Batch, UserError
@@ -22,8 +21,8 @@ def rows(n: int, seed: int = 0, width: int = 8) -> torch.Tensor:
     return F.normalize(Rng(seed).normal(n, width), dim=1)
 
 
-def slow(first, last, clip, draw, margin, hard) -> float:
-    """As the released layer goes: for each pair its violators, some of them drawn, two hinges each, a fixed divisor."""
+def released_loss(first, last, clip, draw, margin, hard) -> float:
+    """The released layer in loops: sampled margin violators per pair, two hinges each, a fixed divisor."""
     b, total = len(first), 0.0
     everything, clips = [*first, *last], [*clip.tolist(), *clip.tolist()]
 
@@ -48,14 +47,14 @@ def slow(first, last, clip, draw, margin, hard) -> float:
 
 @pytest.mark.parametrize("hard", [0, 2, 4])
 @pytest.mark.parametrize("margin", [0.1, 0.5, 1.0])
-def test_the_loss_is_that_of_the_released_layer(margin, hard):
+def test_loss_matches_the_released_layer(margin, hard):
     first, last = rows(12, 1), F.normalize(rows(12, 1) + 0.3 * rows(12, 2), dim=1)
     clip, draw = torch.arange(12) // 3, Rng(3).uniform(12, 2, 24)
-    total, _ = ranking(first, last, clip, draw, margin, hard)
-    assert_close(total.item(), slow(first, last, clip, draw, margin, hard), rtol=1e-5, atol=1e-6)
+    total, _ = ranking_loss(first, last, clip, draw, margin, hard)
+    assert_close(total.item(), released_loss(first, last, clip, draw, margin, hard), rtol=1e-5, atol=1e-6)
 
 
-def test_the_gradient_is_that_of_finite_differences():
+def test_gradient_matches_finite_differences():
     first, last, clip, draw = (
         rows(4, 1).double(),
         rows(4, 2).double(),
@@ -63,97 +62,101 @@ def test_the_gradient_is_that_of_finite_differences():
         Rng(3).uniform(4, 2, 8),
     )
     x = torch.stack([first, last]).requires_grad_()
-    torch.autograd.gradcheck(lambda x: ranking(*F.normalize(x, dim=2), clip, draw, 0.5, 2)[0], x, atol=1e-6)
+    torch.autograd.gradcheck(
+        lambda x: ranking_loss(*F.normalize(x, dim=2), clip, draw, 0.5, 2)[0], x, atol=1e-6
+    )
 
 
-def test_identical_embeddings_cost_the_margin_for_each_hinge():
+def test_identical_embeddings_have_a_loss_of_the_margin_per_hinge():
     same = rows(1).expand(6, 8)
-    total, _ = ranking(same, same, torch.arange(6), Rng(1).uniform(6, 2, 12), 0.5, 0)
+    total, _ = ranking_loss(same, same, torch.arange(6), Rng(1).uniform(6, 2, 12), 0.5, 0)
     assert_close(total.item(), 0.5)  # 4 negatives of 2 hinges of 0.5, over 4 · 2
 
 
-def test_a_partner_at_hand_and_everything_else_at_a_right_angle_costs_nothing_up_to_margin_one():
+def test_orthogonal_negatives_have_no_loss_up_to_margin_1():
     first = torch.eye(6)
     for margin in (0.5, 1.0):
-        assert ranking(first, first, torch.arange(6), Rng(1).uniform(6, 2, 12), margin, 0)[0] == 0
-    assert ranking(first, first, torch.arange(6), Rng(1).uniform(6, 2, 12), 1.1, 0)[0] > 0
+        assert ranking_loss(first, first, torch.arange(6), Rng(1).uniform(6, 2, 12), margin, 0)[0] == 0
+    assert ranking_loss(first, first, torch.arange(6), Rng(1).uniform(6, 2, 12), 1.1, 0)[0] > 0
 
 
-def test_negatives_are_never_of_the_same_clip_and_at_most_four():
+def test_negatives_are_from_other_clips_and_at_most_four():
     similarity, draw = Rng(1).normal(10, 20), Rng(2).uniform(10, 2, 20)
     clip = torch.arange(10) // 5
     others = clip[:, None] != torch.cat([clip, clip])
     for hard in (0, 2):
-        taken = negatives(similarity, others, draw, hard)
-        assert not (taken & ~others).any() and (taken.sum(1) == 4).all()
+        negatives = sample_negatives(similarity, others, draw, hard)
+        assert not (negatives & ~others).any() and (negatives.sum(1) == 4).all()
     few = others & (torch.arange(20) < 8)
-    assert (negatives(similarity, few, draw, 2).sum(1) == few.sum(1).clamp(max=4)).all()
-    assert not negatives(similarity, torch.zeros_like(others), draw, 2).any()
+    assert (sample_negatives(similarity, few, draw, 2).sum(1) == few.sum(1).clamp(max=4)).all()
+    assert not sample_negatives(similarity, torch.zeros_like(others), draw, 2).any()
 
 
-def test_half_of_the_hard_ones_are_among_the_four_hardest():
+def test_two_hard_negatives_are_among_the_four_hardest():
     similarity, allowed = Rng(1).normal(50, 40), torch.ones(50, 40, dtype=torch.bool)
     hardest = torch.zeros_like(allowed).scatter(1, similarity.topk(4, 1).indices, True)
-    taken = negatives(similarity, allowed, Rng(2).uniform(50, 2, 40), 2)
-    assert ((taken & hardest).sum(1) >= 2).all()
-    assert ((taken & hardest).sum(1) < 4).any()  # the others are of all that are left
+    negatives = sample_negatives(similarity, allowed, Rng(2).uniform(50, 2, 40), 2)
+    assert ((negatives & hardest).sum(1) >= 2).all()
+    assert ((negatives & hardest).sum(1) < 4).any()  # the others are from all that remain
 
 
-def test_where_all_are_mined_they_are_the_four_hardest():
+def test_four_hard_negatives_are_the_four_hardest():
     similarity, allowed = Rng(1).normal(50, 40), Rng(3).uniform(50, 40) < 0.7
-    taken = negatives(similarity, allowed, Rng(2).uniform(50, 2, 40), 4)
-    for row, may, mine in zip(similarity.tolist(), allowed.tolist(), taken.tolist(), strict=True):
+    negatives = sample_negatives(similarity, allowed, Rng(2).uniform(50, 2, 40), 4)
+    for row, may, mine in zip(similarity.tolist(), allowed.tolist(), negatives.tolist(), strict=True):
         left = sorted((j for j in range(40) if may[j]), key=lambda j: -row[j])
         assert {j for j in range(40) if mine[j]} == set(left[:4])
 
 
-def test_without_hard_ones_every_candidate_is_chosen_equally_often():
+def test_random_negatives_are_uniform_over_candidates():
     similarity, allowed = Rng(1).normal(1, 12).expand(6000, 12), torch.ones(6000, 12, dtype=torch.bool)
-    share = negatives(similarity, allowed, Rng(2).uniform(6000, 2, 12), 0).float().mean(0)
+    share = sample_negatives(similarity, allowed, Rng(2).uniform(6000, 2, 12), 0).float().mean(0)
     assert_close(share, torch.full((12,), 4 / 12), atol=0.03, rtol=0)
-    hard = negatives(similarity, allowed, Rng(2).uniform(6000, 2, 12), 2).float().mean(0)
+    hard = sample_negatives(similarity, allowed, Rng(2).uniform(6000, 2, 12), 2).float().mean(0)
     order = similarity[0].argsort(descending=True)
     assert_close(hard[order[:4]], torch.full((4,), 0.5 + 0.5 * 2 / 10), atol=0.03, rtol=0)
     assert_close(hard[order[4:]], torch.full((8,), 2 / 10), atol=0.03, rtol=0)
 
 
-def test_no_more_are_chosen_than_may_be():
+def test_top_mask_has_only_allowed_candidates():
     value = torch.tensor([[3.0, 2.0, 1.0]])
-    assert chosen(value, torch.tensor([[False, True, True]]), 1).tolist() == [[False, True, False]]
-    assert chosen(value, torch.tensor([[False, False, True]]), 2).tolist() == [[False, False, True]]
-    assert chosen(value, torch.ones(1, 3, dtype=torch.bool), 0).tolist() == [[False] * 3]
+    assert top_mask(value, torch.tensor([[False, True, True]]), 1).tolist() == [[False, True, False]]
+    assert top_mask(value, torch.tensor([[False, False, True]]), 2).tolist() == [[False, False, True]]
+    assert top_mask(value, torch.ones(1, 3, dtype=torch.bool), 0).tolist() == [[False] * 3]
 
 
-def method(recipe: str = "video_triplet", **knobs):
+def method(recipe: str = "video_triplet", **overrides):
     source = images_for("video_triplet")
-    config = methods.recipe(recipe)(**knobs)
+    config = methods.recipe(recipe)(**overrides)
     return config.build(encoders.build("resnet_small:width=8", 3, source.size), source), source
 
 
-def test_negatives_turn_hard_after_their_part_of_the_run_and_that_is_remembered():
-    made, source = method(hard=0.5)
+def test_hard_mining_starts_after_hard_start_and_is_saved():
+    made, source = method(hard_start=0.5)
     puzzle = made.puzzle(loader.sample(source, 16), 1)
-    assert made.loss(puzzle).parts["hard"] == 0
+    assert made.loss(puzzle).parts["hard_mining"] == 0
     for step in range(4):
         made.after_step(None, Plan.of(8, 8).at(step))
-        assert bool(made.mines) == (step == 3)
-    assert made.loss(puzzle).parts["hard"] == 1 and "mines" in made.state_dict()
+        assert bool(made.hard_mining) == (step == 3)
+    assert made.loss(puzzle).parts["hard_mining"] == 1 and "hard_mining" in made.state_dict()
 
 
 @pytest.mark.parametrize(("recipe", "hard"), [("video_triplet", 2), ("video_triplet:paper", 4)])
-def test_a_mining_run_costs_what_the_layer_with_so_many_hard_ones_does(recipe, hard):
+def test_with_hard_mining_the_loss_is_that_with_num_hard_negatives(recipe, hard):
     made, source = method(recipe)
-    made.eval().mines.fill_(True)
+    made.eval().hard_mining.fill_(True)
     puzzle = made.puzzle(loader.sample(source, 16), 1)
     with torch.no_grad():
-        first, last = made.embedded(puzzle)
+        first, last = made.embed(puzzle)
         found = made.loss(puzzle).total.item()
-    costs = {h: slow(first, last, puzzle.clip, puzzle.draw, made.config.margin, h) for h in (0, 2, 4)}
+    costs = {
+        h: released_loss(first, last, puzzle.clip, puzzle.draw, made.config.margin, h) for h in (0, 2, 4)
+    }
     assert_close(found, costs[hard], rtol=1e-4, atol=1e-5)
     assert all(abs(found - costs[h]) > 1e-3 * found for h in costs if h != hard), costs
 
 
-def test_the_two_patches_of_a_pair_stay_together_and_are_mirrored_each_by_itself():
+def test_patches_of_a_pair_stay_together_and_are_flipped_independently():
     image = torch.arange(3 * 16 * 16).view(1, 3, 16, 16).remainder(251).to(torch.uint8)
     image = image + torch.arange(64).view(-1, 1, 1, 1).to(torch.uint8)
     batch = Batch(torch.arange(64), image, {"tracked": image, "clip": torch.arange(64)})
@@ -171,17 +174,17 @@ def test_the_two_patches_of_a_pair_stay_together_and_are_mirrored_each_by_itself
     assert torch.equal(puzzle.clip, batch.aux["clip"])
 
 
-def test_towers_are_one_set_of_weights_and_all_is_compared_at_length_one():
+def test_both_patches_share_weights_and_embeddings_have_unit_length():
     made, source = method("video_triplet:paper")
     names = [name for name, _ in made.named_parameters()]
     assert all(name.startswith(("encoder.", "head.")) for name in names)
-    first, last = made.eval().embedded(made.puzzle(loader.sample(source, 8), 1))
+    first, last = made.eval().embed(made.puzzle(loader.sample(source, 8), 1))
     for z in (first, last):
         assert_close(z.norm(dim=1), torch.ones(8))
         assert (z >= 0).all()  # the paper's net ends in a ReLU
 
 
-def test_tracks_of_one_clip_alone_are_the_users_to_mend():
+def test_tracks_of_one_clip_are_a_user_error():
     made, source = method()
     one = Arrays(
         "film", torch.zeros(8, 3, 16, 16, dtype=torch.uint8), aux={"clip": torch.zeros(8, dtype=torch.long)}
@@ -192,16 +195,16 @@ def test_tracks_of_one_clip_alone_are_the_users_to_mend():
         made.begin(Context(one, [], progress, Rng(0)))
 
 
-def test_the_papers_recipe_has_its_numbers():
+def test_paper_recipe_matches_the_released_settings():
     c, train = Paper(), Paper.train
-    assert (c.margin, c.mined, c.hidden, video_triplet.NEGATIVES) == (0.5, 4, 0, 4)
+    assert (c.margin, c.num_hard, c.hidden, video_triplet.NEGATIVES) == (0.5, 4, 0, 4)
     assert (train.batch, train.lr, train.weight_decay, train.optimizer) == (50, 1e-3, 5e-4, "sgd")
-    assert train.drops == (0.25, 0.5, 0.75)  # 100,000 of 400,000 steps each
+    assert train.milestones == (0.25, 0.5, 0.75)  # 100,000 of 400,000 steps each
 
 
-def test_the_papers_net_is_caffenet_without_dropout_and_compares_its_1024_wide_fc7():
-    """xiaolonw/caffe-video_triplet rank_scripts/rank_alexnet/imagenet_train.prototxt, at the size of its patches."""
-    source = sources.open("synthetic:8:227")
+def test_paper_network_is_caffenet_without_dropout_and_with_fc7_of_1024():
+    """xiaolonw/caffe-video_triplet rank_scripts/rank_alexnet/imagenet_train.prototxt, at its patch size."""
+    source = data.open("synthetic:8:227")
     torch.manual_seed(0)
     made = Paper().build(encoders.build(Paper.encoder, 3, 227), source)
     assert sum(p.numel() for p in made.parameters()) == 44_282_240
@@ -210,7 +213,7 @@ def test_the_papers_net_is_caffenet_without_dropout_and_compares_its_1024_wide_f
     with torch.no_grad():
         puzzle = made.puzzle(loader.sample(source, 2), 1)
         assert puzzle.image.shape[-1] == 227
-        first, _ = made.embedded(puzzle)
+        first, _ = made.embed(puzzle)
         fc7 = made.encoder(puzzle.image)["fc7"]
     assert fc7.shape == (2, 1024, 1, 1)
     assert_close(first, F.normalize(fc7.flatten(1), dim=1))
@@ -221,9 +224,9 @@ def test_the_papers_net_is_caffenet_without_dropout_and_compares_its_1024_wide_f
         assert group["momentum"] == 0.9 and not group["nesterov"]
 
 
-def test_it_learns_who_belongs_together_though_colours_and_places_change():
-    """Recall of the later picture among all, of pictures not trained on, by a network of a few thousand weights."""
-    source = sources.open("synthetic:512:16")
+def test_pairs_are_retrieved_after_training_despite_changes_of_color_and_position():
+    """Recall of the later image among all unseen images, with a network of a few thousand weights."""
+    source = data.open("synthetic:512:16")
     torch.manual_seed(0)
     made = Config().build(encoders.build("resnet_small:width=16", 3, 16), source)
     held = made.puzzle(source.__getitems__(torch.arange(448, 512)), "held")
@@ -238,7 +241,7 @@ def test_it_learns_who_belongs_together_though_colours_and_places_change():
 
     before = recall()
     optimizer = torch.optim.AdamW(made.parameters(), lr=2e-3)
-    for step in range(120):
+    for step in range(400):
         index = Rng(step, "order").permutation(448)[:64]
         made.loss(made.puzzle(source.__getitems__(index), step)).total.backward()
         optimizer.step()

@@ -1,4 +1,4 @@
-"""How views are drawn, held against the repositories of the methods that draw them."""
+"""Augmentation of views, compared with the released code of the methods."""
 
 import dataclasses
 
@@ -8,7 +8,8 @@ from torch.testing import assert_close
 
 from pretask import methods
 from pretask.rng import Rng
-from pretask.transforms import augment as images
+from pretask.transforms import augment
+from pretask.transforms.color import luma
 
 JITTER = {
     "byol:paper": (0.4, 0.4, 0.2, 0.1),  # google-deepmind/deepmind-research byol/utils/augmentations.py
@@ -27,24 +28,24 @@ JITTER = {
 
 
 @pytest.mark.parametrize("recipe", JITTER)
-def test_colors_of_every_view_are_jittered_as_in_the_released_code(recipe, monkeypatch):
+def test_color_jitter_of_every_view_matches_the_released_code(recipe, monkeypatch):
     config, drawn = methods.recipe(recipe)(), []
-    inner = images.jitter
+    inner = augment.color_jitter
     monkeypatch.setattr(
-        images, "jitter", lambda x, rng, *strengths, p: drawn.append((*strengths, p)) or inner(x, rng, *strengths, p=p)
+        augment, "color_jitter", lambda x, rng, *strengths, p: drawn.append((*strengths, p)) or inner(x, rng, *strengths, p=p)
     )  # fmt: skip
-    views = [*config.pair()]
-    if hasattr(config, "small_crop"):
-        views.append(dataclasses.replace(config.views, crop=config.small_crop))
+    views = [*config.augmentations()]
+    if hasattr(config, "local_scale"):
+        views.append(dataclasses.replace(config.views, crop=config.local_scale))
     for view in views:
         view(torch.rand(2, 3, 16, 16), 16, Rng(0))
     assert drawn == [pytest.approx((*JITTER[recipe], 0.8))] * len(views)
 
 
-def test_saturation_moves_colors_from_gray_by_what_is_drawn():
+def test_saturation_scales_the_distance_from_gray_by_the_drawn_factor():
     x = 0.25 + 0.5 * Rng(1).uniform(256, 3, 4, 4)
-    out = images.jitter(x, Rng(2), brightness=0.0, contrast=0.0, saturation=0.2, hue=0.0)
-    gray = images.luma(x)
+    out = augment.color_jitter(x, Rng(2), brightness=0.0, contrast=0.0, saturation=0.2, hue=0.0)
+    gray = luma(x)
     factor = ((out - gray) / (x - gray)).flatten(1).median(1).values
     assert_close(out, gray + factor.view(-1, 1, 1, 1) * (x - gray), atol=1e-5, rtol=0)
     assert 0.8 <= factor.min() < 0.82 and 1.18 < factor.max() <= 1.2

@@ -1,4 +1,4 @@
-"""Agglomerative clustering: the graph, the chains, affinities by loops, every merge against a recomputation."""
+"""Agglomerative clustering: the graph, neighbor chains, affinities in loops, and every merge against a recomputation."""
 
 import math
 import sys
@@ -10,69 +10,74 @@ from scipy.sparse import csr_array
 from torch import Tensor
 from torch.testing import assert_close
 
-from pretask.evals import cluster_metrics as clustering
+from pretask.evals import cluster_metrics
 from pretask.ops import agglomerative as ag
+from pretask.ops import kmeans
 from pretask.rng import Rng
 from pretask.types import UserError
 
 
-def drawn(n: int = 60, width: int = 4, k: int = 6, seed: int = 1):
-    """Samples, their graph, their chains."""
+def random_case(n: int = 60, width: int = 4, k: int = 6, seed: int = 1):
+    """Random samples, their graph and their chains."""
     x = Rng(seed).normal(n, width)
-    distance, index = ag.neighbours(x, k)
-    return x, ag.graph(distance, index), ag.chains(index[:, 0])
+    distance, index = ag.neighbors(x, k)
+    return x, ag.affinity_graph(distance, index), ag.neighbor_chains(index[:, 0])
 
 
 def groups(label: Tensor) -> set[frozenset[int]]:
-    """A partition, whatever its clusters are called."""
+    """The partition, independent of label numbers."""
     return {frozenset((label == c).nonzero()[:, 0].tolist()) for c in label.unique()}
 
 
 def blobs(each: int = 40) -> tuple[Tensor, Tensor]:
-    """Three in the plane, well apart."""
-    middle = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]])
+    """Three well-separated clusters in the plane."""
+    center = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]])
     label = torch.arange(3).repeat_interleave(each)
-    return middle[label] + Rng(3).normal(3 * each, 2), label
+    return center[label] + Rng(3).normal(3 * each, 2), label
 
 
-# ---- the slow truth: the formulas as they are printed
+# ---- reference: the formulas in loops
 
 
-def slow_linked(w: np.ndarray, i: list[int], j: list[int]) -> float:
+def slow_directed_affinity(w: np.ndarray, i: list[int], j: list[int]) -> float:
     return sum(sum(w[n, m] for n in j) * sum(w[m, n] for n in j) for m in i)
 
 
 def slow_affinity(w: np.ndarray, i: list[int], j: list[int]) -> float:
-    return slow_linked(w, i, j) / len(j) ** 2 + slow_linked(w, j, i) / len(i) ** 2
+    return slow_directed_affinity(w, i, j) / len(j) ** 2 + slow_directed_affinity(w, j, i) / len(i) ** 2
 
 
-def score(a: np.ndarray, i: int, rivals: int, weight: float) -> tuple[float, int]:
-    """Of cluster i and the cluster it should merge with, by its row of affinities."""
+def score(a: np.ndarray, i: int, neighbor_clusters: int, weight: float) -> tuple[float, int]:
+    """The merge score of cluster i and its partner, by its row of affinities."""
     others = sorted((j for j in range(len(a)) if j != i), key=lambda j: (-a[i, j], j))
-    near = [a[i, j] for j in others[:rivals]]
-    near += [0.0] * (rivals - len(near))
+    near = [a[i, j] for j in others[:neighbor_clusters]]
+    near += [0.0] * (neighbor_clusters - len(near))
     apart = sum(near[0] - further for further in near[1:])
-    return near[0] + (weight * apart / (rivals - 1) if rivals > 1 else 0), others[0]
+    return near[0] + (weight * apart / (neighbor_clusters - 1) if neighbor_clusters > 1 else 0), others[0]
 
 
-def slowly(w, label: Tensor, x: Tensor, clusters: int, rivals=5, weight=1.0, exact=True, rescued=0):
-    """The same by loops; in the exact mode nothing is kept from one merge to the next."""
+def slow_agglomerate(
+    w, label: Tensor, x: Tensor, clusters: int, neighbor_clusters=5, weight=1.0, exact=True, isolated_first=0
+):
+    """`agglomerate` in loops; in exact mode everything is recomputed after each merge."""
     dense = w.toarray()
     parts = [(label == c).nonzero()[:, 0].tolist() for c in range(int(label.max()) + 1)]
-    s = np.array([[slow_linked(dense, i, j) if i is not j else 0.0 for j in parts] for i in parts])
+    s = np.array([[slow_directed_affinity(dense, i, j) if i is not j else 0.0 for j in parts] for i in parts])
     while len(parts) > clusters:
         size = np.array([len(p) for p in parts])
         if exact:
-            s = np.array([[slow_linked(dense, i, j) if i is not j else 0.0 for j in parts] for i in parts])
+            s = np.array(
+                [[slow_directed_affinity(dense, i, j) if i is not j else 0.0 for j in parts] for i in parts]
+            )
         a = s / size[None] ** 2 + s.T / size[:, None] ** 2
-        lonely = sorted((i for i in range(len(parts)) if a[i].max() == 0), key=lambda i: size[i])
-        if lonely and (len(parts) > rescued or a.max() == 0):
-            i, mean = lonely[0], [x[p].mean(0) for p in parts]
+        isolated = sorted((i for i in range(len(parts)) if a[i].max() == 0), key=lambda i: size[i])
+        if isolated and (len(parts) > isolated_first or a.max() == 0):
+            i, mean = isolated[0], [x[p].mean(0) for p in parts]
             far = [math.inf if j == i else float((mean[j] - mean[i]).norm()) for j in range(len(parts))]
             j = int(np.argmin(far))
         else:
-            i = max(range(len(parts)), key=lambda i: score(a, i, rivals, weight)[0])
-            j = score(a, i, rivals, weight)[1]
+            i = max(range(len(parts)), key=lambda i: score(a, i, neighbor_clusters, weight)[0])
+            j = score(a, i, neighbor_clusters, weight)[1]
         i, j = min(i, j), max(i, j)
         s[i] += s[j]
         s[:, i] += s[:, j]
@@ -88,74 +93,76 @@ def slowly(w, label: Tensor, x: Tensor, clusters: int, rivals=5, weight=1.0, exa
 # ---- the graph
 
 
-def test_neighbours_are_the_nearest_others_whatever_the_block():
+def test_neighbors_are_the_nearest_others_for_every_block_size():
     x = Rng(1).normal(70, 5)
     far = torch.cdist(x.double(), x.double()).square().fill_diagonal_(math.inf)
     expected, index = far.sort(1)
     for block in (1, 70 * 9, 1 << 24):
-        distance, found = ag.neighbours(x, 8, block)
+        distance, found = ag.neighbors(x, 8, block)
         assert torch.equal(found, index[:, :8])
         assert_close(distance, expected[:, :8].float())
 
 
-def test_many_neighbours_among_thousands_are_found_too():
-    """Where only groups with large maxima are sorted."""
+def test_neighbors_among_thousands_match_a_full_sort():
+    """In this case only groups with large maxima are sorted."""
     x = Rng(1).normal(2000, 3)
     index = torch.cdist(x, x).fill_diagonal_(math.inf).argsort(1)[:, :4]
-    assert (ag.neighbours(x, 4)[1] == index).float().mean() > 0.999  # cdist itself rounds
+    assert (ag.neighbors(x, 4)[1] == index).float().mean() > 0.999  # cdist itself rounds
 
 
-def test_nobody_is_its_own_neighbour_even_among_copies_and_far_from_the_origin():
-    distance, index = ag.neighbours(torch.full((9, 3), 1000.0), 8)
+def test_samples_are_not_their_own_neighbors_even_among_duplicates():
+    distance, index = ag.neighbors(torch.full((9, 3), 1000.0), 8)
     for i, row in enumerate(index.tolist()):
         assert row == [j for j in range(9) if j != i]
     assert not distance.any()
     near = torch.tensor([[1000.0, 0], [1000.01, 0], [1000.5, 0], [1000.52, 0]])
-    assert ag.neighbours(near, 1)[1][:, 0].tolist() == [1, 0, 3, 2]
+    assert ag.neighbors(near, 1)[1][:, 0].tolist() == [1, 0, 3, 2]
 
 
-def test_small_distances_far_from_the_mean_are_exact():
+def test_small_distances_far_from_the_mean_are_accurate():
     at = torch.tensor([0.0, 0.01, 0.03, 0.07])
-    distance, index = ag.neighbours(torch.cat([at - 1000, at + 1000])[:, None], 3)
+    distance, index = ag.neighbors(torch.cat([at - 1000, at + 1000])[:, None], 3)
     assert index[[1, 5]].tolist() == [[0, 2, 3], [4, 6, 7]]
     assert_close(distance[1], torch.tensor([1e-4, 4e-4, 36e-4]), rtol=0.05, atol=0)
 
 
-def test_the_graph_has_k_links_a_row_none_to_itself_and_a_bandwidth_of_the_mean_square():
-    distance, index = ag.neighbours(Rng(1).normal(80, 3), 7)
+def test_graph_has_k_links_per_row_and_the_mean_squared_distance_as_bandwidth():
+    distance, index = ag.neighbors(Rng(1).normal(80, 3), 7)
     for a in (1.0, 0.5):
-        w = ag.graph(distance, index, a)
+        w = ag.affinity_graph(distance, index, a)
         assert w.nnz == 80 * 7 and set(np.diff(w.indptr)) == {7}
         assert not w.diagonal().any()
         assert w.data.min() > 0 and w.data.max() <= 1
         assert_close(-np.log(w.data).mean(), 1 / a)
-        assert (w != w.T).nnz  # i may be near j without j being near i
+        assert (w != w.T).nnz  # not symmetric
     sigma = float(distance.double().mean())
-    assert_close(ag.graph(distance, index)[0, int(index[0, 2])], math.exp(-float(distance[0, 2]) / sigma))
+    assert_close(
+        ag.affinity_graph(distance, index)[0, int(index[0, 2])], math.exp(-float(distance[0, 2]) / sigma)
+    )
 
 
-def test_copies_have_a_graph():
-    w = ag.graph(*ag.neighbours(torch.ones(6, 2), 3))
+def test_duplicates_have_a_graph():
+    w = ag.affinity_graph(*ag.neighbors(torch.ones(6, 2), 3))
     assert np.array_equal(w.data, np.ones(18))
 
 
 # ---- chains
 
 
-def test_chains_hold_everybody_and_their_nearest():
+def test_chains_contain_each_sample_and_its_nearest():
     for seed in range(5):
-        _, index = ag.neighbours(Rng(seed).normal(50, 2), 1)
-        label = ag.chains(index[:, 0])
+        _, index = ag.neighbors(Rng(seed).normal(50, 2), 1)
+        label = ag.neighbor_chains(index[:, 0])
         assert torch.equal(label, label[index[:, 0]])
         assert 1 <= int(label.max()) + 1 <= 25
         assert label.bincount().min() >= 2
         seen = [c for n, c in enumerate(label.tolist()) if c not in label[:n]]
-        assert seen == list(range(len(seen)))  # numbered as they appear
+        assert seen == list(range(len(seen)))  # labels are in order of appearance
 
 
-def test_a_chain_ends_where_it_meets_another():
+def test_chains_that_meet_are_one_cluster():
     # 0 -> 1 <-> 2 <- 3,  4 <-> 5
-    assert ag.chains(torch.tensor([1, 2, 1, 2, 5, 4])).tolist() == [0, 0, 0, 0, 1, 1]
+    assert ag.neighbor_chains(torch.tensor([1, 2, 1, 2, 5, 4])).tolist() == [0, 0, 0, 0, 1, 1]
 
 
 # ---- affinities
@@ -169,17 +176,17 @@ def golden():
     return csr_array(w), torch.tensor([0, 0, 1, 1])
 
 
-def test_four_samples_by_hand():
+def test_affinities_of_four_samples_by_hand():
     w, label = golden()
-    assert_close(ag.linked(w, label).toarray()[[0, 1], [1, 0]], np.array([1.25, 1.25]))
-    assert_close(ag.affinity(w, label), torch.tensor([[0, 0.625], [0.625, 0]], dtype=torch.float64))
+    assert_close(ag.directed_affinity(w, label).toarray()[[0, 1], [1, 0]], np.array([1.25, 1.25]))
+    assert_close(ag.cluster_affinity(w, label), torch.tensor([[0, 0.625], [0.625, 0]], dtype=torch.float64))
 
 
-def test_affinities_are_those_of_the_loops():
-    _, w, label = drawn()
+def test_affinities_match_the_formula_in_loops():
+    _, w, label = random_case()
     dense = w.toarray()
     parts = [(label == c).nonzero()[:, 0].tolist() for c in range(int(label.max()) + 1)]
-    found = ag.affinity(w, label)
+    found = ag.cluster_affinity(w, label)
     assert torch.equal(found, found.T)
     for i in range(len(parts)):
         for j in range(len(parts)):
@@ -187,17 +194,17 @@ def test_affinities_are_those_of_the_loops():
             assert_close(found[i, j].item(), expected)
 
 
-def test_a_union_is_linked_to_others_as_its_parts_and_others_to_it_by_more():
-    _, w, label = drawn()
+def test_affinity_of_a_union_is_the_sum_of_its_parts_plus_cross_terms():
+    _, w, label = random_case()
     label = label % 6
-    s = torch.from_numpy(ag.linked(w, label).toarray())
+    s = torch.from_numpy(ag.directed_affinity(w, label).toarray())
     joined = torch.where(label == 1, 0, label)  # 0 ∪ 1
-    t = torch.from_numpy(ag.linked(w, joined).toarray())
+    t = torch.from_numpy(ag.directed_affinity(w, joined).toarray())
     assert_close(t[0, 2:], s[0, 2:] + s[1, 2:])
     assert (t[2:, 0] >= s[2:, 0] + s[2:, 1] - 1e-12).all()
     dense = w.toarray()
     into, out = (np.stack([d[label.numpy() == c].sum(0) for c in (0, 1)]) for d in (dense, dense.T))
-    crossed = into[0] * out[1] + into[1] * out[0]  # samples with a link to one part and from the other
+    crossed = into[0] * out[1] + into[1] * out[0]  # samples linked to one part and from the other
     extra = torch.tensor([crossed[label.numpy() == c].sum() for c in range(2, 6)])
     assert_close(t[2:, 0] - s[2:, 0] - s[2:, 1], extra)
     assert extra.max() > 0
@@ -208,36 +215,36 @@ def test_a_union_is_linked_to_others_as_its_parts_and_others_to_it_by_more():
 
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("exact", [True, False])
-def test_every_merge_is_that_of_a_slow_loop(seed, exact):
-    x, w, label = drawn(seed=seed, n=50, width=3, k=5)
+def test_every_merge_matches_the_loops(seed, exact):
+    x, w, label = random_case(seed=seed, n=50, width=3, k=5)
     count = int(label.max()) + 1
     for clusters in range(count, 0, -1):
-        rescued = (0, 1000)[seed % 2]
-        found = ag.agglomerate(w, label, x, clusters, exact=exact, rescued=rescued)
-        expected = slowly(w, label, x, clusters, exact=exact, rescued=rescued)
+        isolated_first = (0, 1000)[seed % 2]
+        found = ag.agglomerate(w, label, x, clusters, exact=exact, isolated_first=isolated_first)
+        expected = slow_agglomerate(w, label, x, clusters, exact=exact, isolated_first=isolated_first)
         assert groups(found) == groups(expected), f"{clusters} of {count}"
 
 
-@pytest.mark.parametrize(("rivals", "weight"), [(1, 1.0), (2, 1.0), (5, 0.0), (5, 3.0), (9, 1.0)])
-def test_standing_out_counts_as_it_is_told(rivals, weight):
-    x, w, label = drawn(seed=7)
+@pytest.mark.parametrize(("neighbor_clusters", "weight"), [(1, 1.0), (2, 1.0), (5, 0.0), (5, 3.0), (9, 1.0)])
+def test_local_structure_term_matches_the_loops(neighbor_clusters, weight):
+    x, w, label = random_case(seed=7)
     for clusters in (12, 8, 5, 3, 2):
-        knobs = {"rivals": rivals, "weight": weight, "rescued": 1000}
-        assert groups(ag.agglomerate(w, label, x, clusters, **knobs)) == groups(
-            slowly(w, label, x, clusters, **knobs)
+        options = {"neighbor_clusters": neighbor_clusters, "weight": weight, "isolated_first": 1000}
+        assert groups(ag.agglomerate(w, label, x, clusters, **options)) == groups(
+            slow_agglomerate(w, label, x, clusters, **options)
         )
 
 
-def test_singletons_can_be_merged_too():
-    x, w, _ = drawn(n=30)
+def test_single_samples_can_be_merged():
+    x, w, _ = random_case(n=30)
     label = torch.arange(30)
     for clusters in (29, 20, 10, 2):
-        expected = slowly(w, label, x, clusters, rescued=1000)
-        assert groups(ag.agglomerate(w, label, x, clusters, rescued=1000)) == groups(expected)
+        expected = slow_agglomerate(w, label, x, clusters, isolated_first=1000)
+        assert groups(ag.agglomerate(w, label, x, clusters, isolated_first=1000)) == groups(expected)
 
 
-def test_the_fast_mode_leaves_out_what_is_linked_to_one_part_each_way():
-    """m -> a and b -> m: in the exact mode, m is near a ∪ b; in the fast mode it never is."""
+def test_fast_mode_omits_samples_linked_to_the_parts_in_opposite_directions():
+    """m -> a and b -> m: m has an affinity to a ∪ b only in exact mode."""
     w = np.zeros((8, 8))
     for i, j in ((0, 1), (2, 3), (4, 5), (6, 7), (0, 2)):
         w[i, j] = w[j, i] = 1.0
@@ -245,15 +252,15 @@ def test_the_fast_mode_leaves_out_what_is_linked_to_one_part_each_way():
     w[6, 5] = w[5, 6] = 0.1
     label, x = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3]), torch.arange(8.0)[:, None]
     for exact, expected in ((True, {0, 1, 2, 3, 4, 5}), (False, {0, 1, 2, 3})):
-        found = ag.agglomerate(csr_array(w), label, x, 2, exact=exact, rescued=1000)
+        found = ag.agglomerate(csr_array(w), label, x, 2, exact=exact, isolated_first=1000)
         assert frozenset(expected) in groups(found)
 
 
-def test_the_partition_covers_all_nests_and_falls_by_one():
-    x, w, label = drawn(n=120)
+def test_partitions_are_nested_and_lose_one_cluster_per_merge():
+    x, w, label = random_case(n=120)
     before = groups(label)
     for clusters in range(len(before) - 1, 0, -1):
-        found = ag.agglomerate(w, label, x, clusters, rescued=0)
+        found = ag.agglomerate(w, label, x, clusters, isolated_first=0)
         now = groups(found)
         assert len(now) == clusters and len(found) == 120
         assert len(before - now) == 2 and len(now - before) == 1
@@ -261,14 +268,14 @@ def test_the_partition_covers_all_nests_and_falls_by_one():
         before = now
 
 
-def test_as_many_clusters_as_there_are_or_more_change_nothing():
-    x, w, label = drawn()
+def test_asking_for_as_many_or_more_clusters_changes_nothing():
+    x, w, label = random_case()
     for more in (0, 5):
         assert torch.equal(ag.agglomerate(w, label, x, int(label.max()) + 1 + more), label)
 
 
 @pytest.mark.parametrize("exact", [True, False])
-def test_merging_repeats_exactly_and_does_not_depend_on_the_order_of_samples(exact):
+def test_merging_is_deterministic_and_independent_of_sample_order(exact):
     x = Rng(5).normal(300, 6)
     order = Rng(6).permutation(300)
     found = ag.cluster(x, 7, exact=exact)
@@ -282,23 +289,23 @@ def test_merging_repeats_exactly_and_does_not_depend_on_the_order_of_samples(exa
 def test_three_blobs_are_found(exact):
     x, label = blobs()
     found = ag.cluster(x, 3, exact=exact)
-    assert clustering.nmi(clustering.table(label, found)) == pytest.approx(1)
+    assert cluster_metrics.nmi(cluster_metrics.contingency_table(label, found)) == pytest.approx(1)
     assert groups(found) == groups(label)
 
 
-def test_clusters_near_to_none_join_the_nearest_mean():
-    """Three pairs without a link between them: the two that lie near each other become one."""
+def test_isolated_clusters_join_the_nearest_mean():
+    """Three pairs without links between them: the two nearest are merged."""
     w = np.zeros((6, 6))
     for i in (0, 2, 4):
         w[i, i + 1] = w[i + 1, i] = 1.0
     x = torch.tensor([[0.0], [1.0], [10.0], [11.0], [13.0], [14.0]])
     label = torch.tensor([0, 0, 1, 1, 2, 2])
     found = ag.agglomerate(csr_array(w), label, x, 2)
-    assert found.tolist() == [0, 0, 0, 0, 1, 1]  # of equal ones the first is taken, and the second is nearest
+    assert found.tolist() == [0, 0, 0, 0, 1, 1]  # the first isolated cluster, and the one nearest to it
     assert ag.agglomerate(csr_array(w), label, x, 1).tolist() == [0] * 6
 
 
-def test_the_mean_of_a_union_is_that_of_all_its_samples():
+def test_mean_of_a_union_is_that_of_all_its_samples():
     w = np.zeros((8, 8))
     for i in (0, 2, 4, 6):
         w[i, i + 1] = w[i + 1, i] = 1.0
@@ -307,45 +314,61 @@ def test_the_mean_of_a_union_is_that_of_all_its_samples():
     assert found.tolist() == [0] * 6 + [1] * 2  # 17.7 is nearer to 12 than to 28.5
 
 
-def test_digits_are_found_in_pixels_and_three_odd_ones_are_no_digit(shared_data):
+def test_digits_are_found_in_pixels_and_outliers_are_not_a_cluster(shared_data):
     digits = np.load(shared_data("clustering", "mnist_test3k.npz"))
     x = torch.from_numpy(digits["images"]).flatten(1) / 255
     x, label = x / x.norm(dim=1, keepdim=True), torch.from_numpy(digits["labels"]).long()
 
     def nmi(found):
-        return float(clustering.nmi(clustering.table(label, found), geometric=True))
+        return float(cluster_metrics.nmi(cluster_metrics.contingency_table(label, found), geometric=True))
 
     found, every = ag.cluster(x, 10), ag.cluster(x, 10, smallest=0.0)
     assert every.bincount().min() < 15 <= found.bincount().min()
-    assert nmi(found) > 0.74 > 0.6 > nmi(clustering.cluster(x, 10, 0))
+    assert nmi(found) > 0.74 > 0.6 > nmi(kmeans.cluster(x, 10, 0))
 
 
-def test_outliers_wait_until_few_clusters_are_left_and_go_to_their_nearest():
-    """Four pairs, the last of them single: it is below the least size as soon as no more than two are not."""
+def test_outliers_are_merged_late_with_their_nearest_cluster():
+    """Three pairs and a single sample, which is merged once at most two clusters reach the smallest size."""
     x = torch.tensor([[0.0], [1.0], [3.0], [4.0], [20.0], [21.0], [30.0]])
     w, label = np.zeros((7, 7)), torch.tensor([0, 0, 1, 1, 2, 2, 3])
     for i, j, v in ((0, 1, 1.0), (2, 3, 1.0), (4, 5, 1.0), (1, 2, 0.9), (3, 4, 0.5), (6, 0, 1e-6)):
         w[i, j] = w[j, i] = v
     least = {"smallest": 0.5}  # of 7 / 2 samples: 1.75
-    assert ag.agglomerate(csr_array(w), label, x, 3, wanted=2, **least).tolist() == [0, 0, 0, 0, 1, 1, 2]
+    assert ag.agglomerate(csr_array(w), label, x, 3, final_clusters=2, **least).tolist() == [
+        0,
+        0,
+        0,
+        0,
+        1,
+        1,
+        2,
+    ]
     assert ag.agglomerate(csr_array(w), label, x, 2, **least).tolist() == [0, 0, 0, 0, 1, 1, 0]
     assert ag.agglomerate(csr_array(w), label, x, 2).tolist() == [0, 0, 0, 0, 0, 0, 1]
-    assert ag.agglomerate(csr_array(w), label, x, 2, rescued=0, **least).tolist() == [0, 0, 0, 0, 0, 0, 1]
+    assert ag.agglomerate(csr_array(w), label, x, 2, isolated_first=0, **least).tolist() == [
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        1,
+    ]
 
 
-def test_while_many_are_left_the_lonely_go_first_and_later_the_near():
-    x, w, label = drawn(n=40)
+def test_isolated_clusters_are_merged_first_while_many_are_left():
+    x, w, label = random_case(n=40)
     w = w.tolil()
-    alone = (label == label[0]).nonzero()[:, 0].tolist()
-    w[alone], w[:, alone] = 0, 0
+    isolated = (label == label[0]).nonzero()[:, 0].tolist()
+    w[isolated], w[:, isolated] = 0, 0
     w, count = csr_array(w), int(label.max()) + 1
-    first = ag.agglomerate(w, label, x, count - 1, rescued=0)
-    assert (label == label[0])[first == first[0]].sum() < (first == first[0]).sum()  # rescued
-    later = ag.agglomerate(w, label, x, count - 1, rescued=count)
-    assert groups(later) >= {frozenset(alone)}
+    first = ag.agglomerate(w, label, x, count - 1, isolated_first=0)
+    assert (label == label[0])[first == first[0]].sum() < (first == first[0]).sum()  # merged
+    later = ag.agglomerate(w, label, x, count - 1, isolated_first=count)
+    assert groups(later) >= {frozenset(isolated)}
 
 
-def test_two_blobs_and_two_outliers_are_three_clusters_unless_outliers_do_not_count():
+def test_two_outliers_are_a_cluster_only_with_smallest_0():
     middle = torch.tensor([[0.0, 0.0], [10.0, 0.0]]).repeat_interleave(100, 0)
     x = torch.cat([middle + Rng(3).normal(200, 2), torch.tensor([[5.0, 30.0], [5.1, 30.0]])])
     every = ag.cluster(x, 3, smallest=0.0)
@@ -353,29 +376,31 @@ def test_two_blobs_and_two_outliers_are_three_clusters_unless_outliers_do_not_co
     assert sorted(ag.cluster(x, 3).bincount().tolist())[0] > 2
 
 
-@pytest.mark.parametrize("unroll", [0.2, 0.9, 1.0])
-def test_affinities_are_computed_anew_with_every_share_that_has_merged(unroll):
-    """In the fast mode, which else leaves out more and more."""
+@pytest.mark.parametrize("unrolling_rate", [0.2, 0.9, 1.0])
+def test_affinities_are_recomputed_at_the_unrolling_rate(unrolling_rate):
+    """In fast mode, which otherwise omits more and more terms."""
     x = Rng(2).normal(150, 3)
-    distance, index = ag.neighbours(x, 8)
-    w, label = ag.graph(distance, index), ag.chains(index[:, 0])
+    distance, index = ag.neighbors(x, 8)
+    w, label = ag.affinity_graph(distance, index), ag.neighbor_chains(index[:, 0])
     while (count := int(label.max()) + 1) > 4:
-        count = max(4, count - math.ceil(unroll * count))
-        label = slowly(w, label, x, count, rivals=3, exact=False, rescued=20 * 4)
-    found = ag.cluster(x, 4, neighbours_each=8, rivals=3, exact=False, smallest=0.0, unroll=unroll)
+        count = max(4, count - math.ceil(unrolling_rate * count))
+        label = slow_agglomerate(w, label, x, count, neighbor_clusters=3, exact=False, isolated_first=20 * 4)
+    found = ag.cluster(
+        x, 4, num_neighbors=8, neighbor_clusters=3, exact=False, smallest=0.0, unrolling_rate=unrolling_rate
+    )
     assert groups(found) == groups(label)
 
 
-def test_more_clusters_than_chains_begin_with_single_samples():
-    x, _, label = drawn()
+def test_more_clusters_than_chains_start_from_single_samples():
+    x, _, label = random_case()
     wanted = int(label.max()) + 10
     assert ag.cluster(x, wanted).unique().tolist() == list(range(wanted))
     assert ag.cluster(x[:1], 1).tolist() == [0]
-    with pytest.raises(UserError, match="60 images make no 61 clusters"):
+    with pytest.raises(UserError, match="cannot make 61 clusters of 60 images"):
         ag.cluster(x, 61)
 
 
-def test_a_missing_numba_is_a_one_line_error(monkeypatch):
+def test_a_missing_numba_is_a_user_error(monkeypatch):
     for name in [n for n in sys.modules if n == "numba" or n.startswith("pretask.ops.merging")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.delattr("pretask.ops.merging", raising=False)
@@ -384,7 +409,7 @@ def test_a_missing_numba_is_a_one_line_error(monkeypatch):
         ag.cluster(torch.rand(20, 2), 2)
 
 
-def test_where_nothing_can_be_kept_the_loop_is_compiled_all_the_same(monkeypatch):
+def test_the_loop_is_compiled_without_a_writable_cache(monkeypatch):
     from pretask.ops import merging
 
     njit = merging.njit
@@ -395,15 +420,15 @@ def test_where_nothing_can_be_kept_the_loop_is_compiled_all_the_same(monkeypatch
         return njit(*arguments)
 
     monkeypatch.setattr(merging, "njit", unwritable)
-    assert merging.compiled(slow_double)(21) == 42
+    assert merging.compiled(double)(21) == 42
 
 
-def slow_double(x):
+def double(x):
     return 2 * x
 
 
-def test_no_dense_matrix_is_made(monkeypatch):
-    """Of 3,000 samples, nothing as large as 3,000 x 3,000 is asked for at once."""
+def test_no_dense_distance_matrix_is_allocated(monkeypatch):
+    """For 3,000 samples, at most `block` similarities are held at once."""
     largest, topk = 0, torch.Tensor.topk
 
     def watched(self, *arguments, **options):
@@ -412,5 +437,5 @@ def test_no_dense_matrix_is_made(monkeypatch):
         return topk(self, *arguments, **options)
 
     monkeypatch.setattr(torch.Tensor, "topk", watched)
-    ag.neighbours(Rng(1).normal(3000, 2), 5, block=1 << 18)
+    ag.neighbors(Rng(1).normal(3000, 2), 5, block=1 << 18)
     assert 0 < largest <= 1 << 18

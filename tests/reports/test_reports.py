@@ -1,4 +1,4 @@
-"""Contact sheets, curves, neighbours, and the report page as a real browser shows it."""
+"""Curves, neighbors, map, attention maps, sentences about scores, and the report page in a real browser."""
 
 import html as entities
 import itertools
@@ -9,158 +9,32 @@ import re
 import shutil
 import subprocess
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
 
+import cards
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from pretask import data as sources
-from pretask import encoders
+from pretask import data, encoders
+from pretask.config import RunConfig
+from pretask.evals.scores import Difference, Role, Row, Scores
 from pretask.methods import rotnet
-from pretask.reports import attention, curves, features, html
-from pretask.reports import report as compose
+from pretask.reports import attention, curves, features, html, report, verdict
 from pretask.rng import Rng
 from pretask.train import run as runs
-from pretask.viz import puzzle as sheet
-from pretask.viz import turing
+from pretask.viz import draw, sheet, turing
+from pretask.viz.page import uri
+from pretask.viz.puzzle import Panel
 
 HOSTILE = '<script>alert("1")</script><img src=x onerror=alert(2)>{{ 7*7 }}$\\frac{'
 
 
 def noise(*shape: int) -> Tensor:
     return Rng(0, "noise").uniform(*shape)
-
-
-@dataclass(frozen=True)
-class Puzzle:
-    image: Tensor
-    turn: Tensor
-
-
-# ---- contact sheets
-
-
-def test_a_cell_holds_the_sample_of_its_own_row_and_the_verdict_on_its_own_answer():
-    image = torch.stack([torch.full((3, 8, 8), v / 10) for v in range(6)])
-    cells = sheet.cells(Puzzle(image, torch.arange(6)), {"turn": torch.tensor([0, 1, 0, 3, 4, 0])}, rows=4)
-    assert [np.asarray(cell.pictures[0][1])[0, 0, 0] for cell in cells] == [0, 26, 51, 76]
-    assert [(note.asked, note.answered) for (note,) in (cell.notes for cell in cells)] == [
-        ("0", "0"), ("1", "1"), ("2", "0"), ("3", "3"),
-    ]  # fmt: skip
-    assert [note.right for (note,) in (cell.notes for cell in cells)] == [True, True, False, True]
-    assert sheet.tally(cells) == "turn: 3 of 4 answered rightly"
-
-
-def test_every_kind_of_field_is_drawn_and_everything_else_is_left_out():
-    @dataclass(frozen=True)
-    class Everything:
-        colour: Tensor
-        grey: Tensor
-        tiles: Tensor
-        views: tuple[Tensor, ...]
-        mask: Tensor
-        hidden: Tensor
-        order: Tensor
-        level: Tensor
-        flag: Tensor
-        words: Tensor
-        weights: Tensor
-        name: str
-
-    b = 3
-    puzzle = Everything(
-        colour=noise(b, 3, 16, 16),
-        grey=noise(b, 1, 28, 28),
-        tiles=noise(b, 9, 3, 10, 10),
-        views=(noise(b, 3, 16, 16), noise(b, 3, 8, 8)),
-        mask=noise(b, 4, 4) > 0.5,
-        hidden=noise(b, 196) > 0.5,
-        order=torch.arange(9).repeat(b, 1),
-        level=noise(b),
-        flag=noise(b) > 0.5,
-        words=noise(b, 500),
-        weights=noise(50),
-        name="not a tensor",
-    )
-    cell = sheet.cells(puzzle, {}, rows=2)[0]
-    assert [name for name, _ in cell.pictures] == [
-        "colour", "grey", "tiles", "views 1", "views 2", "mask", "hidden",
-    ]  # fmt: skip
-    assert [note.name for note in cell.notes] == ["order", "level", "flag"]
-    assert cell.notes[0].asked == "0 1 2 3 4 5 6 7 8"
-    assert dict(cell.pictures)["hidden"].size == (14, 14)
-    assert sheet.puzzles(puzzle, rows=3, title="everything").width > 400
-
-
-def test_joined_tiles_stand_where_they_belong():
-    image = noise(2, 3, 12, 12)
-    tiles = image.unfold(2, 4, 4).unfold(3, 4, 4).permute(0, 2, 3, 1, 4, 5).reshape(2, 9, 3, 4, 4)
-    seen = sheet.joined(tiles)
-    rows = [r + r // 4 for r in range(12)]  # one pixel of seam after every four
-    assert torch.equal(seen[:, :, rows][..., rows], image)
-
-
-def test_a_picture_chosen_among_those_of_the_puzzle_is_judged_and_a_painted_one_is_not():
-    asked = noise(4, 3, 8, 8)
-    chosen = sheet.cells(Puzzle(asked, noise(4)), {"image": asked[[0, 1, 3, 3]]}, 4)
-    assert [cell.notes[0].right for cell in chosen] == [True, True, False, True]
-    painted = sheet.cells(Puzzle(asked, noise(4)), {"image": asked * 0.9}, 4)
-    assert [note.name for note in painted[0].notes] == ["turn"]
-    assert [name for name, _ in painted[0].pictures] == ["image", "image, answered"]
-
-
-def test_several_numbers_of_a_puzzle_are_judged_one_by_one():
-    asked, answered = torch.tensor([[1, 2, 3], [4, 5, 6]]), torch.tensor([[1, 2, 0], [4, 5, 6]])
-    cells = sheet.cells(Puzzle(noise(2, 3, 8, 8), asked), {"turn": answered}, 2)
-    assert [(note.right, note.mark) for (note,) in (c.notes for c in cells)] == [
-        (False, "(2 of 3)"),
-        (True, "(3 of 3)"),
-    ]
-    assert sheet.tally(cells) == "turn: 5 of 6 answered rightly"
-
-
-def test_answers_that_are_not_exact_are_not_judged():
-    (cell,) = sheet.cells(Puzzle(noise(1, 1, 8, 8), torch.tensor([0.5])), {"turn": torch.tensor([0.4999])}, 1)
-    assert cell.notes[0].right is None
-    assert sheet.tally([cell]) == ""
-
-
-@pytest.mark.parametrize("size", [8, 28, 32, 96, 224])
-def test_pictures_are_drawn_large_enough_and_small_ones_keep_their_pixels(size):
-    picture = sheet.pictures(noise(1, 3, size, size))[0]
-    drawn = sheet.enlarged(picture)
-    assert 96 <= drawn.width <= sheet.LARGEST
-    if size < 96:
-        times = drawn.width // size
-        assert np.array_equal(np.asarray(drawn)[::times, ::times], np.asarray(picture))
-
-
-def test_a_sheet_shows_right_in_green_and_wrong_in_red():
-    puzzle = Puzzle(torch.ones(2, 3, 16, 16), torch.tensor([1, 2]))
-
-    def colours(answer: list[int]) -> set[tuple[int, int, int]]:
-        drawn = sheet.puzzles(puzzle, {"turn": torch.tensor(answer)}, title="t")
-        return {colour for _, colour in drawn.getcolors(1 << 20) or []}  # pyright: ignore
-
-    assert sheet.RIGHT in colours([1, 2]) - colours([2, 1])
-    assert sheet.WRONG in colours([2, 1]) - colours([1, 2])
-
-
-def test_values_outside_the_unit_range_and_no_numbers_at_all_are_still_drawn():
-    wild = torch.stack([torch.linspace(-3, 3, 64).view(1, 8, 8), torch.full((1, 8, 8), math.nan)])
-    a, _ = sheet.pictures(wild)
-    assert np.asarray(a).min() == 0
-    assert np.asarray(a).max() == 255
-    assert sheet.puzzles(Puzzle(torch.full((1, 3, 8, 8), math.inf), torch.tensor([0])), title="").width > 0
-
-
-def test_a_contact_sheet_has_its_columns_and_cuts_long_captions():
-    drawn = sheet.images(noise(10, 3, 32, 32), ["a caption far longer than its picture"] * 10, columns=5)
-    assert drawn.width == 2 * sheet.MARGIN + 5 * 128 + 4 * 2 * sheet.GAP
 
 
 # ---- curves
@@ -170,20 +44,20 @@ def log(n: int) -> list[dict[str, float]]:
     return [{"step": i, "epoch": 0, "loss": 1 / (i + 1), "lr": 0.1, "accuracy": i / n} for i in range(n)]
 
 
-def test_every_number_of_the_log_and_of_the_watch_is_a_curve_with_its_last_value():
-    watch = [
+def test_every_number_of_the_log_and_of_the_monitor_is_a_curve_with_its_last_value():
+    monitor = [
         {"step": 0, "std": 0.1, "rank": 7.0, "state": "healthy"},
         {"step": 5, "state": "loss is not finite"},
     ]
-    drawn = curves.plots(log(100), watch)
+    drawn = curves.plots(log(100), monitor)
     assert [p.title for p in drawn] == [
-        "Loss", "accuracy", "Learning rate", curves.SAID["std"], curves.SAID["rank"],
+        "Loss", "accuracy", "Learning rate", curves.TITLES["std"], curves.TITLES["rank"],
     ]  # fmt: skip
     assert [p.last for p in drawn] == ["0.01", "0.99", "0.1", "0.1", "7"]
     assert curves.plots([]) == []
 
 
-def test_a_long_log_is_thinned_and_its_spikes_stay():
+def test_thinning_a_long_log_keeps_its_spikes():
     y = np.zeros(100_000)
     y[54_321], y[77_777] = 9.0, -4.0
     x, kept = curves.thin(np.arange(100_000), y)
@@ -193,7 +67,7 @@ def test_a_long_log_is_thinned_and_its_spikes_stay():
     assert len(curves.picture(np.arange(100_000), noise(100_000).numpy())) < 60_000
 
 
-def test_the_running_mean_is_that_of_the_slow_formula_and_passes_over_gaps():
+def test_the_running_mean_equals_the_slow_formula_and_skips_gaps():
     y = noise(200).numpy().astype(float)
     y[50:53] = math.nan
     half = 200 // curves.SMOOTH // 2
@@ -204,32 +78,32 @@ def test_the_running_mean_is_that_of_the_slow_formula_and_passes_over_gaps():
 @pytest.mark.parametrize(
     "values", [[0.5], [math.nan], [1.0, math.nan, math.inf, 2.0], [None, 1.0], [3.0, 3.0]]
 )
-def test_a_log_of_one_row_or_without_numbers_is_drawn_and_what_is_missing_is_said(values):
+def test_short_logs_and_logs_without_numbers_are_plotted_with_a_warning(values):
     (plot,) = curves.plots(
         [{"step": i, "loss": v} for i, v in enumerate(values)] + [{"step": 9, "loss": 1.0}]
     )
     bad = [i for i, v in enumerate(values) if v is None or not math.isfinite(v)]
-    said = (
+    warning = (
         f"not a number at {len(bad)} of {len(values) + 1} logged steps, first at step {bad[0]}" if bad else ""
     )
-    assert plot.warning == said
+    assert plot.warning == warning
     assert plot.svg.startswith("<svg viewBox=")
     assert ("var(--wrong)" in plot.svg) == bool(bad)
 
 
-def test_a_drawing_takes_its_colours_from_the_page_and_names_no_address():
+def test_a_plot_takes_its_colors_from_the_page_and_contains_no_address():
     svg = curves.plots(log(50))[0].svg
     assert {"var(--accent)", "var(--muted)", "var(--line)"} <= set(re.findall(r"var\(--\w+\)", svg))
     assert not re.search(r"https?:|<\?xml|<!DOCTYPE|<metadata|<style|DejaVu|#0[1-4]0[1-4]0[1-4]", svg)
 
 
-# ---- neighbours and map
+# ---- neighbors and map
 
 
-def test_neighbours_are_those_of_the_slow_search_and_never_the_query():
+def test_neighbors_equal_a_slow_search_and_exclude_the_query():
     z = noise(40, 6) - 0.5
     queries = torch.tensor([3, 17])
-    cosine, found = features.neighbours(z, queries, k=5)
+    cosine, found = features.neighbors(z, queries, k=5)
     for row, query in enumerate(queries.tolist()):
         slow = sorted(
             ((torch.cosine_similarity(z[query], z[i], 0).item(), i) for i in range(40) if i != query),
@@ -239,45 +113,45 @@ def test_neighbours_are_those_of_the_slow_search_and_never_the_query():
         np.testing.assert_allclose(cosine[row], [c for c, _ in slow], rtol=1e-5)
 
 
-def test_queries_come_from_every_class_and_neighbours_are_judged_by_class():
+def test_queries_come_from_every_class_and_neighbors_are_compared_by_class():
     label = torch.tensor([0] * 10 + [1] * 10 + [2] * 10)
     z = torch.nn.functional.one_hot(label, 3).float() + 0.01 * noise(30, 3)
-    lines = features.lines(z, noise(30, 3, 8, 8), label, ["ant", "bee", "cat"], count=6)
+    lines = features.neighbor_rows(z, noise(30, 3, 8, 8), label, ["ant", "bee", "cat"], count=6)
     assert [line[0].name for line in lines] == ["ant", "bee", "cat"] * 2
-    assert all(len(line) == 1 + features.NEIGHBOURS and line[0].same is None for line in lines)
+    assert all(len(line) == 1 + features.NEIGHBORS and line[0].same is None for line in lines)
     assert all(one.same and one.name == line[0].name for line in lines for one in line[1:])
-    assert html.hits(lines) == "48 of 48 neighbours have the class of their query"
-    mixed = features.lines(z.roll(1, 0), noise(30, 3, 8, 8), label, ["ant", "bee", "cat"], count=6)
-    judged = [(one.same, one.name == line[0].name) for line in mixed for one in line[1:]]
-    assert set(judged) == {(True, True), (False, False)}
+    assert html.hits(lines) == "48 of 48 neighbors share a class with their query"
+    mixed = features.neighbor_rows(z.roll(1, 0), noise(30, 3, 8, 8), label, ["ant", "bee", "cat"], count=6)
+    compared = [(one.same, one.name == line[0].name) for line in mixed for one in line[1:]]
+    assert set(compared) == {(True, True), (False, False)}
 
 
-def test_the_sheet_of_neighbours_has_a_line_for_each_query():
-    drawn = features.nearest(noise(30, 4), noise(30, 3, 32, 32), count=3)
+def test_the_sheet_of_neighbors_has_a_row_for_each_query():
+    drawn = features.neighbor_sheet(noise(30, 4), noise(30, 3, 32, 32), count=3)
     assert drawn.width == 2 * sheet.MARGIN + 9 * 128 + 8 * 2 * sheet.GAP
     assert drawn.height > 3 * 128
 
 
-def test_the_map_keeps_groups_together_and_is_the_same_for_the_same_seed():
-    centre = torch.eye(8)[:3].repeat_interleave(20, 0)
-    z = centre + 0.05 * noise(60, 8)
-    at = features.plane(z, seed=1)
+def test_the_map_keeps_groups_together_and_is_reproducible():
+    center = torch.eye(8)[:3].repeat_interleave(20, 0)
+    z = center + 0.05 * noise(60, 8)
+    at = features.project(z, seed=1)
     group = np.repeat([0, 1, 2], 20)
     distance = np.linalg.norm(at[:, None] - at[None], axis=-1) + np.eye(60) * 1e9
     assert (group[distance.argmin(1)] == group).all()
-    assert np.array_equal(at, features.plane(z, seed=1))
+    assert np.array_equal(at, features.project(z, seed=1))
 
 
 @pytest.mark.parametrize(
     "z", [torch.ones(50, 4), torch.zeros(12, 5), noise(1, 5), noise(3, 5), noise(20, 1) - 0.5]
 )
-def test_collapsed_few_or_narrow_features_still_have_a_map(z):
+def test_collapsed_few_or_one_dimensional_features_still_have_a_map(z):
     picture = features.map2d(z, None, noise(len(z), 3, 8, 8))
     assert picture.axes
-    assert features.plane(z).shape == (len(z), 2)
+    assert features.project(z).shape == (len(z), 2)
 
 
-def test_thumbnails_do_not_cover_each_other():
+def test_thumbnails_do_not_overlap():
     at = np.array([[0.0, 0.0], [0.001, 0.001], [1.0, 1.0]])
     solid = torch.stack([torch.full((3, 4, 4), v) for v in (0.2, 0.5, 0.8)])
     canvas = np.asarray(features.mosaic(at, solid, 200, 200, 40))
@@ -291,7 +165,7 @@ def test_thumbnails_do_not_cover_each_other():
 # ---- attention maps
 
 
-def test_an_attention_map_is_the_sum_over_channels_of_powers_from_0_to_1():
+def test_an_attention_map_is_the_sum_of_powers_over_channels_scaled_to_0_and_1():
     features = 3 * Rng(1).normal(2, 5, 3, 4)
     for p in attention.POWERS:
         for image, found in zip(features.tolist(), attention.strength(features, p).tolist(), strict=True):
@@ -307,11 +181,11 @@ def test_an_attention_map_is_the_sum_over_channels_of_powers_from_0_to_1():
     [
         ("alexnet_bn", 224, {"conv1": 1, "conv3": 2, "conv5": 4}),  # fig. 3
         ("resnet_small:width=4", 16, {"stem": 1, "stage2": 2, "stage3": 4}),
-        ("exemplar", 32, {"conv1": 1, "conv2": 2, "conv3": 4}),  # its last map has one place
+        ("exemplar", 32, {"conv1": 1, "conv2": 2, "conv3": 4}),  # its last map has one position
         ("mlp", 8, {}),
     ],
 )
-def test_the_first_the_middle_and_the_last_map_are_shown(encoder, size, chosen):
+def test_the_first_middle_and_last_feature_maps_are_shown(encoder, size, chosen):
     built = encoders.build(encoder, 3, size)
     assert attention.stages(built.sides) == chosen
     cells = attention.cells(built, (255 * noise(2, 3, size, size)).to(torch.uint8))
@@ -321,12 +195,12 @@ def test_the_first_the_middle_and_the_last_map_are_shown(encoder, size, chosen):
     assert built.training
 
 
-def test_one_or_two_maps_are_shown_once_each():
+def test_one_or_two_feature_maps_are_shown_once_each():
     assert attention.stages({"a": 4}) == {"a": 1}
     assert attention.stages({"a": 4, "b": 2, "c": 1}) == {"a": 1, "b": 2}
 
 
-def test_a_map_is_bright_where_the_features_of_its_own_image_are_strong():
+def test_an_attention_map_is_bright_where_the_features_of_its_image_are_strong():
     net = nn.Sequential(OrderedDict(map=nn.AvgPool2d(4)))
     encoder = encoders.Classic("brightness", net, 3, 32, (0.0,) * 3, (1.0,) * 3)
     image = torch.zeros(3, 3, 32, 32, dtype=torch.uint8)
@@ -346,54 +220,71 @@ def test_a_map_is_bright_where_the_features_of_its_own_image_are_strong():
 def card(**more) -> dict:
     return {
         "method": "rotnet", "recipe": "default", "config": {"crop": 0.3, "views": {"blur": [0.1, 2.0]}},
-        "train": {"epochs": 2, "drops": []}, "encoder": "resnet_small", "data": "synthetic:64:16", "n": 64,
+        "train": {"epochs": 2, "batch": 32, "milestones": []}, "encoder": "resnet_small", "data": "synthetic:64:16", "n": 64,
         "channels": 3, "size": 16, "seed": 0, "steps": 100, "epochs": 2, "precision": "32-true",
         "device": "cpu", "processes": 1, "versions": {"torch": "2.8"}, "commit": "0123abc",
         "command": "pretask pretrain rotnet", **more,
     }  # fmt: skip
 
 
-def scored(features: str, value: float, **more) -> dict:
-    return {
-        "features": features, "eval": "linear", "stage": "pool", "value": value,
-        "low": value - 1, "high": value + 1, "n": 2000, "data": "made-up", **more,
-    }  # fmt: skip
+def test_passes_are_images_seen_over_images_whatever_the_epochs_of_a_timed_run(tmp_path):
+    assert ("Passes over the images", "50.0") in html.facts(tmp_path, card(epochs=9))
 
 
-SCORES = [scored("rotnet", 56.1, own=True), scored("raw pixels", 39.0), scored("untrained encoder", 42.8)]
+def scored(
+    name: str, value: float, role: Role = "pixels", metric: str = "linear", stage: str = "pool", **more
+) -> Row:
+    known = {"value": value, "low": value - 1, "high": value + 1, "values": [value], "chosen": [{}]}
+    return Row(metric, stage, name=name, role=role, n=2000, data="made-up", **known, **more)
+
+
+SCORES = [
+    scored("rotnet", 56.1, "run"),
+    scored("raw pixels", 39.0),
+    scored("untrained encoder", 42.8, "untrained"),
+]
+
+
+def ahead(
+    of: str, value: float, low: float, high: float, role: Role = "pixels", metric: str = "linear"
+) -> Difference:
+    return Difference(
+        metric, "pool", name="rotnet", minus=of, minus_role=role, value=value, low=low, high=high
+    )
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """The folder of a run, with everything a report may show, and hostile names wherever names can be."""
+    """The folder of a run with everything that a report may show, and hostile names everywhere."""
     run = tmp_path_factory.mktemp("runs") / "turned & <b>bold"
     run.mkdir()
-    rows = [row | {HOSTILE: 1.0, "images_per_s": 500.0, "waiting": 0.01} for row in log(100)]
+    rows = [row | {HOSTILE: 1.0, "images_per_s": 500.0, "data_wait": 0.01} for row in log(100)]
     rows[70]["loss"] = math.nan
-    watch = [{"step": s, "std": 0.1, "cosine": 0.2, "rank": 9.0, "state": "healthy"} for s in (0, 50, 99)]
-    for name, content in ((runs.LOG, rows), (runs.SEEN, watch)):
+    monitor = [{"step": s, "std": 0.1, "cosine": 0.2, "rank": 9.0, "state": "healthy"} for s in (0, 50, 99)]
+    for name, content in ((runs.LOG, rows), (runs.MONITOR, monitor)):
         (run / name).write_text("".join(json.dumps(row) + "\n" for row in content))
     (run / "bad.csv").write_text(
         f'file,reason\n"{HOSTILE.replace(chr(34), chr(34) * 2)}.png",empty\na.jpg,cut off\n'
     )
-    (run / "scores").mkdir()
-    (run / "scores" / "linear.json").write_text(json.dumps([*SCORES, scored(HOSTILE, 1.0)]))
+    Scores(
+        {"test": "linear"}, [*SCORES, scored(HOSTILE, 1.0)], [ahead(HOSTILE, 4.2, 1.0, 7.4)], [], {}, {}
+    ).write(run)
     (run / runs.DONE).write_text("598.2 s\n")
     return run
 
 
 @pytest.fixture(scope="module")
 def parts() -> dict:
-    """A small untrained solver, its encoder, and images with labels whose class names are hostile."""
-    labelled = sources.open_labelled("synthetic:64:16")
-    labelled.classes = [f"{name} {HOSTILE}" for name in labelled.classes]
+    """A small untrained method, its encoder, and labeled images with hostile class names."""
+    labeled = data.open_labeled("synthetic:64:16")
+    labeled.classes = [f"{name} {HOSTILE}" for name in labeled.classes]
     encoder = encoders.build("resnet_small:width=8", 3, 16)
-    method = rotnet.Config().build(encoder, labelled)
+    method = rotnet.Config().build(encoder, labeled)
     return {
         "method": method,
         "encoder": encoder,
-        "source": labelled,
-        "looked": compose.Looked(labelled),
+        "source": labeled,
+        "looked": report.Looked(labeled),
         "about": HOSTILE,
     }
 
@@ -401,26 +292,31 @@ def parts() -> dict:
 @pytest.fixture(scope="module")
 def page(folder, parts) -> Path:
     hostile = card(command=f"pretask {HOSTILE}", data=HOSTILE, config={HOSTILE: HOSTILE})
-    return compose.compose(folder, hostile, **parts)
+    return report.compose(folder, hostile, **parts)
 
 
-SECTIONS = ["scores", "puzzles", "attention", "curves", "neighbours", "map", "skipped", "repeat", "next"]
+SECTIONS = ["scores", "puzzles", "neighbors", "map", "attention", "curves", "skipped", "repeat", "next"]
 
 
-def test_a_page_without_anything_to_show_has_no_empty_sections(tmp_path):
+def test_a_page_without_content_has_no_empty_sections(tmp_path):
     text = html.write(tmp_path, card(), html.Verdict("good", "Fine.")).read_text()
     assert re.findall(r'<section id="(\w+)"', text) == ["repeat", "next"]
     assert re.findall(r'href="#(\w+)"', text) == ["repeat", "next"]
 
 
-def test_the_page_names_no_address_and_runs_no_script(page):
+def test_the_page_loads_nothing_and_runs_no_script(page):
     text = page.read_text()
     references = re.findall(
         r"""(?:src|href|srcset|action|data)\s*=\s*["']?([^"'\s>]+)|url\(\s*["']?([^)"']+)""", text
     )
     outside = [a or b for a, b in references if not (a or b).startswith(("#", "data:image/"))]
-    assert [r for r in outside if r not in ("x",)] == []  # x: from the hostile text, which is not markup
+    assert [r for r in outside if r not in ("x",)] == []  # x: from the hostile text, which is escaped
     assert not re.search(r"<(script|iframe|object|embed|link|base)\b|@import|\son\w+=\"", text)
+
+
+def test_the_page_says_what_the_method_does(page):
+    (about,) = re.findall(r'<p class="about">(.*?)</p>', page.read_text(), re.DOTALL)
+    assert entities.unescape(about) == HOSTILE
 
 
 def test_hostile_names_stay_text_everywhere(page):
@@ -432,10 +328,10 @@ def test_hostile_names_stay_text_everywhere(page):
     assert "{{ 7*7 }}" in text
 
 
-def test_every_picture_has_words_and_headings_descend(page):
+def test_every_picture_has_a_text_alternative_and_headings_descend(page):
     text = page.read_text()
     pictures = re.findall(r"<img\b[^>]*>", text)
-    assert len(pictures) >= sheet.SHORT
+    assert len(pictures) >= 12
     assert all(re.search(r'alt="[^"]+"', tag) for tag in pictures)
     assert len(re.findall(r'<figure [^>]*role="img" aria-label="[^"]+"', text)) == text.count("<svg ")
     levels = [int(h) for h in re.findall(r"<h(\d)", text)]
@@ -444,10 +340,10 @@ def test_every_picture_has_words_and_headings_descend(page):
     assert all(b <= a + 1 for a, b in itertools.pairwise(levels))
 
 
-def test_the_table_sets_each_score_under_its_own_column_and_row():
-    rows = [*SCORES, scored("rotnet", 61.0, own=True, stage="stage3"), scored("raw pixels", 30.0, eval="knn")]
+def test_each_score_is_in_its_column_and_row():
+    rows = [*SCORES, scored("rotnet", 61.0, "run", stage="stage3"), scored("raw pixels", 30.0, metric="knn")]
     pooled, staged = html.tables(rows)
-    assert (pooled.columns, staged.columns) == (["linear", "knn"], ["stage3"])
+    assert (pooled.columns, staged.columns) == (["Linear probe", "kNN"], ["stage3"])
     assert [(r.name, r.own, [c.value for c in r.cells]) for r in pooled.rows] == [
         ("rotnet", True, ["56.1", "–"]),
         ("raw pixels", False, ["39.0", "30.0"]),
@@ -457,115 +353,148 @@ def test_the_table_sets_each_score_under_its_own_column_and_row():
     assert pooled.rows[0].cells[0].spread == "±1.0"
 
 
-def test_scores_that_belong_together_share_a_table():
+def test_related_scores_share_a_table():
     kinds = {
-        "Frozen features": ("knn", "best linear", "svm"),
-        "Linear probe on few images per class": ("1-shot", "100-shot"),
-        "Clusters and retrieval": ("nmi", "acc", "recall@1"),
-        "Non-linear probes on the best map": ("mlp", "conv"),
-        "Encoder and classifier trained on": ("finetune 10-shot", "finetune"),
-        "Without labels": ("rankme", "std"),
+        "Frozen features": {
+            "knn": {},
+            "best linear": {"stage": ""},
+            "svm": {"stage": ""},
+            "text@1": {"k": 1},
+        },
+        "Linear probe on few labels per class": {"1-shot": {"shots": 1}, "100-shot": {"shots": 100}},
+        "Linear probe on few labeled images": {"100 images mAP": {"shots": 100}},
+        "Clustering and retrieval": {"nmi": {}, "acc": {}, "recall@1": {"k": 1}},
+        "Nonlinear probes on the best feature map": {"mlp": {}, "conv": {}},
+        "Fine-tuning": {"finetune 10-shot": {"shots": 10}, "finetune": {}},
+        "Transfer: fine-tuned depth": {"rmse": {"task": "fine-tuned depth"}},
+        "Label-free measures": {"rankme": {}, "std": {}},
     }
-    tables = html.tables([scored("rotnet", 0.1234, eval=e) for evals in kinds.values() for e in evals])
-    assert {t.title: tuple(t.columns) for t in tables} == kinds
+    named = {"1-shot": "few-shot", "100-shot": "few-shot", "100 images mAP": "few-shot mAP",
+             "recall@1": "recall", "text@1": "text", "finetune 10-shot": "finetune"}  # fmt: skip
+    columns = [(title, more) for some in kinds.values() for title, more in some.items()]
+    tables = html.tables(
+        [scored("rotnet", 0.1234, "run", named.get(title, title), **more) for title, more in columns]
+    )
+    assert {t.title: t.columns for t in tables} == {
+        title: [html.HEADINGS.get(metric, metric) for metric in some] for title, some in kinds.items()
+    }
     assert tables[-1].rows[0].cells[1].value == "0.1234"
 
 
-def test_the_verdict_says_what_is_wrong_since_when_and_what_to_do():
+def test_the_verdict_names_the_problem_its_first_step_and_a_remedy():
     well = [{"step": 0, "state": "healthy"}]
     ill = [*well, {"step": 40, "state": "complete collapse"}, {"step": 80, "state": "complete collapse"}]
-    verdict = compose.verdict(card(), log(100), ill, SCORES)
-    assert verdict.tone == "bad"
-    assert verdict.sentence.startswith("Complete collapse since step 40; ")
-    assert compose.verdict(card(), log(100), well, SCORES) == html.Verdict(
+    found = report.verdict(card(), log(100), ill, SCORES)
+    assert found.tone == "bad"
+    assert found.sentence.startswith("Complete collapse since step 40; ")
+    assert report.verdict(card(), log(100), well, SCORES) == html.Verdict(
         "good", "Healthy; linear probe 56.1 ±1.0, untrained 42.8."
     )
-    assert compose.verdict(card(), log(100), well, []).sentence == "Healthy; no scores yet."
-    partner = [{**SCORES[0], "eval": "partner@1"}]
-    assert compose.verdict(card(), log(100), well, partner).sentence == "Healthy; no linear probe yet."
-    assert compose.verdict(card(), log(30), well, []).sentence.startswith(
+    assert report.verdict(card(), log(100), well, []).sentence == "Healthy; no scores yet."
+    tracks = [replace(SCORES[0], metric="track recall", k=1)]
+    assert report.verdict(card(), log(100), well, tracks).sentence == "Healthy; no linear probe yet."
+    assert report.verdict(card(), log(30), well, []).sentence.startswith(
         "Healthy; not finished, at step 30 of 100"
     )
-    same = [scored("rotnet", 43.0, own=True), SCORES[2]]
-    assert compose.verdict(card(), log(100), well, same).tone == "warn"
+    same = [scored("rotnet", 43.0, "run"), SCORES[2]]
+    assert report.verdict(card(), log(100), well, same).tone == "warn"
 
 
-def test_durations_read_as_people_say_them():
+def test_a_run_is_compared_with_its_best_baseline_and_better_only_above_0():
+    def sentences(*differences: Difference, own: float = 56.1) -> list[str]:
+        rows = [scored("rotnet", own, "run"), scored("rotnet", 61.0, "run", stage="stage3")]
+        return [*verdict.sentences(Scores({}, rows, differences, [], {}, {}))]
+
+    weak, strong = ahead("raw pixels", 17.1, 15.0, 19.0), ahead("k-means patches", 4.2, 1.0, 7.4, "patches")
+    assert sentences(weak, strong) == [
+        "Linear probe 56.1 %: better than k-means patches, the best baseline, by 4.2 points [1.0, 7.4]."
+    ]
+    close = ahead("k-means patches", 1.2, -0.4, 2.8, "patches")
+    assert sentences(weak, close) == [
+        "Linear probe 56.1 %: not better than k-means patches, the best baseline (+1.2 points [-0.4, +2.8])."
+    ]
+    supervised = ahead("supervised net", -9.0, -11.0, -7.0, "supervised")
+    assert sentences(weak, supervised)[0].startswith("Linear probe 56.1 %: better than raw pixels")
+    assert sentences(supervised) == sentences(ahead("raw pixels", 1.0, 0.5, 1.5, metric="few-shot")) == []
+
+
+def test_durations_are_readable():
     assert [html.duration(s) for s in ("41.4 s", "598.2 s", "11100 s", "60 s")] == [
         "41 s", "9 min 58 s", "3 h 5 min", "1 min 0 s",
     ]  # fmt: skip
 
 
-def test_a_run_folder_with_a_space_can_be_pasted_into_a_shell(tmp_path):
+def test_commands_quote_the_run_folder(tmp_path):
     steps = dict(html.next_steps(tmp_path / "my run; rm -rf", card()))
     assert all(f"'{tmp_path}/my run; rm -rf'" in command for command in steps.values())
     assert any("--resume" in command for command in steps.values())
 
 
-def test_the_puzzles_shown_are_answered_by_the_model_itself_as_it_is(parts):
+def test_the_puzzles_are_answered_by_the_method_unchanged(parts):
     method, source = parts["method"], parts["source"]
     before = {name: value.clone() for name, value in method.state_dict().items()}
-    cells = compose.puzzles(method.train(), source, seed=0)
-    assert len(cells) == compose.SHOWN
+    cells = report.puzzles(method.train(), source, seed=0)
+    assert len(cells) == report.SHOWN
     assert all(torch.equal(value, before[name]) for name, value in method.state_dict().items())
-    batch = source.__getitems__(Rng(0, "report", "which").permutation(64)[: compose.ASKED])
+    batch = source.__getitems__(Rng(0, "report", "which").permutation(64)[: report.ASKED])
     pretext = method.pretext(batch, Rng(0, "report"))
     with torch.no_grad():
         answers = method.logits(pretext).argmax(1)
-    for cell, picture, answer in zip(cells, sheet.pictures(pretext.image), answers.tolist(), strict=True):
-        assert np.array_equal(np.asarray(cell.pictures[0][1]), np.asarray(picture))
-        assert cell.notes[0].answered == f"{90 * answer}°"
+    order = [4 * b + (b + lap) % 4 for lap in range(4) for b in range(report.ASKED)]  # as rotnet shows them
+    for cell, i in zip(cells, order, strict=True):
+        shown = draw.panel(Panel("rotated", pretext.image[i]), sheet.LARGEST)
+        assert np.array_equal(np.asarray(cell.pictures[0][1]), np.asarray(shown))
+        assert cell.captions[0].answer == f"{90 * pretext.rotation[i]}°"
+        assert cell.captions[0].predicted == f"{90 * answers[i]}°"
 
 
-def test_embedded_images_come_from_everywhere_in_a_sorted_source(parts):
-    index, z, x = compose.embed(parts["encoder"], parts["source"], seed=0)
+def test_embedded_images_are_spread_over_a_sorted_source(parts):
+    index, z, x = report.embed(parts["encoder"], parts["source"], seed=0)
     assert index.sort().values.tolist() == list(range(64))
-    assert index[:32].float().mean() > 20  # the map takes the first; they must not be those of one class
+    assert index[:32].float().mean() > 20  # the map shows the first ones, which must not be of one class
     assert torch.equal(x, parts["source"].__getitems__(index).image)
     with torch.no_grad():
         torch.testing.assert_close(z, parts["encoder"](x / 255)["pool"])
 
 
-def test_what_else_a_method_makes_of_images_is_a_section_with_a_row_for_each_image(folder, parts, tmp_path):
+def test_the_gallery_of_a_method_has_a_row_for_each_image(folder, parts, tmp_path):
     from pretask import encoders
     from pretask.methods import sdae
 
     source = parts["source"]
     method = sdae.Config().build(encoders.build("mlp:width=16", 3, 16), source)
     method.stage.fill_(2)
-    shown = compose.pictures(method, source, seed=0)
+    shown = report.pictures(method, source, seed=0)
     assert shown is not None
-    assert len(shown.rows) == compose.ASKED
-    batch = source.__getitems__(Rng(0, "report", "which").permutation(64)[: compose.ASKED])
+    assert len(shown.rows) == report.ASKED
+    batch = source.__getitems__(Rng(0, "report", "which").permutation(64)[: report.ASKED])
     for cell, picture in zip(shown.rows, sheet.pictures(batch.image), strict=True):
         assert np.array_equal(np.asarray(cell.pictures[0][1]), np.asarray(picture))
         assert len(cell.pictures) == 1 + sdae.SAMPLES
-    again = compose.pictures(method, source, seed=0)
+    again = report.pictures(method, source, seed=0)
     assert again is not None
     assert np.array_equal(*(np.asarray(each.rows[3].pictures[2][1]) for each in (shown, again)))
-    assert compose.pictures(parts["method"], source, seed=0) is None  # rotnet makes nothing else
+    assert report.pictures(parts["method"], source, seed=0) is None  # rotnet has no gallery
     run = tmp_path / "run"
     shutil.copytree(folder, run)
-    text = compose.compose(run, card(), method=method, source=source).read_text()
+    text = report.compose(run, card(), method=method, source=source).read_text()
     section = text[text.index('<section id="gallery"') :].partition("</section>")[0]
-    assert section.count("<img") == compose.ASKED * (1 + sdae.SAMPLES)
+    assert section.count("<img") == report.ASKED * (1 + sdae.SAMPLES)
     assert 'alt="sample 6 of image 8"' in section
 
 
-def test_a_run_whose_data_is_gone_still_gets_its_curves(folder, tmp_path):
+def test_a_run_without_its_data_still_has_curves(folder, tmp_path):
     run = tmp_path / "left-over"
     shutil.copytree(folder, run)
-    settings = {"data": "/nowhere/at/all", "seed": 0}
-    (run / runs.CARD).write_text(
-        json.dumps(card(data="/nowhere/at/all", settings=settings, config={"crop": 0.3}))
-    )
-    text = compose.report(run).read_text()
+    settings = asdict(RunConfig("/nowhere/at/all"))
+    runs.write_card(run, cards.card(data="/nowhere/at/all", settings=settings))
+    text = report.report(run).read_text()
     assert "/nowhere/at/all" in text
     assert '<section id="curves"' in text
     assert '<section id="puzzles"' not in text
 
 
-# ---- as a browser shows it
+# ---- in a real browser
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 QUIET = [
@@ -582,7 +511,7 @@ def browse(tmp_path: Path, file: Path, *flags: str) -> str:
 
 
 def framed(page: Path, tmp_path: Path, width: int, height: int) -> Path:
-    """The page, its scripts off, in a frame of that width (windows have a least width), which measures it."""
+    """The page, without scripts, in a frame of that width (windows have a minimum width), which measures it."""
     source = entities.escape(page.read_text())
     file = tmp_path / f"framed-{width}.html"
     measure = (
@@ -622,10 +551,13 @@ def test_a_real_browser_finds_all_sections_and_no_script(page, tmp_path):
     assert "onerror=" not in re.sub(r">[^<]*<", "><", re.sub(r'"[^"]*"', "", dom))
     assert dom.count("<svg ") == 10  # nine curves and the map
     assert "Healthy; linear probe 56.1 ±1.0, untrained 42.8." in dom
+    assert dom.index("Linear probe 56.1 %: better than") < dom.index("<table")
+    diagnostics = dom[dom.index("<details>") : dom.index("</details>")]
+    assert diagnostics.count("<svg ") == 9  # all curves are folded
 
 
-def test_a_real_browser_tallies_the_guesses_of_a_visitor(tmp_path):
-    """Nine pairs; the visitor always points at the left. Nothing is loaded, each image is what it is said to be."""
+def test_a_real_browser_counts_the_guesses_of_a_visitor(tmp_path):
+    """Nine pairs; the visitor always chooses the left one. Nothing is loaded, and images are not swapped."""
     rng = np.random.default_rng(0)
     pairs = [
         tuple(Image.fromarray(rng.integers(0, 255, (20, 30, 3), np.uint8)) for _ in "ab") for _ in range(9)
@@ -636,8 +568,8 @@ def test_a_real_browser_tallies_the_guesses_of_a_visitor(tmp_path):
     left = [one["painted"] == 0 for one in known]
     assert 0 < sum(left) < 9
     for one, (real, painted) in zip(known, pairs, strict=True):
-        assert one["sides"][one["painted"]] == html.uri(painted)
-        assert one["sides"][1 - one["painted"]] == html.uri(real)
+        assert one["sides"][one["painted"]] == uri(painted)
+        assert one["sides"][1 - one["painted"]] == uri(real)
     assert "run &lt;on&gt; photos" in text and "http" not in text
 
     visit = """<script>
@@ -657,7 +589,7 @@ def test_a_real_browser_tallies_the_guesses_of_a_visitor(tmp_path):
     assert f"in {9 - sum(left)} of 9" in dom and "That was the last pair" in dom
 
 
-def test_the_page_is_dark_for_those_who_want_it_dark(page, tmp_path):
+def test_the_page_follows_the_preferred_color_scheme(page, tmp_path):
     def brightness(preferred: int) -> float:
         shot = tmp_path / f"{preferred}.png"
         flag = f"--blink-settings=preferredColorScheme={preferred}"

@@ -1,17 +1,19 @@
-"""Two processes, started as a user starts them: they draw the puzzles of one, and end where it does."""
+"""Two processes, started as users do: they draw the same puzzles as one process and end with the same weights."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed import DistBackendError
 from torch.testing import assert_close
 
 from pretask.cli.main import main
-from pretask.runtime import files as checkpoint
-from pretask.train import run
+from pretask.runtime import distributed, files
+from pretask.train import checkpoint, run
 
 WORDS = [
     "pretrain", "simclr", "--data", "synthetic:64:16", "--steps", "6", "--batch", "16", "--encoder",
@@ -23,23 +25,25 @@ TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "
 
 HOSTILE = """
 import atexit, os, signal, sys, time
-from pretask import __main__, distributed, loop
+from pretask import __main__
+from pretask.runtime import distributed
+from pretask.train import trainer
 from pretask.types import UserError
 
-atexit.register(os.abort)  # as threads do that are not done with a message
-loop.SAVE_EVERY = 0.0  # a checkpoint after every row
-plain, main, leave = loop.Trainer.step, __main__.main, os._exit
+atexit.register(os.abort)  # as unfinished communication threads do
+trainer.SAVE_EVERY = 0.0  # a checkpoint after every row
+plain, main, _exit = trainer.Trainer.step, __main__.main, os._exit
 
-def slowly(words, since):
+def delayed(words, since):
     code = main(words, since)
     if sys.argv[1] == "calm" and distributed.rank() == 0:
         time.sleep(2)
         print("the first is done", file=sys.stderr, flush=True)
     return code
 
-def told(code):
+def reported(code):
     print(f"process {distributed.rank()} leaves", file=sys.stderr, flush=True)
-    leave(code)
+    _exit(code)
 
 def step(self, batch, progress):
     if progress.step == 0:
@@ -49,16 +53,16 @@ def step(self, batch, progress):
     if progress.step == 4 and sys.argv[1] == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
     if progress.step == 4 and sys.argv[1] == "mistaken" and distributed.rank() == 1:
-        raise UserError("the second process has something to say")
+        raise UserError("an error in the second process")
     return plain(self, batch, progress)
 
-loop.Trainer.step, __main__.main, os._exit = step, slowly, told
+trainer.Trainer.step, __main__.main, os._exit = step, delayed, reported
 __main__.run(sys.argv[2:])
 """
 
 
 def python(*words: str | Path) -> subprocess.CompletedProcess[str]:
-    """Run to the end; a hang is a failure, and leaves no process behind."""
+    """Run to the end. A hang is a failure and leaves no process behind."""
     started = subprocess.Popen(
         [sys.executable, *map(str, words)],
         stdout=subprocess.PIPE,
@@ -68,12 +72,12 @@ def python(*words: str | Path) -> subprocess.CompletedProcess[str]:
         start_new_session=True,
     )
     try:
-        out, told = started.communicate(timeout=120)
+        out, err = started.communicate(timeout=120)
     finally:
         if started.poll() is None:
             os.killpg(started.pid, 9)
             started.wait()
-    return subprocess.CompletedProcess(words, started.returncode, out, told)
+    return subprocess.CompletedProcess(words, started.returncode, out, err)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -82,26 +86,26 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two processes that nobody disturbed."""
+    """An undisturbed run of two processes."""
     folder = tmp_path_factory.mktemp("two") / "run"
     ended = python("-m", "pretask", *WORDS, folder, *TWO)
     assert ended.returncode == 0, ended.stderr
-    assert ended.stderr.count("step 6/6") == 1, "one process speaks for both"
+    assert ended.stderr.count("step 6/6") == 1, "only one process prints"
     assert "Warning" not in ended.stderr
     return folder
 
 
-def test_two_processes_end_where_one_does(two: Path, tmp_path: Path):
+def test_two_processes_end_with_the_weights_of_one(two: Path, tmp_path: Path):
     assert main([*WORDS, str(tmp_path / "one")]) == 0
     one, both = weights(tmp_path / "one"), weights(two)
     for key, value in one.items():
         assert_close(both[key].float(), value.float(), atol=3e-4, rtol=3e-3, msg=lambda m, k=key: f"{k}: {m}")
-    losses = [[row["loss"] for row in run.read(at / run.LOG)] for at in (tmp_path / "one", two)]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-3), "the log tells the mean over processes"
+    losses = [[row["loss"] for row in files.read_rows(at / run.LOG)] for at in (tmp_path / "one", two)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3), "log rows are means over processes"
     assert run.load(two).card["processes"] == 2
 
 
-def test_both_killed_and_resumed_by_torchrun_end_with_the_same_weights(two: Path, tmp_path: Path):
+def test_killed_run_resumed_by_torchrun_ends_with_the_same_weights(two: Path, tmp_path: Path):
     script, folder = tmp_path / "hostile.py", tmp_path / "run"
     script.write_text(HOSTILE)
     assert python(script, "killed", *WORDS, folder, *TWO).returncode == -9
@@ -111,14 +115,14 @@ def test_both_killed_and_resumed_by_torchrun_end_with_the_same_weights(two: Path
     assert all(torch.equal(value, weights(two)[key]) for key, value in weights(folder).items())
 
 
-def test_weights_that_are_shared_out_end_where_whole_ones_do_killed_or_not(two: Path, tmp_path: Path):
+def test_fsdp_ends_with_the_weights_of_ddp_killed_or_not(two: Path, tmp_path: Path):
     script, calm, cut = tmp_path / "hostile.py", tmp_path / "calm", tmp_path / "cut"
     script.write_text(HOSTILE)
     ended = python(script, "calm", *WORDS, calm, *TWO, "--strategy", "fsdp")
     assert ended.returncode == 0, ended.stderr
     assert ended.stderr.count("each holds 0.5") == 2
     first, second = ended.stderr.split("the first is done")
-    assert "leaves" not in first and second.count("leaves") == 2, "nobody leaves before all are done"
+    assert "leaves" not in first and second.count("leaves") == 2, "no process exits before all are done"
     for key, value in weights(two).items():
         assert_close(weights(calm)[key], value, atol=1e-5, rtol=1e-4, msg=lambda m, k=key: f"{k}: {m}")
     assert python(script, "killed", *WORDS, cut, *TWO, "--strategy", "fsdp").returncode == -9
@@ -152,9 +156,7 @@ class Config(rotnet.Config):
         ("halved.py", "nin3:width=12"),
     ],
 )
-def test_methods_that_use_the_encoder_between_steps_may_share_it_out(
-    method: str, encoder: str, tmp_path: Path
-):
+def test_methods_that_use_the_encoder_between_steps_work_with_fsdp(method: str, encoder: str, tmp_path: Path):
     (tmp_path / "halved.py").write_text(HALVED)
     words = ["pretrain", str(tmp_path / method) if method.endswith(".py") else method, *WORDS[2:]]
     words[words.index("--encoder") + 1] = encoder
@@ -166,15 +168,66 @@ def test_methods_that_use_the_encoder_between_steps_may_share_it_out(
         assert_close(both[key].float(), value.float(), atol=3e-4, rtol=3e-3, msg=lambda m, k=key: f"{k}: {m}")
 
 
-def test_one_process_has_nobody_to_share_a_network_with(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_fsdp_needs_two_processes(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert main([*WORDS, str(tmp_path / "run"), "--strategy", "fsdp"]) == 2
     assert "--devices 2" in capsys.readouterr().err
 
 
-def test_a_mistake_in_one_process_ends_both(tmp_path: Path):
+def test_user_error_in_one_process_ends_both(tmp_path: Path):
     script = tmp_path / "hostile.py"
     script.write_text(HOSTILE)
     ended = python(script, "mistaken", *WORDS, tmp_path / "run", *TWO)
     assert ended.returncode == 2
-    assert "pretask: the second process has something to say" in ended.stderr
+    assert "pretask: an error in the second process" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+LEFT = """
+import os, signal, sys, time
+import torch, torch.distributed as dist
+from pretask.runtime import distributed
+from pretask.types import UserError
+
+rank, how, place = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+dist.init_process_group("gloo", init_method=place, rank=rank, world_size=2)
+x = torch.ones(10)
+dist.all_reduce(x)
+if rank == 0:  # which holds the store
+    time.sleep(0.5)
+    if how == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    os._exit(1)
+try:
+    with distributed.report_lost_peer():
+        if how == "with its store":
+            dist.new_group(backend="gloo")
+        while True:
+            dist.all_reduce(x)
+except UserError as mistake:
+    print(type(mistake.__context__).__name__, mistake)
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "error"),
+    [("killed", "RuntimeError"), ("ended", "RuntimeError"), ("with its store", "DistNetworkError")],
+)
+def test_a_process_that_is_gone_is_told_from_other_mistakes(how: str, error: str):
+    """By what gloo and torch's store raise when they meet it."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        place = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    script = [sys.executable, "-c", LEFT]
+    with subprocess.Popen([*script, "0", how, place], stderr=subprocess.DEVNULL) as first:
+        second = python("-c", LEFT, "1", how, place)
+        first.wait()
+    assert second.stdout == f"{error} process 1 lost another one, which says above why it ended\n"
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("a mistake in a connection"), DistBackendError("ncclInvalidUsage")]
+)
+def test_another_mistake_is_not_taken_for_a_process_that_is_gone(error: RuntimeError):
+    assert not distributed.lost_peer(error)
+    assert distributed.lost_peer(
+        DistBackendError("ncclRemoteError: A call failed possibly due to a network error")
+    )

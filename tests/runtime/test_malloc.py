@@ -1,4 +1,4 @@
-"""What is freed stays with the process within the block, and is the system's after it."""
+"""Within the block the process keeps freed memory, and returns it afterwards."""
 
 import ctypes
 import json
@@ -15,15 +15,15 @@ MB = 256
 SCRIPT = f"""
 import json
 from pathlib import Path
-from pretask import memory
+from pretask.runtime import malloc
 
 def held():
-    "Megabytes that the process has."
+    "Resident memory in megabytes."
     return 4096 * int(Path("/proc/self/statm").read_text().split()[1]) >> 20
 
 before = held()
 try:
-    with memory.kept():
+    with malloc.keep_freed_memory():
         bytearray({MB} << 20)
         within = held()
         raise ZeroDivisionError
@@ -35,11 +35,11 @@ print(json.dumps([within - before, after - before, held() - before]))
 """
 
 
-def test_memory_is_kept_within_the_block_and_given_back_after_it():
-    """In a process of its own, whose heap nothing else has filled; the block ends by an error. Later arrays are mapped
-    again: one is given back although another lies above it."""
-    told = subprocess.run(
+def test_freed_memory_is_kept_within_the_block_and_returned_after_it():
+    """In a separate process with an empty heap, and with a block that ends with an error. Later arrays are mapped again:
+    one is returned although another lies above it."""
+    output = subprocess.run(
         [sys.executable, "-c", SCRIPT], stdout=subprocess.PIPE, check=True, text=True
     ).stdout
-    within, after, later = json.loads(told)
+    within, after, later = json.loads(output)
     assert within > 0.9 * MB and after < 0.1 * MB and later < 0.1 * MB

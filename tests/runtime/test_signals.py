@@ -1,4 +1,4 @@
-"""A run that is asked to end saves first, and goes on to the same weights; nobody else writes to its folder meanwhile."""
+"""A run that gets a signal saves first and resumes to the same weights; meanwhile its folder is locked."""
 
 import signal
 import subprocess
@@ -9,10 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pretask.cli import main as cli
-from pretask.runtime import files as checkpoint
-from pretask.train import run
-from pretask.train import trainer as loop
+from pretask.cli import main
+from pretask.train import checkpoint, run, trainer
 
 STEPS = 400
 COMMAND = (sys.executable, "-m", "pretask", "pretrain")
@@ -54,20 +52,20 @@ def whole(tmp_path_factory) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_run_that_is_told_to_end_saves_first_and_loses_nothing(number, code, tmp_path, whole):
+def test_terminated_run_saves_first_and_resumes_exactly(number, code, tmp_path, whole):
     going = started(tmp_path / "run")
     before = saved(tmp_path / "run")
     going.send_signal(number)
-    _, told = going.communicate(timeout=60)
+    _, err = going.communicate(timeout=60)
     assert going.returncode == code
-    assert "which is saved; go on with: pretask pretrain --resume" in told.splitlines()[-1]
+    assert "which is saved; resume with: pretask pretrain --resume" in err.splitlines()[-1]
     assert before < saved(tmp_path / "run") < STEPS
     assert not (tmp_path / "run" / run.DONE).exists()
     after = resumed(tmp_path / "run")
     assert all(torch.equal(after[name], x) for name, x in whole.items())
 
 
-def test_a_warning_saves_and_the_run_goes_on(tmp_path, whole):
+def test_sigusr1_saves_and_the_run_continues(tmp_path, whole):
     going = started(tmp_path / "run")
     before = saved(tmp_path / "run")
     going.send_signal(signal.SIGUSR1)
@@ -82,13 +80,13 @@ def test_a_warning_saves_and_the_run_goes_on(tmp_path, whole):
     assert all(torch.equal(after[name], x) for name, x in whole.items())
 
 
-def test_a_second_interrupt_ends_at_once():
+def test_second_interrupt_exits_at_once():
     script = (
         "import os, signal, time\n"
-        "from pretask import signals\n"
-        "with signals.heard() as ears:\n"
+        "from pretask.runtime import signals\n"
+        "with signals.catch_signals() as requests:\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n"
-        "    print(ears.asked == signals.INTERRUPT, flush=True)\n"
+        "    print(requests.pending == signals.INTERRUPT, flush=True)\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n"
         "    time.sleep(30)\n"
     )
@@ -97,16 +95,16 @@ def test_a_second_interrupt_ends_at_once():
     assert "Ctrl-C once more ends at once" in done.stderr
 
 
-def test_where_one_of_two_processes_is_told_both_save_the_same_step(tmp_path):
+def test_signal_to_one_of_two_processes_saves_the_same_step_in_both(tmp_path):
     going = started(tmp_path / "run", "--devices", "2", "--accelerator", "cpu")
     going.send_signal(signal.SIGTERM)
-    _, told = going.communicate(timeout=120)
-    assert going.returncode == 143, told
-    assert told.count("which is saved") == 1
+    _, err = going.communicate(timeout=120)
+    assert going.returncode == 143, err
+    assert err.count("which is saved") == 1
     assert saved(tmp_path / "run") < STEPS
 
 
-def test_a_folder_belongs_to_one_run_at_a_time_and_is_free_again_after_a_kill(tmp_path):
+def test_folder_is_locked_by_one_run_and_released_after_a_kill(tmp_path):
     going, again = started(tmp_path / "run", steps=10**6), [*COMMAND, "--resume", str(tmp_path / "run")]
     second = subprocess.run(again, capture_output=True, text=True, timeout=120)
     assert second.returncode == 2
@@ -117,17 +115,18 @@ def test_a_folder_belongs_to_one_run_at_a_time_and_is_free_again_after_a_kill(tm
     assert (tmp_path / "run" / run.DONE).exists()
 
 
-@pytest.mark.parametrize("asked", ["torch.empty(2**44)", "bytearray(2**54)"])
-def test_memory_that_is_not_there_is_one_line(asked, tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr(loop.Trainer, "step", lambda *_: eval(asked))
+@pytest.mark.parametrize("allocate", ["torch.empty(2**44)", "bytearray(2**54)"])
+def test_out_of_memory_is_one_line(allocate, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(trainer.Trainer, "step", lambda *_: eval(allocate))
     words = [*FLAGS, "--steps", "4", "--out", str(tmp_path / "run")]
-    assert cli.main(["pretrain", *words]) == 2
-    told = capfd.readouterr().err.splitlines()
-    assert told[-1].startswith("pretask: out of memory (") and "give a smaller --batch" in told[-1]
+    assert main.main(["pretrain", *words]) == 2
+    err = capfd.readouterr().err.splitlines()
+    assert err[-1].startswith("pretask: out of memory (") and "give a smaller --batch" in err[-1]
     assert (tmp_path / "run" / checkpoint.LATEST).exists()
 
 
-def test_processes_that_cannot_share_a_batch_are_never_started(tmp_path, capfd):
+def test_batch_that_processes_do_not_divide_is_refused_before_launch(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr("lightning_fabric.Fabric.launch", lambda self: pytest.fail("processes were launched"))
     words = [
         *FLAGS,
         "--steps",
@@ -139,5 +138,5 @@ def test_processes_that_cannot_share_a_batch_are_never_started(tmp_path, capfd):
         "--out",
         str(tmp_path / "run"),
     ]
-    assert cli.main(["pretrain", *words]) == 2
-    assert "a batch of 16 cannot be shared by 64 processes evenly" in capfd.readouterr().err
+    assert main.main(["pretrain", *words]) == 2
+    assert "a batch of 16 cannot be split evenly among 64 processes" in capfd.readouterr().err

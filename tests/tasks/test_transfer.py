@@ -1,4 +1,4 @@
-"""Encoders taken to tasks: the machines, the matching, the masks, each against its slow truth; and the verb."""
+"""Transfer to tasks: SVMs, matching and masks, each against a slow implementation; and the command."""
 
 import json
 import shutil
@@ -11,29 +11,32 @@ import torch
 
 from pretask import encoders
 from pretask.cli.main import main
-from pretask.data import annotated, voc
+from pretask.data import annotated, annotations
 from pretask.data.annotated import NONE, Annotated, Item
-from pretask.evals import confidence as interval
+from pretask.data.base import OpenOptions
+from pretask.evals import confidence
 from pretask.ops.span import span
 from pretask.rng import Rng
-from pretask.tasks import TASKS, detection, segmentation
-from pretask.tasks import base as transfer
-from pretask.tasks.base import Found, Outcome, Plan
-from pretask.transforms import augment as images
+from pretask.tasks import TASKS, base, classification, detection, objects, segmentation
+from pretask.tasks.base import Plan, Task, TaskResult, TaskScore
+from pretask.tasks.classification import Classification
+from pretask.tasks.detection import Detection
+from pretask.tasks.segmentation import Segmentation
+from pretask.transforms import augment
 from pretask.types import UserError
 from pretask.workflows.transfer import task_of
 
 every = pytest.mark.parametrize("name", [name for name in TASKS if name not in ("normals", "depth")])
 """those of boxes, masks and classes; the others are in test_dense.py"""
-COLOURS = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200)}
+COLORS = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200)}
 
 
 def scenes(root, n, seed=0, size=24):
-    """n grey images in COCO's form, half of them of part "a", with one or two coloured squares each, and their masks."""
+    """n gray images in COCO's form, half of them of part "a", with one or two colored squares each, and their masks."""
     from PIL import Image
 
     rng = np.random.default_rng(seed)
-    for folder in (annotated.IMAGES, annotated.MASKS):
+    for folder in (annotations.IMAGES, annotations.MASKS):
         (root / folder).mkdir(parents=True, exist_ok=True)
     rows, objects = [], []
     for i in range(n):
@@ -41,17 +44,17 @@ def scenes(root, n, seed=0, size=24):
         mask = np.zeros(pixels.shape[:2], np.uint8)
         for k in rng.permutation(3)[: 1 + i % 2].tolist():
             x, y, side = rng.integers(0, size - 9), rng.integers(0, size - 9), 9
-            pixels[y : y + side, x : x + side] = list(COLOURS.values())[k]
+            pixels[y : y + side, x : x + side] = list(COLORS.values())[k]
             mask[y : y + side, x : x + side] = k + 1
             box = [int(x), int(y), side, side]
             objects.append({"id": len(objects), "image_id": i, "category_id": k, "bbox": box, "iscrowd": 0})
-        Image.fromarray(pixels).save(root / annotated.IMAGES / f"{i}.png")
-        Image.fromarray(mask).save(root / annotated.MASKS / f"{i}.png")
+        Image.fromarray(pixels).save(root / annotations.IMAGES / f"{i}.png")
+        Image.fromarray(mask).save(root / annotations.MASKS / f"{i}.png")
         part = "a" if i < n // 2 else "b"
         rows.append({"id": i, "file_name": f"{i}.png", "width": size + 4, "height": size, "split": part})
     content = {"images": rows, "annotations": objects}
-    content["categories"] = [{"id": k, "name": name} for k, name in enumerate(COLOURS)]
-    content["mask_classes"] = {"0": "ground"} | {str(k + 1): name for k, name in enumerate(COLOURS)}
+    content["categories"] = [{"id": k, "name": name} for k, name in enumerate(COLORS)]
+    content["mask_classes"] = {"0": "ground"} | {str(k + 1): name for k, name in enumerate(COLORS)}
     (root / "instances.json").write_text(json.dumps(content))
     return root
 
@@ -63,11 +66,11 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch):
-    for module in (detection, segmentation):
-        monkeypatch.setattr(module, "STEPS", 2)
+    for module, task in ((detection, Detection), (segmentation, Segmentation)):
+        monkeypatch.setattr(task, "steps", min(2, task.steps))
         monkeypatch.setattr(module, "SIDE", 24)
-    monkeypatch.setattr(voc, "CHANCE", 3)
-    monkeypatch.setattr(interval, "RESAMPLES", 40)
+    monkeypatch.setattr(classification, "RANDOM_ORDERS", 3)
+    monkeypatch.setattr(confidence, "RESAMPLES", 40)
 
 
 def encoder():
@@ -77,17 +80,24 @@ def encoder():
 
 def data(name, folder):
     task = task_of(name)
-    return task, *(task.load(f"{folder}:{part}", 0.1, False) for part in "ab")
+    return task, *(task.load(f"{folder}:{part}", OpenOptions(progress=False)) for part in "ab")
 
 
 # ---- what holds for every task
 
 
-@every
-def test_a_task_has_all_that_is_asked_of_one(name):
+@pytest.mark.parametrize("name", TASKS)
+def test_every_task_has_the_required_attributes(name):
     task = task_of(name)
-    wanted = {w for w in vars(transfer.Task) | transfer.Task.__annotations__ if not w.startswith("_")}
-    assert {w for w in wanted if not hasattr(task, w)} == set() and len(wanted) == 10
+    assert isinstance(task, Task) and task.name == name
+    assert {w for w in Task.__annotations__ if not hasattr(task, w)} == set() and len(
+        Task.__annotations__
+    ) == 5
+    assert task.metrics and task.can_finetune == (name in ("normals", "depth"))
+    trains = name != "classification"
+    assert (type(task).train_network is not Task.train_network) == (task.steps > 0) == trains
+    with_floor = type(task).floor is not Task.floor
+    assert with_floor == (name != "detection")
 
 
 @every
@@ -95,38 +105,42 @@ def test_the_encoder_and_the_random_state_are_left_alone(name, folder):
     task, train, test = data(name, folder)
     net, state = encoder(), torch.random.get_rng_state()
     before = {k: v.clone() for k, v in net.state_dict().items()}
-    found = task.apply(net, train, test, Plan(progress=False)).found
-    assert [f.eval for f in found] == list(task.EVALS)
+    found = task.evaluate(net, train, test, Plan(progress=False)).scores
+    assert [f.metric for f in found] == list(task.metrics)
     assert torch.equal(torch.random.get_rng_state(), state)
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
     assert all(p.grad is None for p in net.parameters())
 
 
 @every
-def test_what_was_drawn_before_has_no_say(name, folder):
+def test_scores_do_not_depend_on_earlier_random_numbers(name, folder):
     (task, train, test), net = data(name, folder), encoder()
     torch.manual_seed(1)
-    one = task.apply(net, train, test, Plan(progress=False)).found
+    one = task.evaluate(net, train, test, Plan(progress=False)).scores
     torch.manual_seed(2)
-    other = task.apply(net, train, test, Plan(progress=False)).found
+    other = task.evaluate(net, train, test, Plan(progress=False)).scores
     for a, b in zip(one, other, strict=True):
-        assert a.value == b.value and np.array_equal(a.again, b.again)
-        assert 0 <= a.value <= 100 and a.again.shape == (interval.RESAMPLES,)
+        assert a.value == b.value and np.array_equal(a.bootstrap, b.bootstrap)
+        assert 0 <= a.value <= 100 and a.bootstrap.shape == (confidence.RESAMPLES,)
 
 
 @every
-def test_the_truth_of_the_test_images_has_no_say_in_what_is_learnt(name, folder, monkeypatch):
+def test_training_does_not_depend_on_the_test_annotations(name, folder, monkeypatch):
     """Pictures show what was found: it is the same whatever the truth is."""
     task, train, test = data(name, folder)
     if name == "classification":
         kept = []
-        monkeypatch.setattr(voc, "scored", lambda decision, *_: kept.append(decision) or [])
+        monkeypatch.setattr(
+            classification, "score_decisions", lambda decision, *_: kept.append(decision) or []
+        )
         for shown in (test, train):
             told = [
                 Item(i.file, i.width, i.height, j.boxes, j.label, j.hard)
                 for i, j in zip(test.items, shown.items, strict=True)
             ]
-            voc.apply(encoder(), train, Annotated("t", told, test.classes, {}), Plan(progress=False))
+            Classification().evaluate(
+                encoder(), train, Annotated("t", told, test.classes, {}), Plan(progress=False)
+            )
         assert np.array_equal(*kept)
         return
     drawn = []
@@ -136,33 +150,32 @@ def test_the_truth_of_the_test_images_has_no_say_in_what_is_learnt(name, folder,
             for i, j in zip(test.items, other.items, strict=True)
         ]
         moved = Annotated("t", told, test.classes, test.areas)
-        drawn.append(task.apply(encoder(), train, moved, Plan(progress=False)).pictures)
-    assert all(torch.equal(a["found"], b["found"]) for a, b in zip(*drawn, strict=True))
+        drawn.append(task.evaluate(encoder(), train, moved, Plan(progress=False)).pictures)
+    assert all(torch.equal(a["predicted"], b["predicted"]) for a, b in zip(*drawn, strict=True))
     assert not all(torch.equal(a["truth"], b["truth"]) for a, b in zip(*drawn, strict=True))
 
 
 def test_a_fifth_is_set_aside_the_same_for_equal_seeds(folder):
     whole = annotated.load(folder)
-    kept, out = transfer.parts(whole, 0)
+    kept, out = base.split_off_test(whole, 0)
     names = [{i.file.name for i in part.items} for part in (kept, out)]
     assert (len(kept), len(out)) == (19, 5) and not names[0] & names[1]
-    assert {i.file.name for i in transfer.parts(whole, 0)[1].items} == names[1]
-    assert {i.file.name for i in transfer.parts(whole, 1)[1].items} != names[1]
+    assert {i.file.name for i in base.split_off_test(whole, 0)[1].items} == names[1]
+    assert {i.file.name for i in base.split_off_test(whole, 1)[1].items} != names[1]
 
 
 def test_a_difference_is_paired_over_resamples_and_runs():
-    """What two rows share, here all of the luck of the test set, is no part of their difference."""
-    luck = np.random.default_rng(0).normal(size=interval.RESAMPLES)
-    own = [Outcome([Found("x", 50.0 + s, 50.0 + s + luck)]) for s in (0, 2)]
-    theirs = [Outcome([Found("x", 40.0 + s, 40.0 + s + luck)]) for s in (0, 2)]
-    [row] = transfer.combined(own, "t", 30)
-    assert row["eval"] == "t x" and row["value"] == 51 and row["low"] < 50 and row["values"] == [50, 52]
-    [apart] = transfer.apart("own", own, "other", theirs, "t", 30)
-    assert apart["value"] == apart["low"] == apart["high"] == 10
-    [fixed] = transfer.apart("own", own, "floor", [Outcome([Found("x", 9.0)])], "t", 30)
-    assert (
-        fixed["value"] == 42 and fixed["low"] < 42 < fixed["high"]
-    )  # what has no interval is a fixed number
+    """Noise common to two rows, here all of the test set's, cancels in their difference."""
+    luck = np.random.default_rng(0).normal(size=confidence.RESAMPLES)
+    own = [TaskResult([TaskScore("x", 50.0 + s, 50.0 + s + luck)]) for s in (0, 2)]
+    theirs = [TaskResult([TaskScore("x", 40.0 + s, 40.0 + s + luck)]) for s in (0, 2)]
+    [row] = base.combine_runs(own, 30, name="own", role="run")
+    assert row.metric == "x" and row.value == 51 and row.low < 50 and row.values == [50, 52]
+    about = {"name": "own", "minus": "other", "minus_role": "untrained"}
+    [apart] = base.paired_differences(own, theirs, 30, **about)
+    assert apart.value == apart.low == apart.high == 10
+    [fixed] = base.paired_differences(own, [TaskResult([TaskScore("x", 9.0)])], 30, **about)
+    assert fixed.value == 42 and fixed.low < 42 < fixed.high  # what has no interval is a fixed number
 
 
 # ---- linear SVMs
@@ -188,62 +201,66 @@ def lowest(x, y, cost):
 @pytest.mark.parametrize(("n", "d"), [(60, 12), (40, 90)])
 def test_the_machines_are_at_the_lowest_of_their_objective(n, d):
     rng = Rng(0)
-    x = voc.unit(rng.normal(n, d) + 0.5)
+    x = classification.unit(rng.normal(n, d) + 0.5)
     label = (x[:, :3] + 0.05 * rng.normal(n, 3) > 0.1).long()
     label[:5, 1] = -1
     rows, _ = span(x)  # the same decisions
     for cost, k in product((0.1, 2.0, 100.0), range(3)):
-        made = voc.decide(rows, label[:, k], rows, cost, voc.EXACTLY)
+        made = classification.decide(rows, label[:, k], rows, cost, classification.FINAL_TOLERANCE)
         expected = lowest(x, label[:, k], cost)
         assert np.abs(made - expected).max() < 0.001 * np.abs(expected).max()
 
 
-def test_few_images_are_judged_as_if_their_features_had_been_kept_whole(folder, monkeypatch):
+def test_few_images_are_scored_as_with_their_full_features(folder, monkeypatch):
     """Features of 64 numbers and more, of 12 images."""
     _, train, test = data("classification", folder)
     decisions = []
-    monkeypatch.setattr(voc, "scored", lambda decision, *_: decisions.append(decision) or [])
-    voc.apply(encoder(), train, test, Plan(progress=False))
-    monkeypatch.setattr(voc, "span", lambda x: (x, None))
-    voc.apply(encoder(), train, test, Plan(progress=False))
+    monkeypatch.setattr(
+        classification, "score_decisions", lambda decision, *_: decisions.append(decision) or []
+    )
+    Classification().evaluate(encoder(), train, test, Plan(progress=False))
+    monkeypatch.setattr(classification, "span", lambda x: (x, None))
+    Classification().evaluate(encoder(), train, test, Plan(progress=False))
     spanned, whole = decisions
     assert np.abs(spanned - whole).max() < 1e-3 * np.abs(whole).max()
 
 
-def test_a_class_that_every_known_image_shows_has_nothing_to_be_told_from():
-    x, label = voc.unit(Rng(0).normal(12, 3)), torch.tensor([1] * 11 + [-1])[:, None]
-    assert voc.decide(x, label[:, 0], x, 1.0, voc.EXACTLY).tolist() == [0] * 12
-    assert voc.choose(x, label, 0).score.item() == 1
+def test_a_class_without_negatives_has_decision_0():
+    x, label = classification.unit(Rng(0).normal(12, 3)), torch.tensor([1] * 11 + [-1])[:, None]
+    assert classification.decide(x, label[:, 0], x, 1.0, classification.FINAL_TOLERANCE).tolist() == [0] * 12
+    assert classification.choose(x, label, 0).score.item() == 1
 
 
-def test_hard_images_have_no_say_in_the_choice_of_a_cost():
+def test_hard_images_are_ignored_in_choosing_a_cost():
     rng = Rng(0)
     label = rng.coin(60, 2, p=0.5).long()
-    x = voc.unit(rng.normal(60, 10) + torch.cat([3.0 * label, torch.zeros(60, 8)], 1))
+    x = classification.unit(rng.normal(60, 10) + torch.cat([3.0 * label, torch.zeros(60, 8)], 1))
     label[:10] = -1
     spoilt = x.clone()
-    spoilt[:10] = voc.unit(torch.cat([torch.full((10, 1), -9.0), torch.zeros(10, 9)], 1))
-    one, other = (voc.choose(each, label, 0) for each in (x, spoilt))
+    spoilt[:10] = classification.unit(torch.cat([torch.full((10, 1), -9.0), torch.zeros(10, 9)], 1))
+    one, other = (classification.choose(each, label, 0) for each in (x, spoilt))
     torch.testing.assert_close(one.score, other.score)
     assert one.score.min() > 0.9
 
 
-def test_map_is_the_mean_of_what_each_class_scores_on_the_images_it_is_judged_on():
+def test_map_is_the_mean_over_classes_of_ap_on_their_known_images():
     decision = np.array([[2.0, 1], [3, 2], [1, 3]])
     label = np.array([[1, 0], [-1, 1], [0, 1]])
-    assert [f.value for f in voc.scored(decision, label, 0)] == pytest.approx([100, 100, 100])
+    assert [f.value for f in classification.score_decisions(decision, label, 0)] == pytest.approx(
+        [100, 100, 100]
+    )
     label[1, 0] = 0
     label[0, 0], label[2, 0] = 0, 1  # the only one comes last of three
-    assert voc.scored(decision, label, 0)[2].value == pytest.approx(100 * (1 / 3 + 1) / 2)
+    assert classification.score_decisions(decision, label, 0)[2].value == pytest.approx(100 * (1 / 3 + 1) / 2)
 
 
 def test_classes_that_one_set_lacks_are_left_out_and_named(folder):
     _, train, test = data("classification", folder)
     items = [i for i in test.items if 2 not in i.label.tolist()]
-    judged, said = voc.judged(train, Annotated("t", items, test.classes, {}))
+    judged, said = objects.scored_classes(train, Annotated("t", items, test.classes, {}))
     assert judged == [0, 1] and "blue (1 of 3 classes)" in said[0]
     with pytest.raises(UserError, match="no class in common"):
-        voc.judged(Annotated("t", [], test.classes, {}), test)
+        objects.scored_classes(Annotated("t", [], test.classes, {}), test)
 
 
 # ---- detection
@@ -261,7 +278,7 @@ def guess(boxes, label, score):
 
 
 def test_matching_by_hand():
-    """Best overlap decides; the second on one object is wrong; on a hard object it is not judged; another class has no say."""
+    """Best overlap decides; a second detection of an object is false; hard objects and other classes are ignored."""
     item = thing([[0, 0, 10, 10], [20, 20, 30, 30], [50, 50, 60, 60]], [0, 0, 1], [False, True, False])
     boxes = [
         [0, 0, 10, 8],
@@ -272,8 +289,8 @@ def test_matching_by_hand():
         [0, 5, 10, 15],
     ]
     found = guess(boxes, [0, 0, 0, 0, 1, 0], [0.6, 0.9, 0.7, 0.8, 0.5, 0.1])
-    assert detection.matches(item, found, 0).tolist() == [1, 0, -1, 0, 0]  # by score
-    assert detection.matches(item, found, 1).tolist() == [1]
+    assert detection.match(item, found, 0).tolist() == [1, 0, -1, 0, 0]  # by score
+    assert detection.match(item, found, 1).tolist() == [1]
 
 
 def random_boxes(rng, n):
@@ -302,17 +319,17 @@ def test_cocos_numbers_are_those_of_pycocotools(detected, capsys):
     evaluator = detection.coco_evaluator(test, found, [0, 1, 2])
     evaluator.accumulate()
     evaluator.summarize()
-    numbers = detection.by_coco(test, found, [0, 1, 2], np.ones((1, 20)))
+    numbers = detection.coco_ap(test, found, [0, 1, 2], np.ones((1, 20)))
     assert [float(v[0]) for v in numbers.values()] == pytest.approx(100 * evaluator.stats[:3], abs=1e-6)
     assert 20 < numbers["AP"][0] < 90
 
 
-def test_a_set_drawn_anew_is_scored_as_one_with_images_repeated(detected):
+def test_a_resampled_set_is_scored_as_one_with_repeated_images(detected):
     test, found = detected
     times = np.random.default_rng(1).multinomial(20, np.full(20, 0.05), size=1)
     index = np.repeat(np.arange(20), times[0])
-    again = test.some(torch.from_numpy(index), "again")
-    for score in (detection.by_coco, detection.by_voc):
+    again = test.subset(torch.from_numpy(index), "again")
+    for score in (detection.coco_ap, detection.voc_ap):
         one = score(test, found, [0, 1, 2], times.astype(float))
         other = score(again, [found[i] for i in index], [0, 1, 2], np.ones((1, 20)))
         assert {k: v[0] for k, v in one.items()} == pytest.approx({k: v[0] for k, v in other.items()})
@@ -327,14 +344,14 @@ def test_a_perfect_detector_scores_100_whether_it_finds_the_hard_ones_or_not(det
         score = torch.ones(int(there.sum()))
         perfect.append({"boxes": item.boxes[there], "labels": item.label[there], "scores": score})
     once = np.ones((1, 20))
-    for numbers in (f(test, perfect, [0, 1, 2], once) for f in (detection.by_coco, detection.by_voc)):
+    for numbers in (f(test, perfect, [0, 1, 2], once) for f in (detection.coco_ap, detection.voc_ap)):
         assert {k: round(float(v[0]), 6) for k, v in numbers.items()} == dict.fromkeys(numbers, 100)
 
 
-def test_a_detector_learns_to_find_squares_by_their_colour(folder):
+def test_a_detector_learns_to_find_squares_by_their_color(folder):
     _, train, test = data("detection", folder)
-    found = detection.apply(encoder(), train, test, Plan(steps=60, size=48, progress=False)).found
-    assert {f.eval: f.value for f in found}["AP50"] > 50
+    found = Detection().evaluate(encoder(), train, test, Plan(steps=60, size=48, progress=False)).scores
+    assert {f.metric: f.value for f in found}["AP50"] > 50
 
 
 def test_undoing_the_flip_gives_image_and_boxes_back(folder):
@@ -365,11 +382,11 @@ def test_the_levels_are_the_deepest_maps_of_each_size(spec, size, stages, stride
     assert pyramid.stages == stages and pyramid.strides == strides
 
 
-def test_images_are_normalised_once(folder, monkeypatch):
+def test_images_are_normalized_once(folder, monkeypatch):
     """The encoder is given plain pixels."""
     net, seen = encoder(), []
-    monkeypatch.setattr(type(net), "normalised", lambda self, x: seen.append(x) or x)
-    image = images.to_float(annotated.load(folder).items[0].image(3))
+    monkeypatch.setattr(type(net), "normalized", lambda self, x: seen.append(x) or x)
+    image = augment.to_float(annotated.load(folder).items[0].image(3))
     made = detection.detector(net, 3, 24).eval()
     seen.clear()  # the net has been asked for its sizes
     made([image])
@@ -380,19 +397,19 @@ def test_images_are_normalised_once(folder, monkeypatch):
 
 def test_a_transformer_sees_squares_of_its_own_size(folder):
     net = encoders.build("vit_tiny_patch16_224:patch_size=8,embed_dim=48,depth=2", 3, 32)
-    for task in (detection, segmentation):
-        with pytest.raises(UserError, match="takes images of 32 px alone, not of 64; leave out --size"):
+    for task in (Detection(), Segmentation()):
+        with pytest.raises(UserError, match="only takes images of 32 px, not of 64; leave out --size"):
             task.check(net, Plan(size=64))
-    made = detection.detector(net, 3, transfer.canvas(net, Plan(), 160)).eval()
+    made = detection.detector(net, 3, base.image_side(net, Plan(), 160)).eval()
     with torch.no_grad():
         [out] = made([torch.rand(3, 20, 50)])
     assert out["boxes"][:, 2].max() <= 50 and out["boxes"][:, 3].max() <= 20
 
 
-def test_without_pycocotools_the_install_command_is_told(monkeypatch):
+def test_without_pycocotools_the_error_has_the_install_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "pycocotools", None)
     with pytest.raises(UserError, match=r"pip install 'pretask\[detection\]'"):
-        detection.check(encoder(), Plan())
+        Detection().check(encoder(), Plan())
 
 
 # ---- segmentation
@@ -404,7 +421,7 @@ def test_iou_and_pixels_are_what_loops_over_pixels_count():
     truth[:, 0] = NONE
     counts = np.stack(
         [
-            segmentation.counted(torch.tensor(t), torch.tensor(a), 5)
+            segmentation.pixel_counts(torch.tensor(t), torch.tensor(a), 5)
             for t, a in zip(truth, answer, strict=True)
         ]
     )
@@ -413,49 +430,49 @@ def test_iou_and_pixels_are_what_loops_over_pixels_count():
     for k in sorted({t for t, _ in pairs}):
         both = sum(t == k and a == k for t, a in pairs)
         ious.append(both / sum(t == k or a == k for t, a in pairs))
-    found = {f.eval: f.value for f in segmentation.scored(counts, 0, {})}
+    found = {f.metric: f.value for f in segmentation.score_counts(counts, 0, {})}
     assert found["mIoU"] == pytest.approx(100 * np.mean(ious))
     assert found["pixels"] == pytest.approx(100 * np.mean([t == a for t, a in pairs]))
 
 
-def test_masks_are_squeezed_and_flipped_with_their_images(folder):
+def test_masks_are_resized_and_flipped_with_their_images(folder):
     """Where the mask says red, the image is red."""
     train = annotated.load(folder, masks=True)
-    table = segmentation.numbers(train)
+    table = segmentation.class_table(train)
     for i in range(6):
         for flip in (False, True):
             image, mask = segmentation.example(train, i, 3, 24, flip)
             numbers = table[mask.long()]
-            for k, rgb in enumerate(COLOURS.values()):
+            for k, rgb in enumerate(COLORS.values()):
                 inner = image[:, numbers == k + 1].float()
                 if inner.numel():
                     assert (inner.median(1).values - torch.tensor(rgb)).abs().max() < 20
 
 
-def test_unlabelled_pixels_have_no_say_in_the_loss():
+def test_unlabeled_pixels_have_no_say_in_the_loss():
     logits, mask = torch.randn(2, 3, 4, 4), torch.randint(0, 3, (2, 4, 4))
     mask[:, 0] = NONE
     expected = torch.nn.functional.cross_entropy(logits[:, :, 1:], mask[:, 1:])
-    torch.testing.assert_close(segmentation.cost(logits, mask), expected)
-    assert segmentation.cost(logits, torch.full_like(mask, NONE)) == 0
+    torch.testing.assert_close(segmentation.mask_loss(logits, mask), expected)
+    assert segmentation.mask_loss(logits, torch.full_like(mask, NONE)) == 0
 
 
 def test_a_class_that_the_training_masks_lack_has_no_say(folder):
     _, train, test = data("segmentation", folder)
     fewer = Annotated("t", train.items, train.classes, {v: n for v, n in train.areas.items() if n != "blue"})
-    assert segmentation.numbers(fewer)[3] == NONE and segmentation.numbers(fewer)[2] == 2
-    said = segmentation.apply(encoder(), fewer, test, Plan(progress=False)).said
-    assert said == ["left out, as the training masks lack them: blue (1 classes)"]
+    assert segmentation.class_table(fewer)[3] == NONE and segmentation.class_table(fewer)[2] == 2
+    said = Segmentation().evaluate(encoder(), fewer, test, Plan(progress=False)).skipped
+    assert said == ["left out, since the training masks lack them: blue (1 classes)"]
     other = Annotated("o", test.items, test.classes, {**test.areas, 2: "cyan"})
-    with pytest.raises(UserError, match="numbers its classes in another way: cyan"):
-        segmentation.matched(train, other)
+    with pytest.raises(UserError, match=r"has other class numbers than .*: cyan"):
+        Segmentation().align_classes(train, other)
 
 
-def test_a_segmenter_learns_colours_and_beats_the_commonest_class(folder):
+def test_a_segmenter_learns_colors_and_beats_the_commonest_class(folder):
     _, train, test = data("segmentation", folder)
-    found = segmentation.apply(encoder(), train, test, Plan(steps=60, size=64, progress=False)).found[0]
-    name, floor = segmentation.floor(train, test, Plan())
-    assert name == "all ground" and found.value > floor.found[0].value + 10
+    found = Segmentation().evaluate(encoder(), train, test, Plan(steps=60, size=64, progress=False)).scores[0]
+    name, floor = Segmentation().floor(train, test, Plan())
+    assert name == "all ground" and found.value > floor.scores[0].value + 10
 
 
 # ---- the verb
@@ -479,13 +496,16 @@ def test_the_verb_scores_a_task_beside_the_untrained_encoder(name, trained, fold
     path = trained / "scores" / f"{name}-squares-b.json"
     scores = json.loads(path.read_text())
     own, other = "rotnet", "untrained resnet_small:width=8"
-    assert [*dict.fromkeys(r["features"] for r in scores["rows"])][:2] == [own, other]
-    assert {r["eval"] for r in scores["rows"]} == {f"{name} {e}" for e in task_of(name).EVALS}
+    assert [*dict.fromkeys((r["role"], r["name"]) for r in scores["rows"])][:2] == [
+        ("run", own),
+        ("untrained", other),
+    ]
+    assert {(r["task"], r["metric"]) for r in scores["rows"]} == {(name, e) for e in task_of(name).metrics}
     assert all(d["low"] <= d["value"] <= d["high"] for d in scores["differences"] if d["low"] is not None)
     assert path.with_suffix(".png").exists() == (name != "classification")
     assert str(path) in said and f"Transfer: {name}" in (trained / "report.html").read_text()
     assert max(map(len, shown.splitlines())) <= 80
-    assert all(word in shown for word in (*task_of(name).EVALS, "untrained", "95%", "against"))
+    assert all(word in shown for word in (*task_of(name).metrics, "untrained", "95%", "against"))
 
 
 def test_sisters_and_a_supervised_row(trained, folder, capfd):
@@ -493,22 +513,40 @@ def test_sisters_and_a_supervised_row(trained, folder, capfd):
     assert main([*words, "--seeds", "2", "--supervised", "--json"]) == 0
     scores = json.loads(capfd.readouterr().out)
     assert scores["data"]["n_train"] == 19 and scores["data"]["n_test"] == 5
-    rows = {r["features"]: r for r in scores["rows"] if r["eval"] == "segmentation mIoU"}
+    rows = {r["role"]: r for r in scores["rows"] if r["metric"] == "mIoU"}
     assert [len(r["values"]) for r in rows.values()] == [2, 2, 2, 1]
-    assert "supervised resnet_small:width=8" in rows and rows["rotnet"]["seeds"] == [0, 1]
+    assert list(rows) == ["run", "untrained", "supervised", "floor"] and rows["run"]["seeds"] == [0, 1]
 
 
 def test_what_is_skipped_is_counted_and_listed(trained, folder, tmp_path, capfd):
     root = shutil.copytree(folder, tmp_path / "some")
-    (root / annotated.IMAGES / "0.png").write_bytes(b"no image")
+    (root / annotations.IMAGES / "0.png").write_bytes(b"no image")
+    (root / "labels.csv").write_text("0.png")
+    content = json.loads((root / "instances.json").read_text())
+    broken = [each for each in content["annotations"] if each["image_id"] % 3]
+    for each in broken:
+        each["bbox"] = [1, 1, 0, 0]
+    (root / "instances.json").write_text(json.dumps(content))
     assert main(["transfer", str(trained), "--data", str(root), "--task", "classification", "--json"]) == 0
     told = capfd.readouterr()
     scores = json.loads(told.out)
     [kept] = (trained / "scores").glob("classification-some*.json")
     assert json.loads(kept.read_text()) == scores
-    assert "1 images or objects could not be used" in scores["skipped"][-1]
+    assert f"{1 + len(broken)} images or objects could not be used" in scores["skipped"][-1]
+    n, lost = len(content["annotations"]), sum(each["image_id"] == 0 for each in content["annotations"])
+    assert (
+        f"most objects of some cannot be used, {len(broken)} of {n - lost}: {len(broken)} its box has no size"
+        in scores["skipped"]
+    )
     [listed] = (trained / "scores").glob("classification-some*.csv")
     assert "some: JPEGImages/0.png,not an image" in listed.read_text() and str(listed) in told.err
+    assert (
+        f"some: 25 found · 23 used · 1 skipped: 1 not an image → {listed} · 1 other files: 1 .csv" in told.err
+    )
+    assert (
+        f"objects of some: {n} found · {n - lost - len(broken)} used · {lost + len(broken)} skipped: "
+        f"{len(broken)} its box has no size, {lost} its image is skipped → {listed}"
+    ) in told.err
 
 
 @pytest.mark.parametrize(

@@ -6,14 +6,14 @@ import torch
 from pretask.text import words as text
 
 
-def test_texts_come_back_from_their_bytes():
+def test_unpack_is_the_inverse_of_pack():
     texts = ["", "plain", "ß 東京 🪐", "x" * 10_000]
     packed = text.pack(texts)
     assert packed.dtype == torch.uint8 and packed.shape == (4, text.LONGEST)
     assert text.unpack(packed) == [t[: text.LONGEST] for t in texts]
 
 
-def test_a_text_is_cut_between_two_characters():
+def test_texts_are_truncated_between_characters():
     assert text.unpack(text.pack(["aé" * 3], 5)) == ["aéa"]
 
 
@@ -45,11 +45,11 @@ def test_words_of_many_languages(written: str, words: str):
         ("physics", "physics"), ("lens", "lens"), ("paris", "paris"), ("painted", "paint"), ("zyxes", "zyxes"),
     ],
 )  # fmt: skip
-def test_english_words_count_as_their_lemma_and_names_as_themselves(word: str, one: str):
+def test_english_words_become_their_lemma_and_names_do_not_change(word: str, one: str):
     known = "cat galaxy box man wolf church hero bus knife mouse new mar glas gla wale physic len pari paint"
     assert text.lemma(word, frozenset([*known.split(), word])) == one
 
 
 @pytest.mark.parametrize("word", ["cats", "heroes", "buses", "knives", "painted"])
-def test_a_lemma_that_does_not_occur_takes_no_words_place(word: str):
+def test_unknown_lemmas_are_not_used(word: str):
     assert text.lemma(word, frozenset([word, "her", "her", "buse", "knif"])) == word

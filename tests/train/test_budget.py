@@ -1,4 +1,4 @@
-"""A run that was planned anew is repeated to the bit without a clock, and a finished one can be made longer."""
+"""A replanned run can be replayed bit for bit without a clock, and a finished run can be extended."""
 
 import json
 import re
@@ -11,60 +11,58 @@ import torch
 import pretask
 from pretask.__main__ import began
 from pretask.cli.main import main
-from pretask.runtime import files as checkpoint
-from pretask.train import logger as journal
-from pretask.train import run
-from pretask.train import trainer as loop
+from pretask.config import RunConfig
+from pretask.runtime import files
+from pretask.train import checkpoint, logger, run, trainer
 from pretask.train.pacing import Budget
 from pretask.train.plan import entries_of
 from pretask.train.run import Run
+from pretask.train.weights import SHAPE, WEIGHTS
 from pretask.types import UserError
-from pretask.workflows import length
-from pretask.workflows import pretrain as pretraining
-from pretask.workflows.evaluate import repeated, sisters
-from pretask.workflows.pretrain import Settings
+from pretask.workflows import length, pretrain
+from pretask.workflows.reruns import repeated, seed_runs
 
 METHODS = {
     "rotnet": "resnet_small:width=8",
-    "neighbourhood_discovery": "resnet_small:width=8",  # rounds
-    "sdae": "mlp:width=24,depth=3",  # layer after layer
-    "jule": "jule:width=8",  # clusters
+    "neighbourhood_discovery": "resnet_small:width=8",  # cycles
+    "sdae": "mlp:width=24,depth=3",  # layer by layer
+    "jule": "jule:width=8",  # merges clusters
 }
 FIRST = 20
-"""steps that are guessed to fit at first"""
+"""first estimate of the number of steps"""
 ENTRIES = {3: 45, 13: 32, 22: 41, 30: 35}
-"""step -> steps in all"""
+"""step -> new total number of steps"""
 
 
 class Scripted(Budget):
-    """Plans anew at the steps of ENTRIES, whatever the time is."""
+    """Replans at the steps of ENTRIES, independent of the clock."""
 
     def left(self):
         return float(FIRST)
 
-    def is_due(self, step, alone):
+    def is_due(self, step, single):
         return step in ENTRIES
 
-    def look(self, plan, step):
+    def replan(self, plan, step):
         return ENTRIES[step], 0
 
 
 @pytest.fixture
 def scripted(monkeypatch):
-    monkeypatch.setattr(pretraining, "Budget", Scripted)
-    monkeypatch.setattr(loop.Trainer, "fastest_step", lambda *_: 1.0)
+    monkeypatch.setattr(pretrain, "Budget", Scripted)
+    monkeypatch.setattr(trainer.Trainer, "fastest_step", lambda *_: 1.0)
 
 
 @pytest.fixture
 def no_clock(monkeypatch):
-    """What must not time anything calls this fixture last."""
+    """A function after whose call any use of the clock fails."""
 
     def never(*_):
-        raise AssertionError("it looked at the clock")
+        raise AssertionError("the clock was used")
 
     def arm():
-        monkeypatch.setattr(pretraining, "Budget", never)
-        monkeypatch.setattr(loop.Trainer, "fastest_step", never)
+        monkeypatch.setattr(pretrain, "Budget", never)
+        monkeypatch.setattr(trainer.Trainer, "fastest_step", never)
 
     return arm
 
@@ -84,10 +82,10 @@ def alike(one, other):
 
 
 def rows(made):
-    """Of the log, but for speeds."""
+    """Rows of the log without speeds."""
     return [
-        {k: v for k, v in row.items() if k not in ("images_per_s", "waiting")}
-        for row in run.read(made.folder / run.LOG)
+        {k: v for k, v in row.items() if k not in ("images_per_s", "data_wait")}
+        for row in files.read_rows(made.folder / run.LOG)
     ]
 
 
@@ -95,10 +93,8 @@ PLANNED = ((0, FIRST), *ENTRIES.items())
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_run_that_was_planned_anew_is_repeated_to_the_bit_by_its_plan(
-    name, tmp_path, scripted, no_clock, monkeypatch
-):
-    monkeypatch.setattr(journal, "ROWS", 8)  # so that rows are of several steps, which the plan decides
+def test_replanned_run_is_replayed_bit_for_bit_by_its_plan(name, tmp_path, scripted, no_clock, monkeypatch):
+    monkeypatch.setattr(logger, "ROWS", 8)  # so that rows cover several steps, as the plan decides
     made = trained(name, tmp_path / "one", budget="60s")
     assert entries_of(made.card) == PLANNED and made.card["steps"] == 35
     no_clock()
@@ -106,11 +102,11 @@ def test_a_run_that_was_planned_anew_is_repeated_to_the_bit_by_its_plan(
     assert entries_of(again.card) == PLANNED and again.card["epochs"] == made.card["epochs"]
     assert alike(made, again) and rows(made) == rows(again)
     other = trained(name, tmp_path / "three", steps=35)
-    assert not alike(made, other), "the entries make a difference"
+    assert not alike(made, other), "the entries matter"
 
 
-def test_rows_of_the_log_are_as_many_as_the_plan_in_force_asks_for(tmp_path, scripted, monkeypatch):
-    monkeypatch.setattr(journal, "ROWS", 10)
+def test_number_of_log_rows_follows_the_current_plan(tmp_path, scripted, monkeypatch):
+    monkeypatch.setattr(logger, "ROWS", 10)
     monkeypatch.setitem(globals(), "ENTRIES", {3: 10})
     made = trained("rotnet", tmp_path / "r", budget="60s")
     assert [row["step"] for row in rows(made)] == [1, 3, 4, 5, 6, 7, 8, 9]
@@ -122,77 +118,77 @@ class Cut(Exception):
 
 @pytest.mark.parametrize("step", [2, 3, 4, 14, 25, 33])
 @pytest.mark.parametrize("name", METHODS)
-def test_killed_and_resumed_it_ends_where_it_would_have(
+def test_killed_and_resumed_run_ends_with_the_same_weights(
     name, step, tmp_path, scripted, no_clock, monkeypatch
 ):
-    """In front of some steps, among them the first one by a new plan, of which the last checkpoint knows nothing."""
+    """Killed before several steps, one of which is the first of a new plan that the last checkpoint does not have."""
     whole = trained(name, tmp_path / "whole", budget="60s")
-    plain = loop.Trainer.step
+    plain = trainer.Trainer.step
 
     def dies(self, batch, progress):
         if progress.step == step:
             raise Cut
         return plain(self, batch, progress)
 
-    monkeypatch.setattr(loop, "SAVE_EVERY", 0.0 if step > 10 else 60.0)
-    monkeypatch.setattr(loop.Trainer, "step", dies)
+    monkeypatch.setattr(trainer, "SAVE_EVERY", 0.0 if step > 10 else 60.0)
+    monkeypatch.setattr(trainer.Trainer, "step", dies)
     with pytest.raises(Cut):
         trained(name, tmp_path / "cut", budget="60s")
     known = entries_of(Run(tmp_path / "cut").card)
     assert known == tuple(entry for entry in PLANNED if entry[0] <= step)
-    monkeypatch.setattr(loop.Trainer, "step", plain)
-    run.record(tmp_path / "cut", Run(tmp_path / "cut").card, plan_of(whole))  # as if it had gone on
+    monkeypatch.setattr(trainer.Trainer, "step", plain)
+    run.record(tmp_path / "cut", Run(tmp_path / "cut").card, plan_of(whole))  # as if it had continued
     no_clock()
     resumed = pretask.pretrain(None, resume=tmp_path / "cut", quiet=True)
     assert alike(whole, resumed) and rows(whole) == rows(resumed)
 
 
 def plan_of(made):
-    return pretraining.Plan(entries_of(made.card), 4, made.card["train"]["rounds"])
+    return pretrain.Plan(entries_of(made.card), 4, made.card["train"]["cycles"])
 
 
-def test_other_seeds_and_shares_replay_the_plan(tmp_path, scripted, no_clock):
+def test_other_seeds_and_fractions_replay_the_plan(tmp_path, scripted, no_clock):
     made = trained("rotnet", tmp_path / "rotnet-s0", budget="60s")
     no_clock()
-    _, sister = sisters(made, 2, None)
-    assert sister.card["seed"] == 1 and entries_of(sister.card) == PLANNED
-    part = repeated(made, tmp_path / "part", None, share=0.5)
+    _, other = seed_runs(made, 2, None)
+    assert other.card["seed"] == 1 and entries_of(other.card) == PLANNED
+    part = repeated(made, tmp_path / "part", None, fraction=0.5)
     assert part.card["n"] == 32 and entries_of(part.card) == PLANNED
-    assert sisters(made, 2, None)[1].folder == sister.folder, "it is found again"
-    card = json.loads((sister.folder / run.CARD).read_text())
-    (sister.folder / run.CARD).write_text(json.dumps(card | {"plan": [[0, 35]]}))
+    assert seed_runs(made, 2, None)[1].folder == other.folder, "a finished run is reused"
+    card = json.loads((other.folder / run.CARD).read_text())
+    (other.folder / run.CARD).write_text(json.dumps(card | {"plan": [[0, 35]]}))
     with pytest.raises(UserError, match="differ in plan"):
-        sisters(made, 2, None)
+        seed_runs(made, 2, None)
 
 
-def test_the_card_has_a_plan_before_a_step_is_made_by_it(tmp_path, scripted, monkeypatch):
-    plain, seen = loop.Trainer.step, []
+def test_card_stores_a_plan_before_its_first_step(tmp_path, scripted, monkeypatch):
+    plain, seen = trainer.Trainer.step, []
 
     def step(self, batch, progress):
         if (self.folder / run.CARD).exists():
             seen.append((progress.step, entries_of(Run(self.folder).card)))
         return plain(self, batch, progress)
 
-    monkeypatch.setattr(loop.Trainer, "step", step)
+    monkeypatch.setattr(trainer.Trainer, "step", step)
     trained("rotnet", tmp_path / "r", budget="60s")
     assert all(known == tuple(e for e in PLANNED if e[0] <= step) for step, known in seen)
 
 
-def test_a_plan_leaves_no_place_for_another_length(tmp_path, capsys):
+def test_plan_excludes_other_length_flags(tmp_path, capsys):
     made = trained("rotnet", tmp_path / "one", steps=3)
     words = ["pretrain", "rotnet", "--data", "synthetic:64:16", "--plan", str(made.folder), "--out"]
     for flag in (["--steps", "4"], ["--budget", "9s"], ["--epochs", "2"], ["--epochs=2"]):
         assert main([*words, str(tmp_path / "two"), "--batch", "16", *flag]) == 2
-        assert "--plan takes the length of another run; leave out" in capsys.readouterr().err
+        assert "--plan uses the length of another run; remove" in capsys.readouterr().err
     assert not (tmp_path / "two").exists()
     words[5] = str(tmp_path / "none")
     assert main([*words, str(tmp_path / "two")]) == 2 and "is not a run" in capsys.readouterr().err
 
 
-# ---- longer and shorter
+# ---- extending and shortening
 
 
-def test_an_unfinished_run_is_stretched_where_it_is(tmp_path, monkeypatch):
+def test_unfinished_run_is_stretched_in_place(tmp_path, monkeypatch):
     cut_off(tmp_path / "r", 8, monkeypatch)
     made = pretask.pretrain(None, resume=tmp_path / "r", steps=30, quiet=True)
     assert entries_of(made.card) == ((0, 20), (8, 30)) and made.card["steps"] == 30
@@ -202,22 +198,22 @@ def test_an_unfinished_run_is_stretched_where_it_is(tmp_path, monkeypatch):
 
 
 def cut_off(folder, step, monkeypatch):
-    """A run of 20 steps, stopped after some of them."""
-    monkeypatch.setattr(loop, "SAVE_EVERY", 0.0)
-    note = journal.Journal.note
+    """Leave a run of 20 steps, interrupted at `step`."""
+    monkeypatch.setattr(trainer, "SAVE_EVERY", 0.0)
+    log_step = logger.RunLogger.log_step
 
     def stop(self, progress, *rest):
         if progress.step == step:
             raise Cut
-        return note(self, progress, *rest)
+        return log_step(self, progress, *rest)
 
-    monkeypatch.setattr(journal.Journal, "note", stop)
+    monkeypatch.setattr(logger.RunLogger, "log_step", stop)
     with pytest.raises(Cut):
         trained("rotnet", folder, steps=20)
-    monkeypatch.setattr(journal.Journal, "note", note)
+    monkeypatch.setattr(logger.RunLogger, "log_step", log_step)
 
 
-def test_a_budget_for_a_run_that_goes_on_counts_from_now(tmp_path, scripted, monkeypatch):
+def test_budget_of_a_resumed_run_counts_from_now(tmp_path, scripted, monkeypatch):
     cut_off(tmp_path / "r", 8, monkeypatch)
     monkeypatch.setitem(globals(), "ENTRIES", {})
     made = pretask.pretrain(None, resume=tmp_path / "r", budget="60s", quiet=True)
@@ -234,43 +230,43 @@ def finished(tmp_path):
     return made
 
 
-def test_a_finished_run_is_made_longer_and_says_so(finished, tmp_path, capsys):
+def test_extending_a_finished_run_prints_a_caution(finished, tmp_path, capsys):
     before = weights(finished)
     assert main(["pretrain", "--resume", str(finished.folder), "--steps", "50"]) == 0
-    told = " ".join(capsys.readouterr().err.split())
+    err = " ".join(capsys.readouterr().err.split())
     made = Run(finished.folder)
-    said = "lengthened at step 20 from a finished run, which is not the same as 50 steps from the start"
-    assert entries_of(made.card) == ((0, 20), (20, 50)) and said in told
-    assert said in " ".join((made.folder / "report.html").read_text().split())
+    caution = "extended at step 20 from a finished run, which differs from 50 steps from the start"
+    assert entries_of(made.card) == ((0, 20), (20, 50)) and caution in err
+    assert caution in " ".join((made.folder / "report.html").read_text().split())
     assert [row.get("lengthened") for row in rows(made)] == [None] * 20 + [20] * 30
     assert rows(made)[20]["lr"] == 0 and rows(made)[21]["lr"] > 0
     whole = trained("rotnet", tmp_path / "whole", steps=50)
-    assert rows(made)[-1]["lr"] == rows(whole)[-1]["lr"], "it ends by the schedule of 50 steps"
+    assert rows(made)[-1]["lr"] == rows(whole)[-1]["lr"], "it ends with the schedule of 50 steps"
     assert not alike(made, whole)
     assert any(not torch.equal(value, weights(made)[key]) for key, value in before.items())
     replayed = trained("rotnet", tmp_path / "replayed", plan=made.folder)
     assert alike(made, replayed) and rows(made) == rows(replayed)
 
 
-def test_what_was_found_of_the_shorter_run_is_kept_apart(finished):
-    encoder = (finished.folder / run.WEIGHTS).read_bytes()
+def test_results_of_the_shorter_run_move_to_their_own_folder(finished):
+    encoder = (finished.folder / WEIGHTS).read_bytes()
     pretask.pretrain(None, resume=finished.folder, steps=50, quiet=True)
     kept = finished.folder / "at-20-steps"
     assert not (finished.folder / "scores").exists() and (kept / "scores" / "x.json").read_text() == "[]"
     assert (kept / "report.html").read_text() == "of 20 steps" and (kept / run.DONE).exists()
-    assert (kept / run.WEIGHTS).read_bytes() == encoder != (finished.folder / run.WEIGHTS).read_bytes()
+    assert (kept / WEIGHTS).read_bytes() == encoder != (finished.folder / WEIGHTS).read_bytes()
     assert Run(kept).card["steps"] == 20 and Run(kept).encoder is not None
 
 
 @pytest.mark.parametrize("moment", range(8))
-def test_killed_between_any_two_writes_a_run_is_the_shorter_or_the_longer_one(
+def test_extension_killed_between_any_two_writes_leaves_the_shorter_or_the_longer_run(
     moment, finished, tmp_path, monkeypatch
 ):
-    """Resumed, it is finished as what its card says; asked again to be longer, it is. Nothing is lost."""
+    """A resumed run finishes with the length in its card and can be extended again; nothing is lost."""
     shutil.copytree(finished.folder, tmp_path / "calm")
     calm = pretask.pretrain(None, resume=tmp_path / "calm", steps=50, quiet=True)
     left = moment
-    for where, what in ((length, "move"), (checkpoint, "write_text")):
+    for where, what in ((length, "merge_into"), (files, "write_text")):
         plain = getattr(where, what)
 
         def dies(*given, plain=plain):
@@ -281,14 +277,14 @@ def test_killed_between_any_two_writes_a_run_is_the_shorter_or_the_longer_one(
             return plain(*given)
 
         monkeypatch.setattr(where, what, dies)
-    monkeypatch.setattr(loop.Trainer, "fit", dies_at_once)
+    monkeypatch.setattr(trainer.Trainer, "fit", dies_at_once)
     with pytest.raises(Cut):
         pretask.pretrain(None, resume=finished.folder, steps=50, quiet=True)
     monkeypatch.undo()
     steps = Run(finished.folder).card["steps"]
     assert not (steps == 50 and (finished.folder / run.DONE).exists())
     if (finished.folder / run.DONE).exists():
-        assert all((finished.folder / name).exists() for name in ("scores/x.json", run.WEIGHTS, run.SHAPE))
+        assert all((finished.folder / name).exists() for name in ("scores/x.json", WEIGHTS, SHAPE))
     resumed = pretask.pretrain(None, resume=finished.folder, quiet=True)
     assert resumed.card["steps"] == steps and (resumed.folder / run.DONE).exists()
     if steps == 20:
@@ -304,49 +300,55 @@ def dies_at_once(*_):
 
 
 @pytest.mark.parametrize("steps", ["20", "7"])
-def test_a_run_is_not_made_shorter_than_it_is(steps, finished, capsys):
+def test_run_cannot_become_shorter_than_the_steps_done(steps, finished, capsys):
     card = (finished.folder / run.CARD).read_text()
     assert main(["pretrain", "--resume", str(finished.folder), "--steps", steps]) == 2
-    assert "has done 20 already; give more" in capsys.readouterr().err
+    assert "has already done 20 steps; give more" in capsys.readouterr().err
     assert (finished.folder / run.CARD).read_text() == card and (finished.folder / run.DONE).exists()
 
 
-def test_clusters_that_are_as_few_as_were_asked_for_are_not_learned_from_any_longer(tmp_path):
+def test_finished_jule_run_cannot_be_extended(tmp_path):
     made = trained("jule", tmp_path / "r", steps=12)
-    with pytest.raises(UserError, match="has learned all that jule can learn"):
+    with pytest.raises(UserError, match="jule ends by itself"):
         pretask.pretrain(None, resume=made.folder, steps=30, quiet=True)
     assert made.card["steps"] == Run(made.folder).card["steps"] == 12 and (made.folder / run.DONE).exists()
 
 
-def test_clusters_are_as_few_as_asked_for_in_a_run_that_is_shortened(tmp_path, scripted, monkeypatch):
+def test_shortened_jule_run_still_reaches_its_number_of_clusters(tmp_path, scripted, monkeypatch):
     monkeypatch.setitem(globals(), "ENTRIES", {3: 200, 41: 43})
     made = trained("jule", tmp_path / "r", budget="60s", config={"clusters": 4})
     assert int(weights(made)["label"].max()) + 1 == 4
 
 
-# ---- what is said
+# ---- messages
 
 
-def test_a_short_run_says_so_at_the_end_in_the_report_and_beside_its_scores(tmp_path, capsys):
+def test_short_run_has_a_caution_in_output_report_and_scores(tmp_path, capsys):
     folder = tmp_path / "r"
     words = ["--data", "synthetic:64:16", "--steps", "6", "--batch", "16", "--encoder", METHODS["rotnet"]]
     assert main(["pretrain", "rotnet", "--out", str(folder), *words]) == 0
-    said = "too short to mean anything: 6 steps, 1.5 passes over the images"
-    assert said in " ".join(capsys.readouterr().err.splitlines()[-2:])
-    assert said in (folder / "report.html").read_text()
+    caution = "too short to be meaningful: 6 steps, 1.5 passes over the images"
+    assert caution in " ".join(capsys.readouterr().err.splitlines()[-2:])
+    assert caution in (folder / "report.html").read_text()
     scores = pretask.evaluate(folder, "synthetic:120:16", "synthetic:60:16", progress=False)
-    assert any(said in sentence for sentence in scores.skipped)
+    assert any(caution in sentence for sentence in scores.skipped)
     asked = pretask.study(folder, "synthetic:120:16", "synthetic:60:16", ask=["change"], progress=False)
-    assert [said in sentence for sentence in json.loads(asked.to_json())["cautions"]] == [True]
+    assert [caution in sentence for sentence in json.loads(asked.to_json())["cautions"]] == [True]
 
 
-def test_the_budget_counts_from_the_start_of_the_process():
-    """pytest has been running for a while when this is asked."""
+def test_budget_counts_from_the_start_of_the_process():
+    """pytest has been running for a while at this point."""
     assert began() < time.monotonic() - 0.1
     assert re.match(r"\d+\.\d", f"{time.monotonic() - began():.1f}")
 
 
-def test_the_seconds_of_a_budget_are_read_from_its_unit():
-    assert [length.seconds(text) for text in ("90s", "10m", "2h", "45", "1.5m")] == [90, 600, 7200, 45, 90]
+def test_budget_units():
+    assert [length.parse_duration(text) for text in ("90s", "10m", "2h", "45", "1.5m")] == [
+        90,
+        600,
+        7200,
+        45,
+        90,
+    ]
     with pytest.raises(UserError, match="write 90s, 10m or 2h"):
-        Settings("", budget="soon") and length.seconds("soon")
+        RunConfig("", budget="soon") and length.parse_duration("soon")

@@ -15,13 +15,12 @@ import pretask
 from pretask import data as sources
 from pretask import encoders
 from pretask.cli.main import main
-from pretask.data.base import Asked
-from pretask.evals.knn import unit
-from pretask.ops import agglomerative as agglomeration
+from pretask.data.base import OpenOptions
+from pretask.ops import agglomerative
+from pretask.ops.neighbors import unit
 from pretask.rng import Rng
 from pretask.train.run import Run
-from pretask.workflows import cluster as clustering
-from pretask.workflows import embed as embedding
+from pretask.workflows import cluster, embed
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +67,7 @@ def test_pixels_are_sorted_and_every_file_is_named_with_its_cluster(photos, tmp_
     assert main(words) == 0
     told = capsys.readouterr()
     assert "NMI 100.0" in told.out and "ACC 100.0" in told.out and "20, 20, 19" in told.out
-    assert "wrote 59 images in 3 clusters" in told.err and "1 left out: 1 not an image" in told.err
+    assert "wrote 59 images in 3 clusters" in told.err and "1 skipped: 1 not an image" in told.err
     found = rows(out)
     assert len(found) == 59 and "a/30.png" not in {row["file"] for row in found}
     of = {row["file"]: row["cluster"] for row in found}
@@ -109,8 +108,8 @@ def test_labels_reach_the_score_alone(kinds, tmp_path):
     made = []
     for name, label in (("true", np.arange(60) % 3), ("false", np.arange(60) // 20)):
         np.savez(tmp_path / f"{name}.npz", images=kinds, labels=label)
-        data = clustering.opened(str(tmp_path / f"{name}.npz"), Asked())
-        made.append(clustering.cluster(clustering.subject("pixels"), data, 3, tmp_path / name))
+        data = cluster.opened(str(tmp_path / f"{name}.npz"), OpenOptions())
+        made.append(cluster.cluster(cluster.subject("pixels"), data, 3, tmp_path / name))
     assert rows(tmp_path / "true") == rows(tmp_path / "false")
     assert made[0].nmi.value == pytest.approx(100) and made[1].nmi.value < 20
     assert made[0].acc.value == 100 and made[1].acc.value < 50
@@ -128,8 +127,8 @@ def test_an_image_outside_of_the_class_folders_is_sorted_too_and_nothing_scored(
 def test_a_run_is_clustered_by_its_pooled_features(run, plain, tmp_path):
     out = tmp_path / "out"
     assert main(["cluster", str(run), "--data", str(plain), "--clusters", "4", "--out", str(out)]) == 0
-    x = unit(torch.from_numpy(embedding.array(Run(run).encoder, sources.open(plain, size=16), "pool")))
-    expected = agglomeration.cluster(x, 4)
+    x = unit(torch.from_numpy(embed.array(Run(run).encoder, sources.open(plain, size=16), "pool")))
+    expected = agglomerative.cluster(x, 4)
     assert [int(row["cluster"]) for row in rows(out)] == expected.tolist()
     mean = torch.stack([x[expected == c].mean(0) for c in range(4)])
     far = (x - mean[expected]).norm(dim=1)
@@ -141,23 +140,25 @@ def test_a_method_is_trained_first_and_a_run_of_jule_seen_by_its_own_head(
 ):
     monkeypatch.chdir(tmp_path)
 
-    def small(method, data, config):
-        asked.append((method, config))
-        knobs = {"encoder": "jule:width=8", "epochs": 1, "batch": 20, "quiet": True}
-        return train(method, data, tmp_path / "trained", config=config, **knobs)
+    def small(job, on_log):
+        asked.append((job.method, job.config.clusters))
+        flags = {"encoder": "jule:width=8", "epochs": 1, "batch": 20, "quiet": True}
+        return pretask.pretrain(
+            job.method, job.settings.data, tmp_path / "trained", config=job.config, **flags
+        )
 
-    asked, train = [], pretask.pretrain
-    monkeypatch.setattr("pretask.api.pretrain", small)
+    asked = []
+    monkeypatch.setattr("pretask.workflows.cluster.pretrain", small)
     assert main(["cluster", "jule", "--data", str(plain), "--clusters", "3", "--out", "out"]) == 0
-    assert asked == [("jule", {"clusters": 3})]
+    assert asked == [("jule", 3)]
     method = Run(tmp_path / "trained").method
-    pool = torch.from_numpy(embedding.array(method.encoder, sources.open(plain)))
-    z = method.compared(pool)
+    pool = torch.from_numpy(embed.array(method.encoder, sources.open(plain)))
+    z = method.cluster_embedding(pool)
     assert z.shape == (60, 160)
-    assert method.linkage["neighbours_each"] == 10 != agglomeration.NEIGHBOURS, "what it merged by"
-    by_run = agglomeration.cluster(z, 3, neighbours_each=10)
+    assert method.cluster_options["num_neighbors"] == 10 != agglomerative.NEIGHBORS, "what it merged by"
+    by_run = agglomerative.cluster(z, 3, num_neighbors=10)
     assert [int(row["cluster"]) for row in rows(tmp_path / "out")] == by_run.tolist()
-    assert json.loads((tmp_path / "out" / "summary.json").read_text())["neighbours"] == 10
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["neighbors"] == 10
 
 
 @pytest.fixture(scope="module")
@@ -186,8 +187,8 @@ def test_a_flag_says_whether_a_few_outliers_are_a_cluster(odd, tmp_path, capsys)
     assert sizes(tmp_path / "all") == [2, 100, 100]
     assert main([*words, "--out", str(tmp_path / "large")]) == 0
     assert sizes(tmp_path / "large")[0] > 2
-    data = clustering.opened(str(odd), Asked())
-    made = clustering.cluster(clustering.subject("pixels"), data, 3, tmp_path / "api", smallest=0.0)
+    data = cluster.opened(str(odd), OpenOptions())
+    made = cluster.cluster(cluster.subject("pixels"), data, 3, tmp_path / "api", smallest=0.0)
     assert sorted(made.sizes) == [2, 100, 100] and made.smallest == 0 and made.exact
     capsys.readouterr()
 
@@ -197,7 +198,7 @@ def test_a_flag_says_whether_affinities_are_exact(tmp_path, capsys):
     image[:, [9, 30, 54]] = Rng(0).uniform(150, 3, high=140).round()
     np.savez(tmp_path / "cloud.npz", images=image.view(150, 8, 8, 1).to(torch.uint8).numpy())
     x = image[:, [9, 30, 54]] / 255
-    slow, fast = (agglomeration.cluster(x, 5, neighbours_each=8, exact=exact) for exact in (True, False))
+    slow, fast = (agglomerative.cluster(x, 5, num_neighbors=8, exact=exact) for exact in (True, False))
     assert not slow.equal(fast), "it matters here"
     words = [
         "cluster",
@@ -206,7 +207,7 @@ def test_a_flag_says_whether_affinities_are_exact(tmp_path, capsys):
         str(tmp_path / "cloud.npz"),
         "--clusters",
         "5",
-        "--neighbours",
+        "--neighbors",
         "8",
     ]
     for exact, expected in (("True", slow), ("False", fast)):
@@ -224,68 +225,73 @@ def trained_jule(recipe, odd, tmp_path, **config):
 def test_a_run_of_jule_paper_is_clustered_as_the_paper_does(odd, tmp_path, capsys):
     """By the fast mode, period by period, and outliers count; the default recipe merges by its own, and flags win."""
     run = trained_jule("jule:paper", odd, tmp_path)
-    z = run.method.compared(torch.from_numpy(embedding.array(run.encoder, sources.open(odd))))
-    distance, index = agglomeration.neighbours(z, 20)
-    w, label = agglomeration.graph(distance, index), agglomeration.chains(index[:, 0])
+    z = run.method.cluster_embedding(torch.from_numpy(embed.array(run.encoder, sources.open(odd))))
+    distance, index = agglomerative.neighbors(z, 20)
+    w, label = agglomerative.affinity_graph(distance, index), agglomerative.neighbor_chains(index[:, 0])
     while (count := int(label.max()) + 1) > 3:
         count -= min(math.ceil(0.9 * count), count - 3)
-        label = agglomeration.agglomerate(w, label, z, count, rivals=5, exact=False, wanted=3)
+        label = agglomerative.agglomerate(
+            w, label, z, count, neighbor_clusters=5, exact=False, final_clusters=3
+        )
     words = ["cluster", str(run.folder), "--data", str(odd), "--clusters", "3"]
     assert main([*words, "--out", str(tmp_path / "own")]) == 0
     assert [int(row["cluster"]) for row in rows(tmp_path / "own")] == label.tolist()
     assert sizes(tmp_path / "own") == [2, 100, 100]
     summary = json.loads((tmp_path / "own" / "summary.json").read_text())
-    assert summary["neighbours"] == 20 and summary["exact"] is False and summary["smallest"] == 0
+    assert summary["neighbors"] == 20 and summary["exact"] is False and summary["smallest"] == 0
     assert main([*words, "--out", str(tmp_path / "flags"), "--smallest", "0.05", "--exact", "True"]) == 0
     assert sizes(tmp_path / "flags")[0] > 2
-    other = trained_jule("jule", odd, tmp_path, smallest=0.0, rivals=3)
-    made = clustering.cluster(
-        clustering.subject(str(other.folder)),
-        clustering.opened(str(odd), Asked(size=8, channels=1)),
+    other = trained_jule("jule", odd, tmp_path, smallest=0.0, neighbor_clusters=3)
+    made = cluster.cluster(
+        cluster.subject(str(other.folder)),
+        cluster.opened(str(odd), OpenOptions(size=8, channels=1)),
         3,
         tmp_path / "o",
     )
-    z = other.method.compared(torch.from_numpy(embedding.array(other.encoder, sources.open(odd))))
-    expected = agglomeration.cluster(z, 3, neighbours_each=10, rivals=3, smallest=0.0)
+    z = other.method.cluster_embedding(torch.from_numpy(embed.array(other.encoder, sources.open(odd))))
+    expected = agglomerative.cluster(z, 3, num_neighbors=10, neighbor_clusters=3, smallest=0.0)
     assert [int(row["cluster"]) for row in rows(tmp_path / "o")] == expected.tolist()
-    assert made.smallest == 0 and made.exact and made.neighbours == 10
+    assert made.smallest == 0 and made.exact and made.neighbors == 10
     capsys.readouterr()
 
 
 def test_flags_reach_the_training_of_a_method_as_well(plain, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    asked, train = [], pretask.pretrain
+    asked = []
 
-    def small(method, data, config):
-        asked.append(config)
-        knobs = {"encoder": "jule:width=8", "epochs": 1, "batch": 20, "quiet": True}
-        return train(method, data, tmp_path / "trained", config=config, **knobs)
+    def small(job, on_log):
+        config = job.config
+        asked.append((config.clusters, config.neighbors, config.exact, config.smallest))
+        flags = {"encoder": "jule:width=8", "epochs": 1, "batch": 20, "quiet": True}
+        return pretask.pretrain(
+            job.method, job.settings.data, tmp_path / "trained", config=job.config, **flags
+        )
 
-    monkeypatch.setattr("pretask.api.pretrain", small)
+    monkeypatch.setattr("pretask.workflows.cluster.pretrain", small)
     words = ["cluster", "jule", "--data", str(plain), "--clusters", "3", "--out", "out"]
-    assert main([*words, "--smallest", "0", "--exact", "False", "--neighbours", "7"]) == 0
-    assert asked == [{"clusters": 3, "neighbours": 7, "exact": False, "smallest": 0.0}]
+    assert main([*words, "--smallest", "0", "--exact", "False", "--neighbors", "7"]) == 0
+    assert asked == [(3, 7, False, 0.0)]
     capsys.readouterr()
 
 
-def test_images_are_linked_with_as_many_neighbours_as_asked_for(run, plain, tmp_path, capsys):
+def test_images_are_linked_with_as_many_neighbors_as_asked_for(run, plain, tmp_path, capsys):
     words = ["cluster", str(run), "--data", str(plain), "--clusters", "4", "--out", str(tmp_path / "out")]
-    assert main([*words, "--neighbours", "2"]) == 0
-    assert "2 nearest neighbours" in capsys.readouterr().out
-    x = unit(torch.from_numpy(embedding.array(Run(run).encoder, sources.open(plain, size=16), "pool")))
-    few = agglomeration.cluster(x, 4, neighbours_each=2)
-    assert not few.equal(agglomeration.cluster(x, 4)), "the number matters here"
+    assert main([*words, "--neighbors", "2"]) == 0
+    assert "2 nearest neighbors" in capsys.readouterr().out
+    x = unit(torch.from_numpy(embed.array(Run(run).encoder, sources.open(plain, size=16), "pool")))
+    few = agglomerative.cluster(x, 4, num_neighbors=2)
+    assert not few.equal(agglomerative.cluster(x, 4)), "the number matters here"
     assert [int(row["cluster"]) for row in rows(tmp_path / "out")] == few.tolist()
 
 
 def test_a_sheet_shows_the_images_of_its_cluster_the_nearest_first(plain, tmp_path, monkeypatch):
     shown = []
-    monkeypatch.setattr(clustering, "SHOWN", 5)
+    monkeypatch.setattr(cluster, "SHOWN", 5)
     monkeypatch.setattr(
-        clustering.sheet, "images", lambda x, title: shown.append((x, title)) or Image.new("RGB", (9, 9))
+        cluster.sheet, "images", lambda x, title: shown.append((x, title)) or Image.new("RGB", (9, 9))
     )
-    data = clustering.opened(str(plain), Asked())
-    clustering.cluster(clustering.subject("pixels"), data, 3, tmp_path / "out")
+    data = cluster.opened(str(plain), OpenOptions())
+    cluster.cluster(cluster.subject("pixels"), data, 3, tmp_path / "out")
     for c, (x, title) in enumerate(shown):
         mine = [
             (float(row["distance"]), int(row["file"]))
@@ -301,9 +307,9 @@ def test_mistakes_are_one_line_and_leave_nothing(run, plain, tmp_path, capsys):
     new = str(tmp_path / "new")
     for words, said in (
         ([str(run), "--clusters", "3", "--out", str(tmp_path)], "exists; choose another --out"),
-        ([str(run), "--clusters", "61", "--out", new], "60 images make no 61 clusters"),
+        ([str(run), "--clusters", "61", "--out", new], "--clusters 61 is out of range for 60 images"),
         (["pixels", "--clusters", "0", "--out", new], "--clusters 0 is out of range"),
-        (["pixels", "--clusters", "3", "--out", new, "--neighbours", "0"], "--neighbours 0 is out of range"),
+        (["pixels", "--clusters", "3", "--out", new, "--neighbors", "0"], "--neighbors 0 is out of range"),
         (["pixels", "--clusters", "3", "--out", new, "--smallest", "2"], "--smallest 2.0 is out of range"),
         ([str(tmp_path / "gone"), "--clusters", "3", "--out", new], "is not a run"),
         (["pixels", "--out", new], "clusters"),

@@ -1,4 +1,4 @@
-"""Grey photographs in colour: what is written, what is judged, what is said of mistakes."""
+"""Colorizing images: files, scores, and error messages."""
 
 import json
 import math
@@ -10,13 +10,15 @@ import torch
 from PIL import Image
 
 import pretask
-from pretask import data as sources
+from pretask import data
 from pretask.cli.main import main
 from pretask.methods import colorization as cz
+from pretask.reading import Reading
 from pretask.train.run import Run
-from pretask.transforms import augment as images
+from pretask.transforms import augment
+from pretask.transforms.color import rgb_to_lab
 from pretask.types import UserError
-from pretask.workflows import colorize as colorizing
+from pretask.workflows import colorize
 
 
 @pytest.fixture(scope="module")
@@ -35,13 +37,13 @@ def run(tmp_path_factory):
 
 @pytest.fixture
 def photos(tmp_path):
-    """Of several sizes, one grey, one broken, two that differ in their ending."""
+    """Of several sizes, one gray, one broken, two that differ in their ending."""
     folder = tmp_path / "photos"
     (folder / "deep").mkdir(parents=True)
-    image = sources.open("synthetic:8:64").image.permute(0, 2, 3, 1).numpy()
+    image = data.open("synthetic:8:64").image.permute(0, 2, 3, 1).numpy()
     Image.fromarray(image[0]).resize((90, 60)).save(folder / "wide.jpg")
     Image.fromarray(image[1]).resize((40, 70)).save(folder / "deep" / "tall.png")
-    Image.fromarray(image[2]).convert("L").save(folder / "grey.png")
+    Image.fromarray(image[2]).convert("L").save(folder / "gray.png")
     Image.fromarray(image[3]).save(folder / "wide.webp")
     Image.fromarray(image[4]).resize((2000, 1000)).save(folder / "large.jpg")
     (folder / "broken.jpg").write_bytes(b"no image")
@@ -58,46 +60,46 @@ def test_every_image_is_painted_at_its_own_size_and_lightness(run, photos, tmp_p
         "wide.png": (90, 60),
         "wide.webp.png": (64, 64),
         "deep/tall.png": (40, 70),
-        "grey.png": (64, 64),
+        "gray.png": (64, 64),
         "large.png": (1600, 800),
     }
     assert (out / "bad.csv").read_text() == "file,reason\nbroken.jpg,not an image\n"
     said = capsys.readouterr()
-    assert "AuC" in said.out and "wrote 5 images" in said.err and "1 left out: 1 not an image" in said.err
+    assert "AuC" in said.out and "wrote 5 images" in said.err and "1 skipped: 1 not an image" in said.err
 
     def lightness(path):
         pixels = torch.from_numpy(np.array(Image.open(path).convert("RGB"))).permute(2, 0, 1)[None]
-        return images.lab(images.to_float(pixels))[:, :1]
+        return rgb_to_lab(augment.to_float(pixels))[:, :1]
 
     gap = (lightness(out / "deep" / "tall.png") - lightness(photos / "deep" / "tall.png")).abs()
-    assert gap.median() < 1 and gap.mean() < 3  # but for colours that sRGB lacks
+    assert gap.median() < 1 and gap.mean() < 3  # but for colors that sRGB lacks
 
 
 def test_the_temperature_reaches_the_answer(run):
-    paint = colorizing.painter(Run(run))
-    light = images.lab(images.to_float(sources.open("synthetic:4:48").image[:1]))[:, :1]
+    paint = colorize.painter(Run(run))
+    light = rgb_to_lab(augment.to_float(data.open("synthetic:4:48").image[:1]))[:, :1]
     with torch.inference_mode():
         assert paint(light, None).shape == (1, 2, 48, 48)
         assert torch.equal(paint(light, None), paint(light, 0.38))
         assert (paint(light, 1.0) - paint(light, 0.38)).abs().max() > 1
 
 
-def test_who_knows_the_colours_paints_the_photograph(run, tmp_path, monkeypatch):
+def test_who_knows_the_colors_paints_the_photograph(run, tmp_path, monkeypatch):
     """The method is shown an image in its own form, as large as it knows along the shorter side."""
     (tmp_path / "photos").mkdir()
-    true = sources.open("synthetic:1:64").image[0, :, :40].permute(1, 2, 0).numpy()
+    true = data.open("synthetic:1:64").image[0, :, :40].permute(1, 2, 0).numpy()
     Image.fromarray(true).save(tmp_path / "photos" / "wide.png")
-    lab = images.lab(images.to_float(torch.from_numpy(true).permute(2, 0, 1)[None]))
+    lab = rgb_to_lab(augment.to_float(torch.from_numpy(true).permute(2, 0, 1)[None]))
     looked = []
 
-    def colours(image, temperature=None):
+    def predict_ab(image, temperature=None):
         looked.append(image)
         return torch.nn.functional.interpolate(lab[:, 1:], size=image.shape[2:], mode="bilinear")
 
     known = Run(run)
-    monkeypatch.setattr(known.method, "colours", colours)
-    source = sources.open(str(tmp_path / "photos"), size=32, channels=3, cache_mb=0)
-    made = colorizing.colorize(known, source, tmp_path / "out")
+    monkeypatch.setattr(known.method, "predict_ab", predict_ab)
+    source = data.open(str(tmp_path / "photos"), size=32, channels=3, cache_mb=0)
+    made = colorize.colorize(known, source, tmp_path / "out")
     assert looked[0].shape == (1, 3, 32, 51) and (looked[0][:, 0] - looked[0][:, 2]).abs().max() < 1e-4
     painted = np.array(Image.open(tmp_path / "out" / "wide.png")).astype(float)
     assert np.median(np.abs(painted - true)) < 6 and made.scores[0].raw.value > 97 > made.scores[1].raw.value
@@ -107,20 +109,18 @@ def test_no_image_takes_the_place_of_another_or_leaves_the_folder(run, tmp_path)
     """Names that end alike, that are the sheet's, and, from a shard, that climb."""
     folder = tmp_path / "photos"
     folder.mkdir()
-    image = Image.fromarray(sources.open("synthetic:1:32").image[0].permute(1, 2, 0).numpy())
+    image = Image.fromarray(data.open("synthetic:1:32").image[0].permute(1, 2, 0).numpy())
     for name in ("sheet.jpg", "a.jpg", "a.png", "a.png.jpg", "a.png.webp"):
         image.save(folder / name)
-    made = colorizing.colorize(
-        run, sources.open(str(folder), size=32, channels=3, cache_mb=0), tmp_path / "out"
-    )
+    made = colorize.colorize(run, data.open(str(folder), size=32, channels=3, cache_mb=0), tmp_path / "out")
     assert made.n == 5 == len([*(tmp_path / "out").glob("*.png")]) - 1
     assert Image.open(tmp_path / "out" / "sheet.png").width > 100
 
     with tarfile.open(tmp_path / "shard.tar", "w") as tar:
         tar.add(folder / "a.jpg", "../../escaped.jpg")
         tar.add(folder / "a.jpg", "/above.jpg")
-    source = sources.open(str(tmp_path / "shard.tar"), size=32, channels=3, cache_mb=0)
-    assert colorizing.colorize(run, source, tmp_path / "deep" / "deeper" / "out").n == 2
+    source = data.open(str(tmp_path / "shard.tar"), size=32, channels=3, cache_mb=0)
+    assert colorize.colorize(run, source, tmp_path / "deep" / "deeper" / "out").n == 2
     inside = {p.name for p in (tmp_path / "deep" / "deeper" / "out").rglob("*.png")}
     assert inside == {"sheet.png", "escaped.png", "above.png"}
     assert not [*tmp_path.rglob("escaped.png")][1:] and not [*tmp_path.rglob("above.png")][1:]
@@ -128,19 +128,19 @@ def test_no_image_takes_the_place_of_another_or_leaves_the_folder(run, tmp_path)
 
 def test_a_strip_is_looked_at_shortened(run):
     """A panorama of one pixel's height would else be enlarged to millions."""
-    ab = colorizing.painter(Run(run))(torch.full((1, 1, 1, 1500), 50.0), None)
+    ab = colorize.painter(Run(run))(torch.full((1, 1, 1, 1500), 50.0), None)
     assert ab.shape == (1, 2, 1, 1500)
 
 
 def test_the_score_is_the_area_under_the_curve_written_as_loops():
-    """Against shares within 0, 0.01, … 150, and weights one over the smoothed share of the true colour."""
+    """Against shares within 0, 0.01, … 150, and weights one over the smoothed share of the true color."""
     rng = torch.Generator().manual_seed(0)
     true = 40 * torch.randn(3, 2, 6, 6, generator=rng)
     ab = true + 30 * torch.randn(3, 2, 6, 6, generator=rng)
-    judge = colorizing.Judge()
+    scorer = colorize.Scorer()
     for i in range(3):
-        assert judge.see(ab[i : i + 1], true[i : i + 1])
-    painted, none, truth = judge.scores(0)
+        assert scorer.add(ab[i : i + 1], true[i : i + 1])
+    painted, none, truth = scorer.scores(0)
 
     nearest, far, farther, vivid = [], [], [], []
     for i in range(3):
@@ -151,7 +151,7 @@ def test_the_score_is_the_area_under_the_curve_written_as_loops():
                 far.append(math.dist((a, b), ab[i, :, y, x].tolist()))
                 farther.append(math.hypot(a, b))
                 vivid.append(math.hypot(*ab[i, :, y, x].tolist()))
-    share = cz.smoothed(torch.tensor(nearest).bincount(minlength=313).float())
+    share = cz.smooth(torch.tensor(nearest).bincount(minlength=313).float())
     weight = 1 / share[nearest].double().numpy()
     steps = np.linspace(0, 150, 15001)
     for score, distance in ((painted, np.array(far)), (none, np.array(farther))):
@@ -165,32 +165,32 @@ def test_the_score_is_the_area_under_the_curve_written_as_loops():
     assert painted.chroma.low < painted.chroma.value < painted.chroma.high
 
 
-def test_the_truth_scores_100_and_grey_images_are_not_judged():
-    judge = colorizing.Judge()
-    true = images.lab(images.to_float(sources.open("synthetic:4:32").image))[:, 1:]
-    assert judge.see(true[:1], true[:1]) and not judge.see(true[:1], 0 * true[:1])
-    painted, none, truth = judge.scores(0)
+def test_the_truth_scores_100_and_gray_images_are_not_scored():
+    scorer = colorize.Scorer()
+    true = rgb_to_lab(augment.to_float(data.open("synthetic:4:32").image))[:, 1:]
+    assert scorer.add(true[:1], true[:1]) and not scorer.add(true[:1], 0 * true[:1])
+    painted, none, truth = scorer.scores(0)
     assert painted.raw.value == pytest.approx(100) and painted.balanced.value == pytest.approx(100)
     assert (truth.raw, truth.balanced, truth.chroma) == (painted.raw, painted.balanced, painted.chroma)
     assert none.raw.value < 99
-    assert colorizing.Judge().scores(0) == []
+    assert colorize.Scorer().scores(0) == []
 
 
 def test_arrays_can_be_painted_and_json_is_alone(run, tmp_path, capsys):
-    np.savez(tmp_path / "some.npz", images=sources.open("synthetic:5:32").image.permute(0, 2, 3, 1).numpy())
+    np.savez(tmp_path / "some.npz", images=data.open("synthetic:5:32").image.permute(0, 2, 3, 1).numpy())
     out = tmp_path / "out"
     assert (
         main(["colorize", str(run), "--data", str(tmp_path / "some.npz"), "--out", str(out), "--json"]) == 0
     )
     told = json.loads(capsys.readouterr().out)
-    assert told["n"] == told["judged"] == 5
-    assert [s["colours"] for s in told["scores"]] == ["painted", "none", "true"]
+    assert told["n"] == told["scored"] == 5
+    assert [s["colors"] for s in told["scores"]] == ["predicted", "gray", "true"]
     assert json.loads((out / "scores.json").read_text()) == told
     assert sorted(p.name for p in out.glob("[0-9].png")) == [f"{i}.png" for i in range(5)]
 
 
-def test_the_colour_proxy_paints_too(photos, tmp_path):
-    """Wide and tall images, each on its own lightness, in other colours when the temperature is another."""
+def test_the_color_proxy_paints_too(photos, tmp_path):
+    """Wide and tall images, each on its own lightness, in other colors when the temperature is another."""
     run = pretask.pretrain(
         "color_proxy",
         "synthetic:64:32",
@@ -201,11 +201,11 @@ def test_the_colour_proxy_paints_too(photos, tmp_path):
         quiet=True,
     )
     out = tmp_path / "out"
-    made = colorizing.colorize(
-        run, sources.open(str(photos), size=32, channels=3, max_bad=0.5, cache_mb=0), out
+    made = colorize.colorize(
+        run, data.open(str(photos), size=32, channels=3, reading=Reading(max_bad=0.5), cache_mb=0), out
     )
-    assert made.n == 5 and made.judged == 4 and Image.open(out / "deep" / "tall.png").size == (40, 70)
-    paint, light = colorizing.painter(run), 20 + 60 * torch.rand(1, 1, 40, 60)
+    assert made.n == 5 and made.scored == 4 and Image.open(out / "deep" / "tall.png").size == (40, 70)
+    paint, light = colorize.painter(run), 20 + 60 * torch.rand(1, 1, 40, 60)
     with torch.inference_mode():
         assert torch.equal(paint(light, None), paint(light, 1.0))
         assert (paint(light, 1.0) - paint(light, 0.1)).abs().max() > 0.1
@@ -216,7 +216,7 @@ def test_mistakes_are_one_line(run, photos, tmp_path, capsys):
     for words, said in (
         (
             [str(other), "--out", str(tmp_path / "new")],
-            "rotnet paints no colours; runs of colorization and color_proxy do",
+            "rotnet does not predict colors; give a run of colorization or color_proxy",
         ),
         ([str(run), "--out", str(photos)], "exists; choose another --out"),
         (
@@ -231,7 +231,7 @@ def test_mistakes_are_one_line(run, photos, tmp_path, capsys):
 
 
 def test_the_method_is_built_without_the_images_it_was_trained_on(tmp_path):
-    np.savez(tmp_path / "gone.npz", images=sources.open("synthetic:20:32").image.permute(0, 2, 3, 1).numpy())
+    np.savez(tmp_path / "gone.npz", images=data.open("synthetic:20:32").image.permute(0, 2, 3, 1).numpy())
     run = pretask.pretrain(
         "colorization",
         tmp_path / "gone.npz",
@@ -243,6 +243,6 @@ def test_the_method_is_built_without_the_images_it_was_trained_on(tmp_path):
     ).folder
     (tmp_path / "gone.npz").unlink()
     loaded = Run(run)
-    assert loaded.method.share.sum() == pytest.approx(1, abs=1e-4)
+    assert loaded.method.prior.sum() == pytest.approx(1, abs=1e-4)
     with pytest.raises(UserError, match=r"gone"):
         _ = loaded.source

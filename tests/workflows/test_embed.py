@@ -10,11 +10,12 @@ from PIL import Image
 
 from pretask import data as sources
 from pretask import encoders
-from pretask.cli import main as cli
-from pretask.train.run import SHAPE, WEIGHTS
-from pretask.transforms import augment as images
+from pretask.cli import main
+from pretask.reading import Reading
+from pretask.train.weights import SHAPE, WEIGHTS
+from pretask.transforms import augment
 from pretask.types import UserError
-from pretask.workflows import embed as embedding
+from pretask.workflows import embed
 
 
 @pytest.fixture
@@ -44,7 +45,7 @@ def run(encoder, run_of, tmp_path):
 
 def by_hand(encoder, folder, files, stage="pool"):
     pixels = [np.asarray(Image.open(folder / file).convert("RGB")) for file in files]
-    x = images.to_float(torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2))
+    x = augment.to_float(torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2))
     with torch.no_grad():
         out = encoder(x)[stage]
     return (out.mean((2, 3)) if out.ndim == 4 else out).numpy()
@@ -58,7 +59,7 @@ def features(table):
 def test_each_row_is_the_encoder_applied_to_the_named_file(run, encoder, folder, tmp_path, stage):
     out = tmp_path / "f.parquet"
     words = ["embed", str(run), "--data", str(folder), "--out", str(out), "--stage", stage, "--batch", "8"]
-    assert cli.main(words) == 0
+    assert main.main(words) == 0
     table = pq.read_table(out)
     files = table["file"].to_pylist()
     assert sorted(files) == sorted(str(p.relative_to(folder)) for p in folder.rglob("*.png"))
@@ -75,8 +76,8 @@ def test_unreadable_files_have_no_row_and_are_listed(encoder, folder, tmp_path):
     (folder / "b" / "19.png").write_bytes(b"")
     for cache_mb in (0, 100):  # decoded on the way, and at opening
         out = tmp_path / f"{cache_mb}.parquet"
-        source = sources.open(folder, size=32, max_bad=0.2, cache_mb=cache_mb)
-        made = embedding.write(encoder, source, out, batch=8)
+        source = sources.open(folder, size=32, reading=Reading(max_bad=0.2), cache_mb=cache_mb)
+        made = embed.write(encoder, source, out, batch=8)
         table = pq.read_table(out)
         files = table["file"].to_pylist()
         assert made.n == len(files) == len(np.load(made.array)) == 18
@@ -88,11 +89,11 @@ def test_unreadable_files_have_no_row_and_are_listed(encoder, folder, tmp_path):
 
 
 def test_rows_come_in_groups_so_that_memory_does_not_grow(encoder, tmp_path, monkeypatch):
-    monkeypatch.setattr(embedding, "GROUP", 16)
-    made = embedding.write(encoder, sources.open("synthetic:50:32"), tmp_path / "f.parquet", batch=8)
+    monkeypatch.setattr(embed, "GROUP", 16)
+    made = embed.write(encoder, sources.open("synthetic:50:32"), tmp_path / "f.parquet", batch=8)
     file = pq.ParquetFile(made.table)
     assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [16, 16, 16, 2]
-    whole = embedding.array(encoder, sources.open("synthetic:50:32"))
+    whole = embed.array(encoder, sources.open("synthetic:50:32"))
     np.testing.assert_allclose(np.load(made.array), whole, atol=1e-5)
     assert np.load(made.array, mmap_mode="r").shape == (50, encoder.dim)
 
@@ -106,7 +107,7 @@ def test_a_stream_is_read_to_its_true_end_without_its_unreadable_rows(encoder, f
     data = datasets.Dataset.from_dict({"image": cells}, features=datasets.Features(image=datasets.Image()))
     data.to_parquet(tmp_path / "photos.parquet")
     source = sources.open(f"hf-stream:{tmp_path / 'photos.parquet'}#12", size=32)  # it states too few
-    made = embedding.write(encoder, source, tmp_path / "f.parquet", batch=8)
+    made = embed.write(encoder, source, tmp_path / "f.parquet", batch=8)
     expected = by_hand(encoder, folder, [p.relative_to(folder) for p in paths if p != paths[3]])
     np.testing.assert_allclose(np.load(made.array), expected, atol=1e-5)
     assert "row 3,not an image" in made.skipped.read_text()
@@ -115,7 +116,7 @@ def test_a_stream_is_read_to_its_true_end_without_its_unreadable_rows(encoder, f
 def test_what_exists_is_not_overwritten(encoder, tmp_path):
     (tmp_path / "f.npy").write_text("mine")
     with pytest.raises(UserError, match=r"f\.npy exists"):
-        embedding.write(encoder, sources.open("synthetic:8:32"), tmp_path / "f.parquet")
+        embed.write(encoder, sources.open("synthetic:8:32"), tmp_path / "f.parquet")
     assert [p.name for p in tmp_path.iterdir()] == ["f.npy"]
 
 
@@ -129,17 +130,17 @@ def test_nothing_half_written_is_left(encoder, tmp_path, monkeypatch, failure):
 
         return broken
 
-    monkeypatch.setattr(embedding, "rows", breaks(embedding.rows))
+    monkeypatch.setattr(embed, "rows", breaks(embed.rows))
     expected = UserError if isinstance(failure, OSError) else KeyboardInterrupt
     with pytest.raises(expected):
-        embedding.write(encoder, sources.open("synthetic:20:32"), tmp_path / "f.parquet", batch=8)
+        embed.write(encoder, sources.open("synthetic:20:32"), tmp_path / "f.parquet", batch=8)
     assert not list(tmp_path.iterdir())
 
 
 def test_the_encoder_is_given_back_as_it_was(encoder):
     encoder.train()
     before = {k: v.clone() for k, v in encoder.state_dict().items()}
-    embedding.array(encoder, sources.open("synthetic:8:32"))
+    embed.array(encoder, sources.open("synthetic:8:32"))
     assert encoder.training
     assert all(torch.equal(v, before[k]) for k, v in encoder.state_dict().items())
 
@@ -152,13 +153,13 @@ def test_the_encoder_is_given_back_as_it_was(encoder):
         (["RUN", "--data", "synthetic:8", "--out", "f.npy"], "should end in .parquet"),
         (["nowhere", "--data", "synthetic:8"], "nowhere is not a run"),
         (["timm:resnet18q", "--data", "synthetic:8"], "did you mean resnet18"),
-        (["timm:resnet18d_nonsense_name", "--data", "synthetic:8"], "no encoder is called"),
+        (["timm:resnet18d_nonsense_name", "--data", "synthetic:8"], "unknown encoder"),
         ([], "needs a RUN"),
     ],
 )
 def test_mistakes_are_one_line(run, tmp_path, monkeypatch, capsys, words, said):
     monkeypatch.chdir(tmp_path)
-    assert cli.main(["embed", *(str(run) if word == "RUN" else word for word in words)]) == 2
+    assert main.main(["embed", *(str(run) if word == "RUN" else word for word in words)]) == 2
     told = capsys.readouterr().err
     assert said in told
     assert told.count("\n") == 1
@@ -171,4 +172,4 @@ def test_weights_that_cannot_be_had_are_one_line(monkeypatch):
 
     monkeypatch.setattr("timm.create_model", offline)
     with pytest.raises(UserError, match=r"weights of resnet18 could not be had.*no route"):
-        embedding.encoder_of("timm:resnet18")
+        embed.encoder_of("timm:resnet18")

@@ -1,4 +1,4 @@
-"""From a run to its scores: the table, the JSON, sisters with other seeds, the demo."""
+"""From a run to its scores: the table, the JSON, runs with other seeds, the demo."""
 
 import json
 import shutil
@@ -13,11 +13,10 @@ from pretask import data as sources
 from pretask import encoders
 from pretask.cli.main import main
 from pretask.data import demo
-from pretask.evals import baselines, finetune
-from pretask.evals import nonlinear_probes as nonlinear
+from pretask.evals import baselines, finetune, nonlinear_probes
 from pretask.methods import rotnet
-from pretask.reports import report as compose
-from pretask.train import run as runs
+from pretask.reports import report
+from pretask.train.weights import SHAPE
 from pretask.types import UserError
 
 FAST = ["--encoder", "resnet_small:width=8", "--batch", "16", "--steps", "6"]
@@ -41,10 +40,10 @@ def test_json_stands_alone_on_standard_output_and_is_kept_in_the_run(trained, ca
     told = capfd.readouterr()
     scores = json.loads(told.out)
     assert json.loads(next((trained / "scores").glob("*.json")).read_text()) == scores
-    assert {r["features"] for r in scores["rows"]} == {
-        "rotnet", "untrained resnet_small:width=8", "raw pixels", "k-means patches"
+    assert {r["role"]: r["name"] for r in scores["rows"]} == {
+        "run": "rotnet", "untrained": "untrained resnet_small:width=8", "pixels": "raw pixels", "patches": "k-means patches"
     }  # fmt: skip
-    stages = {r["stage"] for r in scores["rows"] if r["features"] == "rotnet" and r["eval"] == "linear"}
+    stages = {r["stage"] for r in scores["rows"] if r["role"] == "run" and r["metric"] == "linear"}
     assert stages == {"stem", "stage1", "stage2", "stage3", "pool"}
     assert "report.html" in told.err and "k-means patches" in (trained / "report.html").read_text()
 
@@ -60,8 +59,8 @@ def test_the_table_shows_every_row_within_80_columns(trained, capfd):
 @pytest.mark.parametrize("data", [DATA, DATA[:2]])
 def test_the_report_shows_what_was_scored_and_embeds_nothing_again(data, trained, monkeypatch):
     shown = []
-    monkeypatch.setattr(compose, "pooled", lambda *_: pytest.fail("embedded again"))
-    monkeypatch.setattr(compose.features, "lines", lambda z, x, *_: shown.append((z, x)) or [])
+    monkeypatch.setattr(report, "pooled", lambda *_: pytest.fail("embedded again"))
+    monkeypatch.setattr(report.features, "neighbor_rows", lambda z, x, *_: shown.append((z, x)) or [])
     assert main(["evaluate", str(trained), *data]) == 0
     ((z, x),) = shown
     assert len(z) == (60 if data is DATA else 120)
@@ -75,13 +74,13 @@ def test_a_test_set_is_set_aside_where_none_is_given(trained, capfd):
 
 
 def test_arrays_from_python_score_as_files_do(trained, tmp_path):
-    source = sources.open_labelled("synthetic:120:16")
+    source = sources.open_labeled("synthetic:120:16")
     images = source.images.image.permute(0, 2, 3, 1).numpy()
     label = source.label.numpy()
     np.savez(tmp_path / "x.npz", images=images, labels=label, class_names=np.array(source.classes))
     held = pretask.evaluate(trained, (images, label), progress=False)
     filed = pretask.evaluate(pretask.load(trained), tmp_path / "x.npz", progress=False)
-    assert [r["value"] for r in held.rows] == [r["value"] for r in filed.rows]
+    assert [r.value for r in held.rows] == [r.value for r in filed.rows]
     with pytest.raises(UserError, match="120 images came with 119 labels"):
         pretask.evaluate(trained, (images, label[1:]), progress=False)
     with pytest.raises(UserError, match="pair"):
@@ -90,16 +89,16 @@ def test_arrays_from_python_score_as_files_do(trained, tmp_path):
 
 def test_an_encoder_that_belongs_to_no_run_is_scored_too(trained):
     encoder = pretask.load(trained).encoder
-    own = [r for r in pretask.evaluate(encoder, DATA[1], DATA[3], progress=False).rows if r["own"]]
-    of_run = [r for r in pretask.evaluate(trained, DATA[1], DATA[3], progress=False).rows if r["own"]]
-    assert [r["value"] for r in own] == [r["value"] for r in of_run]
+    own = [r for r in pretask.evaluate(encoder, DATA[1], DATA[3], progress=False).rows if r.role == "run"]
+    of_run = [r for r in pretask.evaluate(trained, DATA[1], DATA[3], progress=False).rows if r.role == "run"]
+    assert [r.value for r in own] == [r.value for r in of_run]
     with pytest.raises(UserError, match="--seeds"):
         pretask.evaluate(encoder, DATA[1], seeds=2)
 
 
 def test_seeds_repeat_the_run_and_use_what_lies_beside_it(trained, capfd):
     assert main(["evaluate", str(trained), *DATA, "--seeds", "2", "--json"]) == 0
-    row = next(r for r in json.loads(capfd.readouterr().out)["rows"] if r["eval"] == "linear")
+    row = next(r for r in json.loads(capfd.readouterr().out)["rows"] if r["metric"] == "linear")
     assert row["seeds"] == [0, 1] and len(row["values"]) == 2
     sister = trained.with_name("rotnet-s1")
     one, other = (pretask.load(f).card for f in (trained, sister))
@@ -107,11 +106,9 @@ def test_seeds_repeat_the_run_and_use_what_lies_beside_it(trained, capfd):
     before = (sister / "encoder.safetensors").stat().st_mtime_ns
     again = pretask.evaluate(trained, DATA[1], DATA[3], seeds=2, progress=False)
     assert (sister / "encoder.safetensors").stat().st_mtime_ns == before
-    both = again.get("rotnet", "linear", "pool")
+    both = again.get("run", "linear", "pool")
     alone = [pretask.evaluate(f, DATA[1], DATA[3], progress=False) for f in (trained, sister)]
-    assert both is not None and both["values"] == [
-        one.get("rotnet", "linear", "pool")["value"] for one in alone
-    ]
+    assert both is not None and both.values == [one.get("run", "linear", "pool").value for one in alone]
 
 
 def mnist(root):
@@ -131,11 +128,11 @@ def mnist(root):
 def test_a_data_set_below_root_is_found_by_the_report_too(tmp_path, capsys):
     """After training, after scoring and by itself: none of them may end in an error when the work is done."""
     root, run = mnist(tmp_path / "sets"), str(tmp_path / "run")
-    words = ["pretrain", "rotnet", "--data", "mnist", "--watch", "mnist:test", "--out", run, *root, *FAST]
+    words = ["pretrain", "rotnet", "--data", "mnist", "--monitor", "mnist:test", "--out", run, *root, *FAST]
     assert main(words) == 0, capsys.readouterr().err
     assert main(["evaluate", run, "--data", "mnist", "--test", "mnist:test", *root]) == 0
     assert main(["report", run, "--data", "mnist:test", *root]) == 0
-    assert "Map of the features" in (tmp_path / "run" / "report.html").read_text()
+    assert "Feature map" in (tmp_path / "run" / "report.html").read_text()
 
 
 @pytest.mark.parametrize("fault", ["the data", "the run"])
@@ -161,11 +158,11 @@ def test_a_run_that_only_looks_like_a_sister_is_refused(trained, tmp_path, capsy
 def test_supervised_is_a_row_on_request(trained, capfd):
     assert main(["evaluate", str(trained), *DATA, "--supervised", "--json"]) == 0
     rows = json.loads(capfd.readouterr().out)["rows"]
-    assert "supervised resnet_small:width=8" in {r["features"] for r in rows}
+    assert ("supervised", "supervised resnet_small:width=8") in {(r["role"], r["name"]) for r in rows}
 
 
 def test_fine_tuning_and_other_probes_are_columns_on_request(trained, capfd, monkeypatch):
-    for module in (finetune, nonlinear):
+    for module in (finetune, nonlinear_probes):
         monkeypatch.setattr(module, "STEPS", 2)
     assert main(["evaluate", str(trained), *DATA, "--finetune", "--nonlinear", "--svm"]) == 0
     shown = capfd.readouterr().out
@@ -180,20 +177,18 @@ def test_fine_tuning_and_other_probes_are_columns_on_request(trained, capfd, mon
     ):
         assert heading in shown
     assert max(map(len, shown.splitlines())) <= 80
-    assert "Non-linear probes" in (trained / "report.html").read_text()
+    assert "Nonlinear probes" in (trained / "report.html").read_text()
     assert main(["evaluate", str(trained), *DATA, "--finetune", "--json"]) == 0
     scores = json.loads(capfd.readouterr().out)
-    assert {r["features"] for r in scores["rows"] if r["eval"] == "finetune"} == {
-        "rotnet", "untrained resnet_small:width=8"
-    }  # fmt: skip
-    assert not {"mlp", "svm"} & {r["eval"] for r in scores["rows"]}
+    assert {r["role"] for r in scores["rows"] if r["metric"] == "finetune"} == {"run", "untrained"}
+    assert not {"mlp", "svm"} & {r["metric"] for r in scores["rows"]}
 
 
 MISTAKES = {
     "no run": (["evaluate", "no/such/run", *DATA], "is not a run"),
     "no labels": (["evaluate", "RUN", "--data", "FOLDER"], "has no class folders"),
     "seeds": (["evaluate", "RUN", *DATA, "--seeds", "0"], "--seeds 0"),
-    "seeds of timm": (["evaluate", "timm:no_such_net", *DATA, "--seeds", "2"], "is no run"),
+    "seeds of timm": (["evaluate", "timm:no_such_net", *DATA, "--seeds", "2"], "is not a run"),
     "timm name": (["evaluate", "timm:resnt18", *DATA], "did you mean"),
     "flag": (["evaluate", "RUN", *DATA, "--seed", "2"], "--seeds"),
     "no subject": (["evaluate", *DATA], "needs a RUN"),
@@ -217,7 +212,7 @@ def test_a_mistake_is_one_line_and_code_2(mistake, trained, tmp_path, capsys):
 def test_an_unfinished_run_says_how_to_finish_it(tmp_path, capsys):
     folder = tmp_path / "cut"
     assert main(["pretrain", "rotnet", "--data", "synthetic:64:16", "--out", str(folder), *FAST]) == 0
-    (folder / runs.SHAPE).unlink()
+    (folder / SHAPE).unlink()
     capsys.readouterr()
     assert main(["evaluate", str(folder), *DATA]) == 2
     assert f"pretask pretrain --resume {folder}" in capsys.readouterr().err
@@ -227,7 +222,7 @@ def test_the_demo_goes_the_whole_path(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(demo, "COUNTS", {"train": 400, "test": 150})
     monkeypatch.setattr(rotnet.Config, "encoder", "resnet_small:width=8")
     monkeypatch.chdir(tmp_path)
-    assert main(["demo", "--budget", "4s"]) == 0
+    assert main(["demo", "--budget", "10s"]) == 0
     told = capfd.readouterr()
     assert "k-means patches" in told.out and "runs/demo/report.html" in told.err
     left = {p.name for p in (tmp_path / "runs" / "demo").iterdir()}
@@ -243,12 +238,11 @@ def test_a_run_that_learned_nothing_is_no_better_than_its_untrained_row(tmp_path
     )
     scores = pretask.evaluate(still, DATA[1], DATA[3], seeds=2, progress=False)
     ours, untrained = (
-        [(r["eval"], r.get("stage"), r["values"]) for r in scores.rows if r["features"] == name]
-        for name in ("mae", f"untrained {small}")
+        [(r.key, r.values) for r in scores.rows if r.role == role] for role in ("run", "untrained")
     )
     assert ours == untrained and len(ours) > 10
-    found = pretask.study(still, DATA[1], DATA[3], ask=["data"], shares=[1.0], progress=False)
+    found = pretask.study(still, DATA[1], DATA[3], ask=["data"], fractions=[1.0], progress=False)
     begun, whole = (
-        [r["value"] for r in found.answers["data"].rows if r["share"] == share] for share in (0, 1)
+        [r.value for r in found.answers["data"].rows if r.fraction == fraction] for fraction in (0, 1)
     )
     assert begun == whole

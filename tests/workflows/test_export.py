@@ -10,18 +10,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
-from pretask import data as sources
-from pretask import encoders
-from pretask.cli import main as cli
+from pretask import data, encoders
+from pretask.cli import main
 from pretask.train.run import CARD, Run
-from pretask.transforms import augment as images
+from pretask.transforms.color import rgb_to_lightness
 from pretask.types import UserError
 from pretask.workflows import export as exporting
 
 VIT = "vit_tiny_patch16_224:patch_size=4,depth=2,embed_dim=48,num_heads=3"
 RESNET = "resnet10t:stem_width=16"
 KINDS = {
-    "grey": (RESNET, 1, 33),
+    "gray": (RESNET, 1, 33),
     "light": (f"{RESNET},sees=lightness", 3, 33),
     "vit": (VIT, 3, 32),
     "classic": ("resnet_small:width=8", 1, 28),
@@ -49,7 +48,7 @@ def taken(runs, tmp_path):
         run = Run(runs[kind])
         made = exporting.export(run, to, tmp_path / exporting.FORMS[to].name)
         _, channels, size = KINDS[kind]
-        image = sources.open("synthetic:7", size=size, channels=channels).image.float() / 255
+        image = data.open("synthetic:7", size=size, channels=channels).image.float() / 255
         with torch.no_grad():
             return made, run.encoder, image, run.encoder(image)
 
@@ -109,10 +108,10 @@ def test_onnxruntime_loads_it_with_every_stage_and_any_batch(taken, kind):
 def test_timm_is_given_what_the_net_sees(taken):
     made, _, image, expected = taken("light", "timm")
     assert "the lightness of images, (B, 1, 33, 33)" in made.usage
-    assert_close(lines(made, images.lightness(image)), expected["pool"], atol=1e-5, rtol=1e-4)
+    assert_close(lines(made, rgb_to_lightness(image)), expected["pool"], atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["grey", "vit"])
+@pytest.mark.parametrize("kind", ["gray", "vit"])
 def test_timm_loads_it_strictly_and_by_its_own_folder_format(taken, kind):
     import timm
 
@@ -125,7 +124,7 @@ def test_timm_loads_it_strictly_and_by_its_own_folder_format(taken, kind):
         assert_close(model((image - mean) / std), expected["pool"], atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["grey", "vit"])
+@pytest.mark.parametrize("kind", ["gray", "vit"])
 def test_transformers_loads_it_and_prepares_pictures_alike(taken, kind, monkeypatch):
     from torchvision.transforms.functional import to_pil_image
 
@@ -199,7 +198,7 @@ def test_a_run_whose_images_are_gone_is_compared_on_noise(runs, tmp_path):
 def test_mistakes_are_one_line(runs, tmp_path, capsys, kind, to, said):
     (tmp_path / "out.pt2").write_text("mine")
     out = tmp_path / "out.pt2" if "exists" in said else tmp_path / "new"
-    assert cli.main(["export", str(runs[kind]), "--to", to, "--out", str(out)]) == 2
+    assert main.main(["export", str(runs[kind]), "--to", to, "--out", str(out)]) == 2
     told = capsys.readouterr().err
     assert said in told
     assert told.count("\n") == 1
@@ -216,7 +215,7 @@ def test_a_missing_extra_names_its_install_command(runs, monkeypatch, to, packag
 def test_the_command_prints_the_lines_that_load_it(runs, tmp_path, capsys):
     out = tmp_path / "it.pt2"
     bare = str(tmp_path / "it")  # PyTorch knows its programs by their suffix
-    assert cli.main(["export", str(runs["classic"]), "--to", "torch", "--out", bare]) == 0
+    assert main.main(["export", str(runs["classic"]), "--to", "torch", "--out", bare]) == 0
     shown = capsys.readouterr()
     assert f'torch.export.load("{out}")' in shown.out
     assert f"wrote {out}" in shown.err

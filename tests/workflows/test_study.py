@@ -13,18 +13,16 @@ from pretask import data as sources
 from pretask import encoders
 from pretask.cli.main import main
 from pretask.data import loader, store, stream
-from pretask.data.subset import drawn
+from pretask.data.subset import draw_subset
 from pretask.encoders import Encoder
-from pretask.evals import baselines, fewshot, finetune
-from pretask.evals import protocol as evaluate
+from pretask.evals import baselines, fewshot, finetune, protocol
 from pretask.evals.features import Features
 from pretask.rng import Rng
-from pretask.train import logger as journal
-from pretask.train import run
-from pretask.train import trainer as loop
+from pretask.runtime import files
+from pretask.train import logger, run, trainer
+from pretask.train.weights import WEIGHTS
 from pretask.types import Batch, UserError
-from pretask.workflows import study as studying
-from pretask.workflows.pretrain import Settings
+from pretask.workflows import study
 
 FAST = {"encoder": "resnet_small:width=8", "steps": 6, "batch": 16, "quiet": True}
 DATA = ["--data", "synthetic:120:16", "--test", "synthetic:60:16"]
@@ -64,10 +62,12 @@ def whole(source) -> Batch:
 
 def test_a_share_is_drawn_by_the_seed_from_all_over_and_lies_within_a_larger_one(folder):
     source = sources.open(folder)
-    small, large, other = (red(whole(drawn(source, s, seed))) for s, seed in ((0.1, 0), (0.3, 0), (0.1, 1)))
+    small, large, other = (
+        red(whole(draw_subset(source, s, seed))) for s, seed in ((0.1, 0), (0.3, 0), (0.1, 1))
+    )
     assert (len(small), len(large)) == (8, 24) and set(small) < set(large) and len(set(large)) == 24
     assert small != other and max(large) > 60 and min(large) < 20
-    assert drawn(source, 1.0, 0) is source
+    assert draw_subset(source, 1.0, 0) is source
 
 
 @pytest.mark.parametrize("kind", ["memory", "workers", "store"])
@@ -77,8 +77,8 @@ def test_a_share_of_every_kind_of_source_counts_from_0_and_holds_its_own_images(
         store.prepare(source, tmp_path / "store", progress=False)
         source = sources.open(tmp_path / "store")
     source.ledger.bad["gone.png"] = "empty"
-    some = drawn(source, 0.3, 0)
-    own = red(whole(drawn(sources.open(folder), 0.3, 0)))
+    some = draw_subset(source, 0.3, 0)
+    own = red(whole(draw_subset(sources.open(folder), 0.3, 0)))
     order = Rng(5).permutation(len(some))
     batches = list(loader.epoch(some, order, 10, workers=2))
     assert torch.equal(torch.cat([b.index for b in batches]), order)
@@ -90,53 +90,54 @@ def test_a_share_of_every_kind_of_source_counts_from_0_and_holds_its_own_images(
 def test_what_stands_in_for_an_unreadable_image_is_of_the_share_too(folder, tmp_path):
     for path in folder.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    own = red(whole(drawn(sources.open(folder), 0.3, 0)))
+    own = red(whole(draw_subset(sources.open(folder), 0.3, 0)))
     (tmp_path / f"{own[2]:03d}.png").write_bytes(b"no image")
-    some = drawn(sources.open(tmp_path, size=16, cache_mb=0), 0.3, 0)
+    some = draw_subset(sources.open(tmp_path, size=16, cache_mb=0), 0.3, 0)
     assert red(whole(some)) == [*own[:2], own[3], *own[3:]] and f"{own[2]:03d}.png" in some.ledger.bad
 
 
 def test_a_run_on_a_share_sees_its_images_alone_and_is_revived_with_it(folder, tmp_path, monkeypatch):
     seen: list[Batch] = []
-    step = loop.Trainer.step
+    step = trainer.Trainer.step
     monkeypatch.setattr(
-        loop.Trainer, "step", lambda self, batch, at: seen.append(batch) or step(self, batch, at)
+        trainer.Trainer, "step", lambda self, batch, at: seen.append(batch) or step(self, batch, at)
     )
     made = pretask.pretrain(
-        "neighbourhood_discovery", folder, tmp_path / "run", share=0.3, epochs=5, **(FAST | {"batch": 8})
+        "neighbourhood_discovery", folder, tmp_path / "run", fraction=0.3, epochs=5, **(FAST | {"batch": 8})
     )
-    own = red(whole(drawn(sources.open(folder), 0.3, 0)))
+    own = red(whole(draw_subset(sources.open(folder), 0.3, 0)))
     shown = {(i, r) for batch in seen for i, r in zip(batch.index.tolist(), red(batch), strict=True)}
     assert shown <= set(enumerate(own)) and len(shown) > 20
-    assert made.card["n"] == 24 and made.card["settings"]["share"] == 0.3 and len(made.method.bank) == 24
+    assert made.card["n"] == 24 and made.card["settings"]["fraction"] == 0.3 and len(made.method.bank) == 24
     assert red(whole(made.source)) == own
 
 
 def test_a_run_on_a_share_goes_on_where_it_was_cut_off(tmp_path, monkeypatch):
-    asked = {"share": 0.4, **FAST}
+    asked = {"fraction": 0.4, **FAST}
     images = sources.open("synthetic:64:16").image
     one = pretask.pretrain("neighbourhood_discovery", images, tmp_path / "whole", **asked)
-    note = journal.Journal.note
+    note = logger.RunLogger.log_step
 
     def stop(self, progress, *rest):
         if progress.step == 3:
             raise KeyboardInterrupt
         return note(self, progress, *rest)
 
-    monkeypatch.setattr(loop, "SAVE_EVERY", 0.0)
-    monkeypatch.setattr(journal.Journal, "note", stop)
+    monkeypatch.setattr(trainer, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(logger.RunLogger, "log_step", stop)
     with pytest.raises(KeyboardInterrupt):
         pretask.pretrain("neighbourhood_discovery", images, tmp_path / "cut", **asked)
-    monkeypatch.setattr(journal.Journal, "note", note)
+    monkeypatch.setattr(logger.RunLogger, "log_step", note)
     with pytest.raises(UserError, match="26 images, but the array holds"):
         pretask.pretrain(None, images[:32], resume=tmp_path / "cut", quiet=True)
     two = pretask.pretrain(None, images, resume=tmp_path / "cut", quiet=True)
-    assert [row["step"] for row in run.read(two.folder / run.LOG)] == list(range(6))
-    assert (one.folder / run.WEIGHTS).read_bytes() == (two.folder / run.WEIGHTS).read_bytes()
+    assert [row["step"] for row in files.read_rows(two.folder / run.LOG)] == list(range(6))
+    assert (one.folder / WEIGHTS).read_bytes() == (two.folder / WEIGHTS).read_bytes()
 
 
 @pytest.mark.parametrize(
-    ("share", "hint"), [("0", "above 0"), ("1.5", "above 0"), ("nan", "above 0"), ("0.005", "give 0.016")]
+    ("share", "hint"),
+    [("0", "above 0"), ("1.5", "above 0"), ("nan", "above 0"), ("0.005", "use at least 0.016")],
 )
 def test_a_share_that_is_none_is_one_line(share, hint, tmp_path, capsys):
     words = [
@@ -146,13 +147,16 @@ def test_a_share_that_is_none_is_one_line(share, hint, tmp_path, capsys):
         "synthetic:64:16",
         "--out",
         str(tmp_path / "r"),
-        "--share",
+        "--fraction",
         share,
     ]
     assert main(words) == 2
     told = capsys.readouterr().err.strip()
     assert (
-        hint in told and "--share" in told and len(told.splitlines()) == 1 and not (tmp_path / "r").exists()
+        hint in told
+        and "--fraction" in told
+        and len(told.splitlines()) == 1
+        and not (tmp_path / "r").exists()
     )
 
 
@@ -160,7 +164,7 @@ def test_of_a_stream_no_share_is_drawn():
     rows = object.__new__(stream.Stream)
     rows.name = "rows"
     with pytest.raises(UserError, match="pretask prepare"):
-        drawn(rows, 0.5, 0)
+        draw_subset(rows, 0.5, 0)
 
 
 # ---- labels
@@ -170,11 +174,11 @@ LABEL = torch.arange(4).repeat_interleave(torch.tensor([1, 4, 30, 100]))[Rng(0).
 
 
 def test_labels_are_drawn_class_by_class_by_the_seed_and_a_smaller_share_lies_within_a_larger_one():
-    few, more, every = (studying.labels(LABEL, share, 0) for share in (0.01, 0.1, 1.0))
+    few, more, every = (study.labels(LABEL, share, 0) for share in (0.01, 0.1, 1.0))
     assert LABEL[few].bincount().tolist() == [1, 1, 1, 1]
     assert LABEL[more].bincount().tolist() == [1, 1, 3, 10]
     assert set(few.tolist()) < set(more.tolist()) < set(every.tolist()) == set(range(135))
-    assert not torch.equal(more, studying.labels(LABEL, 0.1, 1))
+    assert not torch.equal(more, study.labels(LABEL, 0.1, 1))
 
 
 def features(seed: int = 0) -> tuple[Features, Features]:
@@ -190,7 +194,7 @@ def test_with_few_labels_the_probe_is_that_of_few_shots_and_with_all_that_of_eva
     x, y = (f.stages["pool"] for f in (train, test))
     few = fewshot.draw(train.label, 3, 0, 0)
     expected = fewshot.fewshot(x, train.label, y, test.label, 4, 3, 0)[0]
-    found = studying.few_probed((train, test), few).right
+    found = study.few_probed((train, test), few).correct
     assert found is not None and (found != expected).sum() <= 1  # one may lie on the edge that rounding moves
 
 
@@ -198,22 +202,22 @@ def test_with_few_labels_the_probe_is_that_of_few_shots_and_with_all_that_of_eva
 def test_what_has_no_label_has_no_say(share):
     """Other labels of the images that are left out, and of the test set: the same answers."""
     train, test = features()
-    few = studying.labels(train.label, share, 0)
+    few = study.labels(train.label, share, 0)
     other = (train.label + 1) % 4
     other[few] = train.label[few]
     changed = Features(train.stages, other, train.classes, train.source)
-    one, two = (studying.few_probed((each, test), few) for each in (train, changed))
-    assert one.right is not None and two.right is not None and torch.equal(one.right, two.right)
+    one, two = (study.few_probed((each, test), few) for each in (train, changed))
+    assert one.correct is not None and two.correct is not None and torch.equal(one.correct, two.correct)
     once: Tensor | int = 0
     for k in range(4):
         constant = Features(test.stages, torch.full((90,), k), test.classes, test.source)
-        once = once + studying.few_probed((train, constant), few).right
+        once = once + study.few_probed((train, constant), few).correct
     assert torch.equal(once, torch.ones(90).double())
 
 
 def test_fine_tuning_sees_the_labels_of_the_share_alone(monkeypatch):
-    source = sources.open_labelled("synthetic:120:16")
-    few = studying.labels(source.label, 0.1, 0)
+    source = sources.open_labeled("synthetic:120:16")
+    few = study.labels(source.label, 0.1, 0)
     other = (source.label + 1) % 4
     other[few] = source.label[few]
     torch.manual_seed(0)
@@ -221,8 +225,8 @@ def test_fine_tuning_sees_the_labels_of_the_share_alone(monkeypatch):
     before = {k: v.clone() for k, v in net.state_dict().items()}
     heads = []
     for label in (source.label, other):
-        bench = studying.Bench(sources.Labelled(source.images, label, source.classes), source, False)
-        heads.append(studying.Subject("x", net, 0, True, bench).tuned(few).head.weight)
+        bench = study.Bench(sources.LabeledDataset(source.images, label, source.classes), source, False)
+        heads.append(study.Subject("x", net, 0, "run", bench).tuned(few).head.weight)
     assert torch.equal(*heads)
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
 
@@ -245,34 +249,35 @@ def found(trained, tmp_path_factory):
             "fit",
             lambda *given, **known: fits.append((len(given[2]), given[6])) or real(*given, **known),
         )
-        made = studying.study(trained, DATA[1], DATA[3], shares=(0.5, 0.001, 0.002, 1.0), progress=False)
+        made = study.study(trained, DATA[1], DATA[3], fractions=(0.5, 0.001, 0.002, 1.0), progress=False)
     return json.loads(made.to_json()), fits
 
 
 def test_the_three_questions_are_answered(found, trained):
     answer, fits = found
-    assert list(answer["answers"]) == ["data", "labels", "change"] == list(studying.USUAL)
-    data = {(r["share"], r["images"], r["own"], r["eval"]) for r in rows(answer, "data")}
-    shares = ((0.0, 0, False), (0.5, 32, True), (1.0, 64, True))
+    assert list(answer["answers"]) == ["data", "labels", "change"] == list(study.USUAL)
+    data = {(r["fraction"], r["images"], r["role"], r["metric"]) for r in rows(answer, "data")}
+    shares = ((0.0, 0, "untrained"), (0.5, 32, "run"), (1.0, 64, "run"))
     assert data == {(*share, e) for share in shares for e in ("knn", "linear")}
-    labels = {(r["share"], r["images"], r["own"], r["eval"]) for r in rows(answer, "labels")}
+    labels = {(r["fraction"], r["images"], r["role"], r["metric"]) for r in rows(answer, "labels")}
     assert labels == {
-        (*share, own, e)
+        (*share, role, e)
         for share in ((0.001, 4), (0.5, 61), (1.0, 120))
-        for own in (True, False)
+        for role in ("run", "untrained")
         for e in ("linear", "finetune")
     }
-    stages = [r["stage"] for r in rows(answer, "change", own=True)]
+    stages = [r["stage"] for r in rows(answer, "change", role="run")]
     assert stages == ["stem", "stage1", "stage2", "stage3", "pool"] == [
-        r["stage"] for r in rows(answer, "change", own=False)
+        r["stage"] for r in rows(answer, "change", role="untrained")
     ]  # fmt: skip
-    for row in (r for ask in studying.USUAL for r in rows(answer, ask)):
-        top = 1 if row["eval"] == "cka" else 100
+    for row in (r for ask in study.USUAL for r in rows(answer, ask)):
+        top = 1 if row["metric"] == "cka" else 100
         assert 0 <= row["low"] <= row["value"] <= row["high"] <= top and row["n"] == 60
-        assert row["features"] == ("rotnet" if row["own"] else "untrained resnet_small:width=8")
+        assert row["name"] == ("rotnet" if row["role"] == "run" else "untrained resnet_small:width=8")
     assert len(answer["answers"]["data"]["skipped"]) == 2  # shares smaller than a batch
     assert len(answer["answers"]["labels"]["skipped"]) == 1  # the same images as before
     both = finetune.DECAY, 1.0  # of the run, and of the network from scratch
+    fits = [fit for fit in fits if fit[0] != 64]  # trial steps, by which is said how long it takes
     assert fits == [
         (n, decay) for n in (4, 61, 120) for decay in both
     ]  # those on all labels serve the change too
@@ -280,40 +285,38 @@ def test_the_three_questions_are_answered(found, trained):
 
 def test_the_ends_of_the_curves_are_the_scores_of_evaluate(found, trained, monkeypatch):
     monkeypatch.setattr(baselines, "SAMPLES", 2000)  # of k-means patches, which are not looked at here
-    train, test = (sources.open_labelled(spec) for spec in (DATA[1], DATA[3]))
-    scores = evaluate.evaluate(
-        [pretask.load(trained).encoder], train, test, name="rotnet", progress=False, centres=8
+    train, test = (sources.open_labeled(spec) for spec in (DATA[1], DATA[3]))
+    scores = protocol.evaluate(
+        [pretask.load(trained).encoder], train, test, name="rotnet", progress=False, centers=8
     )
-    for share, whose in ((1.0, "rotnet"), (0.0, "untrained resnet_small:width=8")):
+    for share, role in ((1.0, "run"), (0.0, "untrained")):
         for e in ("knn", "linear"):
-            row, expected = rows(found[0], "data", share=share, eval=e)[0], scores.get(whose, e, "pool")
-            assert (
-                expected is not None and row["value"] == expected["value"] and row["low"] == expected["low"]
-            )
-    for own, whose in ((True, "rotnet"), (False, "untrained resnet_small:width=8")):
+            row, expected = rows(found[0], "data", fraction=share, metric=e)[0], scores.get(role, e, "pool")
+            assert expected is not None and row["value"] == expected.value and row["low"] == expected.low
+    for role in ("run", "untrained"):
         row, expected = (
-            rows(found[0], "labels", share=1.0, own=own, eval="linear")[0],
-            scores.get(whose, "linear", "pool"),
+            rows(found[0], "labels", fraction=1.0, role=role, metric="linear")[0],
+            scores.get(role, "linear", "pool"),
         )
-        assert expected is not None and row["value"] == expected["value"]
+        assert expected is not None and row["value"] == expected.value
 
 
 def test_the_repeated_run_differs_in_its_share_alone_and_is_found_again(found, trained, monkeypatch):
-    part = trained / "study" / "share-0.5"
+    part = trained / "study" / "fraction-0.5"
     one, two = run.load(trained).card, run.load(part).card
-    assert two["settings"]["share"] == 0.5 and two["n"] == 32
+    assert two["settings"]["fraction"] == 0.5 and two["n"] == 32
     assert all(one[k] == two[k] for k in ("seed", "steps", "train", "config", "encoder", "data"))
-    monkeypatch.setattr(loop.Trainer, "fit", lambda *_: pytest.fail("trained again"))
-    again = studying.study(trained, DATA[1], DATA[3], ask=["data"], shares=[0.5], progress=False)
-    assert [r["value"] for r in again.answers["data"].rows] == [r["value"] for r in rows(found[0], "data")]
-    assert "change" in again.answers and studying.read(trained) == [again]
+    monkeypatch.setattr(trainer.Trainer, "fit", lambda *_: pytest.fail("trained again"))
+    again = study.study(trained, DATA[1], DATA[3], ask=["data"], fractions=[0.5], progress=False)
+    assert [r.value for r in again.answers["data"].rows] == [r["value"] for r in rows(found[0], "data")]
+    assert "change" in again.answers and study.read(trained) == [again]
 
 
 def test_an_unchanged_network_is_wholly_like_itself_and_a_changed_one_is_compared_with_what_it_was(
     trained, monkeypatch
 ):
     def same(net: Encoder, *_, **__):
-        return finetune.Classified(net, torch.nn.Linear(net.dim, 4)).eval()
+        return finetune.Classifier(net, torch.nn.Linear(net.dim, 4)).eval()
 
     def other(net: Encoder, *_, **__):
         torch.manual_seed(9)
@@ -322,8 +325,8 @@ def test_an_unchanged_network_is_wholly_like_itself_and_a_changed_one_is_compare
     likeness = []
     for fit in (same, other):
         monkeypatch.setattr(finetune, "fit", fit)
-        answer = studying.study(trained, DATA[1], DATA[3], ask=["change"], progress=False).answers["change"]
-        likeness.append([row["value"] for row in answer.rows])
+        answer = study.study(trained, DATA[1], DATA[3], ask=["change"], progress=False).answers["change"]
+        likeness.append([row.value for row in answer.rows])
     assert likeness[0] == pytest.approx([1.0] * 10, abs=1e-9) and max(likeness[1]) < 0.999
 
 
@@ -332,19 +335,19 @@ def test_json_stands_alone_is_kept_and_the_page_and_the_table_show_all(found, tr
     told = capfd.readouterr()
     answer = json.loads(told.out)
     assert answer == json.loads((trained / "study" / "synthetic-60-16.json").read_text())
-    assert set(answer) == {"schema", "method", "data", "protocol", "answers", "cautions"}
+    assert set(answer) == {"schema", "method", "data", "protocol", "answers", "cautions", "records"}
     assert "report.html" in told.err and answer["cautions"][0].startswith("too short")
     page = (trained / "report.html").read_text()
     for words in (
-        "How much data?",
-        "How many labels?",
-        "fine-tuning?",
+        "Pretraining on fewer images",
+        "Scoring with fewer labels",
+        "Feature drift in fine-tuning",
         "from scratch",
         "32 (50 %)",
         'href="#study"',
     ):
         assert words in page
-    assert main(["study", str(trained), *DATA, "--ask", "data", "--shares", "0.5"]) == 0
+    assert main(["study", str(trained), *DATA, "--ask", "data", "--fractions", "0.5"]) == 0
     shown = capfd.readouterr().out
     for words in ("0 (untrained)", "64 (100 %)", "from scratch", "stage3", "CKA"):
         assert words in shown
@@ -352,31 +355,34 @@ def test_json_stands_alone_is_kept_and_the_page_and_the_table_show_all(found, tr
 
 
 def test_several_seeds_repeat_every_share(trained, tmp_path):
-    made = studying.study(trained, DATA[1], DATA[3], ask=["data"], shares=[0.5], seeds=2, progress=False)
+    made = study.study(trained, DATA[1], DATA[3], ask=["data"], fractions=[0.5], seeds=2, progress=False)
     row = made.answers["data"].rows[2]
-    assert made.answers["data"].seeds == [0, 1] and row["share"] == 0.5 and len(row["values"]) == 2
-    sister = run.load(trained.with_name("rotnet-s1") / "study" / "share-0.5")
-    assert sister.card["seed"] == 1 and sister.card["settings"]["share"] == 0.5
+    assert made.answers["data"].seeds == [0, 1] and row.fraction == 0.5 and len(row.values) == 2
+    other_seed = run.load(trained.with_name("rotnet-s1") / "study" / "fraction-0.5")
+    assert other_seed.card["seed"] == 1 and other_seed.card["settings"]["fraction"] == 0.5
 
 
 def test_a_share_of_a_run_on_a_share_is_of_its_own_images(tmp_path):
-    half = pretask.pretrain("rotnet", "synthetic:64:16", tmp_path / "half", share=0.5, **FAST)
-    quarter = studying.part(half, 0.5, None)
+    half = pretask.pretrain("rotnet", "synthetic:64:16", tmp_path / "half", fraction=0.5, **FAST)
+    quarter = study.part(half, 0.5, None)
     both, less = (set(map(tuple, whole(r.source).image.flatten(1).tolist())) for r in (half, quarter))
     assert len(less) == 16 and less < both
 
 
 def test_what_only_looks_like_the_repeated_run_is_refused(trained, tmp_path):
     made = pretask.pretrain("rotnet", "synthetic:64:16", tmp_path / "r", **FAST)
-    pretask.pretrain("rotnet", "synthetic:64:16", tmp_path / "r" / "study" / "share-0.5", share=0.4, **FAST)
-    with pytest.raises(UserError, match="differ in share"):
-        studying.part(made, 0.5, None)
+    pretask.pretrain(
+        "rotnet", "synthetic:64:16", tmp_path / "r" / "study" / "fraction-0.5", fraction=0.4, **FAST
+    )
+    with pytest.raises(UserError, match="differ in fraction"):
+        study.part(made, 0.5, None)
 
 
-def test_a_card_from_before_there_were_shares_is_of_all_images(trained):
+def test_a_card_without_a_fraction_is_refused(trained):
     card = run.load(trained).card
-    del card["settings"]["share"]
-    assert run.revive(card)[1].share == 1.0 == Settings("").share
+    del card["settings"]["fraction"]
+    with pytest.raises(UserError, match=r"missing settings\.fraction"):
+        run.parse_card(card)
 
 
 # ---- pretraining with labels
@@ -387,7 +393,7 @@ def beside(trained) -> dict:
     """The JSON of the run beside the same encoder pretrained with labels, and what each of those learned from."""
     parts, real = [], baselines.supervised
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(studying, "CLASSES", (2, 3, 10))
+        patch.setattr(study, "CLASSES", (2, 3, 10))
         patch.setattr(
             baselines,
             "supervised",
@@ -395,17 +401,22 @@ def beside(trained) -> dict:
                 parts.append((part, steps)) or real(net, part, steps, *given, **known)
             ),
         )
-        made = studying.study(
-            trained, DATA[1], DATA[3], ask=["supervised"], shares=(0.5, 0.001), progress=False
+        made = study.study(
+            trained, DATA[1], DATA[3], ask=["supervised"], fractions=(0.5, 0.001), progress=False
         )
     return json.loads(made.to_json()) | {"parts": parts}
 
 
 def test_the_run_stands_beside_fewer_images_fewer_labels_and_fewer_classes(beside, trained):
-    found = {(r["axis"], r["at"], r["own"]) for r in rows(beside, "supervised")}
-    images = {("images", 32, True), ("images", 61, False), ("images", 64, True), ("images", 120, False)}
-    labels = {("labels", n, own) for n in (61, 120) for own in (True, False)}
-    classes = {("classes", k, own) for k in (2, 3, 4) for own in (True, False)}
+    found = {(r["axis"], r["at"], r["role"]) for r in rows(beside, "supervised")}
+    images = {
+        ("images", 32, "run"),
+        ("images", 61, "supervised"),
+        ("images", 64, "run"),
+        ("images", 120, "supervised"),
+    }
+    labels = {("labels", n, role) for n in (61, 120) for role in ("run", "supervised")}
+    classes = {("classes", k, role) for k in (2, 3, 4) for role in ("run", "supervised")}
     assert found == images | labels | classes
     assert len(beside["answers"]["supervised"]["skipped"]) == 1  # a share smaller than a batch
     # each network is trained once, for as many images as the run saw
@@ -413,15 +424,15 @@ def test_the_run_stands_beside_fewer_images_fewer_labels_and_fewer_classes(besid
     assert [(len(p), len(p.classes), s) for p, s in beside["parts"]] == [
         (61, 4, steps), (120, 4, steps), (120, 2, steps), (120, 3, steps)]  # fmt: skip
     for e in ("knn", "linear"):  # the run is one and the same on the axes that are not its own
-        whole = rows(beside, "supervised", axis="images", at=64, own=True, eval=e)[0]["value"]
-        other = [r for r in rows(beside, "supervised", own=True, eval=e) if r["axis"] != "images"]
+        whole = rows(beside, "supervised", axis="images", at=64, role="run", metric=e)[0]["value"]
+        other = [r for r in rows(beside, "supervised", role="run", metric=e) if r["axis"] != "images"]
         assert {r["value"] for r in other} == {whole}
-    part = run.load(trained / "study" / "share-0.5").card
+    part = run.load(trained / "study" / "fraction-0.5").card
     assert part["n"] == 32  # kept, as for the question of data
 
 
 def test_merged_classes_are_groups_of_whole_classes_of_about_as_many(beside):
-    label = sources.open_labelled("synthetic:120:16").label
+    label = sources.open_labeled("synthetic:120:16").label
     for part, groups in zip((p for p, _ in beside["parts"][2:]), (2, 3), strict=True):
         pairs = set(zip(label[part.index].tolist(), part.label.tolist(), strict=True))
         assert len(pairs) == 4 and {group for _, group in pairs} == set(range(groups))
@@ -431,39 +442,39 @@ def test_merged_classes_are_groups_of_whole_classes_of_about_as_many(beside):
 
 def test_with_all_labels_it_is_the_supervised_row_of_evaluate(beside, trained, monkeypatch):
     monkeypatch.setattr(baselines, "SAMPLES", 2000)
-    train, test = (sources.open_labelled(spec) for spec in (DATA[1], DATA[3]))
-    known = {"name": "rotnet", "progress": False, "centres": 8, "supervised_steps": 1}
-    scores = evaluate.evaluate([pretask.load(trained).encoder], train, test, **known)
+    train, test = (sources.open_labeled(spec) for spec in (DATA[1], DATA[3]))
+    known = {"name": "rotnet", "progress": False, "centers": 8, "supervised_steps": 1}
+    scores = protocol.evaluate([pretask.load(trained).encoder], train, test, **known)
     for e in ("knn", "linear"):
-        expected = scores.get("supervised resnet_small:width=8", e, "pool")
+        expected = scores.get("supervised", e, "pool")
         for axis, at in (("images", 120), ("labels", 120), ("classes", 4)):
-            row = rows(beside, "supervised", axis=axis, at=at, own=False, eval=e)[0]
-            assert expected is not None and row["value"] == expected["value"]
+            row = rows(beside, "supervised", axis=axis, at=at, role="supervised", metric=e)[0]
+            assert expected is not None and row["value"] == expected.value
 
 
 def test_labels_that_are_left_out_teach_nothing():
-    source = sources.open_labelled("synthetic:120:16")
-    few = studying.labels(source.label, 0.1, 0)
+    source = sources.open_labeled("synthetic:120:16")
+    few = study.labels(source.label, 0.1, 0)
     other = (source.label + 1) % 4
     other[few] = source.label[few]
     torch.manual_seed(0)
     net = encoders.build("resnet_small:width=4,stages=2", 3, 16)
     taught = []
     for label in (source.label, other):
-        bench = studying.Bench(sources.Labelled(source.images, label, source.classes), source, False)
-        taught.append(studying.supervised(studying.Subject("x", net, 0, True, bench), 0.1, 4, 2).encoder)
+        bench = study.Bench(sources.LabeledDataset(source.images, label, source.classes), source, False)
+        taught.append(study.supervised(study.Subject("x", net, 0, "run", bench), 0.1, 4, 2).encoder)
     assert all(torch.equal(v, taught[1].state_dict()[k]) for k, v in taught[0].state_dict().items())
 
 
 def test_images_that_cannot_be_read_are_not_pretrained_on(monkeypatch):
-    source = sources.open_labelled("synthetic:120:16")
-    monkeypatch.setattr(studying, "readable", lambda _: torch.arange(60, 120))
+    source = sources.open_labeled("synthetic:120:16")
+    monkeypatch.setattr(study, "readable", lambda _: torch.arange(60, 120))
     seen = []
     monkeypatch.setattr(baselines, "supervised", lambda net, part, *_, **__: seen.append(part) or net)
     net = encoders.build("resnet_small:width=4,stages=2", 3, 16)
-    subject = studying.Subject("x", net, 0, True, studying.Bench(source, source, False))
+    subject = study.Subject("x", net, 0, "run", study.Bench(source, source, False))
     for share, groups in ((0.5, 4), (1.0, 2)):
-        studying.supervised(subject, share, groups, 2)
+        study.supervised(subject, share, groups, 2)
     few, every = seen
     assert few.index.min() >= 60 and torch.equal(few.label, source.label[few.index])
     assert every.index.tolist() == list(range(60, 120))
@@ -473,16 +484,20 @@ def test_the_table_and_the_page_show_each_axis_by_itself(beside, trained, capfd)
     assert main(["study", str(trained), *DATA, "--ask", "change"]) == 0  # the answer stays
     shown = capfd.readouterr().out
     page = (trained / "report.html").read_text()
-    for words in ("on fewer images?", "with fewer labels?", "of fewer classes?", "with labels, linear"):
+    for words in ("on fewer images", "with fewer labels", "with fewer classes", "supervised, linear"):
         assert words in shown and words in page
-    assert shown.count("smaller") + shown.count("fewer than one batch") == 1
+    (kept,) = study.read(trained)  # other tests asked this run as well
+    skipped = [reason for answer in kept.answers.values() for reason in answer.skipped]
+    assert len(kept.answers["supervised"].skipped) == 1
+    for reason in skipped:
+        assert " ".join(shown.split()).count(reason) == skipped.count(reason)
 
 
 MISTAKES = {
     "no run": (["study", "no/such/run", *DATA], "is not a run"),
-    "timm": (["study", "timm:resnet18", *DATA], "is no run"),
+    "timm": (["study", "timm:resnet18", *DATA], "is not a run"),
     "no labels": (["study", "RUN", "--data", "FOLDER"], "has no class folders"),
-    "share": (["study", "RUN", *DATA, "--shares", "0.1", "2"], "--shares 0.1 2.0 is out of range"),
+    "share": (["study", "RUN", *DATA, "--fractions", "0.1", "2"], "--fractions 0.1 2.0 is out of range"),
     "question": (["study", "RUN", *DATA, "--ask", "speed"], "speed"),
     "no question": (["study", "RUN", *DATA, "--ask"], "--ask"),
     "seeds": (["study", "RUN", *DATA, "--seeds", "0"], "--seeds 0"),

@@ -1,4 +1,4 @@
-"""pretask audit METHOD --data PATH: how far is the puzzle solved by cheating?"""
+"""pretask audit METHOD --data PATH: test for shortcut learning."""
 
 import tempfile
 from dataclasses import dataclass
@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pretask.cli.flags import method_flags, opening, parse
-from pretask.limits import Count, Seed, Share
-from pretask.train.progress import Display, console, say
+from pretask.limits import Count, Seed
+from pretask.reading import DEFAULT_READING, Reading
+from pretask.runtime.console import console, say
+from pretask.train.progress import Display
 
 if TYPE_CHECKING:
     from pretask.train.run import Run
@@ -15,40 +17,40 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class OfRun:
-    """Score a run's solver again with each known clue taken out of its images: fringes, shading, JPEG's grid, edges, …"""
+    """Test a run for shortcut learning: solve its puzzles with each known shortcut removed (color fringes, vignetting, JPEG
+    grid, continuing edges, …)."""
 
-    images: Count = 500
-    """images whose puzzles are answered, at most"""
+    count: Count = 500
+    """maximum number of images whose puzzles are solved"""
     json: bool = False
-    """print JSON, and nothing else, on standard output"""
+    """print only JSON on standard output"""
 
 
 @dataclass(frozen=True)
 class OfMethod:
-    """Train a small solver quickly, then score it again with each known clue taken out of the images: the colour fringes
-    of lenses, light that falls off, JPEG's grid, edges that run on from tile to tile, and others. With the method's own
-    flags its defences can be switched off and on."""
+    """Test for shortcut learning: train a small network briefly, then solve its puzzles with each known shortcut removed
+    (color fringes, vignetting, JPEG grid, continuing edges, …). The method's own flags switch its countermeasures on and
+    off."""
 
     data: str
-    """images to try it on"""
+    """images to train and test on"""
     out: Path | None = None
-    """keep the solver as a run, with its report, in this folder"""
+    """folder in which to keep the trained network as a run, with its report (default: not kept)"""
     budget: str = "2m"
-    """time in which the solver learns, such as 90s or 10m"""
+    """training time, such as 90s or 10m"""
     steps: Count | None = None
-    """that the solver learns for, in the place of --budget"""
+    """training steps, instead of --budget"""
     encoder: str | None = None
-    """the network of the solver (the recipe's)"""
+    """architecture of the network (default: the recipe's)"""
     size: Count | None = None
-    """side of the images, pixels"""
+    """image side in pixels"""
     seed: Seed = 0
-    """of the weights, the order and the puzzles"""
-    max_bad: Share = 0.1
-    """share of unreadable files at which it stops"""
-    images: Count = 500
-    """images whose puzzles are answered, at most"""
+    """random seed of weights, data order and puzzles"""
+    reading: Reading = DEFAULT_READING
+    count: Count = 500
+    """maximum number of images whose puzzles are solved"""
     json: bool = False
-    """print JSON, and nothing else, on standard output"""
+    """print only JSON on standard output"""
 
 
 def run(words: list[str]) -> None:
@@ -59,23 +61,26 @@ def run(words: list[str]) -> None:
         from pretask.train.run import Run
 
         asked = parse(OfRun, rest, f"audit {what}")
-        show(Run(what), asked.images, asked.json, kept=True)
+        show(Run(what), asked.count, asked.json, kept=True)
     else:
         chosen = parse(method_flags(what, OfMethod, trained=True), rest, f"audit {what}")
         with tempfile.TemporaryDirectory() as folder:
-            solver = quickly_trained(what, chosen, chosen.run.out or Path(folder) / "solver")
-            show(solver, chosen.run.images, chosen.run.json, kept=chosen.run.out is not None)
+            trained = train(what, chosen, chosen.run.out or Path(folder) / "run")
+            show(trained, chosen.run.count, chosen.run.json, kept=chosen.run.out is not None)
 
 
-def quickly_trained(method: str, chosen: Any, out: Path) -> "Run":
+def train(method: str, chosen: Any, out: Path) -> "Run":
+    """The run of a method with the chosen flags, in the folder `out`."""
     from pretask import data as sources
+    from pretask.config import RunConfig
     from pretask.workflows import audit as auditing
-    from pretask.workflows.pretrain import Settings, pretrain
+    from pretask.workflows.job import fresh
+    from pretask.workflows.pretrain import pretrain
 
     asked: OfMethod = chosen.run
-    source = sources.open(asked.data, size=asked.size, max_bad=asked.max_bad)
+    source = sources.open(asked.data, size=asked.size, reading=asked.reading)
     auditing.check_choice(chosen.method, source, asked.encoder)
-    settings = Settings(
+    settings = RunConfig(
         asked.data,
         out,
         encoder=asked.encoder,
@@ -83,20 +88,22 @@ def quickly_trained(method: str, chosen: Any, out: Path) -> "Run":
         steps=asked.steps,
         budget=asked.budget,
         seed=asked.seed,
-        max_bad=asked.max_bad,
+        reading=asked.reading,
     )
+    job = fresh(method, settings, chosen.method, chosen.train, images=source)
     with Display() as display:
-        return pretrain(method, settings, chosen.method, chosen.train, source=source, tell=display)
+        return pretrain(job, on_log=display)
 
 
-def show(solver: "Run", images: int, json: bool, kept: bool) -> None:
-    from pretask.reports import report, table
+def show(trained: "Run", count: int, json: bool, kept: bool) -> None:
+    from pretask.reports import table
+    from pretask.reports.report import report
     from pretask.workflows.audit import audit
 
-    found = audit(solver, images)
+    found = audit(trained, count)
     if json:
         print(found.to_json())
     else:
         console().print(table.audited(found))
     if kept:
-        say(f"wrote {solver.folder}/audit.json and {report(solver.folder)}")
+        say(f"wrote {trained.folder}/audit.json and {report(trained.folder)}")

@@ -1,25 +1,26 @@
-"""pretask check METHOD --data PATH: is the method sound on these images?"""
+"""pretask check METHOD --data PATH: sanity-check a method on your images."""
 
 from dataclasses import dataclass
 from shlex import quote
 
 from pretask.cli.flags import method_flags, opening, parse
-from pretask.limits import Count, Share
-from pretask.train.progress import say
+from pretask.limits import Count
+from pretask.reading import DEFAULT_READING, Reading
+from pretask.runtime.console import say
 
 
 @dataclass(frozen=True)
 class Flags:
-    """Hold a method to the contract on your images: purity, gradients, chance, collapse, exact resume."""
+    """Sanity-check a method on your images: reproducible puzzles, gradients, chance level, collapse, exact resume. Takes about
+    a minute."""
 
     data: str
-    """images to try it on"""
+    """images to check it on"""
     encoder: str | None = None
-    """the network to try it with (the recipe's)"""
+    """architecture of the encoder (default: the recipe's)"""
     size: Count | None = None
-    """side of the images, pixels"""
-    max_bad: Share = 0.1
-    """share of unreadable files at which it stops"""
+    """image side in pixels"""
+    reading: Reading = DEFAULT_READING
 
 
 def run(words: list[str]) -> int:
@@ -30,21 +31,21 @@ def run(words: list[str]) -> int:
     chosen = parse(method_flags(method, Flags), rest, f"check {method}")
     from rich.text import Text
 
-    from pretask.workflows import preview as selfhelp
+    from pretask.workflows import preview
 
     asked: Flags = chosen.run
     failures = 0
-    for sentence, failure in selfhelp.check(
-        asked.data, chosen.method, asked.encoder, asked.size, asked.max_bad
+    for sentence, failure in preview.check(
+        asked.data, chosen.method, asked.encoder, asked.size, asked.reading
     ):
         failures += failure is not None
         held = failure is None
-        mark = Text("holds   " if held else "broken  ", "green" if held else "red")
+        mark = Text("passed  " if held else "failed  ", "green" if held else "red")
         say(mark.append(sentence if held else f"{sentence}: {failure}", ""))
     if failures:
-        say(f"{failures} of the contract's sentences do not hold for {method} on {asked.data}")
+        say(f"{failures} check{'s' * (failures > 1)} failed for {method} on {asked.data}")
         return 1
     say(
-        f"{method} is sound on {asked.data}. Next: pretask pretrain {quote(method)} --data {quote(asked.data)} --budget 10m"
+        f"{method} passed all checks on {asked.data}. Next: pretask pretrain {quote(method)} --data {quote(asked.data)} --budget 10m"
     )
     return 0

@@ -1,4 +1,4 @@
-"""pretask cluster RUN --data PATH --clusters K: images sorted into clusters."""
+"""pretask cluster RUN --data PATH --clusters K: sort images into clusters."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,60 +6,58 @@ from typing import Literal
 
 from pretask.cli.flags import subject
 from pretask.limits import Count, Seed, Share
-from pretask.train.progress import console, say
+from pretask.reading import DEFAULT_READING, Reading
+from pretask.runtime.console import console, say
 
 
 @dataclass(frozen=True)
 class Flags:
-    """Sort images into clusters by what a run makes of them, or timm:NAME, or `pixels`, the baseline; a method, such as
-    jule, is trained on the images first. A table of file names, a sheet of each cluster and, where the data has labels,
-    NMI and ACC. No label is seen before the score."""
+    """Cluster images by the features of a run or of timm:NAME, or by their `pixels` (a baseline); a METHOD, such as jule, is
+    trained on the images first. Writes a table of file names and a contact sheet of each cluster. If the data has labels,
+    they are used only to compute NMI and ACC."""
 
     data: str
     """images: a folder, a .npz, .parquet or .tar file, hf:NAME, or a torchvision name"""
     clusters: Count
-    """how many"""
+    """number of clusters"""
     out: Path = Path("clusters")
-    """the folder that is made"""
+    """folder to create; it must not exist"""
     by: Literal["links", "kmeans"] = "links"
-    """agglomerative, on the graph of nearest neighbours, or k-means"""
-    neighbours: Count | None = None
-    """of each image in that graph (those that a run of jule merged by; else 20)"""
+    """links: agglomerative clustering on the graph of nearest neighbors; kmeans: k-means"""
+    neighbors: Count | None = None
+    """neighbors of each image in that graph (default: as in the run of jule, otherwise 20)"""
     exact: bool | None = None
-    """affinities of clusters as if computed anew after each merge, or those of JULE's fast mode (as a run of jule merged;
-    else exact)"""
+    """recompute cluster affinities after each merge, instead of JULE's fast mode (default: as in the run of jule, otherwise
+    exact)"""
     smallest: Share | None = None
-    """share of the mean size below which a cluster is none of those wanted, so that outliers join their nearest; 0: every
-    cluster counts (as a run of jule merged; else 0.05)"""
+    """clusters smaller than this fraction of the mean size are outliers and join their nearest cluster; 0: no outliers
+    (default: as in the run of jule, otherwise 0.05)"""
     json: bool = False
-    """print the summary as JSON, and nothing else, on standard output"""
+    """print only the summary, as JSON, on standard output"""
     batch: Count = 256
-    """images at once"""
+    """images per forward pass"""
     size: Count | None = None
-    """side of the images for timm:NAME and pixels; a run has its own"""
+    """image side in pixels, for timm:NAME and pixels (default: the model's; a run has its own)"""
     seed: Seed = 0
-    """of k-means, and of the intervals"""
-    root: Path | None = None
-    """where a torchvision data set is"""
-    max_bad: Share = 0.1
-    """share of unreadable files at which it stops"""
+    """random seed of k-means and of the confidence intervals"""
+    reading: Reading = DEFAULT_READING
 
 
 def run(words: list[str]) -> None:
     what, chosen = subject(words, "cluster", "RUN, METHOD, timm:NAME or pixels", Flags)
 
-    from pretask.data.base import Asked
+    from pretask.data.base import OpenOptions, canvas_fields
     from pretask.reports import table
-    from pretask.workflows import cluster as clustering
+    from pretask.workflows import cluster
 
-    clustering.refuse(chosen.out, chosen.neighbours, chosen.smallest)  # before a method is trained
-    merging = {name: getattr(chosen, name) for name in ("neighbours", "exact", "smallest")}
+    cluster.refuse(chosen.out)  # before a method is trained
+    merging = {name: getattr(chosen, name) for name in ("neighbors", "exact", "smallest")}
     config = {"clusters": chosen.clusters} | merging
-    seen_by = clustering.subject(what, chosen.size, chosen.batch, chosen.data, config)
-    asked = Asked(seen_by.size, seen_by.channels, chosen.root, chosen.max_bad)
-    made = clustering.cluster(
+    seen_by = cluster.subject(what, chosen.size, chosen.batch, chosen.data, config)
+    options = OpenOptions(**canvas_fields(seen_by), reading=chosen.reading)
+    made = cluster.cluster(
         seen_by,
-        clustering.opened(chosen.data, asked),
+        cluster.opened(chosen.data, options),
         chosen.clusters,
         chosen.out,
         chosen.by,

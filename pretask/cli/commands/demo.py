@@ -1,4 +1,4 @@
-"""pretask demo: the whole path, with nothing prepared."""
+"""pretask demo: the whole path without any data of your own."""
 
 import shlex
 from dataclasses import dataclass
@@ -6,40 +6,50 @@ from pathlib import Path
 
 from pretask.cli.flags import parse
 from pretask.errors import UserError
-from pretask.train.progress import Display, console, say
+from pretask.runtime.console import console, say
+from pretask.train.progress import Display
 
 
 @dataclass(frozen=True)
 class Flags:
-    """Learn without labels on pictures made on the spot, freeze, score, and write a page: the whole path in minutes."""
+    """Pretrain without labels on drawings of ten kinds of objects, freeze the encoder, score it, write a report: about four minutes."""
 
     out: Path = Path("runs/demo")
-    """the run's folder, which must not exist"""
+    """folder of the run; it must not exist"""
     budget: str = "90s"
-    """how long to train"""
+    """training time"""
 
 
 def run(words: list[str]) -> None:
     chosen = parse(Flags, words, "demo")
 
-    from pretask.reports import report, table
+    from pretask.config import RunConfig
+    from pretask.reports import table
+    from pretask.reports.report import Looked, report
     from pretask.workflows.evaluate import evaluate
-    from pretask.workflows.pretrain import Settings, pretrain
+    from pretask.workflows.job import fresh
+    from pretask.workflows.pretrain import pretrain
 
     if chosen.out.exists():
         raise UserError(f"{chosen.out} exists; remove it or choose another --out")
-    say("6,000 pictures of letters, drawn on the spot. No label is read while this trains:")
+    say("Pretraining RotNet without labels on 6,000 drawings of ten kinds of objects:")
     words = ["rotnet", "--data", "demo", "--budget", chosen.budget, "--out", str(chosen.out)]
-    command = ["pretask pretrain", shlex.join(words)]
+    command = shlex.join(["pretask", "pretrain", *words])
+    settings = RunConfig("demo", out=chosen.out, budget=chosen.budget, monitor="demo:test")
+    job = fresh("rotnet", settings, command=command)
     with Display() as display:
-        settings = Settings("demo", out=chosen.out, budget=chosen.budget, watch="demo:test")
-        made = pretrain("rotnet", settings, command=command, tell=display)
-    say("\nFrozen. What are the features worth for telling the letters apart?")
-    scores = evaluate(made, "demo", "demo:test")
+        made = pretrain(job, on_log=display)
+    say("\nScoring the frozen encoder on 2,000 other drawings, with the labels:")
+    looked: list[Looked] = []
+    scores = evaluate(
+        made, "demo", "demo:test", look=lambda source, pool: looked.append(Looked(source, pool))
+    )
     console().print(table.render(scores))
-    page = report(made.folder, "demo:test")
-    say(f"\nwrote {page}; open it in a browser: puzzles, answers, curves, neighbours, scores")
+    page = report(made.folder, looked=looked[0])
     say(
-        f"This was: {' '.join(command)}, then pretask evaluate {shlex.quote(str(made.folder))} --data demo --test demo:test"
+        f"\nwrote {page}; open it in a browser: scores, puzzles with answers, nearest neighbors, a map, curves"
+    )
+    say(
+        f"The same by hand: {command}, then pretask evaluate {shlex.quote(str(made.folder))} --data demo --test demo:test"
     )
     say("Next, on your own images: pretask pretrain rotnet --data FOLDER --budget 10m")

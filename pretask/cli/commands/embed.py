@@ -1,46 +1,44 @@
-"""pretask embed RUN --data PATH: frozen features, as a table with file names."""
+"""pretask embed RUN --data PATH: write frozen features to a table."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 from pretask.cli.flags import subject
-from pretask.limits import Count, Share
-from pretask.train.progress import say
+from pretask.limits import Count
+from pretask.reading import DEFAULT_READING, Reading
+from pretask.runtime.console import say
 
 
 @dataclass(frozen=True)
 class Flags:
-    """Write the frozen features of images to a table, with file names, and to a NumPy array."""
+    """Write frozen features of images to a Parquet table with file names, and to a NumPy array."""
 
     data: str
-    """images, as for pretrain"""
+    """images: a folder, a .npz, .parquet or .tar file, hf:NAME, or a torchvision name"""
     out: Path = Path("features.parquet")
-    """the table; the .npy is written beside it"""
+    """path of the table; the .npy file is written beside it"""
     stage: str = "pool"
-    """of the encoder; a map is averaged over its places"""
+    """stage of the encoder; feature maps are averaged over positions"""
     batch: Count = 256
-    """images at once"""
+    """images per forward pass"""
     size: Count | None = None
-    """side of the images for timm:NAME, pixels (the size its weights were trained at); a run has its own"""
-    root: Path | None = None
-    """where a torchvision data set is"""
-    max_bad: Share = 0.1
-    """share of unreadable files at which it stops"""
+    """image side in pixels, for timm:NAME (default: the size its weights were trained at; a run has its own)"""
+    reading: Reading = DEFAULT_READING
 
 
 def run(words: list[str]) -> None:
     what, chosen = subject(words, "embed", "RUN or timm:NAME", Flags)
     from pretask import data as sources
-    from pretask.workflows import embed as embedding
+    from pretask.data.base import canvas_fields
+    from pretask.data.folder import with_all_splits
+    from pretask.workflows import embed
 
-    encoder = embedding.encoder_of(what, chosen.size)
+    encoder = embed.encoder_of(what, chosen.size)
     source = sources.open(
-        chosen.data,
-        size=encoder.size,
-        channels=encoder.channels,
-        root=chosen.root,
-        max_bad=chosen.max_bad,
-        cache_mb=0,  # each image is looked at once
+        with_all_splits(chosen.data),
+        **canvas_fields(encoder),
+        reading=chosen.reading,
+        cache_mb=0,  # each image is read once
     )
-    made = embedding.write(encoder, source, chosen.out, chosen.stage, chosen.batch)
+    made = embed.write(encoder, source, chosen.out, chosen.stage, chosen.batch)
     say(f"wrote {made.table} and {made.array} ({made.n} rows of {made.width})")

@@ -1,46 +1,47 @@
-"""pretask evaluate RUN --data LABELLED: score the frozen features, beside honest baselines."""
+"""pretask evaluate RUN --data LABELED: score frozen features beside baselines."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from pretask.cli.flags import subject
-from pretask.limits import Count, Share
-from pretask.train.progress import Display, console, say
+from pretask.limits import Count
+from pretask.reading import DEFAULT_READING, Reading
+from pretask.runtime.console import console, say
+from pretask.train.progress import Display
 
 
 @dataclass(frozen=True)
 class Flags:
-    """Score frozen features: kNN, linear probes, few labels, clusters, retrieval; beside raw pixels, k-means patches
-    and the same encoder untrained, with 95 % intervals. Every setting is chosen on training images, never on test."""
+    """Score frozen features: kNN, linear probes, few labels, clustering, retrieval; beside raw pixels, k-means patches and
+    the same encoder untrained, with 95 % intervals. Hyperparameters are chosen on training images, never on test images."""
 
     data: str
-    """labelled images: class folders, a .npz, hf:NAME, or a torchvision name"""
+    """labeled images: class folders, a .npz, a table, hf:NAME, or a torchvision name; with several labels per image, scores
+    are mean average precision"""
     test: str | None = None
-    """labelled images to score on (a fifth of each class of --data, set aside)"""
+    """labeled images to score on (default: a fifth of --data, held out; with one label per image, a fifth of each class)"""
     json: bool = False
-    """print JSON, and nothing else, on standard output"""
+    """print only JSON on standard output"""
     seeds: Count = 1
-    """repeat the run with so many seeds; runs beside it are used, missing ones are trained"""
+    """number of seeds to average over; finished runs beside this one are used, missing ones are trained"""
     supervised: bool = False
-    """add the same encoder trained with the labels, on as many images as the run saw"""
+    """also train the same encoder with the labels, for as many images as the run saw"""
     finetune: bool = False
-    """add the encoder trained on with 10 labels a class, 100 and all, beside the untrained one; takes minutes"""
+    """also fine-tune on 10, 100 and all labels per class, from the run and from scratch; takes minutes (with several labels per
+    image: 100, 1,000 and all images)"""
     nonlinear: bool = False
-    """add RotNet's two non-linear probes, on the map that is best on held-out training images; takes minutes"""
+    """also train RotNet's two nonlinear probes on the best feature map; takes minutes"""
     svm: bool = False
-    """add Exemplar-CNN's read-out: linear SVMs on the maximum of every map of every stage in each quadrant; takes minutes"""
+    """also train Exemplar-CNN's linear SVMs on all stages, max-pooled over quadrants; takes minutes"""
     size: Count | None = None
-    """side of the images for timm:NAME, pixels (the size its weights were trained at); a run has its own"""
-    root: Path | None = None
-    """where a torchvision data set is"""
-    max_bad: Share = 0.1
-    """share of unreadable files at which it stops"""
+    """image side in pixels, for timm:NAME (default: the size its weights were trained at; a run has its own)"""
+    reading: Reading = DEFAULT_READING
 
 
 def run(words: list[str]) -> None:
     what, chosen = subject(words, "evaluate", "RUN or timm:NAME", Flags)
 
-    from pretask.reports import Looked, report, table
+    from pretask.reports import table
+    from pretask.reports.report import Looked, report
     from pretask.workflows.evaluate import evaluate
 
     looked: list[Looked] = []
@@ -55,9 +56,8 @@ def run(words: list[str]) -> None:
             nonlinear=chosen.nonlinear,
             svm=chosen.svm,
             size=chosen.size,
-            root=chosen.root,
-            max_bad=chosen.max_bad,
-            tell=display,
+            reading=chosen.reading,
+            on_log=display,
             look=lambda source, pool: looked.append(Looked(source, pool)),
         )
     if chosen.json:
@@ -65,6 +65,5 @@ def run(words: list[str]) -> None:
     else:
         console().print(table.render(scores))
     if not what.startswith("timm:"):
-        known = {"root": chosen.root, "max_bad": chosen.max_bad}
-        page = report(what, chosen.test or chosen.data, looked=looked[0] if looked else None, **known)
+        page = report(what, looked=looked[0] if looked else None)
         say(f"wrote {what}/scores and {page}")

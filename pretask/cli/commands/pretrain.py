@@ -1,82 +1,81 @@
-"""pretask pretrain METHOD --data PATH: train without labels; --resume RUN: go on after a crash, or for longer."""
+"""pretask pretrain METHOD --data PATH: pretrain without labels; --resume RUN: continue a run."""
 
 import shlex
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from pretask.cli import main as cli
+from pretask.cli import commands
 from pretask.cli.flags import method_flags, opening, parse
+from pretask.config import Changes, RunConfig
 from pretask.errors import UserError
-from pretask.limits import Count
-from pretask.train.progress import Display, say
+from pretask.runtime.console import say
+from pretask.train.progress import Display
+
+if TYPE_CHECKING:
+    from pretask.workflows.job import Job
 
 HELP = """\
-pretask pretrain METHOD --data PATH [--out RUN] [flags]     pretask pretrain METHOD --help lists every flag
-pretask pretrain --resume RUN                               goes on where a run was cut off
-pretask pretrain --resume RUN --steps N | --budget TIME     makes a run longer or shorter, also one that is finished
+pretask pretrain METHOD --data PATH [--out RUN] [flags]     pretrain; pretask pretrain METHOD --help lists all flags
+pretask pretrain --resume RUN                               continue an interrupted run
+pretask pretrain --resume RUN --steps N | --budget TIME     make a run longer or shorter, even a finished one
+pretask pretrain --resume RUN --data PATH                   continue a run whose images were moved to PATH
 
-The length is --epochs, --steps, --plan RUN (as another run) or --budget (10m: as many steps as fit into ten minutes, from
-the start to the report; the speed is measured all along). METHOD is a name from `pretask list`, a recipe such as
-rotnet:paper, or your own file ./my_puzzle.py."""
-
-
-@dataclass(frozen=True)
-class Resume:
-    """Go on with a run by its own settings."""
-
-    steps: Count | None = None
-    """of the whole run, those that are done included, in the place of what was planned"""
-    budget: str | None = None
-    """time from now on, such as 90s, 10m or 2h, in the place of what was planned"""
-    devices: Count | Literal["auto"] = "auto"
-    """processes to go on with"""
+The length of a run is --epochs, --steps, --budget (10m: as many steps as fit in ten minutes, including the report) or
+--plan RUN (as long as another run). METHOD is a name from `pretask list`, a recipe such as rotnet:paper, or your own file
+./my_puzzle.py."""
 
 
 def flags(method: str) -> type[Any]:
-    """All flags of one method, with its recipe's defaults."""
+    """All flags of one method, with the defaults of its recipe."""
     from pretask import methods
-    from pretask.workflows.pretrain import Settings
 
-    config, made = methods.recipe(method), method_flags(method, Settings, trained=True)
+    config, made = methods.recipe(method), method_flags(method, RunConfig, trained=True)
     made.__doc__ = f"{methods.asks(config)} (encoder: {config.encoder})"
     return made
 
 
 def run(words: list[str]) -> None:
-    from pretask.reports import report
+    from pretask.reports.report import report
     from pretask.runtime import distributed
     from pretask.train.plan import cautions
-    from pretask.train.run import revive
-    from pretask.workflows.pretrain import Settings, pretrain
+    from pretask.train.run import parse_card
+    from pretask.workflows.pretrain import pretrain
 
-    known: dict[str, Any] = {"began": cli.began, "report": True}
-
-    if words[:1] == ["--resume"]:
-        if len(words) < 2:
-            raise UserError("--resume needs the folder of a run")
-        more = parse(Resume, words[2:], "pretrain --resume RUN")
-        with Display() as display:
-            settings = Settings("", steps=more.steps, budget=more.budget, devices=more.devices)
-            made = pretrain(None, settings, resume=Path(words[1]), tell=display, **known)
-    else:
-        method, rest = opening(words, "pretrain", "METHOD (pretask list shows them)")
-        if method is None:
-            print(HELP)
-            return
-        chosen = parse(flags(method), rest, f"pretrain {method}")
-        if chosen.run.plan and any(word.startswith("--epochs") for word in rest):
-            raise UserError("--plan takes the length of another run; leave out --epochs")
-        command = [shlex.join(["pretask", "pretrain", *words])]
-        with Display() as display:
-            made = pretrain(
-                method, chosen.run, chosen.method, chosen.train, command=command, tell=display, **known
-            )
+    job = resumed(words[1:]) if words[:1] == ["--resume"] else fresh(words)
+    if job is None:
+        print(HELP)
+        return
+    with Display() as display:
+        made = pretrain(job, on_log=display, report=True)
     if distributed.rank() == 0:
-        asked = revive(made.card)[1]
-        page = report(made.folder, asked.watch, root=asked.root)
+        asked = parse_card(made.card)[1]
+        page = report(made.folder, asked.monitor, reading=asked.reading)
         took = (made.folder / "DONE").read_text().strip()
         say(f"wrote {made.folder} ({made.card['steps']} steps, {took}) and {page}")
-        say(f"Next: pretask evaluate {shlex.quote(str(made.folder))} --data LABELLED")
+        say(f"Next: pretask evaluate {shlex.quote(str(made.folder))} --data LABELED")
         for caution in cautions(made.card):
             say(f"Caution: {caution}")
+
+
+def resumed(words: list[str]) -> "Job":
+    """The job for the words after --resume."""
+    from pretask.workflows import job
+
+    if not words:
+        raise UserError("--resume needs the folder of a run")
+    changes = parse(Changes, words[1:], "pretrain --resume RUN")
+    return job.resumed(Path(words[0]), changes, began=commands.began)
+
+
+def fresh(words: list[str]) -> "Job | None":
+    """The job for METHOD and its flags; None for --help."""
+    from pretask.workflows import job
+
+    method, rest = opening(words, "pretrain", "METHOD (see pretask list)")
+    if method is None:
+        return None
+    chosen = parse(flags(method), rest, f"pretrain {method}")
+    if chosen.run.plan and any(word.startswith("--epochs") for word in rest):
+        raise UserError("--plan uses the length of another run; remove --epochs")
+    command = shlex.join(["pretask", "pretrain", *words])
+    return job.fresh(method, chosen.run, chosen.method, chosen.train, command=command, began=commands.began)

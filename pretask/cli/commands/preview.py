@@ -1,32 +1,32 @@
-"""pretask preview METHOD --data PATH: draw the puzzles with their answers."""
+"""pretask preview METHOD --data PATH: draw the pretext task on your images."""
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
 
 from pretask.cli.flags import method_flags, opening, parse
+from pretask.data.ledger import BAD
 from pretask.errors import UserError
-from pretask.limits import Count, Seed, Share
-from pretask.train.progress import say
+from pretask.limits import Count, Seed
+from pretask.reading import DEFAULT_READING, Reading
+from pretask.runtime.console import say
 
 
 @dataclass(frozen=True)
 class Flags:
-    """Draw a method's puzzles with their answers."""
+    """Draw the pretext task of a method on your images, with the answers, before any training."""
 
     data: str
-    """images to make puzzles from"""
+    """images to draw"""
     out: Path | None = None
-    """the picture (preview-METHOD.png)"""
+    """image file to write (default: preview-METHOD.png)"""
     rows: Count = 8
-    """images"""
+    """number of images"""
     size: Count | None = None
-    """side of the images, pixels"""
+    """image side in pixels"""
     seed: Seed = 0
-    """of the puzzles"""
-    max_bad: Share = 0.1
-    """share of unreadable files at which it stops"""
+    """random seed of the puzzles"""
+    reading: Reading = DEFAULT_READING
 
 
 def run(words: list[str]) -> None:
@@ -35,20 +35,31 @@ def run(words: list[str]) -> None:
         parse(Flags, ["--help"], "preview METHOD")
         return
     chosen = parse(method_flags(method, Flags), rest, f"preview {method}")
-    from pretask.datagen.mine_tracks import FILM
-    from pretask.workflows import preview as selfhelp
+    from PIL import Image
+
+    from pretask.datagen.mine_tracks import ANIMATION
+    from pretask.runtime import files
+    from pretask.workflows import preview
 
     asked: Flags = chosen.run
-    picture = selfhelp.preview(
-        asked.data, chosen.method, method, asked.rows, asked.size, asked.seed, asked.max_bad
-    )
     out = asked.out or Path(f"preview-{Path(method).stem.replace(':', '-')}.png")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(out)
-    except ValueError as wrong:  # a suffix that Pillow does not know
-        raise UserError(f"{out}: {wrong}; name a picture, such as puzzles.png") from None
-    if (film := Path(asked.data).expanduser() / FILM).is_file():  # of a store of tracks
-        shutil.copyfile(film, out.with_suffix(".gif"))
+    if (form := Image.registered_extensions().get(out.suffix.lower())) not in Image.SAVE:
+        raise UserError(
+            f"--out {out} is not an image format that can be written; use a name such as puzzles.png"
+        )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    picture = preview.preview(
+        asked.data,
+        chosen.method,
+        method,
+        asked.rows,
+        asked.size,
+        asked.seed,
+        asked.reading,
+        bad=out.with_suffix(f".{BAD}"),
+    )
+    files.write(out, lambda file: picture.save(file, format=form))
+    if (film := Path(asked.data).expanduser() / ANIMATION).is_file():  # of a store of tracks
+        files.write(out.with_suffix(".gif"), lambda file: file.write(film.read_bytes()))
         say(f"wrote {out.with_suffix('.gif')}, tracks over frames")
     say(f"wrote {out}. Next: pretask check {quote(method)} --data {quote(asked.data)}")

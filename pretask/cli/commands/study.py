@@ -1,63 +1,63 @@
-"""pretask study RUN --data LABELLED: how much data, how many labels, how much do features change, and with labels?"""
+"""pretask study RUN --data LABELED: accuracy over images and labels, feature drift in fine-tuning."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from pretask.cli.flags import subject
-from pretask.limits import Count, Part, Share
-from pretask.train.progress import Display, console, say
+from pretask.limits import Count, Part
+from pretask.reading import DEFAULT_READING, Reading
+from pretask.runtime.console import console, say
+from pretask.train.progress import Display
 
 
 @dataclass(frozen=True)
 class Flags:
-    """Ask a run of any method some questions. data: what is it worth on fewer images? It is trained again on shares of its
-    images. labels: what is it worth with fewer labels, frozen and trained on, beside the same network from scratch? change:
-    how like themselves do its features stay, stage by stage, when it is trained on? The first takes as long as the run for
-    every share, the others minutes. supervised, if you ask for it: what would the same network have learned with labels, on
-    fewer images, with fewer labels, of fewer classes? It takes as long as the run for each of them."""
+    """Study a run. data: how does accuracy depend on the number of pretraining images? Repeats the run on each fraction of its
+    images. labels: how many labels are needed, with frozen features and with fine-tuning, compared with training from scratch?
+    Takes minutes. change: how far do features drift during fine-tuning (CKA per stage)? Takes minutes. supervised (only on
+    request): how does the same encoder do when pretrained with labels, on fewer images, labels or classes? Trains once for each."""
 
     data: str
-    """labelled images: class folders, a .npz, hf:NAME, or a torchvision name"""
+    """labeled images: class folders, a .npz, hf:NAME, or a torchvision name"""
     test: str | None = None
-    """labelled images to score on (a fifth of each class of --data, set aside)"""
+    """labeled images to score on (default: a fifth of each class of --data, held out)"""
     ask: tuple[Literal["data", "labels", "change", "supervised"], ...] = ("data", "labels", "change")
-    """the questions; answers to the others stay"""
-    shares: tuple[Part, ...] = ()
-    """of the run's images and of the labels (data: 0.1 0.3, beside 0 and 1; labels: 0.01 0.1 1; supervised: 0.1 0.3 1)"""
+    """questions to answer; earlier answers to other questions are kept"""
+    fractions: tuple[Part, ...] = ()
+    """fractions of the run's images and of the labels (default: for data 0.1 0.3, besides 0 and 1; for labels 0.01 0.1 1; for
+    supervised 0.1 0.3 1)"""
     seeds: Count = 1
-    """ask so many runs with other seeds too; those beside it are used, missing ones are trained"""
+    """number of seeds to average over; finished runs beside this one are used, missing ones are trained"""
     json: bool = False
-    """print JSON, and nothing else, on standard output"""
-    root: Path | None = None
-    """where a torchvision data set is"""
-    max_bad: Share = 0.1
-    """share of unreadable files at which it stops"""
+    """print only JSON on standard output"""
+    reading: Reading = DEFAULT_READING
 
 
 def run(words: list[str]) -> None:
     what, chosen = subject(words, "study", "RUN", Flags)
 
-    from pretask.reports import report, table
+    from pretask.reports import table
+    from pretask.reports.report import Looked, report
     from pretask.workflows.study import study
 
+    looked: list[Looked] = []
     with Display() as display:
         found = study(
             what,
             chosen.data,
             chosen.test,
             ask=chosen.ask,
-            shares=chosen.shares,
+            fractions=chosen.fractions,
             seeds=chosen.seeds,
-            root=chosen.root,
-            max_bad=chosen.max_bad,
-            tell=display,
+            reading=chosen.reading,
+            on_log=display,
+            look=lambda source, pool: looked.append(Looked(source, pool)),
         )
     if chosen.json:
         print(found.to_json())
     else:
         console().print(table.studied(found))
-    page = report(what, chosen.test or chosen.data, root=chosen.root, max_bad=chosen.max_bad)
+    page = report(what, looked=looked[0])
     for caution in found.cautions:
         say(f"Caution: {caution}")
     say(f"wrote {what}/study and {page}")

@@ -1,33 +1,33 @@
-"""pretask track CLIPS --out TRACKS: mine pairs of patches that show the same moving thing a second apart."""
+"""pretask track CLIPS --out TRACKS: mine tracks of moving objects from video clips."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
 
 from pretask.cli.flags import subject
-from pretask.datagen.tracking import Settings
+from pretask.datagen.tracking import TrackConfig
 from pretask.limits import Count
-from pretask.train.progress import say
+from pretask.runtime.console import say
 
 
 @dataclass(frozen=True)
-class Flags(Settings):
-    """Find what moves in video clips and follow it: pairs of patches to learn from, with video_triplet. CLIPS is a video,
-    or a folder of videos and of folders with frames. An interrupted command goes on when it is given again."""
+class Flags(TrackConfig):
+    """Track moving objects in video clips and store pairs of patches for video_triplet. CLIPS is a video, or a folder of videos
+    and of folders of frames. Run an interrupted command again to continue."""
 
     out: Path = Path("tracks")
-    """the store's folder, which must not exist"""
+    """folder of the store; it must not exist"""
     workers: Count | None = None
-    """clips looked at at the same time (as many as there are cores)"""
+    """clips processed in parallel (default: one per core)"""
 
 
 def run(words: list[str]) -> None:
     clips, chosen = subject(words, "track", "CLIPS", Flags)
-    from pretask.datagen import mine_tracks as mining
+    from pretask.datagen import mine_tracks
 
-    made = mining.mine(Path(clips).expanduser(), chosen.out, chosen, chosen.workers)
+    made = mine_tracks.mine(Path(clips).expanduser(), chosen.out, chosen, chosen.workers)
     pace = f", {made.frames} frames at {made.frames / made.seconds:.0f} a second" if made.frames else ""
     say(
-        f"wrote {made.out} ({made.tracks} tracks of {made.clips} clip{'s' * (made.clips != 1)}{pace}). Look at {made.out / mining.FILM}. "
+        f"wrote {made.out} ({made.tracks} tracks of {made.clips} clip{'s' * (made.clips != 1)}{pace}). Look at {made.out / mine_tracks.ANIMATION}. "
         f"Next: pretask preview video_triplet --data {quote(str(made.out))}"
     )

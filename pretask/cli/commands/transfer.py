@@ -1,47 +1,48 @@
-"""pretask transfer RUN --data FOLDER --task TASK: take the encoder to images with boxes or masks."""
+"""pretask transfer RUN --data FOLDER --task TASK: transfer the encoder to a downstream task."""
 
 from dataclasses import dataclass
 
 from pretask.cli.flags import subject
-from pretask.limits import Count, Share
-from pretask.train.progress import Display, console, say
+from pretask.limits import Count
+from pretask.reading import DEFAULT_READING, Reading
+from pretask.runtime.console import console, say
+from pretask.train.progress import Display
 
 
 @dataclass(frozen=True)
 class Flags:
-    """Take a run's encoder to another task and score it there: linear SVMs on frozen features, a detector or a
-    segmenter trained on. Beside it the same encoder untrained, taken there in the same way, with 95 % intervals."""
+    """Transfer a run's encoder to a downstream task and score it there, beside the same encoder untrained, with 95 % intervals.
+    Classification and dense prediction use frozen features; detection and segmentation fine-tune."""
 
     data: str
-    """annotated images in VOC or COCO form: FOLDER, or FOLDER:PART for a part of it, such as VOC2007:trainval; of normals
-    and depth, scenes:FOLDER"""
+    """annotated images in VOC or COCO format: FOLDER, or FOLDER:SPLIT such as VOC2007:trainval; for normals and depth,
+    scenes:FOLDER"""
     task: str
-    """classification (which classes an image shows), detection (where they are), segmentation (each pixel's class),
-    normals (how surfaces are turned) or depth"""
+    """classification (multi-label), detection (boxes), segmentation (a class per pixel), normals (of surfaces) or depth"""
     test: str | None = None
-    """annotated images to score on (a fifth of --data, set aside; of scenes each fifth in turn)"""
+    """annotated images to score on (default: a fifth of --data, held out; for scenes, 5-fold cross-validation)"""
     json: bool = False
-    """print JSON, and nothing else, on standard output"""
+    """print only JSON on standard output"""
     seeds: Count = 1
-    """repeat the run with so many seeds; runs beside it are used, missing ones are trained"""
+    """number of seeds to average over; finished runs beside this one are used, missing ones are trained"""
     supervised: bool = False
-    """add the same encoder trained first with the images' classes, on as many images as the run saw; of normals and depth,
-    trained with a decoder"""
+    """also transfer the same encoder pretrained with the images' classes, for as many images as the run saw; for normals and
+    depth, trained with a decoder"""
     finetune: bool = False
-    """of normals and depth, let the encoders learn with a decoder: the untrained one shows what the task alone teaches"""
+    """for normals and depth, fine-tune the encoders with a decoder instead of reading frozen features"""
     steps: Count | None = None
-    """of training on the task (the task's own)"""
+    """training steps on the task (default: the task's)"""
     size: Count | None = None
-    """side of the images, pixels; of detection the shorter one (the task's own)"""
-    max_bad: Share = 0.1
-    """share of unreadable images at which it stops"""
+    """image side in pixels; for detection the shorter side (default: the task's)"""
+    reading: Reading = DEFAULT_READING
 
 
 def run(words: list[str]) -> None:
     what, chosen = subject(words, "transfer", "RUN", Flags)
 
-    from pretask.reports import report, table
-    from pretask.workflows.transfer import files, transfer
+    from pretask.reports import table
+    from pretask.reports.report import report
+    from pretask.workflows.transfer import transfer, written
 
     with Display() as display:
         scores = transfer(
@@ -54,11 +55,11 @@ def run(words: list[str]) -> None:
             finetune=chosen.finetune,
             steps=chosen.steps,
             size=chosen.size,
-            max_bad=chosen.max_bad,
-            tell=display,
+            reading=chosen.reading,
+            on_log=display,
         )
     if chosen.json:
         print(scores.to_json())
     else:
         console().print(table.transferred(scores))
-    say(f"wrote {', '.join(files(what, scores))} and {report(what)}")
+    say(f"wrote {', '.join(written(what, scores))} and {report(what)}")

@@ -1,0 +1,1 @@
+"""Shared by all methods: the contract, and augmented views."""

@@ -1,10 +1,10 @@
-"""What a method is: a puzzle made from images, and the loss of solving it."""
+"""The contract of a method: a pretext task made from images, and the loss on it."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -17,40 +17,62 @@ from pretask.encoders import Encoder
 from pretask.methods.base.context import Context
 from pretask.rng import Rng
 from pretask.types import Batch, Loss, Progress, Source
+from pretask.viz.puzzle import Puzzle, generic
 
 P = TypeVar("P")
 
 
+class Minimum(NamedTuple):
+    """The smallest value that a method accepts, and what else the user can do if theirs is too small."""
+
+    value: int
+    hint: str = ""
+
+
 @dataclass(frozen=True)
 class MethodConfig:
-    """Knobs of one method, with the recipe it is trained by. `build` is the way to a module."""
+    """Hyperparameters of a method and the recipe that trains it; `build` makes the module."""
 
+    family: ClassVar[str] = "your own"
+    """group of methods in `pretask list` and on the site"""
     encoder: ClassVar[str] = "resnet18"
     sees: ClassVar[str] = ""
-    """what of an image any encoder gets, by a name of encoders.SEES; "": all of it"""
+    """what part of an image the encoder gets, a key of encoders.SEES; "": the whole image"""
     train: ClassVar[TrainConfig] = TrainConfig()
     needs: ClassVar[frozenset[str]] = frozenset()
-    """names that the method reads from Batch.aux"""
+    """Batch.aux fields that the method reads"""
 
     def spec(self, encoder: str | None = None) -> str:
-        """The encoder to build: `encoder`, or the recipe's, that sees what it may."""
-        return encoders.seeing(encoder or self.encoder, self.sees)
+        """The encoder spec to build, with the input restriction of `sees`: `encoder`, or the recipe's own."""
+        return encoders.with_sees(encoder or self.encoder, self.sees)
 
-    def draw(self, encoder: str, source: Source) -> Encoder:
-        """The network of that name with its first weights; they are drawn here where the paper says how."""
+    def build_encoder(self, encoder: str, source: Source) -> Encoder:
+        """The encoder with its initial weights; overridden where the paper has its own initialization."""
         return encoders.build(encoder, source.channels, source.size)
 
-    def build(self, encoder: Encoder, source: Source) -> "Method[Any]":
-        """The method, untrained, on `encoder`, whose weights stay what they are: teachers are copies of it.
+    def smallest_side(self, encoder: Encoder) -> Minimum:
+        """Smallest image side in pixels. The encoder's own minimum is checked before."""
+        return Minimum(1)
 
-        `source` tells its length and image size, no more.
+    def fewest_images(self) -> Minimum:
+        """Fewest images to train on; at least one batch is needed in any case."""
+        return Minimum(1)
+
+    def smallest_batch(self) -> Minimum:
+        """Smallest batch over all processes: 2 or more for contrastive losses and batch statistics."""
+        return Minimum(1)
+
+    def build(self, encoder: Encoder, source: Source) -> "Method[Any]":
+        """The untrained method on `encoder`, whose weights stay as they are; a teacher is a copy of it.
+
+        Only the length and the image size of `source` may be read.
         """
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """Pictures for the report: columns by name, each (B, 1 or 3, H, W), a row for each image."""
+    """Pictures for the report: named columns, each (B, 1 or 3, H, W), with one row per image."""
 
     title: str
     about: str
@@ -58,90 +80,116 @@ class Gallery:
 
 
 class Method(nn.Module, ABC, Generic[P]):
-    """A pretext task and its solver.
+    """A pretext task and the network that learns it.
 
-    Required:  `pretext` makes the puzzle, `loss` scores the solver, `export` names what is kept.
-    Optional:  `solve`, `compared`, `meanings`, `gallery`, `begin`, `begin_epoch`, `after_step`, `groups`, `optimizers`.
+    Required:  `pretext` makes the puzzle, `loss` scores the network on it, `export` returns the encoder.
+    Optional:  `predict`, `show`, `cluster_embedding`, `topic_head`, `answer_names`, `gallery`, `begin`, `begin_epoch`,
+               `after_step`, `groups`, `optimizers`.
 
-    Whatever a method remembers between steps is a buffer or a parameter: then it is saved, and a resumed run
-    continues exactly. P is a frozen dataclass of tensors whose rows are samples; `preview` draws its images
-    (B, 1 or 3, H, W) and prints its numbers (B,) below them.
+    Everything that a method remembers between steps is a buffer or a parameter: it is then saved, and a
+    resumed run continues exactly. P is a frozen dataclass of tensors whose rows are samples; without a `show`,
+    `preview` draws its images (B, 1 or 3, H, W) and prints its numbers (B,) below them.
     """
 
+    pretext_task: ClassVar[str] = ""
+    """what the field calls it: the title above its pictures; none: the method's name"""
+
     needs: ClassVar[frozenset[str]] = frozenset()
-    """names this method reads from Batch.aux; checked before the first step"""
-    partial: ClassVar[bool] = False
-    """some steps leave some parameters without gradient (greedy stages)"""
+    """Batch.aux fields that the method reads; checked before the first step"""
+    has_unused_params: ClassVar[bool] = False
+    """whether some parameters get no gradient in some steps (greedy layer-wise stages)"""
     terminal: ClassVar[bool] = False
-    """what the last epoch does cannot be taken back (clusters that are merged), so a finished run is not made longer"""
-    turns: int = 1
-    """parts that learn one after another, each for an equal share of the run; their steps may take unlike times"""
-    linkage: Mapping[str, Any] = MappingProxyType({})
-    """how `pretask cluster` merges images, by arguments of `agglomeration.cluster`; none: as by any other features"""
+    """whether the last epoch cannot be undone (merged clusters), so that a finished run cannot be extended"""
+    phases: int = 1
+    """training phases in sequence, each an equal fraction of the run; their steps may differ in speed"""
+    cluster_options: Mapping[str, Any] = MappingProxyType({})
+    """arguments of `agglomerative.cluster` for `pretask cluster`; empty: its defaults"""
 
     @abstractmethod
     def pretext(self, batch: Batch, rng: Rng) -> P:
-        """The puzzle of one step: a function of batch, rng and buffers; computed without gradient."""
+        """The puzzle of one step: a function of batch, rng and buffers, computed without gradient."""
 
     @abstractmethod
     def loss(self, pretext: P) -> Loss:
-        """Score the solver. Reads buffers, never writes them: what to write goes into `carry`."""
+        """Score the network on the puzzle. Reads buffers, never writes them: `carry` goes to `after_step`."""
 
     @abstractmethod
     def export(self) -> Encoder:
-        """The network that evaluation sees."""
+        """The encoder that evaluation uses."""
 
     @torch.no_grad()
     def puzzle(self, batch: Batch, *keys: int | str) -> P:
-        """Of a batch from anywhere: the puzzle on the method's own device, by the draws of these keys."""
+        """The puzzle of a batch from any device, on the method's device, with the random stream of `keys`."""
         device = next(self.parameters()).device
         return self.pretext(batch.only(self.needs).to(device), Rng(*keys, device=device))
 
-    def solve(self, pretext: P) -> Mapping[str, Tensor]:
-        """The solver's own answers, under the names of the puzzle's fields: (B,) numbers or (B, C, H, W) images."""
+    def predict(self, pretext: P) -> Mapping[str, Tensor]:
+        """The network's answers, by the puzzle's field names: (B,) numbers or (B, C, H, W) images."""
         return {}
 
-    def compared(self, pool: Tensor) -> Tensor:
-        """Pooled features (N, D) -> vectors of length 1 by which images are alike or not, where they are clustered."""
+    def show(self, pretext: P, answers: Mapping[str, Tensor], batch: Batch, rng: Rng) -> Iterable[Puzzle]:
+        """For display: each puzzle as pictures with a line of text, and what `predict` answered, if given.
+
+        The puzzle was made from `batch` by the draws of `rng`, which starts over here: the same crops of other maps of
+        the images, such as `augment.positions`, show where the crops lie.
+        """
+        return generic(pretext, answers, self.answer_names())
+
+    @torch.no_grad()
+    def illustrate(self, batch: Batch, *keys: int | str, solved: bool = False) -> list[Puzzle]:
+        """The puzzles of a batch, made with the random keys `keys`, for drawing; `solved`: with the network's answers."""
+        device = next(self.parameters()).device
+        pretext = self.puzzle(batch, *keys)
+        answers = self.predict(pretext) if solved else {}
+        batch = batch.only(self.needs).to(device)
+        return list(self.show(pretext, answers, batch, Rng(*keys, device=device)))
+
+    def cluster_embedding(self, pool: Tensor) -> Tensor:
+        """(N, D) pooled features -> unit vectors by whose similarity images are clustered."""
         return F.normalize(pool.float(), dim=1)
 
-    def meanings(self) -> Mapping[str, Sequence[str]]:
-        """For people: what the numbers in some fields of the puzzle stand for, from 0 on."""
+    def topic_head(self) -> Callable[[Tensor], Tensor] | None:
+        """A map from pooled features (N, D) to logits (N, K) of the run's topics; None if the method learns no topics."""
+
+    def answer_names(self) -> Mapping[str, Sequence[str]]:
+        """For display: field of the puzzle -> names of its values 0, 1, …."""
         return {}
 
     def gallery(self, image: Tensor, rng: Rng) -> Gallery | None:
-        """For people: what else the trained method makes of images (B, C, H, W) in [0, 1], beside its puzzles."""
+        """For the report: further outputs of the trained method on images (B, C, H, W) in [0, 1]."""
 
     def begin(self, context: Context) -> None:
-        """Once, before the first epoch: fit topics, choose seeds, fill a memory bank."""
+        """Called once, before the first epoch: fit topics, choose seeds, fill a memory bank."""
 
     def begin_epoch(self, context: Context) -> Tensor | None:
-        """Before each epoch: cluster, advance a curriculum. May return (N,) sampling weights; may raise Finished."""
+        """Called before each epoch. May return (N,) sampling weights or raise Finished."""
 
     def after_step(self, carry: Any, progress: Progress) -> None:
-        """After the optimiser's step: move a teacher, write a memory bank, follow a schedule.
+        """Called after the optimizer's step: update a teacher, a memory bank, a schedule.
 
-        Where processes share out the weights (`--strategy fsdp`), each has its part of them here: enough for what
-        is done weight by weight, such as a moving average. Everywhere else the weights are whole.
+        With sharded weights (`--strategy fsdp`) each process holds only its shard here, which is enough for
+        elementwise updates such as a moving average. In all other hooks the weights are complete.
         """
 
     def groups(self) -> Iterable[dict[str, Any]]:
-        """Optimizer groups: matrices, then gains and biases ("vectors"), which decay where the recipe says so.
+        """Parameter groups: matrices, then vectors (gains and biases), which decay only if the recipe says
+        so.
 
-        "lr_scale" and "decay_scale" are factors of a group's own, or it has its "weight_decay". The learning rate of a "steady" group never falls; one
-        with "after" stands still up to that fraction of the run.
+        "lr_scale" and "decay_scale" multiply the recipe's values; "weight_decay" replaces its value. The
+        learning rate of a "steady" group is never annealed; a group with "after" is frozen up to that
+        fraction of the run.
         """
         trained = [p for p in self.parameters() if p.requires_grad]
         yield {"params": [p for p in trained if p.ndim > 1]}
         yield {"params": [p for p in trained if p.ndim <= 1], "vectors": True}
 
     def optimizers(self, train: TrainConfig) -> list[Optimizer]:
-        """One, unless two players learn by different rules; all of them step after one backward."""
+        """One optimizer, or two for two players; all step after one backward pass."""
         from timm.optim._optim_factory import (
-            create_optimizer_v2,  # longer to import than torch; only training needs it
+            create_optimizer_v2,  # slower to import than torch, and only training needs it
         )
 
-        groups = [ruled(group, train) for group in self.groups() if group["params"]]
+        groups = [with_rates(group, train) for group in self.groups() if group["params"]]
         kind = {"sgd": ("momentum", "nesterov"), "lars": ("lars", "nlars"), "adamw": ("adamw", "adamw")}
         rule: dict[str, Any] = {"fused": True} if train.optimizer == "adamw" else {"momentum": train.momentum}
         return [create_optimizer_v2(groups, opt=kind[train.optimizer][train.nesterov], lr=train.lr, **rule)]
@@ -150,9 +198,9 @@ class Method(nn.Module, ABC, Generic[P]):
         return self.loss(pretext)
 
 
-def ruled(group: dict[str, Any], train: TrainConfig) -> dict[str, Any]:
-    """A group with its learning rate and weight decay."""
+def with_rates(group: dict[str, Any], train: TrainConfig) -> dict[str, Any]:
+    """A parameter group with its learning rate and weight decay."""
     vectors = group.get("vectors", False)
-    lr_scale = group.get("lr_scale", train.vector_lr if vectors else 1.0)
+    lr_scale = group.get("lr_scale", train.bias_lr_scale if vectors else 1.0)
     decay_scale = group.get("decay_scale", float(train.decay_all) if vectors else 1.0)
     return {"lr": lr_scale * train.lr, "weight_decay": decay_scale * train.weight_decay} | group

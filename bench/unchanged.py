@@ -1,0 +1,418 @@
+"""Whether a commit gives the same numbers as this checkout: weights of every recipe, scores of every kind of data.
+
+Examples: python bench/unchanged.py --against main~1
+          python bench/unchanged.py --against 11e42aa --resumed --steps 6
+
+Both trees are asked for the same commands, each in a process of its own on one thread: every method and recipe trains a narrow
+encoder for a few steps in float32, and a run of each kind of data is scored. What is compared is what the commands wrote: the
+losses, the tensors of encoder.safetensors and the numbers of the score JSON, each by its key; scores of an older schema are
+converted first. Names of files, of tensors and of rows may differ, since they change when code is moved or renamed. The first
+difference of each command is printed. Recipes of papers have wide networks and take most of the time; `--only` names what is
+compared.
+
+With `--resumed` the commit begins a run of each recipe and stops it half way, scripts/convert_runs.py converts it, and this
+checkout resumes it: it ends with the losses and weights of a run that the commit made alone.
+"""
+
+import hashlib
+import inspect
+import json
+import runpy
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from common import Goal, environment, flags, show
+from PIL import Image
+from safetensors.torch import load_file
+
+from pretask.data.synthetic import draw
+from pretask.encoders import classic
+from pretask.rng import Rng
+
+ROOT = Path(__file__).resolve().parents[1]
+old_scores = runpy.run_path(str(ROOT / "scripts" / "old_scores.py"))
+SIDES = (16, 32, 64, 128, 256, 400)
+"""of the images, pixels; a recipe trains on the smallest that it takes"""
+NARROW = {
+    "mlp": "mlp:width=32",
+    "resnet18": "resnet_small:width=16",
+    "resnet50": "resnet_small:width=16",
+    "vit_tiny_patch16_224": "vit_tiny_patch16_224:patch_size=4,embed_dim=48,depth=2,global_pool=avg,fc_norm=False",
+}
+TRAINED = ["--batch", "16", "--precision", "32-true"]
+RUN = ["--encoder", "resnet_small:width=16", "--steps", "4", *TRAINED]
+SCORED: dict[str, list[list[str]]] = {
+    "one label": [
+        ["pretrain", "rotnet", "--data", "synthetic:64:16", *RUN, "--out", "run"],
+        ["evaluate", "run", "--data", "synthetic:64:16", "--json"],
+    ],
+    "several labels": [["evaluate", "run", "--data", "DATA/several.jsonl", "--json"]],
+    "few labels": [["evaluate", "run", "--data", "synthetic:64:16", "--finetune", "--nonlinear", "--svm", "--json"]],
+    "texts": [
+        ["pretrain", "text_topic", "--data", "DATA/texts.jsonl", *RUN, "--out", "texts"],
+        ["evaluate", "texts", "--data", "DATA/texts.jsonl", "--json"],
+    ],
+    "tracks": [
+        ["track", "DATA/clips", "--out", "tracks", "--workers", "1", "--size", "32", "--height", "120", "--box", "0.5"],
+        ["pretrain", "video_triplet", "--data", "tracks", *RUN, "--batch", "4", "--out", "tracked"],
+        ["evaluate", "tracked", "--data", "tracks", "--json"],
+    ],
+    "depth": [["transfer", "run", "--data", "synthetic:24:16", "--task", "depth", "--json"]],
+    "normals": [["transfer", "run", "--data", "synthetic:24:16", "--task", "normals", "--json"]],
+    "classification": [["transfer", "run", "--data", "DATA/squares", "--task", "classification", "--json"]],
+    **{
+        task: [["transfer", "run", "--data", "DATA/squares", "--task", task, "--steps", "4", "--size", "32", "--json"]]
+        for task in ("detection", "segmentation")
+    },
+}  # fmt: skip
+"""kind of data -> commands, of which the last prints scores"""
+ASKED = """\
+import contextlib, importlib.util, io, json, os, runpy, signal, sys, traceback
+from unittest import mock
+answers = os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)
+home = "pretask.train.trainer" if importlib.util.find_spec("pretask.train") else "pretask.loop"
+Trainer = importlib.import_module(home).Trainer
+step = Trainer.step
+def stopping(after):
+    def stepped(trainer, batch, progress):
+        if progress.step + 1 >= after and callable(signal.getsignal(signal.SIGTERM)):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(trainer, batch, progress)
+    return stepped
+for line in sys.stdin:
+    words, after = json.loads(line)
+    sys.argv, told, wrong, code = ["pretask", *words], io.StringIO(), io.StringIO(), 0
+    stop = mock.patch.object(Trainer, "step", stopping(after)) if after else contextlib.nullcontext()
+    try:
+        with contextlib.redirect_stdout(told), contextlib.redirect_stderr(wrong), stop:
+            runpy.run_module("pretask", run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        code = end.code
+    except BaseException:
+        code, wrong = 1, io.StringIO(traceback.format_exc())
+    print(json.dumps([code, told.getvalue(), wrong.getvalue()]), file=answers, flush=True)
+"""
+"""a process that runs commands of pretask one after the other, so that torch is imported once; one that trains can be
+stopped after some steps, as by SIGTERM"""
+
+
+@dataclass(frozen=True)
+class Flags:
+    against: str = "HEAD"
+    """the commit to compare with"""
+    only: tuple[str, ...] = ()
+    """recipes and kinds of data; all, if none is named"""
+    steps: int = 4
+    """of each recipe"""
+    resumed: bool = False
+    """whether runs that the commit began are converted and resumed by this checkout, to the same end"""
+    json: bool = False
+    """print JSON, and nothing else, on standard output"""
+
+
+@dataclass(frozen=True)
+class Answer:
+    code: int
+    out: str
+    error: str
+
+
+class Tree:
+    """A checkout that is asked, in a folder of its own."""
+
+    def __init__(self, root: Path, work: Path):
+        self.work = work
+        work.mkdir()
+        env = environment(PYTHONPATH=str(root), OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="", NO_COLOR="1")
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", ASKED],
+            cwd=work,
+            env=env,
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+
+    def pretask(self, words: list[str], stop: int = 0) -> Answer:
+        """The command `words`; a run is stopped after `stop` steps, if that is not 0."""
+        assert self.process.stdin and self.process.stdout
+        print(json.dumps([words, stop]), file=self.process.stdin, flush=True)
+        return Answer(*json.loads(self.process.stdout.readline()))
+
+    def close(self) -> None:
+        assert self.process.stdin
+        self.process.stdin.close()
+        self.process.wait()
+
+
+# ---- what is compared
+
+
+def weights(folder: Path) -> list[str]:
+    """A sum of each tensor, whatever it is called."""
+    tensors = load_file(next(folder.glob("*.safetensors"))).values()
+    return sorted(
+        hashlib.sha256(x.contiguous().view(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
+        for x in tensors
+    )
+
+
+def losses(folder: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def scores(text: str) -> list[list[tuple[str, float]]]:
+    """The numbers of each row by their keys, in the order of these; what is no number may have another name."""
+    found = json.loads(text)
+    if found.get("schema") == old_scores["OLD"]:
+        found = old_scores["convert"](found)
+    return [sorted(numbers(row)) for row in found["rows"]]
+
+
+def numbers(x: Any, key: str = "") -> Iterator[tuple[str, float]]:
+    if isinstance(x, dict | list):
+        for name, each in x.items() if isinstance(x, dict) else enumerate(x):
+            yield from numbers(each, f"{key}.{name}" if key else str(name))
+    elif isinstance(x, int | float) and not isinstance(x, bool):
+        yield key, x
+
+
+def first_difference(one: list[Any], other: list[Any]) -> str:
+    if len(one) != len(other):
+        return f"{len(one)} and {len(other)} of them"
+    return next(
+        (f"number {i}: {a} and {b}" for i, (a, b) in enumerate(zip(one, other, strict=True)) if a != b), ""
+    )
+
+
+def unlike(one: Path, other: Path) -> str:
+    """How two runs differ; "" if they don't."""
+    for what, found in (("losses", losses), ("tensors", weights)):
+        if differ := first_difference(found(one), found(other)):
+            return f"{what}: {differ}"
+    return ""
+
+
+# ---- commands
+
+
+class Both:
+    """Two trees that are asked the same at the same time."""
+
+    def __init__(self, then: Tree, now: Tree):
+        self.trees = then, now
+        self.threads = ThreadPoolExecutor(2)
+
+    def pretask(self, words: list[str]) -> list[Answer]:
+        return list(self.threads.map(lambda tree: tree.pretask(words), self.trees))
+
+    def trained(self, recipe: str, encoder: str, steps: int) -> str:
+        """How the runs of a recipe differ, "" if they don't; LookupError if neither tree takes it."""
+        out = recipe.replace(":", "-")
+        words = training(recipe, encoder, steps)
+        answers: list[Answer] = []
+        for side in SIDES:
+            answers = self.pretask([*words, "--data", f"synthetic:64:{side}", "--out", out])
+            if any(answer.code != 2 for answer in answers):
+                break
+        if differ := codes(answers):
+            return differ
+        if answers[0].code:
+            raise LookupError(said(answers[0]))
+        return unlike(*(tree.work / out for tree in self.trees))
+
+    def resumed(self, recipe: str, encoder: str, steps: int) -> str:
+        """How a run that the first tree began and the second resumed differs from one of the first alone."""
+        then, now = self.trees
+        out, plain = recipe.replace(":", "-"), training(recipe, encoder, steps)
+        words, answer = plain, Answer(2, "", "")
+        for side in SIDES:
+            words = [*plain, "--data", f"synthetic:64:{side}"]
+            answer = then.pretask([*words, "--out", out])
+            if answer.code != 2:
+                break
+        if answer.code:
+            raise LookupError(said(answer))
+        answer = then.pretask([*words, "--out", "begun"], stop=steps // 2)
+        if answer.code != 143:
+            return f"not stopped half way: {said(answer)}"
+        begun = (then.work / "begun").rename(now.work / out)
+        converted = subprocess.run(
+            [sys.executable, ROOT / "scripts/convert_runs.py", begun], capture_output=True, text=True
+        )
+        if converted.returncode:
+            return converted.stderr.strip()
+        answer = now.pretask(["pretrain", "--resume", out])
+        if answer.code:
+            return f"not resumed: {said(answer)}"
+        return unlike(then.work / out, begun)
+
+    def scored(self, commands: list[list[str]]) -> str:
+        """How the scores differ, "" if they don't; LookupError if neither tree gives any."""
+        answers: list[Answer] = []
+        for words in commands:
+            answers = self.pretask(words)
+            if differ := codes(answers):
+                return f"{' '.join(words[:2])}: {differ}"
+            if answers[0].code:
+                raise LookupError(f"{' '.join(words[:2])}: {said(answers[0])}")
+        return first_difference(*(scores(answer.out) for answer in answers))
+
+
+def training(recipe: str, encoder: str, steps: int) -> list[str]:
+    """The command that trains a recipe on a narrow net of its kind of `encoder`; `--data` and `--out` are missing."""
+    return ["pretrain", recipe, "--encoder", narrowed(encoder), "--steps", str(steps), *TRAINED]
+
+
+def narrowed(encoder: str) -> str:
+    """A narrow net of the same kind; a net of fixed width stays as it is."""
+    name, _, arguments = encoder.partition(":")
+    if name in NARROW:
+        return NARROW[name]
+    if name in classic.NETS:
+        fixed = "width" not in inspect.signature(classic.NETS[name]).parameters
+        return encoder if fixed else f"{name}:width=16"
+    heads = [] if "num_heads" in arguments else ["num_heads=3"]
+    return f"{name}:" + ",".join([*filter(None, [arguments]), "embed_dim=48", "depth=2", *heads])
+
+
+def codes(answers: list[Answer]) -> str:
+    if answers[0].code == answers[1].code:
+        return ""
+    return "; ".join(f"exit code {answer.code} ({said(answer)})" for answer in answers)
+
+
+def said(answer: Answer) -> str:
+    return answer.error.strip().splitlines()[-1] if answer.error.strip() else "nothing was said"
+
+
+# ---- data
+
+
+def made(folder: Path) -> None:
+    """Images with texts and several labels, clips of a moving square, and squares in boxes and masks."""
+    image, label = draw(64, 32, Rng(0, "unchanged"))[:2]
+    for i, pixels in enumerate(image.permute(0, 2, 3, 1).numpy()):
+        save(folder / f"images/{i:02d}.png", pixels)
+    kinds, words = (
+        ("ball", "tower", "tent", "tree"),
+        ("round red", "tall gray stone", "cloth rope", "green leaf wood"),
+    )
+    rows = [(f"images/{i:02d}.png", int(k)) for i, k in enumerate(label)]
+    several = [
+        {"image": name, "label": [kinds[k], "even" if i % 2 else "odd"]} for i, (name, k) in enumerate(rows)
+    ]
+    texts = [
+        {"image": name, "label": kinds[k], "text": f"{words[k]} {kinds[k]} {i}"}
+        for i, (name, k) in enumerate(rows)
+    ]
+    for name, table in (("several", several), ("texts", texts)):
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, table)) + "\n")
+    for clip in range(4):
+        moving(folder / f"clips/{clip}", np.random.default_rng(clip))
+    squares(folder / "squares", np.random.default_rng(0))
+
+
+def save(path: Path, pixels: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+def texture(high: int, wide: int, draws: np.random.Generator) -> np.ndarray:
+    """(high, wide, 3) smooth noise, in which every place looks different."""
+    coarse = draws.integers(0, 256, (high // 6, wide // 6, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(coarse).resize((wide, high), Image.Resampling.BICUBIC))
+
+
+def moving(folder: Path, draws: np.random.Generator) -> None:
+    """45 frames."""
+    ground, square = texture(120, 160, draws), 255 - texture(40, 40, draws)
+    for t in range(45):
+        frame, x, y = ground.copy(), round(20 + 1.5 * t), round(40 + 0.5 * t)
+        frame[y : y + 40, x : x + 40] = square
+        save(folder / f"{t}.png", frame)
+
+
+def squares(folder: Path, draws: np.random.Generator) -> None:
+    """24 images in COCO form, each with two squares, of two classes."""
+    images, objects = [], []
+    for i in range(24):
+        pixels, mask = texture(64, 64, draws), np.zeros((64, 64), np.uint8)
+        for k, left in enumerate(draws.integers(0, 12, 2)):
+            x, y, side = int(left) + 32 * k, int(draws.integers(0, 40)), 20
+            pixels = pixels.copy()
+            pixels[y : y + side, x : x + side] = (255, 0, 0) if k else (0, 0, 255)
+            mask[y : y + side, x : x + side] = k + 1
+            corners = [x, y, x + side, y, x + side, y + side, x, y + side]
+            objects.append(
+                {"id": len(objects) + 1, "image_id": i, "category_id": k + 1, "bbox": [x, y, side, side],
+                 "area": side**2, "iscrowd": 0, "segmentation": [corners]}
+            )  # fmt: skip
+        save(folder / f"images/{i}.png", pixels)
+        save(folder / f"SegmentationClass/{i}.png", mask)
+        images.append({"id": i, "file_name": f"images/{i}.png", "width": 64, "height": 64})
+    classes = [{"id": k + 1, "name": name} for k, name in enumerate(("blue", "red"))]
+    (folder / "annotations.json").write_text(
+        json.dumps({"images": images, "annotations": objects, "categories": classes})
+    )
+
+
+# ---- all of it
+
+
+def compared(asked: Flags, then: Path, work: Path) -> dict[str, str]:
+    """Recipe or kind of data -> how it differs; "" if it does not, and in brackets why it could not be tried."""
+    made(work / "data")
+    both = Both(Tree(then, work / "then"), Tree(ROOT, work / "now"))
+    listed = json.loads(both.trees[0].pretask(["list", "--json"]).out)
+    trained = both.resumed if asked.resumed else both.trained
+    jobs: dict[str, Any] = {
+        row["method"]: lambda row=row: trained(row["method"], row["encoder"], asked.steps) for row in listed
+    }
+    for kind, commands in () if asked.resumed else SCORED.items():
+        placed = [[word.replace("DATA", str(work / "data")) for word in words] for words in commands]
+        jobs[kind] = lambda placed=placed: both.scored(placed)
+    found = {}
+    for name, job in jobs.items():
+        if asked.only and name not in asked.only:
+            continue
+        try:
+            found[name] = job()
+        except LookupError as why:
+            found[name] = f"({why})"
+        print(f"{name}: {found[name] or 'equal'}", file=sys.stderr, flush=True)
+    for tree in both.trees:
+        tree.close()
+    return found
+
+
+def main() -> None:
+    asked = flags(Flags, __doc__ or "")
+    with tempfile.TemporaryDirectory() as work:
+        then = Path(work, "commit")
+        git = ["git", "-C", str(ROOT), "worktree"]
+        subprocess.run([*git, "add", "--quiet", "--detach", then, asked.against], check=True)
+        try:
+            found = compared(asked, then, Path(work))
+        finally:
+            subprocess.run([*git, "remove", "--force", then], check=True)
+    equal = sum(not how for how in found.values())
+    untried = sum(how.startswith("(") for how in found.values())
+    numbers = {"against": asked.against, "equal": equal, "not tried": untried, "found": found}
+    show(
+        "Unchanged", numbers, [Goal("different", len(found) - equal - untried, 1, "", less=True)], asked.json
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""Files that are read back have a format number, and the fields that they should have, no more and no fewer.
+
+These are run.json, encoder.json, store.json, topics.json and checkpoints. They share one number, since they are made and
+converted together. A file of another format, or with other fields, is refused in one line that names the file and the fields:
+a field that is dropped or filled in silently would let a run go on with other settings than it had.
+"""
+
+import dataclasses
+import json
+import reprlib
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from shlex import quote
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from pretask import limits
+from pretask.errors import UserError
+
+KEY, FORMAT = "format", 2
+"""2 is the first that is written down; it counts up when a field of any file gets another name or meaning, and
+scripts/convert_runs.py converts what is older"""
+RANGE = dict[Literal["integers", "floats"], tuple[float, float]]
+"""the type of a Range in JSON"""
+
+Fields = Mapping[str, Any]
+"""name -> type"""
+
+
+def read_json(path: Path, fields: Fields) -> dict[str, Any]:
+    """A JSON document that has a format number and these fields. Raises UserError."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as wrong:
+        raise UserError(f"{path} cannot be read: {wrong}") from None
+    check(path, found, fields)
+    return found
+
+
+def check(path: Path, found: Any, fields: Fields) -> None:
+    """UserError unless what was read from `path` is of this format and has these fields, each of its type."""
+    if not isinstance(found, dict):
+        raise UserError(f"{path} is damaged: it holds a {type(found).__name__}, not fields with names")
+    number = found.get(KEY, 1)
+    if not isinstance(number, int) or number < FORMAT:
+        said = f"{KEY} {number!r}" if KEY in found else f"no {KEY} number"
+        raise UserError(
+            f"{path} has {said}: an older version of pretask wrote it; convert it once: "
+            f"python scripts/convert_runs.py {quote(str(path.parent))}"
+        )
+    if number > FORMAT:
+        raise UserError(
+            f"{path} has {KEY} {number}, and this version of pretask reads {FORMAT}: a newer one wrote it; update pretask"
+        )
+    expected = {KEY: int, **fields}
+    wrong = unlike(expected, found)
+    wrong += [
+        said
+        for name in expected
+        if name in found
+        for said in mistyped(name, found[name], fields.get(name, int))
+    ]
+    refuse(path, wrong)
+
+
+def refuse(
+    path: Path | str, wrong: Collection[str], advice: str = "restore the file as it was written"
+) -> None:
+    """UserError if anything is wrong with a file."""
+    if wrong:
+        raise UserError(f"{path}: {'; '.join(wrong)}. What to do: {advice}")
+
+
+def unlike(expected: Collection[str], found: Collection[str], place: str = "") -> list[str]:
+    """How names differ from those that are expected, in words."""
+    lists = {
+        "unknown": [name for name in found if name not in expected],
+        "missing": [name for name in expected if name not in found],
+    }
+    return [
+        f"{what} {', '.join(f'{place}{name}' for name in names)}" for what, names in lists.items() if names
+    ]
+
+
+def mistyped(place: str, value: Any, hint: Any) -> list[str]:
+    """In words, if a value is not what its type allows."""
+    if fits(value, hint):
+        return []
+    shown = " ".join(reprlib.repr(value).split())  # a tensor takes several lines
+    return [f"{place} is {shown}, expected {limits.describe(hint)}"]
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a plain value is of a type; unlike `limits.fits`, also where the type is about no numbers."""
+    kind, inside = get_origin(hint), get_args(hint)
+    if kind in (Union, UnionType):
+        return any(fits(value, each) for each in inside)
+    if kind is dict:
+        return isinstance(value, dict) and all(
+            fits(k, inside[0]) and fits(v, inside[1]) for k, v in value.items()
+        )
+    if hint is Path:
+        return isinstance(value, str)
+    if hint in (str, bool, dict, list):
+        return isinstance(value, hint)
+    return limits.fits(value, hint)
+
+
+def instance(kind: type, values: Any, place: str, wrong: list[str]) -> Any:
+    """A frozen dataclass from plain JSON values: nested ones, tuples and paths get their types back.
+
+    Each field has to be there. What is wrong is added to `wrong`, in words that begin with the `place`; then the result is None.
+    """
+    if not isinstance(values, dict):
+        wrong.append(f"{place} is {reprlib.repr(values)}, expected fields with names")
+        return None
+    before = len(wrong)
+    names = [field.name for field in dataclasses.fields(kind)]
+    wrong += unlike(names, values, f"{place}.")
+    plain, exact = get_type_hints(kind), get_type_hints(kind, include_extras=True)
+    known = {
+        name: typed(plain[name], exact[name], values[name], f"{place}.{name}", wrong)
+        for name in names
+        if name in values
+    }
+    return kind(**known) if len(wrong) == before else None
+
+
+def typed(plain: Any, exact: Any, value: Any, place: str, wrong: list[str]) -> Any:
+    """A value of one field; `plain` is its type without limits, `exact` with them."""
+    allowed = (plain, *get_args(plain))
+    nested = [each for each in allowed if isinstance(each, type) and dataclasses.is_dataclass(each)]
+    if nested and not (value is None and NoneType in allowed):
+        return instance(nested[0], value, place, wrong)
+    wrong += mistyped(place, value, exact)
+    if isinstance(value, list) and tuple in [get_origin(each) for each in allowed]:
+        return tuple(value)
+    if isinstance(value, str) and Path in allowed:
+        return Path(value)
+    return value

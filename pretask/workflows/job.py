@@ -1,0 +1,157 @@
+"""A job: everything that training needs to know before it starts or resumes a run."""
+
+import os
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from shlex import quote
+from typing import Any
+
+from pretask import data as sources
+from pretask import limits, methods
+from pretask.config import UNCHANGED, Changes, RunConfig, TrainConfig
+from pretask.data import LabeledDataset, splits
+from pretask.data.base import Images, canvas_fields
+from pretask.data.subset import draw_subset
+from pretask.methods import MethodConfig
+from pretask.train.run import CARD, Run, parse_card
+from pretask.transforms.ranges import Range
+from pretask.types import UserError
+from pretask.workflows import length, resume
+
+
+@dataclass(frozen=True)
+class Job:
+    method: str
+    """as on the command line"""
+    settings: RunConfig
+    config: MethodConfig
+    train: TrainConfig
+    folder: Path
+    images: Images
+    """all images of the data"""
+    source: Images
+    """the images to train on"""
+    labeled: LabeledDataset | None
+    """images that only the monitor sees"""
+    began: float
+    """time.monotonic() of the start; a budget counts from there"""
+    opening: float
+    """seconds taken to open the images"""
+    command: str | None = None
+    card: dict[str, Any] | None = None
+    """of a resumed run"""
+    changes: Changes = UNCHANGED
+    """to a resumed run"""
+
+    @property
+    def requested(self) -> RunConfig | Changes:
+        """The config that holds the requested `steps` and `budget`."""
+        return self.settings if self.card is None else self.changes
+
+    @property
+    def budget(self) -> float | None:
+        """Requested training time in seconds."""
+        return None if self.requested.budget is None else length.parse_duration(self.requested.budget)
+
+
+def fresh(
+    method: str,
+    settings: RunConfig,
+    config: MethodConfig | None = None,
+    train: TrainConfig | None = None,
+    *,
+    images: Images | None = None,
+    command: str | None = None,
+    began: float | None = None,
+) -> Job:
+    """The job of a new run of `method` ("rotnet", "rotnet:paper" or "./my_puzzle.py"). Raises UserError for invalid settings.
+
+    `config` and `train` default to the recipe; `images` are those of `settings.data`, if already open.
+    """
+    began = time.monotonic() if began is None else began
+    config = config or methods.recipe(method)()
+    train = train or config.train
+    folder = run_folder(method, settings)
+    check_out(folder)
+    for part in (settings, config, train):
+        limits.check(part)
+    check_budget(settings)
+    opening = time.monotonic()
+    if images is None:
+        images = sources.open(settings.data, size=settings.size, reading=settings.reading)
+    source, labeled = split_sources(images, settings)
+    opening = time.monotonic() - opening
+    return Job(method, settings, config, train, folder, images, source, labeled, began, opening, command)
+
+
+def resumed(
+    folder: Path,
+    changes: Changes = UNCHANGED,
+    *,
+    images: Images | None = None,
+    began: float | None = None,
+) -> Job:
+    """The job that resumes the run in `folder` with its own settings except `changes`. Raises UserError if it cannot.
+
+    `images` are those that it was trained on, if already open.
+    """
+    began = time.monotonic() if began is None else began
+    limits.check(changes)
+    check_budget(changes)
+    card = resume.relocated(Run(folder).card, changes)
+    method, settings, config, train = parse_card(card, folder / CARD)
+    settings = replace(settings, devices=changes.devices)
+    opening = time.monotonic()
+    if images is None:
+        images = resume.opened(settings, folder, Range.from_card(card["range"]))
+    resume.check(folder, card, images)
+    source, labeled = split_sources(images, settings)
+    opening = time.monotonic() - opening
+    return Job(
+        method, settings, config, train, folder, images, source, labeled, began, opening,
+        card=card, changes=changes,
+    )  # fmt: skip
+
+
+def check_budget(asked: RunConfig | Changes) -> None:
+    """Raises UserError, before anything is opened, if the budget is not a duration."""
+    if asked.budget is not None:
+        length.parse_duration(asked.budget)
+
+
+def split_sources(images: Images, settings: RunConfig) -> tuple[Images, LabeledDataset | None]:
+    """The images to train on, and the labeled images of the monitor."""
+    source = draw_subset(images, settings.fraction, settings.seed)
+    if not settings.monitor:
+        return source, None
+    labeled = sources.open_labeled(settings.monitor, **canvas_fields(source), reading=settings.reading)
+    sources.require_single_label(
+        labeled,
+        "--monitor",
+        "select one column of labels with --labels-from, or score the run with pretask evaluate",
+    )
+    return source, labeled
+
+
+def run_folder(method: str, settings: RunConfig) -> Path:
+    """The folder of a run: `settings.out`, or runs/METHOD-DATA-sSEED."""
+    path, part = splits.split_spec(settings.data)
+    data = Path(settings.data.rstrip("/").split(":")[-1]).stem or "data"
+    if path.exists():  # colons in it are its own
+        data = f"{path.resolve().stem}-{part}".strip("-").replace(":", "-").replace("/", "-")
+    title = Path(method).stem if method.endswith(".py") else method.replace(":", "-")
+    return settings.out or Path("runs") / f"{title}-{data}-s{settings.seed}"
+
+
+def check_out(folder: Path) -> None:
+    """Raises UserError unless a run can be written there: the folder is empty or missing, and its parent is writable."""
+    if folder.is_dir() and any(folder.iterdir()):
+        raise UserError(
+            f"{folder} exists; choose another --out, or continue it: pretask pretrain --resume {quote(str(folder))}"
+        )
+    there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    if not there.is_dir():
+        raise UserError(f"{there} is a file, so no run can be written to {folder}; choose another --out")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"{there} is not writable; choose another --out")

@@ -1,0 +1,207 @@
+"""The kinds of data that encoders are scored on, each with its protocol: labeled images, images with texts, tracks."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from pretask import data as sources
+from pretask.data import LabeledDataset
+from pretask.data.base import Images, OpenOptions
+from pretask.encoders import Encoder
+from pretask.evals import protocol, track_retrieval
+from pretask.evals.protocol import OnFeatures
+from pretask.evals.scores import Role, Scores
+from pretask.evals.text_retrieval import Head, TextLabeled, read_texts
+from pretask.rng import Rng
+from pretask.runtime.device import find_device
+from pretask.text import topics
+from pretask.train import run
+from pretask.train.run import Run
+from pretask.types import Source, UserError
+from pretask.workflows import inputs
+from pretask.workflows.reruns import budget
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What is scored: the encoders of runs that differ in their seed alone, or one that belongs to no run."""
+
+    name: str
+    role: Role
+    encoders: Sequence[Encoder]
+    seeds: Sequence[int] = (0,)
+    untrained: Sequence[Encoder] = ()
+    """the encoders as their runs began; none: they are drawn anew"""
+    runs: Sequence[Run] = ()
+
+    @classmethod
+    def of(cls, runs: Sequence[Run]) -> "Candidate":
+        return cls(
+            run.title(runs[0].card),
+            "run",
+            [each.encoder for each in runs],
+            [each.card["seed"] for each in runs],
+            [each.untrained for each in runs],
+            runs,
+        )
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What is asked for beside the usual scores; see `evaluate`."""
+
+    supervised: bool = False
+    finetune: bool = False
+    nonlinear: bool = False
+    svm: bool = False
+
+
+class Kind(Protocol):
+    """Data of one kind, opened."""
+
+    @property
+    def sources(self) -> Sequence[Source]:
+        """What was opened, once each."""
+        ...
+
+    @property
+    def shown(self) -> LabeledDataset | None:
+        """The labeled images for a report; None of data without labels."""
+        ...
+
+    def check(self, extras: Extras) -> None:
+        """UserError where something is asked for that this kind of data does not allow."""
+        ...
+
+    def score(
+        self, candidate: Candidate, extras: Extras, *, progress: bool = True, look: OnFeatures | None = None
+    ) -> Scores:
+        """By the protocol of this kind of data. `look` is given what is `shown`, and its features."""
+        ...
+
+
+@dataclass(frozen=True)
+class LabeledImages:
+    """Images with a class each, or with several; without `test` a part of them is set aside."""
+
+    train: LabeledDataset
+    test: LabeledDataset | None
+
+    @property
+    def sources(self) -> Sequence[Source]:
+        return [self.train] if self.test is None else [self.train, self.test]
+
+    @property
+    def shown(self) -> LabeledDataset:
+        return self.train if self.test is None else self.test
+
+    def check(self, extras: Extras) -> None:
+        if extras.nonlinear or extras.svm:
+            sources.require_single_label(self.train, "--nonlinear or --svm", "leave them out")
+
+    def heads(self, candidate: Candidate) -> Sequence[Head]:
+        return []
+
+    def score(
+        self, candidate: Candidate, extras: Extras, *, progress: bool = True, look: OnFeatures | None = None
+    ) -> Scores:
+        return protocol.evaluate(
+            candidate.encoders,
+            self.train,
+            self.test,
+            name=candidate.name,
+            role=candidate.role,
+            seeds=candidate.seeds,
+            untrained=candidate.untrained,
+            heads=self.heads(candidate),
+            supervised_steps=budget(candidate.runs[0]) if extras.supervised else None,
+            finetune=extras.finetune,
+            nonlinear=extras.nonlinear,
+            svm=extras.svm,
+            device=find_device(),
+            on_features=look,
+            progress=progress,
+        )
+
+
+class TextImages(LabeledImages):
+    """Images with texts, whose labels are the main topics of the texts."""
+
+    def heads(self, candidate: Candidate) -> Sequence[Head]:
+        """Of runs of a method that predicts topics."""
+        made = [(each, each.method.topic_head()) for each in candidate.runs if has_topics(each.folder)]
+        return [Head(topics.Topics.load(each.folder), head) for each, head in made if head is not None]
+
+
+@dataclass(frozen=True)
+class Tracks:
+    """Moving things in video clips, as `pretask track` finds them: nothing is learned from them, and no label is needed."""
+
+    tracks: Images
+    test: Any = None
+    """what was given to be tested on beside them, which is too much"""
+
+    @property
+    def sources(self) -> Sequence[Source]:
+        return [self.tracks]
+
+    @property
+    def shown(self) -> None:
+        return None
+
+    def check(self, extras: Extras) -> None:
+        if extras != Extras() or self.test is not None:
+            raise UserError(
+                f"{self.tracks.name} holds tracks, which have no labels to train on; give held-out tracks as --data, and no more"
+            )
+
+    def score(
+        self, candidate: Candidate, extras: Extras, *, progress: bool = True, look: OnFeatures | None = None
+    ) -> Scores:
+        return track_retrieval.evaluate(
+            candidate.encoders,
+            self.tracks,
+            name=candidate.name,
+            role=candidate.role,
+            seeds=candidate.seeds,
+            untrained=candidate.untrained,
+            device=find_device(),
+            progress=progress,
+        )
+
+
+# ---- opening
+
+
+def opened(data: Any, test: Any, options: OpenOptions, folder: Path | None = None) -> Kind:
+    """`data`, and `test` if there is one, as the kind of data that it is; the topics of texts are those in a run's `folder`, if it
+    has any, else learned from `data`."""
+    found = inputs.opened(data, options)
+    if {"tracked", "clip", "span"} <= found.images.provides:
+        return Tracks(found.images, test)
+    if found.label is None and "words" in found.images.provides and not options.reading.label_columns:
+        return with_topics(data, test, found.images, options, folder)
+    train = inputs.labeled(data, found, options)
+    return LabeledImages(train, None if test is None else inputs.unseen(test, train, options))
+
+
+def with_topics(
+    data: Any, test: Any, images: Images, options: OpenOptions, folder: Path | None
+) -> TextImages:
+    texts = read_texts(images)
+    if folder is not None and has_topics(folder):
+        learned = topics.Topics.load(folder)
+    else:
+        learned = topics.learn(texts, Rng(0, "topics"))
+    train = TextLabeled(images, texts, learned)
+    if test is None:
+        return TextImages(train, None)
+    unseen = sources.open_spec(str(test), replace(options, range=images.range)).images
+    if "words" not in unseen.provides:
+        raise UserError(f"{test} has no texts, and {data} has; give two sets of images with texts")
+    return TextImages(train, TextLabeled(unseen, read_texts(unseen), learned))
+
+
+def has_topics(folder: Path) -> bool:
+    return (folder / topics.CARD).is_file()

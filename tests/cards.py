@@ -1,0 +1,46 @@
+"""A run's card with all of its fields, of a run that nobody made."""
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+from pretask import methods
+from pretask.config import RunConfig
+from pretask.data.ledger import Ledger
+from pretask.runtime.formats import FORMAT, KEY
+
+
+def card(**more: Any) -> dict[str, Any]:
+    """Of a step of rotnet on 8 drawn images of 16 px, but for the fields that are given."""
+    config, settings = methods.recipe("rotnet")(), RunConfig("synthetic:8:16")
+    made = {
+        KEY: FORMAT,
+        "method": "rotnet",
+        "recipe": "default",
+        "config": asdict(config),
+        "train": asdict(config.train),
+        "settings": asdict(settings),
+        "encoder": "resnet_small",
+        "data": settings.data,
+        "n": 8,
+        "records": Ledger().card(),
+        "channels": 3,
+        "size": 16,
+        "range": {},
+        "seed": 0,
+        "plan": [[0, 1]],
+        "steps": 1,
+        "epochs": 1,
+        "precision": "32-true",
+        "device": "cpu",
+        "instructions": None,
+        "processes": 1,
+        "threads": 1,
+        "versions": {},
+        "commit": None,
+        "command": None,
+        "started": "2026-01-01T00:00:00+00:00",
+        "fingerprint": None,
+        "monitor_fingerprint": None,
+    }
+    return json.loads(json.dumps(made | more))
