@@ -220,7 +220,7 @@ def test_a_process_that_is_gone_is_told_from_other_mistakes(how: str, error: str
     with subprocess.Popen([*script, "0", how, place], stderr=subprocess.DEVNULL) as first:
         second = python("-c", LEFT, "1", how, place)
         first.wait()
-    assert second.stdout == f"{error} process 1 lost another one, which says above why it ended\n"
+    assert second.stdout == f"{error} process 1 lost another process, whose error is printed above\n"
 
 
 @pytest.mark.parametrize(

@@ -180,7 +180,7 @@ def test_the_config_of_a_method_file_that_has_changed_is_named_with_the_file(tmp
     file.write_text(text.replace("turns", "quarters"))
     with pytest.raises(UserError) as refused:
         pretask.pretrain(None, resume=made.folder, steps=2, quiet=True)
-    said = f"{made.folder / run.CARD}: unknown config.turns; missing config.quarters. What to do: give Config in {file} "
+    said = f"{made.folder / run.CARD}: unknown config.turns; missing config.quarters. What to do: restore the fields that Config in {file} had "
     assert str(refused.value).startswith(said)
 
 
