@@ -17,7 +17,7 @@ from pretask.data.base import Images, canvas_fields
 from pretask.data.folder import with_all_splits
 from pretask.data.subset import subset_size
 from pretask.encoders import Encoder
-from pretask.limits import Count, checked
+from pretask.limits import PositiveInt, checked
 from pretask.methods import MethodConfig
 from pretask.reading import DEFAULT_READING, Reading
 from pretask.train.progress import Display
@@ -105,8 +105,8 @@ def embed(
     data: str | Path | Any,
     *,
     stage: str = "pool",
-    batch: Count = 256,
-    size: Count | None = None,
+    batch: PositiveInt = 256,
+    size: PositiveInt | None = None,
     reading: Reading = DEFAULT_READING,
 ) -> np.ndarray:
     """(N, D) float32: frozen features of images, in their order; unreadable files have no row.

@@ -5,7 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pretask.limits import Below, Count, Part, Seed, Share, Weight
+from pretask.limits import (
+    FractionBelowOne,
+    NonNegativeFloat,
+    PositiveFraction,
+    PositiveInt,
+    Seed,
+    UnitInterval,
+)
 from pretask.reading import DEFAULT_READING, Reading
 
 
@@ -13,41 +20,41 @@ from pretask.reading import DEFAULT_READING, Reading
 class TrainConfig:
     """Training hyperparameters: length, batch, optimizer and learning-rate schedule."""
 
-    epochs: Count = 100
+    epochs: PositiveInt = 100
     """passes over the source; replaced by --steps or --budget"""
-    batch: Count = 256
+    batch: PositiveInt = 256
     """images per step, over all processes"""
     optimizer: Literal["adamw", "sgd", "lars"] = "adamw"
     """optimizer"""
-    lr: Weight = 1e-3
+    lr: NonNegativeFloat = 1e-3
     """peak learning rate"""
-    lr_start: Weight = 0.0
+    lr_start: NonNegativeFloat = 0.0
     """learning rate at the start of the warmup"""
-    lr_end: Weight = 0.0
+    lr_end: NonNegativeFloat = 0.0
     """learning rate at the end of the cosine schedule"""
-    bias_lr_scale: Weight = 1.0
+    bias_lr_scale: NonNegativeFloat = 1.0
     """learning-rate factor of biases and normalization gains (2 in Caffe's networks)"""
-    momentum: Below = 0.9
+    momentum: FractionBelowOne = 0.9
     """momentum of sgd and lars"""
     nesterov: bool = False
     """Nesterov momentum for sgd and lars"""
-    weight_decay: Weight = 0.05
+    weight_decay: NonNegativeFloat = 0.05
     """weight decay of weight matrices"""
-    weight_decay_end: Weight | None = None
+    weight_decay_end: NonNegativeFloat | None = None
     """final weight decay, reached along half a cosine; none: constant"""
     decay_all: bool = False
     """also decay biases and gains; with lars, parameters that decay also get the layer-wise step size"""
-    warmup: Share = 0.05
+    warmup: UnitInterval = 0.05
     """fraction of a cycle used for linear warmup"""
-    milestones: tuple[Share, ...] = ()
+    milestones: tuple[UnitInterval, ...] = ()
     """fractions of a cycle at which the learning rate is multiplied by `gamma`; none: half a cosine to `lr_end`"""
-    gamma: Weight | tuple[Weight, ...] = 0.1
+    gamma: NonNegativeFloat | tuple[NonNegativeFloat, ...] = 0.1
     """learning-rate factor at every milestone, or one factor per milestone"""
-    undo_milestones: tuple[Share, ...] = ()
+    undo_milestones: tuple[UnitInterval, ...] = ()
     """fractions of a cycle at which the last multiplication by `gamma` is undone"""
-    clip: Weight = 0.0
+    clip: NonNegativeFloat = 0.0
     """maximum gradient norm; 0: no clipping"""
-    cycles: Count = 1
+    cycles: PositiveInt = 1
     """number of times the learning-rate schedule runs, one after the other"""
 
 
@@ -93,15 +100,15 @@ class RunConfig:
     """folder of the run, which must not exist (default: runs/METHOD-DATA-sSEED)"""
     encoder: str | None = None
     """a timm model or a classic network; timm arguments follow a colon: vit_tiny_patch16_224:patch_size=4"""
-    size: Count | None = None
+    size: PositiveInt | None = None
     """image side in pixels (default: as stored in arrays; for folders, from the files, 160 at most)"""
-    steps: Count | None = None
+    steps: PositiveInt | None = None
     """length of the run in steps, instead of --epochs"""
     budget: str | None = None
     """length of the run in time, such as 90s, 10m or 2h, from start to report; runs as many steps as fit"""
     plan: Path | None = None
     """a run whose plan of steps is replayed, instead of --steps, --budget and --epochs"""
-    fraction: Part = 1.0
+    fraction: PositiveFraction = 1.0
     """fraction of the images to train on, drawn at random by the seed"""
     seed: Seed = 0
     """random seed of weights, data order and puzzles"""
@@ -109,9 +116,9 @@ class RunConfig:
     """weights to start from: a run's folder or an encoder.safetensors file"""
     monitor: str | None = None
     """labeled images for an online kNN score; training never sees them"""
-    workers: Count | None = None
+    workers: PositiveInt | None = None
     """number of processes that decode images (default: one fewer than cores, 8 at most)"""
-    devices: Count | Literal["auto"] = "auto"
+    devices: PositiveInt | Literal["auto"] = "auto"
     """number of training processes on this machine: one per GPU, or 1 on a CPU"""
     strategy: Literal["ddp", "fsdp"] = "ddp"
     """with several processes, each holds the whole network (ddp) or a shard of it (fsdp)"""
@@ -126,11 +133,11 @@ class RunConfig:
 class Changes:
     """What a resumed run may change; everything else keeps the run's own settings."""
 
-    steps: Count | None = None
+    steps: PositiveInt | None = None
     """total length in steps, including those already done; replaces the planned length"""
     budget: str | None = None
     """training time from now on, such as 90s, 10m or 2h; replaces the planned length"""
-    devices: Count | Literal["auto"] = "auto"
+    devices: PositiveInt | Literal["auto"] = "auto"
     """processes to continue with"""
     data: str | None = None
     """new path of the training images, if they were moved; they must be the same images"""

@@ -15,7 +15,7 @@ from pretask.data import in_memory
 from pretask.data.base import OpenOptions, canvas_fields
 from pretask.data.npz import range_of
 from pretask.encoders import Encoder
-from pretask.limits import Count
+from pretask.limits import PositiveInt
 from pretask.train.run import Run
 from pretask.transforms.ranges import Range
 from pretask.types import UserError
@@ -54,7 +54,7 @@ class PretaskFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         if self.run is None:
             raise ValueError("PretaskFeatures needs run=, such as a run's folder or 'timm:resnet18'")
         try:
-            limits.check_value("batch", self.batch, Count)
+            limits.check_value("batch", self.batch, PositiveInt)
             encoder = embed.encoder_of(self.run)
             embed.check_stage(encoder, self.stage)
             held = in_memory.as_array(self._images(X, encoder))

@@ -68,28 +68,28 @@ def between(low: int, high: int) -> tuple[Any, ...]:
     )
 
 
-Count = Annotated[int, Ge(1), number(int, "INT≥1"), Description("a whole number, 1 or more")]
-Natural = Annotated[int, Ge(0), number(int, "INT≥0"), Description("a whole number, 0 or more")]
-Several = Annotated[int, Ge(2), number(int, "INT≥2"), Description("a whole number, 2 or more")]
+PositiveInt = Annotated[int, Ge(1), number(int, "INT≥1"), Description("a whole number, 1 or more")]
+NonNegativeInt = Annotated[int, Ge(0), number(int, "INT≥0"), Description("a whole number, 0 or more")]
+AtLeastTwo = Annotated[int, Ge(2), number(int, "INT≥2"), Description("a whole number, 2 or more")]
 Seed = Annotated[
     int, Interval(ge=0, lt=2**32), number(int, "INT≥0"), Description("a whole number from 0 to 4294967295")
 ]
 Degrees = Annotated[int, Interval(ge=-360, le=360), number(int, "INT"), Description("-360 to 360")]
-Weight = Annotated[float, Ge(0), number(float, "NUMBER≥0"), Description("0 or more")]
-Positive = Annotated[float, Gt(0), number(float, "NUMBER>0"), Description("a number above 0")]
-Share = Annotated[float, Interval(ge=0, le=1), number(float, "0…1"), Description("0 to 1")]
-Part = Annotated[
+NonNegativeFloat = Annotated[float, Ge(0), number(float, "NUMBER≥0"), Description("0 or more")]
+PositiveFloat = Annotated[float, Gt(0), number(float, "NUMBER>0"), Description("a number above 0")]
+UnitInterval = Annotated[float, Interval(ge=0, le=1), number(float, "0…1"), Description("0 to 1")]
+PositiveFraction = Annotated[
     float, Interval(gt=0, le=1), number(float, ">0…1"), Description("a number above 0, and 1 at most")
 ]
-Below = Annotated[
+FractionBelowOne = Annotated[
     float, Interval(ge=0, lt=1), number(float, "0…<1"), Description("0 or more, and less than 1")
 ]
-Within = Annotated[
+OpenUnitInterval = Annotated[
     float, Interval(gt=0, lt=1), number(float, ">0…<1"), Description("a number between 0 and 1")
 ]
-Shares = Annotated[tuple[Share, Share], Ascending()]
-Parts = Annotated[tuple[Part, Part], Ascending()]
-Positives = Annotated[tuple[Positive, Positive], Ascending()]
+UnitIntervals = Annotated[tuple[UnitInterval, UnitInterval], Ascending()]
+PositiveFractions = Annotated[tuple[PositiveFraction, PositiveFraction], Ascending()]
+PositiveFloats = Annotated[tuple[PositiveFloat, PositiveFloat], Ascending()]
 
 
 def check(values: Any) -> None:

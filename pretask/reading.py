@@ -4,14 +4,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from pretask.limits import Share, StrictlyAscending
+from pretask.limits import StrictlyAscending, UnitInterval
 
 
 @dataclass(frozen=True)
 class Reading:
     root: Path | None = None
     """folder of torchvision datasets; missing ones are downloaded to it"""
-    max_bad: Share = 0.1
+    max_bad: UnitInterval = 0.1
     """fraction of unreadable images at which the command stops"""
     column: str | None = None
     """table column, or member of a shard's records (such as left.jpg), that holds the image"""

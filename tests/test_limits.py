@@ -160,12 +160,12 @@ def test_method_file_may_set_its_own_limits(tmp_path, capfd):
     file = tmp_path / "mine.py"
     file.write_text(
         "from dataclasses import dataclass\n"
-        "from pretask.limits import Count\n"
+        "from pretask.limits import PositiveInt\n"
         "from pretask.methods import rotnet\n\n"
         "@dataclass(frozen=True)\n"
         "class Config(rotnet.Config):\n"
         '    """Turn."""\n\n'
-        "    many: Count = 3\n"
+        "    many: PositiveInt = 3\n"
         '    """of them"""\n'
     )
     assert main.main(["pretrain", str(file), "--data", "synthetic:8:16", "--many", "0"]) == 2
@@ -251,7 +251,7 @@ def test_scikit_learn_transformer_raises_value_error(small_run):
 
 def test_checked_keeps_signature_and_docstring():
     @limits.checked
-    def twice(x: limits.Count, *, what: str = "x") -> int:
+    def twice(x: limits.PositiveInt, *, what: str = "x") -> int:
         """Double."""
         return 2 * x
 

@@ -27,7 +27,7 @@ from pretask.data.base import bar
 from pretask.data.encoded import cores
 from pretask.data.ledger import Ledger
 from pretask.datagen import tracking, video
-from pretask.limits import Count, checked
+from pretask.limits import PositiveInt, checked
 from pretask.runtime import accounts, files
 from pretask.transforms.ranges import UNKNOWN
 from pretask.types import Batch, UserError
@@ -68,7 +68,11 @@ class Part:
 
 @checked
 def mine(
-    path: Path, out: Path, config: tracking.TrackConfig, workers: Count | None = None, progress: bool = True
+    path: Path,
+    out: Path,
+    config: tracking.TrackConfig,
+    workers: PositiveInt | None = None,
+    progress: bool = True,
 ) -> Summary:
     """Write the tracks of all clips at `path` to a store at `out`. UserError if there are no clips or no tracks."""
     video.check_installed()

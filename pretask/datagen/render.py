@@ -26,7 +26,7 @@ from pretask.data.base import bar
 from pretask.data.encoded import cores
 from pretask.data.scenes import CARD
 from pretask.datagen import rooms
-from pretask.limits import Count, Seed, between, checked
+from pretask.limits import PositiveInt, Seed, between, checked
 from pretask.runtime import files
 from pretask.types import UserError
 
@@ -49,7 +49,7 @@ class RenderConfig:
     """Everything that determines the pixels of scene i."""
 
     size: Annotated[int, *between(16, 8192)] = 128
-    samples: Count = 8
+    samples: PositiveInt = 8
     seed: Seed = 0
 
 
@@ -63,7 +63,11 @@ class Summary:
 
 @checked
 def render(
-    folder: Path, scenes: Count, config: RenderConfig, workers: Count | None = None, progress: bool = True
+    folder: Path,
+    scenes: PositiveInt,
+    config: RenderConfig,
+    workers: PositiveInt | None = None,
+    progress: bool = True,
 ) -> Summary:
     """Render the scenes that `folder` lacks. UserError if its scenes were rendered with another config."""
     if find_spec("mitsuba") is None:

@@ -25,7 +25,7 @@ import numpy as np
 
 from pretask.data import decode
 from pretask.datagen import video
-from pretask.limits import Count, Part, Positive
+from pretask.limits import PositiveFloat, PositiveFraction, PositiveInt
 
 MAX_CORNERS, CORNER_QUALITY, CORNER_DISTANCE = 1000, 0.001, 4
 """maximum number of corners per frame, minimum quality relative to the best corner, minimum distance in pixels"""
@@ -60,13 +60,13 @@ PREVIEWS, PREVIEW_STRIDE, PREVIEW_SIDE = 2, 3, 120
 class TrackConfig:
     """Parameters of tracking."""
 
-    size: Count = 96
+    size: PositiveInt = 96
     """side of the patches, pixels"""
-    height: Count = 240
+    height: PositiveInt = 240
     """short side of the frames for tracking, pixels; smaller clips are not enlarged"""
-    box: Part = 0.5
+    box: PositiveFraction = 0.5
     """side of a tracked box as a fraction of the frame's short side (paper: 227 of 448)"""
-    seconds: Positive = 1.0
+    seconds: PositiveFloat = 1.0
     """seconds from first to last patch, by timestamps (paper: 30 frames); folders count as 30 frames per second"""
     tracker: Literal["kcf", "csrt"] = "kcf"
     """tracking algorithm: kcf is the paper's; csrt is more accurate and adapts its size, but is several times slower"""

@@ -20,7 +20,7 @@ from torch import Tensor
 from pretask.config import TrainConfig
 from pretask.encoders import Encoder
 from pretask.encoders.heads import build_mlp
-from pretask.limits import Count, Part, Weight
+from pretask.limits import NonNegativeFloat, PositiveFraction, PositiveInt
 from pretask.methods.base.views import TwoViewMethod, TwoViews, ViewConfig, asymmetric
 from pretask.runtime import distributed
 from pretask.transforms import augment
@@ -35,11 +35,11 @@ class Config(ViewConfig):
     """Make the cross-correlation matrix of two views' embeddings the identity."""
 
     family: ClassVar[str] = "redundancy reduction"
-    lambda_: Weight = 0.0051
+    lambda_: NonNegativeFloat = 0.0051
     """λ, weight of the redundancy-reduction term (released code)"""
-    width: Count = 1024
+    width: PositiveInt = 1024
     """output width of the projector (paper: 8192, sec. 2.2)"""
-    hidden: Count = 512
+    hidden: PositiveInt = 512
     """width of the projector's two hidden layers (paper: 8192, sec. 2.2)"""
 
     def build(self, encoder: Encoder, source: Source) -> "BarlowTwins":
@@ -62,13 +62,13 @@ class Paper(Config):
         warmup=0.01,
     )
 
-    side: Part = 1.0
+    side: PositiveFraction = 1.0
     """full size"""
     views: augment.ViewAugmentation = augment.ViewAugmentation(crop=(0.08, 1.0), saturation=0.2)
     """shared by both views, which differ in blur and solarization"""
-    width: Count = 8192
+    width: PositiveInt = 8192
     """output width"""
-    hidden: Count = 8192
+    hidden: PositiveInt = 8192
     """width of the hidden layers"""
 
     def augmentations(self) -> tuple[augment.ViewAugmentation, augment.ViewAugmentation]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from pretask.config import TrainConfig
 from pretask.encoders import Encoder
 from pretask.encoders.heads import build_mlp, cosine_momentum, ema_copy, update_ema
-from pretask.limits import Count, Part, Share
+from pretask.limits import PositiveFraction, PositiveInt, UnitInterval
 from pretask.methods.base.views import TwoViewMethod, TwoViews, ViewConfig, asymmetric
 from pretask.transforms import augment
 from pretask.types import Loss, Progress, Source
@@ -30,11 +30,11 @@ class Config(ViewConfig):
     """Predict a momentum teacher's projection of another view of the same image."""
 
     family: ClassVar[str] = "self-distillation"
-    ema_momentum: Share = 0.99
+    ema_momentum: UnitInterval = 0.99
     """teacher's EMA momentum at the start, annealed to 1 (0.996 on ImageNet)"""
-    width: Count = 128
+    width: PositiveInt = 128
     """output width of projector and predictor (paper: 256)"""
-    hidden: Count = 512
+    hidden: PositiveInt = 512
     """hidden width of projector and predictor (paper: 4096)"""
 
     def build(self, encoder: Encoder, source: Source) -> "BYOL":
@@ -50,15 +50,15 @@ class Paper(Config):
         epochs=1000, batch=4096, optimizer="lars", lr=0.2 * 4096 / 256, weight_decay=1.5e-6, warmup=0.01
     )
 
-    side: Part = 1.0
+    side: PositiveFraction = 1.0
     """full size"""
     views: augment.ViewAugmentation = augment.ViewAugmentation(crop=(0.08, 1.0), saturation=0.2)
     """shared by both views, which differ in blur and solarization"""
-    ema_momentum: Share = 0.996
+    ema_momentum: UnitInterval = 0.996
     """at the start (sec. 3.3)"""
-    width: Count = 256
+    width: PositiveInt = 256
     """output width"""
-    hidden: Count = 4096
+    hidden: PositiveInt = 4096
     """hidden width"""
 
     def augmentations(self) -> tuple[augment.ViewAugmentation, augment.ViewAugmentation]:

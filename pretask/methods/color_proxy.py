@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from pretask.config import TrainConfig
 from pretask.encoders import Encoder
 from pretask.encoders.classic import caffe_xavier
-from pretask.limits import Below, Count, Part
+from pretask.limits import FractionBelowOne, PositiveFraction, PositiveInt
 from pretask.methods.base.method import Method, MethodConfig, Minimum
 from pretask.rng import Rng
 from pretask.transforms import augment
@@ -78,19 +78,19 @@ class Config(MethodConfig):
 
     targets: Targets = "hue_chroma"
     """what is predicted: histograms of hue and chroma, histograms of a and b, or a and b themselves by regression"""
-    num_locations: Count = 16
+    num_locations: PositiveInt = 16
     """locations sampled per image and step (paper: 128 or 256 of 224 x 224)"""
-    window: Count = 1
+    window: PositiveInt = 1
     """side of the window around a location from which its histogram is computed, pixels (2016: 7 of 224)"""
-    hidden: Count = 256
+    hidden: PositiveInt = 256
     """width of the head's hidden layer (paper: 1024)"""
-    dropout: Below = 0.0
+    dropout: FractionBelowOne = 0.0
     """dropout rate of the head's hidden layer (paper: 0.5)"""
-    crop: Part = 0.3
+    crop: PositiveFraction = 0.3
     """smallest fraction of the image's area in a crop; 1: the whole image"""
     stretch: bool = True
     """crops have aspect ratios of 3/4 to 4/3; no: squares from an image enlarged by a uniform factor"""
-    side: Part = 0.75
+    side: PositiveFraction = 0.75
     """side of the resized crop, as a fraction of the image's; smaller crops train faster"""
 
     def smallest_side(self, encoder: Encoder) -> Minimum:
@@ -121,19 +121,19 @@ class Paper(Config):
         bias_lr_scale=2.0,
     )
 
-    num_locations: Count = 128
+    num_locations: PositiveInt = 128
     """of 224 x 224"""
-    window: Count = 7
+    window: PositiveInt = 7
     """pixels (2016)"""
-    hidden: Count = 1024
+    hidden: PositiveInt = 1024
     """width of the head's hidden layer"""
-    dropout: Below = 0.5
+    dropout: FractionBelowOne = 0.5
     """dropout rate of the head's hidden layer"""
-    crop: Part = (352 / 600) ** 2
+    crop: PositiveFraction = (352 / 600) ** 2
     """352 px of a shorter side of 352 to 600 (2016)"""
     stretch: bool = False
     """aspect ratios are kept (2016)"""
-    side: Part = 1.0
+    side: PositiveFraction = 1.0
     """full size"""
 
     def build(self, encoder: Encoder, source: Source) -> "ColorProxy":

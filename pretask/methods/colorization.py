@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from pretask.config import TrainConfig
 from pretask.data import loader
 from pretask.encoders import Encoder
-from pretask.limits import Count, Natural, Part, Positive, between
+from pretask.limits import NonNegativeInt, PositiveFloat, PositiveFraction, PositiveInt, between
 from pretask.methods.base.context import Context
 from pretask.methods.base.method import Method, MethodConfig
 from pretask.rng import Rng
@@ -65,19 +65,19 @@ class Config(MethodConfig):
     sees: ClassVar[str] = "lightness"
     train: ClassVar[TrainConfig] = TrainConfig(epochs=30, batch=64, lr=3e-3, weight_decay=0.01)
 
-    side: Part = 0.75
+    side: PositiveFraction = 0.75
     """side of the crop, as a fraction of the image's"""
-    stride: Count = 4
+    stride: PositiveInt = 4
     """pixels between locations whose color is predicted (the paper's output has a quarter of the input's side)"""
     num_neighbors: Annotated[int, *between(1, len(BINS))] = 5
     """nearest bins in the soft encoding of a color (sec. 2.1; 10 in the released code); 1: one-hot encoding"""
-    uniform: Part = 0.5
+    uniform: PositiveFraction = 0.5
     """weight of the uniform distribution in the class rebalancing (λ of eq. 4); 1: no rebalancing"""
     regression: bool = False
     """predict ab by regression with squared error, the paper's L2 baseline (eq. 1)"""
-    temperature: Positive = 0.38
+    temperature: PositiveFloat = 0.38
     """temperature of the annealed mean that gives the predicted color (eq. 5); 1: the mean, near 0: the mode"""
-    decoder: Natural = 0
+    decoder: NonNegativeInt = 0
     """channels of three additional convolutions before the output, the first of which doubles the resolution; 0: none"""
 
     def build(self, encoder: Encoder, source: Source) -> "Colorization":
@@ -107,9 +107,9 @@ class Paper(Config):
         decay_all=True,
     )
 
-    side: Part = 0.6875
+    side: PositiveFraction = 0.6875
     """176 of 256 pixels"""
-    decoder: Natural = 256
+    decoder: NonNegativeInt = 256
     """a 4x4 transposed convolution and two 3x3 convolutions"""
 
 
@@ -129,9 +129,9 @@ class Features(Config):
         bias_lr_scale=2.0,
     )
 
-    side: Part = 0.703125
+    side: PositiveFraction = 0.703125
     """180 of 256 pixels"""
-    stride: Count = 8
+    stride: PositiveInt = 8
     """pixels (released code)"""
 
     def build(self, encoder: Encoder, source: Source) -> "Colorization":

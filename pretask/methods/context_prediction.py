@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from pretask.config import TrainConfig
 from pretask.encoders import Encoder
 from pretask.encoders.heads import TileEncoder
-from pretask.limits import Count, Part, Share, Weight, between
+from pretask.limits import NonNegativeFloat, PositiveFraction, PositiveInt, UnitInterval, between
 from pretask.methods.base.method import Method, MethodConfig, Minimum
 from pretask.rng import Rng
 from pretask.transforms import augment
@@ -88,21 +88,21 @@ class Config(MethodConfig):
 
     num_pairs: Annotated[int, *between(1, 40)] = 8
     """pairs to predict per image, of the 40 in the grid"""
-    patch: Part = 0.22
+    patch: PositiveFraction = 0.22
     """side of a patch, as a fraction of the image's; with the gaps and the jitter, a tenth is left to place the grid"""
-    gap: Weight = 0.5
+    gap: NonNegativeFloat = 0.5
     """gap between patches, as a fraction of their side"""
-    jitter: Weight = 7 / 96
+    jitter: NonNegativeFloat = 7 / 96
     """largest shift of a patch in each direction, as a fraction of its side; patches stay inside the image"""
-    crop: Part = 0.5
+    crop: PositiveFraction = 0.5
     """smallest fraction of the image's area in a crop"""
     color: Literal["drop", "project", "keep"] = "project"
     """against chromatic aberration: replace two channels of a patch by noise, or project out the green-magenta axis"""
-    downsample: Share = 0.33
+    downsample: UnitInterval = 0.33
     """probability that a patch is downsampled and upsampled again"""
-    hidden: Count = 512
+    hidden: PositiveInt = 512
     """width of the head's hidden layers"""
-    num_layers: Count = 1
+    num_layers: PositiveInt = 1
     """number of hidden layers of the head; the first has batch norm"""
     flatten: bool = False
     """represent a patch by its whole last feature map instead of the map's mean"""
@@ -136,15 +136,15 @@ class Paper(Config):
 
     num_pairs: Annotated[int, *between(1, 40)] = 40
     """all pairs"""
-    patch: Part = 0.24
+    patch: PositiveFraction = 0.24
     """96 of 400 px"""
-    crop: Part = 1 / 3
+    crop: PositiveFraction = 1 / 3
     """150,000 of 450,000 px"""
     color: Literal["drop", "project", "keep"] = "drop"
     """color dropping, as in the released run"""
-    hidden: Count = 4096
+    hidden: PositiveInt = 4096
     """fc6, fc7 and fc8"""
-    num_layers: Count = 2
+    num_layers: PositiveInt = 2
     """fc7 and fc8"""
     flatten: bool = True
     """3 x 3 x 256 features"""

@@ -46,7 +46,7 @@ from torch.optim import SGD, Optimizer
 
 from pretask.config import TrainConfig
 from pretask.encoders import Encoder, smallest_accepted
-from pretask.limits import Count, Part, Share, Weight
+from pretask.limits import NonNegativeFloat, PositiveFraction, PositiveInt, UnitInterval
 from pretask.methods.base.method import Method, MethodConfig, Minimum
 from pretask.rng import Rng
 from pretask.runtime import distributed
@@ -73,31 +73,31 @@ class Config(MethodConfig):
     train: ClassVar[TrainConfig] = TrainConfig(epochs=30, batch=32, lr=1e-3, weight_decay=0.0)
     needs: ClassVar[frozenset[str]] = frozenset({"depth", "normals", "instances", "photographs"})
 
-    crop: Part = 227 / 256
+    crop: PositiveFraction = 227 / 256
     """side of the random crop, as a fraction of the image's"""
     squeeze: bool = False
     """scale whole photographs to the size of a crop instead of cropping them"""
-    contours: Weight = 1.0
+    contours: NonNegativeFloat = 1.0
     """weight of the contour loss, 0 removes it (weights: released alexnet.yaml)"""
-    normals: Weight = 10.0
+    normals: NonNegativeFloat = 10.0
     """weight of the normal loss"""
-    depth: Weight = 5.0
+    depth: NonNegativeFloat = 5.0
     """weight of the depth loss"""
-    adversarial: Weight = 0.05
+    adversarial: NonNegativeFloat = 0.05
     """weight of the encoder's adversarial loss; if too large, it dominates the tasks"""
     sign: Literal["eigen", "released"] = "eigen"
     """sign of the squared mean error in the depth loss: subtracted (scale-invariant), or added as released"""
-    min_contours: Share = 350 / 227**2
+    min_contours: UnitInterval = 350 / 227**2
     """smallest fraction of contour pixels for which an image is in the contour loss (released: 350 pixels)"""
     feature_layer: str = ""
     """stage whose feature map the discriminator gets; none: the last but one"""
-    width: Count = 64
+    width: PositiveInt = 64
     """channels of the heads"""
-    kernels: tuple[Count, ...] = ()
+    kernels: tuple[PositiveInt, ...] = ()
     """kernel sizes of the heads' layers, each of which doubles the map; none: 4, for as many layers as needed"""
-    discriminator: Count = 128
+    discriminator: PositiveInt = 128
     """channels of the discriminator"""
-    discriminator_lr: Weight = 1e-2
+    discriminator_lr: NonNegativeFloat = 1e-2
     """peak learning rate of the discriminator, by SGD"""
 
     def resolve_feature_layer(self, encoder: Encoder) -> str:
@@ -141,11 +141,11 @@ class Paper(Config):
     """the best of the paper's choices"""
     sign: Literal["eigen", "released"] = "released"
     """the squared mean is added"""
-    kernels: tuple[Count, ...] = (3, 3, 5, 3)
+    kernels: tuple[PositiveInt, ...] = (3, 3, 5, 3)
     """from 13 to 227 pixels"""
-    discriminator: Count = 512
+    discriminator: PositiveInt = 512
     """channels"""
-    discriminator_lr: Weight = 1e-3
+    discriminator_lr: NonNegativeFloat = 1e-3
     """peak learning rate"""
 
     def build_encoder(self, encoder: str, source: Source) -> Encoder:

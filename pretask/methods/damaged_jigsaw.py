@@ -27,7 +27,14 @@ from torch import Tensor, nn
 from pretask.config import TrainConfig
 from pretask.encoders import Encoder
 from pretask.encoders.heads import TileEncoder, build_mlp
-from pretask.limits import Below, Count, Part, Several, Share, Weight
+from pretask.limits import (
+    AtLeastTwo,
+    FractionBelowOne,
+    NonNegativeFloat,
+    PositiveFraction,
+    PositiveInt,
+    UnitInterval,
+)
 from pretask.methods import jigsaw
 from pretask.methods.base.method import Method, Minimum
 from pretask.methods.jigsaw import (
@@ -60,13 +67,13 @@ class Config(jigsaw.Config):
     family: ClassVar[str] = "pretext tasks"
     distance_stat: DistanceStat = "minimum"
     """statistic of a permutation's distances to the earlier ones that is maximized: the mean or the minimum"""
-    gray: Share = 0.7
+    gray: UnitInterval = 0.7
     """probability that the tiles of an image are converted to grayscale (paper: 1)"""
-    order: Weight = 1.0
+    order: NonNegativeFloat = 1.0
     """weight of the permutation loss; 0 removes it"""
-    color: Weight = 0.3
+    color: NonNegativeFloat = 0.3
     """weight of the colorization loss of the eight tiles (paper's recipe: 1)"""
-    inpaint: Weight = 0.3
+    inpaint: NonNegativeFloat = 0.3
     """weight of the inpainting loss of the missing tile (paper's recipe: 1)"""
 
     def smallest_batch(self) -> Minimum:
@@ -90,25 +97,25 @@ class Paper(Config):
     encoder: ClassVar[str] = jigsaw.Paper.encoder
     train: ClassVar[TrainConfig] = jigsaw.Paper.train
 
-    num_permutations: Several = jigsaw.Paper.num_permutations
+    num_permutations: AtLeastTwo = jigsaw.Paper.num_permutations
     """size of the permutation set, of 362,880 possible ones"""
-    tile: Part = jigsaw.Paper.tile
+    tile: PositiveFraction = jigsaw.Paper.tile
     """64 of 85 pixels"""
-    gray: Share = 1.0
+    gray: UnitInterval = 1.0
     """all images"""
-    color: Weight = 1.0
+    color: NonNegativeFloat = 1.0
     """equal to the weight of the permutation"""
-    inpaint: Weight = 1.0
+    inpaint: NonNegativeFloat = 1.0
     """equal to the weight of the permutation"""
-    flip: Share = jigsaw.Paper.flip
+    flip: UnitInterval = jigsaw.Paper.flip
     """none in the released code of jigsaw"""
-    shuffles: Count = jigsaw.Paper.shuffles
+    shuffles: PositiveInt = jigsaw.Paper.shuffles
     """one per image"""
-    width: Count = jigsaw.Paper.width
+    width: PositiveInt = jigsaw.Paper.width
     """dimension of a tile's embedding"""
-    hidden: Count = jigsaw.Paper.hidden
+    hidden: PositiveInt = jigsaw.Paper.hidden
     """width of the heads' hidden layers"""
-    dropout: Below = jigsaw.Paper.dropout
+    dropout: FractionBelowOne = jigsaw.Paper.dropout
     """dropout rate of the tile embeddings"""
     flatten: bool = jigsaw.Paper.flatten
     """3 x 3 x 256 features"""

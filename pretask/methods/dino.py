@@ -31,7 +31,15 @@ from torch import Tensor, nn
 from pretask.config import TrainConfig
 from pretask.encoders import Encoder
 from pretask.encoders.heads import cosine_momentum, ema_copy, update_ema
-from pretask.limits import Count, Natural, Part, Parts, Positive, Several, Share
+from pretask.limits import (
+    AtLeastTwo,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveFraction,
+    PositiveFractions,
+    PositiveInt,
+    UnitInterval,
+)
 from pretask.methods.base.views import MultiCrop, MultiCropConfig, MultiCropMethod, asymmetric
 from pretask.transforms import augment
 from pretask.types import Loss, Progress, Source
@@ -42,23 +50,23 @@ class Config(MultiCropConfig):
     """Predict a momentum teacher's prototype assignment of a global view from any other view of the image."""
 
     family: ClassVar[str] = "self-distillation"
-    ema_momentum: Share = 0.99
+    ema_momentum: UnitInterval = 0.99
     """teacher's EMA momentum at the start, annealed to 1 (0.996 on ImageNet)"""
-    temperature: Positive = 0.1
+    temperature: PositiveFloat = 0.1
     """temperature of the student's softmax over prototypes"""
-    teacher_temp: tuple[Positive, Positive] = (0.04, 0.07)
+    teacher_temp: tuple[PositiveFloat, PositiveFloat] = (0.04, 0.07)
     """temperature of the teacher's softmax, before and after its warmup"""
-    teacher_temp_warmup: Share = 0.1
+    teacher_temp_warmup: UnitInterval = 0.1
     """fraction of the run in which it rises linearly (30 epochs of 300)"""
-    center_momentum: Share = 0.9
+    center_momentum: UnitInterval = 0.9
     """EMA momentum of the center"""
-    freeze_prototypes: Share = 0.03
+    freeze_prototypes: UnitInterval = 0.03
     """fraction of the run, at its start, in which the prototypes are frozen (1 epoch)"""
-    prototypes: Several = 1024
+    prototypes: AtLeastTwo = 1024
     """number of prototypes, the output width of the head (65,536 on ImageNet)"""
-    width: Count = 128
+    width: PositiveInt = 128
     """bottleneck width of the head, that of the prototypes (256 on ImageNet)"""
-    hidden: Count = 512
+    hidden: PositiveInt = 512
     """hidden width of the head (2048 on ImageNet)"""
     use_bn_in_head: bool = True
     """use batch norms in the head (optional in the released code); small networks become uniform without"""
@@ -95,25 +103,25 @@ class Paper(Config):
         clip=3.0,
     )
 
-    side: Part = 1.0
+    side: PositiveFraction = 1.0
     """full size"""
     views: augment.ViewAugmentation = augment.ViewAugmentation(crop=(0.4, 1.0), saturation=0.2, blur=0.5)
     """shared by all views; the two global views differ in blur and solarization"""
-    local_crops: Natural = 8
+    local_crops: NonNegativeInt = 8
     """of 96 px"""
-    local_size: Part = 96 / 224
+    local_size: PositiveFraction = 96 / 224
     """96 px of 224"""
-    local_scale: Parts = (0.05, 0.4)
+    local_scale: PositiveFractions = (0.05, 0.4)
     """of 96 px"""
-    ema_momentum: Share = 0.996
+    ema_momentum: UnitInterval = 0.996
     """at the start"""
-    freeze_prototypes: Share = 1 / 300
+    freeze_prototypes: UnitInterval = 1 / 300
     """one epoch"""
-    prototypes: Several = 65_536
+    prototypes: AtLeastTwo = 65_536
     """for complex and large data"""
-    width: Count = 256
+    width: PositiveInt = 256
     """bottleneck width"""
-    hidden: Count = 2048
+    hidden: PositiveInt = 2048
     """hidden width"""
     use_bn_in_head: bool = False
     """none, as in the transformer"""

@@ -46,7 +46,15 @@ from torch import Tensor, nn
 from pretask.config import TrainConfig
 from pretask.encoders import Encoder
 from pretask.encoders.heads import build_mlp
-from pretask.limits import Below, Count, Natural, Positives, Several, Share, Weight
+from pretask.limits import (
+    AtLeastTwo,
+    FractionBelowOne,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloats,
+    PositiveInt,
+    UnitInterval,
+)
 from pretask.limits import between as whole
 from pretask.methods.base.context import Context
 from pretask.methods.base.method import Method, MethodConfig, Minimum
@@ -83,33 +91,33 @@ class Config(MethodConfig):
     encoder: ClassVar[str] = "resnet_small:width=32,wide=512"
     train: ClassVar[TrainConfig] = TrainConfig(epochs=30, batch=256, lr=3e-3, weight_decay=0.01)
 
-    num_classes: Several = 8000
+    num_classes: AtLeastTwo = 8000
     """largest number of seeds, each a surrogate class; images without gradients have none"""
-    seeds_per_image: Count = 1
+    seeds_per_image: PositiveInt = 1
     """largest number of seeds per image; the distance of their centers exceeds a seed's side"""
-    copies: Natural = 0
+    copies: NonNegativeInt = 0
     """copies per seed; 0: a new one at each visit"""
     patch: Annotated[int, *whole(SMALLEST, 4096)] = 32
     """side of a copy and of the smallest seeds, pixels; seeds are up to 1.95 times as large; at most 3/4 of the image's side"""
-    translation: Share = 0.2
+    translation: UnitInterval = 0.2
     """largest translation in each direction, as a fraction of the seed's side"""
-    scale: Positives = (0.7, 1.4)
+    scale: PositiveFloats = (0.7, 1.4)
     """range of the scale factor"""
-    rotation: Weight = 20.0
+    rotation: NonNegativeFloat = 20.0
     """largest rotation in either direction, degrees"""
-    pca_contrast: Positives = (0.71, 1.41)
+    pca_contrast: PositiveFloats = (0.71, 1.41)
     """range of the contrast factor along each principal axis of color"""
-    hsv_power: Positives = (0.5, 2.0)
+    hsv_power: PositiveFloats = (0.5, 2.0)
     """range of the exponent of saturation and value"""
-    hsv_factor: Positives = (0.84, 1.18)
+    hsv_factor: PositiveFloats = (0.84, 1.18)
     """range of the factor of saturation and value"""
-    hsv_offset: Share = 0.05
+    hsv_offset: UnitInterval = 0.05
     """largest value added to or subtracted from hue, saturation and value"""
-    merge_threshold: Share = 0.0
+    merge_threshold: UnitInterval = 0.0
     """cosine similarity above which mutual nearest seeds are merged into one class in the next round; 0: never"""
-    dropout: Below = 0.0
+    dropout: FractionBelowOne = 0.0
     """dropout rate of the features, before the head"""
-    hidden: Natural = 512
+    hidden: NonNegativeInt = 512
     """width of the head's hidden layer; 0: none"""
 
     def smallest_side(self, encoder: Encoder) -> Minimum:
@@ -134,7 +142,7 @@ class Clustered(Config):
 
     train: ClassVar[TrainConfig] = TrainConfig(epochs=30, batch=256, lr=3e-3, weight_decay=0.01, cycles=2)
 
-    merge_threshold: Share = 0.9
+    merge_threshold: UnitInterval = 0.9
     """cosine similarity above which mutual nearest seeds are merged into one class"""
 
 
@@ -155,21 +163,21 @@ class Paper(Config):
         gamma=(0.4, 0.25, 0.4, 0.25),
     )
 
-    num_classes: Several = 16000
+    num_classes: AtLeastTwo = 16000
     """seeds, each a surrogate class"""
-    copies: Natural = 100
+    copies: NonNegativeInt = 100
     """copies per seed"""
-    pca_contrast: Positives = (0.5, 2.0)
+    pca_contrast: PositiveFloats = (0.5, 2.0)
     """range of the contrast factor along each principal axis of color"""
-    hsv_power: Positives = (0.25, 4.0)
+    hsv_power: PositiveFloats = (0.25, 4.0)
     """range of the exponent of saturation and value"""
-    hsv_factor: Positives = (0.7, 1.4)
+    hsv_factor: PositiveFloats = (0.7, 1.4)
     """range of the factor of saturation and value"""
-    hsv_offset: Share = 0.1
+    hsv_offset: UnitInterval = 0.1
     """largest value added to or subtracted from hue, saturation and value"""
-    dropout: Below = 0.5
+    dropout: FractionBelowOne = 0.5
     """dropout rate of the fully connected layer"""
-    hidden: Natural = 0
+    hidden: NonNegativeInt = 0
     """none; the encoder has a fully connected layer"""
 
     def build_encoder(self, encoder: str, source: Source) -> Encoder:

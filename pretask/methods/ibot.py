@@ -26,7 +26,15 @@ from torch import Tensor, nn
 
 from pretask.config import TrainConfig
 from pretask.encoders import Encoder
-from pretask.limits import Count, Natural, Part, Parts, Several, Share, Shares
+from pretask.limits import (
+    AtLeastTwo,
+    NonNegativeInt,
+    PositiveFraction,
+    PositiveFractions,
+    PositiveInt,
+    UnitInterval,
+    UnitIntervals,
+)
 from pretask.methods import dino
 from pretask.methods.base.method import Minimum
 from pretask.methods.base.views import MultiCrop, asymmetric
@@ -52,9 +60,9 @@ class Config(dino.Config):
     )
     train: ClassVar[TrainConfig] = TrainConfig(epochs=30, batch=64, lr=1e-3, weight_decay=0.05, clip=3.0)
 
-    mask_probability: Share = 0.5
+    mask_probability: UnitInterval = 0.5
     """fraction of the global views that are masked"""
-    mask_ratio: Shares = (0.1, 0.5)
+    mask_ratio: UnitIntervals = (0.1, 0.5)
     """fraction of the patches of a masked view that are masked, from and to (0.3 ± 0.2)"""
 
     def require_vit(self, encoder: Encoder) -> Any:
@@ -93,27 +101,27 @@ class Paper(Config):
         clip=3.0,
     )
 
-    side: Part = 1.0
+    side: PositiveFraction = 1.0
     """full size"""
     views: augment.ViewAugmentation = augment.ViewAugmentation(crop=(0.25, 1.0), saturation=0.2, blur=0.5)
     """shared by all views; the two global views differ in blur and solarization"""
-    local_crops: Natural = 10
+    local_crops: NonNegativeInt = 10
     """of 96 px"""
-    local_size: Part = 96 / 224
+    local_size: PositiveFraction = 96 / 224
     """96 px of 224"""
-    local_scale: Parts = (0.05, 0.25)
+    local_scale: PositiveFractions = (0.05, 0.25)
     """of 96 px"""
-    ema_momentum: Share = 0.996
+    ema_momentum: UnitInterval = 0.996
     """at the start"""
-    teacher_temp_warmup: Share = 30 / 800
+    teacher_temp_warmup: UnitInterval = 30 / 800
     """30 epochs"""
-    freeze_prototypes: Share = 1 / 800
+    freeze_prototypes: UnitInterval = 1 / 800
     """one epoch"""
-    prototypes: Several = 8192
+    prototypes: AtLeastTwo = 8192
     """shared by images and patches"""
-    width: Count = 256
+    width: PositiveInt = 256
     """bottleneck width"""
-    hidden: Count = 2048
+    hidden: PositiveInt = 2048
     """hidden width"""
     use_bn_in_head: bool = False
     """none, as in the transformer"""

@@ -44,7 +44,7 @@ from pretask.encoders.vit import (
     sincos_pos_embed,
     unpatchify,
 )
-from pretask.limits import Count, Part, Parts, Positives, Share
+from pretask.limits import PositiveFloats, PositiveFraction, PositiveFractions, PositiveInt, UnitInterval
 from pretask.methods.base.method import Method, MethodConfig, Minimum
 from pretask.methods.mae import GRAY
 from pretask.rng import Rng
@@ -67,23 +67,23 @@ class Config(MethodConfig):
     )
     train: ClassVar[TrainConfig] = TrainConfig(epochs=30, batch=64, lr=1e-3, weight_decay=0.05)
 
-    num_blocks: Count = 4
+    num_blocks: PositiveInt = 4
     """target blocks per image (sec. 3)"""
-    block_scale: Parts = (0.15, 0.2)
+    block_scale: PositiveFractions = (0.15, 0.2)
     """area of a block as a fraction of the image's, from and to"""
-    block_aspect: Positives = (0.75, 1.5)
+    block_aspect: PositiveFloats = (0.75, 1.5)
     """aspect ratio of a block, height over width, from and to"""
-    context_scale: Parts = (0.85, 1.0)
+    context_scale: PositiveFractions = (0.85, 1.0)
     """area of the context as a fraction of the image's, from and to, before the blocks are removed from it"""
-    crop: Part = 0.3
+    crop: PositiveFraction = 0.3
     """smallest fraction of the image's area that is cropped (appendix A)"""
-    ema_momentum: Share = 0.98
+    ema_momentum: UnitInterval = 0.98
     """teacher's EMA momentum at the start, annealed linearly to 1 (paper: 0.996, appendix A.1)"""
-    predictor_width: Count = 64
+    predictor_width: PositiveInt = 64
     """width of the predictor, a multiple of 4 and of `predictor_heads` (paper: 384)"""
-    predictor_depth: Count = 2
+    predictor_depth: PositiveInt = 2
     """blocks of the predictor (12 for the paper's largest encoder)"""
-    predictor_heads: Count = 4
+    predictor_heads: PositiveInt = 4
     """attention heads of the predictor"""
 
     def build_encoder(self, encoder: str, source: Source) -> Encoder:
@@ -126,13 +126,13 @@ class Paper(Config):
         warmup=15 / 600,
     )
 
-    ema_momentum: Share = 0.996
+    ema_momentum: UnitInterval = 0.996
     """at the start"""
-    predictor_width: Count = 384
+    predictor_width: PositiveInt = 384
     """width of the predictor"""
-    predictor_depth: Count = 6
+    predictor_depth: PositiveInt = 6
     """for a ViT-B"""
-    predictor_heads: Count = 12
+    predictor_heads: PositiveInt = 12
     """attention heads of the predictor"""
 
 

@@ -32,7 +32,14 @@ from torch import Tensor, nn
 from pretask.config import TrainConfig
 from pretask.encoders import Encoder
 from pretask.encoders.heads import TileEncoder
-from pretask.limits import Below, Count, Natural, Part, Several, Share
+from pretask.limits import (
+    AtLeastTwo,
+    FractionBelowOne,
+    NonNegativeInt,
+    PositiveFraction,
+    PositiveInt,
+    UnitInterval,
+)
 from pretask.methods.base.method import Method, MethodConfig, Minimum
 from pretask.rng import Rng
 from pretask.transforms import augment
@@ -57,31 +64,31 @@ class Config(MethodConfig):
     encoder: ClassVar[str] = "resnet_small:width=32,wide=512"
     train: ClassVar[TrainConfig] = TrainConfig(epochs=30, batch=64, lr=3e-3, weight_decay=0.01)
 
-    num_permutations: Several = 100
+    num_permutations: AtLeastTwo = 100
     """size of the permutation set, of 362,880 possible ones"""
     distance: Distance = "maximal"
     """Hamming distance between the permutations of the set: maximal, that of random ones, or minimal (table 4)"""
     distance_stat: DistanceStat = "mean"
     """statistic of a permutation's distances to the earlier ones that is maximized: the mean (paper) or the minimum"""
-    window: Part = 1.0
+    window: PositiveFraction = 1.0
     """side of the square that is divided into nine cells, as a fraction of the image's; its position is random"""
-    tile: Part = 0.75
+    tile: PositiveFraction = 0.75
     """side of a tile, as a fraction of its cell's; its position in the cell is random"""
     normalize: bool = True
     """scale each channel of each tile to mean 0 and standard deviation 1 (sec. 3.2; without it 43.5 not 52.6, table 5)"""
-    channel_shift: Natural = 1
+    channel_shift: NonNegativeInt = 1
     """largest vertical and horizontal shift of a tile's color channel, pixels"""
-    gray: Share = 0.3
+    gray: UnitInterval = 0.3
     """probability that an image is converted to grayscale (sec. 3.2)"""
-    flip: Share = 0.5
+    flip: UnitInterval = 0.5
     """probability that an image is flipped before it is cut into tiles"""
-    shuffles: Count = 8
+    shuffles: PositiveInt = 8
     """permutations that the head predicts per image; each tile is encoded once for all (paper: 1)"""
-    width: Count = 128
+    width: PositiveInt = 128
     """dimension of a tile's embedding"""
-    hidden: Count = 512
+    hidden: PositiveInt = 512
     """width of the head's hidden layer"""
-    dropout: Below = 0.0
+    dropout: FractionBelowOne = 0.0
     """dropout rate in the head's two layers"""
     flatten: bool = False
     """represent a tile by its whole last feature map instead of the map's mean"""
@@ -110,21 +117,21 @@ class Paper(Config):
         bias_lr_scale=2.0,
     )
 
-    num_permutations: Several = 1000
+    num_permutations: AtLeastTwo = 1000
     """size of the permutation set, of 362,880 possible ones"""
-    tile: Part = 64 / 85
+    tile: PositiveFraction = 64 / 85
     """64 of 85 pixels"""
-    channel_shift: Natural = 2
+    channel_shift: NonNegativeInt = 2
     """pixels, of 64"""
-    flip: Share = 0.0
+    flip: UnitInterval = 0.0
     """none in the released code"""
-    shuffles: Count = 1
+    shuffles: PositiveInt = 1
     """one per image"""
-    width: Count = 1024
+    width: PositiveInt = 1024
     """fc6"""
-    hidden: Count = 4096
+    hidden: PositiveInt = 4096
     """fc7"""
-    dropout: Below = 0.5
+    dropout: FractionBelowOne = 0.5
     """after fc6 and fc7"""
     flatten: bool = True
     """3 x 3 x 256 features"""

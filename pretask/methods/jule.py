@@ -48,7 +48,7 @@ from torch import Tensor, nn
 
 from pretask.config import TrainConfig
 from pretask.encoders import Encoder
-from pretask.limits import Count, Part, Several, Share, Weight
+from pretask.limits import AtLeastTwo, NonNegativeFloat, PositiveFraction, PositiveInt, UnitInterval
 from pretask.methods.base.context import Context
 from pretask.methods.base.method import Method, MethodConfig, Minimum
 from pretask.ops import agglomerative
@@ -72,25 +72,25 @@ class Config(MethodConfig):
         epochs=80, batch=100, optimizer="sgd", lr=0.01, nesterov=True, weight_decay=5e-5, warmup=0.0
     )
 
-    clusters: Several = 10
+    clusters: AtLeastTwo = 10
     """number of final clusters"""
-    unrolling_rate: Part = 0.2
+    unrolling_rate: PositiveFraction = 0.2
     """η: fraction of the clusters that is merged between two periods (paper: 0.9, faces 0.2)"""
     loss: Literal["margin", "affinity"] = "margin"
     """triplet loss: the released code's on squared distances, or the paper's weighted one on affinities"""
-    margin: Weight = 0.2
+    margin: NonNegativeFloat = 0.2
     """m: margin of the triplet loss (0.2 to 1)"""
-    positive_weight: Weight = 1.0
+    positive_weight: NonNegativeFloat = 1.0
     """γ: weight of the positive (released: 1 in the margin loss; 2 in the affinity loss, from memory)"""
-    num_negatives: Count = 20
+    num_negatives: PositiveInt = 20
     """negatives per pair; at most the number of clusters less one"""
-    width: Count = 160
+    width: PositiveInt = 160
     """dimension of the embedding, which has length 1"""
-    neighbors: Count = 10
+    neighbors: PositiveInt = 10
     """K_s: nearest neighbors in the graph for merging, also in `pretask cluster` (10 to 100; fewer for few images)"""
-    neighbor_clusters: Count = 5
+    neighbor_clusters: PositiveInt = 5
     """K_c: neighboring clusters in the local-structure term of the merging criterion (1 to 10)"""
-    smallest: Share = agglomerative.SMALLEST
+    smallest: UnitInterval = agglomerative.SMALLEST
     """fraction of the mean size below which outliers cannot be one of the final `clusters` (paper: no limit)"""
     exact: bool = True
     """recompute affinities after each merge; no: the released code's fast mode, which omits some terms"""
@@ -141,13 +141,13 @@ class Paper(Config):
         gamma=0.95,
     )
 
-    neighbors: Count = 20
+    neighbors: PositiveInt = 20
     """nearest neighbors in the graph"""
     exact: bool = False
     """the released code's default"""
-    smallest: Share = 0.0
+    smallest: UnitInterval = 0.0
     """no limit"""
-    unrolling_rate: Part = 0.9
+    unrolling_rate: PositiveFraction = 0.9
     """for all datasets except faces"""
     refine: bool = False
     """train.lua stops when the final clusters are reached"""
@@ -173,7 +173,7 @@ class PaperAffinity(Paper):
 
     loss: Literal["margin", "affinity"] = "affinity"
     """weighted triplets"""
-    positive_weight: Weight = 2.0
+    positive_weight: NonNegativeFloat = 2.0
     """γ (from memory)"""
 
 

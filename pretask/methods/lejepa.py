@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from pretask.config import TrainConfig
 from pretask.encoders import Encoder
 from pretask.encoders.heads import build_mlp
-from pretask.limits import Count, Natural, Part, Parts, Share
+from pretask.limits import NonNegativeInt, PositiveFraction, PositiveFractions, PositiveInt, UnitInterval
 from pretask.methods.base.views import MultiCrop, MultiCropConfig, MultiCropMethod
 from pretask.rng import Rng
 from pretask.runtime import distributed
@@ -45,15 +45,15 @@ class Config(MultiCropConfig):
     """Predict the mean of the global views, with embeddings pushed towards an isotropic Gaussian."""
 
     family: ClassVar[str] = "redundancy reduction"
-    lambda_: Share = 0.02
+    lambda_: UnitInterval = 0.02
     """λ, weight of SIGReg; 1 - λ is that of the prediction loss (released demo; sec. 6.1: 0.05)"""
-    num_slices: Count = 256
+    num_slices: PositiveInt = 256
     """random directions along which normality is tested (paper: 256 to 1024)"""
-    embed_dim: Natural = 0
+    embed_dim: NonNegativeInt = 0
     """width of a linear layer in front of the projector (released demo: 512); 0: none"""
-    width: Count = 64
+    width: PositiveInt = 64
     """output width of the projector"""
-    hidden: Count = 512
+    hidden: PositiveInt = 512
     """width of the projector's two hidden layers (released: 2048)"""
 
     def build(self, encoder: Encoder, source: Source) -> "LeJEPA":
@@ -76,23 +76,23 @@ class Paper(Config):
         warmup=1 / 800,
     )
 
-    side: Part = 1.0
+    side: PositiveFraction = 1.0
     """full size"""
     views: augment.ViewAugmentation = augment.ViewAugmentation(
         crop=(0.08, 1.0), jitter=1.0, blur=0.5, solarize=0.2
     )
     """of all four views"""
-    local_crops: Natural = 2
+    local_crops: NonNegativeInt = 2
     """two more views, augmented like the others"""
-    local_size: Part = 1.0
+    local_size: PositiveFraction = 1.0
     """full size"""
-    local_scale: Parts = (0.08, 1.0)
+    local_scale: PositiveFractions = (0.08, 1.0)
     """as the others"""
-    embed_dim: Natural = 512
+    embed_dim: NonNegativeInt = 512
     """the demo's replacement of the classifier"""
-    width: Count = 16
+    width: PositiveInt = 16
     """output width"""
-    hidden: Count = 2048
+    hidden: PositiveInt = 2048
     """width of the hidden layers"""
 
 

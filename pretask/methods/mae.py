@@ -52,7 +52,7 @@ from pretask.encoders.vit import (
     sincos_pos_embed,
     unpatchify,
 )
-from pretask.limits import Count, Part, Within
+from pretask.limits import OpenUnitInterval, PositiveFraction, PositiveInt
 from pretask.methods.base.method import Method, MethodConfig, Minimum
 from pretask.methods.ibot import block_masks
 from pretask.rng import Rng
@@ -78,19 +78,19 @@ class Config(MethodConfig):
     )
     train: ClassVar[TrainConfig] = TrainConfig(epochs=30, batch=64, lr=2e-3, weight_decay=0.05)
 
-    mask_ratio: Within = 0.75
+    mask_ratio: OpenUnitInterval = 0.75
     """fraction of the patches that are masked (sec. 4.1)"""
     mask_sampling: Literal["random", "block", "grid"] = "random"
     """mask random patches, large blocks, or all but one of every four (fig. 6)"""
     norm_pix_loss: bool = True
     """normalize each target patch by its own mean and standard deviation (sec. 4.1)"""
-    crop: Part = 0.2
+    crop: PositiveFraction = 0.2
     """smallest fraction of the image's area that is cropped (released code)"""
-    decoder_width: Count = 64
+    decoder_width: PositiveInt = 64
     """width of the decoder, a multiple of 4 and of `decoder_heads`"""
-    decoder_depth: Count = 1
+    decoder_depth: PositiveInt = 1
     """blocks of the decoder"""
-    decoder_heads: Count = 4
+    decoder_heads: PositiveInt = 4
     """attention heads of the decoder"""
 
     def build_encoder(self, encoder: str, source: Source) -> Encoder:
@@ -137,11 +137,11 @@ class Paper(Config):
         warmup=40 / 800,
     )
 
-    decoder_width: Count = 512
+    decoder_width: PositiveInt = 512
     """width of the decoder (table 1b)"""
-    decoder_depth: Count = 8
+    decoder_depth: PositiveInt = 8
     """blocks of the decoder (table 1a)"""
-    decoder_heads: Count = 16
+    decoder_heads: PositiveInt = 16
     """attention heads of the decoder (released code)"""
 
 

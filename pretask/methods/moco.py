@@ -45,7 +45,7 @@ from pretask.config import TrainConfig
 from pretask.encoders import Encoder
 from pretask.encoders.heads import build_mlp, cosine_momentum, ema_copy, update_ema
 from pretask.encoders.vit import init_vit
-from pretask.limits import Count, Natural, Part, Positive, Share
+from pretask.limits import NonNegativeInt, PositiveFloat, PositiveFraction, PositiveInt, UnitInterval
 from pretask.methods.base.context import Context
 from pretask.methods.base.views import MATCH, TwoViewMethod, TwoViews, ViewConfig, asymmetric
 from pretask.rng import Rng
@@ -58,7 +58,7 @@ from pretask.types import Loss, Progress, Source, UserError
 class V1Augmentation(augment.ViewAugmentation):
     """As in v1 and InstDisc (arXiv:1805.01978): hue jitter as strong as the rest, after grayscaling."""
 
-    jitter_p: Share = 1.0
+    jitter_p: UnitInterval = 1.0
     """probability of the color jitter, whose four strengths are 0.4 (released code)"""
 
     @property
@@ -76,15 +76,15 @@ class Config(ViewConfig):
     """Find the teacher's key of the other view of an image among a queue of thousands (v2)."""
 
     family: ClassVar[str] = "contrastive"
-    temperature: Positive = 0.2
+    temperature: PositiveFloat = 0.2
     """τ, temperature of the softmax over keys (v2)"""
-    queue: Natural = 4096
+    queue: NonNegativeInt = 4096
     """length of the queue of negatives (65,536 on ImageNet); 0: in-batch negatives, as in v3"""
-    ema_momentum: Share = 0.99
+    ema_momentum: UnitInterval = 0.99
     """m, the teacher's EMA momentum (0.999 on ImageNet); without a queue it is annealed to 1"""
-    width: Count = 128
+    width: PositiveInt = 128
     """output width of the projector, that of a key"""
-    hidden: Natural = 512
+    hidden: NonNegativeInt = 512
     """hidden width of projector and predictor (v2: 2048; v3: 4096); 0: a linear projector, as in v1"""
     hidden_bn: bool = True
     """use a batch norm after the projector's hidden layer (v2: none)"""
@@ -110,7 +110,7 @@ class Config(ViewConfig):
 class V3(Config):
     """Find the teacher's key of the other view of an image in the batch, through a predictor (v3)."""
 
-    queue: Natural = 0
+    queue: NonNegativeInt = 0
     """in-batch negatives"""
 
 
@@ -123,15 +123,15 @@ class Paper(Config):
         epochs=200, batch=256, optimizer="sgd", lr=0.03, weight_decay=1e-4, decay_all=True, warmup=0.0
     )
 
-    side: Part = 1.0
+    side: PositiveFraction = 1.0
     """full size"""
     views: augment.ViewAugmentation = augment.ViewAugmentation(blur=0.5)
     """crops of at least a fifth of the area"""
-    queue: Natural = 65_536
+    queue: NonNegativeInt = 65_536
     """keys of 256 steps"""
-    ema_momentum: Share = 0.999
+    ema_momentum: UnitInterval = 0.999
     """constant"""
-    hidden: Natural = 2048
+    hidden: NonNegativeInt = 2048
     """hidden width of the projector"""
     hidden_bn: bool = False
     """linear, ReLU, linear"""
@@ -145,9 +145,9 @@ class PaperV1(Paper):
 
     views: V1Augmentation = V1Augmentation()
     """no blur"""
-    temperature: Positive = 0.07
+    temperature: PositiveFloat = 0.07
     """temperature of the softmax over keys"""
-    hidden: Natural = 0
+    hidden: NonNegativeInt = 0
     """the projector is one linear layer"""
 
 
@@ -160,17 +160,17 @@ class PaperV3(V3):
         epochs=300, batch=4096, optimizer="lars", lr=0.3 * 4096 / 256, weight_decay=1e-6, warmup=10 / 300
     )
 
-    side: Part = 1.0
+    side: PositiveFraction = 1.0
     """full size"""
     views: augment.ViewAugmentation = augment.ViewAugmentation(saturation=0.2)
     """shared by both views, which differ in blur and solarization"""
-    temperature: Positive = 1.0
+    temperature: PositiveFloat = 1.0
     """temperature of the softmax over keys"""
-    ema_momentum: Share = 0.99
+    ema_momentum: UnitInterval = 0.99
     """at the start (0.996, and a weight decay of 1.5e-6, for 1000 epochs)"""
-    width: Count = 256
+    width: PositiveInt = 256
     """output width"""
-    hidden: Natural = 4096
+    hidden: NonNegativeInt = 4096
     """hidden width"""
 
     def augmentations(self) -> tuple[augment.ViewAugmentation, augment.ViewAugmentation]:
@@ -188,7 +188,7 @@ class PaperV3ViT(PaperV3):
 
     views: augment.ViewAugmentation = augment.ViewAugmentation(crop=(0.08, 1.0), saturation=0.2)
     """shared by both views, which differ in blur and solarization"""
-    temperature: Positive = 0.2
+    temperature: PositiveFloat = 0.2
     """temperature of the softmax over keys"""
 
 

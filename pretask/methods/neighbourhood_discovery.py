@@ -42,7 +42,7 @@ from torch import Tensor, nn
 
 from pretask.config import TrainConfig
 from pretask.encoders import Encoder
-from pretask.limits import Count, Part, Positive, Share, Weight
+from pretask.limits import NonNegativeFloat, PositiveFloat, PositiveFraction, PositiveInt, UnitInterval
 from pretask.methods.base.context import Context
 from pretask.methods.base.method import Method, MethodConfig, Minimum
 from pretask.rng import Rng
@@ -73,23 +73,23 @@ class Config(MethodConfig):
         cycles=5,
     )
 
-    temperature: Positive = 0.1
+    temperature: PositiveFloat = 0.1
     """temperature of the softmax over all images"""
-    neighbors: Count = 1
+    neighbors: PositiveInt = 1
     """nearest neighbors that an anchor is joined with"""
-    width: Count = 128
+    width: PositiveInt = 128
     """dimension of the embeddings in the memory bank"""
-    bank_momentum: Share = 0.5
+    bank_momentum: UnitInterval = 0.5
     """fraction of a row of the bank that is kept when its image is seen again"""
-    crop: Part = 0.2
+    crop: PositiveFraction = 0.2
     """smallest fraction of the image's area in a view"""
-    side: Part = 0.75
+    side: PositiveFraction = 0.75
     """side of a view, as a fraction of the image's; smaller views train faster"""
-    jitter: Weight = 0.4
+    jitter: NonNegativeFloat = 0.4
     """strength of the jitter of brightness, contrast, saturation and hue"""
-    gray: Share = 0.2
+    gray: UnitInterval = 0.2
     """probability of conversion to grayscale"""
-    flip: Share = 0.5
+    flip: UnitInterval = 0.5
     """probability of a horizontal flip"""
 
     def fewest_images(self) -> Minimum:
@@ -118,9 +118,9 @@ class Paper(Config):
         decay_all=True,
     )
 
-    side: Part = 1.0
+    side: PositiveFraction = 1.0
     """full size"""
-    flip: Share = 0.0
+    flip: UnitInterval = 0.0
     """commented out in the released configuration"""
 
 

@@ -50,7 +50,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from pretask import encoders
 from pretask.config import TrainConfig
 from pretask.encoders import Encoder, pooled
-from pretask.limits import Count, Natural, Part, Positive, Share, Weight, Within
+from pretask.limits import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    OpenUnitInterval,
+    PositiveFloat,
+    PositiveFraction,
+    PositiveInt,
+    UnitInterval,
+)
 from pretask.methods import rotnet
 from pretask.methods.base.context import Context
 from pretask.methods.base.method import Method, Minimum
@@ -67,19 +75,19 @@ class Config(rotnet.CropConfig):
     """Predict the rotation from one half of the features, and discriminate instances by the other."""
 
     family: ClassVar[str] = "pretext tasks"
-    half_dim: Natural = 256
+    half_dim: NonNegativeInt = 256
     """dimension of each half, made from the pooled features by a linear layer; 0: the pooled features are split (paper)"""
-    width: Count = 128
+    width: PositiveInt = 128
     """dimension of the embeddings in the memory bank"""
-    temperature: Positive = 0.2
+    temperature: PositiveFloat = 0.2
     """temperature of the similarities to the bank (released: 0.07, too low for small datasets, whose rows become alike)"""
-    num_negatives: Count = 1024
+    num_negatives: PositiveInt = 1024
     """rows of the bank sampled as negatives (released: 4096); at most the number of images less one"""
-    bank_momentum: Share = 0.5
+    bank_momentum: UnitInterval = 0.5
     """fraction of a row of the bank that is kept when its image is seen again"""
-    weighted_fraction: Within = 0.15
+    weighted_fraction: OpenUnitInterval = 0.15
     """fraction of the run, at its end, in which rotated copies are weighted (released: 35 of 245 epochs); whole epochs"""
-    weight_exponent: Weight = 2.0
+    weight_exponent: NonNegativeFloat = 2.0
     """exponent γ of the weight 1 - p^γ of a rotated copy that is upright with probability p"""
     rotnet_encoder: str = "resnet_small:width=16"
     """encoder of the two RotNets that predict p"""
@@ -114,17 +122,17 @@ class Paper(Config):
         decay_all=True,
     )
 
-    crop: Part = 0.08
+    crop: PositiveFraction = 0.08
     """smallest fraction of the image's area in a crop"""
-    side: Part = 1.0
+    side: PositiveFraction = 1.0
     """full size"""
-    half_dim: Natural = 0
+    half_dim: NonNegativeInt = 0
     """2048 of 4096 features"""
-    temperature: Positive = 0.07
+    temperature: PositiveFloat = 0.07
     """temperature of the similarities to the bank"""
-    num_negatives: Count = 4096
+    num_negatives: PositiveInt = 4096
     """of 1.28 million rows"""
-    weighted_fraction: Within = 35 / 245
+    weighted_fraction: OpenUnitInterval = 35 / 245
     """the learning rate restarts at a hundredth of its peak"""
     rotnet_encoder: str = "alexnet_bn"
     """that of RotNet"""

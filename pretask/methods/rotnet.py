@@ -39,7 +39,7 @@ from torch import Tensor, nn
 
 from pretask.config import TrainConfig
 from pretask.encoders import Encoder
-from pretask.limits import Degrees, Part
+from pretask.limits import Degrees, PositiveFraction
 from pretask.methods.base.method import Method, MethodConfig
 from pretask.rng import Rng
 from pretask.transforms import augment
@@ -60,9 +60,9 @@ class CropConfig(MethodConfig):
     encoder: ClassVar[str] = "resnet_small:width=32"
     train: ClassVar[TrainConfig] = TrainConfig(epochs=30, batch=64, lr=3e-3, weight_decay=0.01)
 
-    crop: Part = 0.3
+    crop: PositiveFraction = 0.3
     """smallest fraction of the image's area in a crop; 1: the whole image, shifted by up to an eighth of its side"""
-    side: Part = 0.75
+    side: PositiveFraction = 0.75
     """side of the rotated crop, as a fraction of the image's; smaller crops train faster"""
 
 
@@ -100,7 +100,7 @@ class Paper(Config):
         decay_all=True,
     )
 
-    crop: Part = 1.0
+    crop: PositiveFraction = 1.0
     """the whole image, shifted by up to 4 of 32 pixels"""
 
 
@@ -121,9 +121,9 @@ class PaperImageNet(Paper):
         decay_all=True,
     )
 
-    crop: Part = 0.08
+    crop: PositiveFraction = 0.08
     """smallest fraction of the image's area in a crop"""
-    side: Part = 1.0
+    side: PositiveFraction = 1.0
     """full size"""
 
 

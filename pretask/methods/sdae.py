@@ -43,7 +43,7 @@ from torch import Tensor, nn
 
 from pretask.config import TrainConfig
 from pretask.encoders import Classic, Encoder
-from pretask.limits import Share, Weight
+from pretask.limits import NonNegativeFloat, UnitInterval
 from pretask.methods.base.context import Context
 from pretask.methods.base.method import Gallery, Method, MethodConfig
 from pretask.rng import Rng
@@ -66,13 +66,13 @@ class Config(MethodConfig):
 
     noise: Noise = "masking"
     """masking sets components to 0, salt_and_pepper to the smallest or largest value; gaussian adds noise to all"""
-    corruption_level: tuple[Share, ...] = (0.25,)
+    corruption_level: tuple[UnitInterval, ...] = (0.25,)
     """fraction of corrupted components, or standard deviation of gaussian noise; one for all layers or one per layer"""
     exact: bool = True
     """corrupt the same number of components in every sample; no: each independently"""
-    alpha: Weight = 1.0
+    alpha: NonNegativeFloat = 1.0
     """weight of the loss on corrupted components (sec. 3.3)"""
-    beta: Weight = 1.0
+    beta: NonNegativeFloat = 1.0
     """weight of the loss on the other components; 0: full emphasis"""
     tied: bool = True
     """decode sigmoid layers with their own transposed matrix; other layers always have separate decoders"""
@@ -101,7 +101,7 @@ class Paper(Config):
         cycles=3,
     )
 
-    corruption_level: tuple[Share, ...] = (0.1, 0.2, 0.3)
+    corruption_level: tuple[UnitInterval, ...] = (0.1, 0.2, 0.3)
     """fraction of corrupted components, per layer"""
     exact: bool = False
     """each component is corrupted independently"""
@@ -114,7 +114,7 @@ class Conv(Config):
     encoder: ClassVar[str] = "resnet_small"
     train: ClassVar[TrainConfig] = TrainConfig(epochs=40, batch=128, lr=1e-3, weight_decay=0.0, cycles=4)
 
-    beta: Weight = 0.0
+    beta: NonNegativeFloat = 0.0
     """full emphasis, because a convolution can copy visible pixels"""
 
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from pretask.config import TrainConfig
 from pretask.encoders import Encoder
 from pretask.encoders.heads import build_mlp
-from pretask.limits import Count, Part, Positive
+from pretask.limits import PositiveFloat, PositiveFraction, PositiveInt
 from pretask.methods.base.views import MATCH, TwoViewMethod, TwoViews, ViewConfig
 from pretask.runtime import distributed
 from pretask.transforms import augment
@@ -36,11 +36,11 @@ class Config(ViewConfig):
     """Find the other view of the same image among all views of the batch."""
 
     family: ClassVar[str] = "contrastive"
-    temperature: Positive = 0.2
+    temperature: PositiveFloat = 0.2
     """τ, temperature of the softmax over views (released: 0.1 on ImageNet, 0.5 on CIFAR-10)"""
-    width: Count = 128
+    width: PositiveInt = 128
     """output width of the projector (sec. 2.3)"""
-    hidden: Count = 512
+    hidden: PositiveInt = 512
     """hidden width of the projector (released: as wide as the features, 2048)"""
     final_bn: bool = False
     """end the projector with a batch norm without bias, as released"""
@@ -64,13 +64,13 @@ class Paper(Config):
         warmup=0.01,
     )
 
-    temperature: Positive = 0.5
+    temperature: PositiveFloat = 0.5
     """as in the released command; B.9 tries 0.1, 0.5 and 1.0"""
-    hidden: Count = 2048
+    hidden: PositiveInt = 2048
     """hidden width of the projector"""
     final_bn: bool = True
     """in all released runs"""
-    side: Part = 1.0
+    side: PositiveFraction = 1.0
     """full size"""
     views: augment.ViewAugmentation = augment.ViewAugmentation(crop=(0.08, 1.0))
     """jitter of strength 0.5 and no blur (appendix B.9)"""
@@ -91,7 +91,7 @@ class PaperImageNet(Paper):
         warmup=0.1,
     )
 
-    temperature: Positive = 0.1
+    temperature: PositiveFloat = 0.1
     """temperature of the softmax over views (released command)"""
     views: augment.ViewAugmentation = augment.ViewAugmentation(crop=(0.08, 1.0), jitter=1.0, blur=0.5)
     """jitter of strength 1, and half of the views blurred (appendix A)"""

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from pretask.config import TrainConfig
 from pretask.encoders import Encoder
 from pretask.encoders.heads import build_mlp
-from pretask.limits import Count, Part
+from pretask.limits import PositiveFraction, PositiveInt
 from pretask.methods.base.views import TwoViewMethod, TwoViews, ViewConfig
 from pretask.transforms import augment
 from pretask.types import Loss, Source
@@ -33,9 +33,9 @@ class Config(ViewConfig):
     family: ClassVar[str] = "self-distillation"
     train: ClassVar[TrainConfig] = TrainConfig(epochs=30, batch=128, lr=1e-3, weight_decay=0.01)
 
-    width: Count = 512
+    width: PositiveInt = 512
     """output width of projector and predictor (paper: 2048)"""
-    bottleneck: Count = 128
+    bottleneck: PositiveInt = 128
     """hidden width of the predictor: a quarter of `width`, as in the paper"""
 
     def build(self, encoder: Encoder, source: Source) -> "SimSiam":
@@ -57,13 +57,13 @@ class Paper(Config):
         warmup=0.0,
     )
 
-    side: Part = 1.0
+    side: PositiveFraction = 1.0
     """full size"""
     views: augment.ViewAugmentation = augment.ViewAugmentation(blur=0.5)
     """crops of at least a fifth of the area"""
-    width: Count = 2048
+    width: PositiveInt = 2048
     """output width"""
-    bottleneck: Count = 512
+    bottleneck: PositiveInt = 512
     """hidden width of the predictor"""
 
 

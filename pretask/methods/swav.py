@@ -26,7 +26,15 @@ from torch import Tensor, nn
 from pretask.config import TrainConfig
 from pretask.encoders import Encoder
 from pretask.encoders.heads import build_mlp
-from pretask.limits import Count, Natural, Part, Parts, Positive, Several, Share
+from pretask.limits import (
+    AtLeastTwo,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveFraction,
+    PositiveFractions,
+    PositiveInt,
+    UnitInterval,
+)
 from pretask.methods.base.views import MATCH, MultiCrop, MultiCropConfig, MultiCropMethod
 from pretask.runtime import distributed
 from pretask.transforms import augment
@@ -38,23 +46,23 @@ class Config(MultiCropConfig):
     """Predict from one view to which prototypes another view of the same image is assigned."""
 
     family: ClassVar[str] = "clustering"
-    prototypes: Several = 256
+    prototypes: AtLeastTwo = 256
     """number of prototypes (3000 on ImageNet)"""
-    temperature: Positive = 0.1
+    temperature: PositiveFloat = 0.1
     """temperature of the softmax over prototypes"""
-    epsilon: Positive = 0.05
+    epsilon: PositiveFloat = 0.05
     """ε, entropy regularization of Sinkhorn-Knopp; larger values give softer codes"""
-    sinkhorn_iterations: Count = 3
+    sinkhorn_iterations: PositiveInt = 3
     """iterations of Sinkhorn-Knopp"""
-    freeze_prototypes: Share = 0.01
+    freeze_prototypes: UnitInterval = 0.01
     """fraction of the run, at its start, in which the prototypes are frozen"""
-    queue: Natural = 384
+    queue: NonNegativeInt = 384
     """length of the feature queue per global view: 1.5 times the prototypes (3,840 for 3000); 0: no queue"""
-    queue_start: Share = 15 / 200
+    queue_start: UnitInterval = 15 / 200
     """fraction of the run before the queue is filled (epoch 15 of 200, `swav_200ep_bs256_pretrain.sh`)"""
-    width: Count = 128
+    width: PositiveInt = 128
     """output width of the projector"""
-    hidden: Count = 512
+    hidden: PositiveInt = 512
     """hidden width of the projector (2048 on ImageNet)"""
 
     def build(self, encoder: Encoder, source: Source) -> "SwAV":
@@ -82,23 +90,23 @@ class Paper(Config):
         warmup=10 / 800,
     )
 
-    side: Part = 1.0
+    side: PositiveFraction = 1.0
     """full size"""
     views: augment.ViewAugmentation = augment.ViewAugmentation(crop=(0.14, 1.0), jitter=1.0, blur=0.5)
     """of 224 px"""
-    local_crops: Natural = 6
+    local_crops: NonNegativeInt = 6
     """of 96 px"""
-    local_size: Part = 96 / 224
+    local_size: PositiveFraction = 96 / 224
     """96 px of 224"""
-    local_scale: Parts = (0.05, 0.14)
+    local_scale: PositiveFractions = (0.05, 0.14)
     """of 96 px"""
-    prototypes: Several = 3000
+    prototypes: AtLeastTwo = 3000
     """table 4"""
-    freeze_prototypes: Share = 313 / (800 * 312)
+    freeze_prototypes: UnitInterval = 313 / (800 * 312)
     """313 steps, about one epoch"""
-    queue: Natural = 0
+    queue: NonNegativeInt = 0
     """none: a batch has more images than there are prototypes"""
-    hidden: Count = 2048
+    hidden: PositiveInt = 2048
     """hidden width of the projector"""
 
 
@@ -117,9 +125,9 @@ class Paper256(Paper):
         warmup=0.0,
     )
 
-    freeze_prototypes: Share = 5005 / (200 * 5004)
+    freeze_prototypes: UnitInterval = 5005 / (200 * 5004)
     """5005 steps, about one epoch"""
-    queue: Natural = 3840
+    queue: NonNegativeInt = 3840
     """features of 15 batches"""
 
 

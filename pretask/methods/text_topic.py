@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from pretask.config import TrainConfig
 from pretask.encoders import Encoder
-from pretask.limits import Count, Part, Several
+from pretask.limits import AtLeastTwo, PositiveFraction, PositiveInt
 from pretask.methods.base.context import Context
 from pretask.methods.base.method import Method, MethodConfig, Minimum
 from pretask.rng import Rng
@@ -54,17 +54,17 @@ class Config(MethodConfig):
 
     needs: ClassVar[frozenset[str]] = frozenset({"words"})
 
-    topics: Several = 40
+    topics: AtLeastTwo = 40
     """number of topics"""
     stop_words: str = "english"
     """stop words: english (which also lemmatizes words), a file of words, or '' for none"""
-    min_df: Count = 5
+    min_df: PositiveInt = 5
     """smallest number of texts that a word must occur in (20 for the paper's 100,000 texts)"""
-    max_df: Part = 0.5
+    max_df: PositiveFraction = 0.5
     """largest fraction of the texts that a word may occur in"""
-    passes: Count = 20
+    passes: PositiveInt = 20
     """LDA passes over the texts"""
-    side: Part = 1.0
+    side: PositiveFraction = 1.0
     """side of the random window, as a fraction of the image's; 1: the whole image"""
     views: augment.ViewAugmentation = augment.ViewAugmentation()
     """augmentation of the window"""
@@ -87,11 +87,11 @@ class Paper(Config):
         milestones=(50 / 160, 100 / 160, 150 / 160), bias_lr_scale=2.0,
     )  # fmt: skip
 
-    min_df: Count = 20
+    min_df: PositiveInt = 20
     """smallest number of texts that a word must occur in"""
-    passes: Count = 1
+    passes: PositiveInt = 1
     """LDA passes over the texts"""
-    side: Part = 227 / 256
+    side: PositiveFraction = 227 / 256
     """227 of 256 pixels, at any of 30 x 30 positions"""
     views: augment.ViewAugmentation = augment.ViewAugmentation(crop=(1.0, 1.0), jitter_p=0.0, gray=0.0)
     """only horizontal flips"""

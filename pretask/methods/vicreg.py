@@ -18,7 +18,7 @@ from torch import Tensor
 from pretask.config import TrainConfig
 from pretask.encoders import Encoder
 from pretask.encoders.heads import build_mlp
-from pretask.limits import Count, Part, Weight
+from pretask.limits import NonNegativeFloat, PositiveFraction, PositiveInt
 from pretask.methods.base.views import TwoViewMethod, TwoViews, ViewConfig, asymmetric
 from pretask.runtime import distributed
 from pretask.transforms import augment
@@ -33,15 +33,15 @@ class Config(ViewConfig):
     """Make the embeddings of two views agree, with high variance and low covariance over the batch."""
 
     family: ClassVar[str] = "redundancy reduction"
-    invariance: Weight = 25.0
+    invariance: NonNegativeFloat = 25.0
     """λ, weight of the mean squared distance between the views"""
-    variance: Weight = 25.0
+    variance: NonNegativeFloat = 25.0
     """μ, weight of the hinge on the standard deviations"""
-    covariance: Weight = 1.0
+    covariance: NonNegativeFloat = 1.0
     """ν, weight of the off-diagonal covariances"""
-    width: Count = 1024
+    width: PositiveInt = 1024
     """output width of the projector (paper: 8192)"""
-    hidden: Count = 512
+    hidden: PositiveInt = 512
     """width of the projector's two hidden layers (paper: 8192)"""
 
     def build(self, encoder: Encoder, source: Source) -> "VICReg":
@@ -63,13 +63,13 @@ class Paper(Config):
         warmup=0.01,
     )
 
-    side: Part = 1.0
+    side: PositiveFraction = 1.0
     """full size"""
     views: augment.ViewAugmentation = augment.ViewAugmentation(crop=(0.08, 1.0), saturation=0.2)
     """shared by both views, which differ in blur and solarization"""
-    width: Count = 8192
+    width: PositiveInt = 8192
     """output width"""
-    hidden: Count = 8192
+    hidden: PositiveInt = 8192
     """width of the hidden layers"""
 
     def augmentations(self) -> tuple[augment.ViewAugmentation, augment.ViewAugmentation]:

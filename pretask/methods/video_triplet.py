@@ -28,7 +28,14 @@ from torch import Tensor, nn
 from pretask.config import TrainConfig
 from pretask.encoders import Encoder
 from pretask.encoders.heads import build_mlp
-from pretask.limits import Count, Natural, Part, Share, Weight, between
+from pretask.limits import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFraction,
+    PositiveInt,
+    UnitInterval,
+    between,
+)
 from pretask.methods.base.context import Context
 from pretask.methods.base.method import Method
 from pretask.methods.base.views import ViewConfig
@@ -50,17 +57,17 @@ class Config(ViewConfig):
     train: ClassVar[TrainConfig] = TrainConfig(epochs=200, batch=64, lr=1e-3, weight_decay=0.01)
     needs: ClassVar[frozenset[str]] = frozenset({"tracked", "clip"})
 
-    side: Part = 1.0
+    side: PositiveFraction = 1.0
     """side of the encoder's input, as a fraction of the mined patch's"""
-    margin: Weight = 0.5
+    margin: NonNegativeFloat = 0.5
     """margin between the cosine distances of negatives and positives (released prototxt: 1)"""
-    hard_start: Share = 0.25
+    hard_start: UnitInterval = 0.25
     """fraction of the run after which hard negatives are used (readme: start without)"""
     num_hard: Annotated[int, *between(0, NEGATIVES)] = 2
     """hard ones among the four negatives (hard_ratio 0.5; the paper: all, according to a summary)"""
-    hidden: Natural = 512
+    hidden: NonNegativeInt = 512
     """width of the head's hidden layer; 0: no head, the encoder's features are compared"""
-    width: Count = 128
+    width: PositiveInt = 128
     """dimension of the head's output"""
 
     def build(self, encoder: Encoder, source: Source) -> "VideoTriplet":
@@ -90,11 +97,11 @@ class Paper(Config):
         crop=(1.0, 1.0), jitter=0.0, jitter_p=0.0, gray=0.0
     )
     """only horizontal flips"""
-    hard_start: Share = 150 / 400
+    hard_start: UnitInterval = 150 / 400
     """fraction of the run (150,000 steps, according to a summary of the paper: coguo.com/1747746327.html)"""
     num_hard: Annotated[int, *between(0, NEGATIVES)] = 4
     """all negatives are the hardest (the same summary)"""
-    hidden: Natural = 0
+    hidden: NonNegativeInt = 0
     """fc7 is compared, after its ReLU"""
 
 

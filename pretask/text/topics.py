@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from pretask.limits import Count
+from pretask.limits import PositiveInt
 from pretask.rng import Rng
 from pretask.runtime import files, formats
 from pretask.text import encodings, words
@@ -24,7 +24,7 @@ CARD, WEIGHT = "topics.json", "topics.safetensors"
 FIELDS: formats.Fields = {
     "perplexity": float,
     "unigram_perplexity": float,
-    "num_texts": Count,
+    "num_texts": PositiveInt,
     "english": bool,
     "top_words": tuple[list, ...],
     "vocabulary": list,

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pretask.errors import UserError, out_of_memory
-from pretask.limits import Natural, Weight
+from pretask.limits import NonNegativeFloat, NonNegativeInt
 from pretask.runtime import formats
 from pretask.runtime.files import write
 
 LATEST, HEALTHY = "checkpoint.pt", "checkpoint-healthy.pt"
 FIELDS: formats.Fields = {
-    "step": Natural,
-    "seconds": Weight,
+    "step": NonNegativeInt,
+    "seconds": NonNegativeFloat,
     "begun": int,
     "weights": Tensor | None,
     "method": dict,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pretask.data.ledger import Ledger
-from pretask.limits import Count, Natural, Seed
+from pretask.limits import NonNegativeInt, PositiveInt, Seed
 from pretask.runtime import files, formats
 from pretask.train import checkpoint
 from pretask.train.weights import SHAPE, load_encoder
@@ -32,20 +32,20 @@ FIELDS: formats.Fields = {
     "settings": dict,
     "encoder": str,
     "data": str,
-    "n": Count,
+    "n": PositiveInt,
     "records": dict,
     "channels": Literal[1, 3],
-    "size": Count,
+    "size": PositiveInt,
     "range": formats.RANGE,
     "seed": Seed,
-    "plan": tuple[tuple[Natural, Count], ...],
-    "steps": Count,
-    "epochs": Count,
+    "plan": tuple[tuple[NonNegativeInt, PositiveInt], ...],
+    "steps": PositiveInt,
+    "epochs": PositiveInt,
     "precision": str,
     "device": str,
     "instructions": str | None,
-    "processes": Count,
-    "threads": Count,
+    "processes": PositiveInt,
+    "threads": PositiveInt,
     "versions": dict[str, str],
     "commit": str | None,
     "command": str | None,

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pretask.limits import Count, Positive
+from pretask.limits import PositiveFloat, PositiveInt
 from pretask.runtime import files, formats
 from pretask.transforms.ranges import Range
 from pretask.types import UserError
@@ -16,10 +16,10 @@ WEIGHTS, SHAPE = "encoder.safetensors", "encoder.json"
 FIELDS: formats.Fields = {
     "name": str,
     "channels": Literal[1, 3],
-    "size": Count,
+    "size": PositiveInt,
     "range": formats.RANGE,
     "mean": tuple[float, ...],
-    "std": tuple[Positive, ...],
+    "std": tuple[PositiveFloat, ...],
     "stages": dict[str, int],
 }
 """of encoder.json"""

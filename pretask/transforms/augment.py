@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pretask.limits import Parts, Share, Weight
+from pretask.limits import NonNegativeFloat, PositiveFractions, UnitInterval
 from pretask.rng import Rng
 from pretask.transforms.color import adjust_hue, luma
 
@@ -198,21 +198,21 @@ def standardize(x: Tensor) -> Tensor:
 class ViewAugmentation:
     """Augmentation of one view: SimCLR's recipe (arXiv:2002.05709, appendix A)."""
 
-    crop: Parts = (0.2, 1.0)
+    crop: PositiveFractions = (0.2, 1.0)
     """range of the crop's area, as fractions of the image; 1 1 keeps the whole image"""
-    flip: Share = 0.5
+    flip: UnitInterval = 0.5
     """probability of a horizontal flip"""
-    jitter: Weight = 0.5
+    jitter: NonNegativeFloat = 0.5
     """strength s of the color jitter: 0.8 s for brightness, contrast and saturation, 0.2 s for hue"""
-    saturation: Weight | None = None
+    saturation: NonNegativeFloat | None = None
     """largest change of saturation; none: the same as of brightness (BYOL and later methods: 0.2, half of that)"""
-    jitter_p: Share = 0.8
+    jitter_p: UnitInterval = 0.8
     """probability of color jitter"""
-    gray: Share = 0.2
+    gray: UnitInterval = 0.2
     """probability of conversion to grayscale"""
-    blur: Share = 0.0
+    blur: UnitInterval = 0.0
     """probability of Gaussian blur (none for small images; appendix B.9)"""
-    solarize: Share = 0.0
+    solarize: UnitInterval = 0.0
     """probability of solarization (used in BYOL's second view)"""
 
     def __call__(self, x: Tensor, size: int, rng: Rng) -> Tensor:

@@ -21,7 +21,7 @@ from pretask.data import loader
 from pretask.data.base import bar
 from pretask.evals.confidence import RESAMPLES, quantiles
 from pretask.evals.scores import read_json
-from pretask.limits import Count, checked
+from pretask.limits import PositiveInt, checked
 from pretask.methods import Method, MethodConfig
 from pretask.rng import Rng
 from pretask.runtime import files
@@ -86,7 +86,7 @@ class Audit:
 
 
 @checked
-def audit(run: Run | Path | str, count: Count = IMAGES, *, progress: bool = True) -> Audit:
+def audit(run: Run | Path | str, count: PositiveInt = IMAGES, *, progress: bool = True) -> Audit:
     """Score a run with and without each shortcut on its training images; saved in RUN/audit.json, for the report.
 
         found = pretask.audit("runs/jigsaw-photos-s0")

@@ -30,7 +30,7 @@ from pretask.data.base import Images, Opened, OpenOptions
 from pretask.data.ledger import BAD
 from pretask.evals import cluster_metrics as scoring
 from pretask.evals.confidence import Interval, bootstrap_counts, interval, student_interval
-from pretask.limits import Count, Seed, Share, checked
+from pretask.limits import PositiveInt, Seed, UnitInterval, checked
 from pretask.methods import Method
 from pretask.ops import agglomerative, kmeans
 from pretask.ops.neighbors import unit
@@ -174,13 +174,13 @@ def readable(source: Images) -> Tensor:
 def cluster(
     what: Subject,
     data: Opened,
-    clusters: Count,
+    clusters: PositiveInt,
     out: Path,
     by: By = "links",
     seed: Seed = 0,
-    neighbors: Count | None = None,
+    neighbors: PositiveInt | None = None,
     exact: bool | None = None,
-    smallest: Share | None = None,
+    smallest: UnitInterval | None = None,
 ) -> Clusters:
     """Cluster all readable images into a new folder `out`: clusters.csv and clusters.parquet (file, cluster, distance from the
     cluster's mean), a contact sheet per cluster (cluster-000.png …), and summary.json.

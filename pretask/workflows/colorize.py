@@ -22,7 +22,7 @@ from pretask.data.base import Images, bar
 from pretask.data.encoded import Encoded
 from pretask.data.ledger import BAD
 from pretask.evals.confidence import RESAMPLES, Interval, quantiles
-from pretask.limits import Positive, checked
+from pretask.limits import PositiveFloat, checked
 from pretask.methods.colorization import BINS, GRAY, smooth, soft_encode
 from pretask.runtime import files
 from pretask.runtime.device import find_device
@@ -83,7 +83,7 @@ def colorize(
     run: Run | Path | str,
     source: Images,
     out: Path,
-    temperature: Positive | None = None,
+    temperature: PositiveFloat | None = None,
     *,
     progress: bool = True,
 ) -> Colored:

@@ -19,7 +19,7 @@ from pretask.data import loader
 from pretask.data.base import Images, bar
 from pretask.data.stream import Stream
 from pretask.encoders import Encoder, pooled
-from pretask.limits import Count, checked
+from pretask.limits import PositiveInt, checked
 from pretask.runtime import files
 from pretask.runtime.device import find_device
 from pretask.train.run import Run
@@ -125,7 +125,7 @@ def write(
     source: Images,
     out: Path = Path("features.parquet"),
     stage: str = "pool",
-    batch: Count = 256,
+    batch: PositiveInt = 256,
     progress: bool = True,
 ) -> Written:
     """features.parquet, features.npy beside it, and features.skipped.csv if files could not be read."""

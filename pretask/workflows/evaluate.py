@@ -13,7 +13,7 @@ from pretask.data.ledger import BAD, write_all
 from pretask.encoders import Encoder
 from pretask.evals.protocol import OnFeatures
 from pretask.evals.scores import Scores
-from pretask.limits import Count, checked
+from pretask.limits import PositiveInt, checked
 from pretask.reading import DEFAULT_READING, Reading
 from pretask.train.logger import OnLog
 from pretask.train.plan import cautions
@@ -31,12 +31,12 @@ def evaluate(
     data: Any,
     test: Any = None,
     *,
-    seeds: Count = 1,
+    seeds: PositiveInt = 1,
     supervised: bool = False,
     finetune: bool = False,
     nonlinear: bool = False,
     svm: bool = False,
-    size: Count | None = None,
+    size: PositiveInt | None = None,
     reading: Reading = DEFAULT_READING,
     progress: bool = True,
     on_log: OnLog | None = None,

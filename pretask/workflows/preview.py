@@ -10,7 +10,7 @@ from pretask import data as sources
 from pretask.data import loader
 from pretask.data.stream import Stream
 from pretask.data.subset import Subset
-from pretask.limits import Count, Seed, checked
+from pretask.limits import PositiveInt, Seed, checked
 from pretask.methods import MethodConfig
 from pretask.methods.base.context import Context
 from pretask.reading import DEFAULT_READING, Reading
@@ -36,8 +36,8 @@ def preview(
     data: str,
     config: MethodConfig,
     title: str,
-    rows: Count = 8,
-    size: Count | None = None,
+    rows: PositiveInt = 8,
+    size: PositiveInt | None = None,
     seed: Seed = 0,
     reading: Reading = DEFAULT_READING,
     bad: Path | None = None,

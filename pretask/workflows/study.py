@@ -31,7 +31,7 @@ from pretask.evals.holdout import Part, ranks
 from pretask.evals.measure import Result
 from pretask.evals.protocol import OnFeatures
 from pretask.evals.scores import SCHEMA, Role, Row, file_name, read_json
-from pretask.limits import Count, checked
+from pretask.limits import PositiveInt, checked
 from pretask.reading import DEFAULT_READING, Reading
 from pretask.rng import Rng
 from pretask.runtime import files
@@ -167,7 +167,7 @@ def study(
     *,
     ask: Sequence[Question] = USUAL,
     fractions: Sequence[float] = (),
-    seeds: Count = 1,
+    seeds: PositiveInt = 1,
     reading: Reading = DEFAULT_READING,
     progress: bool = True,
     on_log: OnLog | None = None,

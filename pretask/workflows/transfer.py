@@ -12,7 +12,7 @@ from torch import Tensor
 from pretask.data.base import OpenOptions
 from pretask.data.ledger import Ledger, counted, grouped
 from pretask.evals.scores import Scores
-from pretask.limits import Count, checked
+from pretask.limits import PositiveInt, checked
 from pretask.reading import DEFAULT_READING, Reading
 from pretask.runtime import files
 from pretask.runtime.device import find_device
@@ -41,11 +41,11 @@ def transfer(
     test: str | Path | None = None,
     *,
     task: str,
-    seeds: Count = 1,
+    seeds: PositiveInt = 1,
     supervised: bool = False,
     finetune: bool = False,
-    steps: Count | None = None,
-    size: Count | None = None,
+    steps: PositiveInt | None = None,
+    size: PositiveInt | None = None,
     reading: Reading = DEFAULT_READING,
     progress: bool = True,
     on_log: OnLog | None = None,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pretask.cli.flags import method_flags, opening, parse
-from pretask.limits import Count, Seed
+from pretask.limits import PositiveInt, Seed
 from pretask.reading import DEFAULT_READING, Reading
 from pretask.runtime.console import console, say
 from pretask.train.progress import Display
@@ -20,7 +20,7 @@ class OfRun:
     """Test a run for shortcut learning: solve its puzzles with each known shortcut removed (color fringes, vignetting, JPEG
     grid, continuing edges, …)."""
 
-    count: Count = 500
+    count: PositiveInt = 500
     """maximum number of images whose puzzles are solved"""
     json: bool = False
     """print only JSON on standard output"""
@@ -38,16 +38,16 @@ class OfMethod:
     """folder in which to keep the trained network as a run, with its report (default: not kept)"""
     budget: str = "2m"
     """training time, such as 90s or 10m"""
-    steps: Count | None = None
+    steps: PositiveInt | None = None
     """training steps, instead of --budget"""
     encoder: str | None = None
     """architecture of the network (default: the recipe's)"""
-    size: Count | None = None
+    size: PositiveInt | None = None
     """image side in pixels"""
     seed: Seed = 0
     """random seed of weights, data order and puzzles"""
     reading: Reading = DEFAULT_READING
-    count: Count = 500
+    count: PositiveInt = 500
     """maximum number of images whose puzzles are solved"""
     json: bool = False
     """print only JSON on standard output"""

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from shlex import quote
 
 from pretask.cli.flags import method_flags, opening, parse
-from pretask.limits import Count
+from pretask.limits import PositiveInt
 from pretask.reading import DEFAULT_READING, Reading
 from pretask.runtime.console import say
 
@@ -18,7 +18,7 @@ class Flags:
     """images to check it on"""
     encoder: str | None = None
     """architecture of the encoder (default: the recipe's)"""
-    size: Count | None = None
+    size: PositiveInt | None = None
     """image side in pixels"""
     reading: Reading = DEFAULT_READING
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from pretask.cli.flags import subject
-from pretask.limits import Count, Seed, Share
+from pretask.limits import PositiveInt, Seed, UnitInterval
 from pretask.reading import DEFAULT_READING, Reading
 from pretask.runtime.console import console, say
 
@@ -18,25 +18,25 @@ class Flags:
 
     data: str
     """images: a folder, a .npz, .parquet or .tar file, hf:NAME, or a torchvision name"""
-    clusters: Count
+    clusters: PositiveInt
     """number of clusters"""
     out: Path = Path("clusters")
     """folder to create; it must not exist"""
     by: Literal["links", "kmeans"] = "links"
     """links: agglomerative clustering on the graph of nearest neighbors; kmeans: k-means"""
-    neighbors: Count | None = None
+    neighbors: PositiveInt | None = None
     """neighbors of each image in that graph (default: as in the run of jule, otherwise 20)"""
     exact: bool | None = None
     """recompute cluster affinities after each merge, instead of JULE's fast mode (default: as in the run of jule, otherwise
     exact)"""
-    smallest: Share | None = None
+    smallest: UnitInterval | None = None
     """clusters smaller than this fraction of the mean size are outliers and join their nearest cluster; 0: no outliers
     (default: as in the run of jule, otherwise 0.05)"""
     json: bool = False
     """print only the summary, as JSON, on standard output"""
-    batch: Count = 256
+    batch: PositiveInt = 256
     """images per forward pass"""
-    size: Count | None = None
+    size: PositiveInt | None = None
     """image side in pixels, for timm:NAME and pixels (default: the model's; a run has its own)"""
     seed: Seed = 0
     """random seed of k-means and of the confidence intervals"""

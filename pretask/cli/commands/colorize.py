@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pretask.cli.flags import subject
-from pretask.limits import Positive
+from pretask.limits import PositiveFloat
 from pretask.reading import DEFAULT_READING, Reading
 from pretask.runtime.console import console, say
 
@@ -19,7 +19,7 @@ class Flags:
     """images, gray or in color: a folder, a .npz, .parquet or .tar file, hf:NAME, or a torchvision name"""
     out: Path = Path("colored")
     """folder to create; images keep their names, and their size up to 1600 px"""
-    temperature: Positive | None = None
+    temperature: PositiveFloat | None = None
     """temperature of the annealed mean: small values give vivid colors, 1 gives safe ones (default: the run's, usually 0.38)"""
     json: bool = False
     """print only the scores, as JSON, on standard output"""

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pretask.cli.flags import subject
-from pretask.limits import Count
+from pretask.limits import PositiveInt
 from pretask.reading import DEFAULT_READING, Reading
 from pretask.runtime.console import say
 
@@ -19,9 +19,9 @@ class Flags:
     """path of the table; the .npy file is written beside it"""
     stage: str = "pool"
     """stage of the encoder; feature maps are averaged over positions"""
-    batch: Count = 256
+    batch: PositiveInt = 256
     """images per forward pass"""
-    size: Count | None = None
+    size: PositiveInt | None = None
     """image side in pixels, for timm:NAME (default: the size its weights were trained at; a run has its own)"""
     reading: Reading = DEFAULT_READING
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from pretask.cli.flags import subject
-from pretask.limits import Count
+from pretask.limits import PositiveInt
 from pretask.reading import DEFAULT_READING, Reading
 from pretask.runtime.console import console, say
 from pretask.train.progress import Display
@@ -21,7 +21,7 @@ class Flags:
     """labeled images to score on (default: a fifth of --data, held out; with one label per image, a fifth of each class)"""
     json: bool = False
     """print only JSON on standard output"""
-    seeds: Count = 1
+    seeds: PositiveInt = 1
     """number of seeds to average over; finished runs beside this one are used, missing ones are trained"""
     supervised: bool = False
     """also train the same encoder with the labels, for as many images as the run saw"""
@@ -32,7 +32,7 @@ class Flags:
     """also train RotNet's two nonlinear probes on the best feature map; takes minutes"""
     svm: bool = False
     """also train Exemplar-CNN's linear SVMs on all stages, max-pooled over quadrants; takes minutes"""
-    size: Count | None = None
+    size: PositiveInt | None = None
     """image side in pixels, for timm:NAME (default: the size its weights were trained at; a run has its own)"""
     reading: Reading = DEFAULT_READING
 

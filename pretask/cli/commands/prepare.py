@@ -6,7 +6,7 @@ from shlex import quote
 from typing import Literal
 
 from pretask.cli.flags import subject
-from pretask.limits import Count
+from pretask.limits import PositiveInt
 from pretask.reading import DEFAULT_READING, Reading
 from pretask.runtime.console import say
 
@@ -17,7 +17,7 @@ class Flags:
 
     out: Path
     """folder of the store; it must not exist"""
-    size: Count | None = None
+    size: PositiveInt | None = None
     """image side in pixels (default: from the files, 160 at most)"""
     channels: Literal[1, 3] | None = None
     """1 for gray, 3 for color (default: as in the files)"""

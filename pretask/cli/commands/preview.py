@@ -7,7 +7,7 @@ from shlex import quote
 from pretask.cli.flags import method_flags, opening, parse
 from pretask.data.ledger import BAD
 from pretask.errors import UserError
-from pretask.limits import Count, Seed
+from pretask.limits import PositiveInt, Seed
 from pretask.reading import DEFAULT_READING, Reading
 from pretask.runtime.console import say
 
@@ -20,9 +20,9 @@ class Flags:
     """images to draw"""
     out: Path | None = None
     """image file to write (default: preview-METHOD.png)"""
-    rows: Count = 8
+    rows: PositiveInt = 8
     """number of images"""
-    size: Count | None = None
+    size: PositiveInt | None = None
     """image side in pixels"""
     seed: Seed = 0
     """random seed of the puzzles"""

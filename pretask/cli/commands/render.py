@@ -5,7 +5,7 @@ from pathlib import Path
 from shlex import quote
 
 from pretask.cli.flags import parse
-from pretask.limits import Count, Seed
+from pretask.limits import PositiveInt, Seed
 from pretask.runtime.console import say
 
 
@@ -14,17 +14,17 @@ class Flags:
     """Render random rooms with exact depth, surface normals and instance contours, to train cross_domain on. Scene i depends
     only on the seed and i; run an interrupted command again to render the missing scenes. Needs the `scenes` extra."""
 
-    scenes: Count
+    scenes: PositiveInt
     """number of scenes"""
     out: Path
     """folder of the scenes; existing scenes with the same settings are kept"""
-    size: Count = 128
+    size: PositiveInt = 128
     """image side in pixels"""
-    samples: Count = 8
+    samples: PositiveInt = 8
     """rays per pixel; more rays take longer and give less noise"""
     seed: Seed = 0
     """random seed of the rooms"""
-    workers: Count | None = None
+    workers: PositiveInt | None = None
     """number of processes (default: one per core)"""
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pretask.cli.flags import subject
-from pretask.limits import Count, Part
+from pretask.limits import PositiveFraction, PositiveInt
 from pretask.reading import DEFAULT_READING, Reading
 from pretask.runtime.console import console, say
 from pretask.train.progress import Display
@@ -23,10 +23,10 @@ class Flags:
     """labeled images to score on (default: a fifth of each class of --data, held out)"""
     ask: tuple[Literal["data", "labels", "change", "supervised"], ...] = ("data", "labels", "change")
     """questions to answer; earlier answers to other questions are kept"""
-    fractions: tuple[Part, ...] = ()
+    fractions: tuple[PositiveFraction, ...] = ()
     """fractions of the run's images and of the labels (default: for data 0.1 0.3, besides 0 and 1; for labels 0.01 0.1 1; for
     supervised 0.1 0.3 1)"""
-    seeds: Count = 1
+    seeds: PositiveInt = 1
     """number of seeds to average over; finished runs beside this one are used, missing ones are trained"""
     json: bool = False
     """print only JSON on standard output"""

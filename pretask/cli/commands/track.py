@@ -6,7 +6,7 @@ from shlex import quote
 
 from pretask.cli.flags import subject
 from pretask.datagen.tracking import TrackConfig
-from pretask.limits import Count
+from pretask.limits import PositiveInt
 from pretask.runtime.console import say
 
 
@@ -17,7 +17,7 @@ class Flags(TrackConfig):
 
     out: Path = Path("tracks")
     """folder of the store; it must not exist"""
-    workers: Count | None = None
+    workers: PositiveInt | None = None
     """clips processed in parallel (default: one per core)"""
 
 

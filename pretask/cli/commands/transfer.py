@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from pretask.cli.flags import subject
-from pretask.limits import Count
+from pretask.limits import PositiveInt
 from pretask.reading import DEFAULT_READING, Reading
 from pretask.runtime.console import console, say
 from pretask.train.progress import Display
@@ -23,16 +23,16 @@ class Flags:
     """annotated images to score on (default: a fifth of --data, held out; for scenes, 5-fold cross-validation)"""
     json: bool = False
     """print only JSON on standard output"""
-    seeds: Count = 1
+    seeds: PositiveInt = 1
     """number of seeds to average over; finished runs beside this one are used, missing ones are trained"""
     supervised: bool = False
     """also transfer the same encoder pretrained with the images' classes, for as many images as the run saw; for normals and
     depth, trained with a decoder"""
     finetune: bool = False
     """for normals and depth, fine-tune the encoders with a decoder instead of reading frozen features"""
-    steps: Count | None = None
+    steps: PositiveInt | None = None
     """training steps on the task (default: the task's)"""
-    size: Count | None = None
+    size: PositiveInt | None = None
     """image side in pixels; for detection the shorter side (default: the task's)"""
     reading: Reading = DEFAULT_READING
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pretask.config import TrainConfig
 from pretask.encoders import Encoder
-from pretask.limits import Natural, Part, Parts
+from pretask.limits import NonNegativeInt, PositiveFraction, PositiveFractions
 from pretask.methods.base.method import Method, MethodConfig, Minimum
 from pretask.rng import Rng
 from pretask.transforms import augment
@@ -24,7 +24,7 @@ class ViewConfig(MethodConfig):
     encoder: ClassVar[str] = "resnet_small:width=32,wide=512"
     train: ClassVar[TrainConfig] = TrainConfig(epochs=30, batch=128, lr=3e-3, weight_decay=0.01)
 
-    side: Part = 0.75
+    side: PositiveFraction = 0.75
     """side of a view as a fraction of the image's; smaller views train faster"""
     views: augment.ViewAugmentation = augment.ViewAugmentation()
     """augmentation of a view"""
@@ -116,11 +116,11 @@ class MultiCropConfig(ViewConfig):
 
     views: augment.ViewAugmentation = augment.ViewAugmentation(crop=(0.3, 1.0))
     """augmentation of a global view"""
-    local_crops: Natural = 4
+    local_crops: NonNegativeInt = 4
     """local views per image, beside the two global ones"""
-    local_size: Part = 0.375
+    local_size: PositiveFraction = 0.375
     """side of a local view as a fraction of the image's"""
-    local_scale: Parts = (0.05, 0.3)
+    local_scale: PositiveFractions = (0.05, 0.3)
     """area of a local view as a fraction of the image's, from and to; all else is as in global views"""
 
 
