@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from pretask.errors import install_command
 from pretask.transforms.ranges import PixelStats, Range, Span, to_unit, valid_mask
 
 FULL: Span = (0.0, 65535.0)
@@ -254,7 +255,7 @@ def decompressed(page: Any, data: bytes, image: Image.Image | None) -> np.ndarra
         )
     if image is not None and ";16" in (raw := rawmode(image)):
         return two_bytes(data, raw)
-    raise ValueError(f"TIFF compressed by {page.compression.name} (pip install 'pretask[formats]')")
+    raise ValueError(f"TIFF compressed by {page.compression.name} ({install_command('formats')})")
 
 
 def looked_up(pixels: np.ndarray, colormap: np.ndarray) -> np.ndarray:

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from functools import cache
 
+from pretask.errors import install_command
+
 HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
 """that follow `ftyp`"""
 JXL = (b"\xff\x0a", b"\0\0\0\x0cJXL ")
@@ -21,7 +23,7 @@ def plug_in(name: str) -> None:
     try:
         PLUGINS[name]()
     except ImportError:
-        raise ValueError(f"{name} (pip install 'pretask[formats]')") from None
+        raise ValueError(f"{name} ({install_command('formats')})") from None
 
 
 @cache

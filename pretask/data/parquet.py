@@ -20,6 +20,7 @@ from pretask.data.base import LABEL_NAMES, Opened, OpenOptions, resolve_labels
 from pretask.data.encoded import Items, ItemSubset, collect
 from pretask.data.labels import LabelColumns
 from pretask.data.ledger import Ledger
+from pretask.errors import install_command
 from pretask.runtime.console import say
 from pretask.types import UserError
 
@@ -265,7 +266,7 @@ def import_datasets() -> Any:
     try:
         import datasets
     except ImportError:
-        raise UserError("this source needs the package `datasets`: pip install 'pretask[hf]'") from None
+        raise UserError(f"this source needs the package `datasets`: {install_command('hf')}") from None
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # no warning for each retry
     logging.getLogger("datasets").setLevel(logging.CRITICAL)  # damaged files raise an error too
     return datasets

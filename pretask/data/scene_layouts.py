@@ -17,6 +17,7 @@ import numpy as np
 from pretask.data import decode, dense_maps, normals
 from pretask.data.base import Texts
 from pretask.data.folder import Files, scan
+from pretask.errors import install_command
 from pretask.types import UserError
 
 Maps = dict[str, np.ndarray]
@@ -149,7 +150,7 @@ def hdf5() -> Any:
     try:
         import h5py
     except ImportError:
-        raise UserError("Hypersim needs the package `h5py`: pip install 'pretask[scenes]'") from None
+        raise UserError(f"Hypersim needs the package `h5py`: {install_command('scenes')}") from None
     return h5py
 
 

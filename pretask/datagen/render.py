@@ -26,6 +26,7 @@ from pretask.data.base import bar
 from pretask.data.encoded import cores
 from pretask.data.scenes import CARD
 from pretask.datagen import rooms
+from pretask.errors import install_command
 from pretask.limits import PositiveInt, Seed, between, checked
 from pretask.runtime import files
 from pretask.types import UserError
@@ -71,7 +72,7 @@ def render(
 ) -> Summary:
     """Render the scenes that `folder` lacks. UserError if its scenes were rendered with another config."""
     if find_spec("mitsuba") is None:
-        raise UserError("rendering needs the package `mitsuba`: pip install 'pretask[scenes]'")
+        raise UserError(f"rendering needs the package `mitsuba`: {install_command('scenes')}")
     prepare_folder(folder, scenes, config)
     todo = [i for i in range(scenes) if not color(folder, i).is_file()]
     began = time.perf_counter()

@@ -15,6 +15,7 @@ from PIL import Image
 from pretask.data import decode
 from pretask.data.folder import SUFFIXES, VIDEOS, why_no_file
 from pretask.data.ledger import Ledger
+from pretask.errors import install_command
 from pretask.transforms.ranges import UNIT, Range
 from pretask.types import UserError
 
@@ -174,4 +175,4 @@ def check_installed() -> None:
         if find_spec(module) is None
     ]
     if missing:
-        raise UserError(f"clips need {' and '.join(missing)}: pip install 'pretask[video]'")
+        raise UserError(f"clips need {' and '.join(missing)}: {install_command('video')}")

@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pretask.errors import install_command
 from pretask.ops.neighbors import BLOCK, largest
 from pretask.types import UserError
 
@@ -176,7 +177,7 @@ def load_kernel() -> Any:
     try:
         from pretask.ops import merging
     except ImportError:
-        raise UserError("clustering needs the package `numba`: pip install 'pretask[cluster]'") from None
+        raise UserError(f"clustering needs the package `numba`: {install_command('cluster')}") from None
     return merging
 
 

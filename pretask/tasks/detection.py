@@ -34,6 +34,7 @@ from pretask.config import TrainConfig
 from pretask.data.annotated import Annotated, Item
 from pretask.data.base import bar
 from pretask.encoders import Encoder
+from pretask.errors import install_command
 from pretask.evals import average_precision
 from pretask.evals.finetune import epoch_orders, optimize
 from pretask.rng import Rng
@@ -127,7 +128,7 @@ def coco() -> Any:
         from pycocotools import coco, cocoeval
     except ImportError:
         raise UserError(
-            "detection needs the package `pycocotools`: pip install 'pretask[detection]'"
+            f"detection needs the package `pycocotools`: {install_command('detection')}"
         ) from None
     return coco, cocoeval
 

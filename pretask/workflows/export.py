@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from pretask import encoders
 from pretask.data import loader
 from pretask.encoders import SEES, Encoder, Timm
+from pretask.errors import install_command
 from pretask.rng import Rng
 from pretask.runtime import files
 from pretask.train.run import Run
@@ -55,7 +56,7 @@ def export(run: Run, to: Target, out: Path | None = None) -> Exported:
     form = FORMS[to]
     absent = [package for package in form.packages if find_spec(package) is None]
     if absent:
-        raise UserError(f"--to {to} needs {', '.join(absent)}; install: pip install 'pretask[{to}]'")
+        raise UserError(f"--to {to} needs {', '.join(absent)}: {install_command(to)}")
     encoder = run.encoder.cpu().eval()
     if form.timm_only and not isinstance(encoder, Timm):
         raise UserError(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from records import cells, png, reds, table, tar
 
 from pretask import data as sources
 from pretask.cli import main
+from pretask.errors import install_command
 from pretask.reading import Reading
 from pretask.types import UserError
 
@@ -351,7 +353,7 @@ def test_broken_lines_of_metadata_are_listed(tmp_path: Path):
 def test_missing_package_is_named_with_its_extra(monkeypatch, tmp_path: Path):
     path = table(tmp_path / "data.parquet", image=cells([1]))
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
-    with pytest.raises(UserError, match=r"pip install 'pretask\[hf\]'"):
+    with pytest.raises(UserError, match=re.escape(install_command("hf"))):
         sources.open(path)
     table(photographs(tmp_path) / "data.parquet", text=["a"])
     assert len(sources.open(tmp_path)) == 12  # without the package

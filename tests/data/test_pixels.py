@@ -20,6 +20,7 @@ from pretask import data as sources
 from pretask.cli import main
 from pretask.data import annotated, decode, deep, encoded, folder, formats, in_memory, store
 from pretask.data.base import OpenOptions
+from pretask.errors import install_command
 from pretask.train.run import Run
 from pretask.transforms.ranges import PixelStats, Range, clipped_fraction, complete
 from pretask.types import UserError
@@ -566,7 +567,7 @@ def test_missing_plugin_is_counted_with_install_advice(kind, module, name, tmp_p
     for plugin in (formats.heif, formats.jpeg_xl):
         plugin.cache_clear()
     source = sources.open(tmp_path, size=SIDE, progress=False)
-    assert f"2 skipped: 2 {name} (pip install 'pretask[formats]')" in source.ledger.summary()
+    assert f"2 skipped: 2 {name} ({install_command('formats')})" in source.ledger.summary()
 
 
 def test_plugins_are_imported_lazily():

@@ -1,5 +1,6 @@
 """Scenes: three layouts, maps that match their image through cropping, workers, subsets and stores, and bad maps."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from pretask import data
 from pretask.data import dense_maps, encoded, loader, normals, store
 from pretask.data.dense_maps import Planes
 from pretask.data.subset import draw_subset
+from pretask.errors import install_command
 from pretask.reading import Reading
 from pretask.types import UserError
 
@@ -321,7 +323,7 @@ def test_hypersim_depth_is_along_rays_and_normals_have_other_axes(tmp_path: Path
 def test_missing_h5py_names_the_install_command(tmp_path: Path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "h5py", None)
     picture(tmp_path / "a_final_preview/frame.0000.tonemap.jpg", np.zeros((8, 8, 3), np.uint8))
-    with pytest.raises(UserError, match=r"`h5py`: pip install 'pretask\[scenes\]'"):
+    with pytest.raises(UserError, match=re.escape(f"`h5py`: {install_command('scenes')}")):
         data.open(f"scenes:{tmp_path}")
 
 

@@ -18,6 +18,7 @@ from pretask.data import decode
 from pretask.data.arrays import Arrays
 from pretask.datagen import mine_tracks, tracking, video
 from pretask.datagen.tracking import TrackConfig, detect_motion, mine, propose_box
+from pretask.errors import install_command
 from pretask.methods import recipe
 from pretask.train.trainer import check_provided
 from pretask.types import UserError
@@ -373,7 +374,7 @@ def test_user_errors_are_one_line(moving, tracks, tmp_path, capsys, monkeypatch)
     assert "neither a video nor a folder" in error_of(tmp_path / "none", new)
     assert "exists; choose another" in error_of(moving, tracks)
     monkeypatch.setattr(video, "find_spec", lambda name: None)
-    assert "pip install 'pretask[video]'" in error_of(moving, new)
+    assert install_command("video") in error_of(moving, new)
 
 
 def test_method_that_needs_tracks_refuses_photographs(tracks):

@@ -1,6 +1,7 @@
 """Transfer to tasks: SVMs, matching and masks, each against a slow implementation; and the command."""
 
 import json
+import re
 import shutil
 import sys
 from itertools import product
@@ -14,6 +15,7 @@ from pretask.cli.main import main
 from pretask.data import annotated, annotations
 from pretask.data.annotated import NONE, Annotated, Item
 from pretask.data.base import OpenOptions
+from pretask.errors import install_command
 from pretask.evals import confidence
 from pretask.ops.span import span
 from pretask.rng import Rng
@@ -408,7 +410,7 @@ def test_a_transformer_sees_squares_of_its_own_size(folder):
 
 def test_without_pycocotools_the_error_has_the_install_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "pycocotools", None)
-    with pytest.raises(UserError, match=r"pip install 'pretask\[detection\]'"):
+    with pytest.raises(UserError, match=re.escape(install_command("detection"))):
         Detection().check(encoder(), Plan())
 
 
