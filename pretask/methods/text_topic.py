@@ -36,9 +36,9 @@ from pretask.text import topics
 from pretask.text import words as text
 from pretask.transforms import augment
 from pretask.types import Batch, Loss, Source
-from pretask.viz.puzzle import Bars, Panel, Puzzle, Words, choice
+from pretask.viz.puzzle import Bars, Panel, Puzzle, Text, choice
 
-TOLD = 4
+TOPICS_SHOWN = 4
 """topics beside a picture"""
 NAMED = 48
 """bytes for a topic's top words"""
@@ -179,12 +179,12 @@ class TextTopic(Method[ImageTopics]):
     ) -> Iterator[Puzzle]:
         names = text.unpack(self.topic_words)
         for i, words in enumerate(text.unpack(batch.aux["words"])):
-            top = pretext.topic_probs[i].topk(min(TOLD, len(names)))
+            top = pretext.topic_probs[i].topk(min(TOPICS_SHOWN, len(names)))
             bars = {names[n]: p for p, n in zip(top.values.tolist(), top.indices.tolist(), strict=True)}
             said = answers["topic"][i] if answers else None
             yield Puzzle(
                 [Panel("image", pretext.image[i])],
-                [Panel("its text", Words(words)), Panel("topics of the text", Bars(bars))],
+                [Panel("its text", Text(words)), Panel("topics of the text", Bars(bars))],
                 captions=[choice("What is the text around it about?", names, pretext.topic[i], said)],
             )
 

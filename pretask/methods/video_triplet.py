@@ -205,7 +205,7 @@ class VideoTriplet(Method[Tracked]):
     def show(
         self, pretext: Tracked, answers: Mapping[str, Tensor], batch: Batch, rng: Rng
     ) -> Iterator[Puzzle]:
-        asked = Caption("Which patch shows the same thing a moment later?", "the left one")
+        asked = Caption("Which patch shows the same object a moment later?", "the left one")
         for i, tracked in enumerate(pretext.tracked):
             foreign = (pretext.clip != pretext.clip[i]).roll(-i).int()
             other = (i + int(foreign.argmax())) % len(foreign)  # the next one; itself, if all are of one clip
@@ -217,7 +217,9 @@ class VideoTriplet(Method[Tracked]):
             if answers:
                 chosen = answers["tracked"][i]
                 own = torch.equal(chosen, tracked)
-                said = replace(asked, predicted="the same thing" if own else "another patch", each=(own,))
+                said = replace(
+                    asked, predicted="the same object" if own else "another patch", parts_correct=(own,)
+                )
                 shown = replace(
                     shown, predicted=[Panel("network's choice", chosen, correct=own)], captions=[said]
                 )

@@ -135,17 +135,17 @@ def picture(x: np.ndarray, y: np.ndarray) -> str:
     good = np.isfinite(y)
     y = np.where(good, y, math.nan)
     noisy = good.sum() > SMOOTH and np.abs(np.diff(y[good])).sum() > ROUGH * np.ptp(y[good])
-    figure, axes = svg.blank(4.0, 2.1)
+    figure, axes = svg.blank_figure(4.0, 2.1)
     axes.plot(*thin(x, y), color=svg.ACCENT, linewidth=1.0 if noisy else 1.8, alpha=0.35 if noisy else 1.0)
     if noisy:
         axes.plot(*thin(x, smoothed(y), POINTS // 2), color=svg.ACCENT, linewidth=1.8)
     if good.sum() == 1 or len(y) <= 12:
         axes.plot(x, y, "o", color=svg.ACCENT, markersize=4)
     for step in x[~good][:1]:
-        axes.plot(step, 0.04, "X", color=svg.ALARM, markersize=8, transform=axes.get_xaxis_transform())
-        axes.axvline(step, color=svg.ALARM, linewidth=1.2, linestyle=(0, (4, 3)))
+        axes.plot(step, 0.04, "X", color=svg.WARNING, markersize=8, transform=axes.get_xaxis_transform())
+        axes.axvline(step, color=svg.WARNING, linewidth=1.2, linestyle=(0, (4, 3)))
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.yaxis.set_major_locator(MaxNLocator(4))
     axes.margins(x=0.02, y=0.08)
-    return svg.svg(figure)
+    return svg.to_svg(figure)

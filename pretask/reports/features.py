@@ -146,7 +146,7 @@ def map2d(features: Tensor, label: Tensor | None, images: Tensor, seed: int = 0)
     from pretask.viz import svg
 
     at = project(features, seed)  # (N, 2)
-    figure, axes = svg.blank(8.0, 5.6)
+    figure, axes = svg.blank_figure(8.0, 5.6)
     axes.spines["bottom"].set_visible(False)
     axes.xaxis.set_major_locator(NullLocator())
     axes.yaxis.set_major_locator(NullLocator())

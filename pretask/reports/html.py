@@ -22,7 +22,7 @@ from pretask.reports.topics import TopicTable
 from pretask.reports.verdict import sentences
 from pretask.runtime import files
 from pretask.train import run as runs
-from pretask.viz.page import template
+from pretask.viz.page import load_template
 from pretask.viz.sheet import Cell, tally
 from pretask.workflows.audit import Audit
 
@@ -78,7 +78,7 @@ def write(
 ) -> Path:
     """Write `report.html` in the run's folder. `shortcuts` are puzzles with each shortcut removed, for the audit."""
     rows = [row for each in scores for row in each.rows]
-    page = template("pretask.reports", "report.html.j2").render(
+    page = load_template("pretask.reports", "report.html.j2").render(
         title=folder.resolve().name,
         about=about,
         missing=missing,

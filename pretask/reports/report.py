@@ -28,7 +28,7 @@ from pretask.train.plan import cautions
 from pretask.transforms import augment
 from pretask.types import LabeledSource, Source, UserError
 from pretask.viz import sheet
-from pretask.viz.puzzle import Panel, Puzzle, generic
+from pretask.viz.puzzle import Panel, Puzzle, generic_puzzles
 from pretask.workflows import audit as auditing
 from pretask.workflows import study
 
@@ -166,7 +166,7 @@ def without_shortcuts(method: Method[Any], source: Source, seed: int) -> list[sh
         made = auditing.puzzle(method, batch.to(device), shortcut, Rng(seed, "clues", device=device))
         if made is not None:
             columns[shortcut.name if shortcut else "unchanged"] = [
-                one.question[0] for one in generic(made, {}, {})
+                one.question[0] for one in generic_puzzles(made, {}, {})
             ]
     return [
         sheet.cell(Puzzle([replace(panels[i], title=name) for name, panels in columns.items()]))
@@ -216,7 +216,7 @@ def draw_map(z: Tensor, x: Tensor, label: Tensor | None, classes: Sequence[str],
         x[: features.MAPPED],
         None if label is None else label[: features.MAPPED],
     )
-    drawing = svg.svg(features.map2d(z, label, x, seed))
+    drawing = svg.to_svg(features.map2d(z, label, x, seed))
     return html.Map(drawing, len(z), [] if label is None else features.legend(label, classes))
 
 

@@ -68,7 +68,7 @@ def sample(color: str, dashes: Any) -> str:
     dash = "" if dashes == "-" else f' stroke-dasharray="{" ".join(str(2 * d) for d in dashes[1])}"'
     return (
         '<svg viewBox="0 0 30 8" aria-hidden="true" focusable="false">'
-        f'<path d="M0 4H30" stroke-width="2.5" style="stroke: {svg.VARIABLES[color]}"{dash}/></svg>'
+        f'<path d="M0 4H30" stroke-width="2.5" style="stroke: {svg.CSS_VARIABLES[color]}"{dash}/></svg>'
     )
 
 
@@ -76,7 +76,7 @@ def picture(grid: Grid) -> str:
     """Values with intervals over a logarithmic number of images, labels or classes, or over stages or rounds from 1."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-    figure, axes = svg.blank(4.6, 2.8)
+    figure, axes = svg.blank_figure(4.6, 2.8)
     at = positions(grid)
     for i, column in enumerate(grid.columns):
         color, dashes = line_style(i, column in grid.beside)
@@ -93,7 +93,7 @@ def picture(grid: Grid) -> str:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: names.get(x, "")))
     axes.yaxis.set_major_locator(MaxNLocator(5))
     axes.margins(x=0.06, y=0.08)
-    return svg.svg(figure)
+    return svg.to_svg(figure)
 
 
 def positions(grid: Grid) -> list[float]:

@@ -1,4 +1,4 @@
-"""Pages that need no network: templates, and pictures as data: addresses."""
+"""Self-contained HTML pages: templates, and pictures as data URIs."""
 
 import base64
 import io
@@ -6,14 +6,14 @@ from typing import Any
 
 from PIL import Image
 
-from pretask.viz.sheet import LARGEST
+from pretask.viz.sheet import MAX_SIDE
 
-PHOTO = 64
-"""pixels from which a picture is stored as JPEG; smaller ones stay exact and are drawn with hard edges"""
+MAX_PNG = 64
+"""longer sides above this are stored as JPEG, pixels; smaller pictures are PNG, shown with visible pixels"""
 
 
-def template(package: str, name: str) -> Any:
-    """One of the .j2 files in a package's folder; whatever is filled in is escaped."""
+def load_template(package: str, name: str) -> Any:
+    """A Jinja template in a package's folder; all values are escaped."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     engine = Environment(
@@ -23,14 +23,14 @@ def template(package: str, name: str) -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    engine.filters |= {"uri": uri, "small": small}
+    engine.filters |= {"data_uri": data_uri, "is_small": is_small}
     return engine.get_template(name)
 
 
-def uri(picture: Image.Image, side: int = LARGEST) -> str:
-    """The picture as a data: address: small ones exact, photographs as JPEG of at most `side` pixels."""
+def data_uri(picture: Image.Image, side: int = MAX_SIDE) -> str:
+    """The picture as a data URI: PNG if it is small, otherwise a JPEG of at most `side` pixels."""
     buffer = io.BytesIO()
-    if small(picture):
+    if is_small(picture):
         picture.save(buffer, "PNG", optimize=True)
         kind = "png"
     else:
@@ -41,5 +41,5 @@ def uri(picture: Image.Image, side: int = LARGEST) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def small(picture: Image.Image) -> bool:
-    return max(picture.size) <= PHOTO
+def is_small(picture: Image.Image) -> bool:
+    return max(picture.size) <= MAX_PNG

@@ -1,7 +1,7 @@
-"""Matplotlib figures as inline SVG that take their colors and their type face from the page around them.
+"""Matplotlib figures as inline SVG that uses the colors and the font of the page.
 
-A figure is drawn in stand-in colors, which become CSS variables, so one drawing serves light and dark pages.
-It carries no words, only numbers: words belong to the page, where they wrap and are read aloud.
+A figure is drawn in placeholder colors, which become CSS variables, so that one SVG fits light and dark pages.
+It contains numbers only: text belongs in the page, where it wraps and screen readers find it.
 """
 
 import io
@@ -11,38 +11,38 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-INK, LINE, ACCENT, ALARM = "#010101", "#020202", "#030303", "#040404"
-"""stand-ins: text, grid, curve, warning"""
-VARIABLES = {INK: "var(--muted)", LINE: "var(--line)", ACCENT: "var(--accent)", ALARM: "var(--wrong)"}
+INK, GRID, ACCENT, WARNING = "#010101", "#020202", "#030303", "#040404"
+"""placeholder colors: text, grid, curve, warning"""
+CSS_VARIABLES = {INK: "var(--muted)", GRID: "var(--line)", ACCENT: "var(--accent)", WARNING: "var(--wrong)"}
 
 
-def blank(width: float, height: float) -> tuple[Figure, Axes]:
-    """A transparent figure of that many inches with one set of axes in the page's colors."""
+def blank_figure(width: float, height: float) -> tuple[Figure, Axes]:
+    """A transparent figure with axes in the page's colors; sizes in inches."""
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="none")
     axes = figure.add_subplot(facecolor="none")
     for side, spine in axes.spines.items():
-        spine.set(visible=side == "bottom", color=LINE)
+        spine.set(visible=side == "bottom", color=GRID)
     axes.tick_params(colors=INK, labelsize=9, length=0, pad=5)
-    axes.grid(axis="y", color=LINE, linewidth=0.8)
+    axes.grid(axis="y", color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     return figure, axes
 
 
-def svg(figure: Figure) -> str:
-    """The figure as an <svg> element without prologue, metadata, fixed size or any address."""
+def to_svg(figure: Figure) -> str:
+    """The figure as an <svg> element without prologue, metadata, fixed size and URLs."""
     buffer = io.StringIO()
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "pretask", "path.simplify": True}):
         figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     opening, rest = buffer.getvalue().split("<svg", 1)[1].split(">", 1)
-    box = re.search(r'viewBox="[^"]*"', opening)
-    assert box is not None
-    for gone in (
+    view_box = re.search(r'viewBox="[^"]*"', opening)
+    assert view_box is not None
+    for removed in (
         r"<metadata>.*?</metadata>",
         r"<style.*?</style>",
         r'(?<=<g) id="[^"]*"',
         r" font-family: [^;\"]*;",
     ):
-        rest = re.sub(gone, "", rest, flags=re.DOTALL)
-    for stand_in, variable in {**VARIABLES, "xlink:href": "href"}.items():
-        rest = rest.replace(stand_in, variable)
-    return f'<svg {box[0]} aria-hidden="true" focusable="false">{rest.strip()}'
+        rest = re.sub(removed, "", rest, flags=re.DOTALL)
+    for placeholder, variable in {**CSS_VARIABLES, "xlink:href": "href"}.items():
+        rest = rest.replace(placeholder, variable)
+    return f'<svg {view_box[0]} aria-hidden="true" focusable="false">{rest.strip()}'

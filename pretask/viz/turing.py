@@ -1,7 +1,7 @@
-"""Which of two images is real? One page that needs no network: pairs, a visitor's guesses, the tally.
+"""The colorization Turing test: an HTML page that shows pairs of a real and a colorized image and counts wrong guesses.
 
-The colorization "Turing test" (Zhang et al. 2016, arXiv:1603.08511, sec. 3.1): a method that paints as well as nature
-is taken for real every second time.
+Zhang, Isola, Efros, ECCV 2016, arXiv:1603.08511, sec. 3.1. Perfect colorization fools a visitor in 50 % of the pairs. The
+page is self-contained.
 """
 
 from collections.abc import Sequence
@@ -14,18 +14,20 @@ from pretask.runtime import files
 from pretask.viz import page
 
 SIDE = 320
-"""pixels at which the images are shown, at most"""
+"""maximum side of the images, pixels"""
 
 
 def write(path: Path, pairs: Sequence[tuple[Image.Image, Image.Image]], about: str, seed: int) -> Path:
-    """`pairs` of (real, painted), of one size each; which is on the left is drawn for each."""
+    """Write the page for `pairs` of (real, colorized) images of the same size, left and right in random order."""
     swapped = Rng(seed, "turing").coin(len(pairs), p=0.5).tolist()
-    shown = [
+    shuffled = [
         {
-            "sides": [page.uri(one, SIDE) for one in (pair[::-1] if swap else pair)],
-            "painted": 0 if swap else 1,
+            "images": [page.data_uri(one, SIDE) for one in (pair[::-1] if swap else pair)],
+            "colorized": 0 if swap else 1,
         }
         for pair, swap in zip(pairs, swapped, strict=True)
     ]
-    files.write_text(path, page.template("pretask.viz", "turing.html.j2").render(about=about, pairs=shown))
+    files.write_text(
+        path, page.load_template("pretask.viz", "turing.html.j2").render(about=about, pairs=shuffled)
+    )
     return path

@@ -223,7 +223,7 @@ def clipped(name: str) -> str:
 
 def cell(looks: Mapping[str, Image.Image]) -> sheet.Cell:
     return sheet.Cell(
-        tuple((name, decode.center_crop(picture, sheet.TILE)) for name, picture in looks.items())
+        tuple((name, decode.center_crop(picture, sheet.TARGET_SIDE)) for name, picture in looks.items())
     )
 
 

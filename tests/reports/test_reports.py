@@ -27,7 +27,7 @@ from pretask.reports import attention, curves, features, html, report, verdict
 from pretask.rng import Rng
 from pretask.train import run as runs
 from pretask.viz import draw, sheet, turing
-from pretask.viz.page import uri
+from pretask.viz.page import data_uri
 from pretask.viz.puzzle import Panel
 
 HOSTILE = '<script>alert("1")</script><img src=x onerror=alert(2)>{{ 7*7 }}$\\frac{'
@@ -442,7 +442,7 @@ def test_the_puzzles_are_answered_by_the_method_unchanged(parts):
         answers = method.logits(pretext).argmax(1)
     order = [4 * b + (b + lap) % 4 for lap in range(4) for b in range(report.ASKED)]  # as rotnet shows them
     for cell, i in zip(cells, order, strict=True):
-        shown = draw.panel(Panel("rotated", pretext.image[i]), sheet.LARGEST)
+        shown = draw.render_panel(Panel("rotated", pretext.image[i]), sheet.MAX_SIDE)
         assert np.array_equal(np.asarray(cell.pictures[0][1]), np.asarray(shown))
         assert cell.captions[0].answer == f"{90 * pretext.rotation[i]}°"
         assert cell.captions[0].predicted == f"{90 * answers[i]}°"
@@ -565,11 +565,11 @@ def test_a_real_browser_counts_the_guesses_of_a_visitor(tmp_path):
     page = turing.write(tmp_path / "turing.html", pairs, "run <on> photos", 0)
     text = page.read_text()
     known = json.loads(re.search(r"const pairs = (.*);", text)[1])
-    left = [one["painted"] == 0 for one in known]
+    left = [one["colorized"] == 0 for one in known]
     assert 0 < sum(left) < 9
-    for one, (real, painted) in zip(known, pairs, strict=True):
-        assert one["sides"][one["painted"]] == uri(painted)
-        assert one["sides"][1 - one["painted"]] == uri(real)
+    for one, (real, colorized) in zip(known, pairs, strict=True):
+        assert one["images"][one["colorized"]] == data_uri(colorized)
+        assert one["images"][1 - one["colorized"]] == data_uri(real)
     assert "run &lt;on&gt; photos" in text and "http" not in text
 
     visit = """<script>
@@ -586,7 +586,7 @@ def test_a_real_browser_counts_the_guesses_of_a_visitor(tmp_path):
     file.write_text(text.replace("</body>", visit))
     dom = browse(tmp_path, file, "--dump-dom")
     assert 'data-visit="over"' in dom and f'data-tally="{9 - sum(left)} of 9"' in dom
-    assert f"in {9 - sum(left)} of 9" in dom and "That was the last pair" in dom
+    assert f"in {9 - sum(left)} of 9 pairs" in dom and "That was the last pair" in dom
 
 
 def test_the_page_follows_the_preferred_color_scheme(page, tmp_path):

@@ -17,7 +17,7 @@ from pretask.encoders import Encoder
 from pretask.methods.base.context import Context
 from pretask.rng import Rng
 from pretask.types import Batch, Loss, Progress, Source
-from pretask.viz.puzzle import Puzzle, generic
+from pretask.viz.puzzle import Puzzle, generic_puzzles
 
 P = TypeVar("P")
 
@@ -133,7 +133,7 @@ class Method(nn.Module, ABC, Generic[P]):
         The puzzle was made from `batch` by the draws of `rng`, which starts over here: the same crops of other maps of
         the images, such as `augment.positions`, show where the crops lie.
         """
-        return generic(pretext, answers, self.answer_names())
+        return generic_puzzles(pretext, answers, self.answer_names())
 
     @torch.no_grad()
     def illustrate(self, batch: Batch, *keys: int | str, solved: bool = False) -> list[Puzzle]:
