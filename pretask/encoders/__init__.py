@@ -71,14 +71,14 @@ class Encoder(nn.Module):
     @torch.no_grad()
     def side(self, fraction: float) -> int:
         """`fraction` of the image side in pixels; the full side for networks with a fixed input size."""
-        wanted, was_training = round(fraction * self.size), self.training
+        side, was_training = round(fraction * self.size), self.training
         try:
-            self.eval()(torch.zeros(1, self.channels, wanted, wanted))
+            self.eval()(torch.zeros(1, self.channels, side, side))
         except (RuntimeError, AssertionError):  # a fixed token grid, or a layer on all pixels
             return self.size
         finally:
             self.train(was_training)
-        return wanted
+        return side
 
     @torch.no_grad()
     def map_side(self, stage: str, side: int) -> int:

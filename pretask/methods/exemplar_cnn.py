@@ -497,7 +497,7 @@ class ExemplarCNN(Method[Copies]):
             if answers:
                 said = answers["label"][i]
                 right = (bool(said == seed),) if known else ()
-                caption = replace(caption, predicted=f"seed {int(said) + 1}", each=right)
+                caption = replace(caption, predicted=f"seed {int(said) + 1}", parts_correct=right)
             yield Puzzle(
                 [Panel("distorted copy", pretext.image[i])],
                 [

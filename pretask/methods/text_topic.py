@@ -39,7 +39,7 @@ from pretask.types import Batch, Loss, Source
 from pretask.viz.puzzle import Bars, Panel, Puzzle, Text, choice
 
 TOPICS_SHOWN = 4
-"""topics beside a picture"""
+"""topics shown next to an image"""
 NAMED = 48
 """bytes for a topic's top words"""
 

@@ -196,8 +196,8 @@ def candidate_pairs(w: Any, label: Tensor, exact: bool) -> tuple[np.ndarray, ...
         a, b = (own[side] for side in edges.coords)
         pairs += [(a, b), (b, a)]
     a, b = (np.concatenate(side) for side in zip(*pairs, strict=True))
-    apart, count = a != b, s.shape[0]
-    pattern = csr_array(coo_array((np.ones(apart.sum()), (a[apart], b[apart])), shape=s.shape))
+    distinct, count = a != b, s.shape[0]
+    pattern = csr_array(coo_array((np.ones(distinct.sum()), (a[distinct], b[distinct])), shape=s.shape))
     pattern.sum_duplicates()
     row = np.repeat(np.arange(count), np.diff(pattern.indptr))
     column, s = pattern.indices.astype(np.int64), s.tocsr()

@@ -107,14 +107,14 @@ def replace_entries(c, a, b, forward_a, backward_a, first, after, other, forward
 
 @compiled
 def best_merge(c, first, after, other, forward, backward, size, weight, best):
-    """Score and partner of the best merge of c. `best` (K_c,) is scratch; missing neighbors have affinity 0."""
+    """Score of the best merge of c, and the cluster to merge it with. `best` (K_c,) is scratch; missing neighbors have affinity 0."""
     best[:] = 0.0
-    partner, e = -1, first[c]
+    match, e = -1, first[c]
     while e >= 0:
         j = other[e]
         affinity = forward[e] / (size[j] * size[j]) + backward[e] / (size[c] * size[c])
-        if affinity > best[0] or (affinity == best[0] and affinity > 0 and j < partner):
-            partner = j
+        if affinity > best[0] or (affinity == best[0] and affinity > 0 and j < match):
+            match = j
         k = len(best) - 1
         if affinity > best[k]:
             while k > 0 and best[k - 1] < affinity:
@@ -126,7 +126,7 @@ def best_merge(c, first, after, other, forward, backward, size, weight, best):
     if len(best) > 1:
         for k in range(1, len(best)):
             score += weight * (best[0] - best[k]) / (len(best) - 1)
-    return score, partner
+    return score, match
 
 
 @compiled
@@ -147,7 +147,7 @@ def nearest_mean(a, alive, total, size):
 
 
 @compiled
-def choose_merge(alive, score, partner, total, size, isolated_first, final_clusters, min_size):
+def choose_merge(alive, score, match, total, size, isolated_first, final_clusters, min_size):
     """The two clusters to merge. With `isolated_first`, a cluster without affinity is merged first, with the nearest mean;
     otherwise the smallest is merged first if at most `final_clusters` have `min_size` or more samples."""
     best, isolated, tiny, large = -1, -1, -1, 0
@@ -158,7 +158,7 @@ def choose_merge(alive, score, partner, total, size, isolated_first, final_clust
             large += 1
         elif tiny < 0 or size[c] < size[tiny]:
             tiny = c
-        if partner[c] < 0:
+        if match[c] < 0:
             if isolated < 0 or size[c] < size[isolated]:
                 isolated = c
         elif best < 0 or score[c] > score[best]:
@@ -166,8 +166,8 @@ def choose_merge(alive, score, partner, total, size, isolated_first, final_clust
     if isolated >= 0 and (isolated_first or best < 0):
         return isolated, nearest_mean(isolated, alive, total, size)
     if not isolated_first and tiny >= 0 and large <= final_clusters:
-        return tiny, partner[tiny] if partner[tiny] >= 0 else nearest_mean(tiny, alive, total, size)
-    return best, partner[best]
+        return tiny, match[tiny] if match[tiny] >= 0 else nearest_mean(tiny, alive, total, size)
+    return best, match[best]
 
 
 @compiled
@@ -181,7 +181,7 @@ def merge(
     size, member, last = np.zeros(count), np.full(count, -1), np.full(count, -1)
     following, at = np.full(n, -1), np.full(count, -1)
     into, out, touched = np.zeros(n), np.zeros(n), np.empty(n, np.int64)
-    alive, score, partner = np.ones(count, np.bool_), np.zeros(count), np.full(count, -1)
+    alive, score, match = np.ones(count, np.bool_), np.zeros(count), np.full(count, -1)
     for c in range(count):
         if ptr[c + 1] > ptr[c]:
             first[c] = ptr[c]
@@ -198,12 +198,10 @@ def merge(
 
     best = np.zeros(neighbor_clusters)
     for c in range(count):
-        score[c], partner[c] = best_merge(c, first, after, other, forward, backward, size, weight, best)
+        score[c], match[c] = best_merge(c, first, after, other, forward, backward, size, weight, best)
     left = count
     while left > clusters:
-        a, b = choose_merge(
-            alive, score, partner, total, size, left > isolated_first, final_clusters, min_size
-        )
+        a, b = choose_merge(alive, score, match, total, size, left > isolated_first, final_clusters, min_size)
         if size[b] > size[a] or (size[b] == size[a] and b < a):
             a, b = b, a  # b is the smaller one
         join_rows(a, b, first, after, other, forward, backward, at)
@@ -227,7 +225,7 @@ def merge(
         e = first[a]
         while e >= 0:
             c = other[e]
-            score[c], partner[c] = best_merge(c, first, after, other, forward, backward, size, weight, best)
+            score[c], match[c] = best_merge(c, first, after, other, forward, backward, size, weight, best)
             e = after[e]
-        score[a], partner[a] = best_merge(a, first, after, other, forward, backward, size, weight, best)
+        score[a], match[a] = best_merge(a, first, after, other, forward, backward, size, weight, best)
     return owner

@@ -51,8 +51,8 @@ def plots(log: Sequence[Row], monitor: Sequence[Row] = ()) -> list[Plot]:
     ordered = [*GENERAL[:1], *parts, *GENERAL[1:]]
     return [
         plot
-        for rows, wanted in ((log, ordered), (monitor, names(monitor)))
-        for plot in (plot_column(name, rows) for name in wanted)
+        for rows, columns in ((log, ordered), (monitor, names(monitor)))
+        for plot in (plot_column(name, rows) for name in columns)
         if plot is not None
     ]
 

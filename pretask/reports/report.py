@@ -32,22 +32,22 @@ from pretask.viz.puzzle import Panel, Puzzle, generic_puzzles
 from pretask.workflows import audit as auditing
 from pretask.workflows import study
 
-ASKED = 8
-"""images whose puzzles are shown; a method may make several puzzles per image"""
-SHOWN = 32
+NUM_IMAGES = 8
+"""number of images whose puzzles are shown; a method may make several puzzles per image"""
+MAX_PUZZLES = 32
 """maximum number of puzzles"""
-CLEANED = 3
-"""puzzles shown with each shortcut removed"""
-EMBEDDED = 1500
-"""images of up to 64 px to search for neighbors; fewer larger ones, so that it takes seconds"""
-ATTENDED = 6
-"""images with attention maps"""
-FEWEST = 300
-"""minimum number of images to search, whatever their size"""
+NUM_CLEANED = 3
+"""number of puzzles shown with each shortcut removed"""
+MAX_EMBEDDED = 1500
+"""maximum number of images searched for neighbors; fewer if images are larger than 64 px, so that it takes seconds"""
+NUM_ATTENTION = 6
+"""number of images with attention maps"""
+MIN_EMBEDDED = 300
+"""minimum number of images searched, whatever their size"""
 
 
 @dataclass(frozen=True)
-class Looked:
+class LabeledImages:
     """Labeled images that are already open, with their pooled features if known and complete."""
 
     source: LabeledSource
@@ -59,30 +59,30 @@ def report(
     data: str | Path | None = None,
     *,
     reading: Reading = DEFAULT_READING,
-    looked: Looked | None = None,
+    labeled: LabeledImages | None = None,
 ) -> Path:
     """Write report.html and preview.png of a run. Neighbors and map show the labeled images of `data`, if given.
 
-    Unreadable images of `data` are listed in report.bad.csv. `looked` replaces `data` if the images are already open.
+    Unreadable images of `data` are listed in report.bad.csv. `labeled` replaces `data` if the images are already open.
     """
     from pretask import methods
     from pretask.workflows import inputs, kinds
 
     loaded, opened = runs.load(folder), []
     card = loaded.card
-    if data and not looked:
+    if data and not labeled:
         data, unseen = inputs.split_paths(data)
         options = OpenOptions(**canvas_fields(loaded.card_source), reading=reading)
         shown = kinds.opened(unseen or data, None, options, loaded.folder).shown
         if shown is not None:
-            looked = Looked(shown)
+            labeled = LabeledImages(shown)
             opened.append((shown.name, shown.ledger))
     try:
         about = methods.asks(methods.recipe(f"{card['method']}:{card['recipe']}"))
         source, method = loaded.source, loaded.method
-    except (UserError, OSError) as gone:  # scores and curves need neither
-        encoder = loaded.encoder if looked else None
-        page = compose(loaded.folder, card, encoder=encoder, looked=looked, missing=str(gone))
+    except (UserError, OSError) as error:  # scores and curves need neither
+        encoder = loaded.encoder if labeled else None
+        page = compose(loaded.folder, card, encoder=encoder, labeled=labeled, missing=str(error))
     else:
         page = compose(
             loaded.folder,
@@ -91,7 +91,7 @@ def report(
             method=method,
             encoder=method.export(),
             source=source,
-            looked=looked,
+            labeled=labeled,
         )
     write_all(page.with_suffix(f".{BAD}"), opened)
     return page
@@ -105,7 +105,7 @@ def compose(
     method: Method[Any] | None = None,
     encoder: Encoder | None = None,
     source: Source | None = None,
-    looked: Looked | None = None,
+    labeled: LabeledImages | None = None,
     missing: str = "",
 ) -> Path:
     """Write the page from the available parts of a run; `missing` says why others are unavailable."""
@@ -116,21 +116,21 @@ def compose(
     if cells:
         task, name = method.pretext_task if method else "", folder.resolve().name
         below = " · ".join(filter(None, (name if task else "", sheet.tally(cells))))
-        picture = sheet.paint(cells[: 2 * ASKED], title=task or name, subtitle=below)
+        picture = sheet.paint(cells[: 2 * NUM_IMAGES], title=task or name, subtitle=below)
         files.write(folder / "preview.png", lambda file: picture.save(file, format="PNG"))
     gallery = pictures(method, source, seed) if method is not None and source is not None else None
-    lines, plane, attended = [], None, []
-    shown = looked.source if looked else source
+    lines, plane, attention_cells = [], None, []
+    shown = labeled.source if labeled else source
     if encoder is not None and shown is not None:
-        attended = attention.cells(
-            encoder, loader.sample(shown, ATTENDED, Rng(seed, "report", "which")).image
+        attention_cells = attention.cells(
+            encoder, loader.sample(shown, NUM_ATTENTION, Rng(seed, "report", "which")).image
         )
     if encoder is not None and shown is not None and len(shown) > features.NEIGHBORS:
-        index, z, x = embed(encoder, shown, seed, looked.pool if looked else None)
-        label, classes = (looked.source.label[index], looked.source.classes) if looked else (None, [])
+        index, z, x = embed(encoder, shown, seed, labeled.pool if labeled else None)
+        label, classes = (labeled.source.label[index], labeled.source.classes) if labeled else (None, [])
         lines = features.neighbor_rows(z, x, label, classes)
-        one = None if label is None or label.ndim == 2 else label  # one color per dot
-        plane = draw_map(z, x, one, classes, seed)
+        color_label = None if label is None or label.ndim == 2 else label  # one color per dot
+        plane = draw_map(z, x, color_label, classes, seed)
     audit = auditing.read(folder)
     cleaned = (
         without_shortcuts(method, source, seed) if audit and method is not None and source is not None else []
@@ -142,7 +142,7 @@ def compose(
         about=about,
         missing=missing,
         cells=cells,
-        attended=attended,
+        attended=attention_cells,
         plots=curves.plots(log, monitor),
         neighbors=lines,
         map=plane,
@@ -159,50 +159,50 @@ def compose(
 @torch.no_grad()
 def without_shortcuts(method: Method[Any], source: Source, seed: int) -> list[sheet.Cell]:
     """A few puzzles, unchanged and with each shortcut of the audit removed, side by side."""
-    batch = loader.sample(source, CLEANED, Rng(seed, "report", "which"))
+    batch = loader.sample(source, NUM_CLEANED, Rng(seed, "report", "which"))
     device = next(method.parameters()).device
     columns: dict[str, list[Panel]] = {}
     for shortcut in (None, *auditing.possible(source)):
-        made = auditing.puzzle(method, batch.to(device), shortcut, Rng(seed, "clues", device=device))
-        if made is not None:
+        pretext = auditing.puzzle(method, batch.to(device), shortcut, Rng(seed, "clues", device=device))
+        if pretext is not None:
             columns[shortcut.name if shortcut else "unchanged"] = [
-                one.question[0] for one in generic_puzzles(made, {}, {})
+                one.question[0] for one in generic_puzzles(pretext, {}, {})
             ]
     return [
         sheet.cell(Puzzle([replace(panels[i], title=name) for name, panels in columns.items()]))
-        for i in range(CLEANED)
+        for i in range(NUM_CLEANED)
     ]
 
 
 @torch.no_grad()
 def puzzles(method: Method[Any], source: Source, seed: int) -> list[sheet.Cell]:
     """Puzzles of a few images with the answers of the trained method."""
-    batch = loader.sample(source, ASKED, Rng(seed, "report", "which"))
-    return sheet.cells(method.eval().illustrate(batch, seed, "report", solved=True), SHOWN)
+    batch = loader.sample(source, NUM_IMAGES, Rng(seed, "report", "which"))
+    return sheet.cells(method.eval().illustrate(batch, seed, "report", solved=True), MAX_PUZZLES)
 
 
 @torch.no_grad()
 def pictures(method: Method[Any], source: Source, seed: int) -> html.Pictures | None:
     """Further outputs of the method for the images whose puzzles are shown."""
-    batch = loader.sample(source, ASKED, Rng(seed, "report", "which"))
+    batch = loader.sample(source, NUM_IMAGES, Rng(seed, "report", "which"))
     device = next(method.parameters()).device
-    made = method.eval().gallery(
+    gallery = method.eval().gallery(
         augment.to_float(batch.image.to(device)), Rng(seed, "gallery", device=device)
     )
-    if made is None:
+    if gallery is None:
         return None
-    columns = {name: sheet.pictures(x.cpu()) for name, x in made.columns.items()}
+    columns = {name: sheet.pictures(x.cpu()) for name, x in gallery.columns.items()}
     rows = [
         sheet.Cell(tuple((name, column[i]) for name, column in columns.items())) for i in range(len(batch))
     ]
-    return html.Pictures(made.title, made.about, rows)
+    return html.Pictures(gallery.title, gallery.about, rows)
 
 
 def embed(
     encoder: Encoder, source: Source, seed: int, pool: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A sample of the source: positions (N,), pooled features (N, D), pixels (N, C, H, W)."""
-    count = min(EMBEDDED, max(FEWEST, EMBEDDED * 64**2 // source.size**2))
+    count = min(MAX_EMBEDDED, max(MIN_EMBEDDED, MAX_EMBEDDED * 64**2 // source.size**2))
     some = loader.sample(source, count, Rng(seed, "report", "embed"))
     z = pooled(encoder, some.image) if pool is None else pool[some.index].float()
     return some.index, z.nan_to_num(), some.image

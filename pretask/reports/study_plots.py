@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 STYLES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)))
 """line styles, so that lines are distinguishable without color"""
 COLORS = {False: svg.ACCENT, True: svg.INK}
-"""of the run (False), and of what it is compared with (True)"""
+"""color of the run (False) and of baselines (True)"""
 
 
 @dataclass(frozen=True)
@@ -51,16 +51,16 @@ def plot_grid(grid: Grid, axis: str) -> Answer:
         for i, column in enumerate(grid.columns)
     )
     legend = [
-        (sample(*line_style(i, column in grid.beside)), column) for i, column in enumerate(grid.columns)
+        (sample(*line_style(i, column in grid.baselines)), column) for i, column in enumerate(grid.columns)
     ]
     return Answer(
         grid.title, axis, picture(grid), legend, words, grid.first, grid.columns, rows, grid.skipped
     )
 
 
-def line_style(number: int, beside: bool) -> tuple[str, Any]:
+def line_style(number: int, is_baseline: bool) -> tuple[str, Any]:
     """Color and line style."""
-    return COLORS[beside], STYLES[number % len(STYLES)]
+    return COLORS[is_baseline], STYLES[number % len(STYLES)]
 
 
 def sample(color: str, dashes: Any) -> str:
@@ -79,7 +79,7 @@ def picture(grid: Grid) -> str:
     figure, axes = svg.blank_figure(4.6, 2.8)
     at = positions(grid)
     for i, column in enumerate(grid.columns):
-        color, dashes = line_style(i, column in grid.beside)
+        color, dashes = line_style(i, column in grid.baselines)
         there = [(x, c) for x, (_, cells) in zip(at, grid.lines, strict=True) if (c := cells[i])]
         x, y, low, high = (
             [x for x, _ in there],

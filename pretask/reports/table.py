@@ -1,4 +1,4 @@
-"""Tables for the terminal: scores of a run beside its baselines, and the results of other commands."""
+"""Tables for the terminal: scores of a run and its baselines, and the results of other commands."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -43,8 +43,8 @@ BLOCKS: Sequence[Columns] = (
         Measurement("recall", "pool", k=1): "R@1",
     },
     {
-        Measurement(metric, "pool", k=k): f"{whose} {metric}@{k}"
-        for metric, whose in (("text", "its"), ("image", "an"))
+        Measurement(metric, "pool", k=k): f"{article} {metric}@{k}"
+        for metric, article in (("text", "its"), ("image", "an"))
         for k in text_retrieval.AT
     },
     {Measurement("track recall", "pool", k=k): f"track recall@{k}" for k in track_retrieval.AT},
@@ -197,7 +197,7 @@ def audited(audit: Audit) -> Group:
 
 
 def colored(made: "Colored") -> Group:
-    """Accuracy of the predicted colors, beside gray and the true colors."""
+    """Accuracy of the predicted colors, of gray and of the true colors."""
     table = Table(box=None, pad_edge=False, padding=(0, 1))
     table.add_column("colors")
     table.add_column("AuC, %", justify="right", no_wrap=True)
@@ -268,8 +268,8 @@ class Grid:
     columns: Sequence[str]
     lines: Sequence[tuple[str, Sequence[Row | Interval | None]]]
     skipped: Sequence[str]
-    beside: Sequence[str] = ()
-    """columns that are not of the run, but of what it is compared with"""
+    baselines: Sequence[str] = ()
+    """columns of the encoders that the run is compared with"""
     counts: Sequence[int] = ()
     """images, labels or classes of each row; empty if rows are stages or rounds"""
     decimals: int = 1
@@ -278,29 +278,29 @@ class Grid:
 def grids(study: "Study") -> dict[str, Grid]:
     """The answers of a study, by keys of HEADINGS; for the terminal and for the report."""
     found: dict[str, Grid] = {}
-    for ask, answer in study.answers.items():
+    for question, answer in study.answers.items():
         for i, axis in enumerate(dict.fromkeys(row.axis for row in answer.rows)):
             rows = sorted((row for row in answer.rows if row.axis == axis), key=lambda row: row.at or 0)
-            at = {(name(ask, row), way(ask, row)): row for row in rows}
-            counts = {} if ask == "change" else {name(ask, row): count(row) for row in rows}
+            at = {(name(question, row), way(question, row)): row for row in rows}
+            counts = {} if question == "change" else {name(question, row): count(row) for row in rows}
             names, there = (list(dict.fromkeys(key[i] for key in at)) for i in (0, 1))
             ways = {heading: role for (_, role), heading in WAYS.items() if heading in there}
-            key = f"{ask} {axis}".strip()
+            key = f"{question} {axis}".strip()
             found[key] = Grid(
                 *HEADINGS[key],
                 columns=list(ways),
                 lines=[(n, [at.get((n, w)) for w in ways]) for n in names],
                 skipped=() if i else answer.skipped,
-                beside=[heading for heading, role in ways.items() if role != "run"],
+                baselines=[heading for heading, role in ways.items() if role != "run"],
                 counts=list(counts.values()),
-                decimals=2 if ask == "change" else 1,
+                decimals=2 if question == "change" else 1,
             )
     return found
 
 
-def way(ask: str, row: "StudyRow") -> str:
+def way(question: str, row: "StudyRow") -> str:
     """The column of a row; for "data" the untrained encoder is a row, with 0 images, not a column."""
-    return WAYS[row.metric, "run" if ask == "data" else row.role]
+    return WAYS[row.metric, "run" if question == "data" else row.role]
 
 
 def count(row: "StudyRow") -> int:
@@ -308,11 +308,11 @@ def count(row: "StudyRow") -> int:
     return (row.images or 0) if row.at is None else row.at
 
 
-def name(ask: str, row: "StudyRow") -> str:
+def name(question: str, row: "StudyRow") -> str:
     """The name of a row: its stage, its number on the axis, or its number of images with their fraction."""
-    if ask == "change":
+    if question == "change":
         return row.stage
-    if ask == "supervised":
+    if question == "supervised":
         return f"{row.at:,}"
     return f"{row.images:,} ({100 * row.fraction:g} %)" if row.fraction else "0 (untrained)"
 

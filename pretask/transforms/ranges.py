@@ -173,14 +173,14 @@ def resolve_range(name: str, known: Range, sample: Sequence[PixelStats]) -> Rang
     return resolved
 
 
-def warn_if_prepared_differently(name: str, wanted: Range, stored: Range) -> None:
-    """Print a warning if images were stored with another range than is wanted now."""
+def warn_if_prepared_differently(name: str, current: Range, stored: Range) -> None:
+    """Print a warning if images were stored with another range than the current one."""
     from pretask.runtime.console import say
 
-    pairs = (wanted.integers, stored.integers), (wanted.floats, stored.floats)
+    pairs = (current.integers, stored.integers), (current.floats, stored.floats)
     if any(a and b and a != b for a, b in pairs):
         say(
-            f"{name} was prepared with the range {stored}, not {wanted}, so equal values differ in brightness; "
+            f"{name} was prepared with the range {stored}, not {current}, so equal values differ in brightness; "
             "prepare it again with --range LOW HIGH"
         )
 

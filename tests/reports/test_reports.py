@@ -284,7 +284,7 @@ def parts() -> dict:
         "method": method,
         "encoder": encoder,
         "source": labeled,
-        "looked": report.Looked(labeled),
+        "labeled": report.LabeledImages(labeled),
         "about": HOSTILE,
     }
 
@@ -434,13 +434,15 @@ def test_the_puzzles_are_answered_by_the_method_unchanged(parts):
     method, source = parts["method"], parts["source"]
     before = {name: value.clone() for name, value in method.state_dict().items()}
     cells = report.puzzles(method.train(), source, seed=0)
-    assert len(cells) == report.SHOWN
+    assert len(cells) == report.MAX_PUZZLES
     assert all(torch.equal(value, before[name]) for name, value in method.state_dict().items())
-    batch = source.__getitems__(Rng(0, "report", "which").permutation(64)[: report.ASKED])
+    batch = source.__getitems__(Rng(0, "report", "which").permutation(64)[: report.NUM_IMAGES])
     pretext = method.pretext(batch, Rng(0, "report"))
     with torch.no_grad():
         answers = method.logits(pretext).argmax(1)
-    order = [4 * b + (b + lap) % 4 for lap in range(4) for b in range(report.ASKED)]  # as rotnet shows them
+    order = [
+        4 * b + (b + lap) % 4 for lap in range(4) for b in range(report.NUM_IMAGES)
+    ]  # as rotnet shows them
     for cell, i in zip(cells, order, strict=True):
         shown = draw.render_panel(Panel("rotated", pretext.image[i]), sheet.MAX_SIDE)
         assert np.array_equal(np.asarray(cell.pictures[0][1]), np.asarray(shown))
@@ -466,8 +468,8 @@ def test_the_gallery_of_a_method_has_a_row_for_each_image(folder, parts, tmp_pat
     method.stage.fill_(2)
     shown = report.pictures(method, source, seed=0)
     assert shown is not None
-    assert len(shown.rows) == report.ASKED
-    batch = source.__getitems__(Rng(0, "report", "which").permutation(64)[: report.ASKED])
+    assert len(shown.rows) == report.NUM_IMAGES
+    batch = source.__getitems__(Rng(0, "report", "which").permutation(64)[: report.NUM_IMAGES])
     for cell, picture in zip(shown.rows, sheet.pictures(batch.image), strict=True):
         assert np.array_equal(np.asarray(cell.pictures[0][1]), np.asarray(picture))
         assert len(cell.pictures) == 1 + sdae.SAMPLES
@@ -479,7 +481,7 @@ def test_the_gallery_of_a_method_has_a_row_for_each_image(folder, parts, tmp_pat
     shutil.copytree(folder, run)
     text = report.compose(run, card(), method=method, source=source).read_text()
     section = text[text.index('<section id="gallery"') :].partition("</section>")[0]
-    assert section.count("<img") == report.ASKED * (1 + sdae.SAMPLES)
+    assert section.count("<img") == report.NUM_IMAGES * (1 + sdae.SAMPLES)
     assert 'alt="sample 6 of image 8"' in section
 
 

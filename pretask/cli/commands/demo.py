@@ -25,7 +25,7 @@ def run(words: list[str]) -> None:
 
     from pretask.config import RunConfig
     from pretask.reports import table
-    from pretask.reports.report import Looked, report
+    from pretask.reports.report import LabeledImages, report
     from pretask.workflows.evaluate import evaluate
     from pretask.workflows.job import fresh
     from pretask.workflows.pretrain import pretrain
@@ -40,12 +40,12 @@ def run(words: list[str]) -> None:
     with Display() as display:
         made = pretrain(job, on_log=display)
     say("\nScoring the frozen encoder on 2,000 other drawings, with the labels:")
-    looked: list[Looked] = []
+    opened: list[LabeledImages] = []
     scores = evaluate(
-        made, "demo", "demo:test", look=lambda source, pool: looked.append(Looked(source, pool))
+        made, "demo", "demo:test", look=lambda source, pool: opened.append(LabeledImages(source, pool))
     )
     console().print(table.render(scores))
-    page = report(made.folder, looked=looked[0])
+    page = report(made.folder, labeled=opened[0])
     say(
         f"\nwrote {page}; open it in a browser: scores, puzzles with answers, nearest neighbors, a map, curves"
     )

@@ -41,10 +41,10 @@ def run(words: list[str]) -> None:
     what, chosen = subject(words, "evaluate", "RUN or timm:NAME", Flags)
 
     from pretask.reports import table
-    from pretask.reports.report import Looked, report
+    from pretask.reports.report import LabeledImages, report
     from pretask.workflows.evaluate import evaluate
 
-    looked: list[Looked] = []
+    opened: list[LabeledImages] = []
     with Display() as display:
         scores = evaluate(
             what,
@@ -58,12 +58,12 @@ def run(words: list[str]) -> None:
             size=chosen.size,
             reading=chosen.reading,
             on_log=display,
-            look=lambda source, pool: looked.append(Looked(source, pool)),
+            look=lambda source, pool: opened.append(LabeledImages(source, pool)),
         )
     if chosen.json:
         print(scores.to_json())
     else:
         console().print(table.render(scores))
     if not what.startswith("timm:"):
-        page = report(what, looked=looked[0] if looked else None)
+        page = report(what, labeled=opened[0] if opened else None)
         say(f"wrote {what}/scores and {page}")

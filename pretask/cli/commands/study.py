@@ -37,10 +37,10 @@ def run(words: list[str]) -> None:
     what, chosen = subject(words, "study", "RUN", Flags)
 
     from pretask.reports import table
-    from pretask.reports.report import Looked, report
+    from pretask.reports.report import LabeledImages, report
     from pretask.workflows.study import study
 
-    looked: list[Looked] = []
+    opened: list[LabeledImages] = []
     with Display() as display:
         found = study(
             what,
@@ -51,13 +51,13 @@ def run(words: list[str]) -> None:
             seeds=chosen.seeds,
             reading=chosen.reading,
             on_log=display,
-            look=lambda source, pool: looked.append(Looked(source, pool)),
+            look=lambda source, pool: opened.append(LabeledImages(source, pool)),
         )
     if chosen.json:
         print(found.to_json())
     else:
         console().print(table.studied(found))
-    page = report(what, looked=looked[0])
+    page = report(what, labeled=opened[0])
     for caution in found.cautions:
         say(f"Caution: {caution}")
     say(f"wrote {what}/study and {page}")
