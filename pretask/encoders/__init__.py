@@ -33,7 +33,7 @@ MAX_BATCH = 256
 MAX_SIDE = 1024
 """side in pixels at which the search for the smallest accepted image gives up"""
 CPU_PIXELS = 1 << 18
-"""pixels of an inference batch on a CPU: 28 images of 96 px stay in its cache; 256 are half as slow again"""
+"""pixels of an inference batch on a CPU: 28 images of 96 px fit in its cache; 256 take 1.5 times as long per image"""
 
 
 class Encoder(nn.Module):

@@ -95,7 +95,7 @@ def fill(layer: nn.Conv2d, std: float, bias: float) -> nn.Conv2d:
 def caffenet(
     channels: int = 3, size: int = 227, fc6: int = 4096, fc7: int = 4096, dropout: float = 0.5
 ) -> nn.Sequential:
-    """CaffeNet, conv1 to fc7, as papers of its time train it (TextTopicNet 2017, released code).
+    """CaffeNet, conv1 to fc7, as trained in papers of its time (TextTopicNet 2017, released code).
 
     fc6 is a convolution as wide as the last map, 6x6 from 227 px on, so that larger images are accepted.
     `fc7=1024,dropout=0` is the network of Wang & Gupta 2015 (released code).

@@ -44,8 +44,8 @@ def ema_copy(module: M) -> M:
 @torch.no_grad()
 def update_ema(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
     """Move every teacher weight towards the student's: θ' ← m · θ' + (1 - m) · θ, with m = `momentum`."""
-    for own, new in zip(teacher.parameters(), student.parameters(), strict=True):
-        own.lerp_(new, 1 - momentum)
+    for old, new in zip(teacher.parameters(), student.parameters(), strict=True):
+        old.lerp_(new, 1 - momentum)
 
 
 def cosine_momentum(start: float, fraction: float) -> float:
@@ -54,8 +54,8 @@ def cosine_momentum(start: float, fraction: float) -> float:
 
 
 class TileEncoder(nn.Module):
-    """An encoder for tiles much smaller than its images; each tile is encoded separately and comes in
-    normalized.
+    """An encoder for tiles much smaller than its images; each tile is encoded separately and is
+    already normalized.
 
     Networks with a fixed input size, such as transformers, get every tile resized to it.
     """

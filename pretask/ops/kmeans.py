@@ -1,4 +1,4 @@
-"""k-means: of unit vectors with restarts, and by mini-batches where there are too many rows for that."""
+"""k-means: on unit vectors with restarts, and mini-batch k-means for many rows."""
 
 import warnings
 
@@ -9,13 +9,13 @@ from pretask.ops.neighbors import unit
 from pretask.ops.span import span
 
 RESTARTS = 10
-"""k-means starts, of which the one with the smallest distances counts"""
+"""number of random initializations; the result with the smallest distances is used"""
 BATCH = 4096
-"""rows between two steps of the centers"""
+"""rows per mini-batch"""
 
 
 def cluster(x: Tensor, clusters: int, seed: int) -> Tensor:
-    """(N, D) -> (N,) cluster numbers of the rows, brought to unit length; fewer clusters where there are fewer rows."""
+    """(N, D) -> (N,) cluster numbers of the rows, normalized to unit length; at most N clusters."""
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
 
@@ -29,7 +29,7 @@ def cluster(x: Tensor, clusters: int, seed: int) -> Tensor:
 def centers(x: Tensor, k: int, seed: int, seen: int) -> Tensor:
     """(N, D) -> (K, D) centers, K = min(k, N), by mini-batches (Sculley 2010, "Web-scale k-means clustering").
 
-    `seen` rows in all are drawn: fewer than that are passed over several times.
+    `seen` rows are drawn in total, so a smaller N means several passes.
     """
     from sklearn.cluster import MiniBatchKMeans
     from sklearn.exceptions import ConvergenceWarning

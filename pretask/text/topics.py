@@ -29,13 +29,13 @@ FIELDS: formats.Fields = {
     "top_words": tuple[list, ...],
     "vocabulary": list,
 }
-"""of topics.json"""
+"""fields of topics.json"""
 WORDS = 100_000
 """largest size of the vocabulary: the most frequent words"""
 HELD_OUT = 0.1
 """fraction of the texts held out for the perplexity"""
 FEW = 5
-"""number of passes from which on LDA is in batch mode; with fewer passes it is updated after every CHUNK of texts.
+"""minimum number of passes for LDA in batch mode; with fewer passes it is updated after every CHUNK of texts.
 
 Both take the same time per pass. Total variation distance between learned and true topics (numpy's default_rng(0) draws 40
 topics over 2,000 words from Dirichlet(0.05), and 12,500 texts of about 100 words from Dirichlet(1/40);
@@ -117,7 +117,7 @@ def learn(
     max_df: float = 0.5,
     passes: int = 20,
 ) -> Topics:
-    """Fit a topic model to texts, of which a tenth is held out; duplicate texts count as often as they occur.
+    """Fit a topic model to nine tenths of the texts and hold out the rest; duplicate texts count as often as they occur.
 
     Words in fewer than `min_df` texts, or in more than a fraction `max_df` of them, are ignored.
     """

@@ -245,11 +245,11 @@ SCORES = [
 ]
 
 
-def ahead(
-    of: str, value: float, low: float, high: float, role: Role = "pixels", metric: str = "linear"
+def difference(
+    minus: str, value: float, low: float, high: float, role: Role = "pixels", metric: str = "linear"
 ) -> Difference:
     return Difference(
-        metric, "pool", name="rotnet", minus=of, minus_role=role, value=value, low=low, high=high
+        metric, "pool", name="rotnet", minus=minus, minus_role=role, value=value, low=low, high=high
     )
 
 
@@ -267,7 +267,7 @@ def folder(tmp_path_factory) -> Path:
         f'file,reason\n"{HOSTILE.replace(chr(34), chr(34) * 2)}.png",empty\na.jpg,cut off\n'
     )
     Scores(
-        {"test": "linear"}, [*SCORES, scored(HOSTILE, 1.0)], [ahead(HOSTILE, 4.2, 1.0, 7.4)], [], {}, {}
+        {"test": "linear"}, [*SCORES, scored(HOSTILE, 1.0)], [difference(HOSTILE, 4.2, 1.0, 7.4)], [], {}, {}
     ).write(run)
     (run / runs.DONE).write_text("598.2 s\n")
     return run
@@ -382,22 +382,26 @@ def test_related_scores_share_a_table():
 
 
 def test_the_verdict_names_the_problem_its_first_step_and_a_remedy():
-    well = [{"step": 0, "state": "healthy"}]
-    ill = [*well, {"step": 40, "state": "complete collapse"}, {"step": 80, "state": "complete collapse"}]
-    found = report.verdict(card(), log(100), ill, SCORES)
+    healthy = [{"step": 0, "state": "healthy"}]
+    collapsed = [
+        *healthy,
+        {"step": 40, "state": "complete collapse"},
+        {"step": 80, "state": "complete collapse"},
+    ]
+    found = report.verdict(card(), log(100), collapsed, SCORES)
     assert found.tone == "bad"
     assert found.sentence.startswith("Complete collapse since step 40; ")
-    assert report.verdict(card(), log(100), well, SCORES) == html.Verdict(
+    assert report.verdict(card(), log(100), healthy, SCORES) == html.Verdict(
         "good", "Healthy; linear probe 56.1 ±1.0, untrained 42.8."
     )
-    assert report.verdict(card(), log(100), well, []).sentence == "Healthy; no scores yet."
+    assert report.verdict(card(), log(100), healthy, []).sentence == "Healthy; no scores yet."
     tracks = [replace(SCORES[0], metric="track recall", k=1)]
-    assert report.verdict(card(), log(100), well, tracks).sentence == "Healthy; no linear probe yet."
-    assert report.verdict(card(), log(30), well, []).sentence.startswith(
+    assert report.verdict(card(), log(100), healthy, tracks).sentence == "Healthy; no linear probe yet."
+    assert report.verdict(card(), log(30), healthy, []).sentence.startswith(
         "Healthy; not finished, at step 30 of 100"
     )
     same = [scored("rotnet", 43.0, "run"), SCORES[2]]
-    assert report.verdict(card(), log(100), well, same).tone == "warn"
+    assert report.verdict(card(), log(100), healthy, same).tone == "warn"
 
 
 def test_a_run_is_compared_with_its_best_baseline_and_better_only_above_0():
@@ -405,17 +409,22 @@ def test_a_run_is_compared_with_its_best_baseline_and_better_only_above_0():
         rows = [scored("rotnet", own, "run"), scored("rotnet", 61.0, "run", stage="stage3")]
         return [*verdict.sentences(Scores({}, rows, differences, [], {}, {}))]
 
-    weak, strong = ahead("raw pixels", 17.1, 15.0, 19.0), ahead("k-means patches", 4.2, 1.0, 7.4, "patches")
+    weak, strong = (
+        difference("raw pixels", 17.1, 15.0, 19.0),
+        difference("k-means patches", 4.2, 1.0, 7.4, "patches"),
+    )
     assert sentences(weak, strong) == [
         "Linear probe 56.1 %: better than k-means patches, the best baseline, by 4.2 points [1.0, 7.4]."
     ]
-    close = ahead("k-means patches", 1.2, -0.4, 2.8, "patches")
+    close = difference("k-means patches", 1.2, -0.4, 2.8, "patches")
     assert sentences(weak, close) == [
         "Linear probe 56.1 %: not better than k-means patches, the best baseline (+1.2 points [-0.4, +2.8])."
     ]
-    supervised = ahead("supervised net", -9.0, -11.0, -7.0, "supervised")
+    supervised = difference("supervised net", -9.0, -11.0, -7.0, "supervised")
     assert sentences(weak, supervised)[0].startswith("Linear probe 56.1 %: better than raw pixels")
-    assert sentences(supervised) == sentences(ahead("raw pixels", 1.0, 0.5, 1.5, metric="few-shot")) == []
+    assert (
+        sentences(supervised) == sentences(difference("raw pixels", 1.0, 0.5, 1.5, metric="few-shot")) == []
+    )
 
 
 def test_durations_are_readable():
