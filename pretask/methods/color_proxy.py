@@ -322,10 +322,10 @@ class ColorProxy(Method[Sampled]):
         self, pretext: Sampled, answers: Mapping[str, Tensor], batch: Batch, rng: Rng
     ) -> Iterator[Puzzle]:
         for i, image in enumerate(pretext.image):
-            asked = Points((pretext.location[i] + 0.5) / image.shape[-1])
+            locations = Points((pretext.location[i] + 0.5) / image.shape[-1])
             own = [answers["image"][i]] if answers else []
             yield Puzzle(
-                [Panel("grayscale", pretext.gray[i], [asked])],
+                [Panel("grayscale", pretext.gray[i], [locations])],
                 [Panel("in color", image)],
                 [Panel("network", x) for x in own],
                 [reconstruction("What color is each location?", "as in the photograph", image, *own)],

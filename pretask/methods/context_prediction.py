@@ -271,7 +271,7 @@ class ContextPrediction(Method[PatchPairs]):
         boxes = augment.extent(self.cut_patches(at, rng)).tolist()
         for i, image in enumerate(batch.image):
             first, second, place = (int(x[i, 0]) for x in (pretext.first, pretext.second, pretext.position))
-            center, asked = (
+            center, patch = (
                 0.5 + pretext.patch[i, n] / pretext.patch[i].abs().quantile(0.99) / 2 for n in (first, second)
             )
             said = int(answers["position"][i, 0]) if answers else None
@@ -283,10 +283,10 @@ class ContextPrediction(Method[PatchPairs]):
             if said is not None:
                 cell = said + (said >= POSITIONS // 2)
                 right = said == place
-                there = [Tile(asked, correct=right) if n == cell else t for n, t in enumerate(tiles)]
+                there = [Tile(patch, correct=right) if n == cell else t for n, t in enumerate(tiles)]
                 own = [Panel("network", Board([t if t.image is not None else Tile() for t in there]))]
             yield Puzzle(
-                [Panel("this patch", asked), Panel("belongs where?", Board(tiles))],
+                [Panel("this patch", patch), Panel("belongs where?", Board(tiles))],
                 [Panel("answer", image, frames)],
                 own,
                 [choice("Where does the left patch belong?", NAMES, pretext.position[i, 0], said)],

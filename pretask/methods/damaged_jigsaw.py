@@ -3,7 +3,7 @@
 Kim, Cho, Yoo, Kweon: Learning Image Representations by Completing Damaged Jigsaw Puzzles, WACV 2018,
 arXiv:1802.01880. Nine tiles are shuffled, one is removed and the others are converted to grayscale. One encoder, which
 processes each tile separately, has three heads: the permutation, the color of the eight tiles, and the content of the ninth.
-With the weights of two heads at 0, the third is trained alone on the same puzzle (the paper's "complicated" single tasks).
+With the weights of two heads at 0, only the third is trained, on the same puzzle (the paper's "complicated" single tasks).
 By default some images keep their color, so that the features can use it later; they are left out of the color loss.
 
 **Differs**, as far as known: no code was released, and only the abstract of the paper was available. These choices are our
@@ -233,7 +233,7 @@ class DamagedJigsaw(Method[Damaged]):
             yield Puzzle(
                 [Panel("damaged tiles", puzzle.Board(tiles))],
                 [Panel("in order and in color", jigsaw.board(whole, order, order))],
-                [Panel("network", jigsaw.board(seen, said, order, judged=True)) for seen, said in own],
+                [Panel("network", jigsaw.board(seen, said, order, mark_correct=True)) for seen, said in own],
                 [jigsaw.ordered(order, *(said for _, said in own))],
             )
 

@@ -255,7 +255,7 @@ class Jigsaw(Method[Shuffled]):
             yield Puzzle(
                 [Panel("shuffled tiles", board(tile, torch.arange(TILES), order))],
                 [Panel("in order", board(tile, order, order))],
-                [Panel("network", board(tile, said, order, judged=True)) for said in own],
+                [Panel("network", board(tile, said, order, mark_correct=True)) for said in own],
                 [ordered(order, *own)],
             )
 
@@ -306,17 +306,17 @@ def permutation_loss(logits: Tensor, pretext: Any) -> tuple[Tensor, dict[str, Te
     return F.cross_entropy(logits.flatten(0, 1), label.flatten()), {"accuracy": accuracy}
 
 
-def board(tile: Tensor, place: Tensor, order: Tensor, judged: bool = False) -> puzzle.Board:
-    """Nine tiles (9, C, t, t), each at its `place` (9,) and numbered by the cell that it is from, counted from 1; two
-    that a network puts into one cell leave another empty."""
+def board(tile: Tensor, place: Tensor, order: Tensor, mark_correct: bool = False) -> puzzle.Board:
+    """Tiles (9, C, t, t), each at its `place` (9,) and labeled with its original cell, 1 to 9. If the network puts two tiles
+    into one cell, another stays empty."""
     cells = [puzzle.Tile()] * TILES
     for x, at, cell in zip(tile, place.tolist(), order.tolist(), strict=True):
-        cells[at] = puzzle.Tile(x, str(cell + 1), at == cell if judged else None)
+        cells[at] = puzzle.Tile(x, str(cell + 1), at == cell if mark_correct else None)
     return puzzle.Board(cells)
 
 
 def ordered(order: Tensor, predicted: Tensor | None = None) -> Caption:
-    """The cells that the tiles are from, from 1, as they stand."""
+    """Caption with the original cell of each tile, 1 to 9."""
     true, said = ([] if x is None else [cell + 1 for cell in x.tolist()] for x in (order, predicted))
     right = tuple(a == b for a, b in zip(true, said, strict=True)) if said else ()
     return Caption("Tile order?", " ".join(map(str, true)), " ".join(map(str, said)), right)

@@ -205,20 +205,20 @@ class VideoTriplet(Method[Tracked]):
     def show(
         self, pretext: Tracked, answers: Mapping[str, Tensor], batch: Batch, rng: Rng
     ) -> Iterator[Puzzle]:
-        asked = Caption("Which patch shows the same object a moment later?", "the left one")
+        caption = Caption("Which patch shows the same object a moment later?", "the left one")
         for i, tracked in enumerate(pretext.tracked):
             foreign = (pretext.clip != pretext.clip[i]).roll(-i).int()
             other = (i + int(foreign.argmax())) % len(foreign)  # the next one; itself, if all are of one clip
             shown = Puzzle(
                 [Panel("tracked patch", pretext.image[i])],
                 [Panel("a moment later", tracked), Panel("of another clip", pretext.tracked[other])],
-                captions=[asked],
+                captions=[caption],
             )
             if answers:
                 chosen = answers["tracked"][i]
                 own = torch.equal(chosen, tracked)
                 said = replace(
-                    asked, predicted="the same object" if own else "another patch", parts_correct=(own,)
+                    caption, predicted="the same object" if own else "another patch", parts_correct=(own,)
                 )
                 shown = replace(
                     shown, predicted=[Panel("network's choice", chosen, correct=own)], captions=[said]

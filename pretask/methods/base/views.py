@@ -55,7 +55,7 @@ class TwoViews:
 
 V = TypeVar("V", bound=TwoViews)
 MATCH = "Which view shows the same image as view 1?", "view 2"
-"""question and answer of methods that tell the views of different images apart"""
+"""question and answer of methods that distinguish views of different images"""
 
 
 class ViewMethod(Method[V]):
@@ -117,7 +117,7 @@ class MultiCropConfig(ViewConfig):
     views: augment.ViewAugmentation = augment.ViewAugmentation(crop=(0.3, 1.0))
     """augmentation of a global view"""
     local_crops: NonNegativeInt = 4
-    """local views per image, beside the two global ones"""
+    """local views per image, in addition to the two global ones"""
     local_size: PositiveFraction = 0.375
     """side of a local view as a fraction of the image's"""
     local_scale: PositiveFractions = (0.05, 0.3)
