@@ -1,6 +1,6 @@
-"""The classic linear probe: every image through the frozen encoder in every epoch, cropped and flipped anew.
+"""The classic linear probe: in every epoch, every image is augmented and passes through the frozen encoder.
 
-Goyal et al. 2019, arXiv:1905.01235; learning rate, momentum and decay are theirs.
+Goyal et al. 2019, arXiv:1905.01235, with their learning rate, momentum and weight decay.
 """
 
 import torch
@@ -20,7 +20,7 @@ BATCH = 256
 
 
 class Classic:
-    """SGD on one stage, through the encoder in evaluation mode; the learning rate falls tenfold twice."""
+    """SGD on the features of one stage, with the encoder in evaluation mode; the learning rate is divided by ten twice."""
 
     def __init__(self, encoder: Encoder, stage: str, train: LabeledSource, epochs: int):
         self.device = find_device()
@@ -56,7 +56,7 @@ class Classic:
 
     @torch.no_grad()
     def accuracy(self, test: LabeledSource) -> float:
-        """%, on images that are neither cropped nor flipped."""
+        """Accuracy in %, without augmentation."""
         self.head.eval()
         right = 0
         for batch in loader.epoch(test, torch.arange(len(test)), BATCH):

@@ -1,8 +1,8 @@
-"""How long 70,000 images take to be sorted into clusters by their pixels, and in how much memory (Linux).
+"""Time and memory to cluster 70,000 images by their pixels (Linux).
 
 Example: python bench/cluster.py --data mnist_train.npz
 
-Where there are fewer images than asked for, the first come again, one pixel to the right.
+If the dataset has fewer images than requested, the first ones are repeated, shifted by one pixel to the right.
 """
 
 import resource
@@ -22,20 +22,20 @@ from pretask.transforms import augment
 @dataclass(frozen=True)
 class Flags:
     data: str
-    """images with their labels: anything that pretask evaluates on"""
+    """labeled images, in any form that pretask opens"""
     images: int = 70_000
-    """so many"""
+    """number of images"""
     json: bool = False
-    """print JSON, and nothing else, on standard output"""
+    """print only JSON to standard output"""
 
 
-def drawn(asked: Flags) -> tuple[Tensor, Tensor, int]:
-    """(N, D) pixels, (N,) classes, and how many classes there are."""
-    source = sources.open_labeled(asked.data)
-    count = min(asked.images, len(source))
+def load(args: Flags) -> tuple[Tensor, Tensor, int]:
+    """(N, D) pixels, (N,) classes, and the number of classes."""
+    source = sources.open_labeled(args.data)
+    count = min(args.images, len(source))
     image = source.__getitems__(torch.arange(count)).image
-    image = torch.cat([image, image[: asked.images - count].roll(1, 3)])
-    label = torch.cat([source.label[:count], source.label[: asked.images - count]])
+    image = torch.cat([image, image[: args.images - count].roll(1, 3)])
+    label = torch.cat([source.label[:count], source.label[: args.images - count]])
     return (
         torch.cat([flat_pixels(augment.to_float(x)) for x in image.split(1024)]),
         label,
@@ -44,8 +44,8 @@ def drawn(asked: Flags) -> tuple[Tensor, Tensor, int]:
 
 
 def main() -> None:
-    asked = flags(Flags, __doc__ or "")
-    x, label, classes = drawn(asked)
+    args = flags(Flags, __doc__ or "")
+    x, label, classes = load(args)
     agglomerative.cluster(x[:100], 2)  # numba compiles
     found: list[Tensor] = []
     took = seconds(lambda: found.append(agglomerative.cluster(x, classes)))
@@ -57,7 +57,7 @@ def main() -> None:
         "ACC, %": 100 * scoring.hungarian_correct(label, found[0]).float().mean().item(),
     }
     goals = [Goal("minutes", took / 60, 10, "min", less=True), Goal("peak memory", peak, 4, "GB", less=True)]
-    show(f"{len(x):,} images in {classes} clusters by their pixels", numbers, goals, asked.json)
+    show(f"{len(x):,} images in {classes} clusters by their pixels", numbers, goals, args.json)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""What the benchmarks share: flags, parts that take turns, and a table or JSON at the end.
+"""Shared by the benchmarks: flags, interleaved timing, and a table or JSON at the end.
 
-Other work on a machine comes and goes. Parts that are to be compared therefore take turns, A B C A B C …, and what
-is compared are ratios within one round: a slow minute slows both sides of a ratio.
+The load on a machine varies. Parts that are compared therefore run interleaved, A B C A B C …, and the benchmarks compare
+ratios within one round: a slow minute slows both sides of a ratio.
 """
 
 import json
@@ -32,13 +32,13 @@ T = TypeVar("T")
 
 
 def flags(kind: type[T], doc: str) -> T:
-    """The command line of a benchmark from its dataclass; `--help` begins with the benchmark's own docstring."""
+    """Parse the command line of a benchmark into its dataclass; `--help` begins with the docstring of the benchmark."""
     return tyro.cli(kind, description=doc)
 
 
 @dataclass(frozen=True)
 class Goal:
-    """One number beside what it should be: at least `limit`, or less than it."""
+    """A measured number and its target: at least `limit`, or below it if `less`."""
 
     what: str
     value: float
@@ -60,22 +60,22 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """This process's, but Python keeps what it has compiled, as it does for users unless they forbid it."""
+    """The environment of this process, but Python writes its bytecode cache, as it does for most users."""
     return {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"} | more
 
 
 def alternate(parts: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of every part in every round, after one round that is not counted."""
-    taken = [{name: seconds(work) for name, work in parts.items()} for _ in range(rounds + 1)]
-    return {name: [turn[name] for turn in taken[1:]] for name in parts}
+    """Seconds of every part in every round, after one warm-up round."""
+    times = [{name: seconds(work) for name, work in parts.items()} for _ in range(rounds + 1)]
+    return {name: [each[name] for each in times[1:]] for name in parts}
 
 
 FIRST = Plan.of(1, 1).at(0)
-"""where a run of one step stands"""
+"""progress of a run of one step"""
 
 
-def trainer(method: Method[Any], source: Source, train: TrainConfig) -> Trainer:
-    """What `pretask pretrain` would train with: its precision, layout and optimizer."""
+def make_trainer(method: Method[Any], source: Source, train: TrainConfig) -> Trainer:
+    """The trainer of `pretask pretrain`, with its precision, memory layout and optimizer."""
     return Trainer(
         build_fabric(RunConfig(source.name), method.has_unused_params, train.batch),
         method,
@@ -86,16 +86,16 @@ def trainer(method: Method[Any], source: Source, train: TrainConfig) -> Trainer:
 
 
 def speed(one: Sequence[float], other: Sequence[float]) -> float:
-    """How many times as fast as the other the one is: seconds in each round -> the median ratio."""
+    """Speed of `one` relative to `other`: seconds in each round -> the median ratio."""
     return median(b / a for a, b in zip(one, other, strict=True))
 
 
 def show(title: str, numbers: Mapping[str, Any], goals: Sequence[Goal], as_json: bool) -> None:
-    """A table for a person; or one JSON object, and nothing else, on standard output."""
+    """Print a table, or only one JSON object."""
     if as_json:
-        judged = [asdict(goal) | {"met": goal.met} for goal in goals]
-        told = {"title": title, "command": command(), "numbers": numbers, "goals": judged}
-        print(json.dumps(told | {"machine": machine()}, indent=2))
+        checked = [asdict(goal) | {"met": goal.met} for goal in goals]
+        document = {"title": title, "command": command(), "numbers": numbers, "goals": checked}
+        print(json.dumps(document | {"machine": machine()}, indent=2))
         return
     table = Table("", "measured", "goal", title=title, title_justify="left")
     for name, value in numbers.items():
@@ -111,14 +111,14 @@ def show(title: str, numbers: Mapping[str, Any], goals: Sequence[Goal], as_json:
 
 
 def command() -> str:
-    """What was typed, from the repository's root."""
+    """The command line, as typed from the root of the repository."""
     return shlex.join(
         ["python", f"bench/{Path(sys.argv[0]).name}", *(w for w in sys.argv[1:] if w != "--json")]
     )
 
 
 def machine() -> dict[str, Any]:
-    """Where the numbers come from."""
+    """Hardware and software that the numbers come from."""
     return {
         "processor": platform.processor() or platform.machine(),
         "instructions": torch.backends.cpu.get_cpu_capability(),

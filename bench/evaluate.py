@@ -1,15 +1,15 @@
-"""What a score costs: whole `pretask evaluate` commands, and a linear probe against the classic one of 90 epochs.
+"""Cost of a score: whole `pretask evaluate` commands, and the linear probe against the classic one of 90 epochs.
 
 Example: python bench/evaluate.py --against 2a7ee8d
          python bench/evaluate.py --run runs/simclr-cifar10-s0 --data train.npz --test test.npz --full
 
-The commands score a run on a few labeled letters, all default protocols and rows, report included; what counts is the
-processor's time, user and system, beside that of ten products of 4096 x 4096 matrices on the same machine. With
---against, an older commit of this repository is timed in turns with this one.
+The commands score a run on a few labeled letters with all default protocols and rows, report included. Measured is their CPU
+time, user and system, relative to ten products of 4096 x 4096 matrices on the same machine. With --against, the same commands
+of an older commit of this repository are timed as well, interleaved with these.
 
-The probe: ours embeds both sets, chooses k, penalty and stage on held-out training images, and scores kNN and a probe at that
-stage; all of it is counted. The classic probe (classic.py) learns on the same stage, pooled alike. A few of its
-epochs are timed, between two times of ours; with --full all of them, which its accuracy needs.
+Our probe embeds both sets, chooses k, penalty and stage on held-out training images, and scores kNN and a linear probe at that
+stage; all of this is counted. The classic probe (classic.py) is trained on the same stage with the same pooling. A few of its
+epochs are timed between two measurements of ours; with --full, all of them, which are needed for its accuracy.
 """
 
 import os
@@ -46,12 +46,12 @@ from pretask.workflows.pretrain import pretrain
 HERE = Path(__file__).resolve().parents[1]
 SIDE = 4096
 REFERENCE = 7.3
-"""seconds of ten products on the machine that the limits below are of"""
+"""seconds of ten products on the reference machine, for which the limits below hold"""
 
 
 @dataclass(frozen=True)
 class Command:
-    """So many labeled images, and how long the processor may take to score them."""
+    """Numbers of labeled images, and the limit of the CPU seconds to score them."""
 
     train: int
     test: int
@@ -65,32 +65,32 @@ COMMANDS = (Command(100, 325, 64, 20.0), Command(2000, 600, 96, 60.0))
 @dataclass(frozen=True)
 class Flags:
     data: str = "demo"
-    """labeled training images of the probes: anything that pretask opens"""
+    """labeled training images of the probes, in any form that pretask opens"""
     test: str = "demo:test"
     """labeled test images"""
     run: Path | None = None
-    """score the encoder of this run (an untrained one)"""
+    """score the encoder of this run (default: an untrained one)"""
     encoder: str = "resnet_small"
-    """the untrained encoder, where no run is given"""
+    """the untrained encoder, without --run"""
     epochs: int = 2
-    """of the classic probe that are timed, and multiplied to 90"""
+    """timed epochs of the classic probe, extrapolated to 90"""
     full: bool = False
     """train the classic probe for all 90 epochs"""
     against: str | None = None
-    """a commit whose commands are timed too"""
+    """also time the commands of this commit"""
     commands: bool = True
     """time whole commands"""
     probes: bool = True
     """time the probes"""
     json: bool = False
-    """print JSON, and nothing else, on standard output"""
+    """print only JSON to standard output"""
 
 
 # ---- whole commands
 
 
-def whole(against: str | None) -> tuple[dict[str, object], list[Goal]]:
-    """What each of COMMANDS costs, by this checkout and by another."""
+def whole_commands(against: str | None) -> tuple[dict[str, object], list[Goal]]:
+    """Cost of each of COMMANDS with this checkout and with that of another commit."""
     products = products_seconds()
     scale = products / REFERENCE
     numbers: dict[str, object] = {"ten products, s": products}
@@ -98,8 +98,8 @@ def whole(against: str | None) -> tuple[dict[str, object], list[Goal]]:
     with tempfile.TemporaryDirectory() as made, checkout(against) as other:
         for command in COMMANDS:
             name = f"{command.train} + {command.test} images of {command.size} px"
-            words = prepared(command, Path(made, str(command.size)))
-            if command is COMMANDS[0]:  # Python compiles what it imports for the first time
+            words = prepare(command, Path(made, str(command.size)))
+            if command is COMMANDS[0]:  # warm up: Python compiles modules at their first import
                 for tree in filter(None, (other, HERE)):
                     cost(words, tree)
             if other:
@@ -110,17 +110,17 @@ def whole(against: str | None) -> tuple[dict[str, object], list[Goal]]:
             goals.append(
                 Goal(f"{name}: per ten products", took / products, command.limit / REFERENCE, "x", less=True)
             )
-    return numbers | {"of the machine that limits are of": scale}, goals
+    return numbers | {"relative to the reference machine": scale}, goals
 
 
 def products_seconds() -> float:
-    """Wall clock of ten products of large matrices: how fast this machine is, on all its cores."""
+    """Wall-clock seconds of ten products of large matrices on all cores: the speed of this machine."""
     x = torch.randn(SIDE, SIDE)
     return median(seconds(lambda: [x @ x for _ in range(10)]) for _ in range(3))
 
 
-def prepared(command: Command, folder: Path) -> list[str]:
-    """The words of a command that scores a run, of one step, on letters."""
+def prepare(command: Command, folder: Path) -> list[str]:
+    """Arguments of a command that scores a run of one step on letters."""
     folder.mkdir()
     for name, source, count in (("train", "demo", command.train), ("test", "demo:test", command.test)):
         letters = sources.open_labeled(source, size=command.size)
@@ -134,7 +134,7 @@ def prepared(command: Command, folder: Path) -> list[str]:
 
 
 def cost(words: list[str], tree: Path) -> tuple[float, float]:
-    """User and system seconds of a command, and the most memory that it held, MB."""
+    """User and system seconds of a command, and its peak memory in MB."""
     process = subprocess.Popen(
         [sys.executable, "-m", "pretask", *words],
         cwd=tree,
@@ -151,7 +151,7 @@ def cost(words: list[str], tree: Path) -> tuple[float, float]:
 
 @contextmanager
 def checkout(commit: str | None) -> Iterator[Path | None]:
-    """A commit of this repository, in a folder of its own for as long as it is needed."""
+    """A commit of this repository in a temporary folder."""
     if commit is None:
         yield None
         return
@@ -167,73 +167,73 @@ def checkout(commit: str | None) -> Iterator[Path | None]:
 
 
 class Ours:
-    """Once called it holds the stage that was chosen, the kNN and linear accuracy there, %, and `embedding`, s."""
+    """Our evaluation; a call sets `stage` (the chosen one), `knn` and `linear` (accuracy in %) and `embedding` (seconds)."""
 
     def __init__(self, encoder: Encoder, train: LabeledSource, test: LabeledSource):
         self.encoder, self.train, self.test = encoder, train, test
 
     def __call__(self) -> None:
         started = perf_counter()
-        seen, unseen = (
+        train, test = (
             embed(self.encoder, s, device=find_device(), progress=False) for s in (self.train, self.test)
         )
         self.embedding = perf_counter() - started
-        classes = len(seen.classes)
-        chosen = choose(seen, classes, seed=0)
+        classes = len(train.classes)
+        chosen = choose(train, classes, seed=0)
         self.stage = chosen.stage
-        voted = knn.knn(seen.stages["pool"], seen.label, unseen.stages["pool"], classes, chosen.k)
+        voted = knn.knn(train.stages["pool"], train.label, test.stages["pool"], classes, chosen.k)
         probe = chosen.probes[self.stage].probe
-        self.knn = percent(voted, unseen.label)
-        self.linear = percent(probe.predict(unseen.stages[self.stage]), unseen.label)
+        self.knn = percent(voted, test.label)
+        self.linear = percent(probe.predict(test.stages[self.stage]), test.label)
 
 
 def percent(predicted: Tensor, label: Tensor) -> float:
     return 100 * (predicted == label).double().mean().item()
 
 
-def probes(asked: Flags) -> tuple[dict[str, object], list[Goal]]:
-    given = Run(asked.run).encoder if asked.run else None
-    train = sources.open_labeled(asked.data, size=given and given.size, channels=given and given.channels)
-    test = sources.open_labeled(asked.test, size=train.size, channels=train.channels)
+def probes(args: Flags) -> tuple[dict[str, object], list[Goal]]:
+    given = Run(args.run).encoder if args.run else None
+    train = sources.open_labeled(args.data, size=given and given.size, channels=given and given.channels)
+    test = sources.open_labeled(args.test, size=train.size, channels=train.channels)
     torch.manual_seed(0)
-    encoder = given or encoders.build(asked.encoder, train.channels, train.size)
+    encoder = given or encoders.build(args.encoder, train.channels, train.size)
 
     ours = Ours(encoder, train, test)
     before = seconds(ours)
-    epochs = EPOCHS if asked.full else asked.epochs
+    epochs = EPOCHS if args.full else args.epochs
     classic = Classic(encoder, ours.stage, train, epochs)
     per_epoch = median(seconds(classic.epoch) for _ in range(epochs))
-    took = (before + seconds(ours)) / 2  # the machine may be faster or slower than it was
+    took = (before + seconds(ours)) / 2  # the load of the machine may have changed in between
     accuracy = classic.accuracy(test)
     numbers: dict[str, object] = {
         "encoder": encoder.name,
         "images": f"{len(train)} + {len(test)}",
         "stage": ours.stage,
         "ours, s": took,
-        "of that computing the features, s": ours.embedding,
-        "classic probe, s an epoch": per_epoch,
+        "of which computing the features, s": ours.embedding,
+        "classic probe, s per epoch": per_epoch,
         "classic probe, s": EPOCHS * per_epoch,
         "kNN, %": ours.knn,
         "linear, %": ours.linear,
         f"classic probe after {epochs} epochs, %": accuracy,
     }
     goals = [Goal("ours of the classic probe", EPOCHS * per_epoch / took, 30, "x")]
-    if asked.full:
+    if args.full:
         goals.append(Goal("accuracy above the classic probe's", ours.linear - accuracy, 0, "points"))
     return numbers, goals
 
 
 def main() -> None:
-    asked = flags(Flags, __doc__ or "")
+    args = flags(Flags, __doc__ or "")
     numbers: dict[str, object] = {}
     goals: list[Goal] = []
-    if asked.commands:
-        found = whole(asked.against)
+    if args.commands:
+        found = whole_commands(args.against)
         numbers, goals = numbers | found[0], goals + found[1]
-    if asked.probes:
-        found = probes(asked)
+    if args.probes:
+        found = probes(args)
         numbers, goals = numbers | found[0], goals + found[1]
-    show("Evaluation", numbers, goals, asked.json)
+    show("Evaluation", numbers, goals, args.json)
 
 
 if __name__ == "__main__":

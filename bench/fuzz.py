@@ -1,9 +1,9 @@
-"""What damaged data does: images, tables, shards and annotations, damaged in seeded ways, are opened one after the other.
+"""Robustness to damaged data: open images, tables, shards and annotations that were damaged in seeded ways.
 
 Example: python bench/fuzz.py --data photos/
 
-Counted are crashes (anything but a line for the user: an exception, a killed process), hangs (over 10 seconds), and records
-unaccounted for: those that the damage did not touch and that are neither used nor listed. There should be none of each.
+The script counts crashes (an exception or a killed process instead of one line for the user), hangs (over 10 seconds), and
+unaccounted records: those that were not damaged and are neither used nor listed. All three counts should be 0.
 """
 
 import csv
@@ -52,18 +52,18 @@ class Flags:
     shards: int = 100
     """damaged tar shards"""
     annotations: int = 100
-    """damaged annotations: COCO's and VOC's form in turn"""
+    """damaged annotations: COCO and VOC format in turn"""
     seed: int = 0
-    """of what is damaged, where and how"""
+    """seed of the damages"""
     json: bool = False
-    """print JSON, and nothing else, on standard output"""
+    """print only JSON to standard output"""
 
 
 # ---- damage
 
 
-def damaged(data: bytes, random: np.random.Generator) -> tuple[bytes, int]:
-    """Some bytes of `data` changed in one of six ways, and the position of the first."""
+def damage(data: bytes, random: np.random.Generator) -> tuple[bytes, int]:
+    """`data` with some bytes changed in one of six ways, and the position of the first."""
     at = int(random.integers(len(data)))
     span = int(random.integers(1, 64))
     noise = random.integers(256, size=span, dtype=np.uint8).tobytes()
@@ -78,7 +78,7 @@ def damaged(data: bytes, random: np.random.Generator) -> tuple[bytes, int]:
     return ways[random.integers(len(ways))](), at
 
 
-STRANGE: tuple[Any, ...] = (
+UNEXPECTED: tuple[Any, ...] = (
     None,
     "",
     "ten",
@@ -95,8 +95,8 @@ STRANGE: tuple[Any, ...] = (
 )
 
 
-def estranged(value: Any, random: np.random.Generator) -> Any:
-    """A tree of JSON values with one of them replaced or taken out, somewhere."""
+def replace_value(value: Any, random: np.random.Generator) -> Any:
+    """A tree of JSON values in which a random one is replaced or removed."""
     if isinstance(value, dict | list) and value and random.random() < 0.9:
         keys = list(value) if isinstance(value, dict) else range(len(value))
         key = keys[int(random.integers(len(keys)))]
@@ -104,16 +104,16 @@ def estranged(value: Any, random: np.random.Generator) -> Any:
         if random.random() < 0.1:
             del made[key]
         else:
-            made[key] = estranged(value[key], random)
+            made[key] = replace_value(value[key], random)
         return made
-    return STRANGE[int(random.integers(len(STRANGE)))]
+    return UNEXPECTED[int(random.integers(len(UNEXPECTED)))]
 
 
-# ---- what came of it
+# ---- checks
 
 
-def prepared(spec: Path, out: Path) -> tuple[dict[str, Any], list[str], dict[str, str]]:
-    """A store's records, the names in it, and what its bad.csv lists."""
+def prepare(spec: Path, out: Path) -> tuple[dict[str, Any], list[str], dict[str, str]]:
+    """Prepare a store: its records, the names in it, and the files listed in its bad.csv."""
     source = sources.open_with_any_labels(
         str(spec), OpenOptions(16, 3, EVERYTHING, progress=False, cache_mb=0)
     )
@@ -131,15 +131,17 @@ def prepared(spec: Path, out: Path) -> tuple[dict[str, Any], list[str], dict[str
 
 
 def unequal(records: dict[str, Any], n: int) -> list[str]:
-    """What the books themselves do not add up to."""
-    left = sum(records["left_out"].values()) + sum(records["other_files"].values())
+    """The records of the ledger, if they do not add up."""
+    unused = sum(records["left_out"].values()) + sum(records["other_files"].values())
     found, used = records["found"], records["used"]
     return (
-        [] if found == used + left and not records["not_looked_at"] and used == n else [f"books: {records}"]
+        []
+        if found == used + unused and not records["not_looked_at"] and used == n
+        else [f"records do not add up: {records}"]
     )
 
 
-# ---- the four kinds: each damages RECORDS records in `at` and tells what is unaccounted for
+# ---- the four kinds of data: each function damages some of RECORDS records in `at` and returns the unaccounted ones
 
 
 def images(at: Path, pool: Sequence[Path], random: np.random.Generator) -> list[str]:
@@ -149,14 +151,14 @@ def images(at: Path, pool: Sequence[Path], random: np.random.Generator) -> list[
             content, kind = io.BytesIO(), FORMATS[int(random.integers(len(FORMATS)))]
             image.convert("RGB").save(content, kind)
         name = f"{i:03d}.{'jpg' if kind == 'JPEG' else kind.lower()}"
-        files[name] = damaged(content.getvalue(), random)[0]
+        files[name] = damage(content.getvalue(), random)[0]
         (at / name).write_bytes(files[name])
-    records, names, listed = prepared(at, at.with_suffix(".store"))
+    records, names, listed = prepare(at, at.with_suffix(".store"))
     return unequal(records, len(names)) + sorted(files.keys() - set(names) - listed.keys())
 
 
 def tables(at: Path, pool: Sequence[Path], random: np.random.Generator) -> list[str]:
-    small(at, pool, random)
+    save_images(at, pool, random)
     rows = [{"image": f"{i:03d}.jpg", "text": f'what is seen in "{i}", in short'} for i in range(RECORDS)]
     kind = (".csv", ".tsv", ".jsonl", ".parquet")[int(random.integers(4))]
     path = at / f"rows{kind}"
@@ -165,30 +167,30 @@ def tables(at: Path, pool: Sequence[Path], random: np.random.Generator) -> list[
         from pyarrow import parquet
 
         parquet.write_table(pa.Table.from_pylist(rows), path)
-        path.write_bytes(damaged(path.read_bytes(), random)[0])
-        records, names, _ = prepared(Path(f"text:{path}"), at.with_suffix(".store"))
+        path.write_bytes(damage(path.read_bytes(), random)[0])
+        records, names, _ = prepare(Path(f"text:{path}"), at.with_suffix(".store"))
         return unequal(records, len(names)) + (
             [] if records["found"] == RECORDS else [f"found {records['found']}"]
         )
-    lines = list(written(rows, kind))
+    lines = list(table_lines(rows, kind))
     broken = 1 + int(random.integers(RECORDS))
     whole = "".join(lines).encode()
     start = len("".join(lines[:broken]).encode())
-    end = start + len(lines[broken].encode()) - 1  # the line's end stays
-    content = damaged(whole[start:end], random)[0].replace(b"\n", b" ").replace(b"\r", b" ")
+    end = start + len(lines[broken].encode()) - 1  # the line break stays
+    content = damage(whole[start:end], random)[0].replace(b"\n", b" ").replace(b"\r", b" ")
     path.write_bytes(whole[:start] + content + whole[end:])
-    records, names, listed = prepared(path, at.with_suffix(".store"))
-    sound = {
+    records, names, listed = prepare(path, at.with_suffix(".store"))
+    intact = {
         f"{i:03d}.jpg": f"line {i + (kind != '.jsonl') + 1}"
         for i in range(RECORDS)
         if i + 1 != broken + (kind == ".jsonl")
     }
     return unequal(records, len(names)) + [
-        n for n, line in sound.items() if n not in names and line not in listed
+        n for n, line in intact.items() if n not in names and line not in listed
     ]
 
 
-def written(rows: Sequence[dict[str, str]], kind: str) -> Iterator[str]:
+def table_lines(rows: Sequence[dict[str, str]], kind: str) -> Iterator[str]:
     """The lines of a table."""
     if kind == ".jsonl":
         yield from (json.dumps(row) + "\n" for row in rows)
@@ -209,19 +211,19 @@ def shards(at: Path, pool: Sequence[Path], random: np.random.Generator) -> list[
                 tar.addfile(member, io.BytesIO(content))
                 if suffix == "jpg":
                     ends[member.name] = tar.offset
-    content, first = damaged(path.read_bytes(), random)
+    content, first = damage(path.read_bytes(), random)
     path.write_bytes(content)
-    records, names, listed = prepared(path, at.with_suffix(".store"))
-    told = [place.rpartition("/")[2] for place in (*names, *listed)]
-    before = [name for name, end in ends.items() if end <= first and name not in told]
-    behind = [name for name, end in ends.items() if end > first and name not in told]
-    return unequal(records, len(names)) + before + (behind if not listed else [])
+    records, names, listed = prepare(path, at.with_suffix(".store"))
+    known = [place.rpartition("/")[2] for place in (*names, *listed)]
+    before = [name for name, end in ends.items() if end <= first and name not in known]
+    after = [name for name, end in ends.items() if end > first and name not in known]
+    return unequal(records, len(names)) + before + (after if not listed else [])
 
 
 def annotations(at: Path, pool: Sequence[Path], random: np.random.Generator) -> list[str]:
-    made = at / "images"
-    made.mkdir()
-    small(made, pool, random)
+    image_folder = at / "images"
+    image_folder.mkdir()
+    save_images(image_folder, pool, random)
     if random.random() < 0.5:
         content = {
             "images": [
@@ -240,17 +242,17 @@ def annotations(at: Path, pool: Sequence[Path], random: np.random.Generator) -> 
             ],
         }
         if random.random() < 0.8:
-            text = json.dumps(estranged(content, random)).encode()
+            text = json.dumps(replace_value(content, random)).encode()
         else:
-            text = damaged(json.dumps(content).encode(), random)[0]
+            text = damage(json.dumps(content).encode(), random)[0]
         (at / "instances.json").write_bytes(text)
     else:
         (at / "Annotations").mkdir()
-        made.rename(at / "JPEGImages")
+        image_folder.rename(at / "JPEGImages")
         for i in range(RECORDS):
             content = voc(f"{i:03d}.jpg")
-            hurt = damaged(content, random)[0] if random.random() < 0.25 else content
-            (at / "Annotations" / f"{i:03d}.xml").write_bytes(hurt)
+            written = damage(content, random)[0] if random.random() < 0.25 else content
+            (at / "Annotations" / f"{i:03d}.xml").write_bytes(written)
     found = annotated.load(at, OpenOptions(reading=EVERYTHING, progress=False))
     records = found.ledger.card()
     return unequal(records, len(found))
@@ -262,16 +264,16 @@ def voc(name: str) -> bytes:
     size = ElementTree.SubElement(tree, "size")
     for side in ("width", "height"):
         ElementTree.SubElement(size, side).text = str(SIDE)
-    thing = ElementTree.SubElement(tree, "object")
-    ElementTree.SubElement(thing, "name").text = "one"
-    box = ElementTree.SubElement(thing, "bndbox")
+    item = ElementTree.SubElement(tree, "object")
+    ElementTree.SubElement(item, "name").text = "one"
+    box = ElementTree.SubElement(item, "bndbox")
     for side, value in zip(("xmin", "ymin", "xmax", "ymax"), (2, 3, 20, 12), strict=True):
         ElementTree.SubElement(box, side).text = str(value)
     return ElementTree.tostring(tree)
 
 
-def small(at: Path, pool: Sequence[Path], random: np.random.Generator) -> None:
-    """RECORDS sound images."""
+def save_images(at: Path, pool: Sequence[Path], random: np.random.Generator) -> None:
+    """Save RECORDS undamaged images."""
     for i in range(RECORDS):
         (at / f"{i:03d}.jpg").write_bytes(jpeg(pool, random))
 
@@ -283,7 +285,7 @@ def jpeg(pool: Sequence[Path], random: np.random.Generator) -> bytes:
     return content.getvalue()
 
 
-# ---- all of them
+# ---- run
 
 
 KINDS: dict[str, Callable[[Path, Sequence[Path], np.random.Generator], list[str]]] = {
@@ -294,8 +296,8 @@ KINDS: dict[str, Callable[[Path, Sequence[Path], np.random.Generator], list[str]
 }
 
 
-def tried(kind: str, number: int, seed: int, pool: Sequence[Path]) -> tuple[str, str]:
-    """ "refused" with the line for the user, "crash" with the error, "unaccounted" with the names, or "used"."""
+def run_case(kind: str, number: int, seed: int, pool: Sequence[Path]) -> tuple[str, str]:
+    """Outcome and details: "refused" and the line for the user, "crash" and the error, "unaccounted" and the names, or "used"."""
     random = np.random.default_rng([seed, list(KINDS).index(kind), number])
     with tempfile.TemporaryDirectory() as scratch:
         at = Path(scratch, "data")
@@ -310,17 +312,17 @@ def tried(kind: str, number: int, seed: int, pool: Sequence[Path]) -> tuple[str,
 
 
 class Worker:
-    """A process that can be lost, and is replaced when it is."""
+    """A process that is replaced if it dies or hangs."""
 
     def __init__(self) -> None:
-        self.pool = self.opened()
+        self.pool = self.start()
 
-    def opened(self) -> ProcessPoolExecutor:
+    def start(self) -> ProcessPoolExecutor:
         return ProcessPoolExecutor(1, mp_context=get_context("fork"))
 
-    def tried(self, *case: Any) -> tuple[str, str]:
+    def run(self, *case: Any) -> tuple[str, str]:
         try:
-            return self.pool.submit(tried, *case).result(timeout=SECONDS)
+            return self.pool.submit(run_case, *case).result(timeout=SECONDS)
         except TimeoutError:
             outcome = "hang", ""
         except BrokenProcessPool as lost:
@@ -328,26 +330,26 @@ class Worker:
         for process in list(self.pool._processes.values()):
             process.kill()
         self.pool.shutdown(wait=False, cancel_futures=True)
-        self.pool = self.opened()
+        self.pool = self.start()
         return outcome
 
 
 def main() -> None:
-    asked = flags(Flags, __doc__ or "")
-    root = asked.data.expanduser().resolve()
+    args = flags(Flags, __doc__ or "")
+    root = args.data.expanduser().resolve()
     pool = [root / os.fsdecode(path) for path in folder.scan(root)[0]]
     worker, outcomes = Worker(), {}
     for kind in KINDS:
-        count = getattr(asked, kind) // (RECORDS if kind == "images" else 1)
-        outcomes[kind] = [worker.tried(kind, number, asked.seed, pool) for number in range(count)]
+        count = getattr(args, kind) // (RECORDS if kind == "images" else 1)
+        outcomes[kind] = [worker.run(kind, number, args.seed, pool) for number in range(count)]
     worker.pool.shutdown()
     numbers: dict[str, Any] = {}
     goals = []
     for kind, found in outcomes.items():
-        told = [outcome for outcome, _ in found]
-        numbers |= {f"{kind}: {what}": told.count(what) for what in ("used", "refused")}
+        results = [outcome for outcome, _ in found]
+        numbers |= {f"{kind}: {what}": results.count(what) for what in ("used", "refused")}
         goals += [
-            Goal(f"{kind}: {what}", told.count(what), 1, "", less=True)
+            Goal(f"{kind}: {what}", results.count(what), 1, "", less=True)
             for what in ("crash", "hang", "unaccounted")
         ]
         numbers |= {
@@ -355,7 +357,7 @@ def main() -> None:
             for i, (what, why) in enumerate(found)
             if what not in ("used", "refused")
         }
-    show("Damaged data", numbers, goals, asked.json)
+    show("Damaged data", numbers, goals, args.json)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""How what scores cost grows with labeled images and with features.
+"""Growth of the cost of scores with the number of labeled images and of features.
 
 Example: python bench/growth.py --out docs/assets/growth.svg
 
-Features of N samples and D dimensions are made up; everything that `pretask evaluate` does with the features of a stage
-is done to them, the processor's time of each part is taken, and drawn over N and over D. Nothing should grow faster than
-N · D · min(N, D): a factorization of the features.
+On synthetic features of N samples and D dimensions, the script runs everything that `pretask evaluate` does with the
+features of a stage, measures the CPU time of each part, and plots it over N and over D. No part should grow faster than
+N · D · min(N, D), the cost of factorizing the features.
 """
 
 import math
@@ -27,7 +27,7 @@ CLASSES = 10
 TEST = 2_000
 """test samples"""
 FIXED = {"images": 2_000, "features": 512}
-"""what one is while the other grows"""
+"""value of one axis while the other varies"""
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,13 @@ class Flags:
     features: tuple[int, ...] = (64, 128, 256, 512, 1_024, 2_048, 4_096)
     """numbers of features"""
     out: Path | None = None
-    """write a picture"""
+    """write a plot to this file"""
     json: bool = False
-    """print JSON, and nothing else, on standard output"""
+    """print only JSON to standard output"""
 
 
-def made(n: int, d: int) -> tuple[Tensor, Tensor]:
-    """Ten overlapping classes in features whose spectrum falls as that of networks does."""
+def make_features(n: int, d: int) -> tuple[Tensor, Tensor]:
+    """Ten overlapping classes; the spectrum of the features decays as that of networks."""
     rng = Rng(n, d, "growth")
     label = torch.arange(n) % CLASSES
     scale = torch.arange(1, d + 1).float() ** -0.5
@@ -51,24 +51,24 @@ def made(n: int, d: int) -> tuple[Tensor, Tensor]:
 
 
 def parts(n: int, d: int) -> dict[str, float]:
-    """Seconds of the processor for each part of a score."""
-    (x, label), (test, truth) = made(n, d), made(TEST, d)
-    ways = splits(label, 0)
+    """CPU seconds of each part of a score."""
+    (x, label), (test, truth) = make_features(n, d), make_features(TEST, d)
+    folds = splits(label, 0)
 
     def few() -> None:
         for shots in feasible_shots(label):
             fewshot.fewshot(x, label, test, truth, CLASSES, shots, 0)
 
     work: dict[str, Callable[[], object]] = {
-        "choose k": lambda: knn.choose(x, label, CLASSES, ways),
+        "choose k": lambda: knn.choose(x, label, CLASSES, folds),
         "kNN": lambda: knn.knn(x, label, test, CLASSES, min(20, n)),
-        "choose the penalty, fit the probe": lambda: linear_probe.choose(x, label, CLASSES, ways).probe,
+        "choose the penalty, fit the probe": lambda: linear_probe.choose(x, label, CLASSES, folds).probe,
         "few labels": few,
     }
-    return {name: spent(each) for name, each in work.items()}
+    return {name: cpu_seconds(each) for name, each in work.items()}
 
 
-def spent(work: Callable[[], object]) -> float:
+def cpu_seconds(work: Callable[[], object]) -> float:
     began = time.process_time()
     work()
     return time.process_time() - began
@@ -79,14 +79,14 @@ def bound(n: int, d: int) -> float:
 
 
 def fastest(counts: Sequence[int], found: Sequence[dict[str, float]], bounds: Sequence[float]) -> float:
-    """Over the last factor of ten of the counts: the largest growth of a part, as a share of that of the bound."""
+    """Largest growth exponent of a part over the last decade of the counts, relative to that of the bound."""
     first = next(i for i, n in enumerate(counts) if n * 10 >= counts[-1])
     grown = bounds[-1] / bounds[first]
     return max(
         (
             math.log(found[-1][name] / max(found[first][name], 0.02)) / math.log(grown)
             for name in found[-1]
-            if found[-1][name] > 0.2  # less is noise
+            if found[-1][name] > 0.2  # shorter times are noise
         ),
         default=0.0,
     )
@@ -108,26 +108,26 @@ def picture(axes: Mapping[str, tuple[Sequence[int], Sequence[dict[str, float]], 
         other = "features" if what == "images" else "images"
         place.set_xlabel(f"{what} ({FIXED[other]:,} {other})")
         place.grid(alpha=0.3)
-    figure.axes[0].set_ylabel("seconds of the processor")
+    figure.axes[0].set_ylabel("CPU seconds")
     figure.axes[0].set_ylim(bottom=1e-3)
     figure.axes[0].legend(fontsize=7)
     return figure
 
 
 def main() -> None:
-    asked = flags(Flags, __doc__ or "")
-    parts(200, 64)  # what is loaded at the first use is not counted
+    args = flags(Flags, __doc__ or "")
+    parts(200, 64)  # warm up: the first use loads libraries
     width, count = FIXED["features"], FIXED["images"]
     axes = {
         "images": (
-            asked.images,
-            [parts(n, width) for n in asked.images],
-            [bound(n, width) for n in asked.images],
+            args.images,
+            [parts(n, width) for n in args.images],
+            [bound(n, width) for n in args.images],
         ),
         "features": (
-            asked.features,
-            [parts(count, d) for d in asked.features],
-            [bound(count, d) for d in asked.features],
+            args.features,
+            [parts(count, d) for d in args.features],
+            [bound(count, d) for d in args.features],
         ),
     }
     numbers: dict[str, object] = {
@@ -140,9 +140,9 @@ def main() -> None:
         Goal(f"growth with {what}, as a power of the bound's", fastest(*each), 1.1, "", less=True)
         for what, each in axes.items()
     ]
-    if asked.out:
-        picture(axes).savefig(asked.out)
-    show("How scores grow", numbers, goals, asked.json)
+    if args.out:
+        picture(axes).savefig(args.out)
+    show("How scores grow", numbers, goals, args.json)
 
 
 if __name__ == "__main__":

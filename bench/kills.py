@@ -1,12 +1,12 @@
-"""Whether a run that is killed at any moment and resumed ends with the very bits of one that was not.
+"""Bit-identity of runs that are killed at a random moment and resumed.
 
 Example: python bench/kills.py --kills 25
 
-A small run on 64 files is killed by SIGKILL or asked to end by SIGTERM at a random step and a random moment after it, and
-resumed to its end; in half of the cases its images are moved to another place in between, and `--data` says where. Its
-encoder and its last checkpoint are compared, bit by bit, with those of a run that nobody disturbed. Checkpoints are
-written many times a second, so that many kills come in the middle of one. Each kill takes two processes, and all hundred
-about half an hour of two cores; what is in --out already is not made again, so the script itself may be killed as well.
+A small run on 64 files is ended by SIGKILL or SIGTERM shortly after a random step and resumed to its end; in half of the
+cases its images are moved in between, and `--data` gives their new place. Its encoder and its last checkpoint are compared,
+bit by bit, with those of an uninterrupted run. Checkpoints are written ten times per second, so that many kills hit the
+writing of one. Each kill takes two processes, and all hundred take about half an hour on two cores. Results that exist in
+--out are not measured again, so the script itself can be interrupted and repeated.
 """
 
 import shutil
@@ -39,9 +39,9 @@ KINDS: dict[Kind, tuple[signal.Signals, bool]] = {
     "term-moved": (signal.SIGTERM, True),
 }
 LATEST = 0.8
-"""of its steps, after which a run may be over before it is killed"""
+"""share of the steps after which no run is killed, since it could end before"""
 CODES = {signal.SIGKILL: -9, signal.SIGTERM: 143}
-OFTEN = """\
+FREQUENT_CHECKPOINTS = """\
 import sys
 from pretask.cli.main import main
 from pretask.train import trainer
@@ -54,20 +54,20 @@ sys.exit(main(sys.argv[1:]))
 @dataclass(frozen=True)
 class Flags:
     kills: int = 25
-    """of each kind"""
+    """kills of each kind"""
     kinds: tuple[Kind, ...] = tuple(KINDS)
-    """by which signal, and whether the images are moved before the run goes on"""
+    """the signal, and whether the images are moved before the run is resumed"""
     steps: int = 100
-    """of the run"""
+    """length of the run"""
     seed: int = 0
-    """of the moments"""
+    """seed of the random moments"""
     out: Path = Path("runs/bench-kills")
-    """where what was found is kept"""
+    """folder of the results"""
     json: bool = False
-    """print JSON, and nothing else, on standard output"""
+    """print only JSON to standard output"""
 
 
-def photos(folder: Path) -> Path:
+def make_photos(folder: Path) -> Path:
     """64 PNG files of 16 px."""
     folder.mkdir(parents=True)
     for i, pixels in enumerate(draw(64, 16, Rng(0, "kills"))[0].permute(0, 2, 3, 1).numpy()):
@@ -76,81 +76,85 @@ def photos(folder: Path) -> Path:
 
 
 def pretask(*words: str | Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", OFTEN, "pretrain", *map(str, words)]
+    command = [sys.executable, "-c", FREQUENT_CHECKPOINTS, "pretrain", *map(str, words)]
     return subprocess.Popen(
         command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment()
     )
 
 
-def begun(asked: Flags, data: Path, out: Path) -> subprocess.Popen[str]:
-    words = ("simclr", "--data", data, "--out", out, "--steps", str(asked.steps), "--batch", "16")
+def start(args: Flags, data: Path, out: Path) -> subprocess.Popen[str]:
+    words = ("simclr", "--data", data, "--out", out, "--steps", str(args.steps), "--batch", "16")
     return pretask(*words, "--encoder", "resnet_small:width=4", "--precision", "32-true")
 
 
-def ended(process: subprocess.Popen[str], code: int) -> None:
-    """SystemExit unless it ends with this code."""
-    _, told = process.communicate()
+def wait(process: subprocess.Popen[str], code: int) -> None:
+    """Wait for the process; SystemExit unless it ends with this code."""
+    _, errors = process.communicate()
     if process.returncode != code:
-        raise SystemExit(f"ended with {process.returncode}, not {code}: {told}")
+        raise SystemExit(f"ended with {process.returncode}, not {code}: {errors}")
 
 
-def undisturbed(asked: Flags) -> Path:
-    """The run that the others are compared with."""
-    made = asked.out / f"undisturbed-{asked.steps}"
+def uninterrupted(args: Flags) -> Path:
+    """Folder of the run that the others are compared with."""
+    made = args.out / f"uninterrupted-{args.steps}"
     if not (made / run.DONE).exists():
-        shutil.rmtree(asked.out / "photos", ignore_errors=True)
+        shutil.rmtree(args.out / "photos", ignore_errors=True)
         shutil.rmtree(made, ignore_errors=True)
-        ended(begun(asked, photos(asked.out / "photos"), made), 0)
+        wait(start(args, make_photos(args.out / "photos"), made), 0)
     return made
 
 
-def killed(asked: Flags, kind: Kind, number: int) -> dict[str, Any]:
-    """What became of one run: the step that it was killed after, the one that was saved, the bits that were lost."""
+def kill_and_resume(args: Flags, kind: Kind, number: int) -> dict[str, Any]:
+    """Row of one run: the step at which it was killed, the step of its checkpoint, and the differing bits."""
     how, moved = KINDS[kind]
-    draws = np.random.default_rng([asked.seed, number, *kind.encode()])
-    work = asked.out / "work"
+    draws = np.random.default_rng([args.seed, number, *kind.encode()])
+    work = args.out / "work"
     shutil.rmtree(work, ignore_errors=True)
-    data, out = photos(work / "photos"), work / "run"
-    process, target = begun(asked, data, out), int(draws.integers(round(LATEST * asked.steps)))
-    while process.poll() is None and reached(out) < target:
+    data, out = make_photos(work / "photos"), work / "run"
+    process, target = start(args, data, out), int(draws.integers(round(LATEST * args.steps)))
+    while process.poll() is None and last_step(out) < target:
         time.sleep(0.005)
     time.sleep(draws.uniform(0, 0.05))
     process.send_signal(how)
-    ended(process, CODES[how])
-    at, kept = reached(out), checkpoint.load(out / checkpoint.LATEST)["step"]
+    wait(process, CODES[how])
+    at, kept = last_step(out), checkpoint.load(out / checkpoint.LATEST)["step"]
     words = ["--resume", out]
     if moved:
         words += ["--data", data.rename(work / "elsewhere")]
-    ended(pretask(*words), 0)
-    lost = differing(undisturbed(asked), out)
+    wait(pretask(*words), 0)
+    lost = compare(uninterrupted(args), out)
     return {"kind": kind, "number": number, "step": at + 1, "kept": kept, "bits": lost}
 
 
-def reached(folder: Path) -> int:
+def last_step(folder: Path) -> int:
     """The last step in the log; -1 before the first."""
     rows = files.read_rows(folder / run.LOG)
     return rows[-1]["step"] if rows else -1
 
 
-def differing(one: Path, other: Path) -> int:
+def compare(one: Path, other: Path) -> int:
     """Bits in which the encoders and the last checkpoints of two runs differ."""
     weights = ((folder / WEIGHTS).read_bytes() for folder in (one, other))
     states = (checkpoint.load(folder / checkpoint.LATEST) for folder in (one, other))
-    return bits(*weights) + bits(*({k: x for k, x in s.items() if k != "seconds"} for s in states))
+    return differing_bits(*weights) + differing_bits(
+        *({k: x for k, x in s.items() if k != "seconds"} for s in states)
+    )
 
 
-def bits(one: Any, other: Any) -> int:
-    """That differ in two nested values; all of them where shape or type does."""
+def differing_bits(one: Any, other: Any) -> int:
+    """Number of differing bits of two nested values; all of them if shape or type differs."""
     if isinstance(one, Mapping) and isinstance(other, Mapping) and list(one) == list(other):
-        return sum(bits(one[key], other[key]) for key in one)
+        return sum(differing_bits(one[key], other[key]) for key in one)
     if isinstance(one, list | tuple) and isinstance(other, list | tuple) and len(one) == len(other):
-        return sum(map(bits, one, other))
+        return sum(map(differing_bits, one, other))
     if (
         isinstance(one, Tensor)
         and isinstance(other, Tensor)
         and (one.shape, one.dtype) == (other.shape, other.dtype)
     ):
-        return bits(*(x.contiguous().view(-1).view(torch.uint8).numpy().tobytes() for x in (one, other)))
+        return differing_bits(
+            *(x.contiguous().view(-1).view(torch.uint8).numpy().tobytes() for x in (one, other))
+        )
     if isinstance(one, bytes) and isinstance(other, bytes) and len(one) == len(other):
         a, b = (np.frombuffer(x, np.uint8) for x in (one, other))
         return int(np.bitwise_count(a ^ b).sum())
@@ -159,33 +163,33 @@ def bits(one: Any, other: Any) -> int:
     return int(type(one) is not type(other) or one != other)
 
 
-def found(asked: Flags) -> list[dict[str, Any]]:
-    """A row of each kill: those that are kept, and those that are missing now."""
-    undisturbed(asked)
-    kept = asked.out / f"kills-{asked.steps}-{asked.seed}.jsonl"
+def collect(args: Flags) -> list[dict[str, Any]]:
+    """A row per kill: stored results, and new ones where they are missing."""
+    uninterrupted(args)
+    kept = args.out / f"kills-{args.steps}-{args.seed}.jsonl"
     rows = {(row["kind"], row["number"]): row for row in files.read_rows(kept)}
-    for number in range(asked.kills):
-        for kind in asked.kinds:
+    for number in range(args.kills):
+        for kind in args.kinds:
             if (kind, number) not in rows:
-                rows[kind, number] = killed(asked, kind, number)
+                rows[kind, number] = kill_and_resume(args, kind, number)
                 files.append_row(kept, rows[kind, number])
-    return [row for row in rows.values() if row["kind"] in asked.kinds and row["number"] < asked.kills]
+    return [row for row in rows.values() if row["kind"] in args.kinds and row["number"] < args.kills]
 
 
 def main() -> None:
-    asked = flags(Flags, __doc__ or "")
-    asked.out.mkdir(parents=True, exist_ok=True)
-    rows = found(asked)
-    numbers: dict[str, Any] = {"steps of the run": asked.steps}
+    args = flags(Flags, __doc__ or "")
+    args.out.mkdir(parents=True, exist_ok=True)
+    rows = collect(args)
+    numbers: dict[str, Any] = {"steps of the run": args.steps}
     goals = []
-    for kind in asked.kinds:
+    for kind in args.kinds:
         own = [row for row in rows if row["kind"] == kind]
         numbers[f"{kind}: kills"] = len(own)
-        numbers[f"{kind}: steps made again, at most"] = max(
+        numbers[f"{kind}: repeated steps, at most"] = max(
             (row["step"] - row["kept"] for row in own), default=0
         )
         goals.append(Goal(f"{kind}: bits lost", sum(row["bits"] for row in own), 1, "bits", less=True))
-    show("Kills", numbers, goals, asked.json)
+    show("Kills", numbers, goals, args.json)
 
 
 if __name__ == "__main__":

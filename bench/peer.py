@@ -1,8 +1,8 @@
-"""LightlySSL's SimCLR, put together as the PyTorch example of its documentation does.
+"""LightlySSL's SimCLR, as in the PyTorch example of its documentation.
 
 https://docs.lightly.ai/self-supervised-learning/examples/simclr.html: SimCLRTransform on PIL images in the workers of
-a DataLoader, one pass of the network per view, NTXentLoss, SGD; single precision in the default layout. The network
-is the one that it is compared with, without blur as ours, and its workers outlive an epoch, which is in its favor.
+a DataLoader, one pass of the network per view, NTXentLoss, SGD; single precision in the default memory layout. The
+encoder is the same as ours, also without blur, and the workers persist between epochs, which is faster.
 """
 
 from collections.abc import Callable
@@ -34,7 +34,7 @@ class Model(nn.Module):
 
 
 class Pictures(Dataset[Any]):
-    """(N, C, H, W) uint8 in memory as PIL images, the way torchvision's CIFAR10 gives them."""
+    """(N, C, H, W) uint8 in memory as PIL images, as torchvision's CIFAR10 returns them."""
 
     def __init__(self, image: Tensor, transform: Callable[[Image.Image], Any]):
         self.rows, self.transform = image.permute(0, 2, 3, 1).contiguous().numpy(), transform
@@ -47,7 +47,7 @@ class Pictures(Dataset[Any]):
 
 
 def lightly(images: Tensor | Path, encoder: Encoder, order: Tensor, batch: int) -> Callable[[], object]:
-    """A function that trains on the images of `order`, out of an array or a folder, once per call."""
+    """A function that trains one epoch on the images of `order`, from an array or a folder."""
     transform: Any = SimCLRTransform(input_size=encoder.size, gaussian_blur=0.0)
     dataset: Any = (
         LightlyDataset(str(images), transform=transform)
@@ -69,8 +69,8 @@ def lightly(images: Tensor | Path, encoder: Encoder, order: Tensor, batch: int) 
 
     def epoch() -> None:
         for views, *_ in loader:
-            left, right = (view.to(device) for view in views)
-            loss = criterion(model(left), model(right))
+            view1, view2 = (view.to(device) for view in views)
+            loss = criterion(model(view1), model(view2))
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()

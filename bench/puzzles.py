@@ -1,9 +1,9 @@
-"""What it costs to make the puzzles of patches: the share of a training step with tiles of 64 pixels.
+"""Cost of making puzzles of patches, as a share of a training step with tiles of 64 pixels.
 
 Example: python bench/puzzles.py --encoder resnet18
 
-A step is what `pretask pretrain` does for one, on images that are at hand; the puzzle is also made alone, in turns with
-it.
+A step is one of `pretask pretrain`, on images in memory; making the puzzle is also timed separately, interleaved with
+the steps.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from common import FIRST, Goal, alternate, flags, show, trainer
+from common import FIRST, Goal, alternate, flags, make_trainer, show
 
 from pretask import data, encoders, methods
 from pretask.methods import Method
@@ -27,7 +27,7 @@ CASES: dict[str, tuple[int, dict[str, Any]]] = {
     "context_prediction": (256, {}),
     "exemplar_cnn": (192, {"patch": 64}),
 }
-"""sides of images, and what differs from the method's own recipe, for tiles of 64 pixels"""
+"""method -> size of the images and changes of the recipe, for tiles of 64 pixels"""
 
 
 @dataclass(frozen=True)
@@ -35,46 +35,46 @@ class Flags:
     encoder: str = "resnet18"
     """the network that solves the puzzles"""
     tiles: int = 288
-    """in a batch, so that every method trains on as many"""
+    """tiles in a batch, the same for every method"""
     rounds: int = 5
-    """in which every part has its turn"""
+    """timed rounds"""
     json: bool = False
-    """print JSON, and nothing else, on standard output"""
+    """print only JSON to standard output"""
 
 
-def parts(name: str, asked: Flags) -> tuple[Callable[[], object], Callable[[], object]]:
-    """Making a puzzle, and a whole training step, of one method."""
-    size, differs = CASES[name]
-    config = methods.recipe(name)(**differs)
-    source = data.open(f"synthetic:{max(asked.tiles, config.train.batch)}", size=size)
-    method: Method[Any] = config.build(encoders.build(asked.encoder, source.channels, source.size), source)
+def parts(name: str, args: Flags) -> tuple[Callable[[], object], Callable[[], object]]:
+    """Functions that make a puzzle and that do a whole training step of one method."""
+    size, changes = CASES[name]
+    config = methods.recipe(name)(**changes)
+    source = data.open(f"synthetic:{max(args.tiles, config.train.batch)}", size=size)
+    method: Method[Any] = config.build(encoders.build(args.encoder, source.channels, source.size), source)
     method.begin(Context(source, [], FIRST, Rng(0, "begin")))
     puzzle = method.pretext(source.__getitems__(torch.arange(2)), Rng(0))
     per_image = (
         next(v.shape[1] for v in vars(puzzle).values() if v.ndim == 5) if name != "exemplar_cnn" else 1
     )
-    batch: Batch = source.__getitems__(torch.arange(asked.tiles // per_image))
-    trained = trainer(method, source, config.train)
+    batch: Batch = source.__getitems__(torch.arange(args.tiles // per_image))
+    trainer = make_trainer(method, source, config.train)
 
     @torch.no_grad()
     def make() -> object:
         return method.pretext(batch, Rng(0, "puzzle"))
 
-    return make, lambda: trained.step(batch, FIRST)
+    return make, lambda: trainer.step(batch, FIRST)
 
 
 def main() -> None:
-    asked = flags(Flags, __doc__ or "")
+    args = flags(Flags, __doc__ or "")
     numbers: dict[str, Any] = {}
     goals = []
     for name in CASES:
-        make, step = parts(name, asked)
+        make, step = parts(name, args)
         with malloc.keep_freed_memory():
-            taken = alternate({"puzzle": make, "step": step}, asked.rounds)
+            taken = alternate({"puzzle": make, "step": step}, args.rounds)
         numbers |= {f"{name}: {part}, ms": 1000 * median(times) for part, times in taken.items()}
         share = median(a / b for a, b in zip(taken["puzzle"], taken["step"], strict=True))
         goals.append(Goal(f"{name}: making the puzzle, of a step", 100 * share, 10, "%", less=True))
-    show(f"Puzzles of patches with {asked.encoder}, {asked.tiles} tiles of 64 px", numbers, goals, asked.json)
+    show(f"Puzzles of patches with {args.encoder}, {args.tiles} tiles of 64 px", numbers, goals, args.json)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""What a user waits for before anything happens, and what a large folder costs in memory (Linux).
+"""Startup time of commands, and peak memory with a large folder (Linux).
 
 Example: python bench/startup.py
 
-It takes the processor's time of `pretask --help`, of `pretask list` and of all that `pretask evaluate` does before it opens its
-images, times the opening of a folder of 100,000 images (links to a hundred JPEG files, every tenth of them called as no image
-is, so that its first bytes must be read), and trains on it and on a folder of a quarter of its size for as many steps, each in a process of its own, to compare
-their peak memory. Images are decoded while training, as those of a folder too large for memory are.
+Measures the CPU time of `pretask --help`, of `pretask list`, and of `pretask evaluate` until it opens its images, and the
+time to open a folder of 100,000 images. These are links to a hundred JPEG files; every tenth has an unknown extension, so
+that its first bytes must be read. Then it trains on this folder and on one of a quarter of its size, for the same number of
+steps and in separate processes, and compares their peak memory. Images are decoded during training, as in a folder that is
+too large for memory.
 """
 
 import os
@@ -36,13 +37,13 @@ class Flags:
     files: int = 100_000
     """images in the larger folder"""
     steps: int = 20
-    """of training on each folder"""
+    """training steps on each folder"""
     json: bool = False
-    """print JSON, and nothing else, on standard output"""
+    """print only JSON to standard output"""
 
 
-def made(folder: Path, files: int) -> Path:
-    """JPEG files of 32 px, a thousand in each subfolder, which take the space of a hundred."""
+def make_folder(folder: Path, files: int) -> Path:
+    """Folder of JPEG files of 32 px, a thousand per subfolder; all but a hundred are hard links."""
     pixels = draw(DISTINCT, 32, Rng(0, "startup"))[0].permute(0, 2, 3, 1).numpy()
     for i in range(files):
         odd = "_large" if i % 10 == 9 and i >= DISTINCT else ""
@@ -55,11 +56,11 @@ def made(folder: Path, files: int) -> Path:
     return folder
 
 
-READING = "from pretask.workflows import evaluate; from pretask.train import run; each = run.Run({!r}); each.encoder, each.untrained"
+READ_RUN = "from pretask.workflows import evaluate; from pretask.train import run; each = run.Run({!r}); each.encoder, each.untrained"
 
 
-def spent(*words: str) -> float:
-    """User and system seconds of a Python command, the least of five: other work on the machine only adds to it."""
+def cpu_seconds(*words: str) -> float:
+    """User and system seconds of a Python command: the minimum of five, since other load only adds to it."""
 
     def once() -> float:
         before = os.times()
@@ -71,20 +72,20 @@ def spent(*words: str) -> float:
 
 
 def start_of_evaluate() -> float:
-    """Of what `pretask evaluate RUN` does before it opens its images."""
+    """CPU seconds of `pretask evaluate RUN` until it opens its images."""
     with tempfile.TemporaryDirectory() as folder:
         settings = RunConfig("synthetic:64:32", Path(folder, "run"), steps=1)
         pretrain(fresh("simclr", settings, train=TrainConfig(batch=32)))
-        return spent("-c", READING.format(str(Path(folder, "run"))))
+        return cpu_seconds("-c", READ_RUN.format(str(Path(folder, "run"))))
 
 
 def peak(folder: Path, steps: int) -> int:
-    """Bytes at most in use by a process that trains on `folder`, without its workers."""
+    """Peak memory in bytes of a process that trains on `folder`, without its workers."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(trained, folder, steps).result()
+        return pool.submit(train_and_measure, folder, steps).result()
 
 
-def trained(folder: Path, steps: int) -> int:
+def train_and_measure(folder: Path, steps: int) -> int:
     source = data.open(folder, cache_mb=0, progress=False)
     with tempfile.TemporaryDirectory() as out:
         settings = RunConfig(str(folder), Path(out, "run"), encoder="resnet_small:width=8", steps=steps)
@@ -95,26 +96,26 @@ def trained(folder: Path, steps: int) -> int:
 
 
 def main() -> None:
-    asked = flags(Flags, __doc__ or "")
+    args = flags(Flags, __doc__ or "")
     with tempfile.TemporaryDirectory() as folder:
-        small, large = (made(Path(folder, str(n)), n) for n in (asked.files // 4, asked.files))
+        small, large = (make_folder(Path(folder, str(n)), n) for n in (args.files // 4, args.files))
         opening = seconds(lambda: data.open(large, cache_mb=0, progress=False))
-        peaks = [peak(each, asked.steps) for each in (small, large)]
+        peaks = [peak(each, args.steps) for each in (small, large)]
     numbers = {"peak on a quarter, MB": peaks[0] / 1e6, "peak on all, MB": peaks[1] / 1e6}
     goals = [
-        Goal("pretask --help, processor", spent("-m", "pretask", "--help"), 0.5, "s", less=True),
-        Goal("pretask list, processor", spent("-m", "pretask", "list"), 0.5, "s", less=True),
+        Goal("pretask --help, processor", cpu_seconds("-m", "pretask", "--help"), 0.5, "s", less=True),
+        Goal("pretask list, processor", cpu_seconds("-m", "pretask", "list"), 0.5, "s", less=True),
         Goal("pretask evaluate until it opens images, processor", start_of_evaluate(), 3.5, "s", less=True),
-        Goal(f"opening {asked.files:,} files", opening, 5.0, "s", less=True),
+        Goal(f"opening {args.files:,} files", opening, 5.0, "s", less=True),
         Goal(
             "one more image, at the peak",
-            (peaks[1] - peaks[0]) / (0.75 * asked.files),
+            (peaks[1] - peaks[0]) / (0.75 * args.files),
             1000,
             "bytes",
             less=True,
         ),
     ]
-    show("Startup and memory", numbers, goals, asked.json)
+    show("Startup and memory", numbers, goals, args.json)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""Training speed: how near our loop comes to its arithmetic alone, and how it compares with LightlySSL.
+"""Training speed: our loop against the limit of its own arithmetic, and against LightlySSL.
 
-Example: python bench/throughput.py (32 px, from memory); with --size 96 --batch 64 (larger images); with --folder
-(decoded from JPEG files while training).
+Examples: python bench/throughput.py (32 px, from memory)
+          python bench/throughput.py --size 96 --batch 64 (larger images)
+          python bench/throughput.py --folder (decoded from JPEG files during training)
 
-In turns it measures ours (loading, drawing two views, the step: the loop of `pretask pretrain simclr`), the limit of
-the arithmetic (same encoder, head, precision and layout: forward, backward and update on two views that are ready),
-the limit of decoding (our loader alone) and LightlySSL's documented SimCLR on the same images and encoder.
+Interleaved measurements of our loop (loading, two views, training step, as in `pretask pretrain simclr`), of the arithmetic
+limit (forward, backward and update on two prepared views, with the same encoder, projector, precision and memory layout), of
+the decoding limit (only our loader), and of LightlySSL's documented SimCLR on the same images with the same encoder.
 """
 
 import dataclasses
@@ -18,7 +19,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from common import Goal, alternate, flags, show, speed, trainer
+from common import Goal, alternate, flags, make_trainer, show, speed
 from peer import lightly
 from PIL import Image
 
@@ -35,109 +36,109 @@ from pretask.types import Source
 @dataclass(frozen=True)
 class Flags:
     data: str = "synthetic:512"
-    """images: anything that pretask opens (made-up pictures)"""
+    """images, in any form that pretask opens (default: synthetic)"""
     size: int = 32
     """side of the images, pixels"""
     batch: int = 256
-    """images per step, of which two views each are drawn"""
+    """images per step; each gives two views"""
     encoder: str = "resnet18"
-    """any timm name, or a classic net"""
+    """a timm name or a classic network"""
     folder: bool = False
-    """decode JPEG files while training; --data that is no folder is written to one first"""
+    """decode JPEG files during training; other --data is written to a folder first"""
     steps: int = 8
-    """of one turn"""
+    """steps per round"""
     rounds: int = 5
-    """turns of each part"""
+    """timed rounds"""
     json: bool = False
-    """print JSON, and nothing else, on standard output"""
+    """print only JSON to standard output"""
 
 
 @contextmanager
-def opened(asked: Flags) -> Iterator[tuple[Source, Any]]:
-    """Our source, and the same images for LightlySSL: an array, or the folder that both decode."""
-    if not asked.folder:
-        source = sources.open(asked.data, size=asked.size, channels=3)
+def open_images(args: Flags) -> Iterator[tuple[Source, Any]]:
+    """Our source, and the same images for LightlySSL: an array, or a folder that both decode."""
+    if not args.folder:
+        source = sources.open(args.data, size=args.size, channels=3)
         yield source, source.__getitems__(torch.arange(len(source))).image
         return
     with tempfile.TemporaryDirectory() as made:
-        folder = Path(asked.data)
+        folder = Path(args.data)
         if not folder.is_dir():
-            folder = written(sources.open(asked.data, size=asked.size, channels=3), Path(made))
-        yield sources.open(folder, size=asked.size, channels=3, cache_mb=0), folder
+            folder = write_jpegs(sources.open(args.data, size=args.size, channels=3), Path(made))
+        yield sources.open(folder, size=args.size, channels=3, cache_mb=0), folder
 
 
-def written(source: Source, folder: Path) -> Path:
+def write_jpegs(source: Source, folder: Path) -> Path:
     for i, image in enumerate(source.__getitems__(torch.arange(len(source))).image):
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{i:06d}.jpg", quality=90)
     return folder
 
 
-def trainer_of(asked: Flags, source: Source) -> Trainer:
-    """SimCLR as `pretask pretrain` trains it, with views of full size as LightlySSL's are (default: 0.75)."""
+def build_trainer(args: Flags, source: Source) -> Trainer:
+    """SimCLR as in `pretask pretrain`, with views of full size as in LightlySSL (default: 0.75)."""
     recipe = dataclasses.replace(methods.recipe("simclr")(), side=1.0)
-    method = recipe.build(encoders.build(asked.encoder, 3, asked.size), source)
-    return trainer(method, source, dataclasses.replace(recipe.train, batch=asked.batch))
+    method = recipe.build(encoders.build(args.encoder, 3, args.size), source)
+    return make_trainer(method, source, dataclasses.replace(recipe.train, batch=args.batch))
 
 
-def parts_of(asked: Flags, source: Source, images: Any) -> dict[str, Callable[[], object]]:
-    """What takes turns; each part sees the same number of images in a turn."""
-    trained = trainer_of(asked, source)
-    order = torch.randperm(asked.steps * asked.batch) % len(source)
-    plan = Plan.of(asked.steps, asked.steps)
+def build_parts(args: Flags, source: Source, images: Any) -> dict[str, Callable[[], object]]:
+    """Name -> function that processes the same number of images per call."""
+    trainer = build_trainer(args, source)
+    order = torch.randperm(args.steps * args.batch) % len(source)
+    plan = Plan.of(args.steps, args.steps)
 
     def loading() -> Iterator[Any]:
-        return loader.epoch(source, order, asked.batch)
+        return loader.epoch(source, order, args.batch)
 
     @malloc.keep_freed_memory()
     def ours() -> None:
         for step, batch in enumerate(loading()):
-            trained.step(batch, plan.at(step))
+            trainer.step(batch, plan.at(step))
 
     with torch.no_grad():
-        device = trained.fabric.device
-        ready = trained.method.pretext(next(loading()).to(device), Rng(0, "bench", device=device))
+        device = trainer.fabric.device
+        ready = trainer.method.pretext(next(loading()).to(device), Rng(0, "bench", device=device))
 
     @malloc.keep_freed_memory()
     def arithmetic() -> None:
-        for _ in range(asked.steps):
-            total, *_ = trained.fabric_module(Opaque(ready))
-            for optimizer in trained.optimizers:
+        for _ in range(args.steps):
+            total, *_ = trainer.fabric_module(Opaque(ready))
+            for optimizer in trainer.optimizers:
                 optimizer.zero_grad()
-            trained.fabric.backward(total)
-            for stepper in trained.fabric_optimizers:
+            trainer.fabric.backward(total)
+            for stepper in trainer.fabric_optimizers:
                 stepper.step()
 
     def decoding() -> None:
         for _ in loading():
             pass
 
-    peer = lightly(images, encoders.build(asked.encoder, 3, asked.size), order, asked.batch)
+    peer = lightly(images, encoders.build(args.encoder, 3, args.size), order, args.batch)
     parts: dict[str, Callable[[], object]] = {"ours": ours, "arithmetic": arithmetic, "LightlySSL": peer}
-    return parts | ({"decoding": decoding} if asked.folder else {})
+    return parts | ({"decoding": decoding} if args.folder else {})
 
 
 def main() -> None:
-    asked = flags(Flags, __doc__ or "")
-    with opened(asked) as (source, images):
-        taken = alternate(parts_of(asked, source, images), asked.rounds)
+    args = flags(Flags, __doc__ or "")
+    with open_images(args) as (source, images):
+        taken = alternate(build_parts(args, source, images), args.rounds)
     limit = [
         max(pair)
         for pair in zip(taken["arithmetic"], taken.get("decoding", taken["arithmetic"]), strict=True)
     ]
     goals = [
-        Goal("ours of its own limit", 100 * speed(taken["ours"], limit), 90 if asked.folder else 95, "%"),
+        Goal("ours of its own limit", 100 * speed(taken["ours"], limit), 90 if args.folder else 95, "%"),
         Goal(
             "ours of LightlySSL",
             speed(taken["ours"], taken["LightlySSL"]),
-            2.1 if asked.size >= 96 else 1.4,
+            2.1 if args.size >= 96 else 1.4,
             "x",
         ),
     ]
-    seen = asked.steps * asked.batch
-    numbers = {f"{name}, images/s": seen / median(turns) for name, turns in taken.items()}
-    where = "JPEG files" if asked.folder else "memory"
-    title = f"SimCLR, {asked.encoder}, batch {asked.batch}, {asked.size} px, from {where}"
-    show(title, numbers, goals, asked.json)
+    seen = args.steps * args.batch
+    numbers = {f"{name}, images/s": seen / median(times) for name, times in taken.items()}
+    where = "JPEG files" if args.folder else "memory"
+    title = f"SimCLR, {args.encoder}, batch {args.batch}, {args.size} px, from {where}"
+    show(title, numbers, goals, args.json)
 
 
 if __name__ == "__main__":

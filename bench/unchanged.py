@@ -1,17 +1,16 @@
-"""Whether a commit gives the same numbers as this checkout: weights of every recipe, scores of every kind of data.
+"""Compare the numbers of a commit with those of this checkout: weights of every recipe, scores of every kind of data.
 
 Examples: python bench/unchanged.py --against main~1
           python bench/unchanged.py --against 11e42aa --resumed --steps 6
 
-Both trees are asked for the same commands, each in a process of its own on one thread: every method and recipe trains a narrow
-encoder for a few steps in float32, and a run of each kind of data is scored. What is compared is what the commands wrote: the
-losses, the tensors of encoder.safetensors and the numbers of the score JSON, each by its key; scores of an older schema are
-converted first. Names of files, of tensors and of rows may differ, since they change when code is moved or renamed. The first
-difference of each command is printed. Recipes of papers have wide networks and take most of the time; `--only` names what is
-compared.
+Both versions run the same commands, each in its own process on one thread: every method and recipe trains a narrow encoder
+for a few steps in float32, and a run of each kind of data is scored. The script compares the losses, the tensors of
+encoder.safetensors and the numbers of the score JSON by their keys; scores of an older schema are converted first. Names of
+files, tensors and rows may differ, since they change when code is moved or renamed. The first difference of each command is
+printed. Recipes of papers have wide networks and take most of the time; `--only` selects recipes.
 
-With `--resumed` the commit begins a run of each recipe and stops it half way, scripts/convert_runs.py converts it, and this
-checkout resumes it: it ends with the losses and weights of a run that the commit made alone.
+With `--resumed`, the commit starts a run of each recipe and stops it halfway, scripts/convert_runs.py converts it, and this
+checkout resumes it. It must end with the losses and weights of an uninterrupted run of the commit.
 """
 
 import hashlib
@@ -40,7 +39,7 @@ from pretask.rng import Rng
 ROOT = Path(__file__).resolve().parents[1]
 old_scores = runpy.run_path(str(ROOT / "scripts" / "old_scores.py"))
 SIDES = (16, 32, 64, 128, 256, 400)
-"""of the images, pixels; a recipe trains on the smallest that it takes"""
+"""image sizes in pixels; a recipe trains on the smallest that it accepts"""
 NARROW = {
     "mlp": "mlp:width=32",
     "resnet18": "resnet_small:width=16",
@@ -73,8 +72,8 @@ SCORED: dict[str, list[list[str]]] = {
         for task in ("detection", "segmentation")
     },
 }  # fmt: skip
-"""kind of data -> commands, of which the last prints scores"""
-ASKED = """\
+"""kind of data -> commands; the last one prints scores"""
+SERVER = """\
 import contextlib, importlib.util, io, json, os, runpy, signal, sys, traceback
 from unittest import mock
 answers = os.fdopen(os.dup(1), "w")
@@ -90,19 +89,19 @@ def stopping(after):
     return stepped
 for line in sys.stdin:
     words, after = json.loads(line)
-    sys.argv, told, wrong, code = ["pretask", *words], io.StringIO(), io.StringIO(), 0
+    sys.argv, output, errors, code = ["pretask", *words], io.StringIO(), io.StringIO(), 0
     stop = mock.patch.object(Trainer, "step", stopping(after)) if after else contextlib.nullcontext()
     try:
-        with contextlib.redirect_stdout(told), contextlib.redirect_stderr(wrong), stop:
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors), stop:
             runpy.run_module("pretask", run_name="__main__", alter_sys=True)
     except SystemExit as end:
         code = end.code
     except BaseException:
-        code, wrong = 1, io.StringIO(traceback.format_exc())
-    print(json.dumps([code, told.getvalue(), wrong.getvalue()]), file=answers, flush=True)
+        code, errors = 1, io.StringIO(traceback.format_exc())
+    print(json.dumps([code, output.getvalue(), errors.getvalue()]), file=answers, flush=True)
 """
-"""a process that runs commands of pretask one after the other, so that torch is imported once; one that trains can be
-stopped after some steps, as by SIGTERM"""
+"""a process that runs pretask commands one after the other, so that torch is imported only once; a run can be stopped by SIGTERM
+after a given number of steps"""
 
 
 @dataclass(frozen=True)
@@ -110,13 +109,13 @@ class Flags:
     against: str = "HEAD"
     """the commit to compare with"""
     only: tuple[str, ...] = ()
-    """recipes and kinds of data; all, if none is named"""
+    """recipes and kinds of data (default: all)"""
     steps: int = 4
-    """of each recipe"""
+    """steps of each recipe"""
     resumed: bool = False
-    """whether runs that the commit began are converted and resumed by this checkout, to the same end"""
+    """convert and resume runs that the commit started, instead of comparing separate runs"""
     json: bool = False
-    """print JSON, and nothing else, on standard output"""
+    """print only JSON to standard output"""
 
 
 @dataclass(frozen=True)
@@ -127,14 +126,14 @@ class Answer:
 
 
 class Tree:
-    """A checkout that is asked, in a folder of its own."""
+    """A version of the code, with a process that runs its commands in the folder `work`."""
 
     def __init__(self, root: Path, work: Path):
         self.work = work
         work.mkdir()
         env = environment(PYTHONPATH=str(root), OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="", NO_COLOR="1")
         self.process = subprocess.Popen(
-            [sys.executable, "-c", ASKED],
+            [sys.executable, "-c", SERVER],
             cwd=work,
             env=env,
             text=True,
@@ -144,7 +143,7 @@ class Tree:
         )
 
     def pretask(self, words: list[str], stop: int = 0) -> Answer:
-        """The command `words`; a run is stopped after `stop` steps, if that is not 0."""
+        """Run the command `words`; stop a run after `stop` steps, unless that is 0."""
         assert self.process.stdin and self.process.stdout
         print(json.dumps([words, stop]), file=self.process.stdin, flush=True)
         return Answer(*json.loads(self.process.stdout.readline()))
@@ -159,7 +158,7 @@ class Tree:
 
 
 def weights(folder: Path) -> list[str]:
-    """A sum of each tensor, whatever it is called."""
+    """Sorted checksums of all tensors, without their names."""
     tensors = load_file(next(folder.glob("*.safetensors"))).values()
     return sorted(
         hashlib.sha256(x.contiguous().view(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
@@ -172,7 +171,7 @@ def losses(folder: Path) -> list[float]:
 
 
 def scores(text: str) -> list[list[tuple[str, float]]]:
-    """The numbers of each row by their keys, in the order of these; what is no number may have another name."""
+    """The numbers of each row, sorted by key; other values are ignored."""
     found = json.loads(text)
     if found.get("schema") == old_scores["OLD"]:
         found = old_scores["convert"](found)
@@ -189,14 +188,14 @@ def numbers(x: Any, key: str = "") -> Iterator[tuple[str, float]]:
 
 def first_difference(one: list[Any], other: list[Any]) -> str:
     if len(one) != len(other):
-        return f"{len(one)} and {len(other)} of them"
+        return f"{len(one)} and {len(other)} values"
     return next(
         (f"number {i}: {a} and {b}" for i, (a, b) in enumerate(zip(one, other, strict=True)) if a != b), ""
     )
 
 
-def unlike(one: Path, other: Path) -> str:
-    """How two runs differ; "" if they don't."""
+def compare_runs(one: Path, other: Path) -> str:
+    """The first difference of two runs; "" if they are equal."""
     for what, found in (("losses", losses), ("tensors", weights)):
         if differ := first_difference(found(one), found(other)):
             return f"{what}: {differ}"
@@ -207,7 +206,7 @@ def unlike(one: Path, other: Path) -> str:
 
 
 class Both:
-    """Two trees that are asked the same at the same time."""
+    """Two versions that run the same commands at the same time."""
 
     def __init__(self, then: Tree, now: Tree):
         self.trees = then, now
@@ -216,10 +215,10 @@ class Both:
     def pretask(self, words: list[str]) -> list[Answer]:
         return list(self.threads.map(lambda tree: tree.pretask(words), self.trees))
 
-    def trained(self, recipe: str, encoder: str, steps: int) -> str:
-        """How the runs of a recipe differ, "" if they don't; LookupError if neither tree takes it."""
+    def compare_training(self, recipe: str, encoder: str, steps: int) -> str:
+        """The first difference of the runs of a recipe; "" if they are equal; LookupError if neither version can train it."""
         out = recipe.replace(":", "-")
-        words = training(recipe, encoder, steps)
+        words = training_command(recipe, encoder, steps)
         answers: list[Answer] = []
         for side in SIDES:
             answers = self.pretask([*words, "--data", f"synthetic:64:{side}", "--out", out])
@@ -228,13 +227,13 @@ class Both:
         if differ := codes(answers):
             return differ
         if answers[0].code:
-            raise LookupError(said(answers[0]))
-        return unlike(*(tree.work / out for tree in self.trees))
+            raise LookupError(last_line(answers[0]))
+        return compare_runs(*(tree.work / out for tree in self.trees))
 
-    def resumed(self, recipe: str, encoder: str, steps: int) -> str:
-        """How a run that the first tree began and the second resumed differs from one of the first alone."""
+    def compare_resumed(self, recipe: str, encoder: str, steps: int) -> str:
+        """The first difference of a run of the first version from one that the first started and the second resumed."""
         then, now = self.trees
-        out, plain = recipe.replace(":", "-"), training(recipe, encoder, steps)
+        out, plain = recipe.replace(":", "-"), training_command(recipe, encoder, steps)
         words, answer = plain, Answer(2, "", "")
         for side in SIDES:
             words = [*plain, "--data", f"synthetic:64:{side}"]
@@ -242,10 +241,10 @@ class Both:
             if answer.code != 2:
                 break
         if answer.code:
-            raise LookupError(said(answer))
+            raise LookupError(last_line(answer))
         answer = then.pretask([*words, "--out", "begun"], stop=steps // 2)
         if answer.code != 143:
-            return f"not stopped half way: {said(answer)}"
+            return f"not stopped halfway: {last_line(answer)}"
         begun = (then.work / "begun").rename(now.work / out)
         converted = subprocess.run(
             [sys.executable, ROOT / "scripts/convert_runs.py", begun], capture_output=True, text=True
@@ -254,28 +253,28 @@ class Both:
             return converted.stderr.strip()
         answer = now.pretask(["pretrain", "--resume", out])
         if answer.code:
-            return f"not resumed: {said(answer)}"
-        return unlike(then.work / out, begun)
+            return f"not resumed: {last_line(answer)}"
+        return compare_runs(then.work / out, begun)
 
-    def scored(self, commands: list[list[str]]) -> str:
-        """How the scores differ, "" if they don't; LookupError if neither tree gives any."""
+    def compare_scores(self, commands: list[list[str]]) -> str:
+        """The first difference of the scores; "" if they are equal; LookupError if neither version prints any."""
         answers: list[Answer] = []
         for words in commands:
             answers = self.pretask(words)
             if differ := codes(answers):
                 return f"{' '.join(words[:2])}: {differ}"
             if answers[0].code:
-                raise LookupError(f"{' '.join(words[:2])}: {said(answers[0])}")
+                raise LookupError(f"{' '.join(words[:2])}: {last_line(answers[0])}")
         return first_difference(*(scores(answer.out) for answer in answers))
 
 
-def training(recipe: str, encoder: str, steps: int) -> list[str]:
-    """The command that trains a recipe on a narrow net of its kind of `encoder`; `--data` and `--out` are missing."""
-    return ["pretrain", recipe, "--encoder", narrowed(encoder), "--steps", str(steps), *TRAINED]
+def training_command(recipe: str, encoder: str, steps: int) -> list[str]:
+    """The command that trains a recipe with a narrow version of `encoder`, without `--data` and `--out`."""
+    return ["pretrain", recipe, "--encoder", narrow(encoder), "--steps", str(steps), *TRAINED]
 
 
-def narrowed(encoder: str) -> str:
-    """A narrow net of the same kind; a net of fixed width stays as it is."""
+def narrow(encoder: str) -> str:
+    """A narrow version of an encoder; one of fixed width stays as it is."""
     name, _, arguments = encoder.partition(":")
     if name in NARROW:
         return NARROW[name]
@@ -289,18 +288,18 @@ def narrowed(encoder: str) -> str:
 def codes(answers: list[Answer]) -> str:
     if answers[0].code == answers[1].code:
         return ""
-    return "; ".join(f"exit code {answer.code} ({said(answer)})" for answer in answers)
+    return "; ".join(f"exit code {answer.code} ({last_line(answer)})" for answer in answers)
 
 
-def said(answer: Answer) -> str:
-    return answer.error.strip().splitlines()[-1] if answer.error.strip() else "nothing was said"
+def last_line(answer: Answer) -> str:
+    return answer.error.strip().splitlines()[-1] if answer.error.strip() else "no message"
 
 
 # ---- data
 
 
-def made(folder: Path) -> None:
-    """Images with texts and several labels, clips of a moving square, and squares in boxes and masks."""
+def make_data(folder: Path) -> None:
+    """Write images with texts and with several labels, clips of a moving square, and squares with boxes and masks."""
     image, label = draw(64, 32, Rng(0, "unchanged"))[:2]
     for i, pixels in enumerate(image.permute(0, 2, 3, 1).numpy()):
         save(folder / f"images/{i:02d}.png", pixels)
@@ -319,8 +318,8 @@ def made(folder: Path) -> None:
     for name, table in (("several", several), ("texts", texts)):
         (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, table)) + "\n")
     for clip in range(4):
-        moving(folder / f"clips/{clip}", np.random.default_rng(clip))
-    squares(folder / "squares", np.random.default_rng(0))
+        write_clip(folder / f"clips/{clip}", np.random.default_rng(clip))
+    write_squares(folder / "squares", np.random.default_rng(0))
 
 
 def save(path: Path, pixels: np.ndarray) -> None:
@@ -329,13 +328,13 @@ def save(path: Path, pixels: np.ndarray) -> None:
 
 
 def texture(high: int, wide: int, draws: np.random.Generator) -> np.ndarray:
-    """(high, wide, 3) smooth noise, in which every place looks different."""
+    """(high, wide, 3) smooth noise, different at every location."""
     coarse = draws.integers(0, 256, (high // 6, wide // 6, 3), dtype=np.uint8)
     return np.asarray(Image.fromarray(coarse).resize((wide, high), Image.Resampling.BICUBIC))
 
 
-def moving(folder: Path, draws: np.random.Generator) -> None:
-    """45 frames."""
+def write_clip(folder: Path, draws: np.random.Generator) -> None:
+    """Write 45 frames of a square that moves over a textured background."""
     ground, square = texture(120, 160, draws), 255 - texture(40, 40, draws)
     for t in range(45):
         frame, x, y = ground.copy(), round(20 + 1.5 * t), round(40 + 0.5 * t)
@@ -343,8 +342,8 @@ def moving(folder: Path, draws: np.random.Generator) -> None:
         save(folder / f"{t}.png", frame)
 
 
-def squares(folder: Path, draws: np.random.Generator) -> None:
-    """24 images in COCO form, each with two squares, of two classes."""
+def write_squares(folder: Path, draws: np.random.Generator) -> None:
+    """Write 24 images in COCO format, each with one square of each of two classes."""
     images, objects = [], []
     for i in range(24):
         pixels, mask = texture(64, 64, draws), np.zeros((64, 64), np.uint8)
@@ -367,24 +366,25 @@ def squares(folder: Path, draws: np.random.Generator) -> None:
     )
 
 
-# ---- all of it
+# ---- run
 
 
-def compared(asked: Flags, then: Path, work: Path) -> dict[str, str]:
-    """Recipe or kind of data -> how it differs; "" if it does not, and in brackets why it could not be tried."""
-    made(work / "data")
+def compare(args: Flags, then: Path, work: Path) -> dict[str, str]:
+    """Recipe or kind of data -> its first difference; "" if it has none; the reason in brackets if it was not tried."""
+    make_data(work / "data")
     both = Both(Tree(then, work / "then"), Tree(ROOT, work / "now"))
     listed = json.loads(both.trees[0].pretask(["list", "--json"]).out)
-    trained = both.resumed if asked.resumed else both.trained
+    compare_recipe = both.compare_resumed if args.resumed else both.compare_training
     jobs: dict[str, Any] = {
-        row["method"]: lambda row=row: trained(row["method"], row["encoder"], asked.steps) for row in listed
+        row["method"]: lambda row=row: compare_recipe(row["method"], row["encoder"], args.steps)
+        for row in listed
     }
-    for kind, commands in () if asked.resumed else SCORED.items():
+    for kind, commands in () if args.resumed else SCORED.items():
         placed = [[word.replace("DATA", str(work / "data")) for word in words] for words in commands]
-        jobs[kind] = lambda placed=placed: both.scored(placed)
+        jobs[kind] = lambda placed=placed: both.compare_scores(placed)
     found = {}
     for name, job in jobs.items():
-        if asked.only and name not in asked.only:
+        if args.only and name not in args.only:
             continue
         try:
             found[name] = job()
@@ -397,21 +397,19 @@ def compared(asked: Flags, then: Path, work: Path) -> dict[str, str]:
 
 
 def main() -> None:
-    asked = flags(Flags, __doc__ or "")
+    args = flags(Flags, __doc__ or "")
     with tempfile.TemporaryDirectory() as work:
         then = Path(work, "commit")
         git = ["git", "-C", str(ROOT), "worktree"]
-        subprocess.run([*git, "add", "--quiet", "--detach", then, asked.against], check=True)
+        subprocess.run([*git, "add", "--quiet", "--detach", then, args.against], check=True)
         try:
-            found = compared(asked, then, Path(work))
+            found = compare(args, then, Path(work))
         finally:
             subprocess.run([*git, "remove", "--force", then], check=True)
     equal = sum(not how for how in found.values())
     untried = sum(how.startswith("(") for how in found.values())
-    numbers = {"against": asked.against, "equal": equal, "not tried": untried, "found": found}
-    show(
-        "Unchanged", numbers, [Goal("different", len(found) - equal - untried, 1, "", less=True)], asked.json
-    )
+    numbers = {"against": args.against, "equal": equal, "not tried": untried, "found": found}
+    show("Unchanged", numbers, [Goal("different", len(found) - equal - untried, 1, "", less=True)], args.json)
 
 
 if __name__ == "__main__":

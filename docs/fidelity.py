@@ -196,13 +196,13 @@ def groups(
 ) -> list[dict[str, Any]]:
     """Optimizer settings of the parameters in each group of `like`, and of those in none."""
     found: dict[str, list[dict[str, Any]]] = {each["of"]: [] for each in like}
-    asked = {each["of"]: [key for key in each if key != "of"] for each in like}
+    requested = {each["of"]: [key for key in each if key != "of"] for each in like}
     name_of = {id(p): name for name, p in method.named_parameters()}
     for optimizer in method.optimizers(config.train):
         for group in optimizer.param_groups:
             for p in group["params"]:
                 of = next((of for of in found if belongs(name_of[id(p)], p, of)), name_of[id(p)])
-                values = {key: group.get(key) for key in asked.get(of, ("lr", "weight_decay"))}
+                values = {key: group.get(key) for key in requested.get(of, ("lr", "weight_decay"))}
                 if values not in found.setdefault(of, []):
                     found[of].append(values)
     return [{"of": of} | values for of, each in found.items() for values in each]

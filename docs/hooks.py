@@ -1,7 +1,7 @@
 """Pages that are generated when the site is built: one per method, an overview, and the page on fidelity.
 
-The methods' folder is the registry here too: a new file there gets a page, a picture and a place in the navigation
-without any other edit. A page is made from the module's docstring and its Configs.
+The folder of the methods is the registry: a new file there gets a page, a picture and an entry in the navigation
+without any other edit. A page is generated from the docstring of the module and its Configs.
 """
 
 import ast
@@ -28,22 +28,22 @@ from pretask.methods import MethodConfig
 from pretask.workflows import preview
 
 sys.path.append(str(Path(__file__).parent))
-import fidelity  # beside this file
+import fidelity  # in the same folder
 
 DATA = {"words": "pairs.jsonl", "tracked": "tracks/", "depth": "scenes:rooms+photos/"}
-"""what a method needs -> the data that its page's commands use; photos/ for all others"""
-OTHERS: Mapping[str, Sequence[Mapping[str, Any]]] = {
+"""what a method needs -> data in the commands of its page; photos/ for all others"""
+VARIANTS: Mapping[str, Sequence[Mapping[str, Any]]] = {
     "mae": (
         {"mask_sampling": "block", "mask_ratio": 0.5},
         {"mask_sampling": "block"},
         {"mask_sampling": "grid"},
     )
 }
-"""hyperparameters that change how a method's puzzles look; its page shows these as well"""
+"""method -> changed hyperparameters whose puzzles its page shows as well"""
 FIDELITY = "The values in the paper, in the released code, and in the recipe ([all methods](../fidelity.md))."
 
 
-# ---- what mkdocs calls
+# ---- mkdocs hooks
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
@@ -61,7 +61,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for name in methods.names():
         files.append(File.generated(config, f"methods/{name}.md", content=page(name)))
         files.append(File.generated(config, f"methods/{name}.png", content=picture(name)))
-        for i, changes in enumerate(OTHERS.get(name, ())):
+        for i, changes in enumerate(VARIANTS.get(name, ())):
             png = picture(name, 4, **changes)
             files.append(File.generated(config, f"methods/{name}-{i}.png", content=png))
     files.append(File.generated(config, "methods/index.md", content=overview()))
@@ -88,8 +88,8 @@ def overview() -> str:
             "# Methods",
             "",
             "A method makes a pretext task from unlabeled images and trains an encoder on it. Only the encoder is kept;",
-            "[projectors](../glossary.md#projector), predictors and decoders are dropped. [Which method?](../which-method.md) says",
-            "what to try first; the [glossary](../glossary.md) explains the terms.",
+            "[projectors](../glossary.md#projector), predictors and decoders are dropped. [Which method?](../which-method.md) helps",
+            "to choose one; the [glossary](../glossary.md) explains the terms.",
             "",
             *(
                 line
@@ -107,7 +107,7 @@ def table(names: Sequence[str]) -> list[str]:
         "| recipe | pretext task | encoder |",
         "|---|---|---|",
         *(
-            f"| [`{called(name, recipe)}`]({name}.md) | {methods.asks(config)} | `{config.encoder}` |"
+            f"| [`{spec(name, recipe)}`]({name}.md) | {methods.asks(config)} | `{config.encoder}` |"
             for name in names
             for recipe, config in methods.recipes(methods.module(name)).items()
         ),
@@ -123,21 +123,21 @@ def page(name: str) -> str:
     first, _, rest = inspect.cleandoc(module.__doc__ or "").partition("\n\n")
     idea = first.partition(": ")[2] or first
     recipes = methods.recipes(module)
-    asked = "\n".join(f"| `{called(name, recipe)}` | {first_line(c)} |" for recipe, c in recipes.items())
+    tasks = "\n".join(f"| `{spec(name, recipe)}` | {first_line(c)} |" for recipe, c in recipes.items())
     return "\n\n".join(
         [
             f"# {title(name)}",
             idea[0].upper() + idea[1:],
             f"![Puzzles of {name}, each with its answer]({name}.png)",
-            "Puzzles and answers on the built-in images, drawn by `pretask preview`.",
-            *(other(name, i, changes) for i, changes in enumerate(OTHERS.get(name, ()))),
-            linked(rest),
+            "Puzzles and answers on built-in images, drawn by `pretask preview`.",
+            *(variant(name, i, changes) for i, changes in enumerate(VARIANTS.get(name, ()))),
+            link_arxiv(rest),
             "## Commands",
             commands(name),
             "## Recipes",
-            f"| recipe | pretext task |\n|---|---|\n{asked}",
+            f"| recipe | pretext task |\n|---|---|\n{tasks}",
             "## Hyperparameters",
-            "Each is a flag of the command line and a field of the run's `run.json`. Values that a recipe "
+            "Each hyperparameter is a flag of the command line and a field of `run.json`. Values that a recipe "
             "changes are bold.",
             hyperparameters(name),
             *(["## Fidelity", FIDELITY, facts] if (facts := fidelity.table(name)) else []),
@@ -146,8 +146,8 @@ def page(name: str) -> str:
     )
 
 
-def other(name: str, number: int, changes: Mapping[str, Any]) -> str:
-    """Puzzles with other hyperparameters, below the flags that set them."""
+def variant(name: str, number: int, changes: Mapping[str, Any]) -> str:
+    """Section with puzzles for changed hyperparameters and the flags that set them."""
     flags = " ".join(f"{flag(field)} {value}" for field, value in changes.items())
     return f"With `{flags}`:\n\n![Puzzles of {name} with {flags}]({name}-{number}.png)"
 
@@ -157,7 +157,7 @@ def title(name: str) -> str:
     return (methods.module(name).__doc__ or name).partition(":")[0].strip()
 
 
-def called(name: str, recipe: str) -> str:
+def spec(name: str, recipe: str) -> str:
     return name if recipe == "default" else f"{name}:{recipe}"
 
 
@@ -165,7 +165,7 @@ def first_line(kind: type) -> str:
     return inspect.cleandoc(kind.__doc__ or "").splitlines()[0]
 
 
-def linked(text: str) -> str:
+def link_arxiv(text: str) -> str:
     """`text` with arXiv numbers as links."""
     return re.sub(r"arXiv:(\d{4}\.\d{4,5})", r"[arXiv:\1](https://arxiv.org/abs/\1)", text)
 
@@ -227,7 +227,7 @@ def shown(value: Any) -> str:
 
 
 def descriptions(kind: type[MethodConfig]) -> dict[str, str]:
-    """Flag -> description of its field; a recipe's own description replaces the inherited one."""
+    """Flag -> description of its field; the description of a recipe replaces the inherited one."""
     found = {"--encoder": "the network to train"} | below_fields(TrainConfig)
     for each in reversed(kind.__mro__):
         if issubclass(each, MethodConfig):
@@ -241,7 +241,7 @@ def descriptions(kind: type[MethodConfig]) -> dict[str, str]:
 
 @cache
 def below_fields(kind: type) -> dict[str, str]:
-    """Flag -> string below the field of one class; Python does not keep these strings, so the source is parsed."""
+    """Flag -> string below the field of one class, parsed from the source, since Python does not keep these strings."""
     body = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0].body  # type: ignore[attr-defined]
     return {
         flag(field.target.id): " ".join(text.value.value.split()).replace("|", "\\|")

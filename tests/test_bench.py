@@ -95,7 +95,7 @@ def test_throughput_from_files_is_held_to_the_slower_of_decoding_and_arithmetic(
 def test_evaluation_against_the_classic_probe(bench: Bench):
     numbers, (faster,) = bench.told("evaluate", *PROBES)
     assert numbers["images"] == "64 + 32" and numbers["stage"] in ("layer1", "layer2", "layer3", "pool")
-    assert numbers["classic probe, s"] == pytest.approx(90 * numbers["classic probe, s an epoch"])
+    assert numbers["classic probe, s"] == pytest.approx(90 * numbers["classic probe, s per epoch"])
     assert faster["value"] == pytest.approx(numbers["classic probe, s"] / numbers["ours, s"])
     assert all(
         0 <= numbers[f"{name}, %"] <= 100 for name in ("kNN", "linear", "classic probe after 1 epochs")
@@ -106,7 +106,7 @@ def test_whole_commands_are_timed_in_units_of_matrix_products(bench: Bench):
     evaluate = importlib.import_module("evaluate")
     bench.monkeypatch.setattr(evaluate, "COMMANDS", [evaluate.Command(40, 20, 16, 5.0)])
     bench.monkeypatch.setattr(evaluate, "SIDE", 64)
-    numbers, goals = evaluate.whole(None)
+    numbers, goals = evaluate.whole_commands(None)
     name = "40 + 20 images of 16 px"
     assert numbers[f"{name}, peak MB"] > 100
     assert goals[0].value == pytest.approx(numbers[f"{name}, s"] / numbers["ten products, s"])
@@ -136,10 +136,10 @@ def test_startup_and_memory():
     assert more["value"] == pytest.approx((whole - quarter) * 1e6 / 300)
 
 
-def test_the_watch_has_its_share(bench: Bench):
-    numbers, (share,) = bench.told("watch", "--data", "synthetic:64", "--method", "rotnet", "--steps", "2")
-    assert numbers["looks"] >= 2
-    assert share["value"] == pytest.approx(100 * numbers["looks"] * numbers["s a look"] / numbers["run, s"])
+def test_the_share_of_the_collapse_monitor_is_its_checks_over_the_run(bench: Bench):
+    numbers, (share,) = bench.told("monitor", "--data", "synthetic:64", "--method", "rotnet", "--steps", "2")
+    assert numbers["checks"] >= 2
+    assert share["value"] == pytest.approx(100 * numbers["checks"] * numbers["seconds per check"] / numbers["run, s"])
 
 
 def test_a_budget_is_compared_with_the_whole_process_and_not_measured_twice(bench: Bench, tmp_path: Path):
@@ -195,7 +195,7 @@ def test_without_json_a_table_names_the_goals(bench: Bench):
         "evaluate",
         "growth",
         "startup",
-        "watch",
+        "monitor",
         "puzzles",
         "seeds",
         "lab",
@@ -254,7 +254,7 @@ def test_two_kills_lose_no_bit_and_are_not_made_again(bench: Bench, tmp_path: Pa
 
 
 def test_every_bit_counts_in_whatever_it_is(bench: Bench):
-    bits = importlib.import_module("kills").bits
+    bits = importlib.import_module("kills").differing_bits
     one = {
         "step": 3,
         "method": {"w": torch.zeros(4), "n": torch.tensor(1)},

@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""What default recipes gain and lose by being held against papers and released code: the same seed before and after.
+"""Effect of aligning the default recipes with papers and released code: the same seeds before and after.
 
     python docs/results/changes.py [METHOD …] --data FOLDER [--runs runs/changes] [--seeds 3]
 
-FOLDER holds imagenette224/, and pairs/ for text_topic; rooms for cross_domain are rendered. Before is a checkout of an older commit of this repository, made in a temporary folder. Runs
-are 300 steps (of transformers 1,500) on 96 px, on one core, two at a time; those that are there, finished, are used again. What came out is kept in
-changes/METHOD.json, and `make.py` puts it on the page.
+FOLDER holds imagenette224/, and pairs/ for text_topic; rooms for cross_domain are rendered. "Before" is an older commit of this
+repository, checked out into a temporary folder. Runs have 300 steps (transformers: 1,500) at 96 px; one run per core is trained
+in parallel. Finished runs in --runs are reused. The results are written to changes/METHOD.json, and `make.py` adds them to the
+page.
 """
 
 import argparse
@@ -37,12 +38,12 @@ from pretask.train.run import Run
 BEFORE = "2a7ee8d"
 TRAIN, TEST = "imagenette224/train", "imagenette224/val"
 DATA = {"text_topic": f"{make.PAIRS}/train.jsonl", "cross_domain": f"scenes:{make.ROOMS}+{TRAIN}"}
-"""what is learned from where photographs do not do; the scores are those of photographs all the same"""
+"""training data of methods that need more than photographs; all are scored on photographs"""
 TRANSFORMERS = ("mae", "ijepa", "ibot")
-"""to which 300 steps are few, and patches of 4 px too many: they have 1,500 steps and patches of 12 px"""
+"""methods that are trained for 1,500 steps with patches of 12 px, since 300 steps are too few and patches of 4 px too many"""
 
-PAINTERS = ("color_proxy",)
-"""of which `pretask colorize` is scored as well, since what they paint has changed"""
+COLORIZERS = ("color_proxy",)
+"""methods that are also scored with `pretask colorize`, since their colors have changed"""
 
 CHANGES = {
     "jigsaw": "permutations without near duplicates",
@@ -61,34 +62,34 @@ CHANGES = {
     "moco:v3": "heads as released; separate batch-norm statistics for each view",
     "text_topic": "words are lemmatized; topics from at least five passes",
 }
-"""what was changed in recipes that small machines run"""
+"""method -> changes of its default recipe"""
 
 
 def main() -> None:
-    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    words.add_argument("method", nargs="*", help=", ".join(CHANGES))
-    words.add_argument("--data", type=Path, required=True)
-    words.add_argument("--runs", type=Path, default=Path("runs/changes"))
-    words.add_argument("--seeds", type=int, default=3)
-    asked = words.parse_args()
-    if unknown := set(asked.method) - set(CHANGES):
-        words.error(f"no change of {', '.join(sorted(unknown))}; there are {', '.join(CHANGES)}")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("method", nargs="*", help=", ".join(CHANGES))
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--runs", type=Path, default=Path("runs/changes"))
+    parser.add_argument("--seeds", type=int, default=3)
+    args = parser.parse_args()
+    if unknown := set(args.method) - set(CHANGES):
+        parser.error(f"no changes of {', '.join(sorted(unknown))}; known: {', '.join(CHANGES)}")
     (HERE / "changes").mkdir(exist_ok=True)
-    for name in asked.method or CHANGES:
-        make.prepare(DATA.get(name, TRAIN), asked.data, asked.runs)
-        with checkout(BEFORE) as older, ThreadPoolExecutor(os.cpu_count()) as several:
+    for name in args.method or CHANGES:
+        make.prepare(DATA.get(name, TRAIN), args.data, args.runs)
+        with checkout(BEFORE) as older, ThreadPoolExecutor(os.cpu_count()) as executor:
             places = {"before": older, "after": HERE.parents[1]}
             made = {
-                when: [
-                    several.submit(pretrained, name, place, seed, when, asked) for seed in range(asked.seeds)
-                ]
+                when: [executor.submit(pretrain, name, place, seed, when, args) for seed in range(args.seeds)]
                 for when, place in places.items()
             }
             runs = {when: [one.result() for one in each] for when, each in made.items()}
-            found = compared(name, runs, asked.data)
-            if name in PAINTERS:
+            found = compare(name, runs, args.data)
+            if name in COLORIZERS:
                 found["painted"] = {
-                    when: [painted(run, place, asked.data) for run in runs[when]]
+                    when: [score_colors(run, place, args.data) for run in runs[when]]
                     for when, place in places.items()
                 }
         (HERE / "changes" / f"{plain(name)}.json").write_text(json.dumps(found, indent=2) + "\n")
@@ -97,7 +98,7 @@ def main() -> None:
 
 @contextmanager
 def checkout(commit: str) -> Iterator[Path]:
-    """The files of an older commit."""
+    """The files of a commit in a temporary folder."""
     with tempfile.TemporaryDirectory() as folder:
         packed = subprocess.run(
             ["git", "archive", commit], cwd=HERE.parents[1], check=True, capture_output=True
@@ -115,28 +116,28 @@ def command(name: str) -> list[str]:
 
 
 def plain(name: str) -> str:
-    """For a path."""
+    """The name of a method as a part of a path."""
     return name.replace(":", "-")
 
 
-def pretrained(name: str, code: Path, seed: int, when: str, asked: argparse.Namespace) -> Path:
-    """One run on one core by the code of a folder, unless it is there; one that was cut off is begun anew."""
-    run = asked.runs.resolve() / f"{plain(name)}-{when}-s{seed}"
+def pretrain(name: str, code: Path, seed: int, when: str, args: argparse.Namespace) -> Path:
+    """Train one run on one core with the code in a folder, unless it is finished; an interrupted run is restarted."""
+    run = args.runs.resolve() / f"{plain(name)}-{when}-s{seed}"
     if not (run / "DONE").exists():
         shutil.rmtree(run, ignore_errors=True)
-        data = make.place(DATA.get(name, TRAIN), asked.data.resolve(), run)
+        data = make.place(DATA.get(name, TRAIN), args.data.resolve(), run)
         words = [*command(name), "--data", str(data), "--seed", str(seed), "--out", str(run)]
         print("$", shlex.join(words), "#", when, flush=True)
-        # -m looks in the folder where it is started first
+        # -m searches the working directory first
         subprocess.run(
             [sys.executable, "-m", *words], check=True, cwd=code, env=os.environ | {"OMP_NUM_THREADS": "1"}
         )
     return run
 
 
-def compared(name: str, runs: Mapping[str, Sequence[Path]], data: Path) -> dict[str, Any]:
-    """kNN and linear probe of both, and the paired difference after - before."""
-    right = {when: [scored(Run(run), data) for run in each] for when, each in runs.items()}
+def compare(name: str, runs: Mapping[str, Sequence[Path]], data: Path) -> dict[str, Any]:
+    """kNN and linear probe before and after, and their paired difference."""
+    right = {when: [score(Run(run), data) for run in each] for when, each in runs.items()}
     found: dict[str, Any] = {
         "method": name,
         "what": CHANGES[name],
@@ -153,8 +154,8 @@ def compared(name: str, runs: Mapping[str, Sequence[Path]], data: Path) -> dict[
     return found
 
 
-def painted(run: Path, code: Path, data: Path) -> dict[str, dict[str, float]]:
-    """What `pretask colorize`, by the code of a folder, says of the test images that a run paints, and of gray ones."""
+def score_colors(run: Path, code: Path, data: Path) -> dict[str, dict[str, float]]:
+    """Scores of `pretask colorize`, with the code in a folder, for the test images that a run colorizes and for gray ones."""
     with tempfile.TemporaryDirectory() as folder:
         words = [
             "pretask",
@@ -169,7 +170,7 @@ def painted(run: Path, code: Path, data: Path) -> dict[str, dict[str, float]]:
         output = subprocess.run(
             [sys.executable, "-m", *words], check=True, cwd=code, stdout=subprocess.PIPE, text=True
         ).stdout
-    names = {"predicted": "painted", "gray": "none"}  # as older code calls them
+    names = {"predicted": "painted", "gray": "none"}  # names in older code
     return {
         str(names.get(row["colors"], row["colors"])): {
             kind: row[kind]["value"] for kind in ("raw", "balanced", "chroma")
@@ -178,8 +179,8 @@ def painted(run: Path, code: Path, data: Path) -> dict[str, dict[str, float]]:
     }
 
 
-def scored(run: Run, data: Path) -> dict[str, torch.Tensor]:
-    """Which test images each protocol names by pooled features, %."""
+def score(run: Run, data: Path) -> dict[str, torch.Tensor]:
+    """Protocol -> (N,) 100 for each test image that it classifies correctly from pooled features, else 0."""
     train, test = (
         features.embed(run.encoder, sources.open_labeled(data / part, size=run.card["size"]))
         for part in (TRAIN, TEST)

@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""What a choice from few labels costs: k, penalty and stage by one split, by repeated folds, and by the one-standard-error rule.
+"""Model selection with few labels: choose k, penalty and stage on one split, on repeated folds, or by the one-standard-error rule.
 
     python docs/results/choices.py [SET …] --data FOLDER [--runs runs/choices]
 
-FOLDER holds cifar10/, clustering/ and imagenette224/. For each set, the encoders of two short runs and an untrained one; from
-its training images 100, 250 and 1,000 are drawn 20 times, k, penalty and stage are chosen from their labels in each way,
-and all candidates are scored on the test images. Regret is how far the chosen one is below the best in hindsight. Runs that are
-there, finished, are used again, and so is every encoder whose numbers are in choices/; `make.py` puts them on the page.
+FOLDER holds cifar10/, clustering/ and imagenette224/. For each dataset, the script uses the encoders of two short runs and an
+untrained one. It draws 100, 250 and 1,000 training images 20 times, chooses k, penalty and stage from their labels by each
+rule, and scores all candidates on the test images. Regret is the difference in test accuracy between the best candidate in
+hindsight and the chosen one. Finished runs in --runs are reused, and encoders with results in choices/ are skipped; `make.py`
+adds the results to the page.
 """
 
 import argparse
@@ -34,7 +35,7 @@ HERE = Path(__file__).resolve().parent
 LABELS = (100, 250, 1000)
 DRAWS = 20
 POOL, TEST = 5000, 2000
-"""training images to draw from and test images, at most"""
+"""largest number of training images to draw from, and of test images"""
 RULES = ("one split", "folds", "folds, one standard error")
 
 
@@ -43,7 +44,7 @@ class Images:
     train: str
     test: str
     steps: int
-    """of a run of each method"""
+    """length of the run of each method"""
     flags: tuple[str, ...] = ()
 
 
@@ -56,23 +57,25 @@ METHODS = ("simclr", "rotnet")
 
 
 def main() -> None:
-    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    words.add_argument("set", nargs="*", help=", ".join(SETS))
-    words.add_argument("--data", type=Path, required=True)
-    words.add_argument("--runs", type=Path, default=Path("runs/choices"))
-    asked = words.parse_args()
-    if unknown := set(asked.set) - set(SETS):
-        words.error(f"there is no set {', '.join(sorted(unknown))}; there are {', '.join(SETS)}")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("set", nargs="*", help=", ".join(SETS))
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--runs", type=Path, default=Path("runs/choices"))
+    args = parser.parse_args()
+    if unknown := set(args.set) - set(SETS):
+        parser.error(f"unknown dataset {', '.join(sorted(unknown))}; known: {', '.join(SETS)}")
     (HERE / "choices").mkdir(exist_ok=True)
-    for name in asked.set or SETS:
+    for name in args.set or SETS:
         for method in METHODS:
-            run = trained(name, method, asked.data, asked.runs)
-            write(name, method, run, asked.data)
+            run = pretrain(name, method, args.data, args.runs)
+            write(name, method, run, args.data)
             if method == METHODS[0]:
-                write(name, "untrained", run, asked.data)
+                write(name, "untrained", run, args.data)
 
 
-def trained(name: str, method: str, data: Path, runs: Path) -> Run:
+def pretrain(name: str, method: str, data: Path, runs: Path) -> Run:
     folder, images = runs / f"{method}-{name}", SETS[name]
     if not (folder / "DONE").exists():
         command = ["pretrain", method, "--data", str(data / images.train), "--out", str(folder)]
@@ -85,18 +88,18 @@ def trained(name: str, method: str, data: Path, runs: Path) -> Run:
 
 
 def write(name: str, encoder: str, run: Run, data: Path) -> None:
-    """The regret of every rule, in choices/SET-ENCODER.json."""
+    """Write the regret of every rule to choices/SET-ENCODER.json."""
     path = HERE / "choices" / f"{name}-{encoder}.json"
     if path.exists():
         return
     net = run.untrained if encoder == "untrained" else run.encoder
     train, test = (
-        some(
+        subset(
             sources.open_labeled(data / spec, size=net.size, channels=net.channels, progress=False),
-            most,
+            limit,
             name,
         )
-        for spec, most in ((SETS[name].train, POOL), (SETS[name].test, TEST))
+        for spec, limit in ((SETS[name].train, POOL), (SETS[name].test, TEST))
     )
     of_train, of_test = (embed(net, part, progress=False) for part in (train, test))
     rows = [
@@ -109,13 +112,13 @@ def write(name: str, encoder: str, run: Run, data: Path) -> None:
     print(name, encoder, "done", flush=True)
 
 
-def some(source: Any, most: int, name: str) -> Part:
-    index = Rng(0, "choices", name).permutation(len(source))[:most].sort().values
+def subset(source: Any, limit: int, name: str) -> Part:
+    index = Rng(0, "choices", name).permutation(len(source))[:limit].sort().values
     return Part(source, index, name)
 
 
 def regrets(train: Features, test: Features, n: int, draw: int) -> dict[str, Any]:
-    """Of one draw of n labels, %: for kNN and for the best linear probe, of each rule."""
+    """Regret of each rule for one draw of n labels, in percentage points, for kNN and for the linear probe."""
     index = Rng(draw, "labels", n).permutation(len(train))[:n]
     label, classes = train.label[index], len(train.classes)
     ways = {"folds": splits(label, draw), "one split": one_split(label, draw)}
@@ -126,52 +129,54 @@ def regrets(train: Features, test: Features, n: int, draw: int) -> dict[str, Any
     regret = {"knn": {}, "linear": {}}
     stages = {}
     for rule in RULES:
-        way, lenient = rule.split(",")[0], "," in rule
-        k = pick(near[way], near["error"], lenient)  # the largest k that is good enough
+        way, one_error = rule.split(",")[0], "," in rule
+        k = pick(near[way], near["error"], one_error)  # with the one-standard-error rule, the largest such k
         regret["knn"][rule] = 100 * float(near["test"].max() - near["test"][k])
-        chosen = {stage: pick(found[way], found["error"], lenient) for stage, found in probes.items()}
+        chosen = {stage: pick(found[way], found["error"], one_error) for stage, found in probes.items()}
         held = torch.tensor([float(probes[stage][way][i]) for stage, i in chosen.items()])
         error = torch.tensor([float(probes[stage]["error"][i]) for stage, i in chosen.items()])
-        stage = [*chosen][pick(held.flip(0), error.flip(0), lenient) * -1 - 1]  # the deepest
+        stage = [*chosen][
+            pick(held.flip(0), error.flip(0), one_error) * -1 - 1
+        ]  # with the one-standard-error rule, the deepest such stage
         regret["linear"][rule] = 100 * (best - float(probes[stage]["test"][chosen[stage]]))
         stages[rule] = stage
     return {"regret": regret, "stage": stages, "best": 100 * best}
 
 
-def pick(accuracy: Tensor, error: Tensor, lenient: bool) -> int:
-    """The position of the best, or of the first within one standard error of it."""
+def pick(accuracy: Tensor, error: Tensor, one_error: bool) -> int:
+    """Index of the best candidate, or of the first within one standard error of it."""
     best = int(accuracy.argmax())
-    if not lenient:
+    if not one_error:
         return best
     return int((accuracy >= accuracy[best] - error[best]).nonzero()[0])
 
 
 def one_split(label: Tensor, draw: int) -> Splits:
-    """A fifth of each class held out once."""
+    """Hold out a fifth of each class once."""
     fit, held = split(label, Rng(draw, "holdout"))
     n = torch.arange(len(label))
     return Splits(n, torch.isin(n, fit)[None], n, torch.isin(n, held)[None])
 
 
 def neighbors(x: Tensor, label: Tensor, test: Features, ways: Mapping[str, Splits]) -> dict[str, Tensor]:
-    """Of each k, from the largest to the smallest: accuracy on held-out samples by each way, its error, and on the test set."""
+    """For each k, from the largest to the smallest: held-out accuracy with each split, its standard error, and test accuracy."""
     counts, classes = sorted(knn.NEIGHBORS, reverse=True), len(test.classes)
     found: dict[str, Tensor] = {}
     for way, held in ways.items():
         right = torch.zeros(len(counts), *held.held_out_mask.shape, dtype=torch.bool)
-        for b, (fitted, judged) in enumerate(zip(held.fit_mask, held.held_out_mask, strict=True)):
-            fit, out = held.fit[fitted], held.held_out[judged]
+        for b, (fit_mask, held_out_mask) in enumerate(zip(held.fit_mask, held.held_out_mask, strict=True)):
+            fit, out = held.fit[fit_mask], held.held_out[held_out_mask]
             for i, k in enumerate(counts):
-                right[i, b, judged] = knn.knn(x[fit], label[fit], x[out], classes, k) == label[out]
+                right[i, b, held_out_mask] = knn.knn(x[fit], label[fit], x[out], classes, k) == label[out]
         found[way] = torch.tensor([held.accuracy(r) for r in right])
-    said = [knn.knn(x, label, test.stages["pool"], classes, k) == test.label for k in counts]
-    return found | {"error": error(found["folds"], len(x)), "test": torch.stack(said).double().mean(1)}
+    correct = [knn.knn(x, label, test.stages["pool"], classes, k) == test.label for k in counts]
+    return found | {"error": error(found["folds"], len(x)), "test": torch.stack(correct).double().mean(1)}
 
 
 def path(
     x: Tensor, label: Tensor, classes: int, test: Features, stage: str, ways: Mapping[str, Splits]
 ) -> dict[str, Tensor]:
-    """Of each penalty, from the strongest to the weakest, the same; all folds, the split and all samples are solved together."""
+    """The same for each penalty, from the strongest to the weakest; the fits of all splits and of all samples are solved together."""
     design = linear_probe.Design(x)
     parts = [
         torch.zeros(len(held.fit_mask), len(x)).bool().index_copy(1, held.fit, held.fit_mask)

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Sort COIL-20 and a part of MNIST into clusters: JULE beside the same merging of raw pixels, and k-means of them.
+"""Cluster COIL-20 and a part of MNIST: JULE, agglomerative clustering of raw pixels, and k-means of raw pixels.
 
     python docs/results/clusters.py [SET …] --data FOLDER [--runs runs/clusters]
 
-FOLDER holds clustering/. Runs of JULE with other seeds take some minutes each, on one core; those that are there,
-finished, are used again. What came out is kept in clusters/SET.json, and `make.py` puts it on the page.
+FOLDER holds clustering/. Each run of JULE takes some minutes on one core. Finished runs in --runs are reused. The results
+are written to clusters/SET.json, and `make.py` adds them to the page.
 """
 
 import argparse
@@ -24,7 +24,7 @@ HERE = Path(__file__).resolve().parent
 
 @dataclass(frozen=True)
 class Images:
-    """A set, how many clusters it has, and what was published of it."""
+    """A dataset, its number of clusters, and the published results."""
 
     title: str
     clusters: int
@@ -42,31 +42,33 @@ SETS = {
         "MNIST: 3,000 of its test images",
         10,
         "Published: JULE NMI 91.5 and ACC 96.1, the same merging of raw pixels 86.4 and 93.3, on all 10,000 test images.",
-        seeds=10,  # of three, one can be far off
+        seeds=10,  # the results of single runs vary widely
     ),
 }
 
 LINKS = "10"
-"""of an image, as JULE has them, beside the published number"""
+"""neighbors of an image in the graph of raw pixels, as in JULE (the default is the published number)"""
 
 
 def main() -> None:
-    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    words.add_argument("set", nargs="*", help=", ".join(SETS))
-    words.add_argument("--data", type=Path, required=True)
-    words.add_argument("--runs", type=Path, default=Path("runs/clusters"))
-    asked = words.parse_args()
-    if unknown := set(asked.set) - set(SETS):
-        words.error(f"there is no set {', '.join(sorted(unknown))}; there are {', '.join(SETS)}")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("set", nargs="*", help=", ".join(SETS))
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--runs", type=Path, default=Path("runs/clusters"))
+    args = parser.parse_args()
+    if unknown := set(args.set) - set(SETS):
+        parser.error(f"unknown dataset {', '.join(sorted(unknown))}; known: {', '.join(SETS)}")
     (HERE / "clusters").mkdir(exist_ok=True)
-    for name in asked.set or SETS:
+    for name in args.set or SETS:
         path = HERE / "clusters" / f"{name}.json"
-        path.write_text(json.dumps(sorted_by_all(name, asked.data, asked.runs), indent=2) + "\n")
+        path.write_text(json.dumps(cluster_all(name, args.data, args.runs), indent=2) + "\n")
         print(name, "done", flush=True)
 
 
-def sorted_by_all(name: str, data: Path, runs: Path) -> dict[str, Any]:
-    """What each way comes to, and the command for it."""
+def cluster_all(name: str, data: Path, runs: Path) -> dict[str, Any]:
+    """Scores and command of each method."""
     images, place = SETS[name], f"clustering/{name}.npz"
     count = ["--clusters", str(images.clusters)]
     rows = []
@@ -78,7 +80,7 @@ def sorted_by_all(name: str, data: Path, runs: Path) -> dict[str, Any]:
         if not (run / "DONE").exists():
             shutil.rmtree(run, ignore_errors=True)
             pretask([*train, "--data", str(data / place), "--out", str(run)])
-        found = row([str(run), *count], data, place, run.with_name(f"{run.name}-sorted"))
+        found = row([str(run), *count], data, place, run.with_name(f"{run.name}-clusters"))
         rows.append(found | {"command": shlex.join(["pretask", *train, "--data", f"DATA/{place}"])})
     return {"title": images.title, "published": images.published, "rows": rows}
 

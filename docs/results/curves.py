@@ -1,4 +1,4 @@
-"""Training curves of several runs in one small document: mean and range over seeds at 50 points of the run."""
+"""Training curves of several runs in one small file: mean and range over seeds at 50 points of the run."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ def read_log(path: Path) -> Rows:
 
 
 def curve(logs: Sequence[Rows]) -> dict[str, Any]:
-    """Logs of runs that differ in their seed -> {"runs", "step": [50], "columns": {name: {"mean", "low", "high": [50]}}}.
+    """Logs of runs with different seeds -> {"runs", "step": [50], "columns": {name: {"mean", "low", "high": [50]}}}.
 
     Each point is the mean over a fiftieth of a run, since runs with a time budget differ in their number of steps; `step`
     is the mean last step of these parts. A column that only some rows have is None where no run has it.

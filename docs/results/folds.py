@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Judge text topics on every figure of a small textbook: a fifth of its sections is held out in turn, one run for each.
+"""Cross-validate text topics on the figures of a small textbook: five runs, each with another fifth of the sections held out.
 
     python docs/results/folds.py --data FOLDER [--runs runs/results]
 
-FOLDER holds pairs/. One fifth alone has too few figures to tell an encoder from another; the five together are all 669,
-each judged by a run that has seen neither it nor one of its section. Runs that are there, finished, are used again. What came out is
-kept in text_topic-folds/, and `make.py` puts it on the page.
+FOLDER holds pairs/. One fifth has too few figures to distinguish encoders. The five folds cover all 669 figures, each scored
+with a run that has seen no figure of its section. Finished runs in --runs are reused. The results are written to
+text_topic-folds/, and `make.py` adds them to the page.
 """
 
 import argparse
@@ -33,21 +33,23 @@ FOLDS = 5
 
 
 def main() -> None:
-    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    words.add_argument("--data", type=Path, required=True)
-    words.add_argument("--runs", type=Path, default=Path("runs/results"))
-    options = words.parse_args()
-    folds = options.runs / NAME
-    make.cut(options.data, folds, FOLDS)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--runs", type=Path, default=Path("runs/results"))
+    args = parser.parse_args()
+    folds = args.runs / NAME
+    make.split_textbook(args.data, folds, FOLDS)
     found: dict[str, list[list[measure.Result]]] = {}
     for fold in range(FOLDS):
         train, run = folds / f"train-{fold}.jsonl", folds / f"s{fold}"
         if not (run / "DONE").exists():
             shutil.rmtree(run, ignore_errors=True)
             make.pretask(command(str(train), fold, str(run)), make.TEXTBOOK.threads)
-        for row, results in judged(Run(run), train, folds / f"test-{fold}.jsonl").items():
+        for row, results in score(Run(run), train, folds / f"test-{fold}.jsonl").items():
             found.setdefault(row, []).append(results)
-    pooled = {row: [[*together(parts)]] for row, parts in found.items()}
+    pooled = {row: [[*pool_folds(parts)]] for row, parts in found.items()}
     kept = make.HERE / NAME
     shutil.rmtree(kept, ignore_errors=True)
     kept.mkdir()
@@ -61,7 +63,7 @@ def main() -> None:
     }
     (kept / "about.json").write_text(json.dumps(about, indent=2) + "\n")
     for fold in range(FOLDS):
-        make.keep(folds / f"s{fold}", kept, fold, options.data, options.runs)
+        make.keep(folds / f"s{fold}", kept, fold, args.data, args.runs)
     logs = [curves.read_log(folds / f"s{fold}" / "log.jsonl") for fold in range(FOLDS)]
     curves.write(kept, logs)
 
@@ -71,12 +73,12 @@ def command(train: str, seed: int, out: str) -> list[str]:
     return ["pretrain", "text_topic", "--data", train, "--seed", str(seed), "--out", out, *flags]
 
 
-def judged(run: Run, train: Path, test: Path) -> dict[str, list[measure.Result]]:
-    """Whose features -> what they got right of the figures that were held out."""
+def score(run: Run, train: Path, test: Path) -> dict[str, list[measure.Result]]:
+    """Name of the features -> results on the held-out figures."""
     options = OpenOptions(run.card["size"], run.card["channels"], progress=False)
     found = kinds.opened(str(train), str(test), options, run.folder)
     assert isinstance(found, TextImages) and found.test is not None
-    learned, unseen = found.train, found.test
+    train_set, test_set = found.train, found.test
     rows = {
         run.card["method"]: run.encoder,
         f"untrained {run.encoder.name}": run.untrained,
@@ -85,19 +87,19 @@ def judged(run: Run, train: Path, test: Path) -> dict[str, list[measure.Result]]
     (head,) = found.heads(Candidate.of([run]))
     made = {}
     for row, net in rows.items():
-        of_train, of_test = (features.embed(net, part, progress=False) for part in (learned, unseen))
-        chosen = measure.choose(of_train, len(learned.classes), 0)
+        of_train, of_test = (features.embed(net, part, progress=False) for part in (train_set, test_set))
+        chosen = measure.choose(of_train, len(train_set.classes), 0)
         results = [*measure.measure(of_train, of_test, chosen, 0)]
         own = head if net is run.encoder else None
         made[row] = [
             *results,
-            *text_retrieval.score_text_retrieval(of_train, of_test, learned, unseen, chosen, own),
+            *text_retrieval.score_text_retrieval(of_train, of_test, train_set, test_set, chosen, own),
         ]
     return made
 
 
-def together(folds: Sequence[Sequence[measure.Result]]) -> Iterator[measure.Result]:
-    """What every fold has of each figure, of all figures in a row."""
+def pool_folds(folds: Sequence[Sequence[measure.Result]]) -> Iterator[measure.Result]:
+    """Results over the figures of all folds, for those measurements that every fold has per figure."""
     for first in folds[0]:
         same = [r for results in folds for r in protocol.matching_results([results], first)]
         right = [r.correct.double() for r in same if r.correct is not None]

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Make the measured results of this folder again: train, score, keep cards and numbers, write the page.
+"""Reproduce the measured results of this folder: train, score, store run cards and numbers, write the page.
 
     python docs/results/make.py EXPERIMENT … --data FOLDER [--runs runs/results]
-    python docs/results/make.py                              only page and pictures, from what is here
+    python docs/results/make.py                              only the page and its pictures, from stored results
 
-FOLDER holds cifar10/, clustering/, detection/, imagenette224/, pairs/, rgbd/ and video/. An experiment that is here is made anew; runs that lie in
---runs, finished, are used again. Each takes about ten minutes a run on two cores, with nothing else running.
+FOLDER holds cifar10/, clustering/, detection/, imagenette224/, pairs/, rgbd/ and video/. The stored results of an EXPERIMENT are
+replaced; finished runs in --runs are reused. Each run takes about ten minutes on two cores, with nothing else running.
 """
 
 import argparse
@@ -34,7 +34,7 @@ HERE = Path(__file__).resolve().parent
 
 @dataclass(frozen=True)
 class Experiment:
-    """Runs of one method that differ in their seed, and what they are scored on; paths below the data folder."""
+    """Runs of one method with different seeds, and the data that they are scored on; paths are relative to the data folder."""
 
     title: str
     method: str
@@ -44,19 +44,19 @@ class Experiment:
     seeds: int = 3
     flags: Sequence[str] = ("--budget", "10m")
     threads: int = 0
-    """of a run, so that several can be made side by side; 0: as many as there are cores"""
+    """threads of a run, if several run in parallel; 0: one per core"""
     scores: Sequence[str] = ()
-    """that are asked for beside the usual ones"""
+    """flags of additional scores"""
     more: Callable[["Experiment", Path, Path], dict[str, Any]] | None = None
-    """what else is measured, from the data and the first run's folder"""
+    """additional measurements, from the data folder and the folder of the first run"""
     remark: str = ""
-    """that a reader needs beside the numbers"""
+    """a remark below the table"""
     runs: str = ""
-    """another experiment, whose runs these are"""
+    """another experiment that provides the runs"""
     task: str = ""
-    """that the encoders are taken to; none: `pretask evaluate`"""
+    """task of `pretask transfer`; empty: `pretask evaluate`"""
     before: Sequence[str] = ()
-    """commands that made the images, as a reader would give them"""
+    """commands that made the images, as shown on the page"""
 
     def pretrain(self, data: Path, run: Path) -> list[str]:
         path = place(self.train, data, run)
@@ -70,26 +70,26 @@ class Experiment:
 
 
 def main() -> None:
-    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    words.add_argument("experiment", nargs="*", help=", ".join(EXPERIMENTS))
-    words.add_argument("--data", type=Path)
-    words.add_argument("--runs", type=Path, default=Path("runs/results"))
-    chosen = words.parse_args()
-    if unknown := set(chosen.experiment) - set(EXPERIMENTS):
-        words.error(
-            f"there is no experiment {', '.join(sorted(unknown))}; there are {', '.join(EXPERIMENTS)}"
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("experiment", nargs="*", help=", ".join(EXPERIMENTS))
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--runs", type=Path, default=Path("runs/results"))
+    args = parser.parse_args()
+    if unknown := set(args.experiment) - set(EXPERIMENTS):
+        parser.error(f"unknown experiment {', '.join(sorted(unknown))}; known: {', '.join(EXPERIMENTS)}")
+    if args.experiment and not args.data:
+        parser.error(
+            "--data is missing: the folder with cifar10/, clustering/, detection/, imagenette224/, pairs/, rgbd/ and video/"
         )
-    if chosen.experiment and not chosen.data:
-        words.error(
-            "--data is missing: the folder that holds cifar10/, clustering/, detection/, imagenette224/, pairs/, rgbd/ and video/"
-        )
-    for name in chosen.experiment:
-        make(name, EXPERIMENTS[name], chosen.data, chosen.runs)
+    for name in args.experiment:
+        make(name, EXPERIMENTS[name], args.data, args.runs)
     page.write(HERE, [*EXPERIMENTS, "text_topic-folds"])
 
 
 def make(name: str, experiment: Experiment, data: Path, runs: Path) -> None:
-    """Train what is missing, score it, and keep what a reader needs in a folder of its own."""
+    """Train the missing runs, score them, and store results and run cards in the folder `name`."""
     stem = experiment.runs or name
     first = runs / f"{stem}-s0"
     prepare(experiment.train, data, runs)
@@ -98,12 +98,13 @@ def make(name: str, experiment: Experiment, data: Path, runs: Path) -> None:
         pretask(again or experiment.pretrain(data, first), experiment.threads)
     scores = pretask([*experiment.evaluate(data, first), "--json"], experiment.threads)
     few = [f"OMP_NUM_THREADS={experiment.threads}"] if experiment.threads else []
-    said = (
-        shlex.join(["pretask", *words(data, first)]) for words in (experiment.pretrain, experiment.evaluate)
+    lines = (
+        shlex.join(["pretask", *command(data, first)])
+        for command in (experiment.pretrain, experiment.evaluate)
     )
     about: dict[str, Any] = {
         "title": experiment.title,
-        "commands": [*experiment.before, *(plain(" ".join([*few, line]), data, runs) for line in said)],
+        "commands": [*experiment.before, *(plain(" ".join([*few, line]), data, runs) for line in lines)],
         "took": seconds(first),
     }
     if experiment.remark:
@@ -122,36 +123,36 @@ def make(name: str, experiment: Experiment, data: Path, runs: Path) -> None:
 
 
 def keep(run: Path, kept: Path, seed: int, data: Path, runs: Path) -> None:
-    """The card of a run."""
+    """Store the card of a run."""
     (kept / f"run-s{seed}.json").write_text(plain((run / "run.json").read_text(), data, runs))
 
 
 def place(spec: str, data: Path, run: Path) -> str:
-    """Of a set: in the data folder, or beside the runs, if it was made for them; of scenes and photographs both."""
+    """Path of a dataset: in the data folder, or next to the runs if it was made for them; of both, for scenes with photographs."""
     kind = "scenes:" if spec.startswith("scenes:") else ""
     parts = spec.removeprefix(kind).split("+")
-    return kind + "+".join(f"{run.parent if top(part) in MADE else data}/{part}" for part in parts)
+    return kind + "+".join(f"{run.parent if top(part) in MAKERS else data}/{part}" for part in parts)
 
 
 def prepare(spec: str, data: Path, runs: Path) -> None:
-    """Make what is not there of the sets that are made for runs."""
+    """Make the missing datasets among those that are made for the runs."""
     for made in map(top, spec.removeprefix("scenes:").split("+")):
-        if made in MADE and not (runs / made).exists():
-            MADE[made](data, runs)
+        if made in MAKERS and not (runs / made).exists():
+            MAKERS[made](data, runs)
 
 
 def top(part: str) -> str:
     return part.partition("/")[0]
 
 
-def cut_in_two(data: Path, runs: Path) -> None:
-    """The textbook's figures with their captions, four fifths to learn from and one to be judged by."""
-    cut(data, runs / PAIRS, 1)
+def split_textbook_once(data: Path, runs: Path) -> None:
+    """Write the figures of the textbook with their captions: four fifths for training and one fifth for the test."""
+    split_textbook(data, runs / PAIRS, 1)
 
 
-def cut(data: Path, out: Path, folds: int) -> None:
-    """The textbook's figures, each with its caption and description, and a fifth of its sections held out, another for each
-    fold; no section is in both parts."""
+def split_textbook(data: Path, out: Path, folds: int) -> None:
+    """Write the figures of the textbook with caption and description, in training and test sets: each fold holds out another
+    fifth of the sections."""
     book = data / "pairs" / "astronomy"
     rows = [json.loads(line) for line in (book / "pairs.jsonl").read_text().splitlines()]
     sections = sorted({row["context"] for row in rows})
@@ -169,8 +170,8 @@ def cut(data: Path, out: Path, folds: int) -> None:
             (out / name).write_text("".join(json.dumps(row) + "\n" for row in mine))
 
 
-def follow(data: Path, runs: Path) -> None:
-    """Tracks of the clips that are learned from, and of those that are not."""
+def track(data: Path, runs: Path) -> None:
+    """Track patches in the training clips and in the test clips."""
     for part, clips in CLIPS.items():
         links = runs / "clips" / part
         links.mkdir(parents=True, exist_ok=True)
@@ -185,7 +186,7 @@ def render(folder: str, data: Path, runs: Path) -> None:
 
 
 def pretask(words: Sequence[str], threads: int = 0) -> str:
-    """Run a command line; what it printed on standard output."""
+    """Run a pretask command and return its standard output."""
     print("$", shlex.join(["pretask", *words]), flush=True)
     command = [sys.executable, "-m", "pretask", *words]
     env = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
@@ -193,22 +194,22 @@ def pretask(words: Sequence[str], threads: int = 0) -> str:
 
 
 def seconds(run: Path) -> float:
-    """That a finished run took, all its parts together if it was cut off."""
+    """Seconds that a finished run took, over all its parts if it was interrupted."""
     return float((run / "DONE").read_text().split()[0])
 
 
 def plain(text: str, data: Path, runs: Path) -> str:
-    """Without this machine's paths."""
+    """`text` with DATA and RUNS in place of the folders' paths."""
     for folder, name in ((data, "DATA"), (runs, "RUNS")):
         text = text.replace(f"{folder}/", f"{name}/").replace(f"{folder.resolve()}/", f"{name}/")
     return text
 
 
-# ---- what else is measured
+# ---- additional measurements
 
 
 def patches_at_equal_time(experiment: Experiment, data: Path, run: Path) -> dict[str, Any]:
-    """k-means patches with as many centers as fit into the time that the run took, embedding included."""
+    """Scores of k-means patches with as many centers as fit into the time of the run, embedding included."""
     from pretask import data as sources
     from pretask.evals import baselines, features, measure
 
@@ -217,14 +218,14 @@ def patches_at_equal_time(experiment: Experiment, data: Path, run: Path) -> dict
         sources.open_labeled(data / part, size=32) for part in (experiment.labeled, experiment.test)
     )
 
-    def made(centers: int) -> tuple[features.Features, features.Features, float]:
+    def features_of(centers: int) -> tuple[features.Features, features.Features, float]:
         began = time.perf_counter()
         net = baselines.patches(train, centers)
         return features.embed(net, train), features.embed(net, test), time.perf_counter() - began
 
-    *_, few = made(baselines.CENTERS)
-    centers = int(baselines.CENTERS * took / few)  # the time grows with the centers, all but some seconds
-    of_train, of_test, needed = made(centers)
+    *_, few = features_of(baselines.CENTERS)
+    centers = int(baselines.CENTERS * took / few)  # the time is nearly proportional to the number of centers
+    of_train, of_test, needed = features_of(centers)
     chosen = measure.choose(of_train, len(train.classes), seed=0)
     scores = {(r.metric, r.stage): r.value for r in measure.measure(of_train, of_test, chosen)}
     linear, knn = scores["linear", "pool"], scores["knn", "pool"]
@@ -232,8 +233,8 @@ def patches_at_equal_time(experiment: Experiment, data: Path, run: Path) -> dict
 
 
 def rounds_of(experiment: Experiment, data: Path, run: Path) -> dict[str, Any]:
-    """At the end of every round, on the bank: kNN among the others, and how often a neighbor has the class of its
-    image, among the anchors that the next round begins with and among all. The run is made once more to look at it."""
+    """Scores of the memory bank after every round: leave-one-out kNN accuracy, and how often the nearest neighbor has the same
+    class, among the anchors of the next round and among all images. Repeats the run to record them."""
     from pretask import data as sources
     from pretask.methods import neighbourhood_discovery as nd
     from pretask.train.run import Run, parse_card
@@ -245,15 +246,15 @@ def rounds_of(experiment: Experiment, data: Path, run: Path) -> dict[str, Any]:
     rounds: list[dict[str, Any]] = []
     discover = nd.discover
 
-    def heard(bank: Any, *knobs: Any) -> Any:
-        entropy, neighbor = discover(bank, *knobs)
+    def recorded(bank: Any, *arguments: Any) -> Any:
+        entropy, neighbor = discover(bank, *arguments)
         pure = (label[neighbor[:, 0]] == label).float()
         anchors = entropy.argsort(stable=True)[: len(label) * (len(rounds) + 1) // (train.cycles - 1)]
         row = {"knn": share(bank_knn(bank, label)), "anchors": len(anchors)}
         rounds.append(row | {"pure": share(pure[anchors]), "of all": share(pure)})
         return entropy, neighbor
 
-    nd.discover = heard
+    nd.discover = recorded
     again = run.with_name(f"{run.name}-again")
     shutil.rmtree(again, ignore_errors=True)
     settings = replace(settings, out=again, plan=run, steps=None, budget=None)
@@ -263,7 +264,7 @@ def rounds_of(experiment: Experiment, data: Path, run: Path) -> dict[str, Any]:
 
 
 def bank_knn(bank: Any, label: Any) -> Any:
-    """(N,) whether the weighted vote of a row's 20 nearest others is for its class."""
+    """(N,) whether the weighted vote of the 20 nearest other rows is correct."""
     from pretask.evals import knn
 
     similarity, index = neighbors.nearest(bank, bank, 20, exclude_self=True)
@@ -282,7 +283,7 @@ def cifar10(title: str, method: str, **more: Any) -> Experiment:
 
 
 def small_cifar10(title: str, method: str, train: str, **more: Any) -> Experiment:
-    """Scored with a fifth of the labels, so that a score takes minutes."""
+    """An experiment that is scored with a fifth of the labels, which takes only minutes."""
     labeled, test = (f"cifar10/cifar10_{part}.npz" for part in ("train", "test"))
     return Experiment(title, method, f"cifar10/cifar10_train_{train}.npz", labeled, test, **more)
 
@@ -305,40 +306,40 @@ NEEDS_LONGER = (
     "--data DATA/cifar10/cifar10_train_full_jpeg.npz --batch 512 --steps 1900` on one NVIDIA H100, one run, scored on "
     "held-out training images) its best stage has 50.2 and its pooled features 44.2, its untrained network 45.2 and 44.1"
 )
-"""for I-JEPA, from runs that are too long for this page"""
+"""remark for I-JEPA, from runs that are too long for this page"""
 BY_A_DECODER = (
     "how frozen maps are read matters: with a decoder of four convolutions, which learns features of its own, the first "
     "three of these runs predicted normals no better than their untrained networks, +0.1 degrees [−2.1, 2.3], and depth not "
     "significantly better, −0.6 % [−4.4, 3.2] (this page at commit 4574739). The choice of a linear readout was made on 50 "
     "of these 63 frames"
 )
-"""for normals and depth, measured before the readout was linear"""
+"""remark for normals and depth, measured before the readout was linear"""
 FEW_PHOTOGRAPHS = (
     "eighty photographs hold few examples of 80 classes: scored on 100 of its training images (`--data` and `--test` both "
     "DATA/detection/coco_semantic:train2017, one seed), the detector has an AP50 of 46.6, the untrained network 33.2; with "
     "SGD, the recipe of commit 8c909d2, it has 0.0 there, and every row of the command above had an AP of 0.0. AdamW, its "
     "learning rate and the number of steps were chosen on coco_semantic; two of its 200 photographs are also here"
 )
-"""for detection"""
+"""remark for detection"""
 BY_SGD = (
     "with SGD, the same runs had a mIoU of 3.0 and their untrained networks 2.6, +0.4 [−0.2, 0.9] (this page at commit "
     "6ac0919); AdamW was then chosen on held-out training photographs"
 )
-"""for segmentation"""
+"""remark for segmentation"""
 REMARKS = {
     "normals": BY_A_DECODER,
     "depth": BY_A_DECODER,
     "detection": FEW_PHOTOGRAPHS,
     "segmentation": BY_SGD,
 }
-"""of the encoders that are taken elsewhere"""
+"""downstream task -> remark"""
 PATCHES = {
     "exemplar": ("Exemplar-CNN", "exemplar_cnn"),
     "context": ("Context prediction", "context_prediction"),
     "jigsaw": ("Jigsaw", "jigsaw"),
     "damaged": ("Damaged jigsaw", "damaged_jigsaw"),
 }
-GROUPING = {
+MORE_ON_CIFAR10 = {
     "byol": "BYOL",
     "simsiam": "SimSiam",
     "moco": "MoCo v2",
@@ -352,24 +353,24 @@ GROUPING = {
     "rotation_decoupling": "Rotation feature decoupling",
 }
 PAIRS = "astronomy"
-"""the folder of the textbook's figures, cut in two"""
+"""folder of the textbook's figures, split into training and test set"""
 TRACKS = "tracks"
-"""the folder of tracks, of clips to learn from and of others"""
+"""folder of tracks in training clips and test clips"""
 ROOMS = "rooms"
-"""the folder of rendered scenes"""
+"""folder of rendered scenes"""
 OTHER_ROOMS = "other-rooms"
-"""of scenes that no run has seen"""
+"""folder of scenes that no run was trained on"""
 RENDERED = {
     ROOMS: ("--scenes", "1200", "--size", "96"),
     OTHER_ROOMS: ("--scenes", "300", "--size", "96", "--seed", "1"),
 }
-MADE: dict[str, Callable[[Path, Path], None]] = {
-    PAIRS: cut_in_two,
-    TRACKS: follow,
+MAKERS: dict[str, Callable[[Path, Path], None]] = {
+    PAIRS: split_textbook_once,
+    TRACKS: track,
     ROOMS: partial(render, ROOMS),
     OTHER_ROOMS: partial(render, OTHER_ROOMS),
 }
-"""folder beside the runs -> what makes it, from the data"""
+"""folder next to the runs -> function that makes it from the data"""
 CLIPS = {
     "train": ("arm_wrestling.mp4", "bikes.mp4", "bottle.mp4", "car_detection.mp4", "cleaning_pool.mp4"),
     "test": ("carphone.mp4", "person_one_by_one.mp4", "tennis_frames"),
@@ -405,7 +406,7 @@ SCENES = imagenette(
 SEVEN_SCENES = ("scenes:rgbd/seven_scenes", "")
 COCO = ("detection/coco_mini:train2017", "detection/coco_mini:val2017")
 FEW, TUNED, ALSO = ("--steps", "200"), ("--finetune",), ("--supervised",)
-ELSEWHERE: dict[str, tuple[str, str, tuple[str, str], Sequence[str]]] = {
+DOWNSTREAM: dict[str, tuple[str, str, tuple[str, str], Sequence[str]]] = {
     "normals": ("normals", "Normals of real photographs", SEVEN_SCENES, ()),
     "depth": ("depth", "Depth of real photographs", SEVEN_SCENES, ()),
     "normals-tuned": ("normals", "Normals of real photographs, fine-tuned", SEVEN_SCENES, (*TUNED, *FEW)),
@@ -419,9 +420,9 @@ ELSEWHERE: dict[str, tuple[str, str, tuple[str, str], Sequence[str]]] = {
     "classification": ("classification", "Classes of COCO's photographs", COCO, ALSO),
     "detection": ("detection", "Detection in COCO's photographs", COCO, ALSO),
 }
-"""name -> the task, what it is, the images of training and test, flags"""
+"""name -> task, title, training and test images, flags"""
 MAE_96 = MAE.encoder.replace("patch_size=4", "patch_size=12")
-"""as many patches of 96 px as the default has of 32 px"""
+"""the default encoder with the same number of patches at 96 px as at 32 px"""
 COLOR = {
     "colorization": ("Colorization", "colorization"),
     "proxy": ("Color proxy", "color_proxy"),
@@ -502,7 +503,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             threads=1,
             remark=NEEDS_LONGER if method == "ijepa" else "",
         )
-        for method, title in GROUPING.items()
+        for method, title in MORE_ON_CIFAR10.items()
     },
     "text_topic-astronomy": TEXTBOOK,
     "text_topic-cifar10": also_on_cifar10(
@@ -521,12 +522,12 @@ EXPERIMENTS: dict[str, Experiment] = {
             labeled=labeled,
             test=test,
             scores=flags,
-            seeds=SCENES.seeds if flags else 6,  # those that are read off frozen maps take seconds
+            seeds=SCENES.seeds if flags else 6,  # linear readouts of frozen maps take only seconds
             runs="cross_domain-imagenette",
             task=task,
             remark=REMARKS.get(name, ""),
         )
-        for name, (task, title, (labeled, test), flags) in ELSEWHERE.items()
+        for name, (task, title, (labeled, test), flags) in DOWNSTREAM.items()
     },
     "jule-cifar10": Experiment(
         "JULE on 8,000 images of CIFAR-10",

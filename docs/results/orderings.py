@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Measure orderings that the papers report, small: the same number of steps for every arm, three seeds or more, frozen features.
+"""Small-scale ablations of the papers: the same number of steps for every arm, at least three seeds, frozen features.
 
     python docs/results/orderings.py [STUDY …] --data FOLDER [--runs runs/orderings]
 
-FOLDER holds cifar10/, detection/ and imagenette224/. Runs lie side by side, one on each core; those that are there, finished, are used again.
-Each takes some minutes. What came out is kept in orderings/STUDY.json, and `make.py` puts it on the page.
+FOLDER holds cifar10/, detection/ and imagenette224/. One run per core is trained in parallel, for some minutes each. Finished
+runs in --runs are reused. The results are written to orderings/STUDY.json, and `make.py` adds them to the page.
 """
 
 import argparse
@@ -38,25 +38,25 @@ COMMON = ("--size", "96", "--steps", "300")
 
 @dataclass(frozen=True)
 class Study:
-    """One question: arms that differ in some flags of a method, the first of which the others are compared with."""
+    """An ablation: arms that differ in some flags of a method and are compared with the first arm."""
 
     paper: str
-    """what it reports"""
+    """the claim of the paper"""
     method: str
     arms: Mapping[str, Sequence[str]]
     train: str = "imagenette224/train"
-    """below the data folder, or made beside the runs"""
+    """relative to the data folder, or to that of the runs if it is made for them"""
     common: Sequence[str] = COMMON
     seeds: int = 3
     more: Mapping[str, Callable[[Run, Path, Path], torch.Tensor]] = field(default_factory=dict)
-    """what else is measured: of a run, from the data and the folder of runs, a number of each test image"""
+    """additional measurements: (run, data folder, folder of runs) -> a number per test image"""
 
 
-# ---- what is measured
+# ---- measurements
 
 
 def solved(run: Path) -> float:
-    """The share of puzzles solved in the last tenth of a run, %; NaN of puzzles that are not right or wrong."""
+    """Accuracy on the pretext task in the last tenth of a run, %; NaN if the method logs none."""
     rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     last = [row.get("accuracy", math.nan) for row in rows[-max(1, len(rows) // 10) :]]
     return 100 * sum(last) / len(last)
@@ -65,15 +65,15 @@ def solved(run: Path) -> float:
 def linear(
     run: Run, data: Path, runs: Path, train: str = "imagenette224/train", test: str = "imagenette224/val"
 ) -> torch.Tensor:
-    """Which images the linear probe on pooled features names."""
+    """(N,) 100 for each image that the linear probe on pooled features classifies correctly, else 0."""
     labeled = (sources.open_labeled(data / part, size=run.card["size"]) for part in (train, test))
-    return probed(*(features.embed(run.encoder, part) for part in labeled))
+    return probe(*(features.embed(run.encoder, part) for part in labeled))
 
 
 def domain_accuracy(run: Run, data: Path, runs: Path) -> torch.Tensor:
-    """Which images a fresh linear probe takes for what they are, rendered or photographed, by the map that the judge
-    saw; it learns from half of either kind and is asked about the other half, and the other way round. The run has seen
-    none of them, nor had they a say in its settings."""
+    """(N,) 100 for each image that a new linear probe classifies correctly as rendered or photographed, else 0. Its input is
+    the mean of the discriminator's input map. It is fitted on one half of the images and tested on the other, and vice versa.
+    The run was neither trained nor tuned on any of them."""
     kinds = [
         mean_map(run, sources.open(path, size=run.card["size"]))
         for path in (runs / make.OTHER_ROOMS / "color", data / "detection/coco_semantic/JPEGImages")
@@ -87,12 +87,12 @@ def domain_accuracy(run: Run, data: Path, runs: Path) -> torch.Tensor:
         )
         for half in (0, 1)
     )
-    return torch.cat([probed(one, other), probed(other, one)])
+    return torch.cat([probe(one, other), probe(other, one)])
 
 
 @torch.no_grad()
 def mean_map(run: Run, source: sources.Images) -> torch.Tensor:
-    """(N, C): of the judge's map over its places, for images of one channel as in training."""
+    """(N, C) mean of the discriminator's input map over locations, for images of one channel as in training."""
     made = []
     for index in torch.arange(len(source)).split(128):
         x = augment.to_float(source.__getitems__(index).image)[:, 1:2].expand(-1, 3, -1, -1)
@@ -100,8 +100,8 @@ def mean_map(run: Run, source: sources.Images) -> torch.Tensor:
     return torch.cat(made)
 
 
-def probed(of_train: features.Features, of_test: features.Features) -> torch.Tensor:
-    """(N,): which test samples a linear probe on "pool" gets right, %."""
+def probe(of_train: features.Features, of_test: features.Features) -> torch.Tensor:
+    """(N,) 100 for each test sample that a linear probe on "pool" classifies correctly, else 0."""
     train, test = (replace(f, stages={"pool": f.stages["pool"]}) for f in (of_train, of_test))
     chosen = measure.choose(train, len(train.classes), seed=0)
     found = measure.score_probes(test, chosen)
@@ -198,7 +198,7 @@ STUDIES = {
             "1500",
             "--encoder",
             make.MAE_96,
-        ),  # 300 are few for it
+        ),  # it needs more than 300
     ),
     "color-loss": Study(
         "Classification with rebalanced rare colors gives better colors than without, and that better ones than regression; "
@@ -247,51 +247,51 @@ STUDIES = {
         },
         train=f"scenes:{make.ROOMS}+imagenette224/train",
         common=("--size", "64", "--steps", "1500"),
-        seeds=6,  # three left open which of the two is ahead
+        seeds=6,  # with three, the difference was not significant
         more={"domain accuracy": domain_accuracy},
     ),
 }
 
 
 def main() -> None:
-    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    words.add_argument("study", nargs="*", help=", ".join(STUDIES))
-    words.add_argument("--data", type=Path, required=True)
-    words.add_argument("--runs", type=Path, default=Path("runs/orderings"))
-    asked = words.parse_args()
-    if unknown := set(asked.study) - set(STUDIES):
-        words.error(f"there is no study {', '.join(sorted(unknown))}; there are {', '.join(STUDIES)}")
-    for name in asked.study or STUDIES:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("study", nargs="*", help=", ".join(STUDIES))
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--runs", type=Path, default=Path("runs/orderings"))
+    args = parser.parse_args()
+    if unknown := set(args.study) - set(STUDIES):
+        parser.error(f"unknown study {', '.join(sorted(unknown))}; known: {', '.join(STUDIES)}")
+    for name in args.study or STUDIES:
         study = STUDIES[name]
-        make.prepare(
-            f"{study.train}+{make.OTHER_ROOMS}" if study.more else study.train, asked.data, asked.runs
-        )
+        make.prepare(f"{study.train}+{make.OTHER_ROOMS}" if study.more else study.train, args.data, args.runs)
         runs = [
-            [folder(asked.runs, study, flags, seed) for seed in range(study.seeds)]
+            [folder(args.runs, study, flags, seed) for seed in range(study.seeds)]
             for flags in study.arms.values()
         ]
-        with ThreadPoolExecutor(os.cpu_count()) as several:
+        with ThreadPoolExecutor(os.cpu_count()) as executor:
             made = [
-                several.submit(pretrained, study, flags, asked.data, seed, run)
+                executor.submit(pretrain, study, flags, args.data, seed, run)
                 for flags, arm in zip(study.arms.values(), runs, strict=True)
                 for seed, run in enumerate(arm)
             ]
         for each in made:
-            each.result()  # raises what went wrong in it
-        found = compared(study, runs, asked.data, asked.runs)
+            each.result()  # raises its exception, if any
+        found = compare(study, runs, args.data, args.runs)
         (HERE / "orderings").mkdir(exist_ok=True)
         (HERE / "orderings" / f"{name}.json").write_text(json.dumps(found, indent=2) + "\n")
         print(name, "done", flush=True)
 
 
 def folder(runs: Path, study: Study, flags: Sequence[str], seed: int) -> Path:
-    """Of one run; what several studies have in common is made once."""
+    """Folder of one run; studies share the runs that they have in common."""
     words = [flag.removeprefix("--") for flag in (*study.common, *flags)]
     return runs / "-".join([study.method, *words, f"s{seed}"])
 
 
-def pretrained(study: Study, flags: Sequence[str], data: Path, seed: int, run: Path) -> None:
-    """One run on one core, unless it is there; one that was cut off is begun anew."""
+def pretrain(study: Study, flags: Sequence[str], data: Path, seed: int, run: Path) -> None:
+    """Train one run on one core, unless it is finished; an interrupted run is restarted."""
     if (run / "DONE").exists():
         return
     shutil.rmtree(run, ignore_errors=True)
@@ -305,14 +305,14 @@ def command(study: Study, flags: Sequence[str]) -> list[str]:
     return ["pretask", "pretrain", study.method, *study.common, *flags]
 
 
-def compared(study: Study, runs: Sequence[Sequence[Path]], data: Path, beside: Path) -> dict[str, Any]:
-    """What is measured of every arm, and how far it is from the first arm's."""
+def compare(study: Study, runs: Sequence[Sequence[Path]], data: Path, runs_folder: Path) -> dict[str, Any]:
+    """The scores of every arm, and their differences from the first arm."""
     scores = {"linear": linear, **study.more}
     made = {
-        name: [torch.stack([score(Run(run), data, beside) for run in arm]) for arm in runs]
+        name: [torch.stack([score(Run(run), data, runs_folder) for run in arm]) for arm in runs]
         for name, score in scores.items()
     }
-    train = make.plain(make.place(study.train, Path("DATA"), Path("RUNS/x")), data, beside)
+    train = make.plain(make.place(study.train, Path("DATA"), Path("RUNS/x")), data, runs_folder)
     arms = []
     for number, (name, flags) in enumerate(study.arms.items()):
         share = sum(map(solved, runs[number])) / study.seeds

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""The k-means patches of few and of many images, as they were learned before and as they are now.
+"""The k-means patches baseline on few and on many images, before and after a change of the sampling.
 
     python docs/results/patches.py --data FOLDER
 
-FOLDER holds cifar10/. Centers are learned from 100 to 50,000 images of CIFAR-10, and scored with these images' labels on 2,000
-test images. What came out is kept in patches/, and `make.py` puts it on the page; rows that are there are not made again.
-It takes about half an hour of one core.
+FOLDER holds cifar10/. Centers are fitted on 100 to 50,000 images of CIFAR-10, and their features are scored with the labels of
+these images on 2,000 test images. The results are written to patches/, and `make.py` adds them to the page; existing rows are
+not measured again. The script takes about half an hour on one core.
 """
 
 import argparse
@@ -39,7 +39,7 @@ HERE = Path(__file__).resolve().parent
 COUNTS = (100, 325, 2_000, 50_000)
 TEST = 2_000
 SEEDS = 3
-"""of the patches, but for the largest set, where they hardly matter and take a quarter of an hour"""
+"""seeds of the patches; one for the largest set, where the seed hardly matters and a run takes a quarter of an hour"""
 
 
 @dataclass(frozen=True)
@@ -49,26 +49,28 @@ class Way:
 
 
 def main() -> None:
-    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    words.add_argument("--data", type=Path, required=True)
-    folder = words.parse_args().data / "cifar10"
-    every, test = (opened(folder / f"cifar10_{part}_full_jpeg.npz") for part in ("train", "test"))
-    unseen = some(test, TEST)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True)
+    folder = parser.parse_args().data / "cifar10"
+    every, test = (open_jpegs(folder / f"cifar10_{part}_full_jpeg.npz") for part in ("train", "test"))
+    test = subset(test, TEST)
     kept = HERE / "patches" / "cifar10.json"
     rows = json.loads(kept.read_text()) if kept.exists() else []
     for n in COUNTS:
-        train = some(every, n)
+        train = subset(every, n)
         for name, way in WAYS.items():
             if any((row["images"], row["way"]) == (n, name) for row in rows):
                 continue
-            found = [scored(train, unseen, way, seed) for seed in range(SEEDS if n < COUNTS[-1] else 1)]
+            found = [score(train, test, way, seed) for seed in range(SEEDS if n < COUNTS[-1] else 1)]
             means = {key: float(np.mean([each[key] for each in found])) for key in found[0]}
             rows.append({"images": n, "way": name, **means})
             print(rows[-1], flush=True)
             kept.write_text(json.dumps(rows, indent=2) + "\n")
 
 
-def opened(path: Path) -> LabeledDataset:
+def open_jpegs(path: Path) -> LabeledDataset:
     packed = np.load(path)
     jpeg, edge, label = packed["jpeg"], packed["offsets"], packed["labels"]
     pixels = [np.asarray(Image.open(io.BytesIO(jpeg[a:b].tobytes()))) for a, b in pairwise(edge)]
@@ -78,13 +80,13 @@ def opened(path: Path) -> LabeledDataset:
     )
 
 
-def some(source: LabeledDataset, n: int) -> LabeledDataset:
+def subset(source: LabeledDataset, n: int) -> LabeledDataset:
     index = Rng(0, "patches", n).permutation(len(source))[:n].sort().values
     image = source.__getitems__(index).image
     return LabeledDataset(Arrays(f"{n}", image), source.label[index], source.classes)
 
 
-def scored(train: LabeledDataset, test: LabeledDataset, way: Way, seed: int) -> dict[str, Any]:
+def score(train: LabeledDataset, test: LabeledDataset, way: Way, seed: int) -> dict[str, Any]:
     began = time.process_time()
     patch = baselines.normalized(way.sample(train, baselines.SAMPLES, Rng(seed, "patches")))
     mean, zca = baselines.whiten(patch)
@@ -103,8 +105,8 @@ def scored(train: LabeledDataset, test: LabeledDataset, way: Way, seed: int) -> 
     }
 
 
-def repeated(source: Source, n: int, rng: Rng) -> Tensor:
-    """(n, D) patches from at most n / 20 images, each from anywhere."""
+def sample_with_replacement(source: Source, n: int, rng: Rng) -> Tensor:
+    """(n, D) patches at random locations of at most n / 20 images, with replacement."""
     which = rng.permutation(len(source))[: max(1, n // 20)].sort().values
     canvas = augment.to_float(source.__getitems__(which).image)
     m, channels, h, w = canvas.shape
@@ -117,13 +119,13 @@ def repeated(source: Source, n: int, rng: Rng) -> Tensor:
 
 
 def lloyd(x: Tensor, k: int, seed: int) -> Tensor:
-    """(N, D) -> (K, D): whole rounds over all patches."""
+    """(N, D) -> (K, D) centers by full passes over all patches."""
     means = KMeans(k, init="random", n_init=1, max_iter=12, tol=0, random_state=seed)  # pyright: ignore[reportArgumentType]
     return torch.from_numpy(means.fit(x.numpy()).cluster_centers_)
 
 
 WAYS = {
-    "before: with repetition, 12 rounds": Way(repeated, lloyd),
+    "before: with repetition, 12 rounds": Way(sample_with_replacement, lloyd),
     "every place once, 12 rounds": Way(baselines.sample_patches, lloyd),
     "now: every place once, mini-batches": Way(
         baselines.sample_patches, partial(kmeans.centers, seen=baselines.SEEN)

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Is what a run paints recognized by a network that learned from color photographs? (Zhang et al. 2016, sec. 3.1)
+"""Recognition of colorized photographs by a network that was trained on color photographs (Zhang et al. 2016, sec. 3.1).
 
     python docs/results/recognition.py --data FOLDER [--network tf_efficientnet_lite0@weights/tf_efficientnet_lite0.safetensors]
         [--runs runs/results]
 
-FOLDER holds imagenette224/, whose class folders begin with the WordNet numbers of ImageNet. The network is one of timm's with
-ImageNet's 1,000 classes, with its weights in a file below FOLDER. The paper has VGG-16. A run that is there, finished, is used
-again; painting and naming take some minutes. What came out is kept in recognition/imagenette.json and shown in colorize.md.
+FOLDER holds imagenette224/, whose class folders begin with the WordNet IDs of ImageNet. The network is a timm model for
+ImageNet's 1,000 classes, with its weights in a file below FOLDER. The paper uses VGG-16. A finished run in --runs is reused;
+colorization and recognition take some minutes. The results are written to recognition/imagenette.json and shown in colorize.md.
 """
 
 import argparse
@@ -37,51 +37,53 @@ from pretask.workflows import colorize
 NETWORK = "tf_efficientnet_lite0@weights/tf_efficientnet_lite0.safetensors"
 TRAIN, TEST = "imagenette224/train", "imagenette224/val"
 TEMPERATURES = (0.38, 1.0)
-"""of the painted colors: the paper's 0.38, and the mean"""
+"""temperatures of the predicted colors: 0.38 as in the paper, and 1, the mean"""
 
 
 def main() -> None:
-    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    words.add_argument("--data", type=Path, required=True)
-    words.add_argument("--network", default=NETWORK, help="NAME@FILE")
-    words.add_argument("--runs", type=Path, default=Path("runs/results"))
-    asked = words.parse_args()
-    run = asked.runs / "recognition-s0"
-    flags = ["pretrain", "colorization", "--data", str(asked.data / TRAIN), "--out", str(run)]
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--network", default=NETWORK, help="NAME@FILE")
+    parser.add_argument("--runs", type=Path, default=Path("runs/results"))
+    args = parser.parse_args()
+    run = args.runs / "recognition-s0"
+    flags = ["pretrain", "colorization", "--data", str(args.data / TRAIN), "--out", str(run)]
     flags += COMMON
     if not (run / "DONE").exists():
         make.pretask(flags, threads=1)
-    name, _, file = asked.network.partition("@")
-    right = recognized(Run(run), asked.data / TEST, named(name, asked.data / file))
+    name, _, file = args.network.partition("@")
+    right = recognize(Run(run), args.data / TEST, classifier(name, args.data / file))
     gray = right["without color"]
     rows = [
         {"images": what, "n": len(x), "top1": asdict(interval(x)), "above_gray": asdict(interval(x - gray))}
         for what, x in right.items()
     ]
-    command = make.plain("OMP_NUM_THREADS=1 " + shlex.join(["pretask", *flags]), asked.data, asked.runs)
+    command = make.plain("OMP_NUM_THREADS=1 " + shlex.join(["pretask", *flags]), args.data, args.runs)
     kept = make.HERE / "recognition" / "imagenette.json"
     kept.parent.mkdir(exist_ok=True)
-    found = {"command": command, "steps": Run(run).card["steps"], "network": asked.network, "rows": rows}
+    found = {"command": command, "steps": Run(run).card["steps"], "network": args.network, "rows": rows}
     kept.write_text(json.dumps(found, indent=2) + "\n")
     print(kept.read_text())
 
 
-def named(name: str, file: Path) -> Callable[[Image.Image], int]:
-    """The class of ImageNet, of all 1,000, that a network of timm's gives a picture, prepared as it wants it."""
+def classifier(name: str, file: Path) -> Callable[[Image.Image], int]:
+    """A function that predicts the ImageNet class of a picture with a timm model and its own preprocessing."""
     net = timm.create_model(name, checkpoint_path=str(file)).eval()
     prepare: Any = create_transform(**resolve_model_data_config(net), is_training=False)
 
     @torch.inference_mode()
-    def name_of(picture: Image.Image) -> int:
+    def classify(picture: Image.Image) -> int:
         return int(net(prepare(picture)[None]).argmax())
 
-    return name_of
+    return classify
 
 
 @torch.inference_mode()
-def recognized(run: Run, folder: Path, name_of: Callable[[Image.Image], int]) -> dict[str, Tensor]:
-    """Which of the photographs in class folders are named rightly, (N,) of 0 and 100, in their own colors, in none, in what
-    the run paints, and in the colors of another photograph; the lightness is always their own."""
+def recognize(run: Run, folder: Path, classify: Callable[[Image.Image], int]) -> dict[str, Tensor]:
+    """Colors -> (N,) 100 for each photograph that is classified correctly with them, else 0: its own colors, none, those that the
+    run predicts, and those of another photograph. The lightness is always its own."""
     source = data.open(folder, size=run.card["size"], channels=3, cache_mb=0)
     numbers = {word: i for i, word in enumerate(ImageNetInfo().label_names())}
     paint = colorize.painter(run)
@@ -93,11 +95,11 @@ def recognized(run: Run, folder: Path, name_of: Callable[[Image.Image], int]) ->
         colors = {"in their own colors": own, "without color": 0 * own}
         for t in TEMPERATURES:
             colors[f"painted, temperature {t:g}"] = paint(light, t)
-        colors["in the colors of another photograph"] = labs[other][:, 1:]  # all are of one size
+        colors["in the colors of another photograph"] = labs[other][:, 1:]  # all have the same size
         true = numbers[file.partition("/")[0].partition("_")[0]]
         for what, ab in colors.items():
             picture = sheet.pictures(lab_to_rgb(torch.cat([light, ab], 1)))[0]
-            right.setdefault(what, []).append(100.0 * (name_of(picture) == true))
+            right.setdefault(what, []).append(100.0 * (classify(picture) == true))
     return {what: torch.tensor(x) for what, x in right.items()}
 
 

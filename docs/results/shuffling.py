@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""MoCo whose batch norms see a part of the batch: what a query and its key tell each other by sharing one.
+"""MoCo with batch norms over parts of the batch: information that leaks between queries and keys through shared statistics.
 
     python docs/results/shuffling.py --data FOLDER [--runs runs/shuffling]
 
-FOLDER holds cifar10/. Networks of 500 steps, three seeds, side by side: our defaults; the released head, whose batch norms are those of the
-encoder alone; the same with batch norms that see eighths of the batch, among which keys are shuffled (v1, sec. 3.3); and v1, made small.
-Then the loss of the same views with keys in the eighths of their queries, less the loss with keys shuffled: what sharing gives away. Runs
-that are there, finished, are used again. Some minutes. What came out is kept in shuffling/cifar10.json, and `make.py` puts it on the page.
+FOLDER holds cifar10/. The script trains networks for 500 steps with three seeds: our defaults; the released head, which has no
+batch norm; the same with batch norms over eighths of the batch and keys shuffled among them (v1, sec. 3.3); and a small v1. Then
+it compares the loss of the same views with keys in the same eighth as their queries and with shuffled keys: the difference is the
+leak. Finished runs in --runs are reused. The script takes some minutes. The results are written to shuffling/cifar10.json, and
+`make.py` adds them to the page.
 """
 
 import argparse
@@ -45,10 +46,10 @@ SEEDS, STEPS, PARTS, BATCHES = 3, 500, 8, 50
 
 @dataclass(frozen=True)
 class Config(moco.Config):
-    """v2 with the released head, on eight devices of which each has batch norms of its own."""
+    """v2 with the released head, as on eight devices with separate batch-norm statistics."""
 
     hidden_bn: bool = False
-    """a batch norm behind the hidden layer of the head"""
+    """add a batch norm after the hidden layer of the projector"""
 
     def build(self, encoder: Encoder, source: Source) -> moco.MoCo:
         return Shuffled(self, encoder)
@@ -63,12 +64,12 @@ class Shuffled(moco.MoCo):
 
 
 def in_parts(net: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
-    """`net` of each eighth of a batch, by itself."""
+    """`net` applied separately to each eighth of a batch."""
     return torch.cat([net(part) for part in image.chunk(PARTS)])
 
 
 def shuffled(net: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
-    """The same with another eighth for every image, and the rows in their places."""
+    """The same with images shuffled among the eighths; rows are returned in their original order."""
     order = torch.randperm(len(image), device=image.device)
     return in_parts(net, image[order])[order.argsort()]
 
@@ -84,30 +85,32 @@ ARMS: Mapping[str, Sequence[str]] = {
 
 
 def main() -> None:
-    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    words.add_argument("--data", type=Path, required=True)
-    words.add_argument("--runs", type=Path, default=Path("runs/shuffling"))
-    asked = words.parse_args()
-    with ThreadPoolExecutor(os.cpu_count()) as several:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--runs", type=Path, default=Path("runs/shuffling"))
+    args = parser.parse_args()
+    with ThreadPoolExecutor(os.cpu_count()) as executor:
         made = [
-            [several.submit(pretrained, flags, number, seed, asked) for seed in range(SEEDS)]
+            [executor.submit(pretrain, flags, number, seed, args) for seed in range(SEEDS)]
             for number, flags in enumerate(ARMS.values())
         ]
         runs = [[one.result() for one in each] for each in made]
     rows, arms = [], []
     for (name, flags), each in zip(ARMS.items(), runs, strict=True):
-        rows.append(torch.stack([named(run.encoder, asked.data) for run in each]))
+        rows.append(torch.stack([knn_correct(run.encoder, args.data) for run in each]))
         arms.append(
             {
                 "arm": name,
                 "command": shlex.join(["pretask", *command(flags), "--data", f"DATA/{TRAIN}"]),
                 "kNN": asdict(interval(rows[-1])),
                 "difference": asdict(interval(rows[-1] - rows[0])) if len(rows) > 1 else None,
-                "leak": [batch_norm_leak(run, asked.data) for run in each],
+                "leak": [batch_norm_leak(run, args.data) for run in each],
             }
         )
         print(name, f"{rows[-1].mean():.1f} %", arms[-1]["leak"], flush=True)
-    untrained = torch.stack([named(run.untrained, asked.data) for run in runs[0]])
+    untrained = torch.stack([knn_correct(run.untrained, args.data) for run in runs[0]])
     found = {"seeds": SEEDS, "n": rows[0].shape[1], "batches": BATCHES, "arms": arms}
     found["untrained"] = asdict(interval(untrained))
     (HERE / "shuffling").mkdir(exist_ok=True)
@@ -119,15 +122,15 @@ def command(flags: Sequence[str]) -> list[str]:
     return ["pretrain", method, "--steps", str(STEPS), *more]
 
 
-def pretrained(flags: Sequence[str], number: int, seed: int, asked: argparse.Namespace) -> Run:
-    """One run on one core, unless it is there; one that was cut off is begun anew."""
-    run = (asked.runs / f"arm-{number}-s{seed}").resolve()
+def pretrain(flags: Sequence[str], number: int, seed: int, args: argparse.Namespace) -> Run:
+    """Train one run on one core, unless it is finished; an interrupted run is restarted."""
+    run = (args.runs / f"arm-{number}-s{seed}").resolve()
     if not (run / "DONE").exists():
         shutil.rmtree(run, ignore_errors=True)
         words = [
             *command(flags),
             "--data",
-            str((asked.data / TRAIN).resolve()),
+            str((args.data / TRAIN).resolve()),
             "--seed",
             str(seed),
             "--out",
@@ -143,8 +146,8 @@ def pretrained(flags: Sequence[str], number: int, seed: int, asked: argparse.Nam
     return Run(run)
 
 
-def named(encoder: Encoder, data: Path) -> Tensor:
-    """(N,) which test images kNN names by pooled features, %."""
+def knn_correct(encoder: Encoder, data: Path) -> Tensor:
+    """(N,) 100 for each test image that kNN on pooled features classifies correctly, else 0."""
     train, test = (features.embed(encoder, sources.open_labeled(data / part)) for part in (TRAIN, TEST))
     chosen = measure.choose(train, len(train.classes), seed=0)
     return 100 * protocol.correct([[*measure.measure(train, test, chosen, 0)]], Measurement("knn", "pool"))[0]
@@ -152,22 +155,22 @@ def named(encoder: Encoder, data: Path) -> Tensor:
 
 @torch.no_grad()
 def batch_norm_leak(run: Run, data: Path) -> dict[str, float]:
-    """InfoNCE of the same views with keys in the eighths of their queries and with keys shuffled, and the difference."""
+    """InfoNCE of the same views with keys in the same eighth as their queries and with shuffled keys, and their difference."""
     method: Any = run.method.train()
     config, source = method.config, sources.open(data / TRAIN)
     torch.manual_seed(0)
-    less = []
+    losses = []
     for step in range(BATCHES):
         index = Rng(0, "images", step).permutation(len(source))[: config.train.batch]
         pretext = method.pretext(source.__getitems__(index), Rng(0, "views", step))
-        # of a run that shuffled, MoCo's own, so that both kinds are measured alike
+        # MoCo's own methods also for runs with shuffling, so that all are measured alike
         query = in_parts(lambda x: moco.MoCo.queries(method, x), pretext.view1)
         keys = [way(lambda x: moco.MoCo.keys(method, x), pretext.view2) for way in (in_parts, shuffled)]
-        same, apart = (
+        same, separate = (
             moco.info_nce_queue(query, key, method.queue, config.temperature)[0].item() for key in keys
         )
-        less.append((same, apart))
-    both = torch.tensor(less, dtype=torch.float64)
+        losses.append((same, separate))
+    both = torch.tensor(losses, dtype=torch.float64)
     difference = both[:, 1] - both[:, 0]
     return {
         "together": both[:, 0].mean().item(),

@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""Test error after supervised fine-tuning of stacks, the headline of Vincent et al. (JMLR 2010, table 3), in small.
+"""Test error of stacks after supervised fine-tuning, the main result of Vincent et al. (JMLR 2010, table 3), at small scale.
 
     python docs/results/stacks.py --data FOLDER [--runs runs/stacks]
 
-FOLDER holds clustering/. A stack is pretrained with noise, without any, or not at all. Then a layer of logits is put on top and
-everything is trained by plain SGD on whole, unshifted images, and the weights that are best on validation images are scored: the way of
-lisa-lab/DeepLearningTutorials (code/SdA.py, code/logistic_sgd.py), whose batches hold one image and whose rate is 0.1. Runs that are there,
-finished, are used again. About half an hour of one core. What came out is kept in stacks/mnist.json, and `make.py` puts it on the page.
+FOLDER holds clustering/. A stack is pretrained with noise, without noise, or not at all. Then a classification layer is added,
+all layers are trained with plain SGD on images without augmentation, and the weights with the lowest validation error are
+scored, as in lisa-lab/DeepLearningTutorials (code/SdA.py, code/logistic_sgd.py; there with batches of one image and a learning
+rate of 0.1). Finished runs in --runs are reused. The script takes about half an hour on one core. The results are written to
+stacks/mnist.json, and `make.py` adds them to the page.
 """
 
 import argparse
@@ -35,18 +36,18 @@ from pretask.transforms import augment
 
 HERE = Path(__file__).resolve().parent
 SPLIT = {"train": 10_000, "valid": 2_000, "test": 48_000}
-"""of MNIST's training images: like MNIST-basic, of which 50,000 are for the test"""
+"""split of MNIST's training images, similar to MNIST-basic with its 50,000 test images"""
 SEEDS = 5
 ENCODER, STEPS = "mlp:width=500", 7020
-"""three layers, each of 30 passes"""
+"""three layers, 30 epochs each"""
 EPOCHS, BATCH, RATE = 30, 20, 0.3
-"""of fine-tuning; see PILOTS"""
+"""epochs, images per step and learning rate of fine-tuning; see PILOTS"""
 PILOTS = (
     "The rate is the best of three by validation errors of pilot runs on another split (SDAE 4.00 at 0.1, 3.85 at 0.3, 4.75 at 1; "
     "without pretraining 4.25 at 0.3, 5.10 at 1). Two of the pilots were scored on that split's test images as well, so the split "
     "was drawn anew before these runs, of the same images, and nothing was changed after them"
 )
-"""that a reader needs to know: what was tried before"""
+"""remark on the page: settings that were tried before"""
 ARMS: Mapping[str, float] = {"SDAE: 25 % masked": 0.25, "SAE: no noise": 0.0}
 UNTRAINED = "no pretraining"
 
@@ -54,18 +55,20 @@ Images = tuple[Tensor, Tensor]  # (N, 1, 28, 28) in [0, 1], (N,)
 
 
 def main() -> None:
-    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    words.add_argument("--data", type=Path, required=True)
-    words.add_argument("--runs", type=Path, default=Path("runs/stacks"))
-    asked = words.parse_args()
-    divide(asked.data / "clustering" / "mnist_train.npz", asked.runs)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--runs", type=Path, default=Path("runs/stacks"))
+    args = parser.parse_args()
+    write_split(args.data / "clustering" / "mnist_train.npz", args.runs)
     runs = {
-        name: [pretrained(amount, seed, asked.runs) for seed in range(SEEDS)] for name, amount in ARMS.items()
+        name: [pretrain(amount, seed, args.runs) for seed in range(SEEDS)] for name, amount in ARMS.items()
     }
     first = next(iter(runs.values()))
     encoders = {name: [run.encoder for run in each] for name, each in runs.items()}
     encoders[UNTRAINED] = [run.untrained for run in first]
-    train, valid, test = (everything(asked.runs / f"{part}.npz") for part in SPLIT)
+    train, valid, test = (load(args.runs / f"{part}.npz") for part in SPLIT)
     rows = []
     for name, each in encoders.items():
         wrong = torch.stack([error(net, train, valid, test, seed) for seed, net in enumerate(each)])  # (S, N)
@@ -73,11 +76,11 @@ def main() -> None:
         rows.append((name, command, wrong))
         print(f"{name}: {wrong.mean():.2f} %", flush=True)
     (HERE / "stacks").mkdir(exist_ok=True)
-    (HERE / "stacks" / "mnist.json").write_text(json.dumps(said(rows, first[0].card), indent=2) + "\n")
+    (HERE / "stacks" / "mnist.json").write_text(json.dumps(summarize(rows, first[0].card), indent=2) + "\n")
 
 
-def divide(file: Path, out: Path) -> None:
-    """MNIST's training images, at random: few to learn from, and most of them to be judged by."""
+def write_split(file: Path, out: Path) -> None:
+    """Write a random split of MNIST's training images into three files."""
     with np.load(file) as whole:
         order = np.random.default_rng(1).permutation(len(whole["labels"]))
         out.mkdir(parents=True, exist_ok=True)
@@ -90,8 +93,8 @@ def flags(amount: float) -> list[str]:
     return ["pretrain", "sdae", "--data", "RUNS/train.npz", *settings]
 
 
-def pretrained(amount: float, seed: int, runs: Path) -> Run:
-    """A stack, unless it is there; one that was cut off is begun anew."""
+def pretrain(amount: float, seed: int, runs: Path) -> Run:
+    """Pretrain a stack, unless it is finished; an interrupted run is restarted."""
     out = runs / f"stack-{amount:g}-s{seed}"
     if not (out / "DONE").exists():
         shutil.rmtree(out, ignore_errors=True)
@@ -106,18 +109,18 @@ def pretrained(amount: float, seed: int, runs: Path) -> Run:
     return Run(out)
 
 
-def everything(file: Path) -> Images:
+def load(file: Path) -> Images:
     source = data.open_labeled(file)
     return augment.to_float(source.__getitems__(torch.arange(len(source))).image), source.label
 
 
 def error(encoder: Encoder, train: Images, valid: Images, test: Images, seed: int) -> Tensor:
-    """(N,) 100 for a test image that the fine-tuned network gets wrong, else 0."""
+    """(N,) 100 for each test image that the fine-tuned network misclassifies, else 0."""
     return 100 * wrong(finetuned(encoder, train, valid, seed), *test)
 
 
 def finetuned(encoder: Encoder, train: Images, valid: Images, seed: int) -> Classifier:
-    """A copy of the encoder below logits that start at 0, as it was after the epoch that is best on validation images."""
+    """Fine-tune a copy of the encoder with a head that starts at 0; returns the weights of the epoch with the lowest validation error."""
     x, label = train
     head = nn.Linear(encoder.dim, int(label.max()) + 1)
     nn.init.zeros_(head.weight)
@@ -139,12 +142,12 @@ def finetuned(encoder: Encoder, train: Images, valid: Images, seed: int) -> Clas
 
 @torch.no_grad()
 def wrong(net: Classifier, x: Tensor, label: Tensor) -> Tensor:
-    """(N,) 1 where the largest logit is not the label's."""
+    """(N,) 1 for each misclassified image, else 0."""
     return torch.cat([net(part)["pool"].argmax(1) for part in x.split(1000)]).ne(label).double()
 
 
-def said(rows: Sequence[tuple[str, str, Tensor]], card: Mapping[str, Any]) -> dict[str, Any]:
-    """Errors with their intervals, and paired differences against the first row."""
+def summarize(rows: Sequence[tuple[str, str, Tensor]], card: Mapping[str, Any]) -> dict[str, Any]:
+    """Errors with their intervals, and paired differences from the first row."""
     first = rows[0][2]
     arms = [
         {

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""What pretraining with labels gives beside pretraining without: fewer images, fewer labels, fewer classes.
+"""Supervised pretraining compared with self-supervised pretraining: fewer images, fewer labels, fewer classes.
 
     python docs/results/supervised.py --data FOLDER [--runs runs/supervised]
 
-FOLDER holds cifar10/. One run of colorization as a proxy task on 8,000 images of CIFAR-10, then `pretask study --ask
-supervised`: two shorter runs on shares of the images, and five networks pretrained with labels. Runs that lie there,
-finished, are used again. The answer is kept in supervised/cifar10.json, and `make.py` puts it on the page.
+FOLDER holds cifar10/. The script trains one run of colorization as a proxy task on 8,000 images of CIFAR-10 and
+starts `pretask study --ask supervised`: two shorter runs on fractions of the images, and five networks pretrained with labels.
+Finished runs in --runs are reused. The results are written to supervised/cifar10.json, and `make.py` adds them to the page.
 """
 
 import argparse
@@ -22,11 +22,13 @@ METHOD, STEPS = "color_proxy", 1000
 
 
 def main() -> None:
-    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    words.add_argument("--data", type=Path, required=True)
-    words.add_argument("--runs", type=Path, default=Path("runs/supervised"))
-    asked = words.parse_args()
-    run, train, test = asked.runs / METHOD, str(asked.data / TRAIN), str(asked.data / TEST)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--runs", type=Path, default=Path("runs/supervised"))
+    args = parser.parse_args()
+    run, train, test = args.runs / METHOD, str(args.data / TRAIN), str(args.data / TEST)
     pretrain = ["pretrain", METHOD, "--data", train, "--steps", str(STEPS), "--out", str(run)]
     study = ["study", str(run), "--data", train, "--test", test, "--ask", "supervised"]
     if not (run / "DONE").exists():
@@ -34,9 +36,9 @@ def main() -> None:
     output = subprocess.run(
         [sys.executable, "-m", "pretask", *study, "--json"], check=True, stdout=subprocess.PIPE, text=True
     ).stdout
-    found = json.loads(make.plain(output, asked.data, asked.runs))
+    found = json.loads(make.plain(output, args.data, args.runs))
     found["commands"] = [
-        make.plain(" ".join(["pretask", *command]), asked.data, asked.runs) for command in (pretrain, study)
+        make.plain(" ".join(["pretask", *command]), args.data, args.runs) for command in (pretrain, study)
     ]
     (HERE / "supervised").mkdir(exist_ok=True)
     (HERE / "supervised" / "cifar10.json").write_text(json.dumps(found, indent=2) + "\n")

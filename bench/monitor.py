@@ -1,9 +1,9 @@
 """The fraction of a run's time that the collapse monitor takes.
 
-Example: python bench/watch.py --steps 300
+Example: python bench/monitor.py --steps 300
 
-A run is checked before its first step, after its last step, and in between as often as its time budget allows. The
-shorter the run, the more the first and last checks weigh.
+The monitor checks a run before its first step, after its last step, and in between as often as its time budget allows. The
+shorter the run, the larger the share of the first and last checks.
 """
 
 import tempfile
@@ -21,32 +21,32 @@ from pretask.train.monitor import CollapseMonitor
 @dataclass(frozen=True)
 class Flags:
     data: str = "demo"
-    """images: anything that pretask opens"""
+    """images, in any form that pretask opens"""
     method: str = "simclr"
-    """a method's name; its recipe decides encoder and batch"""
+    """method or recipe; it sets the encoder and the batch size"""
     steps: int = 100
     """length of the run"""
     json: bool = False
-    """print JSON, and nothing else, on standard output"""
+    """print only JSON to standard output"""
 
 
 def main() -> None:
-    asked = flags(Flags, __doc__ or "")
-    looks: list[float] = []
+    args = flags(Flags, __doc__ or "")
+    checks: list[float] = []
     check = CollapseMonitor.check
 
     def timed(monitor: CollapseMonitor, *arguments: Any, **options: Any) -> None:
         before = monitor.last["check"]
         took = seconds(lambda: check(monitor, *arguments, **options))
         if monitor.last["check"] != before:  # a check was due
-            looks.append(took)
+            checks.append(took)
 
     with tempfile.TemporaryDirectory() as made, patch.object(CollapseMonitor, "check", timed):
         run = Path(made, "run")
-        whole = seconds(lambda: pretrain(asked.method, asked.data, run, steps=asked.steps, quiet=True))
-    numbers = {"run, s": whole, "looks": len(looks), "s a look": sum(looks) / len(looks)}
-    goals = [Goal("looking, of the run's time", 100 * sum(looks) / whole, 2.0, "%", less=True)]
-    show(f"{asked.method} on {asked.data}, {asked.steps} steps", numbers, goals, asked.json)
+        whole = seconds(lambda: pretrain(args.method, args.data, run, steps=args.steps, quiet=True))
+    numbers = {"run, s": whole, "checks": len(checks), "seconds per check": sum(checks) / len(checks)}
+    goals = [Goal("monitoring, share of the run's time", 100 * sum(checks) / whole, 2.0, "%", less=True)]
+    show(f"{args.method} on {args.data}, {args.steps} steps", numbers, goals, args.json)
 
 
 if __name__ == "__main__":
