@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Set up everything on a machine with only Python 3.11+ and pip, then run the demo, the tests or the docs.
 
-    python3 dev.py demo        install pretask beside this file and run `pretask demo`
+    python3 dev.py demo        install pretask and run `pretask demo`
     python3 dev.py test        install the test tools too; lint, types and tests, of the docs as well
     python3 dev.py test tests/transforms/test_augment.py   the tests of one file
-    python3 dev.py pin         renew constraints.txt, the versions that all of this is tried with
+    python3 dev.py pin         update constraints.txt, the tested versions
 
 The environment is .venv in this folder; uv installs into it, and is itself fetched with pip if it is missing.
 """

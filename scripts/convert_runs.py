@@ -1,9 +1,9 @@
-"""Converts runs and stores that an older version of pretask made, in place: python scripts/convert_runs.py RUN [RUN ...]
+"""Convert runs and stores of an older version of pretask in place: python scripts/convert_runs.py RUN [RUN ...]
 
-RUN is the folder of a run, with the runs inside it (at-N-steps, study/...), or of a prepared store. All of a run is converted and
-checked in memory, down to loading the checkpoint into its method, before the first file is written; each file is written beside
-the old one and renamed; the card comes last. So a run is old until it is converted: interrupted, the script is started again, and
-what is converted already is left alone.
+RUN is the folder of a run, with the runs inside it (at-N-steps, study/...), or of a prepared store. A whole run is converted and
+checked in memory, including loading the checkpoint into its method, before the first file is written. Each file is written to a
+temporary file and renamed, and the card is written last, so a run counts as old until it is completely converted. After an
+interruption, start the script again: it skips files that are already converted.
 """
 
 import argparse
@@ -22,13 +22,13 @@ from pretask.text import topics
 from pretask.train import checkpoint, run, weights
 from pretask.workflows import audit
 
-# ---- what has changed since format 1
+# ---- changes since format 1
 #
-# A key is an old name with the old names around it ("settings.watch"), its value the last name alone as it is now ("monitor").
-# FIELDS are of each kind of file. Of a method: CONFIG are fields of its Config ("*": of all methods), LOG columns of its log, ANSWERS
-# values of `answer` in its audit, STATE weights and buffers in its checkpoints; a method of the user's own has none of these.
-# VALUES are old value -> new value, of fields by their old names. ADDED are fields that were not written then, with the value
-# that stands for that. FILES are names of files in a run's folder. A new name must not be an old name of the same place.
+# A key is the path of an old name ("settings.watch"); its value is only the last part in the new format ("monitor").
+# FIELDS has the fields of each kind of file. The following are per method: CONFIG has the fields of its Config ("*": of all methods),
+# LOG the columns of its log, ANSWERS the values of `answer` in its audit, STATE the weights and buffers in its checkpoints; methods
+# outside the package have none of these. VALUES maps old to new values of fields, by their old names. ADDED has fields that did not
+# exist, with equivalent values. FILES has names of files in a run's folder. A new name must not be an old name at the same place.
 
 FIELDS: dict[str, dict[str, str]] = {
     "run.json": {
@@ -264,7 +264,7 @@ FILES: dict[str, str] = {"watch.jsonl": "monitor.jsonl"}
 def renamed(
     document: Mapping[str, Any], names: Mapping[str, str], values: Mapping[str, Any], place: str = ""
 ) -> dict[str, Any]:
-    """The same with new names and values, in the same order."""
+    """`document` with new names and values, in the same order."""
     found: dict[str, Any] = {}
     for name, value in document.items():
         path = place + name
@@ -279,7 +279,7 @@ def renamed(
 
 
 def moved(name: str, names: Mapping[str, str]) -> str:
-    """The name of a tensor, whose parts stand between dots."""
+    """The new name of a tensor, whose parts are separated by dots."""
     parts = name.split(".")
     return ".".join(names.get(".".join(parts[: i + 1]), part) for i, part in enumerate(parts))
 
@@ -287,20 +287,20 @@ def moved(name: str, names: Mapping[str, str]) -> str:
 def converted(
     kind: str, document: Mapping[str, Any], names: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    """What a file of one kind holds, in the new format."""
+    """The content of a file of one kind in the new format."""
     table = FIELDS[kind] | dict(names or {})
     new = renamed(document, table, VALUES.get(kind, {}))
     return {formats.KEY: formats.FORMAT} | ADDED.get(kind, {}) | new
 
 
 def card_of(document: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's card."""
+    """The card of a run in the new format."""
     method = CONFIG.get("*", {}) | CONFIG.get(document["method"], {})
     return converted("run.json", document, {f"config.{path}": name for path, name in method.items()})
 
 
 def state_of(state: Mapping[str, Any], method: str) -> dict[str, Any]:
-    """A checkpoint; what optimizers remember has no names, but positions."""
+    """A checkpoint in the new format; the state of optimizers has positions instead of names."""
     names = STATE.get(method, {})
     weights = {moved(name, names): tensor for name, tensor in state["method"].items()}
     new = {FIELDS["checkpoint.pt"].get(key, key): value for key, value in state.items()}
@@ -308,13 +308,13 @@ def state_of(state: Mapping[str, Any], method: str) -> dict[str, Any]:
 
 
 def rows_of(kind: str, path: Path, columns: Mapping[str, str]) -> str:
-    """Rows of numbers; `columns` are those of the method."""
+    """The rows of a log in the new format; `columns` are those of the method."""
     rows = (renamed(row, FIELDS[kind] | dict(columns), VALUES.get(kind, {})) for row in files.read_rows(path))
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
 def is_old(path: Path) -> bool:
-    """UserError for a file that is newer than this script."""
+    """Whether a file has an older format; UserError if it is newer than this script."""
     number = read(path).get(formats.KEY, 1)
     if number > formats.FORMAT:
         raise UserError(f"{path} has format {number}; this script converts to format {formats.FORMAT}")
@@ -324,10 +324,10 @@ def is_old(path: Path) -> bool:
 def read(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text())
-    except (OSError, ValueError) as wrong:
-        raise UserError(f"{path} cannot be read: {wrong}") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
     if not isinstance(found, dict):
-        raise UserError(f"{path} is damaged: it holds a {type(found).__name__}, not fields with names")
+        raise UserError(f"{path} is damaged: it contains a {type(found).__name__}, not named fields")
     return found
 
 
@@ -335,13 +335,13 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def convert(folder: Path) -> str:
-    """Convert a run, the runs in it, or a store. Returns what was done, in a line."""
+    """Convert a run with the runs in it, or a store. Returns one line that lists the changes."""
     if (folder / store.CARD).is_file():
         return convert_store(folder)
     if not (folder / run.CARD).is_file():
         raise UserError(f"{folder} is neither a run nor a store: it has no {run.CARD} and no {store.CARD}")
     done = []
-    for card in sorted(folder.rglob(run.CARD), key=lambda path: -len(path.parts)):  # the run itself last
+    for card in sorted(folder.rglob(run.CARD), key=lambda path: -len(path.parts)):  # the outermost run last
         if is_old(card):
             with files.locked(card.parent):
                 done += [str((card.parent / name).relative_to(folder)) for name in convert_run(card.parent)]
@@ -365,7 +365,7 @@ def convert_store(folder: Path) -> str:
 
 
 def convert_run(folder: Path) -> list[str]:
-    """Convert one run. Returns the names of its files that were written or renamed."""
+    """Convert one run. Returns the names of the files that were written or renamed."""
     old = read(folder / run.CARD)
     card = card_of(old)
     formats.check(folder / run.CARD, card, run.FIELDS)
@@ -396,7 +396,7 @@ def checkpoints(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def documents(folder: Path, method: str) -> Iterator[tuple[str, str]]:
-    """Name and new text of files whose text changes."""
+    """Name and new text of each file whose text changes."""
     for name, fields in ((weights.SHAPE, weights.FIELDS), (topics.CARD, topics.FIELDS)):
         if (folder / name).exists() and is_old(folder / name):
             document = converted(name, read(folder / name))
@@ -420,15 +420,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="the folder of a run or of a store")
-    wrong = 0
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run or a store")
+    exit_code = 0
     for folder in parser.parse_args().runs:
         try:
             print(convert(folder))
-        except UserError as told:
-            print(f"convert_runs: {told}", file=sys.stderr)
-            wrong = 2
-    return wrong
+        except UserError as error:
+            print(f"convert_runs: {error}", file=sys.stderr)
+            exit_code = 2
+    return exit_code
 
 
 if __name__ == "__main__":

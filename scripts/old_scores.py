@@ -1,6 +1,6 @@
-"""Scores and studies of schema 1, whose rows were told apart by their display text, as documents of schema 2.
+"""Convert scores and studies of schema 1, whose rows were identified by their display text, to schema 2.
 
-Pure functions: convert_runs.py reads and writes the files.
+These are pure functions; convert_runs.py reads and writes the files.
 """
 
 import re
@@ -9,7 +9,7 @@ from typing import Any
 
 OLD, NEW = 1, 2
 ROLES = {"untrained": "untrained", "supervised": "supervised", "raw": "pixels", "k-means": "patches"}
-"""first word of the name of a row that is not a run's -> its role"""
+"""first word of the name of a baseline -> its role"""
 NUMBERED = (
     (re.compile(r"(\d+)-shot"), "few-shot", "shots"),
     (re.compile(r"(\d+) images mAP"), "few-shot mAP", "shots"),
@@ -18,15 +18,15 @@ NUMBERED = (
     (re.compile(r"partner@(\d+)"), "track recall", "k"),
     (re.compile(r"(recall|text|image)@(\d+)"), "", "k"),
 )
-"""an eval with a number -> its metric, and what the number is"""
+"""pattern of an old eval with a number, its metric, and the meaning of the number"""
 POOLED = ("knn", "linear", "knn mAP", "linear mAP", "text", "image", "track recall")
-"""metrics whose differences were of pooled features; those of others have no stage"""
+"""metrics whose differences are of pooled features; other differences have no stage"""
 
 
 def convert(document: Mapping[str, Any]) -> dict[str, Any]:
-    """What `pretask evaluate`, `transfer` or `study` kept, of schema 1 -> of schema 2; one of schema 2 stays as it is.
+    """Convert a document of `pretask evaluate`, `transfer` or `study` from schema 1 to schema 2; one of schema 2 is unchanged.
 
-    ValueError where the document is of another schema, or has a row that no version of pretask wrote.
+    ValueError if the document has another schema, or a row that no version of pretask wrote.
     """
     if document.get("schema") == NEW:
         return dict(document)
@@ -52,7 +52,7 @@ def protocol(old: Mapping[str, str], task: str) -> dict[str, str]:
 
 
 def answer(old: Mapping[str, Any], ask: str, test: str) -> dict[str, Any]:
-    """The answer to one question of a study; its rows did not repeat the test set and the seeds, and `fraction` was `share`."""
+    """The answer to one question of a study; old rows lack the test set and the seeds, and call `fraction` `share`."""
     more = {"data": test, "seeds": old["seeds"]}
     rows = [row(each, "", supervised=ask == "supervised") | more for each in old["rows"]]
     return {
@@ -82,12 +82,12 @@ def role(name: str, own: bool, task: str) -> str:
         return "published" if name.startswith("timm:") else "run"
     found = ROLES.get(name.partition(" ")[0], "floor" if task else "")
     if not found:
-        raise ValueError(f"a row of {name!r}, which is no baseline")
+        raise ValueError(f"a row of {name!r}, which is not a baseline")
     return found
 
 
 def measured(old: str, task: str) -> dict[str, Any]:
-    """What an eval is called now: its metric, and its number if it has one."""
+    """The metric of an old eval, with its number if it has one."""
     if task:
         return {"metric": old.removeprefix(f"{task} ")}
     for pattern, metric, key in NUMBERED:

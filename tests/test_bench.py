@@ -139,7 +139,9 @@ def test_startup_and_memory():
 def test_the_share_of_the_collapse_monitor_is_its_checks_over_the_run(bench: Bench):
     numbers, (share,) = bench.told("monitor", "--data", "synthetic:64", "--method", "rotnet", "--steps", "2")
     assert numbers["checks"] >= 2
-    assert share["value"] == pytest.approx(100 * numbers["checks"] * numbers["seconds per check"] / numbers["run, s"])
+    assert share["value"] == pytest.approx(
+        100 * numbers["checks"] * numbers["seconds per check"] / numbers["run, s"]
+    )
 
 
 def test_a_budget_is_compared_with_the_whole_process_and_not_measured_twice(bench: Bench, tmp_path: Path):

@@ -34,7 +34,7 @@ class Images:
 
 SETS = {
     "coil20": Images(
-        "COIL-20: 1,440 views of 20 things",
+        "COIL-20: 1,440 views of 20 objects",
         20,
         "A fork of the released code reports NMI 98.3 and ACC 97.6 for JULE, on images of 128 px; these are of 32 px.",
     ),

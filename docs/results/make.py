@@ -308,7 +308,7 @@ NEEDS_LONGER = (
 )
 """remark for I-JEPA, from runs that are too long for this page"""
 BY_A_DECODER = (
-    "how frozen maps are read matters: with a decoder of four convolutions, which learns features of its own, the first "
+    "how frozen maps are read matters: with a decoder of four convolutions, which learns its own features, the first "
     "three of these runs predicted normals no better than their untrained networks, +0.1 degrees [−2.1, 2.3], and depth not "
     "significantly better, −0.6 % [−4.4, 3.2] (this page at commit 4574739). The choice of a linear readout was made on 50 "
     "of these 63 frames"

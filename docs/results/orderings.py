@@ -172,7 +172,7 @@ STUDIES = {
         },
     ),
     "damaged-heads": Study(
-        "The three tasks together beat each of them alone (abstract).",
+        "The three tasks together beat each single task (abstract).",
         "damaged_jigsaw",
         {
             "all three": (),
@@ -202,7 +202,7 @@ STUDIES = {
     ),
     "color-loss": Study(
         "Classification with rebalanced rare colors gives better colors than without, and that better ones than regression; "
-        "features are reported for the first alone (sec. 3.1).",
+        "features are reported only for the first (sec. 3.1).",
         "colorization",
         {
             "rare colors rebalanced, soft targets": (),
@@ -221,7 +221,7 @@ STUDIES = {
         },
     ),
     "scene-tasks": Study(
-        "The three tasks together transfer better than each alone (table 2).",
+        "The three tasks together transfer better than each single task (table 2).",
         "cross_domain",
         {
             "three tasks and the adversary": (),

@@ -196,8 +196,8 @@ def against(less: Row | None) -> str:
 
 def repeat_commands() -> str:
     return (
-        "Where marked, other rows of these methods on this page, and their numbers in the README, were measured with older default "
-        "recipes. To repeat them:\n\n"
+        "Where marked, other rows of these methods on this page were measured with older default recipes, as were their numbers in "
+        "[Which method?](../which-method.md) To repeat them:\n\n"
         f"```sh\npython docs/results/make.py {' '.join(name for name in OUTDATED if name != FOLDS)} --data FOLDER\n"
         f"python docs/results/folds.py --data FOLDER\npython docs/results/orderings.py {' '.join(OUTDATED_STUDIES)} --data FOLDER\n```\n"
     )

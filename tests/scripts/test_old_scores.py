@@ -74,7 +74,7 @@ def test_whose_row_it_is_is_a_role():
     rows = [row(name, "knn", "pool", own=role in ("run", "published")) for role, name in names.items()]
     found = convert(scores(rows))["rows"]
     assert {each["role"]: each["name"] for each in found} == names
-    with pytest.raises(ValueError, match="'a stranger', which is no baseline"):
+    with pytest.raises(ValueError, match="'a stranger', which is not a baseline"):
         convert(scores([row("a stranger", "knn")]))
 
 
