@@ -81,8 +81,8 @@ def test_learning_validation_and_test_have_no_image_in_common(stacks, tmp_path, 
     monkeypatch.setattr(stacks, "SPLIT", {"train": 20, "valid": 10, "test": 30})
     images = np.arange(60, dtype=np.uint8)[:, None, None].repeat(4, 1).repeat(4, 2)
     np.savez(tmp_path / "all.npz", images=images, labels=np.arange(60) % 3)
-    stacks.divide(tmp_path / "all.npz", tmp_path)
-    parts = [stacks.everything(tmp_path / f"{name}.npz") for name in stacks.SPLIT]
+    stacks.write_split(tmp_path / "all.npz", tmp_path)
+    parts = [stacks.load(tmp_path / f"{name}.npz") for name in stacks.SPLIT]
     assert [len(label) for _, label in parts] == [20, 10, 30]
     seen = torch.cat([(x[:, 0, 0, 0] * 255).round().long() for x, _ in parts])
     assert sorted(seen.tolist()) == list(range(60))
