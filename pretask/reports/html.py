@@ -112,22 +112,22 @@ def write(
 
 
 def facts(folder: Path, card: Row) -> list[tuple[str, str]]:
-    """The most important facts, in order; unknown ones are omitted."""
+    """The most important facts, in order."""
     done = folder / runs.DONE
-    processes = card.get("processes", 1)
-    device = (card.get("device"), card.get("precision"), f"{processes} processes" if processes > 1 else None)
+    processes = card["processes"]
+    device = (card["device"], card["precision"], f"{processes} processes" if processes > 1 else None)
     known = {
         "Method": runs.title(card),
-        "Encoder": card.get("encoder"),
-        "Data": places.short(card.get("data", "")),
-        "Images": f"{card['n']:,}" if "n" in card else None,
-        "Records": line(card["records"]) if "records" in card else None,
+        "Encoder": card["encoder"],
+        "Data": places.short(card["data"]),
+        "Images": f"{card['n']:,}",
+        "Records": line(card["records"]),
         "Size": f"{card['size']}×{card['size']}, {'gray' if card['channels'] == 1 else 'color'}",
-        "Steps": f"{card['steps']:,}" if "steps" in card else None,
+        "Steps": f"{card['steps']:,}",
         "Passes over the images": f"{card['steps'] * card['train']['batch'] / card['n']:.1f}",
         "Time": duration(done.read_text()) if done.exists() else "not finished",
         "Device": " · ".join(str(x) for x in device if x),
-        "Seed": card.get("seed"),
+        "Seed": card["seed"],
     }
     return [(name, str(value)) for name, value in known.items() if value not in (None, "")]
 
@@ -251,7 +251,7 @@ def skipped(path: Path) -> list[list[str]]:
 def settings(card: Row) -> list[tuple[str, list[tuple[str, str]]]]:
     """The card as tables: method, training, software versions, everything else."""
     groups = {"config": "Method", "train": "Training", "versions": "Versions"}
-    tables = [(title, flat(card[name])) for name, title in groups.items() if card.get(name)]
+    tables = [(title, flat(card[name])) for name, title in groups.items() if card[name]]
     rest = {k: v for k, v in card.items() if k not in groups and k not in ("command", "records")}
     return [*tables, ("Run", flat(rest))]
 

@@ -111,7 +111,7 @@ def compose(
     """Write the page from the available parts of a run; `missing` says why others are unavailable."""
     log, monitor = read_rows(folder / runs.LOG), read_rows(folder / runs.MONITOR)
     scores = read_all(folder)
-    seed = card.get("seed", 0)
+    seed = card["seed"]
     cells = puzzles(method, source, seed) if method is not None and source is not None else []
     if cells:
         task, name = method.pretext_task if method else "", folder.resolve().name
@@ -231,7 +231,7 @@ def verdict(
         return html.Verdict("bad", sentence([problem]))
 
     clauses = ["health was not monitored" if state is None else "healthy"]
-    done, steps = (log[-1]["step"] + 1 if log else 0), card.get("steps", 0)
+    done, steps = (log[-1]["step"] + 1 if log else 0), card["steps"]
     if done < steps:
         clauses.append(f"not finished, at step {done:,} of {steps:,}")
     clauses += cautions(card)

@@ -212,8 +212,8 @@ def lengthening(entries: tuple[Entry, ...]) -> tuple[int, int]:
 
 
 def entries_of(card: Mapping[str, Any]) -> tuple[Entry, ...]:
-    """Entries of the plan in a run's card; older cards have only the number of steps."""
-    return tuple((step, steps) for step, steps in card.get("plan", [[0, card["steps"]]]))
+    """Entries of the plan in a run's card."""
+    return tuple((step, steps) for step, steps in card["plan"])
 
 
 def cautions(card: Mapping[str, Any]) -> list[str]:

@@ -152,7 +152,7 @@ class Run:
 def title(card: Mapping[str, Any]) -> str:
     """The method as on the command line; for a file, the file's name."""
     name = Path(card["method"]).name
-    return name if card.get("recipe", "default") == "default" else f"{name}:{card['recipe']}"
+    return name if card["recipe"] == "default" else f"{name}:{card['recipe']}"
 
 
 def read_card(path: Path) -> dict[str, Any]:

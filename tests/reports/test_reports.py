@@ -218,13 +218,21 @@ def test_an_attention_map_is_bright_where_the_features_of_its_image_are_strong()
 
 
 def card(**more) -> dict:
-    return {
-        "method": "rotnet", "recipe": "default", "config": {"crop": 0.3, "views": {"blur": [0.1, 2.0]}},
-        "train": {"epochs": 2, "batch": 32, "milestones": []}, "encoder": "resnet_small", "data": "synthetic:64:16", "n": 64,
-        "channels": 3, "size": 16, "seed": 0, "steps": 100, "epochs": 2, "precision": "32-true",
-        "device": "cpu", "processes": 1, "versions": {"torch": "2.8"}, "commit": "0123abc",
-        "command": "pretask pretrain rotnet", **more,
-    }  # fmt: skip
+    train = {"epochs": 2, "batch": 32, "milestones": []}
+    about = {
+        "config": {"crop": 0.3, "views": {"blur": [0.1, 2.0]}},
+        "train": train,
+        "data": "synthetic:64:16",
+        "n": 64,
+    }
+    more = {
+        "steps": 100,
+        "epochs": 2,
+        "versions": {"torch": "2.8"},
+        "commit": "0123abc",
+        "command": "pretask pretrain rotnet",
+    } | more
+    return cards.card(**about | more)
 
 
 def test_passes_are_images_seen_over_images_whatever_the_epochs_of_a_timed_run(tmp_path):

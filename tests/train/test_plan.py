@@ -162,10 +162,9 @@ def card(*entries, n=100, batch=10, cycles=1):
     return {"n": n, "train": {"batch": batch, "cycles": cycles}, **plan.as_card()}
 
 
-def test_card_stores_all_entries_and_older_cards_have_one():
+def test_card_stores_all_entries():
     assert entries_of(card((0, 300), (40, 900))) == ((0, 300), (40, 900))
     assert card((0, 300), (40, 900))["steps"] == 900
-    assert entries_of({"steps": 300}) == ((0, 300),)
 
 
 def test_caution_for_a_short_run_names_the_minimum_length():
