@@ -107,7 +107,7 @@ def table(names: Sequence[str]) -> list[str]:
         "| recipe | pretext task | encoder |",
         "|---|---|---|",
         *(
-            f"| [`{spec(name, recipe)}`]({name}.md) | {methods.asks(config)} | `{config.encoder}` |"
+            f"| [`{spec(name, recipe)}`]({name}.md) | {methods.summary(config)} | `{config.encoder}` |"
             for name in names
             for recipe, config in methods.recipes(methods.module(name)).items()
         ),

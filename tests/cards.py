@@ -1,4 +1,4 @@
-"""A run's card with all of its fields, of a run that nobody made."""
+"""A complete run card without a run."""
 
 import json
 from dataclasses import asdict
@@ -11,9 +11,9 @@ from pretask.runtime.formats import FORMAT, KEY
 
 
 def card(**more: Any) -> dict[str, Any]:
-    """Of a step of rotnet on 8 drawn images of 16 px, but for the fields that are given."""
+    """The card of one step of rotnet on 8 synthetic images of 16 px, with the given fields replaced."""
     config, settings = methods.recipe("rotnet")(), RunConfig("synthetic:8:16")
-    made = {
+    fields = {
         KEY: FORMAT,
         "method": "rotnet",
         "recipe": "default",
@@ -43,4 +43,4 @@ def card(**more: Any) -> dict[str, Any]:
         "fingerprint": None,
         "monitor_fingerprint": None,
     }
-    return json.loads(json.dumps(made | more))
+    return json.loads(json.dumps(fields | more))

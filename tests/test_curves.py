@@ -1,4 +1,4 @@
-"""Training curves of the results: means and ranges over runs, worked out by hand."""
+"""Training curves of the results: means and ranges over runs, against values computed by hand."""
 
 import sys
 from pathlib import Path

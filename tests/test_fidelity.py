@@ -1,4 +1,4 @@
-"""What papers and released code say of each recipe, held against what is built."""
+"""Every recipe against the facts recorded from papers and released code."""
 
 import importlib.util
 import json
@@ -16,7 +16,7 @@ SPEC.loader.exec_module(fidelity)
 
 
 @pytest.mark.parametrize("name", methods.names())
-def test_every_fact_is_met_or_its_difference_has_a_reason(name):
+def test_every_fact_matches_or_its_difference_has_a_reason(name):
     wrong = [
         f"{line.recipe}: {line.fact} is {line.ours}, theirs {fidelity.theirs(line.entry)}"
         for line in fidelity.lines(name)
@@ -32,13 +32,13 @@ def test_every_field_of_a_published_recipe_has_an_entry(name):
         missing = {fact for fact, _ in fidelity.fields(config())} - set(entries)
         assert not missing, f"tests/golden/{name}.json lacks {sorted(missing)} of {recipe}"
         assert any(fact.startswith("encoder") for fact in entries), (
-            f"{name}: nothing of the encoder of {recipe}"
+            f"{name}: no fact about the encoder of {recipe}"
         )
-        assert "groups" in entries, f"{name}: nothing of the optimizer's groups of {recipe}"
+        assert "groups" in entries, f"{name}: no fact about the parameter groups of {recipe}"
 
 
 @pytest.mark.parametrize("path", sorted(fidelity.GOLDEN.glob("*.json")), ids=lambda path: path.stem)
-def test_an_entry_has_a_source_and_what_was_read_there(path):
+def test_every_entry_has_a_source_and_what_was_read_there(path):
     for recipe, entries in json.loads(path.read_text()).items():
         assert recipe in fidelity.published(path.stem)
         for fact, entry in entries.items():
@@ -49,7 +49,7 @@ def test_an_entry_has_a_source_and_what_was_read_there(path):
                 assert set(entry) == {"source"}, fact
 
 
-def test_a_wrong_number_is_seen_and_a_stale_reason_as_well(monkeypatch):
+def test_wrong_values_and_stale_reasons_are_detected(monkeypatch):
     right = {
         "train.lr": {"released": 0.1, "source": "here"},
         "crop": {"paper": 0.5, "source": "here", "why": "so"},
@@ -61,8 +61,8 @@ def test_a_wrong_number_is_seen_and_a_stale_reason_as_well(monkeypatch):
         assert len(found) == seen
 
 
-def test_the_smallest_crops_are_magnified_as_often_as_the_page_says():
-    """MAE: a fifth of the area. DINO: views of 224 px of 0.4, and of 96 px of 0.05 of the area (main_dino.py:108, 115)."""
+def test_the_page_has_the_magnification_of_the_smallest_crops():
+    """MAE: a fifth of the area. DINO: 0.4 of the area at 224 px, and 0.05 at 96 px (main_dino.py:108, 115)."""
     assert fidelity.magnified(methods.recipe("mae:paper")()) == {"crops": pytest.approx(math.sqrt(5))}
     assert fidelity.magnified(methods.recipe("dino:paper")()) == {
         "crops": pytest.approx(math.sqrt(2.5)),
@@ -73,8 +73,8 @@ def test_the_smallest_crops_are_magnified_as_often_as_the_page_says():
     assert "| mae | 2.2 |  |" in page and "| dino | 1.6 | 1.9 |" in page and "cross_domain" not in page
 
 
-def test_groups_layers_and_first_weights_are_those_that_are_built(monkeypatch):
-    """Of rotnet: a group that no entry is of, other layers, other first weights are seen; the right ones are met."""
+def test_parameter_groups_layers_and_initial_weights_are_compared(monkeypatch):
+    """For rotnet: a missing group, other layers and other initial weights are detected; the true ones match."""
     decayed = {"lr": 0.1, "weight_decay": 5e-4}
     conv1 = {"of": "encoder.net.conv1.0.0.weight", "source": "here"}
     begins = (

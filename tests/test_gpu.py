@@ -1,4 +1,4 @@
-"""On a GPU: the same costs as on the CPU, training in bfloat16, an exact place to resume from, and every verb.
+"""On a GPU: the same losses as on the CPU, training in bfloat16, resuming, and every command.
 
 All other tests use the CPU, also where there is a GPU: PRETASK_TEST_GPU=1 python3 dev.py test tests/test_gpu.py
 """
@@ -43,7 +43,7 @@ def exact(monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
-def moved(puzzle):
+def on_gpu(puzzle):
     return dataclasses.replace(
         puzzle,
         **{
@@ -55,16 +55,16 @@ def moved(puzzle):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_puzzle_costs_the_same(name, exact):
+def test_losses_and_gradients_match_the_cpu(name, exact):
     config = recipe(name)()
     case = contract.Case.of(config, images_for(name), small(config.encoder))
     here = case.begun()
     there, puzzle = copy.deepcopy(here).cuda(), case.puzzle(here)
-    costs = [contract.at_same_chance(m.loss, p).total for m, p in ((here, puzzle), (there, moved(puzzle)))]
-    torch.testing.assert_close(costs[1].cpu(), costs[0], rtol=1e-4, atol=1e-5)
+    losses = [contract.at_same_chance(m.loss, p).total for m, p in ((here, puzzle), (there, on_gpu(puzzle)))]
+    torch.testing.assert_close(losses[1].cpu(), losses[0], rtol=1e-4, atol=1e-5)
     gradients = []
-    for method, cost in zip((here, there), costs, strict=True):
-        cost.backward()
+    for method, loss in zip((here, there), losses, strict=True):
+        loss.backward()
         gradients.append(
             torch.cat([p.grad.cpu().flatten() for p in method.parameters() if p.grad is not None])
         )
@@ -73,10 +73,10 @@ def test_a_puzzle_costs_the_same(name, exact):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_trains_in_bfloat16(name, tmp_path):
-    wanted = dataclasses.replace(settings(name, tmp_path / "run"), precision="auto")
+def test_every_method_trains_in_bfloat16(name, tmp_path):
+    run_config = dataclasses.replace(settings(name, tmp_path / "run"), precision="auto")
     config = recipe(name)()
-    run = pretrain(fresh(name, wanted, config, dataclasses.replace(config.train, batch=16)))
+    run = pretrain(fresh(name, run_config, config, dataclasses.replace(config.train, batch=16)))
     assert run.card["device"] == torch.cuda.get_device_name()
     assert run.card["precision"] == "bf16-mixed"
     rows = [json.loads(row) for row in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
@@ -87,9 +87,9 @@ def test_trains_in_bfloat16(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_run_that_was_cut_off_goes_on_from_where_it_was(name, tmp_path, monkeypatch):
-    """Not to the bit: some of CUDA's sums add in any order. Adam makes whole steps of what is left of a gradient of
-    next to nothing: with 1e-5 of noise six steps end up to 200 % apart, those of sgd 0.1 %."""
+def test_a_resumed_run_ends_with_nearly_the_same_weights(name, tmp_path, monkeypatch):
+    """Not to the bit: some of CUDA's sums have no fixed order. Adam turns a nearly zero gradient into a full step: with noise
+    of 1e-5, six steps differ by up to 200 %, those of SGD by 0.1 %."""
     monkeypatch.setattr(trainer, "SAVE_EVERY", 0.0)
     config = recipe(name)()
     train = dataclasses.replace(config.train, batch=16, optimizer="sgd", lr=0.01, clip=0.0)
@@ -102,23 +102,23 @@ def test_a_run_that_was_cut_off_goes_on_from_where_it_was(name, tmp_path, monkey
     with pytest.raises(KeyboardInterrupt):
         pretrain(fresh(name, settings(name, tmp_path / "parts"), config, train), on_log=cut)
     parts = pretrain(resumed(tmp_path / "parts"))
-    begun, end, other = (flat(e) for e in (whole.untrained, whole.encoder, parts.encoder))
-    travelled, apart = (end - begun).norm(), (end - other).norm()
-    assert apart < 0.01 * travelled, f"{apart:.2g} apart after a way of {travelled:.2g}"
+    initial, end, other = (flat(e) for e in (whole.untrained, whole.encoder, parts.encoder))
+    distance, deviation = (end - initial).norm(), (end - other).norm()
+    assert deviation < 0.01 * distance, f"differs by {deviation:.2g} after moving by {distance:.2g}"
 
 
 def flat(encoder):
     return torch.cat([p.detach().flatten() for p in encoder.parameters()])
 
 
-def test_features_are_those_of_the_cpu(exact, monkeypatch, tmp_path):
+def test_features_match_the_cpu(exact, monkeypatch, tmp_path):
     run = pretrain(fresh("rotnet", settings("rotnet", tmp_path / "run", steps=2)))
     there = pretask.embed(run, "synthetic:32:16")
     monkeypatch.setattr(embed, "find_device", lambda: "cpu")
     torch.testing.assert_close(there, pretask.embed(run, "synthetic:32:16"), rtol=1e-3, atol=1e-4)
 
 
-def test_a_map_is_read_off_as_on_the_cpu(exact):
+def test_the_linear_readout_matches_the_cpu(exact):
     scenes = sources.open("synthetic:8:32")
     encoder = encoders.build("resnet_small:width=8", 3, 32)
     here, there = (
@@ -129,7 +129,7 @@ def test_a_map_is_read_off_as_on_the_cpu(exact):
     torch.testing.assert_close(there(x.cuda()).cpu(), here(x), rtol=1e-2, atol=1e-2)
 
 
-def test_every_verb(tmp_path, capsys, monkeypatch):
+def test_every_command_runs(tmp_path, capsys, monkeypatch):
     for module in (finetune, nonlinear_probes):
         monkeypatch.setattr(module, "STEPS", 20)
     run, data = str(tmp_path / "run"), "demo"

@@ -1,4 +1,4 @@
-"""Fine-tuning of stacks, docs/results/stacks.py: its first step by hand, and which epoch it gives back."""
+"""Fine-tuning of stacks (docs/results/stacks.py): the first step by hand, and the choice of the epoch."""
 
 import importlib
 from pathlib import Path
@@ -26,7 +26,7 @@ def digits():
     return x, label
 
 
-def test_the_first_step_moves_the_logits_alone_by_the_rate_times_the_slope(stacks, digits, monkeypatch):
+def test_the_first_step_moves_only_the_head_by_the_rate_times_the_gradient(stacks, digits, monkeypatch):
     monkeypatch.setattr(stacks, "EPOCHS", 1)
     monkeypatch.setattr(stacks, "BATCH", 12)
     encoder = encoders.build("mlp:width=8", 1, 28)
@@ -34,16 +34,16 @@ def test_the_first_step_moves_the_logits_alone_by_the_rate_times_the_slope(stack
     net = stacks.finetuned(encoder, digits, digits, seed=0)
     with torch.no_grad():
         code = encoder(digits[0])["pool"]
-    slope = sum(
+    gradient = sum(
         torch.outer(torch.eye(3)[int(y)] - 1 / 3, h) for h, y in zip(code, digits[1], strict=True)
     )  # of -log softmax at logits of 0
-    assert_close(net.head.weight, stacks.RATE * slope / 12)
-    assert_close(net.head.bias, torch.zeros(3), atol=1e-6, rtol=0)  # as many of each class
-    for name, p in net.encoder.state_dict().items():  # below logits of 0 there is no gradient yet
+    assert_close(net.head.weight, stacks.RATE * gradient / 12)
+    assert_close(net.head.bias, torch.zeros(3), atol=1e-6, rtol=0)  # balanced classes
+    for name, p in net.encoder.state_dict().items():  # the head is 0, so there is no gradient yet
         assert_close(p, before[name])
 
 
-def test_all_layers_learn_and_the_encoder_that_was_given_does_not(stacks, digits, monkeypatch):
+def test_all_layers_are_trained_and_the_given_encoder_is_unchanged(stacks, digits, monkeypatch):
     monkeypatch.setattr(stacks, "EPOCHS", 3)
     encoder = encoders.build("mlp:width=8", 1, 28)
     before = {name: p.clone() for name, p in encoder.state_dict().items()}
@@ -58,26 +58,26 @@ def test_all_layers_learn_and_the_encoder_that_was_given_does_not(stacks, digits
 
 
 def errors(*values: float):
-    """What is said of the validation images, epoch after epoch."""
+    """Validation errors of successive epochs."""
     left = list(values)
     return lambda *_: torch.tensor([left.pop(0)])
 
 
-def test_the_epoch_that_is_best_on_validation_images_is_given_back(stacks, digits, monkeypatch):
+def test_the_best_epoch_on_validation_images_is_returned(stacks, digits, monkeypatch):
     encoder = encoders.build("mlp:width=8", 1, 28)
 
-    def made(*values: float):
+    def finetuned_state(*values: float):
         monkeypatch.setattr(stacks, "EPOCHS", len(values))
         monkeypatch.setattr(stacks, "wrong", errors(*values))
         return stacks.finetuned(encoder, digits, digits, seed=0).state_dict()
 
-    second = made(0.5, 0.2)
-    for name, p in made(0.5, 0.2, 0.3, 0.2).items():
+    second = finetuned_state(0.5, 0.2)
+    for name, p in finetuned_state(0.5, 0.2, 0.3, 0.2).items():
         assert torch.equal(p, second[name])
-    assert not torch.equal(made(0.5)["head.weight"], second["head.weight"])
+    assert not torch.equal(finetuned_state(0.5)["head.weight"], second["head.weight"])
 
 
-def test_learning_validation_and_test_have_no_image_in_common(stacks, tmp_path, monkeypatch):
+def test_training_validation_and_test_images_are_disjoint(stacks, tmp_path, monkeypatch):
     monkeypatch.setattr(stacks, "SPLIT", {"train": 20, "valid": 10, "test": 30})
     images = np.arange(60, dtype=np.uint8)[:, None, None].repeat(4, 1).repeat(4, 2)
     np.savez(tmp_path / "all.npz", images=images, labels=np.arange(60) % 3)

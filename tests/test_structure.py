@@ -1,4 +1,4 @@
-"""The house: imports point downwards, nothing goes in a circle, and what is imported by name follows the same floors."""
+"""Package structure: imports go from higher to lower layers without cycles, imports by name included."""
 
 import ast
 import pkgutil
@@ -12,18 +12,18 @@ import pretask
 
 ROOT = Path(__file__).parents[1]
 RULES = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
-FLOORS = next(rule["layers"] for rule in RULES if rule["id"] == "floors")
-LEVEL = {room.strip(): level for level, rooms in enumerate(FLOORS) for room in rooms.split(":")}
+LAYERS = next(rule["layers"] for rule in RULES if rule["id"] == "floors")
+LEVEL = {package.strip(): level for level, packages in enumerate(LAYERS) for package in packages.split(":")}
 
 
-def test_imports_point_downwards_and_nothing_goes_in_a_circle():
-    linted = "from importlinter.cli import lint_imports; raise SystemExit(lint_imports())"
-    ended = subprocess.run([sys.executable, "-c", linted], cwd=ROOT, capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stdout
+def test_imports_follow_the_layers_without_cycles():
+    program = "from importlinter.cli import lint_imports; raise SystemExit(lint_imports())"
+    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout
 
 
-def by_name() -> list[tuple[str, str]]:
-    """Modules that import others by a name which a linter does not read, and how these names begin."""
+def dynamic_imports() -> list[tuple[str, str]]:
+    """(importer, beginning of the imported name) of all imports by name, which the linter does not see."""
     found = []
     for path in sorted((ROOT / "pretask").rglob("*.py")):
         own = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
@@ -36,8 +36,8 @@ def by_name() -> list[tuple[str, str]]:
     return found
 
 
-def test_what_is_imported_by_name_lies_on_no_higher_floor():
-    calls = by_name()
+def test_imports_by_name_follow_the_layers():
+    calls = dynamic_imports()
     callers = {importer for importer, _ in calls}
     assert {
         "pretask.data",
@@ -47,13 +47,13 @@ def test_what_is_imported_by_name_lies_on_no_higher_floor():
     } <= callers
     for importer, name in calls:
         if importer == "pretask":
-            continue  # the package itself, which hands on what is asked for
-        assert (room := re.match(r"pretask\.(\w+)\.", name)), f"{importer} imports {name}"
-        assert LEVEL[room[1]] >= LEVEL[importer.split(".")[1]], f"{importer} imports {name}"
+            continue  # the package itself, which exports lazily
+        assert (package := re.match(r"pretask\.(\w+)\.", name)), f"{importer} imports {name}"
+        assert LEVEL[package[1]] >= LEVEL[importer.split(".")[1]], f"{importer} imports {name}"
 
 
-def test_no_module_takes_the_name_of_a_function_that_the_package_hands_on():
-    """Once imported, it would stand in the function's place."""
+def test_no_module_has_the_name_of_an_exported_function():
+    """Importing the module would replace the function."""
     modules = {module.name for module in pkgutil.iter_modules(pretask.__path__)}
     assert not modules & {*pretask.__all__}
     assert all(getattr(pretask, name) is not None for name in pretask.__all__)

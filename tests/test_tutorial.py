@@ -1,4 +1,4 @@
-"""The tutorial's method, as it stands on the page, does what the page says."""
+"""The method in the tutorial works as the page describes."""
 
 import re
 from pathlib import Path
@@ -17,7 +17,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "tutorial.md"
 
 
 def blocks():
-    """The page's Python: the method, and its test."""
+    """The Python code of the page: the method, and its test."""
     return re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
 
 
@@ -41,7 +41,7 @@ def pretask(*words):
 SMALL = ("--data", "synthetic:64:32", "--encoder", "resnet_small:width=8", "--batch", "16")
 
 
-def test_the_page_shows_the_commands_in_the_order_of_work():
+def test_the_page_shows_the_commands_in_the_order_of_use():
     verbs = re.findall(r"^pretask (\w+)", PAGE.read_text(), re.MULTILINE)
     assert verbs == ["preview", "check", "pretrain", "pretrain", "evaluate"]
 
@@ -51,12 +51,12 @@ def test_preview_draws_the_puzzle(method):
     assert Path("puzzles.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_check_finds_nothing_to_complain_of(method, capsys):
+def test_check_passes(method, capsys):
     words = ["check", method, "--data", "synthetic:64:32", "--encoder", "resnet_small:width=8"]
     assert pretask(*words) == 0, capsys.readouterr()
 
 
-def test_help_shows_its_own_knob_with_its_sentence(method, capsys):
+def test_help_shows_its_own_hyperparameter_with_its_description(method, capsys):
     with pytest.raises(SystemExit) as end:
         pretask("pretrain", method, "--help")
     shown = " ".join(capsys.readouterr().out.split())
@@ -66,7 +66,7 @@ def test_help_shows_its_own_knob_with_its_sentence(method, capsys):
     assert "0.002" in shown
 
 
-def test_it_trains_with_its_own_flag_and_writes_a_whole_run(method):
+def test_training_with_its_own_flag_writes_a_complete_run(method):
     assert pretask("pretrain", method, *SMALL, "--steps", "4", "--mirror", "0.25", "--out", "own") == 0
     made = run.load("own")
     assert made.card["config"] == {"mirror": 0.25}
@@ -77,7 +77,7 @@ def test_it_trains_with_its_own_flag_and_writes_a_whole_run(method):
     assert made.encoder.dim == 32
 
 
-def test_a_run_of_it_that_was_cut_off_goes_on_to_the_same_weights(method, monkeypatch):
+def test_a_resumed_run_ends_with_the_same_weights(method, monkeypatch):
     from pretask.train import trainer
 
     assert pretask("pretrain", method, *SMALL, "--steps", "5", "--out", "whole") == 0
@@ -99,7 +99,7 @@ def test_a_run_of_it_that_was_cut_off_goes_on_to_the_same_weights(method, monkey
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
 
 
-def test_the_test_on_the_page_passes_and_sees_answers_that_belong_to_others(method, monkeypatch):
+def test_the_test_on_the_page_passes_and_detects_swapped_answers(method, monkeypatch):
     monkeypatch.syspath_prepend(method.parent)
     page = {}
     exec(blocks()[1], page)
@@ -115,7 +115,7 @@ def test_the_test_on_the_page_passes_and_sees_answers_that_belong_to_others(meth
         undoing()
 
 
-def test_an_odd_side_has_no_row_that_belongs_to_two_quarters(method):
+def test_quarters_of_an_odd_side_do_not_overlap(method):
     source = data.open("synthetic:32:33")
     solver = methods.recipe(str(method))(mirror=0.0).build(
         encoders.build("resnet_small:width=8", 3, 33), source

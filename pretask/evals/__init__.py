@@ -1,1 +1,1 @@
-"""What frozen features are worth: one pure function per file, no file knows where the features came from."""
+"""Evaluations of encoders: one pure function per file, independent of how the encoder was trained."""

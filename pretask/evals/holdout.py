@@ -104,7 +104,7 @@ def folds(label: Tensor, rng: Rng) -> Tensor:
 
 
 class Part:
-    """A subset of a labeled source, as a source of its own."""
+    """A subset of a labeled source, as a source."""
 
     def __init__(self, whole: LabeledSource, index: Tensor, name: str):
         self.whole, self.index, self.name = whole, index, name

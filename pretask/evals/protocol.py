@@ -1,6 +1,6 @@
 """From encoders to scores: every protocol for every row, with hyperparameters chosen on held-out training samples.
 
-`evaluate` computes features, `measure` (a file of its own) scores the training and test features of one encoder, and
+`evaluate` computes features, `measure` (in its own file) scores the training and test features of one encoder, and
 `combine_runs` combines the results of several runs.
 """
 
@@ -139,7 +139,7 @@ def evaluate(
     on_features: OnFeatures | None = None,
     progress: bool = True,
 ) -> Scores:
-    """Score the encoders of runs that differ only in their seed, beside the baseline rows of every table.
+    """Score the encoders of runs that differ only in their seed, and the baseline rows of every table.
 
     `untrained` are the encoders at the start of their runs, for the untrained row; by default they are initialized anew
     with `seeds`, the seeds of the runs, as the supervised encoders are (with `supervised_steps`). `heads` are the topic

@@ -158,8 +158,8 @@ class Scores:
         k: int | None = None,
     ) -> Row | None:
         """The first row with that role and metric, and that stage if one is given."""
-        wanted = (metric, shots, k)
-        rows = (r for r in self.rows if r.role == role and (r.metric, r.shots, r.k) == wanted)
+        key = (metric, shots, k)
+        rows = (r for r in self.rows if r.role == role and (r.metric, r.shots, r.k) == key)
         return next((r for r in rows if stage in (None, r.stage)), None)
 
     def find(self, name: str, what: Measurement) -> Row | None:

@@ -25,7 +25,7 @@ COMPARED = [Measurement("track recall", "pool", k=k) for k in AT]
 
 
 class LaterPatches:
-    """The later patches of a source of tracks, as a source of their own."""
+    """The later patches of a source of tracks, as a source."""
 
     def __init__(self, source: Images):
         self.source, self.name, self.ledger = source, source.name, source.ledger

@@ -1,4 +1,4 @@
-"""The folder is the registry: every module here that defines `Config` is a method of its own name.
+"""The folder is the registry: every module here that defines `Config` is a method with the name of the module.
 
 A method outside the package is a Python file with the same content, named by its path: `./my_puzzle.py`.
 """
@@ -15,7 +15,7 @@ from typing import Any
 from pretask.methods.base.method import Method, MethodConfig, Minimum
 from pretask.types import UserError
 
-__all__ = ["Method", "MethodConfig", "Minimum", "asks", "called", "module", "names", "recipe", "recipes"]
+__all__ = ["Method", "MethodConfig", "Minimum", "module", "name_of", "names", "recipe", "recipes", "summary"]
 
 OUTSIDE = "pretask_method_"
 """in front of the name of a file outside of the package, among Python's modules"""
@@ -51,8 +51,8 @@ def outside(path: Path) -> ModuleType:
     return found
 
 
-def called(method: Method[Any] | MethodConfig) -> str:
-    """The name of the file that a method is from: as on the command line, but for folder and ending."""
+def name_of(method: Method[Any] | MethodConfig) -> str:
+    """The name of a method: that of its module, or of its file without folder and suffix."""
     return type(method).__module__.rpartition(".")[2].removeprefix(OUTSIDE)
 
 
@@ -69,13 +69,13 @@ def recipes(of: ModuleType) -> dict[str, type[MethodConfig]]:
 
 def recipe(method: str) -> type[MethodConfig]:
     """The Config class that "rotnet", "rotnet:paper" or "./my_puzzle.py" names."""
-    name, _, wanted = method.partition(":")
+    name, _, chosen = method.partition(":")
     found = recipes(module(name))
-    if (wanted or "default") not in found:
-        raise UserError(f"{name} has no recipe {wanted!r}; there are {', '.join(found)}")
-    return found[wanted or "default"]
+    if (chosen or "default") not in found:
+        raise UserError(f"{name} has no recipe {chosen!r}; there are {', '.join(found)}")
+    return found[chosen or "default"]
 
 
-def asks(config: type[MethodConfig]) -> str:
-    """What a recipe asks, in one line: the first of its docstring, which a user's own may lack."""
-    return (config.__doc__ or "a puzzle that has no description").strip().splitlines()[0]
+def summary(config: type[MethodConfig]) -> str:
+    """The first line of a recipe's docstring, which a user's own method may lack."""
+    return (config.__doc__ or "a puzzle without a description").strip().splitlines()[0]

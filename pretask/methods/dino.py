@@ -3,7 +3,7 @@
 Caron, Touvron, Misra, Jégou, Mairal, Bojanowski, Joulin: Emerging Properties in Self-Supervised Vision
 Transformers, ICCV 2021, arXiv:2104.14294; numbers without another source are those of the released code. The
 student predicts, from every view, the teacher's softmax over prototypes on another global view. The teacher
-gets no gradient and sees the global views only. Two things prevent collapse: centering of the teacher's
+gets no gradient and sees the global views only. Two operations prevent collapse: centering of the teacher's
 logits, so that no prototype dominates, and sharpening with a low temperature, so that its outputs do not
 become uniform (sec. 3.1).
 

@@ -1,4 +1,4 @@
-"""Exemplar-CNN: classify distorted copies of image patches, where each patch is a surrogate class of its own.
+"""Exemplar-CNN: classify distorted copies of image patches, where each patch is its own surrogate class.
 
 Dosovitskiy, Fischer, Springenberg, Riedmiller, Brox: Discriminative Unsupervised Feature Learning with Exemplar
 Convolutional Neural Networks, NIPS 2014 and PAMI 2016, arXiv:1406.6909. Seed patches have several sizes. Their positions are
@@ -455,8 +455,8 @@ class ExemplarCNN(Method[Copies]):
     def sample_seed(self, batch: Batch, rng: Rng) -> Tensor:
         """(B,): which of its seeds each image shows."""
         has = self.label[batch.index] >= 0  # (B, P)
-        wanted = rng.child("seed").uniform(len(batch), 1) * has.sum(1, keepdim=True)
-        return (has.cumsum(1) > wanted).int().argmax(1)
+        threshold = rng.child("seed").uniform(len(batch), 1) * has.sum(1, keepdim=True)
+        return (has.cumsum(1) > threshold).int().argmax(1)
 
     def pretext(self, batch: Batch, rng: Rng) -> Copies:
         copy = rng.integers(len(batch), high=self.config.copies or 2**31)

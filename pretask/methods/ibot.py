@@ -5,7 +5,7 @@ arXiv:2111.07832; numbers without another source are those of the released code.
 view are replaced by a mask token, at their own positions; the student predicts their prototype assignments by
 the teacher, which sees the whole view. From a masked view the student also predicts the teacher's assignment
 of another view, as in DINO; both losses have weight 1. Centering, sharpening and the momentum teacher prevent
-collapse, as in DINO; patches have a center of their own.
+collapse, as in DINO; patches have their own center.
 
 The head gets the class and patch tokens of both global views at once, then those of the local views at once,
 so its batch norms, if any, see them together (`main_ibot.py`, which passes local views separately).

@@ -3,7 +3,7 @@ Gaussian.
 
 Balestriero, LeCun: LeJEPA: Provable and Scalable Self-Supervised Learning Without the Heuristics, 2025,
 arXiv:2511.08544. There is no teacher, predictor or stop-gradient: collapse is prevented by SIGReg, a
-normality test along random directions that are drawn anew every step. With several processes it is computed
+normality test along random directions that are drawn again every step. With several processes it is computed
 over the batches of all of them. Every view predicts the mean of the global views (sec. 5.1, eq. 7): the two
 large ones, or all if all are augmented alike. The paper names two equations by words, (SIGReg) and (LeJEPA);
 they and eq. 7 were read in sergio-alberto-dlm/knowledge_robot_learning,

@@ -212,8 +212,8 @@ class MAE(Method[Masked]):
             return (row[:, :, None] & column[:, None]).flatten(1).int().argsort(1)  # visible ones last
         most = torch.full((b,), c.num_masked(rows * columns), device=rng.device)
         block = block_masks(most, self.grid, rng, ATTEMPTS).float()
-        beside = F.avg_pool2d(block[:, None], 3, stride=1, padding=1)[:, 0]
-        score = 2 * block + beside + 0.01 * rng.uniform(b, rows, columns)  # ties broken at random
+        neighbors = F.avg_pool2d(block[:, None], 3, stride=1, padding=1)[:, 0]
+        score = 2 * block + neighbors + 0.01 * rng.uniform(b, rows, columns)  # ties broken at random
         return score.flatten(1).argsort(1, descending=True)
 
     def target(self, image: Tensor) -> Tensor:

@@ -243,7 +243,7 @@ def v3_mlp(*widths: int) -> nn.Sequential:
 
 class MoCo(TwoViewMethod):
     pretext_task = "Momentum contrast with a queue of keys"
-    asks = MATCH
+    caption = MATCH
     queue: Tensor  # (K, D) keys of earlier steps
     queue_ptr: Tensor  # () index of the next key to replace
 

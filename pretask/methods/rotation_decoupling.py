@@ -7,7 +7,7 @@ should be the same for all four rotations; its mean over them is contrasted with
 (noise-contrastive estimation, NCE). Some images look upright in several rotations (a ball, a flower): at the end of the run,
 rotated copies are weighted down by how upright they look.
 
-Uprightness is predicted by two cross-fitted RotNets within the same run: two small RotNets train beside the network, each
+Uprightness is predicted by two cross-fitted RotNets within the same run: two small RotNets train alongside the network, each
 on one random half of the images. When the weighting starts, each predicts the uprightness of the other's half once, and
 both stop training.
 

@@ -117,7 +117,7 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float, first: int = 0) -> tuple
 
 class SimCLR(TwoViewMethod):
     pretext_task = "Contrastive learning of two views"
-    asks = MATCH
+    caption = MATCH
 
     def __init__(self, config: Config, encoder: Encoder):
         super().__init__(config, encoder)

@@ -147,7 +147,7 @@ def sinkhorn(scores: Tensor, epsilon: float, sinkhorn_iterations: int) -> Tensor
 
 class SwAV(MultiCropMethod):
     pretext_task = "Swapped cluster prediction between crops"
-    asks = MATCH
+    caption = MATCH
     queue: Tensor  # (2, Q, D) earlier projections of each global view, newest first
     queue_filled: Tensor  # () number of filled rows, up to Q
 

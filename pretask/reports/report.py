@@ -78,7 +78,7 @@ def report(
             labeled = LabeledImages(shown)
             opened.append((shown.name, shown.ledger))
     try:
-        about = methods.asks(methods.recipe(f"{card['method']}:{card['recipe']}"))
+        about = methods.summary(methods.recipe(f"{card['method']}:{card['recipe']}"))
         source, method = loaded.source, loaded.method
     except (UserError, OSError) as error:  # scores and curves need neither
         encoder = loaded.encoder if labeled else None

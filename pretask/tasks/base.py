@@ -1,6 +1,6 @@
 """Transfer of encoders to a downstream task with annotations, with the same baselines for every task.
 
-A task is a subclass of `Task` in a module of its own; `pretask.tasks.TASKS` lists them. Every score comes with its values
+A task is a subclass of `Task` in its own module; `pretask.tasks.TASKS` lists them. Every score comes with its values
 on resampled test sets, the same sets for every row, so that differences are paired by image.
 """
 

@@ -194,7 +194,7 @@ def detector(encoder: Encoder, count: int, side: int) -> FasterRCNN:
 def batches(
     train: Annotated, usable: Sequence[int], channels: int, steps: int, plan: Plan
 ) -> Iterator[tuple[list[Tensor], list[dict[str, Tensor]]]]:
-    """Images (C, H, W) in [0, 1], of their own sizes, and their targets in torchvision's form, randomly flipped."""
+    """Images (C, H, W) in [0, 1], each of its own size, and their targets in torchvision's form, randomly flipped."""
     batch = min(TRAIN.batch, len(usable))
     order = epoch_orders(len(usable), batch, steps, plan.run)
     for step, rows in enumerate(order.split(batch)):

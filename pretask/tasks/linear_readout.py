@@ -1,6 +1,6 @@
 """Linear readout: one linear layer predicts a map from a frozen encoder's maps, by ridge regression in closed form.
 
-A decoder of several layers would learn features of its own and be scored for those too, so frozen maps are read out
+A decoder of several layers would learn its own features and be scored for those too, so frozen maps are read out
 linearly, as in a linear probe. The columns are all stages, resized to one grid and scaled to variance 1; the rows are the
 grid positions of every training image and its mirror image. The target of a position is the mean over its known pixels,
 and its weight is the fraction of pixels that are known. The penalty is fitted on the first four fifths of the images and

@@ -6,7 +6,7 @@ import torch
 
 from pretask.data import loader
 from pretask.encoders import Encoder
-from pretask.methods import Method, MethodConfig, Minimum, called
+from pretask.methods import Method, MethodConfig, Minimum, name_of
 from pretask.types import Source, UserError
 
 
@@ -15,7 +15,7 @@ def check(config: MethodConfig, encoder: Encoder, source: Source, batch: int | N
 
     `batch` is the global batch size, which is what losses and batch norms use; None if nothing is trained.
     """
-    name, side = called(config), config.smallest_side(encoder)
+    name, side = name_of(config), config.smallest_side(encoder)
     if source.size < side.value:
         raise UserError(
             f"{name} takes images of {side.value} px or more, but those of {source.name} have {source.size} px; "
@@ -51,7 +51,7 @@ def check_norms(method: Method, source: Source) -> None:
         except ValueError as wrong:
             if "more than 1 value per channel" in str(wrong):
                 raise UserError(
-                    f"{called(method)} takes batches of 2 images or more here, not of 1: a batch norm would get a "
+                    f"{name_of(method)} takes batches of 2 images or more here, not of 1: a batch norm would get a "
                     "single value per channel; give --batch 2 or more"
                 ) from None
         except Exception:  # a method may not work before `begin`

@@ -352,7 +352,7 @@ def check_provided(method: Method[Any], source: Source) -> None:
     missing = sorted(method.needs - source.provides)
     if missing:
         raise UserError(
-            f"{methods.called(method)} needs {' and '.join(AUX_FIELDS[name] for name in missing)}; "
+            f"{methods.name_of(method)} needs {' and '.join(AUX_FIELDS[name] for name in missing)}; "
             f"{source.name} provides {', '.join(sorted(source.provides)) or 'images only'}"
         )
 

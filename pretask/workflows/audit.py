@@ -196,7 +196,7 @@ def choice(method: Method[Any], puzzle: Any) -> tuple[str, Tensor, Tensor]:
         if not label.is_floating_point() and label.ndim <= 2 and label.dtype != torch.bool:
             return name, predicted, label
     raise UserError(
-        f"{methods.called(method)} predicts no class, so there is nothing to audit; "
+        f"{methods.name_of(method)} predicts no class, so there is nothing to audit; "
         "methods that do are, for example, jigsaw, context_prediction and rotnet"
     )
 

@@ -22,7 +22,7 @@ def test_the_catalog_says_what_importing_a_method_says(name):
     for recipe, config in made.items():
         one = told[recipe]
         assert (one.asks, one.family, one.encoder, one.needs) == (
-            methods.asks(config),
+            methods.summary(config),
             config.family,
             config.encoder,
             sorted(config.needs),

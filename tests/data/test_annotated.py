@@ -62,8 +62,8 @@ def test_voc_boxes_are_one_based_and_inclusive(tmp_path):
 
 def test_coco_boxes_are_corner_and_size(tmp_path):
     row = {"id": 1, "file_name": "a.jpg", "width": 40, "height": 30}
-    thing = {"id": 5, "image_id": 1, "category_id": 7, "bbox": [2.5, 3, 10, 4], "iscrowd": 1}
-    item = annotated.load(coco(tmp_path, [row], [thing])).items[0]
+    annotation = {"id": 5, "image_id": 1, "category_id": 7, "bbox": [2.5, 3, 10, 4], "iscrowd": 1}
+    item = annotated.load(coco(tmp_path, [row], [annotation])).items[0]
     assert item.boxes.tolist() == [[2.5, 3, 12.5, 7]] and item.hard.tolist() == [True]
     assert annotated.load(tmp_path).classes == ["cat", "dog"] and item.label.tolist() == [1]
 
@@ -117,8 +117,10 @@ def test_too_many_broken_images_are_an_error(tmp_path):
 
 
 def test_split_is_a_list_of_names_or_a_field_or_a_file(tmp_path):
-    thing = [("cat", 0, (1, 1, 9, 9))]
-    root = voc(tmp_path / "v", {"a": thing, "b": thing, "c": thing}, {"trainval": ["a", "c"], "test": ["b"]})
+    objects = [("cat", 0, (1, 1, 9, 9))]
+    root = voc(
+        tmp_path / "v", {"a": objects, "b": objects, "c": objects}, {"trainval": ["a", "c"], "test": ["b"]}
+    )
     assert [i.file.stem for i in annotated.load(f"{root}:trainval").items] == ["a", "c"]
     with pytest.raises(UserError, match="no split 'val'; it has test, trainval"):
         annotated.load(f"{root}:val")
@@ -460,7 +462,7 @@ def test_json_in_any_unicode_encoding_is_read(tmp_path, encoding):
 
 
 def test_splits_in_separate_folders_open(tmp_path):
-    """As Roboflow exports them: the JSON beside the images."""
+    """As Roboflow exports them: the JSON next to the images."""
     for part, n in (("train", 5), ("valid", 3)):
         root = many(tmp_path / part, [], [], n=n)
         (root / "instances.json").rename(root / "_annotations.coco.json")

@@ -264,8 +264,8 @@ def test_unlabeled_images_are_kept_when_opened_without_labels(tmp_path: Path):
     for name in ("ant/0.png", "1.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(png(pictures()[0][0]))
-    asked = OpenOptions(size=16, labels="all")
-    assert len(sources.open(tmp_path, asked)) == 2 and len(sources.open_labeled(tmp_path, asked)) == 1
+    options = OpenOptions(size=16, labels="all")
+    assert len(sources.open(tmp_path, options)) == 2 and len(sources.open_labeled(tmp_path, options)) == 1
 
 
 @pytest.mark.parametrize("name", ["synthetic:12:24", "demo:test"])

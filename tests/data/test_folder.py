@@ -256,7 +256,7 @@ def test_every_file_of_an_odd_folder_is_used_or_listed(odd: tuple[Path, dict[str
     assert sorted(names) == sorted(sound)
 
 
-def test_lists_and_tables_keep_odd_names_apart(odd: tuple[Path, dict[str, str]], tmp_path: Path):
+def test_lists_and_tables_distinguish_odd_names(odd: tuple[Path, dict[str, str]], tmp_path: Path):
     root, bad = odd
     source = sources.open(root, size=16, reading=Reading(max_bad=1.0), cache_mb=0)
     made = embed.write(build("resnet_small:width=4", 3, 16).eval(), source, tmp_path / "x.parquet")

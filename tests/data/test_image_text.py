@@ -105,7 +105,7 @@ def test_subset_and_store_keep_image_and_text_together(photos: Path, tmp_path: P
 
 
 def test_text_may_be_in_several_columns_and_in_lists(photos: Path):
-    rows = [{"image": "images/00.png", "context": "a page", "captions": ["one", "two"], "topic": "told"}]
+    rows = [{"image": "images/00.png", "context": "a page", "captions": ["one", "two"], "topic": "news"}]
     spec = jsonl(photos, rows)
     assert read(sources.open(spec)) == [(0, "a page")]
     assert read(sources.open(f"{spec}:captions,context")) == [(0, "one\ntwo\na page")]

@@ -246,7 +246,7 @@ def test_sources_with_equal_image_names_add_up():
 
 def test_colorized_image_never_replaces_another():
     names = colorize.Names()
-    wanted = [
+    given = [
         "a.jpg",
         "a.png",
         "a.jpg",
@@ -259,7 +259,7 @@ def test_colorized_image_never_replaces_another():
         "",
         "x" * 300,
     ]
-    made = [names.png(name) for name in wanted]
+    made = [names.png(name) for name in given]
     assert len({str(path).casefold() for path in made}) == len(made)
     folders = {str(folder) for path in made for folder in path.parents}
     assert not folders & {str(path) for path in made} and max(len(path.name) for path in made) <= 255
@@ -301,10 +301,10 @@ def test_summary_uses_the_path_given_by_the_user(folder, tmp_path, capfd):
     "verb", [["prepare"], ["preview", "rotnet"], ["check", "rotnet"], ["audit", "rotnet"]]
 )
 def test_every_command_that_opens_images_has_max_bad(verb, tmp_path, monkeypatch):
-    asked = []
+    max_bad = []
     monkeypatch.setattr(data, "kind", lambda spec: pytest.fail("opened"))
     monkeypatch.setattr(
-        data, "open_spec", lambda spec, wanted: asked.append(wanted.reading.max_bad) or exit(3)
+        data, "open_spec", lambda spec, options: max_bad.append(options.reading.max_bad) or exit(3)
     )
     words = ["x"] if verb == ["prepare"] else ["--data", "x"]
     with pytest.raises(SystemExit):
@@ -317,4 +317,4 @@ def test_every_command_that_opens_images_has_max_bad(verb, tmp_path, monkeypatch
                 *(["--out", str(tmp_path / "o")] if verb == ["prepare"] else []),
             ]
         )
-    assert asked == [0.4]
+    assert max_bad == [0.4]

@@ -21,8 +21,8 @@ def saved(at: Path, **arrays) -> Path:
     return at / "data.npz"
 
 
-def pixels(path: Path, **asked) -> torch.Tensor:
-    source = data.open(path, **asked)
+def pixels(path: Path, **options) -> torch.Tensor:
+    source = data.open(path, **options)
     return source.__getitems__(torch.arange(len(source))).image
 
 

@@ -408,12 +408,12 @@ VERBS = {
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_command_uses_the_range_of_its_run(verb, run, ct, tmp_path, monkeypatch):
-    asked: list[Range] = []
+    ranges: list[Range] = []
 
     def seen(name, items, known):
         if verb == "monitor" and known == Range():
             return OF_CT
-        asked.append(known)
+        ranges.append(known)
         raise Seen
 
     for module in (encoded, annotated):
@@ -424,7 +424,7 @@ def test_every_command_uses_the_range_of_its_run(verb, run, ct, tmp_path, monkey
     ]
     with pytest.raises(Seen):
         main.main(words)
-    assert asked == [OF_CT]
+    assert ranges == [OF_CT]
 
 
 def voc(at: Path) -> Path:

@@ -222,12 +222,12 @@ def test_photographs_are_stretched_and_scenes_center_cropped(cache: int, scene_f
     pixels = np.full((32, 128, 3), 128, np.uint8)
     pixels[:, :16], pixels[:, -16:] = 0, 255
     Image.fromarray(pixels).save(tmp_path / "photos" / "a.png")
-    asked = {"size": 16, "channels": 3, "cache_mb": cache}
-    beside = data.open(f"scenes:{scene_folder}+{tmp_path / 'photos'}", **asked).__getitems__(torch.arange(1))
-    row = beside.aux["photographs"][0, 0, 8]
+    options = {"size": 16, "channels": 3, "cache_mb": cache}
+    both = data.open(f"scenes:{scene_folder}+{tmp_path / 'photos'}", **options).__getitems__(torch.arange(1))
+    row = both.aux["photographs"][0, 0, 8]
     assert row[0] < 10 and row[-1] > 245
-    alone = data.open(tmp_path / "photos", **asked).__getitems__(torch.arange(1)).image
-    assert (alone == 128).all()
+    only = data.open(tmp_path / "photos", **options).__getitems__(torch.arange(1)).image
+    assert (only == 128).all()
 
 
 def test_unreadable_part_of_a_pair_is_listed_by_name(scene_folder: Path, tmp_path: Path):
@@ -260,7 +260,7 @@ def floor(height: int, width: int, camera: np.ndarray) -> tuple[np.ndarray, np.n
         for column in range(width):
             x = (column + 0.5 - camera[0, 2]) / camera[0, 0]
             y = (row + 0.5 - camera[1, 2]) / camera[1, 1]
-            if y > 0.2:  # near the horizon the rows of such a small image are meters apart
+            if y > 0.2:  # near the horizon the rows of such a small image are meters from each other
                 depth[row, column] = 1.5 / y
                 length[row, column] = 1.5 / y * (1 + x * x + y * y) ** 0.5
     return depth, length
@@ -419,19 +419,19 @@ def test_real_kitchen_scenes_have_normals_consistent_with_depth(shared_data):
 def test_synthetic_objects_have_the_depth_of_their_foot():
     size = 64
     batch = data.open(f"synthetic:32:{size}").__getitems__(torch.arange(32))
-    depth, n, thing = (batch.aux[name] for name in ("depth", "normals", "instances"))
-    assert depth.shape == thing.shape == (32, 1, size, size) and n.shape == (32, 3, size, size)
+    depth, n, instance = (batch.aux[name] for name in ("depth", "normals", "instances"))
+    assert depth.shape == instance.shape == (32, 1, size, size) and n.shape == (32, 3, size, size)
     assert torch.allclose(n.norm(dim=1), torch.ones(()), atol=1e-5)
-    assert thing.dtype == torch.int32 and thing.unique().tolist() == [1, 2, 3]
+    assert instance.dtype == torch.int32 and instance.unique().tolist() == [1, 2, 3]
     for i in range(32):
-        below = (thing[i, 0] == 3).nonzero()[:, 0].max() + 1  # the row of ground under the foot
-        column = (thing[i, 0, below - 1] == 3).nonzero().median()
+        below = (instance[i, 0] == 3).nonzero()[:, 0].max() + 1  # the row of ground under the foot
+        column = (instance[i, 0, below - 1] == 3).nonzero().median()
         stands, ground = (1 / depth[i, 0, row, column].item() for row in (below - 1, below))
         assert stands == pytest.approx(ground, abs=1.01 / size / 1.5)  # change of 1 / z from row to row
         camera = normals.camera((size, size), 2 * np.arctan(0.5))
         camera[1, 2] = size - 0.5 - size * 1.5 / depth[i, 0, -1, 0].item()  # the horizon, from the last row
         found = normals.normals(depth[i, 0].double().numpy(), camera)
-        near = (thing[i, 0] == 2) & (depth[i, 0] < 8) & torch.from_numpy(found).any(2)
+        near = (instance[i, 0] == 2) & (depth[i, 0] < 8) & torch.from_numpy(found).any(2)
         assert near.sum() > 100 and np.median(angle(found[near], np.array([0, -1, 0]))) < 1
     photographs = batch.aux["photographs"]
     assert photographs.dtype == torch.uint8 and photographs.shape == batch.image.shape

@@ -36,15 +36,15 @@ def test_arrays_are_taken_from_the_given_root(mnist: Path, spec: str):
     assert torch.equal(source.__getitems__(torch.arange(12)).image[:, 0], torch.from_numpy(DIGITS))
 
 
-def test_labels_and_class_names_come_along_only_when_asked(mnist: Path):
+def test_labels_and_class_names_are_read_only_if_requested(mnist: Path):
     source = sources.open_labeled("mnist", reading=Reading(root=mnist))
     assert source.label.tolist() == [i % 10 for i in range(12)]
     assert source.classes[3] == "3 - three"
 
 
-@pytest.mark.parametrize("asked", [("mnist:test", None), ("mnist", "test")])
-def test_split_may_be_named(mnist: Path, asked: tuple):
-    assert len(sources.open(asked[0], split=asked[1], reading=Reading(root=mnist))) == 3
+@pytest.mark.parametrize("named", [("mnist:test", None), ("mnist", "test")])
+def test_split_may_be_named(mnist: Path, named: tuple):
+    assert len(sources.open(named[0], split=named[1], reading=Reading(root=mnist))) == 3
 
 
 def test_datasets_of_files_are_decoded(tmp_path: Path):

@@ -174,8 +174,8 @@ def hold(source: Made, out: Path, cache: int = 0) -> None:
     store.prepare(images, out, progress=False)
     kept = data.open(out)
     for ledger in (images.ledger, kept.ledger):
-        beside = ledger.other.total()
-        assert ledger.found - beside == source.found == ledger.used + len(ledger.bad), ledger.summary()
+        other = ledger.other.total()
+        assert ledger.found - other == source.found == ledger.used + len(ledger.bad), ledger.summary()
         assert ledger.unread == 0 and set(ledger.bad) == set(source.bad), ledger.bad
         assert all(ledger.bad[name].startswith(why) for name, why in source.bad.items()), ledger.bad
     assert sorted(kept.files(torch.arange(len(kept)))) == sorted(source.used)

@@ -160,7 +160,7 @@ def test_other_members_are_counted(tmp_path: Path):
     assert list(source.ledger.bad) == ["s.tar/1.png"]
 
 
-def test_names_that_are_not_utf8_are_kept_apart(tmp_path: Path):
+def test_names_that_are_not_utf8_are_distinguished(tmp_path: Path):
     names = [os.fsdecode(name) for name in (b"\xe9.png", b"\xe8.png", "é.png".encode(), b"a\nb.p\xe9g")]
     path = tar(tmp_path / "s.tar", [(name, png(i)) for i, name in enumerate(names)])
     source = sources.open(path)
@@ -579,7 +579,7 @@ def test_length_is_counted_in_local_files(make: Make, tmp_path: Path):
 
 def test_unknown_length_must_be_stated(tmp_path: Path, monkeypatch):
     rows = datasets.Dataset.from_dict({"image": [png(1)]}).to_iterable_dataset()
-    monkeypatch.setattr(stream.parquet, "open_hub", lambda spec, asked, streaming: (rows, "data"))
+    monkeypatch.setattr(stream.parquet, "open_hub", lambda spec, options, streaming: (rows, "data"))
     with pytest.raises(UserError, match=r"for example hf-stream:some/data#100000"):
         sources.open("hf-stream:some/data")
     source = passed(sources.open("hf-stream:some/data#5", size=16))

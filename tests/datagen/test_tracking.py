@@ -318,7 +318,7 @@ def test_interrupted_command_continues_with_the_same_result(moving, tracks, tmp_
 
     original = mine_tracks.mine_part
     monkeypatch.setattr(mine_tracks, "mine_part", mine_part)
-    asked = [
+    command = [
         "track",
         str(moving.parent),
         "--out",
@@ -330,12 +330,12 @@ def test_interrupted_command_continues_with_the_same_result(moving, tracks, tmp_
         "--workers",
         "1",
     ]
-    assert main(asked) == 130
+    assert main(command) == 130
     assert not out.exists() and len(list((tmp_path / "tracks.parts").iterdir())) == 2
     monkeypatch.setattr(
         mine_tracks, "mine_part", lambda *given: done.append(given[1].name) or original(*given)
     )
-    assert main(asked) == 0
+    assert main(command) == 0
     assert sorted(done) == ["broken.mp4", "film.avi", "moving", "still"]  # each clip once
     for name in ("image.bin", "tracked.bin", "clip.bin", "tracks.jsonl", "bad.csv"):
         assert (out / name).read_bytes() == (tracks / name).read_bytes()

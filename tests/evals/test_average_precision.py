@@ -7,7 +7,7 @@ from sklearn.metrics import average_precision_score
 from pretask.evals import average_precision
 
 GOLDEN = {"11-point": 0.7695, "all-point": 0.7679, "step": 0.7470}
-"""of these labels in decreasing order of score, computed by hand from the definitions"""
+"""average precision of LABELS in decreasing order of score, computed by hand from the definitions"""
 LABELS = np.array([1, 0, 1, 1, 0, 0, 1, 0])
 ALL = average_precision.DEFINITIONS | {"101-point": average_precision.coco}
 
@@ -17,7 +17,7 @@ def ap(name, score, right, **more):
 
 
 def slow(name, score, right, positives=None):
-    """As it is written, threshold by threshold."""
+    """The definition, threshold by threshold."""
     positives = sum(right) if positives is None else positives
     points = []
     for threshold in sorted(set(score), reverse=True):
@@ -41,7 +41,7 @@ def test_the_three_definitions_give_their_golden_values(name):
 
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize("name", ALL)
-def test_it_is_what_the_formula_says(name, ties):
+def test_average_precision_matches_the_definition(name, ties):
     rng = np.random.default_rng(0)
     for n in (1, 2, 7, 40, 41):
         score, right = rng.normal(size=n), rng.random(n) < 0.4
@@ -51,33 +51,33 @@ def test_it_is_what_the_formula_says(name, ties):
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_what_was_never_found_counts(name):
-    """A detector that finds two of five, the second after a miss."""
+def test_positives_without_a_score_count_as_missed(name):
+    """A detector that finds two of five objects, the second after a false positive."""
     score, right = [0.9, 0.8, 0.7], [1, 0, 1]
     assert ap(name, score, right, positives=5.0)[0] == pytest.approx(slow(name, score, right, 5))
     assert ap(name, [], [], positives=5.0)[0] == 0
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_a_perfect_order_is_1_and_nothing_to_find_is_no_number(name):
+def test_a_perfect_ranking_scores_1_and_no_positives_give_nan(name):
     assert ap(name, [4, 3, 2, 1], [1, 1, 0, 0])[0] == 1
     assert np.isnan(ap(name, [4, 3, 2, 1], [0, 0, 0, 0])[0])
 
 
-def test_step_is_scikit_learns():
+def test_step_matches_scikit_learn():
     rng = np.random.default_rng(1)
     score, right = rng.normal(size=200).round(1), rng.random(200) < 0.2
     assert ap("step", score, right)[0] == pytest.approx(average_precision_score(right, score))
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_the_order_of_equal_scores_has_no_say(name):
+def test_the_order_of_tied_scores_does_not_matter(name):
     score, right = np.array([1.0, 1, 1, 0, 0]), np.array([1, 0, 0, 1, 0])
     assert ap(name, score, right)[0] == ap(name, score[::-1], right[::-1])[0]
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_a_test_set_drawn_anew_is_one_with_repeated_samples(name):
+def test_a_weighted_test_set_equals_one_with_repeated_samples(name):
     rng = np.random.default_rng(2)
     score, right = rng.normal(size=30).round(1), rng.random(30) < 0.4
     weight = rng.multinomial(30, np.full(30, 1 / 30), size=5)
@@ -85,6 +85,6 @@ def test_a_test_set_drawn_anew_is_one_with_repeated_samples(name):
         assert one == pytest.approx(slow(name, score.repeat(times).tolist(), right.repeat(times).tolist()))
 
 
-def test_the_mean_leaves_out_classes_that_a_set_lacks():
+def test_the_mean_skips_classes_without_positives():
     each = [np.array([0.2, np.nan, np.nan]), np.array([0.4, 0.6, np.nan])]
     assert average_precision.mean_over_classes(each).tolist() == pytest.approx([0.3, 0.6, 0])

@@ -1,4 +1,4 @@
-"""The rows that every table carries: k-means patches by a slow loop, and networks before any training."""
+"""Baseline rows: k-means patches against a slow loop, untrained and supervised networks."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from pretask.rng import Rng
 
 
 def images(n: int, size: int = 32, channels: int = 3) -> torch.Tensor:
-    """Smooth pictures, in which neighboring pixels are similar."""
+    """Smooth images, in which neighboring pixels are similar."""
     coarse = Rng(n, size).uniform(n, channels, 8, 8)
     return torch.nn.functional.interpolate(coarse, size=(size, size), mode="bilinear").clamp(0, 1)
 
@@ -32,40 +32,40 @@ def test_a_patch_is_a_window_of_an_image():
     image = source.image[0].float()
     windows = {tuple(image[:, i : i + 6, j : j + 6].flatten().tolist()) for i in range(7) for j in range(7)}
     found = {tuple(p) for p in baselines.sample_patches(source, 1000, Rng(0)).round().tolist()}
-    assert found == windows  # every place is drawn, and no other
+    assert found == windows  # every position is sampled, and nothing else
 
 
-def test_no_patch_is_drawn_twice_and_no_more_than_there_are():
+def test_patches_are_sampled_without_replacement():
     """With few images every patch is sampled once; with many, patches are sampled evenly over images and positions."""
     image = Rng(0, "noise").integers(7, 3, 12, 12, high=256).to(torch.uint8)
     found = baselines.sample_patches(Arrays("noise", image), 1000, Rng(0))
     assert len(found) == 7 * 49 and len(found.unique(dim=0)) == len(found)
-    # each image tells its number
+    # each image is filled with its number
     flat = torch.arange(40)[:, None, None, None].expand(40, 1, 12, 12).to(torch.uint8)
     found = baselines.sample_patches(Arrays("numbered", flat), 800, Rng(0))[:, 0].round().long()
     assert len(found) == 800 and (found.bincount(minlength=40) - 20).abs().max() < 5 * 20**0.5
 
 
-def test_fewer_patches_than_centers_are_centers_themselves():
+def test_with_fewer_patches_than_centers_every_patch_is_a_center():
     few = baselines.patches(Arrays("noise", Rng(0, "few").integers(2, 3, 8, 8, high=256).to(torch.uint8)))
     assert few(torch.rand(3, 3, 8, 8))["pool"].shape == (3, 4 * 2 * 9)
 
 
-def test_normalizing_takes_out_brightness_and_contrast():
+def test_normalization_removes_brightness_and_contrast():
     patch = 40 * Rng(1).normal(500, 108) + 100
     z = baselines.normalized(patch)
     expected = [(p - p.mean()) / np.sqrt(p.var(ddof=1) + 10) for p in patch.double().numpy()]
     assert_close(z.double(), torch.from_numpy(np.stack(expected)), atol=1e-4, rtol=1e-4)
 
 
-def test_whitening_gives_the_covariance_of_noise():
+def test_whitened_data_have_identity_covariance():
     x = 100 * Rng(2).normal(5000, 20) @ Rng(3).normal(20, 20) + 5
     mean, zca = baselines.whiten(x)
     assert_close(((x - mean) @ zca).T.cov(), torch.eye(20), atol=0.02, rtol=0)
     assert_close(zca, zca.T, atol=1e-4, rtol=0)  # ZCA: no rotation
 
 
-def test_whitening_leaves_alone_what_hardly_varies():
+def test_whitening_does_not_amplify_directions_of_low_variance():
     x = random_patches(4000)
     mean, zca = baselines.whiten(x)
     values, vectors = np.linalg.eigh(np.cov(x.double().numpy().T))
@@ -74,8 +74,8 @@ def test_whitening_leaves_alone_what_hardly_varies():
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_features_are_those_of_a_loop_over_patches(channels):
-    """Each patch: normalize, whiten, triangle activation; each quadrant: sum (Coates et al. 2011, sec. 3)."""
+def test_features_match_a_loop_over_patches(channels):
+    """For each patch normalize, whiten and apply the triangle activation; sum over each quadrant (Coates et al. 2011, sec. 3)."""
     x = random_patches(3000, channels).double()
     mean, zca = baselines.whiten(x)
     centers = Rng(4).normal(7, 36 * channels).double()
@@ -87,20 +87,20 @@ def test_features_are_those_of_a_loop_over_patches(channels):
             for j in range(12):
                 patch = 255 * picture[b, :, i : i + 6, j : j + 6].flatten()
                 z = (patch - patch.mean()) / (patch.var() + 10).sqrt()
-                far = ((z - mean) @ zca - centers).norm(dim=1)
-                expected[b, 2 * (i >= 6) + (j >= 6)] += (far.mean() - far).clamp(min=0)
+                distance = ((z - mean) @ zca - centers).norm(dim=1)
+                expected[b, 2 * (i >= 6) + (j >= 6)] += (distance.mean() - distance).clamp(min=0)
     assert_close(net(picture)["pool"], expected.flatten(1), atol=1e-6, rtol=1e-6)
     single = baselines.Patches(mean.float(), zca.float(), centers.float())(picture.float())["pool"]
     assert_close(single.double(), expected.flatten(1), atol=0.02, rtol=1e-3)
 
 
-def test_an_odd_map_gives_its_middle_to_the_first_half():
+def test_the_middle_of_an_odd_map_belongs_to_the_first_half():
     quarter = baselines.quadrants(5, 3).argmax(1).view(5, 3)
     assert quarter.tolist() == [[0, 0, 1]] * 3 + [[2, 2, 3]] * 2
     assert baselines.quadrants(5, 3).sum(1).eq(1).all()
 
 
-def test_images_in_one_block_or_in_many_have_the_same_features(monkeypatch):
+def test_block_size_does_not_change_features(monkeypatch):
     mean, zca = baselines.whiten(random_patches(3000))
     net = baselines.Patches(mean, zca, Rng(5).normal(9, 108))
     picture = images(5)
@@ -110,7 +110,7 @@ def test_images_in_one_block_or_in_many_have_the_same_features(monkeypatch):
 
 
 @pytest.mark.parametrize(("size", "numbers"), [(20, 1200), (32, 3072), (96, 3072)])
-def test_raw_pixels_are_the_pixels_of_at_most_32_by_32(size, numbers):
+def test_raw_pixels_are_downscaled_to_at_most_32_by_32(size, numbers):
     picture = images(2, size)
     out = baselines.Pixels()(picture)["pool"]
     assert out.shape == (2, numbers)
@@ -120,29 +120,29 @@ def test_raw_pixels_are_the_pixels_of_at_most_32_by_32(size, numbers):
         assert_close(out.mean(1), picture.mean((1, 2, 3)), atol=0.01, rtol=0)
 
 
-def test_distances_are_those_of_cdist():
+def test_squared_distances_match_cdist():
     x, y = Rng(6).normal(300, 40), Rng(7).normal(50, 40)
     assert_close(baselines.squared_distances(x, y), torch.cdist(x, y) ** 2, atol=1e-3, rtol=1e-4)
     assert baselines.squared_distances(x, x).diagonal().abs().max() < 1e-3
     assert baselines.squared_distances(x, x).min() >= 0
 
 
-def test_patches_are_the_same_for_equal_seeds(monkeypatch):
+def test_equal_seeds_give_equal_patches(monkeypatch):
     monkeypatch.setattr(baselines, "SAMPLES", 2000)
     source = data.open("synthetic:40:16")
     one, two, other = (baselines.patches(source, 5, seed) for seed in (0, 0, 1))
     assert torch.equal(one.centers, two.centers) and not torch.equal(one.centers, other.centers)
 
 
-def test_on_real_photographs_patches_score_higher_than_pixels(shared_data, monkeypatch):
+def test_patches_score_higher_than_pixels_on_real_photographs(shared_data, monkeypatch):
     monkeypatch.setattr(baselines, "SAMPLES", 10_000)
-    known = {"progress": False}
-    train = data.open_labeled(shared_data("cifar10", "cifar10_train.npz"), **known)
-    test = data.open_labeled(shared_data("cifar10", "cifar10_test.npz"), **known)
+    options = {"progress": False}
+    train = data.open_labeled(shared_data("cifar10", "cifar10_train.npz"), **options)
+    test = data.open_labeled(shared_data("cifar10", "cifar10_test.npz"), **options)
     train, test = (first(source, n) for source, n in ((train, 600), (test, 800)))
 
     def accuracy(net: torch.nn.Module) -> float:
-        x, unseen = embed(net, train, **known), embed(net, test, **known)
+        x, unseen = embed(net, train, **options), embed(net, test, **options)
         probe = linear_probe.fit(x.stages["pool"], x.label, 10, 0.1)
         return (probe.predict(unseen.stages["pool"]) == unseen.label).double().mean().item()
 
@@ -160,21 +160,21 @@ def first(source: data.LabeledDataset, n: int) -> data.LabeledDataset:
 @pytest.mark.parametrize(
     ("name", "seed"), [("resnet_small:width=8", 0), ("resnet_small:width=8", 3), ("resnet18", 3)]
 )
-def test_the_untrained_encoder_is_the_one_with_which_the_run_began(name, seed, tmp_path):
+def test_the_untrained_encoder_has_the_initial_weights_of_the_run(name, seed, tmp_path):
     run = api.pretrain(
         "rotnet", "synthetic:32:32", tmp_path / "run", encoder=name, seed=seed, steps=2, batch=16, lr=0.0,
         quiet=True,
     )  # fmt: skip
     net = run.encoder
-    began = dict(baselines.untrained(net, seed).named_parameters())
-    assert all(torch.equal(began[k], v) for k, v in net.named_parameters())
+    initial = dict(baselines.untrained(net, seed).named_parameters())
+    assert all(torch.equal(initial[k], v) for k, v in net.named_parameters())
     other = dict(baselines.untrained(net, seed + 1).named_parameters())
     assert not all(torch.equal(other[k], v) for k, v in net.named_parameters())
 
 
 @pytest.mark.parametrize("method", methods.names())
-def test_every_run_has_its_untrained_encoder(method, tmp_path):
-    """Also where a method draws the first weights itself: a run that does not learn ends with them."""
+def test_every_run_restores_its_untrained_encoder(method, tmp_path):
+    """Also if the method initializes the encoder itself: a run with learning rate 0 ends with the initial weights."""
     size, net = images_for(method).size, small(methods.recipe(method)().encoder)
     run = api.pretrain(
         method,
@@ -188,12 +188,12 @@ def test_every_run_has_its_untrained_encoder(method, tmp_path):
         quiet=True,
     )
     random_state = torch.random.get_rng_state()
-    began = dict(run.untrained.named_parameters())
+    initial = dict(run.untrained.named_parameters())
     assert torch.equal(torch.random.get_rng_state(), random_state) and not run.untrained.training
-    assert all(torch.equal(began[k], v) for k, v in run.encoder.named_parameters())
+    assert all(torch.equal(initial[k], v) for k, v in run.encoder.named_parameters())
 
 
-def test_drawing_an_untrained_encoder_leaves_the_random_state_alone():
+def test_initializing_an_untrained_encoder_keeps_the_random_state():
     net = encoders.build("resnet_small:width=8", 3, 16)
     torch.manual_seed(5)
     expected = torch.rand(3)
@@ -202,7 +202,7 @@ def test_drawing_an_untrained_encoder_leaves_the_random_state_alone():
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_the_supervised_encoder_learns_its_labels_and_nothing_else():
+def test_the_supervised_encoder_learns_the_labels_and_the_given_one_is_unchanged():
     train = data.open_labeled("synthetic:96:16")
     net = encoders.build("resnet_small:width=8", 3, 16)
     before = {k: v.clone() for k, v in net.state_dict().items()}
@@ -221,7 +221,7 @@ def test_the_supervised_encoder_learns_its_labels_and_nothing_else():
     assert all(torch.equal(v, two.state_dict()[k]) for k, v in one.state_dict().items())
 
 
-def test_training_with_drop_path_is_the_same_for_equal_seeds():
+def test_equal_seeds_give_equal_weights_with_drop_path():
     train = data.open_labeled("synthetic:16:16")
     net = encoders.build("resnet18:drop_path_rate=0.5", 3, 16)
     torch.manual_seed(1)

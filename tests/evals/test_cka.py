@@ -1,4 +1,4 @@
-"""Linear CKA against the printed formula, and its invariances."""
+"""Linear CKA against the paper's formula, and its invariances."""
 
 import numpy as np
 import pytest
@@ -33,40 +33,40 @@ def slow(x, y) -> float:
 
 
 @pytest.mark.parametrize("n", [4, 20])  # fewer samples than dimensions, and more
-def test_it_is_the_formula_of_the_paper(n):
+def test_cka_matches_the_paper_formula(n):
     x, y = pair(n)
     assert cka(x, y).value == pytest.approx(slow(x.double(), y.double()), abs=1e-9)
 
 
-def test_a_turned_scaled_and_shifted_copy_is_the_same_and_a_stretched_one_is_not():
+def test_cka_is_invariant_to_rotation_scale_and_shift_but_not_to_stretching():
     x, _ = pair(200)
-    turn = torch.linalg.qr(Rng(1).normal(5, 5)).Q
-    same = cka(x, -3 * x @ turn + 7)
+    rotation = torch.linalg.qr(Rng(1).normal(5, 5)).Q
+    same = cka(x, -3 * x @ rotation + 7)
     assert same.value == pytest.approx(1, abs=1e-6) and same.variance < 1e-10
     assert cka(x, x * torch.tensor([9.0, 1, 1, 1, 1])).value < 0.9
 
 
-def test_features_that_have_nothing_in_common_are_near_0():
+def test_independent_features_have_a_cka_near_0():
     rng = Rng(2)
     assert cka(rng.normal(5000, 8), rng.normal(5000, 6)).value < 0.01
 
 
-def test_both_forms_agree():
+def test_the_sample_and_the_feature_form_agree():
     x, y = (centered(z) for z in pair(6, d=5, e=3))
-    wide = torch.cat([x, torch.zeros(6, 4)], 1)  # the same features, now more than samples
+    wide = torch.cat([x, torch.zeros(6, 4)], 1)  # the same features, in more dimensions than samples
     for one, other in zip(sample_terms(x, y), sample_terms(wide, y), strict=True):
         assert_close(one, other)
 
 
 @pytest.mark.parametrize("n", [150, 600])
-def test_the_variance_is_that_of_test_sets_drawn_anew(n):
+def test_the_variance_matches_the_bootstrap(n):
     x, y = pair(n, seed=3)
     draws = np.random.default_rng(0).integers(n, size=(400, n))
-    again = np.var([cka(x[torch.from_numpy(d)], y[torch.from_numpy(d)]).value for d in draws])
-    assert cka(x, y).variance == pytest.approx(again, rel=0.35)
+    resampled = np.var([cka(x[torch.from_numpy(d)], y[torch.from_numpy(d)]).value for d in draws])
+    assert cka(x, y).variance == pytest.approx(resampled, rel=0.35)
 
 
-def test_huge_and_tiny_numbers_do_not_run_over_and_constant_ones_have_no_answer():
+def test_extreme_scales_do_not_overflow_and_constant_features_give_nan():
     x, y = pair(50)
     assert cka(x * 1e30, y * 1e-30).value == pytest.approx(cka(x, y).value, abs=1e-5)
     assert not np.isfinite(cka(x, torch.full((50, 3), 0.1)).value)

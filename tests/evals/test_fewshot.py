@@ -1,4 +1,4 @@
-"""Draws of exactly so many per class, and the probe of each draw."""
+"""Few-shot draws with an exact number of samples per class, and the probe of each draw."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ LABEL = Rng(0, "labels").integers(400, high=6).clamp(max=4)  # five classes, the
 
 
 @pytest.mark.parametrize("shots", [1, 5, 10])
-def test_a_draw_has_exactly_so_many_of_each_class(shots):
+def test_a_draw_has_the_exact_number_of_samples_of_each_class(shots):
     draws = [fewshot.draw(LABEL, shots, seed=0, number=r) for r in range(5)]
     for few in draws:
         assert LABEL[few].bincount().tolist() == [shots] * 5
@@ -19,7 +19,7 @@ def test_a_draw_has_exactly_so_many_of_each_class(shots):
     assert len({tuple(few.tolist()) for few in draws}) == 5
 
 
-def test_the_same_seed_draws_the_same_and_another_another():
+def test_equal_seeds_give_equal_draws_and_other_seeds_do_not():
     assert torch.equal(fewshot.draw(LABEL, 5, 3, 1), fewshot.draw(LABEL, 5, 3, 1))
     assert not torch.equal(fewshot.draw(LABEL, 5, 3, 1), fewshot.draw(LABEL, 5, 4, 1))
 
@@ -34,9 +34,9 @@ def test_every_sample_of_a_class_is_drawn_equally_often():
         assert (own - expected).abs().max() < 5 * expected**0.5
 
 
-@pytest.mark.parametrize("d", [30, 200])  # fewer columns than samples of all draws, and more
-def test_each_draw_has_scikit_learns_probe_of_its_own_samples(d):
-    """On features standardized by all of the training set and divided by the root of their number."""
+@pytest.mark.parametrize("d", [30, 200])  # fewer columns than samples in all draws, and more
+def test_the_probe_of_each_draw_matches_scikit_learn(d):
+    """On features standardized over the whole training set and divided by the square root of their number."""
     rng = Rng(2, "fewshot")
     x = (rng.normal(400, d) + (d / 8) ** 0.5 * torch.eye(5, d)[LABEL]) * torch.linspace(0.1, 10, d)
     test, truth = x[:150], LABEL[:150]
@@ -45,14 +45,12 @@ def test_each_draw_has_scikit_learns_probe_of_its_own_samples(d):
     z, unseen = (((rows - mean) / std / d**0.5).double().numpy() for rows in (x[150:], test))
     for number in range(fewshot.DRAWS):
         few = fewshot.draw(LABEL[150:], 5, 0, number)
-        rival = LogisticRegression(C=1 / (fewshot.PENALTY * len(few)), tol=1e-8, max_iter=5000)
-        said = rival.fit(z[few], LABEL[150:][few].numpy()).predict(unseen)
-        assert (
-            right[number] != (torch.from_numpy(said) == truth)
-        ).sum() <= 2  # on the edge between two classes
+        reference = LogisticRegression(C=1 / (fewshot.PENALTY * len(few)), tol=1e-8, max_iter=5000)
+        predicted = reference.fit(z[few], LABEL[150:][few].numpy()).predict(unseen)
+        assert (right[number] != (torch.from_numpy(predicted) == truth)).sum() <= 2  # on a decision boundary
     assert right.shape == (5, 150) and 0.3 < right.double().mean() < 0.9
 
 
-def test_collapsed_features_score_like_a_guess():
+def test_collapsed_features_score_at_chance():
     right = fewshot.fewshot(torch.ones(400, 8), LABEL, torch.ones(100, 8), LABEL[:100], 5, 5, 0)
     assert 0 <= right.double().mean() < 0.5

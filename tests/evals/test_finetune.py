@@ -1,4 +1,4 @@
-"""Fine-tuning: every weight learns at the rate of its layer, the encoder that was given stays, no test label is read."""
+"""Fine-tuning: a learning rate per layer, the given encoder unchanged, test labels used only for the score."""
 
 import math
 
@@ -41,13 +41,13 @@ def fitted(net: Encoder, source=TRAIN, steps: int = 3, seed: int = 0, decay: flo
     )
 
 
-def tuned(net: Encoder, train=TRAIN, test=TEST, **known) -> dict[str, finetune.Result]:
-    known = {"seed": 0, "run": 0, "progress": False} | known
-    return {r.title: r for r in finetune.score_finetuned(net, train, test, **known)}
+def tuned(net: Encoder, train=TRAIN, test=TEST, **options) -> dict[str, finetune.Result]:
+    options = {"seed": 0, "run": 0, "progress": False} | options
+    return {r.title: r for r in finetune.score_finetuned(net, train, test, **options)}
 
 
 def bright(n: int, classes: int = 3, seed: int = 0) -> LabeledDataset:
-    """Pictures whose brightness is their class."""
+    """Images whose brightness gives their class."""
     generator = torch.Generator().manual_seed(seed)
     label = torch.arange(n) % classes
     noise = torch.randint(0, 40, (n, 3, 16, 16), generator=generator)
@@ -64,7 +64,7 @@ LAYERS = {
     SMALL: ["stem", "stage1", "stage2"],
     "nin3:width=12": ["conv1", "conv2", "conv3"],
 }
-"""what lies in each layer, from the pixels up"""
+"""parameters of each layer, from the input up"""
 
 
 def expected_scale(name: str, parameter: str, decay: float) -> float:
@@ -77,7 +77,7 @@ def expected_scale(name: str, parameter: str, decay: float) -> float:
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_every_parameter_is_in_one_group_at_the_rate_of_its_layer(name):
+def test_every_parameter_is_in_one_group_with_the_rate_of_its_layer(name):
     net = encoder(name)
     groups = finetune.layer_decay_groups(net, 0.05, 0.7)
     scale = [(id(p), g["lr_scale"], g["weight_decay"]) for g in groups for p in g["params"]]
@@ -90,7 +90,7 @@ def test_every_parameter_is_in_one_group_at_the_rate_of_its_layer(name):
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_without_decay_every_layer_has_all_of_the_rate(name):
+def test_without_layer_decay_every_layer_has_the_full_rate(name):
     assert {g["lr_scale"] for g in finetune.layer_decay_groups(encoder(name), 0.05, 1.0)} == {1.0}
 
 
@@ -104,11 +104,11 @@ def test_the_first_step_moves_each_layer_by_its_rate(name):
         moved = (now - before[parameter]).abs().max().item()
         assert moved == pytest.approx(1e-3 * expected_scale(name, parameter, 0.5), rel=0.01), parameter
     torch.manual_seed(0)
-    head = nn.Linear(net.dim, 4)  # as it began
+    head = nn.Linear(net.dim, 4)  # at initialization
     assert (probe.head.weight - head.weight).abs().max().item() == pytest.approx(1e-3, rel=0.01)
 
 
-def test_the_rate_rises_and_falls_as_the_schedule_says():
+def test_the_rate_follows_linear_warmup_and_cosine_decay():
     seen, train = [], TrainConfig(lr=0.4, warmup=0.25)
     weight = nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([{"params": [weight], "lr_scale": 0.5}], lr=9.0)
@@ -116,17 +116,17 @@ def test_the_rate_rises_and_falls_as_the_schedule_says():
     finetune.optimize(optimizer, (weight.sum() for _ in range(8)), train, 8, "toy", False)
     cosine = [(1 + math.cos(math.pi * (s / 8 - 0.25) / 0.75)) / 2 for s in range(2, 8)]
     assert seen == pytest.approx([0.2 * x for x in (0.0, 0.5, *cosine)])
-    assert weight.item() == pytest.approx(-sum(seen), rel=1e-5)  # each step was taken, none twice
+    assert weight.item() == pytest.approx(-sum(seen), rel=1e-5)  # every step is taken exactly once
 
 
-# ---- what is trained
+# ---- trained weights
 
 
 @pytest.mark.parametrize("name", [SMALL, "resnet18", VIT])
-def test_all_weights_change_but_not_those_of_the_encoder_that_was_given(name, monkeypatch):
+def test_all_weights_are_trained_and_the_given_encoder_is_unchanged(name, monkeypatch):
     net = encoder(name).eval()
     for p in net.parameters():
-        p.requires_grad_(False)  # as one may hold a frozen net
+        p.requires_grad_(False)  # as in a frozen encoder
     before = {k: v.clone() for k, v in net.state_dict().items()}
     kept = []
     fit = finetune.fit
@@ -150,7 +150,7 @@ def test_learning_rate_0_changes_nothing():
     assert torch.equal(found.head.weight, nn.Linear(net.dim, 4).weight)
 
 
-def test_finetuning_learns_true_labels_and_guesses_random_ones(monkeypatch):
+def test_true_labels_are_learned_and_random_test_labels_score_at_chance(monkeypatch):
     monkeypatch.setattr(finetune, "STEPS", 60)
     monkeypatch.setattr(finetune, "TRAIN", TrainConfig(batch=32, lr=0.01))
     net, train, test = encoder(), bright(90), bright(60, seed=1)
@@ -162,18 +162,21 @@ def test_finetuning_learns_true_labels_and_guesses_random_ones(monkeypatch):
 
 
 def test_a_pretrained_network_scores_higher_than_an_untrained_one(monkeypatch):
-    """With a rate so small that a few steps move little but the head."""
+    """With a learning rate so small that a few steps mostly train the head."""
     monkeypatch.setattr(finetune, "STEPS", 8)
     train, test = bright(90), bright(90, seed=1)
-    taught, fresh = encoder(), encoder()
-    fitted(taught, train, steps=80, decay=1.0, lr=3e-3)
-    assert tuned(taught, train, test)["finetune"].value > tuned(fresh, train, test)["finetune"].value + 15
+    pretrained, untrained = encoder(), encoder()
+    fitted(pretrained, train, steps=80, decay=1.0, lr=3e-3)
+    assert (
+        tuned(pretrained, train, test)["finetune"].value
+        > tuned(untrained, train, test)["finetune"].value + 15
+    )
 
 
 def test_equal_seeds_give_equal_weights_and_other_seeds_do_not():
     def weights(seed: int, before: int) -> torch.Tensor:
         net = encoder("resnet10t:stem_width=8,drop_path_rate=0.5", size=32)
-        torch.manual_seed(before)  # what was drawn before has no say, in dropped paths neither
+        torch.manual_seed(before)  # earlier random numbers have no effect, not even on drop path
         source = data.open_labeled("synthetic:32:32")
         return torch.cat([p.detach().flatten() for p in fitted(net, source, seed=seed).parameters()])
 
@@ -181,7 +184,7 @@ def test_equal_seeds_give_equal_weights_and_other_seeds_do_not():
     assert not torch.equal(weights(0, 1), weights(1, 1))
 
 
-# ---- what is shown
+# ---- training images
 
 
 def test_batches_have_matching_labels_and_every_image_equally_often():
@@ -189,7 +192,9 @@ def test_batches_have_matching_labels_and_every_image_equally_often():
     number = torch.arange(1, 51)
     image = number.view(-1, 1, 1, 1).expand(50, 3, 16, 16).to(torch.uint8)
     source = LabeledDataset(Arrays("numbered", image), number * 3 % 50, [str(i) for i in range(50)])
-    index = torch.arange(10, 40)  # 30 images: batches of 8, three a pass, 6 images left out of each
+    index = torch.arange(
+        10, 40
+    )  # 30 images: batches of 8, three per epoch, each of which leaves out 6 images
     shown = []
     for x, label in finetune.augmented_batches(source, index, 8, 9, 0, "cpu"):
         seen = (255 * x.amax((1, 2, 3))).round().long()
@@ -200,7 +205,7 @@ def test_batches_have_matching_labels_and_every_image_equally_often():
         once = torch.cat(shown[3 * k : 3 * k + 3])
         assert len(once.unique()) == 24 and once.min() >= 11 and once.max() <= 40
     assert not torch.equal(shown[0], shown[3])
-    part = Part(source, index, "part")  # by its own numbers the same pictures, with the same labels
+    part = Part(source, index, "part")  # the same images and labels, indexed within the part
     for (x, label), seen in zip(
         finetune.augmented_batches(part, torch.arange(30), 8, 9, 0, "cpu"), shown, strict=True
     ):
@@ -223,23 +228,23 @@ def test_views_are_shifted_by_up_to_an_eighth_and_half_of_them_flipped():
 
 def test_draws_have_exact_counts_and_are_those_of_the_run(monkeypatch):
     train = data.open_labeled("synthetic:480:16")
-    asked = []
+    trained_on = []
 
-    def fit(net, source, index, *rest, **known):
-        asked.append(index)
+    def fit(net, source, index, *rest, **options):
+        trained_on.append(index)
         return finetune.Classifier(net, nn.Linear(net.dim, 4))
 
     monkeypatch.setattr(finetune, "fit", fit)
     found = tuned(encoder(), train, run=3)
     assert [*found] == ["finetune 10-shot", "finetune 100-shot", "finetune"]
     assert [r.notes["images"] for r in found.values()] == [40, 400, 480]
-    for index, shots in zip(asked, (10, 100), strict=False):
+    for index, shots in zip(trained_on, (10, 100), strict=False):
         assert train.label[index].bincount().tolist() == [shots] * 4 and len(index.unique()) == 4 * shots
         assert torch.equal(index, fewshot.draw(train.label, shots, 0, 3))
-    assert torch.equal(asked[2], torch.arange(480))
-    few = asked[0]
+    assert torch.equal(trained_on[2], torch.arange(480))
+    few = trained_on[0]
     tuned(encoder(), train, run=4)
-    assert not torch.equal(asked[3], few)
+    assert not torch.equal(trained_on[3], few)
 
 
 def test_unreadable_images_are_not_trained_on(monkeypatch):
@@ -253,36 +258,36 @@ def test_unreadable_images_are_not_trained_on(monkeypatch):
     assert len(index) == 2 and all(i.min() >= 10 for i in index)  # 10 shots and all
 
 
-def test_shots_that_some_class_lacks_are_left_out():
+def test_numbers_of_shots_above_the_smallest_class_are_skipped():
     assert [*tuned(encoder())] == ["finetune 10-shot", "finetune"]
     few = Part(TRAIN, torch.cat([(TRAIN.label == c).nonzero().flatten()[:9] for c in range(4)]), "few")
     assert [*tuned(encoder(), few)] == ["finetune"]
 
 
-# ---- honest scores
+# ---- scores
 
 
-def test_test_labels_are_read_for_the_score_alone():
+def test_test_labels_are_used_only_for_the_score():
     train, test, net = bright(60), bright(40, seed=1), encoder()
     probe = finetune.fit(
         encoder(), train, torch.arange(60), finetune.TRAIN, 3, 0, finetune.DECAY, name="", device="cpu", progress=False
     )  # fmt: skip
-    said = embed(probe, test, progress=False).stages["pool"].argmax(1)
+    predicted = embed(probe, test, progress=False).stages["pool"].argmax(1)
     for label in (test.label, test.label.flip(0), torch.full((40,), 2)):
         test.label = label
         result = tuned(net, train, test)["finetune"]
-        assert torch.equal(result.correct, (said == label).double())
+        assert torch.equal(result.correct, (predicted == label).double())
         assert result.value == pytest.approx(100 * result.correct.mean().item())
 
 
-def test_the_score_is_that_of_the_last_weights_in_evaluation_mode():
+def test_the_trained_classifier_is_in_eval_mode():
     net = encoder()
     probe = fitted(net, steps=4)
     assert not probe.training and not net.training
     with torch.no_grad():
         x = TEST.__getitems__(torch.arange(8)).image.float() / 255
-        whole, alone = probe(x)["pool"], probe(x[:1])["pool"]
-    assert_close(whole[:1], alone, atol=1e-5, rtol=1e-4)  # no statistics of the batch
+        whole, single = probe(x)["pool"], probe(x[:1])["pool"]
+    assert_close(whole[:1], single, atol=1e-5, rtol=1e-4)  # no batch statistics
 
 
 def test_a_nonfinite_loss_is_an_error():

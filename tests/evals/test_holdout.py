@@ -1,4 +1,4 @@
-"""Stratified splits: the same fraction of every class, never all of it."""
+"""Stratified splits: the same fraction of every class is held out, never the whole class."""
 
 import pytest
 import torch
@@ -56,26 +56,26 @@ def test_each_repeat_holds_out_every_sample_once(n, repeats):
     ways = splits(label, 0)
     assert ways.fit_mask.shape == ways.held_out_mask.shape == (5 * repeats, n)
     assert ways.held_out_mask.sum(0).tolist() == [repeats] * n
-    for fitted, judged in zip(ways.fit_mask, ways.held_out_mask, strict=True):
-        fit, held = ways.fit[fitted], ways.held_out[judged]
+    for fit_mask, held_out_mask in zip(ways.fit_mask, ways.held_out_mask, strict=True):
+        fit, held = ways.fit[fit_mask], ways.held_out[held_out_mask]
         assert sorted([*fit.tolist(), *held.tolist()]) == list(range(n))
-        share = label[held].bincount(minlength=7) / label.bincount(minlength=7)
-        assert ((share - 0.2).abs() * label.bincount(minlength=7) <= 1).all()  # stratified
+        fraction = label[held].bincount(minlength=7) / label.bincount(minlength=7)
+        assert ((fraction - 0.2).abs() * label.bincount(minlength=7) <= 1).all()  # stratified
     assert len({tuple(row.tolist()) for row in ways.held_out_mask}) == 5 * repeats
 
 
-def test_folds_of_small_classes_are_as_large_as_each_other():
+def test_folds_of_small_classes_have_similar_sizes():
     """Two samples of each of many classes: not all in the first two folds."""
     label = torch.arange(400) // 2
     held = splits(label, 0).held_out_mask.sum(1)
     assert held.min() > 50 and held.max() < 110
 
 
-def test_a_class_of_one_sample_is_fitted_to_and_never_held_out():
+def test_a_class_of_one_sample_is_never_held_out():
     ways = splits(LABEL, 0)
-    alone = (LABEL == 4).nonzero().item()
-    assert not ways.held_out_mask[:, ways.held_out == alone].any()
-    assert ways.fit_mask[:, ways.fit == alone].float().mean() == pytest.approx(0.8)
+    single = (LABEL == 4).nonzero().item()
+    assert not ways.held_out_mask[:, ways.held_out == single].any()
+    assert ways.fit_mask[:, ways.fit == single].float().mean() == pytest.approx(0.8)
     assert splits(torch.tensor([0, 0, 1, 1]), 0).held_out_mask.any(1).all()  # every fold holds out something
 
 
@@ -97,8 +97,8 @@ def test_many_samples_are_split_once_within_limits(monkeypatch):
 
 
 def test_every_sample_has_the_same_weight_however_often_it_was_held_out():
-    judged = torch.tensor([[1, 1, 0, 0], [1, 0, 1, 0]]).bool()
-    ways = Splits(torch.arange(4), ~judged, torch.arange(4), judged)
+    held_out_mask = torch.tensor([[1, 1, 0, 0], [1, 0, 1, 0]]).bool()
+    ways = Splits(torch.arange(4), ~held_out_mask, torch.arange(4), held_out_mask)
     right = torch.tensor([[1, 0, 1, 1], [0, 1, 1, 1]]).bool()
     assert ways.accuracy(right) == pytest.approx((0.5 + 0 + 1) / 3)  # the last was never held out
 

@@ -34,14 +34,14 @@ def cosine(a: list[float], b: list[float]) -> float:
 
 @pytest.mark.parametrize("k", [1, 7, 40, 60])
 @pytest.mark.parametrize("temperature", [0.07, 1.0])
-def test_the_vote_is_the_papers(k, temperature):
+def test_the_vote_matches_the_paper_formula(k, temperature):
     rng = Rng(0, "knn")
     train, label, test = rng.normal(60, 5), rng.integers(60, high=4), rng.normal(50, 5)
     expected = slow_vote(train, label, test, k, temperature)
     assert knn.knn(train, label, test, 4, k, temperature).tolist() == expected
 
 
-def test_more_neighbors_than_samples_are_all_of_them():
+def test_k_above_the_number_of_samples_uses_all_samples():
     rng = Rng(1, "knn")
     train, label, test = rng.normal(12, 5), rng.integers(12, high=3), rng.normal(20, 5)
     assert knn.knn(train, label, test, 3, 200).tolist() == slow_vote(train, label, test, 12, knn.TEMPERATURE)
@@ -49,10 +49,10 @@ def test_more_neighbors_than_samples_are_all_of_them():
 
 @pytest.mark.parametrize("n", [1, 15, 16, 17, 63, 64, 65, 127, 640, 641, 655, 656, 1000])
 @pytest.mark.parametrize("k", [1, 2, 10])
-def test_the_largest_by_groups_are_the_largest(n, k):
+def test_largest_matches_topk(n, k):
     k = min(k, n)
     rng = Rng(n, k)
-    rising = torch.arange(n).expand(3, n)  # the best lie at the end, which fills no whole group
+    rising = torch.arange(n).expand(3, n)  # the largest are at the end, in an incomplete group
     x = torch.cat([rng.orders(40, n), rising, rising.flip(1), rising % 16]).float()
     value, place = neighbors.largest(x, k)
     assert_close(value, x.topk(k).values, rtol=0, atol=0)
@@ -72,13 +72,13 @@ def test_no_sample_is_its_own_neighbor(n, monkeypatch):
 
 def test_length_is_ignored_and_a_row_of_zeros_has_similarity_0():
     rng = Rng(2, "knn")
-    x, far = rng.normal(50, 4), rng.uniform(50, 1, low=0.1, high=100)
+    x, length = rng.normal(50, 4), rng.uniform(50, 1, low=0.1, high=100)
     query = rng.normal(9, 4)
-    assert torch.equal(neighbors.nearest(query, x, 3)[1], neighbors.nearest(query, x * far, 3)[1])
+    assert torch.equal(neighbors.nearest(query, x, 3)[1], neighbors.nearest(query, x * length, 3)[1])
     assert neighbors.nearest(torch.zeros(1, 4), x, 3)[0].abs().max() == 0
 
 
-def test_k_is_the_one_with_most_held_out_samples_right_and_the_smaller_of_equals():
+def test_the_chosen_k_has_the_highest_held_out_accuracy_and_the_smallest_of_ties_wins():
     rng = Rng(0, "knn")
     rare = torch.tensor([0, 1, 2, 2, 2, 2, 2, 2, 2, 2])
     label, truth = (rare[rng.integers(n, high=10)] for n in (300, 400))
@@ -96,19 +96,21 @@ def test_k_is_the_one_with_most_held_out_samples_right_and_the_smaller_of_equals
 
     assert chosen(train, label, held, truth, (299, 40, 5, 1)) == min(k for k in right if right[k] == best)
     assert chosen(train, label, train, label, (1, 1)) == 1
-    apart = torch.eye(3, 10)[label] + 0.01 * train
-    assert chosen(apart, label, apart, label, (20, 10)) == 10
-    assert chosen(apart[:8], label[:8], apart, label, (100, 200)) == 8  # no more than there are
+    separated = torch.eye(3, 10)[label] + 0.01 * train
+    assert chosen(separated, label, separated, label, (20, 10)) == 10
+    assert (
+        chosen(separated[:8], label[:8], separated, label, (100, 200)) == 8
+    )  # at most the number of samples
 
 
-def test_k_is_chosen_over_all_folds_by_neighbors_outside_of_a_samples_own():
+def test_k_is_chosen_over_all_folds_with_neighbors_from_the_other_folds():
     rng = Rng(1, "folds")
     label = rng.integers(90, high=3)
     x = rng.normal(90, 10) + 1.5 * torch.eye(3, 10)[label]
     ways = splits(label, 0)
     right = dict.fromkeys((1, 5, 40), 0)
-    for fitted, judged in zip(ways.fit_mask, ways.held_out_mask, strict=True):
-        fit, held = ways.fit[fitted], ways.held_out[judged]
+    for fit_mask, held_out_mask in zip(ways.fit_mask, ways.held_out_mask, strict=True):
+        fit, held = ways.fit[fit_mask], ways.held_out[held_out_mask]
         for k in right:
             right[k] += int((knn.knn(x[fit], label[fit], x[held], 3, k) == label[held]).sum())
     assert knn.choose(x, label, 3, ways, (40, 5, 1)) == max(right, key=lambda k: (right[k], -k))

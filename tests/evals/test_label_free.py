@@ -1,4 +1,4 @@
-"""Label-free numbers on spectra that are known, and the invariances that each has or lacks."""
+"""Label-free metrics on known spectra, and the invariances that each has or lacks."""
 
 import math
 
@@ -31,7 +31,7 @@ def test_rankme_of_equal_singular_values_is_their_number():
         assert rank == pytest.approx(16.0, abs=0.005)
 
 
-def test_rankme_of_a_gaussian_and_of_the_same_gaussian_moved():
+def test_rankme_of_a_gaussian_changes_with_its_mean():
     assert label_free.rankme(GAUSSIAN) == pytest.approx(127.0, abs=0.05)
     assert label_free.rankme(GAUSSIAN + 20) == pytest.approx(10.8, abs=0.1)  # it does not center
 
@@ -45,16 +45,14 @@ def test_rankme_is_the_exponential_entropy_of_the_singular_values():
     assert label_free.rankme(torch.zeros(5, 3)) == 0
 
 
-@pytest.mark.parametrize(
-    "length", [128, 2048, 15]
-)  # longer than the ranks of the line, and too short for them
+@pytest.mark.parametrize("length", [128, 2048, 15])  # longer than the fitted ranks, and shorter
 @pytest.mark.parametrize("exponent", [1.3, 0.5])
 def test_alpha_of_a_power_law_is_its_exponent(length, exponent):
     eigenvalues = torch.arange(1, length + 1).double() ** -exponent
     assert label_free.decay_exponent(eigenvalues) == pytest.approx(exponent, abs=5e-4)
 
 
-def test_alpha_reads_ranks_11_to_100_and_the_early_ones_weigh_more():
+def test_alpha_is_fitted_to_ranks_11_to_100_with_more_weight_on_early_ones():
     bent = torch.arange(1, 301).double() ** -1.0
     bent[:10], bent[100:] = 5, 1e-3  # outside
     assert label_free.decay_exponent(bent) == pytest.approx(1.0, abs=5e-4)
@@ -73,7 +71,7 @@ def test_alpha_is_that_of_the_covariance(n):
     left = torch.linalg.qr(torch.cat([torch.ones(n, 1), left[:, :60]], 1)).Q[:, 1:]  # columns with mean 0
     x = left * s @ orthonormal(128, 60, "right").T[:60]
     assert label_free.alpha(x) == pytest.approx(1.3, abs=0.01)
-    assert label_free.alpha(x + 3) == pytest.approx(1.3, abs=0.01)  # a mean is no variance
+    assert label_free.alpha(x + 3) == pytest.approx(1.3, abs=0.01)  # a mean does not change the covariance
     assert label_free.alpha(1000 * x) == pytest.approx(1.3, abs=0.01)
 
 
@@ -95,13 +93,13 @@ def test_cosine_is_the_mean_over_different_samples():
     assert label_free.cosine(x) == pytest.approx(sum(pairs) / len(pairs), abs=1e-6)
 
 
-def test_collapsed_features_are_called_so():
+def test_metrics_of_collapsed_features():
     collapsed = label_free.metrics(torch.full((300, 40), 0.3))
     assert collapsed["rankme"] == pytest.approx(1, abs=0.01)
     assert collapsed["std"] < 1e-6 and collapsed["cosine"] == pytest.approx(1)
-    assert math.isnan(collapsed["alpha"])  # no spectrum is left to fit a line to
+    assert math.isnan(collapsed["alpha"])  # there is no spectrum to fit a line to
 
 
 def test_one_sample_has_no_spread():
-    alone = label_free.metrics(torch.ones(1, 4))
-    assert alone["std"] == 0 and math.isnan(alone["cosine"]) and math.isnan(alone["alpha"])
+    single = label_free.metrics(torch.ones(1, 4))
+    assert single["std"] == 0 and math.isnan(single["cosine"]) and math.isnan(single["alpha"])

@@ -1,4 +1,4 @@
-"""The probe is at the optimum: scikit-learn's solution, autograd's gradient, and no other solver below it."""
+"""The linear probe is at the optimum: against scikit-learn, against autograd's gradient, and against other solvers."""
 
 from dataclasses import replace
 
@@ -37,12 +37,12 @@ def standardized(x: Tensor) -> Tensor:
 
 
 def objective(z: Tensor, label: Tensor, weight: Tensor, bias: Tensor, penalty: float) -> Tensor:
-    """As the module's first lines state it, on standardized rows."""
+    """The objective in the module's docstring, on standardized rows."""
     return F.cross_entropy(z @ weight.T + bias, label) + penalty / 2 * weight.square().sum()
 
 
-def of_probe(x: Tensor, label: Tensor, probe: linear_probe.Probe, penalty: float) -> float:
-    """The objective of a probe, read back in the units of standardized features."""
+def objective_of_probe(x: Tensor, label: Tensor, probe: linear_probe.Probe, penalty: float) -> float:
+    """The objective of a probe, converted to standardized features."""
     x = x.double()
     weight = probe.weight.double() * x.std(0, correction=0)
     bias = probe.bias.double() + probe.weight.double() @ x.mean(0)
@@ -50,7 +50,7 @@ def of_probe(x: Tensor, label: Tensor, probe: linear_probe.Probe, penalty: float
 
 
 def lowest(z: Tensor, label: Tensor, classes: int, penalty: float) -> float:
-    """The minimum by SciPy's L-BFGS in double precision, run until nothing moves."""
+    """The minimum by SciPy's L-BFGS in double precision, run to convergence."""
     d = z.shape[1]
 
     def value(flat: np.ndarray) -> tuple[float, np.ndarray]:
@@ -66,7 +66,7 @@ def lowest(z: Tensor, label: Tensor, classes: int, penalty: float) -> float:
 
 @pytest.mark.parametrize("penalty", [1.0, 0.01, 1e-3])
 @pytest.mark.parametrize("d", [12, 900])  # fewer columns than rows, and more
-def test_the_probe_is_scikit_learns_logistic_regression(penalty, d):
+def test_the_probe_matches_scikit_learns_logistic_regression(penalty, d):
     x, label = blobs(600, d, 4)
     fitted = solved(x.double(), label, 4, penalty, 1e-14)
     z = standardized(x).numpy()
@@ -85,15 +85,15 @@ def test_the_probe_is_scikit_learns_logistic_regression(penalty, d):
 @pytest.mark.parametrize("penalty", linear_probe.PENALTIES)
 @pytest.mark.parametrize(("n", "d", "classes"), [(400, 20, 5), (150, 60, 3), (60, 150, 3)])
 def test_no_other_solver_reaches_a_lower_objective(n, d, classes, penalty):
-    """The second and the third can be separated."""
+    """The second and the third case are linearly separable."""
     x, label = blobs(n, d, classes)
     least = lowest(standardized(x), label, classes, penalty)
     exact = solved(x.double(), label, classes, penalty, 1e-10)
-    assert abs(of_probe(x, label, exact, penalty) - least) < 1e-6
-    assert of_probe(x, label, linear_probe.fit(x, label, classes, penalty), penalty) < least + GAP
+    assert abs(objective_of_probe(x, label, exact, penalty) - least) < 1e-6
+    assert objective_of_probe(x, label, linear_probe.fit(x, label, classes, penalty), penalty) < least + GAP
 
 
-def test_the_value_and_its_gradient_are_those_of_autograd(monkeypatch):
+def test_value_and_gradient_match_autograd(monkeypatch):
     x, label = blobs(300, 7, 4)
     x = x.double()
     part = Rng(0, "part").uniform(2, 300) < 0.7
@@ -114,8 +114,8 @@ def test_the_value_and_its_gradient_are_those_of_autograd(monkeypatch):
 
 
 @pytest.mark.parametrize(("n", "d"), [(300, 20), (100, 300)])
-def test_probes_that_are_solved_together_are_those_solved_alone(n, d):
-    """Whatever the others need: of random parts, and of one that has a single class."""
+def test_probes_solved_together_equal_probes_solved_separately(n, d):
+    """For random subsets, and one with a single class."""
     x, label = blobs(n, d, 3)
     x, part = x.double(), Rng(0, "part").uniform(4, n) < 0.6
     part[3] = label == 0
@@ -123,13 +123,13 @@ def test_probes_that_are_solved_together_are_those_solved_alone(n, d):
     for penalty in (0.3, 1e-3):
         together = linear_probe.Problem(design, label, 3, part).solve(penalty, tolerance=1e-12)
         for b, own in enumerate(part):
-            alone = linear_probe.Problem(design, label[own], 3, index=own.nonzero()[:, 0]).solve(
+            separate = linear_probe.Problem(design, label[own], 3, index=own.nonzero()[:, 0]).solve(
                 penalty, tolerance=1e-12
             )
-            assert_close(together[b, :, :-1], alone[0, :, :-1], atol=1e-4, rtol=0)
+            assert_close(together[b, :, :-1], separate[0, :, :-1], atol=1e-4, rtol=0)
 
 
-def test_standard_is_the_mean_and_the_inverse_of_the_standard_deviation(monkeypatch):
+def test_standardization_is_the_mean_and_the_inverse_standard_deviation(monkeypatch):
     monkeypatch.setattr(linear_probe, "BLOCK", 100)
     x, _ = blobs(300, 7, 4)
     mean, scale = linear_probe.standardization(x)
@@ -137,13 +137,13 @@ def test_standard_is_the_mean_and_the_inverse_of_the_standard_deviation(monkeypa
     assert_close(scale, 1 / x.double().std(0, correction=0))
 
 
-def test_a_start_anywhere_ends_at_the_same_optimum():
+def test_every_starting_point_ends_at_the_same_optimum():
     x, label = blobs(400, 20, 5)
     least = lowest(standardized(x), label, 5, 0.01)
     design = linear_probe.Design(x)
     problem = linear_probe.Problem(design, label, 5)
     for start in (problem.solve(1.0), problem.solve(1e-5), Rng(0).normal(1, 5, 21)):
-        assert of_probe(x, label, design.probe(problem.solve(0.01, start)[0]), 0.01) < least + GAP
+        assert objective_of_probe(x, label, design.probe(problem.solve(0.01, start)[0]), 0.01) < least + GAP
 
 
 def test_a_start_at_the_optimum_stays_there():
@@ -153,24 +153,24 @@ def test_a_start_at_the_optimum_stays_there():
     assert_close(problem.solve(0.01, best), best, rtol=1e-9, atol=1e-12)
 
 
-def test_constant_columns_change_nothing():
+def test_constant_columns_have_no_effect():
     x, label = blobs(300, 6, 3)
     constant = torch.tensor([0.0, 7.3, -1e4]).expand(300, 3)
-    unsure = 5 + 1e-7 * Rng(0).normal(300, 1)  # rounding errors of a constant
-    probe = linear_probe.fit(torch.cat([x, constant, unsure], 1), label, 3, 0.01)
+    nearly = 5 + 1e-7 * Rng(0).normal(300, 1)  # rounding errors of a constant
+    probe = linear_probe.fit(torch.cat([x, constant, nearly], 1), label, 3, 0.01)
     plain = linear_probe.fit(x, label, 3, 0.01)
     assert probe.weight[:, 6:].abs().max() == 0
-    assert_close(probe.logits(torch.cat([x, constant, unsure], 1)), plain.logits(x), atol=1e-4, rtol=1e-4)
+    assert_close(probe.logits(torch.cat([x, constant, nearly], 1)), plain.logits(x), atol=1e-4, rtol=1e-4)
 
 
-def test_features_that_are_constant_are_scored_by_the_frequency_of_the_classes():
+def test_constant_features_predict_the_class_frequencies():
     label = torch.tensor([0] * 50 + [1] * 30 + [2] * 20)
     p = linear_probe.fit(torch.full((100, 5), 2.5), label, 3, 0.01).logits(torch.full((1, 5), 2.5)).softmax(1)
     assert_close(p[0], torch.tensor([0.5, 0.3, 0.2]), atol=5e-3, rtol=0)
 
 
 @pytest.mark.parametrize("rank", [1, 3])
-def test_columns_that_repeat_each_other_are_solved_like_one(rank):
+def test_low_rank_features_are_solved_as_well_as_their_factors(rank):
     rng = Rng(rank, "collapsed")
     narrow, label = rng.normal(1000, rank), rng.integers(1000, high=3)
     narrow[:, 0] += 0.5 * label
@@ -180,7 +180,7 @@ def test_columns_that_repeat_each_other_are_solved_like_one(rank):
     assert F.cross_entropy(probe.logits(x), label).item() < free + 1e-3
 
 
-def test_half_precision_is_read_as_it_is():
+def test_half_precision_features_give_the_probe_of_their_values():
     x, label = blobs(300, 6, 3)
     half = x.half()
     one, other = linear_probe.fit(half, label, 3, 0.01), linear_probe.fit(half.float(), label, 3, 0.01)
@@ -196,8 +196,8 @@ def one_split(n: int, held: int) -> Splits:
 
 
 @pytest.mark.parametrize(("n", "low", "high"), [(60, 0.1, 1.0), (4000, 1e-5, 0.01)])
-def test_the_penalty_is_the_one_that_is_best_on_held_out_samples(n, low, high):
-    """A strong one for few noisy samples, a weak one for many."""
+def test_the_chosen_penalty_is_best_on_held_out_samples(n, low, high):
+    """A strong penalty for few noisy samples, a weak one for many."""
     rng = Rng(0, "held out")
     label = rng.integers(n + 2000, high=3)
     x = rng.normal(n + 2000, 40)
@@ -207,14 +207,14 @@ def test_the_penalty_is_the_one_that_is_best_on_held_out_samples(n, low, high):
     x, held, seen, truth = x[:n], x[n:], label[:n], label[n:]
     for penalty in linear_probe.PENALTIES:
         right = (linear_probe.fit(x, seen, 3, penalty).predict(held) == truth).double().mean().item()
-        assert right <= choice.score + 0.01  # candidates are solved roughly
+        assert right <= choice.score + 0.01  # candidates are solved to a low accuracy
 
 
-def test_the_probe_of_a_choice_is_of_all_samples():
+def test_the_probe_of_the_chosen_penalty_is_fitted_to_all_samples():
     x, label = blobs(200, 30, 4)
     choice = linear_probe.choose(x, label, 4, splits(label, 0))
     least = lowest(standardized(x), label, 4, choice.penalty)
-    assert of_probe(x, label, choice.probe, choice.penalty) < least + GAP
+    assert objective_of_probe(x, label, choice.probe, choice.penalty) < least + GAP
 
 
 def test_the_penalty_is_rescaled_by_the_fraction_of_samples_fitted_to():
@@ -224,7 +224,7 @@ def test_the_penalty_is_rescaled_by_the_fraction_of_samples_fitted_to():
     whole, choice = (linear_probe.choose(x, label, 4, ways) for ways in (one_split(300, 100), of_some))
     assert choice.penalty == 0.25 * whole.penalty and choice.score == whole.score
     least = lowest(standardized(x), label, 4, choice.penalty)
-    assert of_probe(x, label, choice.probe, choice.penalty) < least + GAP
+    assert objective_of_probe(x, label, choice.probe, choice.penalty) < least + GAP
 
 
 def test_leading_eigenvectors_of_the_correlation_are_exact():
@@ -247,7 +247,7 @@ def test_the_callers_random_state_is_unchanged():
 
 
 def test_backtracking_of_one_problem_does_not_stop_the_others():
-    """c/2 |θ - 1|²: its own step takes the first there at once, the second 64 times too far."""
+    """c/2 |θ - 1|²: one step of the same length solves the first problem and is 64 times too long for the second."""
     curvature = torch.tensor([1.0, 64.0])[:, None, None]
 
     def bowls(theta: Tensor) -> tuple[Tensor, Tensor]:
@@ -258,7 +258,7 @@ def test_backtracking_of_one_problem_does_not_stop_the_others():
     )
 
 
-def test_the_solver_ends_where_rounding_errors_hide_what_is_left():
+def test_the_solver_stops_when_rounding_errors_exceed_the_possible_gain():
     x, label = blobs(200, 20, 3)
     problem, passes = linear_probe.Problem(linear_probe.Design(x), label, 3), 0
 
@@ -273,24 +273,24 @@ def test_the_solver_ends_where_rounding_errors_hide_what_is_left():
 
 
 def test_every_fold_is_scored_by_a_probe_not_fitted_to_it():
-    """Labels without a meaning are learned by heart where there are more columns than rows."""
+    """Random labels are memorized if there are more columns than rows."""
     rng = Rng(0, "by heart")
     x, label = rng.normal(100, 300), torch.arange(100) % 2
     assert linear_probe.choose(x, label, 2, splits(label, 0)).score < 0.65
 
 
 def searched(monkeypatch, accuracy: dict[float, float]) -> tuple[float, list[float]]:
-    """What is chosen, and what is tried, where a penalty's held-out accuracy is known (elsewhere 0)."""
+    """The chosen penalty and those tried, given the held-out accuracy of some penalties; that of the others is 0."""
     tried = []
 
     def solve(self, penalty, start=None, tolerance=0.0):
-        if tolerance:  # not of all samples, after the choice
+        if tolerance:  # the fit to all samples, after the choice, has tolerance 0
             tried.append(penalty)
         theta = torch.zeros(1, 2, 2)
         theta[0, 1, 0], theta[0, 1, 1] = (
             1.0,
             100 * accuracy.get(penalty, 0.0) - 99.5,
-        )  # right where x > 99.5 - it
+        )  # predicts class 1 where x > 99.5 - bias
         return theta
 
     monkeypatch.setattr(linear_probe.Problem, "solve", solve)

@@ -1,5 +1,5 @@
-"""Several labels an image: mean average precision against scikit-learn's, probes on features whose answer is known, the whole
-evaluation on small pictures, and one clear line where a protocol takes one label alone."""
+"""Several labels per image: mean average precision against scikit-learn, probes on features with options scores, the whole
+evaluation on small images, and a one-line error from protocols for single labels."""
 
 import json
 import os
@@ -37,7 +37,7 @@ def _quick(monkeypatch):
 
 
 def features(n: int, seed: int = 0, noise: float = 0.0) -> Features:
-    """Four classes, of which an image has each with probability 0.3, and one direction of the features for each."""
+    """Four classes, each present in an image with probability 0.3, and one feature for each class."""
     rng = np.random.default_rng(seed)
     label = torch.from_numpy((rng.random((n, 4)) < 0.3).astype(np.int8))
     x = label.float() + noise * torch.from_numpy(rng.normal(size=(n, 4))).float()
@@ -46,7 +46,7 @@ def features(n: int, seed: int = 0, noise: float = 0.0) -> Features:
 
 
 def pictures(n: int, seed: int = 0, name: str = "made") -> LabeledDataset:
-    """16 px: class r, g and b are brightness of a channel, class never is that of no image."""
+    """16 px: classes r, g and b are the brightness of a channel; no image has class never."""
     rng = np.random.default_rng(seed)
     label = (rng.random((n, 4)) < 0.4).astype(np.int8) * np.array([1, 1, 1, 0], np.int8)
     image = rng.integers(0, 60, (n, 3, 16, 16)) + 150 * label[:, :3, None, None].astype(int)
@@ -62,15 +62,15 @@ def encoder(seed: int = 0):
     return encoders.build(NAME, 3, 16)
 
 
-def scored(train: LabeledDataset, test: LabeledDataset | None = None, **known):
-    return evaluate([encoder()], train, test, name="own", centers=5, progress=False, **known)
+def scored(train: LabeledDataset, test: LabeledDataset | None = None, **options):
+    return evaluate([encoder()], train, test, name="own", centers=5, progress=False, **options)
 
 
-# ---- the number
+# ---- average precision
 
 
 @pytest.mark.parametrize("digits", [0, 1, 6])
-def test_average_precision_is_that_of_scikit_learn_on_ties_as_well(digits):
+def test_average_precision_matches_scikit_learn_with_and_without_ties(digits):
     rng = np.random.default_rng(0)
     score, label = rng.normal(size=(50, 4)).round(digits), (rng.random((50, 4)) < 0.3).astype(np.int8)
     found = multilabel.average_precisions(torch.from_numpy(score), torch.from_numpy(label))
@@ -79,22 +79,24 @@ def test_average_precision_is_that_of_scikit_learn_on_ties_as_well(digits):
     )
 
 
-def test_on_test_sets_drawn_anew_it_is_that_of_the_samples_as_often_as_they_were_drawn():
+def test_resampled_scores_equal_those_of_repeated_samples():
     some = features(40, noise=1.0)
-    drawn = multilabel.bootstrap_weights(40, 3)
-    found = multilabel.map_result(Measurement("linear mAP", "pool"), [some.stages["pool"]], some.label, drawn)
+    weight = multilabel.bootstrap_weights(40, 3)
+    found = multilabel.map_result(
+        Measurement("linear mAP", "pool"), [some.stages["pool"]], some.label, weight
+    )
     score, label = some.stages["pool"].numpy(), some.label.numpy()
     assert found.value == pytest.approx(100 * average_precision_score(label, score))
     for r in (0, 7):
-        again = np.repeat(np.arange(40), drawn[1 + r].astype(int))
-        expected = 100 * average_precision_score(label[again], score[again])
+        index = np.repeat(np.arange(40), weight[1 + r].astype(int))
+        expected = 100 * average_precision_score(label[index], score[index])
         assert found.bootstrap is not None and found.bootstrap[r] == pytest.approx(expected)
 
 
-def test_a_resample_without_any_image_of_a_class_leaves_that_class_out():
+def test_a_resample_without_images_of_a_class_skips_that_class():
     score, label = torch.tensor([[3.0, 1.0], [2.0, 2.0], [1.0, 3.0]]), torch.tensor([[1, 1], [0, 0], [0, 0]])
-    drawn = np.array([[1, 1, 1], [0, 2, 1]])
-    found = multilabel.map_result(Measurement("knn mAP"), [score], label, drawn)
+    weight = np.array([[1, 1, 1], [0, 2, 1]])
+    found = multilabel.map_result(Measurement("knn mAP"), [score], label, weight)
     assert found.value == pytest.approx(100 * (1 + 1 / 3) / 2) and found.bootstrap == pytest.approx([0.0])
 
 
@@ -106,7 +108,7 @@ def test_random_order_scores_about_the_fraction_of_positives():
 # ---- the protocol
 
 
-def test_the_probe_is_the_logistic_regression_of_each_class():
+def test_the_probe_matches_one_logistic_regression_per_class():
     some, penalty = features(80, noise=0.5), 0.01
     x, label = some.stages["pool"], some.label
     design = linear_probe.Design(x)
@@ -117,7 +119,7 @@ def test_the_probe_is_the_logistic_regression_of_each_class():
         assert probe.logits(x)[:, k].numpy() == pytest.approx(slow.decision_function(rows), abs=2e-3)
 
 
-def test_the_knn_score_is_the_fraction_of_votes_with_the_class():
+def test_the_knn_score_is_the_fraction_of_votes_for_the_class():
     similarity, index = torch.tensor([[1.0, 0.93]]), torch.tensor([[2, 0]])
     label = torch.tensor([[1, 1, 0], [0, 0, 0], [0, 1, 0]], dtype=torch.int8)
     first, second = np.exp(1 / 0.07), np.exp(0.93 / 0.07)
@@ -137,7 +139,7 @@ def test_features_that_show_the_classes_score_100_and_noise_scores_chance():
     assert noise.bootstrap is not None and abs(noise.value - chance) < 4 * noise.bootstrap.std() + 3
 
 
-def test_k_is_the_one_that_does_best_on_held_out_images():
+def test_the_chosen_k_is_best_on_held_out_images():
     """On a short arc all similarities are close: blocks of a class need few neighbors, a weak trend needs many."""
     angle = torch.linspace(0, 0.3, 200)
     x = torch.stack([angle.cos(), angle.sin()], 1)
@@ -150,7 +152,7 @@ def test_k_is_the_one_that_does_best_on_held_out_images():
     assert multilabel.choose_k(x, trend, ways, (2, 100)) == 100
 
 
-def test_the_penalty_is_the_one_that_does_best_on_held_out_images():
+def test_the_chosen_penalty_is_best_on_held_out_images():
     some = features(25, noise=1.0)
     x = torch.cat([some.stages["pool"], torch.randn(25, 40, generator=torch.Generator().manual_seed(0))], 1)
     ways = splits(strata(some.label), 0)
@@ -165,11 +167,11 @@ def test_the_penalty_is_the_one_that_does_best_on_held_out_images():
         weight, bias = design.fold(problem.solve(penalty))
         held = linear_probe.logits(design.rows[ways.held_out], weight, bias)
         found = []
-        for logits, judged in zip(held.unbind(1), ways.held_out_mask, strict=True):
-            label = some.label[ways.held_out][judged]
+        for logits, held_out_mask in zip(held.unbind(1), ways.held_out_mask, strict=True):
+            label = some.label[ways.held_out][held_out_mask]
             found.append(
                 [
-                    average_precision_score(label[:, k], logits[judged][:, k])
+                    average_precision_score(label[:, k], logits[held_out_mask][:, k])
                     if label[:, k].any()
                     else np.nan
                     for k in range(4)
@@ -186,10 +188,10 @@ def test_held_out_images_are_random_over_all_images():
     kept, out = split(strata(label), Rng(0, "test"))
     assert (len(kept), len(out)) == (40, 10) and not set(kept.tolist()) & set(out.tolist())
     ways = splits(strata(label), 0)
-    assert ways.held_out_mask.sum(0).unique().numel() == 1  # each as often as every other
+    assert ways.held_out_mask.sum(0).unique().numel() == 1  # all equally often
 
 
-# ---- the whole
+# ---- the whole evaluation
 
 
 @pytest.fixture(scope="module")
@@ -201,7 +203,7 @@ def once():
         return scored(pictures(110), pictures(60, 1, "unseen"), supervised_steps=2, finetune=True)
 
 
-def test_every_row_has_every_number_and_none_is_called_accuracy(once):
+def test_every_row_has_all_map_metrics_and_no_accuracy(once):
     rows = list(dict.fromkeys(r.name for r in once.rows))
     others = [f"untrained {NAME}", "raw pixels", "k-means patches", f"supervised {NAME}"]
     assert rows == ["own", *others]
@@ -217,19 +219,19 @@ def test_every_row_has_every_number_and_none_is_called_accuracy(once):
     assert json.loads(once.to_json())["data"]["classes"] == ["r", "g", "b"]
 
 
-def test_what_is_known_to_be_there_lies_above_chance(once):
+def test_classes_visible_in_the_pixels_score_above_chance(once):
     pixels = once.get("pixels", "linear mAP")
     assert pixels.value > 95 and pixels.low > once.data["chance"] + 10
     assert 30 < once.data["chance"] < 60
 
 
-def test_a_difference_is_that_of_the_values_and_is_paired(once):
+def test_differences_equal_those_of_the_values_and_are_paired(once):
     own, other = (once.get(f, "linear mAP", "pool") for f in ("run", "pixels"))
     found = next(d for d in once.differences if (d.minus_role, d.metric) == ("pixels", "linear mAP"))
     assert found.value == pytest.approx(own.value - other.value)
     assert found.low <= found.value <= found.high
-    alike = scored(pictures(60), pictures(30, 1), untrained=[encoder()])
-    zero = next(d for d in alike.differences if d.minus_role == "untrained")
+    same = scored(pictures(60), pictures(30, 1), untrained=[encoder()])
+    zero = next(d for d in same.differences if d.minus_role == "untrained")
     assert (zero.low, zero.value, zero.high) == (0, 0, 0)
 
 
@@ -238,23 +240,23 @@ def test_classes_that_are_not_scored_are_listed(once):
     assert any("no 1000 images mAP" in s and "110 training images" in s for s in once.skipped)
 
 
-def test_classes_are_matched_by_name_and_those_of_one_set_are_left_out():
+def test_classes_are_matched_by_name_and_unmatched_ones_are_skipped():
     train, test = pictures(60), pictures(40, 1, "unseen")
     test.label, test.classes = test.label[:, [2, 3, 0]], ["b", "new", "r"]
-    a, b, said = multilabel.align_classes(train, test)
+    a, b, skipped = multilabel.align_classes(train, test)
     assert a.classes == b.classes == ["r", "b"]
     assert torch.equal(a.label, train.label[:, [0, 2]]) and torch.equal(b.label, test.label[:, [2, 0]])
-    assert "g, never, new (3 of 5 classes)" in said[0]
+    assert "g, never, new (3 of 5 classes)" in skipped[0]
 
 
-def test_a_class_that_every_image_has_is_left_out():
+def test_a_class_that_every_image_has_is_skipped():
     train, test = pictures(60), pictures(40, 1)
     for each in (train, test):
         each.label[:, 3] = 1
     assert multilabel.align_classes(train, test)[0].classes == ["r", "g", "b"]
 
 
-def test_a_fifth_of_all_images_is_set_aside():
+def test_without_a_test_set_a_fifth_of_all_images_is_held_out():
     found = scored(pictures(50))
     assert found.data["n_train"] == 40 and found.data["n_test"] == 10
     assert "at random" in found.protocol["split"]
@@ -289,17 +291,17 @@ def test_single_label_and_multi_label_sets_are_refused_together():
             scored(train, test)
 
 
-def test_the_report_names_all_labels_and_outlines_neighbors_with_a_common_one():
+def test_the_report_names_all_labels_and_marks_neighbors_that_share_one():
     some = pictures(20)
     label = torch.tensor([[1, 1, 0, 0]] * 10 + [[0, 1, 1, 0]] * 5 + [[0, 0, 0, 0]] * 5, dtype=torch.int8)
-    drawn = neighbor_rows(torch.randn(20, 4), some.images.image, label, some.classes, count=2)  # type: ignore[attr-defined]
-    names = {one.name for line in drawn for one in line}
+    rows = neighbor_rows(torch.randn(20, 4), some.images.image, label, some.classes, count=2)  # type: ignore[attr-defined]
+    names = {one.name for line in rows for one in line}
     assert names <= {"r, g", "g, b", ""} and "r, g" in names
-    query, *others = drawn[0]
+    query, *others = rows[0]
     assert query.name == "r, g" and all(one.same == (one.name != "") for one in others)
 
 
-# ---- the verbs
+# ---- the commands
 
 
 @pytest.fixture(scope="module")
@@ -320,8 +322,8 @@ def hot(tmp_path) -> str:
 
 def test_a_run_is_scored_and_reported(run, hot, capfd):
     assert main.main(["evaluate", str(run), "--data", hot, "--json"]) == 0
-    told = json.loads(capfd.readouterr().out)
-    assert told["data"]["classes"] == ["r", "g", "b"] and told["data"]["n_test"] == 18
+    scores = json.loads(capfd.readouterr().out)
+    assert scores["data"]["classes"] == ["r", "g", "b"] and scores["data"]["n_test"] == 18
     page = (run / "report.html").read_text()
     assert "share a class with their query" in page and "linear probe, mAP" in page
 
@@ -337,7 +339,7 @@ def test_arrays_and_lists_in_memory_are_scored(kind, run):
     found = pretask.evaluate(run, (some.images.image, label))  # type: ignore[attr-defined]
     unlabeled = (
         int((some.label.sum(1) == 0).sum()) if kind in (list, tuple) else 0
-    )  # an empty list says nothing
+    )  # an empty list means unlabeled
     assert found.data["n_train"] + found.data["n_test"] == 90 - unlabeled
     assert found.data["classes"] == ["0", "1", "2"]
 
@@ -351,11 +353,11 @@ def test_arrays_and_lists_in_memory_are_scored(kind, run):
         ["pretrain", "rotnet", "--data", "synthetic:32:16", "--steps", "1", "--out", "OUT", "--monitor"],
     ],
 )
-def test_what_takes_one_label_says_so_in_one_line(words, run, hot, tmp_path, capfd):
+def test_single_label_commands_refuse_multi_label_data_in_one_line(words, run, hot, tmp_path, capfd):
     named = {"RUN": str(run), "OUT": str(tmp_path / "other")}
     assert main.main([*(named.get(str(w), str(w)) for w in words), hot]) == 2
-    told = capfd.readouterr().err.strip().splitlines()[-1]
-    assert "hot has several labels per image (4 classes), but" in told and "needs one" in told
+    error = capfd.readouterr().err.strip().splitlines()[-1]
+    assert "hot has several labels per image (4 classes), but" in error and "needs one" in error
 
 
 def test_clusters_are_made_without_a_score(run, hot, tmp_path, capfd):
@@ -363,6 +365,6 @@ def test_clusters_are_made_without_a_score(run, hot, tmp_path, capfd):
     assert (
         main.main(["cluster", str(run), "--data", hot, "--clusters", "3", "--out", str(out), "--json"]) == 0
     )
-    told = capfd.readouterr()
-    assert json.loads(told.out)["nmi"] is None
-    assert "NMI and ACC need one, so clusters are not scored" in told.err
+    output = capfd.readouterr()
+    assert json.loads(output.out)["nmi"] is None
+    assert "NMI and ACC need one, so clusters are not scored" in output.err

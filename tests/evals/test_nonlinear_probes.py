@@ -1,4 +1,4 @@
-"""RotNet's probes: the published sizes, on a map that stays frozen, chosen without the test set."""
+"""RotNet's nonlinear probes: published sizes, on a frozen map that is chosen without the test set."""
 
 import pytest
 import torch
@@ -31,8 +31,8 @@ def encoder(name: str = SMALL, size: int = 16) -> Encoder:
 
 
 def chosen(**accuracy: float) -> Chosen:
-    nothing = linear_probe.Probe(torch.zeros(4, 1), torch.zeros(4))
-    return Chosen(1, {stage: linear_probe.Choice(0.1, a, lambda: nothing) for stage, a in accuracy.items()})
+    zero = linear_probe.Probe(torch.zeros(4, 1), torch.zeros(4))
+    return Chosen(1, {stage: linear_probe.Choice(0.1, a, lambda: zero) for stage, a in accuracy.items()})
 
 
 BEST = chosen(stem=0.3, stage1=0.5, stage2=0.4, pool=0.9)
@@ -46,7 +46,7 @@ def probed(net: Encoder, train=TRAIN, test=TEST, choice=BEST, seed: int = 0):
 
 
 def waves(n: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Maps (n, 2, 4, 4) whose class is whether two numbers agree in sign: nothing for a linear probe."""
+    """Maps (n, 2, 4, 4) whose class is whether two values have the same sign, which is not linearly separable."""
     sign = 2.0 * Rng(seed, "signs").integers(n, 2, high=2) - 1
     x = sign.view(n, 2, 1, 1) + 0.3 * Rng(seed, "noise").normal(n, 2, 4, 4)
     return x, (sign.prod(1) > 0).long()
@@ -64,7 +64,7 @@ def test_the_probes_have_the_published_numbers_of_parameters(monkeypatch):
 
 
 @pytest.mark.parametrize(("classes", "width"), [(2, 40), (102, 2040), (103, 2048), (1000, 2048)])
-def test_the_hidden_layers_are_20_units_a_class_wide(classes, width):
+def test_hidden_layers_have_20_units_per_class(classes, width):
     layers = [m for m in nonlinear_probes.mlp(1, 2, classes) if isinstance(m, nn.Linear)]
     assert [(m.in_features, m.out_features, m.bias is None) for m in layers] == [
         (4, width, True), (width, width, True), (width, classes, False)
@@ -82,7 +82,7 @@ def test_the_conv_block_uses_neighbors_and_ignores_position():
 
 
 @pytest.mark.parametrize(("name", "at"), [("mlp", [0.2, 0.4, 0.45]), ("conv", [0.35, 0.7, 0.85])])
-def test_the_rate_falls_where_rotnets_does(name, at, monkeypatch):
+def test_the_rate_drops_at_the_epochs_of_rotnet(name, at, monkeypatch):
     """0.1, 0.02, 0.004, 0.0008 at 20, 40, 45 or at 35, 70, 85 of 100 epochs (released code)."""
     monkeypatch.setattr(nonlinear_probes, "STEPS", 100)
     rates = []
@@ -104,7 +104,7 @@ def test_the_rate_falls_where_rotnets_does(name, at, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["mlp", "conv"])
-def test_they_learn_what_no_linear_probe_can(name, monkeypatch):
+def test_probes_learn_classes_that_are_not_linearly_separable(name, monkeypatch):
     monkeypatch.setattr(nonlinear_probes, "STEPS", 150)
     (x, label), (unseen, truth) = waves(400), waves(400, seed=1)
 
@@ -120,7 +120,7 @@ def test_they_learn_what_no_linear_probe_can(name, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["mlp", "conv"])
-def test_equal_seeds_give_equal_probes_whatever_was_drawn_before(name):
+def test_probes_depend_only_on_the_seed(name):
     x, label = waves(40)
 
     def weights(seed: int, before: int) -> torch.Tensor:
@@ -138,14 +138,14 @@ def test_equal_seeds_give_equal_probes_whatever_was_drawn_before(name):
 
 MAPS = {
     SMALL: (16, ["stem", "stage1", "stage2"]),
-    "resnet18": (32, ["stage1", "stage2", "stage3", "stage4"]),  # the last is a single place
+    "resnet18": (32, ["stage1", "stage2", "stage3", "stage4"]),  # the last is 1 x 1
     "vit_tiny_patch16_224:patch_size=8,depth=4,embed_dim=24,num_heads=2": (16, None),
     "mlp": (8, []),
 }
 
 
 @pytest.mark.parametrize("name", MAPS)
-def test_maps_are_the_stages_with_more_than_one_place(name):
+def test_maps_are_the_stages_larger_than_1_by_1(name):
     size, expected = MAPS[name]
     net = encoder(name, size).train()
     with torch.no_grad():
@@ -157,23 +157,23 @@ def test_maps_are_the_stages_with_more_than_one_place(name):
     assert expected is None or found == expected
 
 
-def test_an_encoder_without_maps_has_no_such_rows():
+def test_an_encoder_without_maps_has_no_probe_rows():
     assert probed(encoder("mlp", 16), choice=chosen(layer1=0.5, pool=0.5)) == {}
 
 
-def test_the_map_is_the_one_that_the_linear_probe_found_best_on_held_out_training_samples():
+def test_the_map_is_the_best_of_the_linear_probe_on_held_out_training_samples():
     found = probed(encoder())
     assert [*found] == ["mlp", "conv"] and {r.notes["stage"] for r in found.values()} == {"stage1"}
     deep = probed(encoder(), choice=chosen(stem=0.5, stage1=0.5, stage2=0.5, pool=0.1))
-    assert {r.notes["stage"] for r in deep.values()} == {"stage2"}  # of equals the deepest
+    assert {r.notes["stage"] for r in deep.values()} == {"stage2"}  # the deepest of ties
 
 
-def test_a_probe_sees_the_frozen_map_pooled_and_every_image_as_it_is(monkeypatch):
+def test_probes_are_trained_on_the_pooled_frozen_map_without_augmentation(monkeypatch):
     """Against the encoder's own stage, averaged over a grid."""
-    asked = []
+    inputs = []
 
     def fit(name, x, label, classes, *rest):
-        asked.append((x, label))
+        inputs.append((x, label))
         return nn.Sequential(nn.Flatten(), nn.Linear(x[0].numel(), classes))
 
     monkeypatch.setattr(nonlinear_probes, "fit", fit)
@@ -181,19 +181,19 @@ def test_a_probe_sees_the_frozen_map_pooled_and_every_image_as_it_is(monkeypatch
     source = data.open_labeled("synthetic:40:32")
     for memory, side in ((1 << 31, 8), (2 * 40 * 4 * 25, 5)):
         monkeypatch.setattr(nonlinear_probes, "MEMORY", memory)
-        asked.clear()
+        inputs.clear()
         probed(net, source, source)
         with torch.no_grad():
             stage = net.eval()(source.__getitems__(torch.arange(40)).image.float() / 255)["stage1"]
         net.train()
         expected = nn.functional.adaptive_avg_pool2d(stage, side)
-        for x, label in asked:
+        for x, label in inputs:
             assert x.dtype == torch.float16 and torch.equal(label, source.label)
             assert_close(x.float(), expected, atol=2e-3, rtol=2e-3)
 
 
 @pytest.mark.parametrize("mode", [True, False])
-def test_the_encoder_and_its_statistics_stay_as_they_are(mode):
+def test_the_encoder_and_its_statistics_are_unchanged(mode):
     net = encoder().train(mode)
     before = {k: v.clone() for k, v in net.state_dict().items()}
     state = torch.random.get_rng_state()
@@ -204,17 +204,17 @@ def test_the_encoder_and_its_statistics_stay_as_they_are(mode):
     assert all(p.grad is None for p in net.parameters())
 
 
-# ---- honest scores
+# ---- scores
 
 
-def test_test_labels_are_read_for_the_score_alone():
+def test_test_labels_are_used_only_for_the_score():
     other = LabeledDataset(TEST.images, (TEST.label + 1) % 4, TEST.classes)
-    silent = LabeledDataset(TEST.images, torch.zeros(64).long(), TEST.classes)
-    own, moved, zeros = (probed(encoder(), test=t) for t in (TEST, other, silent))
+    all_zero = LabeledDataset(TEST.images, torch.zeros(64).long(), TEST.classes)
+    own, moved, zeros = (probed(encoder(), test=t) for t in (TEST, other, all_zero))
     for name in ("mlp", "conv"):
-        said_0 = zeros[name].correct.bool()
-        assert torch.equal(own[name].correct.bool() & (TEST.label == 0), said_0 & (TEST.label == 0))
-        assert not (own[name].correct.bool() & moved[name].correct.bool()).any()  # one answer for each image
+        correct_0 = zeros[name].correct.bool()
+        assert torch.equal(own[name].correct.bool() & (TEST.label == 0), correct_0 & (TEST.label == 0))
+        assert not (own[name].correct.bool() & moved[name].correct.bool()).any()  # one prediction per image
         assert own[name].notes == moved[name].notes and own[name].stage == ""
 
 
@@ -224,13 +224,13 @@ def test_classes_that_differ_in_the_map_are_learned_and_random_labels_are_not(mo
     image = (80 * label.view(-1, 1, 1, 1) + torch.randint(0, 30, (120, 3, 16, 16))).to(torch.uint8)
     source = LabeledDataset(Arrays("bright", image), label, [*"abc"])
     guess = LabeledDataset(source.images, Rng(1, "guess").integers(120, high=3), [*"abc"])
-    known = {"choice": chosen(stem=0.3, stage1=0.5, stage2=0.4, pool=0.9)}
-    right, wrong = probed(encoder(), source, source, **known), probed(encoder(), source, guess, **known)
+    options = {"choice": chosen(stem=0.3, stage1=0.5, stage2=0.4, pool=0.9)}
+    right, wrong = probed(encoder(), source, source, **options), probed(encoder(), source, guess, **options)
     for name in ("mlp", "conv"):
         assert right[name].value > 90 and 15 < wrong[name].value < 52
 
 
-def test_an_encoder_whose_map_shows_the_class_is_above_one_whose_map_does_not(monkeypatch):
+def test_an_informative_map_scores_higher_than_a_constant_one(monkeypatch):
     monkeypatch.setattr(nonlinear_probes, "STEPS", 40)
     label = torch.arange(120) % 3
     image = (80 * label.view(-1, 1, 1, 1) + torch.randint(0, 30, (120, 3, 16, 16))).to(torch.uint8)
@@ -245,7 +245,7 @@ def test_an_encoder_whose_map_shows_the_class_is_above_one_whose_map_does_not(mo
         )
 
 
-def test_what_is_scored_is_what_embedding_the_test_set_shows(monkeypatch):
+def test_scores_match_the_predictions_on_embedded_test_images(monkeypatch):
     heads = {}
     fit = nonlinear_probes.fit
     monkeypatch.setattr(nonlinear_probes, "fit", lambda name, *a: heads.setdefault(name, fit(name, *a)))
@@ -254,5 +254,7 @@ def test_what_is_scored_is_what_embedding_the_test_set_shows(monkeypatch):
     x = embed(nonlinear_probes.StageMap(net, "stage1"), TEST, progress=False, width=8 * 64).stages["map"]
     for name, head in heads.items():
         with torch.no_grad():
-            said = head.eval()(x.float().view(64, 4, 8, 8)).argmax(1)
-        assert ((said == TEST.label).double() == found[name].correct).double().mean() > 0.95  # half precision
+            predicted = head.eval()(x.float().view(64, 4, 8, 8)).argmax(1)
+        assert (
+            (predicted == TEST.label).double() == found[name].correct
+        ).double().mean() > 0.95  # half precision

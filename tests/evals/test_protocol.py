@@ -1,4 +1,4 @@
-"""The whole evaluation on small synthetic images: every row, choices without the test set, clear errors."""
+"""The whole evaluation on small synthetic images: all rows, choices without the test set, errors."""
 
 import json
 import math
@@ -46,8 +46,8 @@ def encoder(seed: int = 100) -> Encoder:
     return encoders.build(NAME, 3, 16)
 
 
-def scored(*nets: Encoder, train=TRAIN, test: LabeledDataset | None = TEST, **known) -> Scores:
-    return evaluate(list(nets) or [encoder()], train, test, name="own", centers=5, progress=False, **known)
+def scored(*nets: Encoder, train=TRAIN, test: LabeledDataset | None = TEST, **options) -> Scores:
+    return evaluate(list(nets) or [encoder()], train, test, name="own", centers=5, progress=False, **options)
 
 
 def some(
@@ -59,7 +59,7 @@ def some(
 
 
 def per_class(source: LabeledDataset, *counts: int) -> torch.Tensor:
-    """Positions of so many samples of class 0, 1, …"""
+    """Positions of the given numbers of samples of class 0, 1, …"""
     return torch.cat([(source.label == c).nonzero().flatten()[:n] for c, n in enumerate(counts)])
 
 
@@ -74,7 +74,7 @@ def once():
 # ---- rows and JSON
 
 
-def test_every_table_carries_its_rows(once):
+def test_every_table_has_all_baseline_rows(once):
     rows = list(dict.fromkeys(r.name for r in once.rows))
     assert rows == ["own", *OTHERS, f"supervised {NAME}"]
     assert {r.name for r in once.rows if r.role == "run"} == {"own"}
@@ -94,7 +94,7 @@ def test_every_table_carries_its_rows(once):
         ("untrained vit_little_patch16_reg1_gap_256_with_a_longer_name.sbb_in12k_ft_in1k", "ft_in1k "),
     ],
 )
-def test_in_80_columns_every_number_is_whole_however_long_the_name_of_the_encoder(once, name, shown_as):
+def test_long_encoder_names_do_not_truncate_numbers_at_80_columns(once, name, shown_as):
     rows = [replace(r, name=name) if r.role == "untrained" else r for r in once.rows]
     with open(os.devnull, "w") as nowhere:
         console = Console(width=80, record=True, file=nowhere)
@@ -104,18 +104,18 @@ def test_in_80_columns_every_number_is_whole_however_long_the_name_of_the_encode
     assert shown_as in shown and table.cell(once.get("run", "knn")) in shown
 
 
-def test_the_json_is_valid_and_holds_no_nan(once):
+def test_the_json_is_valid_and_contains_no_nan(once):
     def refuse(constant: str):
         raise AssertionError(constant)
 
-    told = json.loads(once.to_json(), parse_constant=refuse)
+    document = json.loads(once.to_json(), parse_constant=refuse)
     keys = {"schema", "data", "protocol", "rows", "differences", "skipped", "seconds", "records"}
-    assert set(told) == keys
-    assert told["data"] == {"train": TRAIN.name, "n_train": 120, "test": TEST.name, "n_test": 64,
+    assert set(document) == keys
+    assert document["data"] == {"train": TRAIN.name, "n_train": 120, "test": TEST.name, "n_test": 64,
                             "classes": TRAIN.classes}  # fmt: skip
 
 
-def test_every_number_lies_within_its_interval(once):
+def test_every_value_is_within_its_interval(once):
     for r in once.rows:
         if r.metric in ("rankme", "alpha", "std", "cosine"):
             assert r.low is None and r.high is None
@@ -125,7 +125,7 @@ def test_every_number_lies_within_its_interval(once):
         assert r.n == 64 and r.values == [pytest.approx(r.value)]
 
 
-def test_differences_are_those_of_the_rows(once):
+def test_differences_equal_those_of_the_rows(once):
     assert {d.minus for d in once.differences} == {*OTHERS, f"supervised {NAME}"}
     for d in once.differences:
         own, other = once.find("own", d), once.find(d.minus, d)
@@ -140,14 +140,14 @@ def test_difference_of_an_encoder_from_itself_is_exactly_zero():
     assert [(d.value, d.low, d.high) for d in none] == [(0, 0, 0)] * 3
 
 
-def test_the_best_stage_is_the_one_chosen_and_its_row_is_that_stages(once):
+def test_the_best_stage_row_has_the_value_of_the_chosen_stage(once):
     for row in ("run", "untrained", "pixels", "patches"):
         best = once.get(row, "best linear")
         stage = best.chosen[0]["stage"]
         assert best.value == once.get(row, "linear", stage).value
 
 
-def test_scores_are_kept_in_the_folder_of_the_run(once, tmp_path):
+def test_scores_are_written_to_the_folder_of_the_run(once, tmp_path):
     path = once.write(tmp_path)
     assert path == tmp_path / "scores" / "synthetic-64-16.json"
     assert json.loads(path.read_text()) == json.loads(once.to_json())
@@ -176,16 +176,16 @@ def test_no_choice_depends_on_the_test_labels_or_images(once):
 def test_k_and_penalties_are_chosen_on_the_same_splits_of_the_training_samples(monkeypatch):
     label = Rng(0, "held out").integers(200, high=3)
     x = torch.arange(200).float()[:, None]
-    asked = []
+    calls = []
     for module in (knn, linear_probe):
-        monkeypatch.setattr(module, "choose", lambda *given: asked.append(given))
-    choose(Features({"map": x, "pool": x}, label, [*"abc"], "made up"), 3, seed=0)
-    assert len(asked) == 3  # k, and the penalty of either stage
-    assert all(torch.equal(given[0], x) and torch.equal(given[1], label) for given in asked)
-    assert all(torch.equal(given[3].fit_mask, splits(label, 0).fit_mask) for given in asked)
+        monkeypatch.setattr(module, "choose", lambda *given: calls.append(given))
+    choose(Features({"map": x, "pool": x}, label, [*"abc"], "toy"), 3, seed=0)
+    assert len(calls) == 3  # k, and the penalty of each stage
+    assert all(torch.equal(given[0], x) and torch.equal(given[1], label) for given in calls)
+    assert all(torch.equal(given[3].fit_mask, splits(label, 0).fit_mask) for given in calls)
 
 
-def test_the_best_stage_is_the_most_accurate_on_held_out_samples_and_of_equals_the_deepest():
+def test_the_best_stage_has_the_highest_held_out_accuracy_and_the_deepest_of_ties_wins():
     rng = Rng(0, "stages")
     label = rng.integers(120, high=3)
     plain, noise = torch.eye(3)[label] + 0.1 * rng.normal(120, 3), rng.normal(120, 3)
@@ -198,10 +198,10 @@ def test_the_best_stage_is_the_most_accurate_on_held_out_samples_and_of_equals_t
     )
 
 
-def test_the_probe_that_is_scored_is_the_one_that_was_chosen_for_the_stage():
+def test_the_probe_chosen_for_a_stage_is_the_one_that_is_scored():
     label = torch.arange(90) % 3
     stages = {"map": torch.eye(3)[label], "pool": Rng(0, "noise").normal(90, 3)}
-    data = Features(stages, label, [*"abc"], "made up")
+    data = Features(stages, label, [*"abc"], "toy")
     good, bad = (
         linear_probe.Probe(torch.eye(3), torch.zeros(3)),
         linear_probe.Probe(torch.zeros(3, 3), torch.zeros(3)),
@@ -219,34 +219,34 @@ def test_the_probe_that_is_scored_is_the_one_that_was_chosen_for_the_stage():
     assert (other.metric, other.stage) == ("linear", "pool") and other.value == pytest.approx(100 / 3)
 
 
-def test_classes_are_matched_by_name_where_they_are_numbered_otherwise(once):
+def test_classes_numbered_differently_are_matched_by_name(once):
     backwards = some(TEST, torch.arange(64), TEST.classes[::-1], 3 - TEST.label)
     for one, other in zip(scored(test=backwards).rows, once.rows, strict=False):
         assert replace(one, data="") == replace(other, data="")
 
 
-def test_a_test_set_of_some_classes_is_scored_by_name_too():
+def test_a_test_set_with_fewer_classes_is_matched_by_name():
     two = some(TEST, per_class(TEST, 0, 10, 0, 10))
     renamed = LabeledDataset(two.images, (two.label == 3).long(), [TEST.classes[1], TEST.classes[3]])
     one, other = scored(test=two), scored(test=renamed)
     assert [r.value for r in one.rows] == [r.value for r in other.rows]
 
 
-def test_a_class_that_the_training_set_lacks_is_named():
+def test_classes_missing_from_the_training_set_are_named():
     strange = LabeledDataset(TEST.images, TEST.label, [*TEST.classes[:3], "unicorn"])
     with pytest.raises(UserError, match=r"classes that the training set lacks: unicorn; expected only ball"):
         scored(test=strange)
-    silent = some(TRAIN, per_class(TRAIN, 20, 20, 20, 0))  # knows the name, has no image
+    silent = some(TRAIN, per_class(TRAIN, 20, 20, 20, 0))  # has the name, but no image
     with pytest.raises(UserError, match="lacks: tree"):
         scored(train=silent)
 
 
-def test_without_a_test_set_a_fifth_of_each_class_is_set_aside():
+def test_without_a_test_set_a_fifth_of_each_class_is_held_out():
     data = scored(test=None).data
     kept, out = split(TRAIN.label, Rng(0, "test"))
     assert (data["n_train"], data["n_test"]) == (len(kept), len(out)) == (96, 24)
-    share = TRAIN.label[out].bincount() / TRAIN.label.bincount()
-    assert ((share - 0.2).abs() < 0.02).all()
+    fraction = TRAIN.label[out].bincount() / TRAIN.label.bincount()
+    assert ((fraction - 0.2).abs() < 0.02).all()
 
 
 @pytest.mark.parametrize("test", [TEST, None])
@@ -254,7 +254,7 @@ def test_on_features_gets_features_in_the_order_of_the_images(test):
     seen = []
     net = encoder()
     scored(net, encoder(7), test=test, seeds=(0, 1), on_features=lambda *given: seen.append(given))
-    ((source, pool),) = seen  # of the first encoder alone
+    ((source, pool),) = seen  # of the first encoder only
     assert source is (test or TRAIN)
     assert_close(pool, embed(net, source, progress=False).stages["pool"], atol=1e-5, rtol=0)
 
@@ -267,7 +267,7 @@ def test_on_features_gets_no_features_if_an_image_could_not_be_read():
     assert seen == [(broken, None)]
 
 
-# ---- on request
+# ---- optional scores
 
 
 @pytest.fixture(scope="module")
@@ -280,21 +280,21 @@ def more():
         yield scored(encoder(100), encoder(101), seeds=[8, 9], finetune=True, nonlinear=True, svm=True)
 
 
-FURTHER = [
+OPTIONAL = [
     *(Measurement(metric) for metric in ("mlp", "conv", "svm")),
     Measurement("finetune", shots=10),
     Measurement("finetune"),
 ]
-KEYS = [each.key for each in FURTHER]
+KEYS = [each.key for each in OPTIONAL]
 
 
-def test_scores_on_request_are_rows_of_run_and_untrained_encoder(more, once):
+def test_optional_scores_are_rows_of_the_run_and_the_untrained_encoder(more, once):
     for row in ("own", *OTHERS):
         there = [r.key for r in more.rows if r.name == row and r.key in KEYS]
         assert there == (KEYS if row in ("own", OTHERS[0]) else [])
     assert not {r.key for r in once.rows} & {*KEYS}
     assert more.skipped == ["no 100-shot, finetune 100-shot: class 'tent' has 27 training images"]
-    for what in FURTHER:
+    for what in OPTIONAL:
         for row in (more.find("own", what), more.find(OTHERS[0], what)):
             assert row.stage == "" and len(row.values) == 2 and row.seeds == [8, 9] and row.n == 64
             assert row.low <= row.value <= row.high
@@ -303,7 +303,7 @@ def test_scores_on_request_are_rows_of_run_and_untrained_encoder(more, once):
     json.loads(more.to_json())
 
 
-def test_their_differences_are_from_the_untrained_encoder_only(more):
+def test_optional_scores_are_compared_with_the_untrained_encoder_only(more):
     of = [(d.minus, d.key) for d in more.differences if d.key in KEYS]
     assert sorted(of, key=str) == sorted(((OTHERS[0], key) for key in KEYS), key=str)
     for d in more.differences:
@@ -313,24 +313,24 @@ def test_their_differences_are_from_the_untrained_encoder_only(more):
             assert d.low <= d.value <= d.high
 
 
-def test_the_untrained_encoder_is_trained_at_one_rate_and_each_run_on_its_own_draw(monkeypatch):
-    asked = []
-    monkeypatch.setattr(finetune, "score_finetuned", lambda *a, **k: asked.append((a[0], k)) or iter(()))
+def test_untrained_encoders_have_no_layer_decay_and_each_run_has_its_own_draw(monkeypatch):
+    calls = []
+    monkeypatch.setattr(finetune, "score_finetuned", lambda *a, **k: calls.append((a[0], k)) or iter(()))
     scored(encoder(100), encoder(101), seeds=[8, 9], seed=5, finetune=True)
-    assert [(k["decay"], k["run"], k["seed"]) for _, k in asked] == [
+    assert [(k["decay"], k["run"], k["seed"]) for _, k in calls] == [
         (finetune.DECAY, 8, 5), (finetune.DECAY, 9, 5), (1.0, 8, 5), (1.0, 9, 5)
     ]  # fmt: skip
     fresh = baselines.untrained(encoder(), 8).state_dict()
-    assert all(torch.equal(v, fresh[k]) for k, v in asked[2][0].state_dict().items() if "running" not in k)
+    assert all(torch.equal(v, fresh[k]) for k, v in calls[2][0].state_dict().items() if "running" not in k)
 
 
 def test_fine_tuning_matches_the_classes_of_the_test_set_by_name(more, monkeypatch):
     monkeypatch.setattr(finetune, "STEPS", 3)
     monkeypatch.setattr(nonlinear_probes, "STEPS", 3)
     backwards = some(TEST, torch.arange(64), TEST.classes[::-1], 3 - TEST.label)
-    known = {"seeds": [8, 9], "finetune": True, "nonlinear": True, "svm": True}
-    found = scored(encoder(100), encoder(101), test=backwards, **known)
-    for what in FURTHER:
+    options = {"seeds": [8, 9], "finetune": True, "nonlinear": True, "svm": True}
+    found = scored(encoder(100), encoder(101), test=backwards, **options)
+    for what in OPTIONAL:
         assert found.find("own", what).values == more.find("own", what).values
 
 
@@ -348,10 +348,10 @@ def test_several_runs_are_one_row_with_the_values_of_each():
     nets = [encoder(100), encoder(101)]
     both = scored(*nets, seeds=[8, 9])
     chosen = [c["stage"] for c in both.get("untrained", "best linear").chosen]
-    assert len(set(chosen)) == 2  # each run has a best stage of its own
+    assert len(set(chosen)) == 2  # each run has its own best stage
     for net, seed, place in zip(nets, (8, 9), (0, 1), strict=True):
-        alone = scored(net, seeds=[seed])
-        for r in alone.rows:
+        single = scored(net, seeds=[seed])
+        for r in single.rows:
             row = both.find(r.name, r)
             assert row.values[place % len(row.values)] == pytest.approx(r.value)
             assert row.value == pytest.approx(sum(row.values) / len(row.values))
@@ -365,29 +365,29 @@ def test_several_runs_are_one_row_with_the_values_of_each():
         scored(encoder(), seeds=[0, 1])
 
 
-def test_of_nmi_and_ari_the_interval_is_about_the_value():
+def test_intervals_of_nmi_and_ari_are_centered_on_the_value():
     """Resampled sets contain duplicates, which raise the agreement, so their quantiles are too high."""
     rng = Rng(0, "interval")
     label = rng.integers(200, high=10)
     x = rng.normal(200, 5) + 0.8 * rng.normal(10, 5)[label]
-    test = Features({"pool": x}, label, [*"abcdefghij"], "made up")
+    test = Features({"pool": x}, label, [*"abcdefghij"], "toy")
     found = cluster(x, 10, seed=0)
     drawn = [rng.integers(200, high=200) for _ in range(400)]
-    peer = {"nmi": normalized_mutual_info_score, "ari": adjusted_rand_score}
+    reference = {"nmi": normalized_mutual_info_score, "ari": adjusted_rand_score}
     nmi, ari, acc = combine_runs([list(score_clusters(test, 0))], 0, name="own", role="run")
     assert acc.low < acc.value < acc.high
     for row in (nmi, ari):
-        deviation = 100 * np.std([peer[row.metric](label[i], found[i]) for i in drawn])
-        assert row.value == pytest.approx(100 * peer[row.metric](label, found))
+        deviation = 100 * np.std([reference[row.metric](label[i], found[i]) for i in drawn])
+        assert row.value == pytest.approx(100 * reference[row.metric](label, found))
         assert row.high - row.value == pytest.approx(1.97 * deviation, rel=0.2)
         assert row.value - row.low == pytest.approx(row.high - row.value)
 
 
-# ---- data that can hardly be scored
+# ---- small and unusable data
 
 
 @pytest.mark.parametrize("count", [4, 9, 99])
-def test_missing_shots_are_listed(count):
+def test_numbers_of_shots_above_the_smallest_class_are_listed_as_skipped(count):
     train = some(sources.open_labeled("synthetic:600:16"), torch.arange(600))
     train = some(train, per_class(train, 110, 110, count, 110))
     found = scored(train=train, test=some(TEST, torch.arange(20)))
@@ -451,7 +451,7 @@ def test_one_collapsed_run_removes_only_the_scores_that_it_lacks():
     assert set(label_free.metrics(torch.ones(3, 2))) == {"rankme", "alpha", "std", "cosine"}
 
 
-def test_a_run_that_diverged_is_one_line():
+def test_a_diverged_run_is_a_one_line_error():
     net = encoder()
     nn.init.constant_(net.net.stage2[0].body[0].weight, torch.nan)
     with pytest.raises(UserError, match="the run has diverged") as error:

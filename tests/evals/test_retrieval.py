@@ -15,7 +15,7 @@ def slow(x: torch.Tensor, label: list[int], k: int) -> list[bool]:
     return found
 
 
-def test_hits_are_those_of_the_loop():
+def test_hits_match_a_loop_over_queries():
     rng = Rng(0, "retrieval")
     x, label = rng.normal(150, 4), rng.integers(150, high=20)
     hits = retrieval.hits(x, label)
@@ -30,7 +30,7 @@ def test_recall_is_the_hit_rate_and_not_the_fraction_of_relevant_samples():
     label = torch.tensor([0, 0, 0, 1])
     hits = retrieval.hits(x, label, (1, 2))
     assert hits[1].tolist() == [True, True, True, False]  # one of two relevant samples is enough
-    assert hits[2].tolist() == [True, True, True, False]  # alone of its class: never found
+    assert hits[2].tolist() == [True, True, True, False]  # the only sample of its class: never found
 
 
 def test_fewer_samples_than_k_are_all_candidates():

@@ -1,4 +1,4 @@
-"""Rows, the JSON that they are kept as, and files of another schema."""
+"""Score rows, their JSON, and files with another schema."""
 
 import json
 
@@ -25,7 +25,7 @@ def test_scores_are_read_as_they_were_written(tmp_path):
     assert scores.read(path) == ALL and scores.read_all(tmp_path) == [ALL]
 
 
-def test_the_json_of_a_row_has_its_role_and_metric_and_nothing_that_says_nothing():
+def test_the_json_of_a_row_omits_fields_without_a_value():
     assert ROW.to_json() == {
         "metric": "knn", "stage": "pool", "name": "rotnet", "role": "run", "value": 50.0, "low": 48.0, "high": 52.0,
         "n": 60, "values": [50.0], "chosen": [{"k": 10}], "data": "x", "seeds": [0],
@@ -35,7 +35,7 @@ def test_the_json_of_a_row_has_its_role_and_metric_and_nothing_that_says_nothing
     assert (task["fraction"], task["images"]) == (0.0, 0) and not {"axis", "at", "task"} & task.keys()
 
 
-def test_a_row_is_found_by_its_role_and_by_what_is_measured():
+def test_rows_are_found_by_role_or_name_and_measurement():
     assert ALL.get("run", "knn") is ROW and ALL.get("pixels", "few-shot", shots=10) is OTHER
     assert ALL.get("pixels", "few-shot") is None and ALL.get("run", "knn", "stage1") is None
     assert (
@@ -66,7 +66,7 @@ def test_a_title_is_made_of_metric_and_number(what, title):
     [({"schema": 1, "rows": []}, 1), ({"schema": 3}, 3), ({"rows": []}, None), ([], None)],
 )
 @pytest.mark.parametrize("folder", ["scores", "study"])
-def test_another_schema_is_refused_in_one_line_that_says_what_helps(content, found, folder, tmp_path):
+def test_another_schema_is_a_one_line_error_that_names_the_conversion(content, found, folder, tmp_path):
     (tmp_path / folder).mkdir()
     path = tmp_path / folder / "x.json"
     path.write_text(json.dumps(content))
@@ -77,7 +77,7 @@ def test_another_schema_is_refused_in_one_line_that_says_what_helps(content, fou
     )
 
 
-def test_a_report_of_a_run_with_old_scores_is_one_line_and_code_2(tmp_path, capsys):
+def test_the_report_of_a_run_with_old_scores_is_a_one_line_error_with_code_2(tmp_path, capsys):
     run = str(tmp_path / "run")
     words = ["--encoder", "resnet_small:width=8", "--batch", "16", "--steps", "2", "--out", run]
     assert main(["pretrain", "rotnet", "--data", "synthetic:64:16", *words]) == 0
@@ -85,5 +85,5 @@ def test_a_report_of_a_run_with_old_scores_is_one_line_and_code_2(tmp_path, caps
     path.write_text(json.dumps({"schema": 1, "rows": []}))
     capsys.readouterr()
     assert main(["report", run]) == 2
-    told = capsys.readouterr().err.strip()
-    assert told.splitlines()[-1].startswith(f"pretask: {path} has schema 1, expected 2")
+    error_line = capsys.readouterr().err.strip()
+    assert error_line.splitlines()[-1].startswith(f"pretask: {path} has schema 1, expected 2")

@@ -1,4 +1,4 @@
-"""Exemplar-CNN's read-out: the maximum of each quadrant, all layers, liblinear's machines, and no test label in a choice."""
+"""Exemplar-CNN's evaluation: quadrant maxima of all layers, linear SVMs as in liblinear, no choice by test labels."""
 
 import pytest
 import torch
@@ -24,13 +24,13 @@ def encoder(name: str = SMALL, size: int = 16) -> Encoder:
     return encoders.build(name, 3, size)
 
 
-def read(net: Encoder, train=TRAIN, test=TEST, seed: int = 0):
+def scored(net: Encoder, train=TRAIN, test=TEST, seed: int = 0):
     (found,) = svm.score_svm(net, train, test, seed=seed, progress=False)
     return found
 
 
 def spied(monkeypatch, net: Encoder, train=TRAIN, test=TEST) -> tuple[Tensor, Tensor, linear_probe.Choice]:
-    """The features of the training and of the test images that the machines are given, and what was chosen."""
+    """The training and test features that the SVMs get, and the chosen penalty."""
     seen = []
     choose, logits = svm.choose, linear_probe.Probe.logits
 
@@ -41,7 +41,7 @@ def spied(monkeypatch, net: Encoder, train=TRAIN, test=TEST) -> tuple[Tensor, Te
 
     monkeypatch.setattr(svm, "choose", spy)
     monkeypatch.setattr(linear_probe.Probe, "logits", lambda self, x: seen.append(x) or logits(self, x))
-    read(net, train, test)
+    scored(net, train, test)
     return seen[0], seen[2], seen[1]
 
 
@@ -52,7 +52,7 @@ def spied(monkeypatch, net: Encoder, train=TRAIN, test=TEST) -> tuple[Tensor, Te
     ("h", "w"), [(1, 1), (1, 4), (2, 2), (3, 3), (4, 4), (5, 3), (9, 9), (12, 7), (17, 17), (48, 48)]
 )
 def test_a_cell_has_the_maximum_of_its_quadrant(h, w):
-    """Slowly: the first half of a side is rows 0 … ceil(h / 2) - 1, as a pooling of 9 cuts the released 17 into 9 and 8."""
+    """In loops: the first half of a side is rows 0 … ceil(h / 2) - 1, as a pooling of 9 cuts the released 17 into 9 and 8."""
     x = Rng(h, w).normal(2, 3, h, w)
     expected = []
     for c in range(3):
@@ -67,9 +67,9 @@ def test_a_cell_has_the_maximum_of_its_quadrant(h, w):
     assert torch.equal(svm.max_pool_cells(x[..., 0, 0]), x[..., 0, 0])
 
 
-def test_the_released_net_gives_3840_numbers_of_which_each_layer_has_four_for_a_map(monkeypatch):
+def test_the_released_network_has_3840_features_four_per_map(monkeypatch):
     """64c5-128c5-256c5-512f of 96 px: conv maps of 48, 24 and 24, a fully connected one of 17 (test_conv_STL.prototxt has
-    pool 9 for it); its 960 maps, and not the classes, become four numbers each, layer by layer."""
+    pool 9 for it). Each of its 960 maps gives four features, layer by layer; the class layer gives none."""
     net = encoder("exemplar", 96)
     assert net.sides["fc"] == 17
     some = [
@@ -84,13 +84,13 @@ def test_the_released_net_gives_3840_numbers_of_which_each_layer_has_four_for_a_
     first = 0
     for stage in ("conv1", "conv2", "conv3", "fc"):
         own = svm.max_pool_cells(stages[stage])
-        mine = shown[:, first : first + own.shape[1]].float()
-        assert_close(mine * own.max() / mine.max(), own, atol=2e-3 * own.max().item(), rtol=0)
+        ours = shown[:, first : first + own.shape[1]].float()
+        assert_close(ours * own.max() / ours.max(), own, atol=2e-3 * own.max().item(), rtol=0)
         first += own.shape[1]
 
 
 KINDS = {
-    "resnet18": (32, 4 * (64 + 64 + 128 + 256) + 512),  # the last stage is one place
+    "resnet18": (32, 4 * (64 + 64 + 128 + 256) + 512),  # the last stage is 1 x 1
     "vit_tiny_patch16_224:patch_size=8,depth=4,embed_dim=24,num_heads=2": (16, 4 * 4 * 24),
     "mlp:width=8,depth=2": (16, 2 * 8),
     SMALL: (16, 4 * (4 + 4 + 8)),
@@ -98,42 +98,42 @@ KINDS = {
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_every_kind_of_encoder_has_its_stages_read(name):
+def test_all_stages_of_every_kind_of_encoder_are_used(name):
     size, count = KINDS[name]
     net = encoder(name, size)
     source = data.open_labeled(f"synthetic:40:{size}")
-    found = read(net, source, source)
+    found = scored(net, source, source)
     assert found.notes["features"] == count == sum(
         x.shape[1] for s, x in svm.MaxPooledStages(net.eval(), 2)(torch.rand(1, 3, size, size)).items() if s != "pool"
     )  # fmt: skip
     assert 0 <= found.value <= 100
 
 
-def test_features_that_would_not_fit_are_the_maxima_of_whole_maps(monkeypatch):
+def test_features_too_large_for_memory_are_maxima_of_whole_maps(monkeypatch):
     monkeypatch.setattr(svm, "MEMORY", 2 * 96 * 64)
-    assert read(encoder()).notes["features"] == 64
+    assert scored(encoder()).notes["features"] == 64
     monkeypatch.setattr(svm, "MEMORY", 2 * 96 * 64 - 1)
-    assert read(encoder()).notes["features"] == 16
+    assert scored(encoder()).notes["features"] == 16
 
 
 class Fixed(nn.Module):
-    """Two stages that are the image's channels, the second a thousand times as large and negative."""
+    """Stages that are channels of the image, the second a thousand times as large and negative, and one that is 0."""
 
     def __init__(self):
         super().__init__()
         self.widths, self.sides = (
-            {"one": 2, "two": 1, "nothing": 1, "pool": 1},
-            {"one": 4, "two": 4, "nothing": 4},
+            {"one": 2, "two": 1, "zero": 1, "pool": 1},
+            {"one": 4, "two": 4, "zero": 4},
         )
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         x = image[:, :2] / 10
         two = -1000 * image[:, 2:]
-        return {"one": x, "two": two, "nothing": 0 * two, "pool": two.mean((2, 3))}
+        return {"one": x, "two": two, "zero": 0 * two, "pool": two.mean((2, 3))}
 
 
-def test_stages_are_divided_by_their_percentile_on_training_images_and_the_test_set_has_no_say(monkeypatch):
-    """As numpy finds it, of all numbers of a stage; the test set is brighter, and stays brighter."""
+def test_stages_are_divided_by_their_percentile_on_training_images(monkeypatch):
+    """The percentile is over all values of a stage; a brighter test set stays brighter."""
     rng = Rng(0, "pixels")
     image = rng.integers(4000, 3, 4, 4, high=128).byte()
     train = LabeledDataset(Arrays("dark", image), torch.arange(4000) % 3, [*"abc"])
@@ -148,45 +148,45 @@ def test_stages_are_divided_by_their_percentile_on_training_images_and_the_test_
     assert not shown[:, 12:].any() and shown.dtype == torch.float16
 
 
-def test_one_number_in_ten_thousand_lies_above_the_percentile():
+def test_one_value_in_ten_thousand_is_above_the_percentile():
     assert svm.percentile(torch.arange(1.0, 20_001)[Rng(0).permutation(20_000)].view(100, 200)) == 19_998
     assert svm.percentile(torch.tensor([[3.0]])) == 3
 
 
-# ---- the machines
+# ---- the SVMs
 
 
 def blobs(n: int, d: int, classes: int) -> tuple[Tensor, Tensor, Tensor]:
     """Overlapping classes of non-negative features, as layers have them, and unseen ones."""
     rng = Rng(n, d, classes)
     label = rng.integers(n, high=classes)
-    middle = rng.uniform(classes, d, low=0, high=0.3)
-    unseen = middle[rng.integers(200, high=classes)]
-    x, unseen = ((m + 0.3 * rng.normal(*m.shape)).clamp(min=0) for m in (middle[label], unseen))
+    center = rng.uniform(classes, d, low=0, high=0.3)
+    unseen = center[rng.integers(200, high=classes)]
+    x, unseen = ((m + 0.3 * rng.normal(*m.shape)).clamp(min=0) for m in (center[label], unseen))
     return x, label, unseen
 
 
 @pytest.mark.parametrize("penalty", [0.1, 1e-3])
 @pytest.mark.parametrize(("n", "d"), [(300, 40), (60, 200), (80, 80)])
 @pytest.mark.parametrize("classes", [2, 4])
-def test_the_machines_are_scikit_learns_on_both_sides_of_as_many_samples_as_features(n, d, classes, penalty):
-    """liblinear's ½ |w|² + C Σ max(0, 1 - y z)², C = 1 / (penalty n), with a bias that costs it next to nothing."""
+def test_svms_match_scikit_learn_with_more_and_fewer_samples_than_features(n, d, classes, penalty):
+    """liblinear's ½ |w|² + C Σ max(0, 1 - y z)², C = 1 / (penalty n), with a hardly penalized bias."""
     x, label, unseen = blobs(n, d, classes)
     mean, _ = linear_probe.standardization(x)
     design = linear_probe.Design(x, (mean, torch.ones(d)))
     assert (design.basis is None) == (n >= d)
     theta = svm.SquaredHinge(design, label, classes).solve(penalty, tolerance=1e-10)
-    theirs = LinearSVC(C=1 / (penalty * n), dual=False, intercept_scaling=300, tol=1e-9, max_iter=10_000)
-    theirs.fit(x.double().numpy(), label.numpy())
-    decision = torch.from_numpy(theirs.decision_function(unseen.double().numpy()))
-    mine = design.probe(theta[0]).logits(unseen).double()
-    if classes == 2:  # one machine of theirs, two of ours
+    reference = LinearSVC(C=1 / (penalty * n), dual=False, intercept_scaling=300, tol=1e-9, max_iter=10_000)
+    reference.fit(x.double().numpy(), label.numpy())
+    decision = torch.from_numpy(reference.decision_function(unseen.double().numpy()))
+    ours = design.probe(theta[0]).logits(unseen).double()
+    if classes == 2:  # scikit-learn fits one SVM, we fit two
         decision = torch.stack([-decision, decision], 1)
-    assert_close(mine, decision, atol=5e-3, rtol=0)
+    assert_close(ours, decision, atol=5e-3, rtol=0)
 
 
-def test_the_gradient_is_that_of_the_formula():
-    """Of two ways, each fitted to its own rows: Σ over rows and classes as it is written, by autograd."""
+def test_value_and_gradient_match_the_formula_in_loops():
+    """For two problems with their own rows: the sum over rows and classes in loops, and autograd."""
     x, label, _ = blobs(30, 6, 3)
     part = Rng(0, "part").integers(2, 30, high=2).bool()
     design = linear_probe.Design(x.double(), (torch.zeros(6).double(), torch.ones(6).double()))
@@ -207,7 +207,7 @@ def test_the_gradient_is_that_of_the_formula():
 
 
 @pytest.mark.parametrize(("n", "d"), [(120, 30), (60, 100)])
-def test_the_penalty_is_one_that_scikit_learn_finds_best_on_the_folds(n, d):
+def test_the_chosen_penalty_is_the_best_on_the_folds_for_scikit_learn(n, d):
     """LinearSVC on every fold is as accurate as the reported score, and no neighboring penalty is clearly better."""
     x, label, _ = blobs(n, d, 3)
     ways = splits(label, 0)
@@ -230,20 +230,20 @@ def test_the_penalty_is_one_that_scikit_learn_finds_best_on_the_folds(n, d):
         assert accuracy(near) < choice.score + 0.01
 
 
-# ---- honest scores
+# ---- scores
 
 
-def test_what_is_scored_is_what_the_machines_say_of_the_test_images(monkeypatch):
+def test_scores_match_the_predictions_for_the_test_images(monkeypatch):
     net = encoder()
-    found = read(net)
+    found = scored(net)
     shown, unseen, choice = spied(monkeypatch, net)
     mean, _ = linear_probe.standardization(shown)
     design = linear_probe.Design(shown, (mean, torch.ones_like(mean)))
-    machines = design.probe(
+    svms = design.probe(
         svm.SquaredHinge(design, TRAIN.label, 4).solve(found.notes["penalty"], tolerance=1e-9)[0]
     )
     assert found.notes["penalty"] == choice.penalty
-    assert (found.correct.bool() == (machines.predict(unseen) == TEST.label)).double().mean() > 0.96
+    assert (found.correct.bool() == (svms.predict(unseen) == TEST.label)).double().mean() > 0.96
     assert (found.metric, found.stage, found.value) == (
         "svm",
         "",
@@ -257,21 +257,21 @@ def test_no_choice_depends_on_the_test_labels_or_images():
         LabeledDataset(TEST.images, (TEST.label + 1) % 4, TEST.classes),
         LabeledDataset(Arrays("noise", noise), TEST.label, TEST.classes),
     )
-    own, moved, noisy = (read(encoder(), test=test) for test in (TEST, *others))
+    own, moved, noisy = (scored(encoder(), test=test) for test in (TEST, *others))
     assert own.notes == moved.notes == noisy.notes
-    assert not (own.correct.bool() & moved.correct.bool()).any()  # one answer for each image
+    assert not (own.correct.bool() & moved.correct.bool()).any()  # one prediction per image
 
 
-def test_classes_without_training_images_are_never_named():
+def test_classes_without_training_images_are_never_predicted():
     index = (TRAIN.label != 1).nonzero().flatten()
     train = LabeledDataset(
         Arrays("three", TRAIN.__getitems__(index).image), TRAIN.label[index], TRAIN.classes
     )
-    found = read(encoder(), train)
+    found = scored(encoder(), train)
     assert not found.correct[TEST.label == 1].any() and found.correct.any()
 
 
-def test_a_class_that_shows_in_one_corner_is_found_there_and_random_labels_are_not():
+def test_classes_marked_in_corners_are_found_and_random_labels_score_at_chance():
     label = Rng(0, "corner").integers(160, high=4)
     image = torch.randint(0, 100, (160, 3, 16, 16))
     for k, (i, j) in enumerate(((2, 2), (2, 11), (11, 2), (11, 11))):
@@ -281,4 +281,4 @@ def test_a_class_that_shows_in_one_corner_is_found_there_and_random_labels_are_n
         for part in (slice(0, 100), slice(100, 160))
     ]
     guess = LabeledDataset(half[1].images, Rng(1, "guess").integers(60, high=4), [*"abcd"])
-    assert read(encoder(), *half).value > 90 and read(encoder(), half[0], guess).value < 45
+    assert scored(encoder(), *half).value > 90 and scored(encoder(), half[0], guess).value < 45

@@ -27,7 +27,7 @@ def slow_hit(distance, relevant, k, tries=4000):
     return found / tries
 
 
-def test_hits_are_those_of_sorting_with_ties_in_random_order():
+def test_hits_match_sorting_with_ties_in_random_order():
     random.seed(0)
     generator = torch.Generator().manual_seed(0)
     for levels in (2, 3, 50):
@@ -47,7 +47,7 @@ def test_constant_distances_score_at_chance():
     assert text_retrieval.hits(1 - relevant.float(), relevant, 1).tolist() == [1.0] * 20
 
 
-def test_divergence_is_the_formula_from_text_to_image_and_scaling_changes_nothing():
+def test_divergence_matches_the_formula_from_text_to_image_and_ignores_scale():
     share = torch.tensor([[0.7, 0.2, 0.0], [0.1, 0.1, 0.8]])
     logits = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
     p = logits.softmax(1)
@@ -60,11 +60,11 @@ def test_divergence_is_the_formula_from_text_to_image_and_scaling_changes_nothin
     torch.testing.assert_close(text_retrieval.kl_divergence(3 * share, logits), torch.tensor(slow))
 
 
-def test_a_probe_on_soft_labels_is_at_its_optimum_and_one_hot_labels_give_the_usual_one():
+def test_a_probe_on_soft_labels_is_at_its_optimum_and_equals_the_usual_one_for_one_hot_labels():
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(80, 5, generator=generator, dtype=torch.float64)
     share = torch.rand(80, 3, generator=generator, dtype=torch.float64)
-    share *= torch.rand(80, 1, generator=generator, dtype=torch.float64)  # that need not add up to 1
+    share *= torch.rand(80, 1, generator=generator, dtype=torch.float64)  # so that they do not sum to 1
     design = linear_probe.Design(x)
     problem = linear_probe.Problem(design, share, 3)
     theta = torch.randn(3, 6, generator=generator, dtype=torch.float64)
@@ -169,7 +169,7 @@ def test_images_that_could_not_be_read_have_no_topics(texts):
     assert torch.equal(text_id, source.text_id[torch.arange(120) != 3])
 
 
-def test_the_whole_way(tmp_path, monkeypatch, capsys):
+def test_a_run_on_synthetic_pairs_retrieves_their_texts(tmp_path, monkeypatch, capsys):
     """Texts that describe their images are retrieved; a run's own topics are used."""
     monkeypatch.setattr(baselines, "SAMPLES", 2000)
     source = data.open("synthetic:240:16")

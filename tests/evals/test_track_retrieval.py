@@ -84,8 +84,8 @@ def test_rows_are_the_run_its_untrained_encoder_and_pixels():
 def test_evaluate_scores_track_retrieval_for_tracks(tmp_path, capsys):
     store.prepare(tracks(), tmp_path / "tracks", progress=False)
     run = tmp_path / "run"
-    asked = ["--out", str(run), "--encoder", "resnet_small:width=8", "--steps", "2", "--batch", "8"]
-    assert main(["pretrain", "video_triplet", "--data", str(tmp_path / "tracks"), *asked]) == 0
+    flags = ["--out", str(run), "--encoder", "resnet_small:width=8", "--steps", "2", "--batch", "8"]
+    assert main(["pretrain", "video_triplet", "--data", str(tmp_path / "tracks"), *flags]) == 0
     capsys.readouterr()
     assert main(["evaluate", str(run), "--data", str(tmp_path / "tracks"), "--json"]) == 0
     said = capsys.readouterr()

@@ -78,8 +78,8 @@ def test_hue_and_chroma_match_colorsys(source):
     x = augment.to_float(batch(source, 2).image)[:, :, ::3, ::3]
     for image, values in zip(x, cp.color_values(x, "hue_chroma"), strict=True):
         for rgb, (hue, chroma) in zip(image.flatten(1).T.tolist(), values.flatten(1).T.tolist(), strict=True):
-            apart = abs(colorsys.rgb_to_hsv(*rgb)[0] - hue)
-            assert min(apart, 1 - apart) < 1e-5 and abs(max(rgb) - min(rgb) - chroma) < 1e-6
+            difference = abs(colorsys.rgb_to_hsv(*rgb)[0] - hue)
+            assert min(difference, 1 - difference) < 1e-5 and abs(max(rgb) - min(rgb) - chroma) < 1e-6
 
 
 @pytest.mark.parametrize("targets", HISTOGRAMS)

@@ -112,8 +112,8 @@ def test_jitter_is_uniform_in_every_direction_for_every_cell(config, encoder, si
     triangle = torch.tensor([(n - abs(d)) / n**2 for d in range(-2 * reach, 2 * reach + 1)])
     for cell in (0, 1, 2, 3, 5, 6, 7, 8):
         for axis in range(2):
-            apart = (moved[:, cell] - moved[:, 4])[:, axis].round().long() + 2 * reach
-            frequency = apart.bincount(minlength=len(triangle)) / len(apart)
+            difference = (moved[:, cell] - moved[:, 4])[:, axis].round().long() + 2 * reach
+            frequency = difference.bincount(minlength=len(triangle)) / len(difference)
             assert_close(frequency, triangle, atol=0.05, rtol=0)
             assert abs((frequency - triangle).cumsum(0)).max() < 0.05
     assert corner.min() >= 0 and corner.max() <= size - method.side

@@ -116,9 +116,9 @@ def test_loss_uses_center_and_both_temperatures_on_all_views(source):
             method.encoder(x)["pool"] for x in (p.both, torch.cat([p.local_views[:, 0], p.local_views[:, 1]]))
         ]
         student = method.head(torch.cat(pools)).unflatten(0, (4, 8))
-        apart = torch.cat([method.head(pool) for pool in pools]).unflatten(0, (4, 8))
+        separate = torch.cat([method.head(pool) for pool in pools]).unflatten(0, (4, 8))
         teacher = method.teacher_logits(p.both).unflatten(0, (2, 8))
-    assert (student - apart).abs().max() > 0.01
+    assert (student - separate).abs().max() > 0.01
     assert_close(found.total.item(), slow(teacher, student, method.center, 0.09, 0.2), atol=1e-4, rtol=1e-4)
 
 

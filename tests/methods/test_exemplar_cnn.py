@@ -88,11 +88,11 @@ def test_images_without_gradients_give_no_class():
     image = Rng(1).integers(400, 1, 1, 1, high=256).expand(-1, 3, 32, 32).clone()
     image[::10] = Rng(2).integers(40, 3, 32, 32, high=256)
     source = Arrays("mostly flat", image.to(torch.uint8))
-    for asked, given in ((100, 40), (30, 30)):
-        method = with_seeds(source, ec.Config(num_classes=asked))
+    for num_classes, expected in ((100, 40), (30, 30)):
+        method = with_seeds(source, ec.Config(num_classes=num_classes))
         seeded = (method.label[:, 0] >= 0).nonzero()[:, 0]
-        assert len(seeded) == given and (seeded % 10 == 0).all()
-        assert sorted(method.label[seeded, 0].tolist()) == list(range(given))
+        assert len(seeded) == expected and (seeded % 10 == 0).all()
+        assert sorted(method.label[seeded, 0].tolist()) == list(range(expected))
 
 
 def test_if_no_image_has_gradients_all_give_classes():
@@ -134,7 +134,7 @@ def test_four_images_per_seed_are_read_and_more_if_some_have_no_gradients(flat, 
     assert (method.label[:flat] < 0).all()
 
 
-def test_several_seeds_of_an_image_are_apart_and_sampled_equally_often():
+def test_several_seeds_of_an_image_are_separated_and_sampled_equally_often():
     source = noise(40, 48)
     method = with_seeds(source, ec.Config(num_classes=90, seeds_per_image=3, patch=8))
     has = method.label >= 0

@@ -67,8 +67,8 @@ def test_only_the_minimum_statistic_bounds_the_smallest_distance():
 def test_few_permutations_have_a_close_neighbor(distance_stat, seed):
     """In the released list of 100, one in ten has a neighbor at distance 2, and the mean nearest distance is 4.21."""
     permutations = jigsaw.permutation_set(100, distance_stat=distance_stat, seed=seed)
-    apart = (permutations[:, None] != permutations[None]).sum(-1) + 9 * torch.eye(100).long()
-    nearest = apart.min(1).values
+    distance = (permutations[:, None] != permutations[None]).sum(-1) + 9 * torch.eye(100).long()
+    nearest = distance.min(1).values
     assert (nearest == 2).double().mean() <= 0.1 and nearest.double().mean() > 4.2
     assert (distances(permutations) <= 4).sum() < 35  # as many as in the released list
 
@@ -137,11 +137,10 @@ def test_channels_of_color_images_are_shifted_by_whole_pixels_and_gray_images_ar
         tile = method.pretext(source, Rng(1)).tile[:, 4:5]  # far from the border
         level = tile * 255 / 4
         assert_close(level, level.round(), atol=0.01, rtol=0)  # gray is not the mean of shifted channels
-        apart = (tile[:, :, 0] - tile[:, :, 1]) * 255 / 4
-        inner = apart.flatten(1)
-        assert_close(inner, inner[:, :1].expand_as(inner), atol=1e-3, rtol=0)
-        assert_close(inner, inner.round(), atol=1e-3, rtol=0)
-        assert inner.abs().max().round() == largest
+        shift = ((tile[:, :, 0] - tile[:, :, 1]) * 255 / 4).flatten(1)
+        assert_close(shift, shift[:, :1].expand_as(shift), atol=1e-3, rtol=0)
+        assert_close(shift, shift.round(), atol=1e-3, rtol=0)
+        assert shift.abs().max().round() == largest
 
 
 def test_30_percent_of_images_are_gray_in_all_nine_tiles(source):
@@ -151,7 +150,7 @@ def test_30_percent_of_images_are_gray_in_all_nine_tiles(source):
         .tile
     )
     gray = (tile[:, :, 0] == tile[:, :, 1]).flatten(2).all(2)
-    assert (gray.all(1) | ~gray.any(1)).float().mean() > 0.95  # a tile may be gray by itself
+    assert (gray.all(1) | ~gray.any(1)).float().mean() > 0.95  # the content of a tile may be gray
     assert 0.24 < gray.all(1).float().mean() < 0.36
 
 

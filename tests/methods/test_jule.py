@@ -269,11 +269,11 @@ def test_clusters_merge_by_the_embeddings_of_the_images(monkeypatch):
     """By the graph of the normalized head outputs in eval mode, not of pixels."""
     source = ClusteredImages()
     method = build(source, neighbors=5, exact=False, neighbor_clusters=3)
-    asked = {}
+    arguments = {}
     real = ag.agglomerate
 
     def watched(w, label, x, clusters, **options):
-        asked.update(w=w, x=x, options=options)
+        arguments.update(w=w, x=x, options=options)
         return real(w, label, x, clusters, **options)
 
     monkeypatch.setattr(ag, "agglomerate", watched)
@@ -282,9 +282,14 @@ def test_clusters_merge_by_the_embeddings_of_the_images(monkeypatch):
     method.eval()
     with torch.no_grad():
         z = F.normalize(method.head(method.encoder(augment.to_float(source.image))["pool"]), dim=1)
-    assert_close(asked["x"], z)
-    assert asked["w"].nnz == 80 * 5
-    assert asked["options"] == {"neighbor_clusters": 3, "exact": False, "final_clusters": 4, "smallest": 0.05}
+    assert_close(arguments["x"], z)
+    assert arguments["w"].nnz == 80 * 5
+    assert arguments["options"] == {
+        "neighbor_clusters": 3,
+        "exact": False,
+        "final_clusters": 4,
+        "smallest": 0.05,
+    }
 
 
 def test_a_run_finds_the_four_means_without_labels(tmp_path):

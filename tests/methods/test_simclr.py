@@ -73,8 +73,8 @@ def test_loss_is_0_for_identical_pairs_far_from_all_others():
 
 def test_a_view_is_never_its_own_positive():
     z = unit(4, 1)
-    apart = torch.cat([z, -z])  # its own copy would be by far the nearest
-    assert simclr.nt_xent(apart[:4], apart[4:], 0.1)[1] == 0
+    views = torch.cat([z, -z])  # its own copy would be by far the nearest
+    assert simclr.nt_xent(views[:4], views[4:], 0.1)[1] == 0
 
 
 def test_two_views_of_an_image_differ_and_both_come_from_it():
@@ -156,9 +156,9 @@ def test_a_step_of_gains_and_biases_matches_the_released_sum_over_both_direction
     ours.loss(p).total.backward()
     optimizer.step()
     z1, z2 = theirs.project(p)
-    apart = torch.eye(len(z1)) * -1e9
-    one = torch.cat([z1 @ z2.T, z1 @ z1.T + apart], 1) / 0.5
-    other = torch.cat([z2 @ z1.T, z2 @ z2.T + apart], 1) / 0.5
+    mask = torch.eye(len(z1)) * -1e9
+    one = torch.cat([z1 @ z2.T, z1 @ z1.T + mask], 1) / 0.5
+    other = torch.cat([z2 @ z1.T, z2 @ z2.T + mask], 1) / 0.5
     own = torch.arange(len(z1))
     (F.cross_entropy(one, own) + F.cross_entropy(other, own)).backward()
     rate = 1.0 * 512 / 256

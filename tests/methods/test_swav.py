@@ -76,8 +76,8 @@ def test_a_view_does_not_predict_its_own_code(method):
         20 * F.one_hot(torch.arange(32) % 4, 4).float(),
         20 * F.one_hot((torch.arange(32) + 1) % 4, 4).float(),
     )
-    apart, together = (method.swapped_loss(torch.stack([own, view]) * 0.05) for view in (other, own))
-    assert apart > 5 and together < 0.01
+    different, equal = (method.swapped_loss(torch.stack([own, view]) * 0.05) for view in (other, own))
+    assert different > 5 and equal < 0.01
 
 
 def test_local_views_predict_codes_but_provide_none(method):
@@ -105,8 +105,8 @@ def test_batch_norms_of_the_projector_see_all_views_at_once(method):
         method.encoder(x)["pool"] for x in (p.both, torch.cat([p.local_views[:, 0], p.local_views[:, 1]]))
     ]
     assert_close(z, F.normalize(method.projector(torch.cat(pools)), dim=1).unflatten(0, (4, 32)))
-    apart = torch.cat([F.normalize(method.projector(pool), dim=1) for pool in pools]).unflatten(0, (4, 32))
-    assert (method.scores(z) - method.scores(apart)).abs().max() > 0.02
+    separate = torch.cat([F.normalize(method.projector(pool), dim=1) for pool in pools]).unflatten(0, (4, 32))
+    assert (method.scores(z) - method.scores(separate)).abs().max() > 0.02
     assert_close(method.loss(p).total, method.swapped_loss(method.scores(z)))
 
 

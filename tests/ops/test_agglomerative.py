@@ -50,12 +50,12 @@ def slow_affinity(w: np.ndarray, i: list[int], j: list[int]) -> float:
 
 
 def score(a: np.ndarray, i: int, neighbor_clusters: int, weight: float) -> tuple[float, int]:
-    """The merge score of cluster i and its partner, by its row of affinities."""
+    """The merge score of cluster i and the cluster that it merges with, from its row of affinities."""
     others = sorted((j for j in range(len(a)) if j != i), key=lambda j: (-a[i, j], j))
     near = [a[i, j] for j in others[:neighbor_clusters]]
     near += [0.0] * (neighbor_clusters - len(near))
-    apart = sum(near[0] - further for further in near[1:])
-    return near[0] + (weight * apart / (neighbor_clusters - 1) if neighbor_clusters > 1 else 0), others[0]
+    gap = sum(near[0] - further for further in near[1:])
+    return near[0] + (weight * gap / (neighbor_clusters - 1) if neighbor_clusters > 1 else 0), others[0]
 
 
 def slow_agglomerate(
@@ -270,7 +270,7 @@ def test_partitions_are_nested_and_lose_one_cluster_per_merge():
         before = now
 
 
-def test_asking_for_as_many_or_more_clusters_changes_nothing():
+def test_requesting_as_many_or_more_clusters_changes_nothing():
     x, w, label = random_case()
     for more in (0, 5):
         assert torch.equal(ag.agglomerate(w, label, x, int(label.max()) + 1 + more), label)
@@ -395,8 +395,8 @@ def test_affinities_are_recomputed_at_the_unrolling_rate(unrolling_rate):
 
 def test_more_clusters_than_chains_start_from_single_samples():
     x, _, label = random_case()
-    wanted = int(label.max()) + 10
-    assert ag.cluster(x, wanted).unique().tolist() == list(range(wanted))
+    count = int(label.max()) + 10
+    assert ag.cluster(x, count).unique().tolist() == list(range(count))
     assert ag.cluster(x[:1], 1).tolist() == [0]
     with pytest.raises(UserError, match="cannot make 61 clusters of 60 images"):
         ag.cluster(x, 61)

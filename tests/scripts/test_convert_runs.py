@@ -35,19 +35,19 @@ def script() -> ModuleType:
     return made
 
 
-def revived(x: Any, draws: torch.Generator) -> Any:
-    """What `described` in tests/old_runs/make.py described; floats are drawn anew, small and above 0."""
+def restored(x: Any, generator: torch.Generator) -> Any:
+    """The inverse of `described` in tests/old_runs/make.py, with small positive random floats."""
     if not isinstance(x, dict):
         return x
     if "tensor" in x:
         kind, shape = getattr(torch, x["tensor"]), x["shape"]
         if x["values"] is None:
-            return (0.01 + 0.01 * torch.rand(shape, generator=draws)).to(kind)
+            return (0.01 + 0.01 * torch.rand(shape, generator=generator)).to(kind)
         return torch.tensor(x["values"], dtype=kind).view(shape)
     ((kind, inside),) = x.items()
     if kind == "dict":
-        return {revived(key, draws): revived(value, draws) for key, value in inside}
-    return {"list": list, "tuple": tuple}[kind](revived(each, draws) for each in inside)
+        return {restored(key, generator): restored(value, generator) for key, value in inside}
+    return {"list": list, "tuple": tuple}[kind](restored(each, generator) for each in inside)
 
 
 def content(method: str) -> dict[str, Any]:
@@ -64,7 +64,7 @@ def built(method: str, folder: Path) -> Path:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         if name == checkpoint.LATEST:
-            torch.save(revived(inside, torch.Generator().manual_seed(0)), path)
+            torch.save(restored(inside, torch.Generator().manual_seed(0)), path)
         elif isinstance(inside, str):
             path.write_text(inside)
         else:
@@ -78,7 +78,7 @@ def built(method: str, folder: Path) -> Path:
 
 
 def leaves(x: Any, place: str = "") -> dict[str, Any]:
-    """Every value in nested fields, by all names on the way to it."""
+    """Values of nested fields by their dotted paths."""
     if not isinstance(x, dict):
         return {place: x}
     return {
@@ -118,7 +118,7 @@ def test_an_old_run_is_refused_converted_read_and_resumed(method: str, tmp_path:
 
 
 def assert_kept(old: dict, new: dict, script: ModuleType, name: str, method: str) -> None:
-    """Every value stands under its new name, and nothing else but what was added."""
+    """Every value is under its new name, and only the listed fields are added."""
     table, values = script.FIELDS[name], script.VALUES.get(name, {})
     if name == "run.json":
         config = script.CONFIG.get("*", {}) | script.CONFIG.get(method, {})
@@ -139,7 +139,7 @@ def read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
-def test_a_run_that_is_converted_stays_as_it_is(tmp_path: Path, script: ModuleType):
+def test_a_converted_run_is_not_changed_again(tmp_path: Path, script: ModuleType):
     folder = built("rotnet", tmp_path / "run")
     script.convert(folder)
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
@@ -147,10 +147,10 @@ def test_a_run_that_is_converted_stays_as_it_is(tmp_path: Path, script: ModuleTy
     assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_new_names_reach_every_file_of_a_run(
+def test_names_are_changed_in_every_file_of_a_run(
     tmp_path: Path, script: ModuleType, monkeypatch: pytest.MonkeyPatch
 ):
-    """The tables are filled as the next renaming will; the checks, which know the names of today, are left out."""
+    """With example tables; checks that know the current names are disabled."""
     folder = built("byol", tmp_path / "run")
     log = files.read_rows(folder / "log.jsonl")
     monkeypatch.setattr(script, "FIELDS", {
@@ -193,7 +193,7 @@ def test_new_names_reach_every_file_of_a_run(
     assert not any(name.startswith("head.") for name in moved)
 
 
-def test_what_cannot_be_resumed_is_not_converted(tmp_path: Path, script: ModuleType):
+def test_a_run_that_cannot_be_resumed_is_not_converted(tmp_path: Path, script: ModuleType):
     folder = built("rotnet", tmp_path / "run")
     card = read(folder / "run.json")
     files.write_text(folder / "run.json", json.dumps(card | {"config": {}}))
@@ -213,7 +213,7 @@ def test_what_cannot_be_resumed_is_not_converted(tmp_path: Path, script: ModuleT
     assert before == {path: path.read_bytes() for path in folder.rglob("*.json")}
 
 
-def test_an_interrupted_conversion_is_finished_by_the_next(tmp_path: Path, script: ModuleType, monkeypatch):
+def test_an_interrupted_conversion_is_completed_by_the_next(tmp_path: Path, script: ModuleType, monkeypatch):
     folder = built("rotnet", tmp_path / "run")
     with monkeypatch.context() as patch:
         patch.setattr(run, "write_card", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -254,15 +254,15 @@ def test_runs_inside_a_run_and_stores_are_converted_from_the_command_line(tmp_pa
     assert "in place" in called("--help").stdout
 
 
-def test_a_newer_run_is_left_alone(tmp_path: Path, script: ModuleType):
+def test_a_newer_run_is_refused(tmp_path: Path, script: ModuleType):
     folder = built("rotnet", tmp_path / "run")
     files.write_text(folder / "run.json", json.dumps(read(folder / "run.json") | {formats.KEY: 3}))
     with pytest.raises(UserError, match="has format 3"):
         script.convert(folder)
 
 
-def test_columns_and_fields_are_renamed_for_their_own_method_alone(tmp_path: Path, script: ModuleType):
-    """A method of the user's own may call its columns and hyperparameters what others were called once."""
+def test_columns_and_fields_are_renamed_only_for_their_own_method(tmp_path: Path, script: ModuleType):
+    """A user's method may use names that other methods no longer use."""
     row = {"step": 0, "images": 1.0, "left": 2.0, "waiting": 0.5}
     (tmp_path / "log.jsonl").write_text(json.dumps(row) + "\n")
     of = {
@@ -277,7 +277,7 @@ def test_columns_and_fields_are_renamed_for_their_own_method_alone(tmp_path: Pat
     assert "gray" in script.card_of(read_card("jigsaw"))["config"]
 
 
-def test_every_table_of_methods_names_methods_and_no_name_is_both_old_and_new(script: ModuleType):
+def test_tables_contain_only_known_methods_and_no_name_is_both_old_and_new(script: ModuleType):
     for table in (script.CONFIG, script.LOG, script.ANSWERS, script.STATE):
         assert {*table} <= {*methods.names(), "*"}
         for names in table.values():

@@ -1,4 +1,4 @@
-"""Documents of schema 1 as they were kept, of every kind of data, and what they are in schema 2."""
+"""Scores of schema 1, of every kind of data, are converted to schema 2."""
 
 import json
 from pathlib import Path
@@ -60,7 +60,7 @@ EVALS = {
 
 
 @pytest.mark.parametrize("of", EVALS)
-def test_what_was_measured_is_a_metric_and_a_number(of):
+def test_the_name_of_an_evaluation_becomes_a_metric_with_its_number(of):
     (found,) = convert(scores([row("rotnet", of, own=True)]))["rows"]
     assert {key: found.get(key) for key in ("metric", "shots", "k")} == {"shots": None, "k": None} | EVALS[of]
     kept = {key: value for key, value in row("rotnet", of).items() if key not in ("features", "own", "eval")}
@@ -68,7 +68,7 @@ def test_what_was_measured_is_a_metric_and_a_number(of):
     assert not {"features", "own", "eval"} & found.keys()
 
 
-def test_whose_row_it_is_is_a_role():
+def test_the_name_of_a_row_becomes_a_role():
     names = {"run": "rotnet", "published": "timm:resnet18", "untrained": "untrained resnet18", "pixels": "raw pixels",
              "patches": "k-means patches", "supervised": "supervised resnet18"}  # fmt: skip
     rows = [row(name, "knn", "pool", own=role in ("run", "published")) for role, name in names.items()]
@@ -78,7 +78,7 @@ def test_whose_row_it_is_is_a_role():
         convert(scores([row("a stranger", "knn")]))
 
 
-def test_a_difference_knows_the_stage_and_the_role_of_what_is_subtracted():
+def test_a_difference_gets_the_stage_and_the_role_of_its_baseline():
     given = [
         difference("untrained net", "knn"),
         difference("raw pixels", "best linear"),
@@ -93,7 +93,7 @@ def test_a_difference_knows_the_stage_and_the_role_of_what_is_subtracted():
     assert all((d["name"], d["value"], d["low"], d["high"]) == ("rotnet", 1.5, -1.0, 4.0) for d in found)
 
 
-def test_of_a_transfer_the_task_is_a_field_and_an_answer_without_images_is_the_floor():
+def test_the_task_of_a_transfer_becomes_a_field_and_a_constant_prediction_the_floor():
     task = "fine-tuned depth"
     rows = [row("rotnet", f"{task} absrel", own=True), row("one depth everywhere", f"{task} absrel")]
     sentences = {task: "how", f"{task} absrel": "what", "interval": "95 %"}
@@ -105,7 +105,7 @@ def test_of_a_transfer_the_task_is_a_field_and_an_answer_without_images_is_the_f
     assert (found["differences"][0]["metric"], found["differences"][0]["minus_role"]) == ("absrel", "floor")
 
 
-def test_of_a_study_rows_know_whose_they_are_by_the_question():
+def test_rows_of_a_study_get_a_role_by_their_question():
     about = {
         key: row("x", "knn", "pool")[key]
         for key in ("value", "low", "high", "n", "values", "chosen", "stage")
@@ -118,14 +118,14 @@ def test_of_a_study_rows_know_whose_they_are_by_the_question():
         "supervised": {"rows": [{"axis": "images", "at": 9} | each for each in (own, other)], "skipped": [], "seeds": [3], "seconds": 1.0},
     }}  # fmt: skip
     new = convert(old)
-    (few,), (run, supervised) = (new["answers"][ask]["rows"] for ask in ("labels", "supervised"))
+    (few,), (run, supervised) = (new["answers"][question]["rows"] for question in ("labels", "supervised"))
     assert (few["role"], few["metric"], few["fraction"], few["images"]) == ("untrained", "finetune", 0.0, 0)
     assert (run["role"], supervised["role"], run["axis"], run["at"]) == ("run", "supervised", "images", 9)
     assert all((each["data"], each["seeds"]) == ("test", [3]) for each in (few, run, supervised))
     assert new["schema"] == 2 and new["method"] == "rotnet"
 
 
-def test_nothing_else_changes_and_what_was_given_stays_as_it_was():
+def test_other_fields_and_the_input_are_unchanged():
     old = scores([row("rotnet", "knn", "pool", own=True)], [difference("raw pixels", "knn")], knn="cosine")
     before = json.dumps(old)
     new = convert(old)
@@ -136,12 +136,12 @@ def test_nothing_else_changes_and_what_was_given_stays_as_it_was():
 
 
 @pytest.mark.parametrize("document", [{"schema": 3, "rows": []}, {"rows": []}, {"schema": 1, "findings": []}])
-def test_what_is_no_scores_of_the_old_schema_is_refused(document):
+def test_documents_without_scores_of_the_old_schema_are_refused(document):
     with pytest.raises(ValueError, match="expected scores or a study of schema 1"):
         convert(document)
 
 
-def test_what_comes_out_is_read_by_the_package(tmp_path):
+def test_converted_scores_are_read_by_the_package(tmp_path):
     from pretask.evals import scores as kept
 
     old = scores([row("rotnet", "5-shot", "pool", own=True)], [difference("raw pixels", "knn")])
@@ -153,7 +153,7 @@ def test_what_comes_out_is_read_by_the_package(tmp_path):
 
 
 REAL = sorted((Path(__file__).parent / "documents").glob("*.json"))
-"""kept by older versions, from docs/results; shortened"""
+"""written by older versions, from docs/results; shortened"""
 
 
 def numbers(x: object) -> list[float]:
@@ -175,8 +175,8 @@ def test_real_documents_of_every_kind_are_read_and_no_number_is_lost(path, tmp_p
     if "answers" in old:
         (read,) = study.read(tmp_path)
         pairs = [
-            (old["answers"][ask]["rows"], [row.to_json() for row in answer.rows])
-            for ask, answer in read.answers.items()
+            (old["answers"][question]["rows"], [row.to_json() for row in answer.rows])
+            for question, answer in read.answers.items()
         ]
     else:
         (scored,) = kept.read_all(tmp_path)

@@ -1,4 +1,4 @@
-"""Normals and depth: scores by hand and by loops, pooled over pixels, and a decoder that is trained."""
+"""Normals and depth: metrics by hand and in loops, pooled over pixels; the decoder; the linear readout."""
 
 import copy
 import math
@@ -33,8 +33,8 @@ def unit(*shape: int, seed: int = 0) -> torch.Tensor:
     return F.normalize(Rng(seed, "unit").normal(*shape), dim=1)
 
 
-def turned(n: torch.Tensor, degrees: float) -> torch.Tensor:
-    """Each normal turned by so many degrees, about any axis across it."""
+def rotated(n: torch.Tensor, degrees: float) -> torch.Tensor:
+    """Each normal rotated by `degrees` about a random perpendicular axis."""
     side = F.normalize(torch.linalg.cross(n, unit(*n.shape, seed=1), dim=1), dim=1)
     return n * math.cos(math.radians(degrees)) + side * math.sin(math.radians(degrees))
 
@@ -42,7 +42,7 @@ def turned(n: torch.Tensor, degrees: float) -> torch.Tensor:
 # ---- normals
 
 
-def test_the_same_normals_are_off_by_nothing():
+def test_equal_normals_have_an_angle_of_0():
     n = unit(3, 3, 8, 8)
     found = numbers(normals.compare([(n, n)]))
     assert found["mean"] == pytest.approx(0, abs=0.05) and found["median"] < 0.1
@@ -50,26 +50,26 @@ def test_the_same_normals_are_off_by_nothing():
 
 
 @pytest.mark.parametrize(("degrees", "within"), [(90, 0), (29.5, 1), (22, 2), (11, 3), (180, 0)])
-def test_turned_normals_are_off_by_the_angle(degrees: float, within: int):
+def test_rotated_normals_have_the_angle_of_the_rotation(degrees: float, within: int):
     n = unit(2, 3, 8, 8)
-    found = numbers(normals.compare([(turned(n, degrees), n)]))
+    found = numbers(normals.compare([(rotated(n, degrees), n)]))
     assert found["mean"] == pytest.approx(degrees, abs=0.05)
     assert found["median"] == pytest.approx(degrees, abs=0.1)
-    shares = [found[f"within {d:g}"] for d in WITHIN]
-    assert shares == [0] * (3 - within) + [100] * within
+    fractions = [found[f"within {d:g}"] for d in WITHIN]
+    assert fractions == [0] * (3 - within) + [100] * within
 
 
-def test_the_length_of_what_is_found_does_not_matter():
+def test_the_length_of_predicted_normals_does_not_matter():
     n, other = unit(2, 3, 8, 8), unit(2, 3, 8, 8, seed=2)
     one = numbers(normals.compare([(other, n)]))
     assert numbers(normals.compare([(7 * other, n)])) == pytest.approx(one)
     assert normals.loss(0.01 * other, n).item() == pytest.approx(normals.loss(other, n).item(), abs=1e-6)
 
 
-def test_unknown_normals_count_nowhere():
+def test_unknown_normals_are_ignored():
     n = unit(2, 3, 8, 8)
     found = n.clone()
-    found[:, :, :4] = turned(n, 90)[:, :, :4]
+    found[:, :, :4] = rotated(n, 90)[:, :, :4]
     n[:, :, :4] = 0
     assert numbers(normals.compare([(found, n)]))["mean"] == pytest.approx(0, abs=0.05)
     assert normals.loss(found, n).item() == pytest.approx(0, abs=1e-6)
@@ -78,7 +78,7 @@ def test_unknown_normals_count_nowhere():
 
 def test_angles_are_pooled_over_pixels_and_not_over_images():
     n = unit(2, 3, 8, 8)
-    found = torch.cat([turned(n, 20)[:1], turned(n, 40)[1:]])
+    found = torch.cat([rotated(n, 20)[:1], rotated(n, 40)[1:]])
     n[1, :, 1:] = 0  # the second image has 8 pixels, the first 64
     scores = numbers(normals.compare([(found[:1], n[:1]), (found[1:], n[1:])]))
     assert scores["mean"] == pytest.approx((64 * 20 + 8 * 40) / 72, abs=0.01)
@@ -86,7 +86,7 @@ def test_angles_are_pooled_over_pixels_and_not_over_images():
     assert scores["median"] == pytest.approx(20, abs=0.1)
 
 
-def test_the_median_is_that_of_all_angles():
+def test_the_median_is_over_all_known_pixels():
     n = unit(4, 3, 16, 16)
     found = n + 0.5 * Rng(3, "noise").normal(4, 3, 16, 16)
     n[:, :, ::3] = 0
@@ -96,10 +96,10 @@ def test_the_median_is_that_of_all_angles():
     assert low - 0.1 <= numbers(normals.compare([(found, n)]))["median"] <= high + 0.1
 
 
-def test_intervals_hold_the_score_and_are_wider_for_fewer_images():
+def test_intervals_contain_the_score_and_are_wider_for_fewer_images():
     n = unit(60, 3, 4, 4)
     angles = Rng(0, "angles").uniform(60, low=0, high=60).tolist()
-    found = torch.cat([turned(each[None], a) for each, a in zip(n, angles, strict=True)])
+    found = torch.cat([rotated(each[None], a) for each, a in zip(n, angles, strict=True)])
     many, few = (normals.compare([(found[:k], n[:k])]) for k in (60, 10))
     for each in dense.task_scores(many, normals.metrics, 60, 0, {}):
         assert each.value == pytest.approx(numbers(many)[each.metric])
@@ -115,7 +115,7 @@ def test_intervals_hold_the_score_and_are_wider_for_fewer_images():
 # ---- depth
 
 
-def test_errors_of_depth_are_those_made_by_hand():
+def test_depth_errors_match_those_computed_by_hand():
     true = torch.tensor([[1.0, 2.0], [4.0, 0.0]])[None, None]
     found = torch.tensor([[1.2, 3.0], [2.0, 9.0]])[None, None]  # ratios 1.2, 1.5, 2; the last is unknown
     scores = numbers(depth.compare([(found, true)]))
@@ -135,8 +135,8 @@ def test_rmse_is_the_root_of_the_mean_over_all_pixels():
     found = torch.stack([torch.full((1, 4, 4), 2.0), torch.full((1, 4, 4), 4.0)])
     errors = depth.compare([(found[:1], true[:1]), (found[1:], true[1:])])
     assert numbers(errors)["rmse"] == pytest.approx(((16 * 1 + 4 * 9) / 20) ** 0.5)
-    again = {each.metric: each.bootstrap for each in dense.task_scores(errors, depth.metrics, 2, 0, {})}
-    assert {round(float(v), 3) for v in again["rmse"]} == {1.0, 1.414, 1.612, 3.0} - {1.414}
+    resampled = {each.metric: each.bootstrap for each in dense.task_scores(errors, depth.metrics, 2, 0, {})}
+    assert {round(float(v), 3) for v in resampled["rmse"]} == {1.0, 1.414, 1.612, 3.0} - {1.414}
 
 
 def test_the_depth_loss_is_relative_and_ignores_unknown_pixels():
@@ -162,7 +162,7 @@ def encoder():
     return encoders.build("resnet_small:width=8", 3, 32)
 
 
-def test_flipping_a_map_flips_its_normals():
+def test_flipping_a_map_negates_the_x_component_of_normals():
     n = unit(2, 3, 4, 6)
     seen = dense.flip_map(n, "normals")
     for column in range(6):
@@ -176,13 +176,13 @@ NETS = ["resnet_small:width=8", "vit_tiny_patch16_224:patch_size=8,embed_dim=48,
 
 
 @pytest.mark.parametrize("name", NETS)
-def test_a_decoder_sees_every_stage_and_answers_for_every_pixel(name: str):
+def test_the_decoder_uses_every_stage_and_predicts_every_pixel(name: str):
     net = dense.EncoderDecoder(encoders.build(name, 3, 32), 3).eval()
     assert len(net.stages) > 1 and len(net.stages) == len(net.norms)
     assert net(torch.rand(2, 3, 32, 32)).shape == (2, 3, 32, 32)
 
 
-def test_the_encoder_learns_with_its_decoder_and_the_one_given_stays(scenes, encoder):
+def test_the_encoder_is_trained_with_the_decoder_and_the_given_one_is_unchanged(scenes, encoder):
     before = copy.deepcopy(encoder.state_dict())
     known = {"steps": 3, "progress": False, "index": torch.arange(20)}
     net, again = (dense.fit(encoder, scenes, depth, **known) for _ in range(2))
@@ -204,8 +204,8 @@ def test_unknown_pixels_give_no_gradient(encoder):
 # ---- the readout
 
 
-class Some:
-    """Scenes whose maps are changed."""
+class ChangedMaps:
+    """Scenes with changed maps."""
 
     def __init__(self, scenes, change):
         self.scenes, self.change = scenes, change
@@ -220,7 +220,7 @@ class Some:
 
 
 def half_known(x: torch.Tensor) -> torch.Tensor:
-    """The upper 18 rows: of the places there, some whole and some half."""
+    """Only the upper 18 rows are known: four rows of grid positions, and half of the fifth."""
     x = x.clone()
     x[:, :, 18:] = 0
     return x
@@ -229,7 +229,7 @@ def half_known(x: torch.Tensor) -> torch.Tensor:
 def by_hand(encoder, scenes, name: str, target, index: torch.Tensor) -> tuple[list, list, list]:
     """Features, targets and weights, position by position."""
     batch = scenes.__getitems__(index)
-    rows, aims, counts = [], [], []
+    rows, targets, counts = [], [], []
     for mirrored in (False, True):
         image, true = batch.image.float() / 255, batch.aux[name]
         if mirrored:
@@ -237,7 +237,7 @@ def by_hand(encoder, scenes, name: str, target, index: torch.Tensor) -> tuple[li
         with torch.no_grad():
             stages = encoder.eval()(image)
         maps = [linear_readout.resize(stages[s], (8, 8)) for s in linear_readout.map_stages(encoder)]
-        aim, known = target(true)
+        goal, known = target(true)
         for i in range(len(index)):
             for y in range(8):
                 for x in range(8):
@@ -245,16 +245,20 @@ def by_hand(encoder, scenes, name: str, target, index: torch.Tensor) -> tuple[li
                     at = (i, slice(None), slice(4 * y, 4 * y + 4), slice(4 * x, 4 * x + 4))
                     sure = known[at][0] > 0
                     counts.append(sure.sum().item() / 16)
-                    aims.append(aim[at][:, sure].mean(1).tolist() if sure.any() else [0.0] * aim.shape[1])
-    return rows, aims, counts
+                    targets.append(
+                        goal[at][:, sure].mean(1).tolist() if sure.any() else [0.0] * goal.shape[1]
+                    )
+    return rows, targets, counts
 
 
 @pytest.mark.parametrize("task", [normals, depth], ids=["normals", "depth"])
-def test_the_readout_is_ridge_regression_on_all_places_as_another_library_solves_it(task, scenes, encoder):
+def test_the_readout_matches_scikit_learns_ridge_regression(task, scenes, encoder):
     from sklearn.linear_model import Ridge
 
-    name, known = task.name, Some(scenes, half_known)
-    rows, aims, counts = (np.array(x) for x in by_hand(encoder, known, name, task.target, torch.arange(10)))
+    name, known = task.name, ChangedMaps(scenes, half_known)
+    rows, targets, counts = (
+        np.array(x) for x in by_hand(encoder, known, name, task.target, torch.arange(10))
+    )
     assert set(counts) == {0, 0.5, 1}
     index = torch.arange(10)
     moments = linear_readout.second_moments(encoder, known, name, task.target, index, "cpu", False)
@@ -262,14 +266,14 @@ def test_the_readout_is_ridge_regression_on_all_places_as_another_library_solves
     scale = np.sqrt(np.cov(rows.T, aweights=counts, ddof=0).diagonal())
     for penalty in (0.1, 1e-3):
         weight, bias = linear_readout.solve(moments, width, penalty)
-        peer = Ridge(alpha=penalty * counts.sum(), solver="cholesky").fit(rows / scale, aims, counts)
-        assert np.allclose(weight.T, peer.coef_ / scale, rtol=1e-3, atol=1e-5)
-        assert np.allclose(bias, peer.intercept_, rtol=1e-3, atol=1e-4)
-        off = counts[:, None] * (rows @ weight.numpy() + bias.numpy() - aims) ** 2
+        reference = Ridge(alpha=penalty * counts.sum(), solver="cholesky").fit(rows / scale, targets, counts)
+        assert np.allclose(weight.T, reference.coef_ / scale, rtol=1e-3, atol=1e-5)
+        assert np.allclose(bias, reference.intercept_, rtol=1e-3, atol=1e-4)
+        off = counts[:, None] * (rows @ weight.numpy() + bias.numpy() - targets) ** 2
         assert linear_readout.squared_error(moments, weight, bias) == pytest.approx(off.sum(), rel=1e-3)
 
 
-def test_the_penalty_is_the_best_on_the_last_fifth_of_the_scenes(scenes, encoder):
+def test_the_chosen_penalty_is_the_best_on_the_last_fifth_of_the_scenes(scenes, encoder):
     index, errors = torch.arange(30), []
     encoder.eval()
     for penalty in linear_readout.PENALTIES:
@@ -289,7 +293,7 @@ def test_the_penalty_is_the_best_on_the_last_fifth_of_the_scenes(scenes, encoder
 
 
 @pytest.mark.parametrize("name", NETS)
-def test_a_readout_answers_for_every_pixel_and_leaves_the_encoder_as_it_is(name: str, scenes):
+def test_the_readout_predicts_every_pixel_and_does_not_change_the_encoder(name: str, scenes):
     encoder = encoders.build(name, 3, 32).train()
     before = copy.deepcopy(encoder.state_dict())
     net = linear_readout.fit(
@@ -301,21 +305,21 @@ def test_a_readout_answers_for_every_pixel_and_leaves_the_encoder_as_it_is(name:
         assert all(torch.equal(before[k], v) for k, v in state.items())
 
 
-def test_a_readout_of_one_scene_and_of_nothing_known_gives_numbers(scenes, encoder):
+def test_the_readout_is_finite_for_one_scene_and_0_without_known_pixels(scenes, encoder):
     known = {"index": torch.arange(1), "progress": False}
     net = linear_readout.fit(encoder, scenes, "depth", depth.target, **known)
     assert net(torch.rand(1, 3, 32, 32)).isfinite().all()
-    nothing = Some(scenes, torch.zeros_like)
+    nothing = ChangedMaps(scenes, torch.zeros_like)
     assert not linear_readout.fit(encoder, nothing, "depth", depth.target, **known)(
         torch.rand(1, 3, 32, 32)
     ).any()
 
 
-@pytest.mark.parametrize("frozen", [True, False], ids=["read off", "decoded"])
+@pytest.mark.parametrize("frozen", [True, False], ids=["readout", "decoder"])
 def test_predictions_are_better_than_a_constant(frozen: bool, scenes, encoder):
     known = {"index": torch.arange(72), "progress": False}
     test = torch.arange(72, 96)
-    learnt = scenes.__getitems__(torch.arange(72)).aux
+    train = scenes.__getitems__(torch.arange(72)).aux
     true = scenes.__getitems__(test).aux
 
     def fit(task: dense.DenseTask):
@@ -325,22 +329,20 @@ def test_predictions_are_better_than_a_constant(frozen: bool, scenes, encoder):
 
     net = fit(normals)
     found = normals.compare((f, t) for _, f, t in dense.predict(net, scenes, "normals", test))
-    same = learnt["normals"].mean((0, 2, 3), keepdim=True).expand(24, -1, 32, 32)
+    constant = train["normals"].mean((0, 2, 3), keepdim=True).expand(24, -1, 32, 32)
     assert len(found.counts) == 24
-    assert numbers(found)["mean"] < 0.6 * numbers(normals.compare([(same, true["normals"])]))["mean"]
+    assert numbers(found)["mean"] < 0.6 * numbers(normals.compare([(constant, true["normals"])]))["mean"]
     net = fit(depth)
     found = depth.compare((meters(f), t) for _, f, t in dense.predict(net, scenes, "depth", test))
-    same = meters(learnt["depth"].log().mean()).expand(24, 1, 32, 32)
-    assert numbers(found)["absrel"] < 0.6 * numbers(depth.compare([(same, true["depth"])]))["absrel"]
+    constant = meters(train["depth"].log().mean()).expand(24, 1, 32, 32)
+    assert numbers(found)["absrel"] < 0.6 * numbers(depth.compare([(constant, true["depth"])]))["absrel"]
 
 
 # ---- the tasks
 
 
 @pytest.mark.parametrize("task", [normals, depth], ids=["normals", "depth"])
-def test_a_task_beats_one_answer_for_all_pixels_and_an_encoder_that_learns_too_answers_otherwise(
-    task, encoder
-):
+def test_a_task_beats_a_constant_prediction_and_fine_tuning_changes_the_score(task, encoder):
     data = task.load("synthetic:60:32", OpenOptions(progress=False))
     train, test = data.subset(torch.arange(48), "train"), data.subset(torch.arange(48, 60), "test")
     plan = Plan(40, 32, progress=False)
@@ -363,28 +365,28 @@ def test_a_task_beats_one_answer_for_all_pixels_and_an_encoder_that_learns_too_a
 
 def test_every_frame_is_predicted_once_by_a_network_trained_on_other_blocks(encoder, monkeypatch):
     train, test = base.split_off_test(normals.load("synthetic:13:32", OpenOptions(progress=False)), 0)
-    learnt, asked, fit, foreseen = [], [], linear_readout.fit, dense.predict
+    trained_on, predicted_on, fit, predict = [], [], linear_readout.fit, dense.predict
 
-    def fitted(*words, index, **more):
-        learnt.append(index.tolist())
+    def recorded_fit(*words, index, **more):
+        trained_on.append(index.tolist())
         return fit(*words, index=index, **more)
 
-    def told(net, source, name, index, device):
-        asked.append(index.tolist())
-        return foreseen(net, source, name, index, device)
+    def recorded_predict(net, source, name, index, device):
+        predicted_on.append(index.tolist())
+        return predict(net, source, name, index, device)
 
-    monkeypatch.setattr(linear_readout, "fit", fitted)
-    monkeypatch.setattr(dense, "predict", told)
+    monkeypatch.setattr(linear_readout, "fit", recorded_fit)
+    monkeypatch.setattr(dense, "predict", recorded_predict)
     found = normals.evaluate(encoder, train, test, Plan(None, 32, progress=False)).scores
-    assert [i for block in asked for i in block] == [*range(13)] and len(asked) == dense.BLOCKS
-    assert all(block == [*range(block[0], block[-1] + 1)] for block in asked)
+    assert [i for block in predicted_on for i in block] == [*range(13)] and len(predicted_on) == dense.BLOCKS
+    assert all(block == [*range(block[0], block[-1] + 1)] for block in predicted_on)
     assert all(
-        sorted(rest + block) == [*range(13)] for rest, block in zip(learnt, asked, strict=True)
-    )  # and none twice
+        sorted(rest + block) == [*range(13)] for rest, block in zip(trained_on, predicted_on, strict=True)
+    )  # each frame in exactly one of both
     assert found[0].metric == "mean" and len(found[0].bootstrap) > 100
     given = normals.load(
         "synthetic:13:32", OpenOptions(progress=False)
-    )  # the same place twice is what was asked for
+    )  # a given test set is used as it is, even if it equals the training set
     assert len(list(train.folds(given))) == 1
     few = normals.load("synthetic:3:32", OpenOptions(progress=False))
     assert [(len(a), len(b)) for a, b in few.folds(few)] == [(2, 1)] * 3
@@ -398,9 +400,9 @@ def test_only_dense_tasks_can_be_fine_tuned(tmp_path: Path):
     frozen = pretask.transfer(made, "synthetic:20:32", **known)
     tuned = pretask.transfer(made, "synthetic:20:32", finetune=True, steps=2, **known)
     assert (frozen.data["task"], tuned.data["task"]) == ("normals", "fine-tuned normals")
-    for scores, still in ((frozen, True), (tuned, False)):
+    for scores, is_frozen in ((frozen, True), (tuned, False)):
         own, fresh, _ = (r for r in scores.rows if r.metric == "mean")
-        assert [c["frozen"] for r in (own, fresh) for c in r.chosen] == [still, still]
+        assert [c["frozen"] for r in (own, fresh) for c in r.chosen] == [is_frozen, is_frozen]
         assert scores.path(made.folder).is_file() and scores.data["n_test"] == 20
     with pytest.raises(UserError, match="--finetune is for normals and depth"):
         pretask.transfer(made, "nowhere", task="detection", finetune=True)

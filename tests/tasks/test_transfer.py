@@ -85,7 +85,7 @@ def data(name, folder):
     return task, *(task.load(f"{folder}:{part}", OpenOptions(progress=False)) for part in "ab")
 
 
-# ---- what holds for every task
+# ---- all tasks
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -103,7 +103,7 @@ def test_every_task_has_the_required_attributes(name):
 
 
 @every
-def test_the_encoder_and_the_random_state_are_left_alone(name, folder):
+def test_the_encoder_and_the_random_state_are_unchanged(name, folder):
     task, train, test = data(name, folder)
     net, state = encoder(), torch.random.get_rng_state()
     before = {k: v.clone() for k, v in net.state_dict().items()}
@@ -128,36 +128,36 @@ def test_scores_do_not_depend_on_earlier_random_numbers(name, folder):
 
 @every
 def test_training_does_not_depend_on_the_test_annotations(name, folder, monkeypatch):
-    """Pictures show what was found: it is the same whatever the truth is."""
+    """Pictures show predictions, which are the same for any ground truth."""
     task, train, test = data(name, folder)
     if name == "classification":
         kept = []
         monkeypatch.setattr(
             classification, "score_decisions", lambda decision, *_: kept.append(decision) or []
         )
-        for shown in (test, train):
-            told = [
+        for other in (test, train):
+            items = [
                 Item(i.file, i.width, i.height, j.boxes, j.label, j.hard)
-                for i, j in zip(test.items, shown.items, strict=True)
+                for i, j in zip(test.items, other.items, strict=True)
             ]
             Classification().evaluate(
-                encoder(), train, Annotated("t", told, test.classes, {}), Plan(progress=False)
+                encoder(), train, Annotated("t", items, test.classes, {}), Plan(progress=False)
             )
         assert np.array_equal(*kept)
         return
-    drawn = []
+    pictures = []
     for other in (test, train):
-        told = [
+        items = [
             Item(i.file, i.width, i.height, j.boxes, j.label, j.hard, j.mask)
             for i, j in zip(test.items, other.items, strict=True)
         ]
-        moved = Annotated("t", told, test.classes, test.areas)
-        drawn.append(task.evaluate(encoder(), train, moved, Plan(progress=False)).pictures)
-    assert all(torch.equal(a["predicted"], b["predicted"]) for a, b in zip(*drawn, strict=True))
-    assert not all(torch.equal(a["truth"], b["truth"]) for a, b in zip(*drawn, strict=True))
+        moved = Annotated("t", items, test.classes, test.areas)
+        pictures.append(task.evaluate(encoder(), train, moved, Plan(progress=False)).pictures)
+    assert all(torch.equal(a["predicted"], b["predicted"]) for a, b in zip(*pictures, strict=True))
+    assert not all(torch.equal(a["truth"], b["truth"]) for a, b in zip(*pictures, strict=True))
 
 
-def test_a_fifth_is_set_aside_the_same_for_equal_seeds(folder):
+def test_equal_seeds_hold_out_the_same_fifth(folder):
     whole = annotated.load(folder)
     kept, out = base.split_off_test(whole, 0)
     names = [{i.file.name for i in part.items} for part in (kept, out)]
@@ -168,22 +168,22 @@ def test_a_fifth_is_set_aside_the_same_for_equal_seeds(folder):
 
 def test_a_difference_is_paired_over_resamples_and_runs():
     """Noise common to two rows, here all of the test set's, cancels in their difference."""
-    luck = np.random.default_rng(0).normal(size=confidence.RESAMPLES)
-    own = [TaskResult([TaskScore("x", 50.0 + s, 50.0 + s + luck)]) for s in (0, 2)]
-    theirs = [TaskResult([TaskScore("x", 40.0 + s, 40.0 + s + luck)]) for s in (0, 2)]
+    noise = np.random.default_rng(0).normal(size=confidence.RESAMPLES)
+    own = [TaskResult([TaskScore("x", 50.0 + s, 50.0 + s + noise)]) for s in (0, 2)]
+    theirs = [TaskResult([TaskScore("x", 40.0 + s, 40.0 + s + noise)]) for s in (0, 2)]
     [row] = base.combine_runs(own, 30, name="own", role="run")
     assert row.metric == "x" and row.value == 51 and row.low < 50 and row.values == [50, 52]
     about = {"name": "own", "minus": "other", "minus_role": "untrained"}
-    [apart] = base.paired_differences(own, theirs, 30, **about)
-    assert apart.value == apart.low == apart.high == 10
+    [difference] = base.paired_differences(own, theirs, 30, **about)
+    assert difference.value == difference.low == difference.high == 10
     [fixed] = base.paired_differences(own, [TaskResult([TaskScore("x", 9.0)])], 30, **about)
-    assert fixed.value == 42 and fixed.low < 42 < fixed.high  # what has no interval is a fixed number
+    assert fixed.value == 42 and fixed.low < 42 < fixed.high  # a score without an interval counts as exact
 
 
 # ---- linear SVMs
 
 
-def lowest(x, y, cost):
+def slow_decisions(x, y, cost):
     """Decisions at the minimum of half the squared norm of weights and bias + the weighted squared hinge."""
     w = torch.zeros(x.shape[1] + 1, dtype=torch.float64, requires_grad=True)
     z, sign = torch.cat([x, torch.ones(len(x), 1)], 1).double(), 2.0 * y - 1
@@ -201,7 +201,7 @@ def lowest(x, y, cost):
 
 
 @pytest.mark.parametrize(("n", "d"), [(60, 12), (40, 90)])
-def test_the_machines_are_at_the_lowest_of_their_objective(n, d):
+def test_svms_reach_the_minimum_of_their_objective(n, d):
     rng = Rng(0)
     x = classification.unit(rng.normal(n, d) + 0.5)
     label = (x[:, :3] + 0.05 * rng.normal(n, 3) > 0.1).long()
@@ -209,12 +209,12 @@ def test_the_machines_are_at_the_lowest_of_their_objective(n, d):
     rows, _ = span(x)  # the same decisions
     for cost, k in product((0.1, 2.0, 100.0), range(3)):
         made = classification.decide(rows, label[:, k], rows, cost, classification.FINAL_TOLERANCE)
-        expected = lowest(x, label[:, k], cost)
+        expected = slow_decisions(x, label[:, k], cost)
         assert np.abs(made - expected).max() < 0.001 * np.abs(expected).max()
 
 
-def test_few_images_are_scored_as_with_their_full_features(folder, monkeypatch):
-    """Features of 64 numbers and more, of 12 images."""
+def test_features_reduced_to_the_span_of_few_images_give_the_same_decisions(folder, monkeypatch):
+    """12 images with 64 features and more."""
     _, train, test = data("classification", folder)
     decisions = []
     monkeypatch.setattr(
@@ -233,7 +233,7 @@ def test_a_class_without_negatives_has_decision_0():
     assert classification.choose(x, label, 0).score.item() == 1
 
 
-def test_hard_images_are_ignored_in_choosing_a_cost():
+def test_hard_images_are_ignored_when_the_cost_is_chosen():
     rng = Rng(0)
     label = rng.coin(60, 2, p=0.5).long()
     x = classification.unit(rng.normal(60, 10) + torch.cat([3.0 * label, torch.zeros(60, 8)], 1))
@@ -252,15 +252,15 @@ def test_map_is_the_mean_over_classes_of_ap_on_their_known_images():
         [100, 100, 100]
     )
     label[1, 0] = 0
-    label[0, 0], label[2, 0] = 0, 1  # the only one comes last of three
+    label[0, 0], label[2, 0] = 0, 1  # the only positive is ranked last of three
     assert classification.score_decisions(decision, label, 0)[2].value == pytest.approx(100 * (1 / 3 + 1) / 2)
 
 
-def test_classes_that_one_set_lacks_are_left_out_and_named(folder):
+def test_classes_missing_from_one_set_are_skipped_and_named(folder):
     _, train, test = data("classification", folder)
     items = [i for i in test.items if 2 not in i.label.tolist()]
-    judged, said = objects.scored_classes(train, Annotated("t", items, test.classes, {}))
-    assert judged == [0, 1] and "blue (1 of 3 classes)" in said[0]
+    scored, skipped = objects.scored_classes(train, Annotated("t", items, test.classes, {}))
+    assert scored == [0, 1] and "blue (1 of 3 classes)" in skipped[0]
     with pytest.raises(UserError, match="no class in common"):
         objects.scored_classes(Annotated("t", [], test.classes, {}), test)
 
@@ -268,20 +268,22 @@ def test_classes_that_one_set_lacks_are_left_out_and_named(folder):
 # ---- detection
 
 
-def thing(boxes, label, hard=None):
+def annotated_item(boxes, label, hard=None):
     boxes = torch.tensor(boxes, dtype=torch.float32).view(-1, 4)
     hard = [False] * len(boxes) if hard is None else hard
     return Item(None, 100, 100, boxes, torch.tensor(label), torch.tensor(hard))  # type: ignore[arg-type]
 
 
-def guess(boxes, label, score):
+def detections(boxes, label, score):
     boxes = torch.tensor(boxes, dtype=torch.float32).view(-1, 4)
     return {"boxes": boxes, "labels": torch.tensor(label), "scores": torch.tensor(score)}
 
 
 def test_matching_by_hand():
     """Best overlap decides; a second detection of an object is false; hard objects and other classes are ignored."""
-    item = thing([[0, 0, 10, 10], [20, 20, 30, 30], [50, 50, 60, 60]], [0, 0, 1], [False, True, False])
+    item = annotated_item(
+        [[0, 0, 10, 10], [20, 20, 30, 30], [50, 50, 60, 60]], [0, 0, 1], [False, True, False]
+    )
     boxes = [
         [0, 0, 10, 8],
         [0, 0, 10, 10],
@@ -290,7 +292,7 @@ def test_matching_by_hand():
         [50, 50, 60, 60],
         [0, 5, 10, 15],
     ]
-    found = guess(boxes, [0, 0, 0, 0, 1, 0], [0.6, 0.9, 0.7, 0.8, 0.5, 0.1])
+    found = detections(boxes, [0, 0, 0, 0, 1, 0], [0.6, 0.9, 0.7, 0.8, 0.5, 0.1])
     assert detection.match(item, found, 0).tolist() == [1, 0, -1, 0, 0]  # by score
     assert detection.match(item, found, 1).tolist() == [1]
 
@@ -308,15 +310,15 @@ def detected():
     for _ in range(20):
         n = int(rng.integers(1, 5))
         boxes, label = random_boxes(rng, n), rng.integers(0, 3, n)
-        items.append(thing(boxes, label, (rng.random(n) < 0.15).tolist()))
+        items.append(annotated_item(boxes, label, (rng.random(n) < 0.15).tolist()))
         near = boxes + rng.normal(0, 2, (n, 4))
         guessed = np.concatenate([near, random_boxes(rng, 3)])
         labels = np.concatenate([label, rng.integers(0, 3, 3)])
-        found.append(guess(guessed, labels, rng.random(n + 3).astype(np.float32)))
+        found.append(detections(guessed, labels, rng.random(n + 3).astype(np.float32)))
     return Annotated("t", items, ["a", "b", "c"], {}), found
 
 
-def test_cocos_numbers_are_those_of_pycocotools(detected, capsys):
+def test_coco_metrics_match_pycocotools(detected, capsys):
     test, found = detected
     evaluator = detection.coco_evaluator(test, found, [0, 1, 2])
     evaluator.accumulate()
@@ -330,15 +332,15 @@ def test_a_resampled_set_is_scored_as_one_with_repeated_images(detected):
     test, found = detected
     times = np.random.default_rng(1).multinomial(20, np.full(20, 0.05), size=1)
     index = np.repeat(np.arange(20), times[0])
-    again = test.subset(torch.from_numpy(index), "again")
+    repeated = test.subset(torch.from_numpy(index), "repeated")
     for score in (detection.coco_ap, detection.voc_ap):
         one = score(test, found, [0, 1, 2], times.astype(float))
-        other = score(again, [found[i] for i in index], [0, 1, 2], np.ones((1, 20)))
+        other = score(repeated, [found[i] for i in index], [0, 1, 2], np.ones((1, 20)))
         assert {k: v[0] for k, v in one.items()} == pytest.approx({k: v[0] for k, v in other.items()})
 
 
 @pytest.mark.parametrize("hard_too", [True, False])
-def test_a_perfect_detector_scores_100_whether_it_finds_the_hard_ones_or_not(detected, hard_too):
+def test_a_perfect_detector_scores_100_with_and_without_hard_objects(detected, hard_too):
     test, _ = detected
     perfect = []
     for item in test.items:
@@ -365,7 +367,7 @@ def test_undoing_the_flip_gives_image_and_boxes_back(folder):
     assert torch.equal(boxes, target["boxes"]) and torch.equal(moved["labels"], item.label + 1)
 
 
-def test_hard_objects_are_no_examples():
+def test_hard_objects_are_not_trained_on():
     item = Item(None, 4, 4, torch.eye(4), torch.arange(4), torch.tensor([True, False, True, False]))  # type: ignore[arg-type]
     object.__setattr__(item, "image", lambda channels: torch.zeros(channels, 4, 4, dtype=torch.uint8))
     assert detection.example(item, 3, False)[1]["labels"].tolist() == [2, 4]
@@ -379,25 +381,25 @@ def test_hard_objects_are_no_examples():
         ("vit_tiny_patch16_224:patch_size=8,embed_dim=48,depth=2", 32, ["stage2"], [8, 16, 32]),
     ],
 )
-def test_the_levels_are_the_deepest_maps_of_each_size(spec, size, stages, strides):
+def test_pyramid_levels_are_the_deepest_maps_of_each_size(spec, size, stages, strides):
     pyramid = detection.Pyramid(encoders.build(spec, 3, size))
     assert pyramid.stages == stages and pyramid.strides == strides
 
 
 def test_images_are_normalized_once(folder, monkeypatch):
-    """The encoder is given plain pixels."""
+    """The encoder gets pixels in [0, 1], and normalizes them itself."""
     net, seen = encoder(), []
     monkeypatch.setattr(type(net), "normalized", lambda self, x: seen.append(x) or x)
     image = augment.to_float(annotated.load(folder).items[0].image(3))
     made = detection.detector(net, 3, 24).eval()
-    seen.clear()  # the net has been asked for its sizes
+    seen.clear()  # building the detector runs the encoder
     made([image])
     assert (
         seen[0].min() >= 0 and seen[0].max() <= 1 and abs(seen[0][..., :24, :28].mean() - image.mean()) < 0.01
     )
 
 
-def test_a_transformer_sees_squares_of_its_own_size(folder):
+def test_a_fixed_size_transformer_gets_squares_of_its_size(folder):
     net = encoders.build("vit_tiny_patch16_224:patch_size=8,embed_dim=48,depth=2", 3, 32)
     for task in (Detection(), Segmentation()):
         with pytest.raises(UserError, match="only takes images of 32 px, not of 64; leave out --size"):
@@ -417,7 +419,7 @@ def test_without_pycocotools_the_error_has_the_install_command(monkeypatch):
 # ---- segmentation
 
 
-def test_iou_and_pixels_are_what_loops_over_pixels_count():
+def test_miou_and_pixel_accuracy_match_loops_over_pixels():
     rng = np.random.default_rng(0)
     truth, answer = rng.integers(0, 3, (4, 6, 5)), rng.integers(0, 4, (4, 6, 5))
     truth[:, 0] = NONE
@@ -451,7 +453,7 @@ def test_masks_are_resized_and_flipped_with_their_images(folder):
                     assert (inner.median(1).values - torch.tensor(rgb)).abs().max() < 20
 
 
-def test_unlabeled_pixels_have_no_say_in_the_loss():
+def test_unlabeled_pixels_are_ignored_in_the_loss():
     logits, mask = torch.randn(2, 3, 4, 4), torch.randint(0, 3, (2, 4, 4))
     mask[:, 0] = NONE
     expected = torch.nn.functional.cross_entropy(logits[:, :, 1:], mask[:, 1:])
@@ -459,25 +461,25 @@ def test_unlabeled_pixels_have_no_say_in_the_loss():
     assert segmentation.mask_loss(logits, torch.full_like(mask, NONE)) == 0
 
 
-def test_a_class_that_the_training_masks_lack_has_no_say(folder):
+def test_classes_missing_from_the_training_masks_are_ignored(folder):
     _, train, test = data("segmentation", folder)
     fewer = Annotated("t", train.items, train.classes, {v: n for v, n in train.areas.items() if n != "blue"})
     assert segmentation.class_table(fewer)[3] == NONE and segmentation.class_table(fewer)[2] == 2
-    said = Segmentation().evaluate(encoder(), fewer, test, Plan(progress=False)).skipped
-    assert said == ["left out, since the training masks lack them: blue (1 classes)"]
+    skipped = Segmentation().evaluate(encoder(), fewer, test, Plan(progress=False)).skipped
+    assert skipped == ["left out, since the training masks lack them: blue (1 classes)"]
     other = Annotated("o", test.items, test.classes, {**test.areas, 2: "cyan"})
     with pytest.raises(UserError, match=r"has other class numbers than .*: cyan"):
         Segmentation().align_classes(train, other)
 
 
-def test_a_segmenter_learns_colors_and_beats_the_commonest_class(folder):
+def test_a_segmenter_learns_colors_and_beats_the_most_frequent_class(folder):
     _, train, test = data("segmentation", folder)
     found = Segmentation().evaluate(encoder(), train, test, Plan(steps=60, size=64, progress=False)).scores[0]
     name, floor = Segmentation().floor(train, test, Plan())
     assert name == "all ground" and found.value > floor.scores[0].value + 10
 
 
-# ---- the verb
+# ---- the command
 
 
 FAST = ["--encoder", "resnet_small:width=8", "--batch", "16", "--steps", "4"]
@@ -491,10 +493,10 @@ def trained(tmp_path_factory):
 
 
 @every
-def test_the_verb_scores_a_task_beside_the_untrained_encoder(name, trained, folder, capfd):
+def test_the_command_compares_a_run_with_its_untrained_encoder(name, trained, folder, capfd):
     words = ["transfer", str(trained), "--data", f"{folder}:a", "--test", f"{folder}:b", "--task", name]
     assert main(words) == 0
-    shown, said = capfd.readouterr()
+    shown, log = capfd.readouterr()
     path = trained / "scores" / f"{name}-squares-b.json"
     scores = json.loads(path.read_text())
     own, other = "rotnet", "untrained resnet_small:width=8"
@@ -505,12 +507,12 @@ def test_the_verb_scores_a_task_beside_the_untrained_encoder(name, trained, fold
     assert {(r["task"], r["metric"]) for r in scores["rows"]} == {(name, e) for e in task_of(name).metrics}
     assert all(d["low"] <= d["value"] <= d["high"] for d in scores["differences"] if d["low"] is not None)
     assert path.with_suffix(".png").exists() == (name != "classification")
-    assert str(path) in said and f"Transfer: {name}" in (trained / "report.html").read_text()
+    assert str(path) in log and f"Transfer: {name}" in (trained / "report.html").read_text()
     assert max(map(len, shown.splitlines())) <= 80
     assert all(word in shown for word in (*task_of(name).metrics, "untrained", "95%", "against"))
 
 
-def test_sisters_and_a_supervised_row(trained, folder, capfd):
+def test_seed_runs_and_a_supervised_encoder_are_scored(trained, folder, capfd):
     words = ["transfer", str(trained), "--data", str(folder), "--task", "segmentation"]
     assert main([*words, "--seeds", "2", "--supervised", "--json"]) == 0
     scores = json.loads(capfd.readouterr().out)
@@ -520,7 +522,7 @@ def test_sisters_and_a_supervised_row(trained, folder, capfd):
     assert list(rows) == ["run", "untrained", "supervised", "floor"] and rows["run"]["seeds"] == [0, 1]
 
 
-def test_what_is_skipped_is_counted_and_listed(trained, folder, tmp_path, capfd):
+def test_skipped_images_and_objects_are_counted_and_listed(trained, folder, tmp_path, capfd):
     root = shutil.copytree(folder, tmp_path / "some")
     (root / annotations.IMAGES / "0.png").write_bytes(b"no image")
     (root / "labels.csv").write_text("0.png")
@@ -530,8 +532,8 @@ def test_what_is_skipped_is_counted_and_listed(trained, folder, tmp_path, capfd)
         each["bbox"] = [1, 1, 0, 0]
     (root / "instances.json").write_text(json.dumps(content))
     assert main(["transfer", str(trained), "--data", str(root), "--task", "classification", "--json"]) == 0
-    told = capfd.readouterr()
-    scores = json.loads(told.out)
+    output = capfd.readouterr()
+    scores = json.loads(output.out)
     [kept] = (trained / "scores").glob("classification-some*.json")
     assert json.loads(kept.read_text()) == scores
     assert f"{1 + len(broken)} images or objects could not be used" in scores["skipped"][-1]
@@ -541,18 +543,19 @@ def test_what_is_skipped_is_counted_and_listed(trained, folder, tmp_path, capfd)
         in scores["skipped"]
     )
     [listed] = (trained / "scores").glob("classification-some*.csv")
-    assert "some: JPEGImages/0.png,not an image" in listed.read_text() and str(listed) in told.err
+    assert "some: JPEGImages/0.png,not an image" in listed.read_text() and str(listed) in output.err
     assert (
-        f"some: 25 found · 23 used · 1 skipped: 1 not an image → {listed} · 1 other files: 1 .csv" in told.err
+        f"some: 25 found · 23 used · 1 skipped: 1 not an image → {listed} · 1 other files: 1 .csv"
+        in output.err
     )
     assert (
         f"objects of some: {n} found · {n - lost - len(broken)} used · {lost + len(broken)} skipped: "
         f"{len(broken)} its box has no size, {lost} its image is skipped → {listed}"
-    ) in told.err
+    ) in output.err
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["--task", "detektion"], "no task is called 'detektion'; there are classification, detection"),
         (["--task", "classification", "--steps", "3"], "takes no --steps"),
@@ -561,12 +564,12 @@ def test_what_is_skipped_is_counted_and_listed(trained, folder, tmp_path, capfd)
         ([], "task"),
     ],
 )
-def test_a_mistake_is_one_line(trained, folder, words, said, capfd):
+def test_invalid_arguments_are_a_one_line_error(trained, folder, words, message, capfd):
     assert main(["transfer", str(trained), "--data", str(folder), *words]) == 2
-    told = capfd.readouterr().err.splitlines()
-    assert len(told) == 1 and said in told[0]
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 1 and message in lines[0]
 
 
-def test_a_run_without_an_encoder_is_one_line(tmp_path, folder, capfd):
+def test_a_folder_that_is_no_run_is_an_error(tmp_path, folder, capfd):
     assert main(["transfer", str(tmp_path), "--data", str(folder), "--task", "detection"]) == 2
     assert "is not a run" in capfd.readouterr().err

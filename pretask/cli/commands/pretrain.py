@@ -30,7 +30,7 @@ def flags(method: str) -> type[Any]:
     from pretask import methods
 
     config, made = methods.recipe(method), method_flags(method, RunConfig, trained=True)
-    made.__doc__ = f"{methods.asks(config)} (encoder: {config.encoder})"
+    made.__doc__ = f"{methods.summary(config)} (encoder: {config.encoder})"
     return made
 
 

@@ -61,7 +61,7 @@ MATCH = "Which view shows the same image as view 1?", "view 2"
 class ViewMethod(Method[V]):
     """A method whose puzzle has two global views of every image."""
 
-    asks: ClassVar[tuple[str, str]] = ("What do both views have in common?", "the same image")
+    caption: ClassVar[tuple[str, str]] = ("What do both views have in common?", "the same image")
     """question and answer below the pictures"""
 
     def __init__(self, config: Any, encoder: Encoder):
@@ -83,7 +83,7 @@ class ViewMethod(Method[V]):
         return [[Frame(a, "1", "first"), Frame(b, "2", "second")] for a, b in zip(first, second, strict=True)]
 
     def show(self, pretext: V, answers: Mapping[str, Tensor], batch: Batch, rng: Rng) -> Iterator[Puzzle]:
-        question, answer = self.asks
+        question, answer = self.caption
         for i, (image, frames) in enumerate(zip(batch.image, self.frames(batch, rng), strict=True)):
             shown = Puzzle(
                 [Panel("image", image, frames), Panel("view 1", pretext.view1[i], [Frame(WHOLE)])],
