@@ -53,7 +53,7 @@ class Classifier(nn.Module):
 
 
 def shot_counts(label: Tensor) -> list[int]:
-    """Those of SHOTS, or of IMAGES for multi-label images, that there are enough images for."""
+    """The values of SHOTS, or of IMAGES for multi-label images, for which there are enough images."""
     return [n for n in (SHOTS if label.ndim == 1 else IMAGES) if n in feasible_shots(label)]
 
 
@@ -70,8 +70,8 @@ def score_finetuned(
 ) -> Iterator[Result]:
     """Scores of copies of the encoder, fine-tuned on each number of labels.
 
-    `run` is the number of the draw of labeled images, of which `seed` gives many, and the seed of the training: rows of
-    the same run are trained on the same images with the same shifts.
+    `run` is the seed of the training and, with `seed`, that of the draw of labeled images: rows of the same run are trained
+    on the same images with the same shifts.
     """
     usable = readable(train)
     usable = torch.arange(len(train)) if usable is None else usable

@@ -12,7 +12,7 @@ TIMED_STEPS = 2
 
 @dataclass(frozen=True)
 class Work:
-    """`count` networks to train, each for so many seconds."""
+    """`count` networks to train, each for `seconds`."""
 
     what: str
     count: int

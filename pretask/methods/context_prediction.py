@@ -274,22 +274,22 @@ class ContextPrediction(Method[PatchPairs]):
             center, patch = (
                 0.5 + pretext.patch[i, n] / pretext.patch[i].abs().quantile(0.99) / 2 for n in (first, second)
             )
-            said = int(answers["position"][i, 0]) if answers else None
+            predicted = int(answers["position"][i, 0]) if answers else None
             tiles = [Tile(label="?") for _ in NAMES]
             tiles.insert(POSITIONS // 2, Tile(center))
             frames = [Frame(box, role="other") for n, box in enumerate(boxes[i]) if n not in (first, second)]
             frames += [Frame(boxes[i][first]), Frame(boxes[i][second], "?", "second")]
             own = []
-            if said is not None:
-                cell = said + (said >= POSITIONS // 2)
-                right = said == place
+            if predicted is not None:
+                cell = predicted + (predicted >= POSITIONS // 2)
+                right = predicted == place
                 there = [Tile(patch, correct=right) if n == cell else t for n, t in enumerate(tiles)]
                 own = [Panel("network", Board([t if t.image is not None else Tile() for t in there]))]
             yield Puzzle(
                 [Panel("this patch", patch), Panel("belongs where?", Board(tiles))],
                 [Panel("answer", image, frames)],
                 own,
-                [choice("Where does the left patch belong?", NAMES, pretext.position[i, 0], said)],
+                [choice("Where does the left patch belong?", NAMES, pretext.position[i, 0], predicted)],
             )
 
     def export(self) -> Encoder:

@@ -423,8 +423,10 @@ class CrossDomain(Method[Scene]):
             )
             if answers:
                 off = masked_mean((answers["depth"][i] - depth).abs(), known)
-                said = Caption(question, answer, f"≈ depth off by {float(off):.1f} m on average")
-                shown = replace(shown, predicted=maps(answers, i, span, image, "network: "), captions=[said])
+                answered = Caption(question, answer, f"≈ depth off by {float(off):.1f} m on average")
+                shown = replace(
+                    shown, predicted=maps(answers, i, span, image, "network: "), captions=[answered]
+                )
             yield shown
 
     def export(self) -> Encoder:

@@ -233,8 +233,11 @@ class DamagedJigsaw(Method[Damaged]):
             yield Puzzle(
                 [Panel("damaged tiles", puzzle.Board(tiles))],
                 [Panel("in order and in color", jigsaw.board(whole, order, order))],
-                [Panel("network", jigsaw.board(seen, said, order, mark_correct=True)) for seen, said in own],
-                [jigsaw.ordered(order, *(said for _, said in own))],
+                [
+                    Panel("network", jigsaw.board(seen, predicted, order, mark_correct=True))
+                    for seen, predicted in own
+                ],
+                [jigsaw.ordered(order, *(predicted for _, predicted in own))],
             )
 
     def export(self) -> Encoder:

@@ -495,9 +495,9 @@ class ExemplarCNN(Method[Copies]):
             name = f"seed {int(seed) + 1}" if known else "none: the image shows nothing"
             caption = Caption("Which seed patch is this a copy of?", name)
             if answers:
-                said = answers["label"][i]
-                right = (bool(said == seed),) if known else ()
-                caption = replace(caption, predicted=f"seed {int(said) + 1}", parts_correct=right)
+                predicted = answers["label"][i]
+                right = (bool(predicted == seed),) if known else ()
+                caption = replace(caption, predicted=f"seed {int(predicted) + 1}", parts_correct=right)
             yield Puzzle(
                 [Panel("distorted copy", pretext.image[i])],
                 [

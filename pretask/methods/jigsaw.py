@@ -255,7 +255,7 @@ class Jigsaw(Method[Shuffled]):
             yield Puzzle(
                 [Panel("shuffled tiles", board(tile, torch.arange(TILES), order))],
                 [Panel("in order", board(tile, order, order))],
-                [Panel("network", board(tile, said, order, mark_correct=True)) for said in own],
+                [Panel("network", board(tile, predicted, order, mark_correct=True)) for predicted in own],
                 [ordered(order, *own)],
             )
 
@@ -316,7 +316,7 @@ def board(tile: Tensor, place: Tensor, order: Tensor, mark_correct: bool = False
 
 
 def ordered(order: Tensor, predicted: Tensor | None = None) -> Caption:
-    """Caption with the original cell of each tile, 1 to 9."""
-    true, said = ([] if x is None else [cell + 1 for cell in x.tolist()] for x in (order, predicted))
-    right = tuple(a == b for a, b in zip(true, said, strict=True)) if said else ()
-    return Caption("Tile order?", " ".join(map(str, true)), " ".join(map(str, said)), right)
+    """The original cell of each tile, counted from 1, in the order shown."""
+    true, answer = ([] if x is None else [cell + 1 for cell in x.tolist()] for x in (order, predicted))
+    right = tuple(a == b for a, b in zip(true, answer, strict=True)) if answer else ()
+    return Caption("Tile order?", " ".join(map(str, true)), " ".join(map(str, answer)), right)

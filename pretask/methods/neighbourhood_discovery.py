@@ -227,8 +227,12 @@ class NeighbourhoodDiscovery(Method[View]):
         c, at = self.config, augment.positions(batch.image)
         at = augment.resized_crop(at, self.side, rng, (c.crop, 1.0))
         for i, box in enumerate(augment.extent(at).tolist()):
-            index, said = pretext.index[i], answers["index"][i] if answers else None
-            own = (f"image {int(said) + 1}", (bool(said == index),)) if said is not None else ("", ())
+            index, predicted = pretext.index[i], answers["index"][i] if answers else None
+            own = (
+                (f"image {int(predicted) + 1}", (bool(predicted == index),))
+                if predicted is not None
+                else ("", ())
+            )
             yield Puzzle(
                 [Panel("view", pretext.image[i])],
                 [Panel(f"image {int(index) + 1}", batch.image[i], [Frame(box)])],

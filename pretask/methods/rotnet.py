@@ -174,15 +174,17 @@ def rotations(pretext: Rotated, angles: Sequence[int], predicted: Tensor | None)
     for lap, b in product(range(count), range(len(pretext.rotation) // count)):
         i = count * b + (b + lap) % count
         image, turn = pretext.image[i], pretext.rotation[i]
-        said = None if predicted is None else predicted[i]
+        answer = None if predicted is None else predicted[i]
         own = (
-            [] if said is None else [Panel("network", image, [Arrow(angles[int(said)])], bool(said == turn))]
+            []
+            if answer is None
+            else [Panel("network", image, [Arrow(angles[int(answer)])], bool(answer == turn))]
         )
         yield Puzzle(
             [Panel("rotated", image)],
             [Panel("this way is up", image, [Arrow(angles[int(turn)])])],
             own,
-            [choice("Which way is up?", names, turn, said)],
+            [choice("Which way is up?", names, turn, answer)],
         )
 
 

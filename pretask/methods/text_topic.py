@@ -181,11 +181,11 @@ class TextTopic(Method[ImageTopics]):
         for i, words in enumerate(text.unpack(batch.aux["words"])):
             top = pretext.topic_probs[i].topk(min(TOPICS_SHOWN, len(names)))
             bars = {names[n]: p for p, n in zip(top.values.tolist(), top.indices.tolist(), strict=True)}
-            said = answers["topic"][i] if answers else None
+            predicted = answers["topic"][i] if answers else None
             yield Puzzle(
                 [Panel("image", pretext.image[i])],
                 [Panel("its text", Text(words)), Panel("topics of the text", Bars(bars))],
-                captions=[choice("What is the text around it about?", names, pretext.topic[i], said)],
+                captions=[choice("What is the text around it about?", names, pretext.topic[i], predicted)],
             )
 
     def export(self) -> Encoder:

@@ -217,11 +217,11 @@ class VideoTriplet(Method[Tracked]):
             if answers:
                 chosen = answers["tracked"][i]
                 own = torch.equal(chosen, tracked)
-                said = replace(
+                answered = replace(
                     caption, predicted="the same object" if own else "another patch", parts_correct=(own,)
                 )
                 shown = replace(
-                    shown, predicted=[Panel("network's choice", chosen, correct=own)], captions=[said]
+                    shown, predicted=[Panel("network's choice", chosen, correct=own)], captions=[answered]
                 )
             yield shown
 

@@ -88,8 +88,8 @@ def test_evaluate_scores_track_retrieval_for_tracks(tmp_path, capsys):
     assert main(["pretrain", "video_triplet", "--data", str(tmp_path / "tracks"), *flags]) == 0
     capsys.readouterr()
     assert main(["evaluate", str(run), "--data", str(tmp_path / "tracks"), "--json"]) == 0
-    said = capsys.readouterr()
-    assert {(r["metric"], r["k"]) for r in json.loads(said.out)["rows"]} == {
+    output = capsys.readouterr()
+    assert {(r["metric"], r["k"]) for r in json.loads(output.out)["rows"]} == {
         ("track recall", 1), ("track recall", 5)
     }  # fmt: skip
     assert main(["evaluate", str(run), "--data", str(tmp_path / "tracks")]) == 0

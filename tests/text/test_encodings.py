@@ -213,10 +213,10 @@ def test_the_declaration_of_a_page_is_used(head: str, encoding: str, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("said", "meant"), [("iso-8859-1", "cp1252"), ("us-ascii", "cp1252"), ("gb2312", "gb18030")]
+    ("declared", "meant"), [("iso-8859-1", "cp1252"), ("us-ascii", "cp1252"), ("gb2312", "gb18030")]
 )
-def test_declared_names_are_interpreted_as_by_browsers(said: str, meant: str, tmp_path: Path):
-    page = f"<meta charset={said}>" + ("“Größe” €" if meant == "cp1252" else "朱镕基")
+def test_declared_names_are_interpreted_as_by_browsers(declared: str, meant: str, tmp_path: Path):
+    page = f"<meta charset={declared}>" + ("“Größe” €" if meant == "cp1252" else "朱镕基")
     (tmp_path / "x.html").write_text(page, encoding=meant)
     assert encodings.read(tmp_path / "x.html", page=True) == (page, "")
 

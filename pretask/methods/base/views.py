@@ -93,9 +93,9 @@ class ViewMethod(Method[V]):
             if "view2" in answers:
                 chosen = answers["view2"][i]
                 own = torch.equal(chosen, pretext.view2[i])
-                said = Caption(question, answer, "view 2" if own else "a view of another image", (own,))
+                answered = Caption(question, answer, "view 2" if own else "a view of another image", (own,))
                 shown = replace(
-                    shown, predicted=[Panel("network's choice", chosen, correct=own)], captions=[said]
+                    shown, predicted=[Panel("network's choice", chosen, correct=own)], captions=[answered]
                 )
             yield shown
 
