@@ -42,8 +42,8 @@ SMALL = ("--data", "synthetic:64:32", "--encoder", "resnet_small:width=8", "--ba
 
 
 def test_the_page_shows_the_commands_in_the_order_of_use():
-    verbs = re.findall(r"^pretask (\w+)", PAGE.read_text(), re.MULTILINE)
-    assert verbs == ["preview", "check", "pretrain", "pretrain", "evaluate"]
+    commands = re.findall(r"^pretask (\w+)", PAGE.read_text(), re.MULTILINE)
+    assert commands == ["preview", "check", "pretrain", "pretrain", "evaluate"]
 
 
 def test_preview_draws_the_puzzle(method):

@@ -247,7 +247,7 @@ def row(i=0, **more):
 
 
 def many(root, rows, objects, n=12, encoding="utf-8", **more):
-    """COCO format with images 0.jpg … of 8 x 8 pixels, whatever the rows say; `n` of each are valid."""
+    """COCO format with `n` valid images and objects in addition to those given; all images are 8 x 8 pixels."""
     (root / "images").mkdir(parents=True, exist_ok=True)
     rows = [row(100 + i) for i in range(n)] + rows
     objects = [square(100 + i) for i in range(n)] + objects

@@ -473,16 +473,16 @@ def changed(work) -> Path:
     return edited(work / "run", data=place, settings={**card["settings"], "data": place})
 
 
-SAID = "the images of this run have changed: 1 changed (1/003.bmp)"
+MESSAGE = "the images of this run have changed: 1 changed (1/003.bmp)"
 
 
 def test_report_says_that_the_images_have_changed(changed):
-    assert SAID in report(changed).read_text()
+    assert MESSAGE in report(changed).read_text()
 
 
 def test_audit_and_other_seeds_are_refused(changed, capsys):
     assert main(["audit", str(changed)]) == 2
-    assert SAID in capsys.readouterr().err
+    assert MESSAGE in capsys.readouterr().err
     with pytest.raises(UserError, match="have changed: 1 changed"):
         repeated(run.Run(changed), changed.with_name("run-s1"), None, seed=1)
     assert not changed.with_name("run-s1").exists()

@@ -287,8 +287,8 @@ def test_real_pairs(shared_data):
 
 
 def test_method_that_needs_text_says_which_sources_have_it(photos: Path, capsys):
-    for verb in ("pretrain", "preview"):
-        words = [verb, "text_topic", "--data", str(photos / "images"), "--out", str(photos / "out.png")]
+    for command in ("pretrain", "preview"):
+        words = [command, "text_topic", "--data", str(photos / "images"), "--out", str(photos / "out.png")]
         assert main(words) == 2
         assert "needs a text for every image, as in pairs.jsonl" in capsys.readouterr().err
 

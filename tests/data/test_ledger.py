@@ -109,10 +109,10 @@ def test_resumed_run_remembers_what_was_read(folder, tmp_path, monkeypatch):
     assert ("Records", source.ledger.summary().replace(f" → {made.folder}/bad.csv", "")) in facts(
         made.folder, made.card
     )
-    anew = Ledger()
-    anew.set_size(len(kept["seen"]), unread=True)
-    anew.restore(kept)
-    assert (anew.used, anew.unread, set(anew.bad)) == (GOOD, 0, set(BROKEN))
+    restored = Ledger()
+    restored.set_size(len(kept["seen"]), unread=True)
+    restored.restore(kept)
+    assert (restored.used, restored.unread, set(restored.bad)) == (GOOD, 0, set(BROKEN))
 
 
 class Twins:
@@ -298,23 +298,23 @@ def test_summary_uses_the_path_given_by_the_user(folder, tmp_path, capfd):
 
 
 @pytest.mark.parametrize(
-    "verb", [["prepare"], ["preview", "rotnet"], ["check", "rotnet"], ["audit", "rotnet"]]
+    "command", [["prepare"], ["preview", "rotnet"], ["check", "rotnet"], ["audit", "rotnet"]]
 )
-def test_every_command_that_opens_images_has_max_bad(verb, tmp_path, monkeypatch):
+def test_every_command_that_opens_images_has_max_bad(command, tmp_path, monkeypatch):
     max_bad = []
     monkeypatch.setattr(data, "kind", lambda spec: pytest.fail("opened"))
     monkeypatch.setattr(
         data, "open_spec", lambda spec, options: max_bad.append(options.reading.max_bad) or exit(3)
     )
-    words = ["x"] if verb == ["prepare"] else ["--data", "x"]
+    words = ["x"] if command == ["prepare"] else ["--data", "x"]
     with pytest.raises(SystemExit):
         main.main(
             [
-                *verb,
+                *command,
                 *words,
                 "--max-bad",
                 "0.4",
-                *(["--out", str(tmp_path / "o")] if verb == ["prepare"] else []),
+                *(["--out", str(tmp_path / "o")] if command == ["prepare"] else []),
             ]
         )
     assert max_bad == [0.4]

@@ -383,7 +383,7 @@ class Seen(Exception):
     """Raised when a source is opened."""
 
 
-VERBS = {
+COMMANDS = {
     "evaluate": ["evaluate", "RUN", "--data", "CT"],
     "embed": ["embed", "RUN", "--data", "CT", "--out", "OUT/x.parquet"],
     "cluster": ["cluster", "RUN", "--data", "CT", "--clusters", "2", "--out", "OUT/c"],
@@ -406,12 +406,12 @@ VERBS = {
 }
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_every_command_uses_the_range_of_its_run(verb, run, ct, tmp_path, monkeypatch):
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_uses_the_range_of_its_run(command, run, ct, tmp_path, monkeypatch):
     ranges: list[Range] = []
 
     def seen(name, items, known):
-        if verb == "monitor" and known == Range():
+        if command == "monitor" and known == Range():
             return OF_CT
         ranges.append(known)
         raise Seen
@@ -420,7 +420,8 @@ def test_every_command_uses_the_range_of_its_run(verb, run, ct, tmp_path, monkey
         monkeypatch.setattr(module, "range_of", seen)
     places = {"RUN": str(run), "CT": str(ct), "VOC": str(voc(tmp_path / "voc")), "OUT": str(tmp_path)}
     words = [
-        next((w.replace(k, v) for k, v in places.items() if w.split("/")[0] == k), w) for w in VERBS[verb]
+        next((w.replace(k, v) for k, v in places.items() if w.split("/")[0] == k), w)
+        for w in COMMANDS[command]
     ]
     with pytest.raises(Seen):
         main.main(words)

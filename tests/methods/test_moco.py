@@ -318,7 +318,7 @@ def test_v3_requires_hidden_layers_and_a_width_divisible_by_4():
 
 
 def test_views_of_version_1_lose_their_colors_before_they_are_jittered(monkeypatch):
-    """main_moco.py:342-345 at 7397dfe; a hue that turns says nothing to a gray image."""
+    """main_moco.py:342-345 at 7397dfe; jittering the hue has no effect on gray images."""
     drawn, inner = [], augment.color_jitter
     monkeypatch.setattr(
         augment, "color_jitter", lambda x, rng, *strengths, p: drawn.append((*strengths, p)) or inner(x, rng, *strengths, p=p)

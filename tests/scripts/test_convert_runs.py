@@ -234,24 +234,24 @@ def test_runs_inside_a_run_and_stores_are_converted_from_the_command_line(tmp_pa
     with pytest.raises(UserError, match="scripts/convert_runs"):
         data.open(tmp_path / "store")
 
-    def called(*words: str | Path) -> subprocess.CompletedProcess[str]:
+    def run_script(*words: str | Path) -> subprocess.CompletedProcess[str]:
         return subprocess.run([sys.executable, SCRIPT, *words], capture_output=True, text=True)
 
-    done = called(folder, tmp_path / "store")
+    done = run_script(folder, tmp_path / "store")
     assert done.returncode == 0 and len(done.stdout.splitlines()) == 2
     assert "study/share-0.5 → fraction-0.5" in done.stdout and "store.json" in done.stdout
     assert (
         Run(folder).card["format"] == Run(folder / "study" / "fraction-0.5").card["format"] == formats.FORMAT
     )
     assert len(data.open(tmp_path / "store")) == 8
-    wrong = called(tmp_path, folder)
+    wrong = run_script(tmp_path, folder)
     assert (
         wrong.returncode == 2
         and wrong.stderr.count("\n") == 1
         and "neither a run nor a store" in wrong.stderr
     )
     assert "nothing to do" in wrong.stdout
-    assert "in place" in called("--help").stdout
+    assert "in place" in run_script("--help").stdout
 
 
 def test_a_newer_run_is_refused(tmp_path: Path, script: ModuleType):
