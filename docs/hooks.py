@@ -257,5 +257,7 @@ def picture(name: str, rows: int = 8, **changes: Any) -> bytes:
     """PNG of a method's puzzles, with some hyperparameters changed."""
     file = BytesIO()
     config = methods.recipe(name)(**changes)
-    preview.preview(preview.made_up(config), config, name, rows).save(file, format="PNG", optimize=True)
+    preview.preview(preview.builtin_images(config), config, name, rows).save(
+        file, format="PNG", optimize=True
+    )
     return file.getvalue()

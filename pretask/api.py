@@ -58,7 +58,7 @@ def pretrain(
     lr, …); the others are the command-line flags of the same names.
 
     `resume` continues the run in that folder with its own settings: pretrain(None, resume="runs/a"). A run trained on an
-    array does not store it, so pass the same `data` again; a path tells where the images are if they were moved. `steps` or
+    array does not store it, so pass the same `data` again; a path gives the new location of images that were moved. `steps` or
     `budget` changes the planned length. `plan` uses the length of another run.
     """
     if plan and "epochs" in train:
@@ -73,7 +73,7 @@ def pretrain(
                 monitor=str(monitor) if monitor else None,
                 root=reading.root,
             )
-            job = jobs.resumed(Path(resume), changes, images=again(Path(resume), data))
+            job = jobs.resumed(Path(resume), changes, images=reopen_array(Path(resume), data))
             return pretraining.pretrain(job, on_log=on_log)
         if method is None or data is None:
             raise UserError("pretrain needs a method and data, as in pretask.pretrain('rotnet', 'photos/')")
@@ -117,17 +117,17 @@ def embed(
     `pretask embed` writes the same features to disk, with file names, in constant memory.
     """
     encoder = embedding.encoder_of(run, size)
-    return embedding.array(encoder, opened(data, encoder, reading), stage, batch)
+    return embedding.array(encoder, open_images(data, encoder, reading), stage, batch)
 
 
-def opened(data: Any, encoder: Encoder, reading: Reading) -> Images:
+def open_images(data: Any, encoder: Encoder, reading: Reading) -> Images:
     """Images for this encoder, read on demand."""
     if is_spec(data):
         return sources.open(with_all_splits(str(data)), **canvas_fields(encoder), reading=reading, cache_mb=0)
     return in_memory.from_array(data, **canvas_fields(encoder), reading=reading)
 
 
-def again(folder: Path, data: Any) -> Images | None:
+def reopen_array(folder: Path, data: Any) -> Images | None:
     """The array that a run was trained on; None if its data is a path."""
     card = Run(folder).card
     if data is None or is_spec(data):

@@ -58,9 +58,11 @@ def on_gpu(puzzle):
 def test_losses_and_gradients_match_the_cpu(name, exact):
     config = recipe(name)()
     case = contract.Case.of(config, images_for(name), small(config.encoder))
-    here = case.begun()
+    here = case.started()
     there, puzzle = copy.deepcopy(here).cuda(), case.puzzle(here)
-    losses = [contract.at_same_chance(m.loss, p).total for m, p in ((here, puzzle), (there, on_gpu(puzzle)))]
+    losses = [
+        contract.with_same_dropout(m.loss, p).total for m, p in ((here, puzzle), (there, on_gpu(puzzle)))
+    ]
     torch.testing.assert_close(losses[1].cpu(), losses[0], rtol=1e-4, atol=1e-5)
     gradients = []
     for method, loss in zip((here, there), losses, strict=True):

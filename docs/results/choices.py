@@ -25,9 +25,10 @@ import torch
 from torch import Tensor
 
 from pretask import data as sources
+from pretask.data.subset import LabeledSubset
 from pretask.evals import knn, linear_probe
 from pretask.evals.features import Features, embed
-from pretask.evals.holdout import Part, Splits, split, splits
+from pretask.evals.holdout import Splits, split, splits
 from pretask.rng import Rng
 from pretask.train.run import Run
 
@@ -112,9 +113,9 @@ def write(name: str, encoder: str, run: Run, data: Path) -> None:
     print(name, encoder, "done", flush=True)
 
 
-def subset(source: Any, limit: int, name: str) -> Part:
+def subset(source: Any, limit: int, name: str) -> LabeledSubset:
     index = Rng(0, "choices", name).permutation(len(source))[:limit].sort().values
-    return Part(source, index, name)
+    return LabeledSubset(source, index, name)
 
 
 def regrets(train: Features, test: Features, n: int, draw: int) -> dict[str, Any]:

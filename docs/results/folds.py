@@ -76,7 +76,7 @@ def command(train: str, seed: int, out: str) -> list[str]:
 def score(run: Run, train: Path, test: Path) -> dict[str, list[measure.Result]]:
     """Name of the features -> results on the held-out figures."""
     options = OpenOptions(run.card["size"], run.card["channels"], progress=False)
-    found = kinds.opened(str(train), str(test), options, run.folder)
+    found = kinds.open_kind(str(train), str(test), options, run.folder)
     assert isinstance(found, TextImages) and found.test is not None
     train_set, test_set = found.train, found.test
     rows = {

@@ -17,7 +17,7 @@ from pretask.evals.confidence import student_interval
 from pretask.evals.scores import Measurement, Scores
 from pretask.evals.scores import Row as ScoreRow
 from pretask.reports import table as tables
-from pretask.workflows.study import Study, answered
+from pretask.workflows.study import Study, parse_answer
 
 Row = Mapping[str, Any]
 
@@ -290,7 +290,7 @@ def supervised(found: Row) -> str:
         "labels. Supervised pretraining cannot use unlabeled images, so fewer labels mean fewer training images, "
         "unlike for the run.\n",
     ]
-    study = Study(found["method"], data, {"supervised": answered(**found["answers"]["supervised"])})
+    study = Study(found["method"], data, {"supervised": parse_answer(**found["answers"]["supervised"])})
     for grid in tables.grids(study).values():
         lines += [
             f"**{grid.title}**\n",

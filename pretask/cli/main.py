@@ -28,7 +28,7 @@ Train
   pretask pretrain --resume RUN                   resume after a crash, or train longer with --steps N
 
 Evaluate
-  pretask evaluate RUN --data LABELED             kNN, linear and few-shot accuracy beside baselines
+  pretask evaluate RUN --data LABELED             kNN, linear and few-shot accuracy, and baselines
   pretask transfer RUN --data PATH --task TASK    classification, detection, segmentation, depth, normals
   pretask study RUN --data LABELED                accuracy over images and labels, drift in fine-tuning
   pretask report RUN [--data LABELED]             one offline HTML page: scores, puzzles, neighbors, curves
@@ -50,9 +50,10 @@ your own file ./my_puzzle.py. PATH is a folder, a .npz, .parquet or .tar file, h
 
 
 def main(arguments: Sequence[str] | None = None, since: float | None = None) -> int:
-    """Run one command; returns its exit code: 0, 1 if `check` found a fault, 2 for a mistake of the user, 130 when interrupted, 143 when a run was told to end.
+    """Run one command; returns its exit code: 0, 1 if `check` found a fault, 2 for a mistake of the user, 130 when interrupted, 143
+    when a run was terminated.
 
-    `since` is when the process began, where the command is all that it does.
+    `since` is the start time of the process, if it runs only this command.
     """
     commands.began = time.monotonic() if since is None else since
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -75,34 +76,36 @@ def main(arguments: Sequence[str] | None = None, since: float | None = None) -> 
         sys.stdout.flush()
         return code
     except UserError as mistake:
-        return ended(2, " ".join(str(mistake).splitlines()))
+        return exit_code(2, " ".join(str(mistake).splitlines()))
     except Stopped as stopped:
         from pretask.runtime.distributed import rank
 
-        return ended(stopped.code, "" if rank() else str(stopped))
+        return exit_code(stopped.code, "" if rank() else str(stopped))
     except KeyboardInterrupt:
-        return ended(130, "interrupted")
-    except BrokenPipeError:  # the reader of our output, such as `head`, has had enough
+        return exit_code(130, "interrupted")
+    except BrokenPipeError:  # the reader of our output, such as `head`, has exited
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what is still to be flushed
         return 0
     except (MemoryError, RuntimeError) as failure:
         if not out_of_memory(failure):
             raise
-        return ended(2, f"out of memory ({wanted(failure)}); give a smaller --batch, --size or --encoder")
-    except OSError as failure:  # a full disk, a file that may not be read or written
+        return exit_code(
+            2, f"out of memory ({failed_allocation(failure)}); give a smaller --batch, --size or --encoder"
+        )
+    except OSError as failure:  # a full disk, a file without permission to read or write
         where = f"{failure.filename}: " if failure.filename else ""
-        return ended(2, f"{where}{(failure.strerror or str(failure)).lower()}")
+        return exit_code(2, f"{where}{(failure.strerror or str(failure)).lower()}")
 
 
-def ended(code: int, why: str) -> int:
-    """The exit code; why is said on standard error, where there is one."""
+def exit_code(code: int, why: str) -> int:
+    """The exit code; the reason is printed on standard error, if there is one."""
     if why and sys.stderr is not None:
         with suppress(OSError):
             print(f"pretask: {why}", file=sys.stderr, flush=True)
     return code
 
 
-def wanted(failure: BaseException) -> str:
-    """How much memory was asked for in vain, as far as PyTorch says it."""
+def failed_allocation(failure: BaseException) -> str:
+    """The size of the failed allocation, if PyTorch reports it, otherwise the message."""
     found = re.search(r"tried to allocate [\d.]+ \w+", str(failure), re.IGNORECASE)
     return found[0].lower() if found else first_line(failure)

@@ -1,4 +1,4 @@
-"""A subset of a source, such as a random fraction drawn by seed, as a source of its own that is numbered from 0."""
+"""Subsets of a source, such as a random fraction drawn by seed. A subset is a source too, numbered from 0."""
 
 from torch import Tensor
 
@@ -7,7 +7,7 @@ from pretask.data.encoded import Encoded
 from pretask.data.fingerprint import Fingerprint
 from pretask.data.stream import Stream
 from pretask.rng import Rng
-from pretask.types import Batch, UserError
+from pretask.types import Batch, LabeledSource, UserError
 
 
 class Subset:
@@ -33,6 +33,26 @@ class Subset:
 
     def fingerprint(self) -> Fingerprint:
         return self.whole.fingerprint()
+
+
+class LabeledSubset:
+    """The images and labels of `whole` at `index` (M,), for evaluation."""
+
+    def __init__(self, whole: LabeledSource, index: Tensor, name: str):
+        self.whole, self.index, self.name = whole, index, name
+        self.label, self.classes = whole.label[index], whole.classes
+        self.channels, self.size = whole.channels, whole.size
+        self.provides, self.ledger = whole.provides, whole.ledger
+
+    @property
+    def multi_label(self) -> bool:
+        return self.label.ndim == 2
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitems__(self, index: Tensor) -> Batch:
+        return Batch(index, self.whole.__getitems__(self.index[index]).image)
 
 
 def draw_subset(source: Images, fraction: float, seed: int) -> Images:

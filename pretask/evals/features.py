@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from pretask.data import loader
 from pretask.data.base import bar
+from pretask.data.subset import LabeledSubset
 from pretask.encoders import inference_batch
-from pretask.evals.holdout import Part
 from pretask.runtime import files
 from pretask.transforms import augment
 from pretask.types import Batch, Source, UserError
@@ -106,7 +106,7 @@ def embed(
 def batches(source: Source, batch: int, order: Tensor | None = None) -> Iterator[Batch]:
     """Batches of the samples at `order` (M,), by default all samples in order; files are prefetched."""
     order = torch.arange(len(source)) if order is None else order
-    if isinstance(source, Part):
+    if isinstance(source, LabeledSubset):
         return loader.epoch(source.whole, source.index[order], batch)
     return loader.epoch(source, order, batch)
 
@@ -116,7 +116,7 @@ def readable(source: Source) -> Tensor | None:
     if not source.ledger.failed:
         return None
     whole, index = source, torch.arange(len(source))
-    if isinstance(source, Part):
+    if isinstance(source, LabeledSubset):
         whole, index = source.whole, source.index
     return whole.readable(index).nonzero()[:, 0]  # pyright: ignore[reportAttributeAccessIssue]
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pretask.rng import Rng
-from pretask.types import Batch, LabeledSource, UserError
+from pretask.types import UserError
 
 MAX_FOLDED = 2_000
 """largest number of samples split into repeated folds; one fifth of so few samples is too noisy to choose by"""
@@ -101,23 +101,3 @@ def folds(label: Tensor, rng: Rng) -> Tensor:
     # small classes start in different folds
     first = rng.child("first").integers(int(label.max()) + 1, high=FOLDS)
     return (ranks(label, rng) + first[label]) % FOLDS
-
-
-class Part:
-    """A subset of a labeled source, as a source."""
-
-    def __init__(self, whole: LabeledSource, index: Tensor, name: str):
-        self.whole, self.index, self.name = whole, index, name
-        self.label, self.classes = whole.label[index], whole.classes
-        self.channels, self.size = whole.channels, whole.size
-        self.provides, self.ledger = whole.provides, whole.ledger
-
-    @property
-    def multi_label(self) -> bool:
-        return self.label.ndim == 2
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-    def __getitems__(self, index: Tensor) -> Batch:
-        return Batch(index, self.whole.__getitems__(self.index[index]).image)

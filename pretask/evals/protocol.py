@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pretask.data.subset import LabeledSubset
 from pretask.encoders import Encoder
 from pretask.evals import (
     baselines,
@@ -40,7 +41,7 @@ from pretask.evals.confidence import (
 )
 from pretask.evals.features import Features, embed, readable
 from pretask.evals.forecast import announce
-from pretask.evals.holdout import FOLDS, MAX_FIT, MAX_FOLDED, MAX_HELD_OUT, REPEATS, Part, split, strata
+from pretask.evals.holdout import FOLDS, MAX_FIT, MAX_FOLDED, MAX_HELD_OUT, REPEATS, split, strata
 from pretask.evals.measure import Result, feasible_shots
 from pretask.evals.scores import Difference, Measurement, Role, Row, Scores
 from pretask.ops import kmeans
@@ -254,7 +255,7 @@ def in_source_order(
 ) -> Tensor:
     """(N, D) pooled features of the test set; of the whole source in its own order if both are parts of it."""
     pool = test_features.stages["pool"]
-    if isinstance(train, Part) and isinstance(test, Part):
+    if isinstance(train, LabeledSubset) and isinstance(test, LabeledSubset):
         order = torch.cat([train.index, test.index]).argsort()
         pool = torch.cat([train_features.stages["pool"], pool])[order]
     return pool
@@ -277,7 +278,7 @@ def training_work(
         yield forecast.Work("supervised networks", len(encoders), supervised_steps * per_step)
 
 
-def split_off_test(source: LabeledSource, seed: int) -> tuple[Part, Part]:
+def split_off_test(source: LabeledSource, seed: int) -> tuple[LabeledSubset, LabeledSubset]:
     """Training set and test set: a fifth of each class is set aside; for multi-label images, a fifth of all."""
     if isinstance(source, text_retrieval.TextLabeled):  # images with the same text stay together
         count = int(source.text_id.max()) + 1
@@ -285,7 +286,9 @@ def split_off_test(source: LabeledSource, seed: int) -> tuple[Part, Part]:
         kept, out = (~out[source.text_id]).nonzero().flatten(), out[source.text_id].nonzero().flatten()
     else:
         kept, out = split(strata(source.label), Rng(seed, "test"), TEST_FRACTION)
-    return Part(source, kept, f"{source.name} (80 %)"), Part(source, out, f"{source.name} (20 % set aside)")
+    return LabeledSubset(source, kept, f"{source.name} (80 %)"), LabeledSubset(
+        source, out, f"{source.name} (20 % set aside)"
+    )
 
 
 def align_classes(

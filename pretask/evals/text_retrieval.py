@@ -14,9 +14,9 @@ from torch import Tensor
 
 from pretask.data import LabeledDataset
 from pretask.data.base import Images
+from pretask.data.subset import LabeledSubset
 from pretask.evals import linear_probe
 from pretask.evals.features import Features, readable
-from pretask.evals.holdout import Part
 from pretask.evals.measure import Chosen, Result, accuracy
 from pretask.text import words as text
 from pretask.text.topics import Topics
@@ -54,7 +54,7 @@ def read_texts(images: Images) -> list[str]:
 def text_targets(source: Source, topics: Topics | None = None) -> tuple[Tensor, Tensor] | None:
     """Topic distributions (N, K), by the source's topic model or by `topics`, and text ids (N,) of the samples whose image
     could be read; None for a source without texts."""
-    whole, index = (source.whole, source.index) if isinstance(source, Part) else (source, None)
+    whole, index = (source.whole, source.index) if isinstance(source, LabeledSubset) else (source, None)
     if not isinstance(whole, TextLabeled):
         return None
     index = torch.arange(len(whole)) if index is None else index

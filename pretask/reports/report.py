@@ -73,7 +73,7 @@ def report(
     if data and not labeled:
         data, unseen = inputs.split_paths(data)
         options = OpenOptions(**canvas_fields(loaded.card_source), reading=reading)
-        shown = kinds.opened(unseen or data, None, options, loaded.folder).shown
+        shown = kinds.open_kind(unseen or data, None, options, loaded.folder).shown
         if shown is not None:
             labeled = LabeledImages(shown)
             opened.append((shown.name, shown.ledger))

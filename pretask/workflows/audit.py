@@ -94,7 +94,9 @@ def audit(run: Run | Path | str, count: PositiveInt = IMAGES, *, progress: bool 
     Raises UserError if the method predicts no class.
     """
     run = run if isinstance(run, Run) else Run(run)
-    found = of(run.method, run.source, title(run.card), count, seed=run.card["seed"], progress=progress)
+    found = audit_method(
+        run.method, run.source, title(run.card), count, seed=run.card["seed"], progress=progress
+    )
     files.write_text(run.folder / FILE, found.to_json() + "\n")
     return found
 
@@ -102,14 +104,14 @@ def audit(run: Run | Path | str, count: PositiveInt = IMAGES, *, progress: bool 
 @torch.no_grad()
 def check_choice(config: MethodConfig, source: Source, encoder: str | None) -> None:
     """Raises UserError, before training, if the method predicts no class."""
-    drawn = config.build_encoder(config.spec(encoder), source)
-    requirements.check(config, drawn, source)
-    method = config.build(drawn, source).eval()
+    built = config.build_encoder(config.spec(encoder), source)
+    requirements.check(config, built, source)
+    method = config.build(built, source).eval()
     choice(method, method.puzzle(loader.sample(source, 2), 0, "audit"))
 
 
 @torch.no_grad()
-def of(
+def audit_method(
     method: Method[Any],
     source: Source,
     name: str,
@@ -121,11 +123,11 @@ def of(
     """The audit of a trained method on its training images."""
     method.eval()
     some = loader.sample(source, count, Rng(seed, "audit", "which"))
-    unchanged = answered(method, some, None, seed)
+    unchanged = predict_answers(method, some, None, seed)
     assert unchanged is not None
     with bar(progress) as shown:
         removed = [
-            (shortcut, answered(method, some, shortcut, seed))
+            (shortcut, predict_answers(method, some, shortcut, seed))
             for shortcut in shown.track(possible(source), description="removing shortcuts")
         ]
     applicable = [(shortcut, answers) for shortcut, answers in removed if answers is not None]
@@ -149,15 +151,15 @@ def read(folder: Path) -> Audit | None:
 
 @dataclass(frozen=True)
 class Answers:
-    """Predictions for one field of the puzzle; images without a label, such as those without a seed, are left out."""
+    """Predictions for one field of the puzzle, without images that have no label, such as images without a seed patch."""
 
     name: str
     accuracy: Tensor  # (N,) fraction of correct predictions of each image
     num_classes: int
 
 
-def answered(method: Method[Any], some: Batch, shortcut: Shortcut | None, seed: int) -> Answers | None:
-    """The predictions for puzzles of `some` images without a shortcut; None if the puzzles cannot have it."""
+def predict_answers(method: Method[Any], some: Batch, shortcut: Shortcut | None, seed: int) -> Answers | None:
+    """Predictions for the puzzles of `some` images with a shortcut removed; None if the puzzles cannot have that shortcut."""
     device = next(method.parameters()).device
     accuracy, labels, name = [], [], ""
     for number in range(0, len(some), BATCH):
@@ -176,7 +178,7 @@ def answered(method: Method[Any], some: Batch, shortcut: Shortcut | None, seed: 
 
 
 def puzzle(method: Method[Any], batch: Batch, shortcut: Shortcut | None, rng: Rng) -> Any:
-    """The puzzle of a batch with a shortcut removed, otherwise the same; None if it has no tiles to remove it from."""
+    """The puzzle of a batch with a shortcut removed and everything else equal; None if it lacks the tiles that the shortcut needs."""
     if shortcut and shortcut.image:
         cleaned = shortcut.image(augment.to_float(batch.image), rng.child("clue"))
         batch = dataclasses.replace(batch, image=(255 * cleaned).round().to(torch.uint8))
@@ -190,7 +192,7 @@ def puzzle(method: Method[Any], batch: Batch, shortcut: Shortcut | None, rng: Rn
 
 
 def choice(method: Method[Any], puzzle: Any) -> tuple[str, Tensor, Tensor]:
-    """The first predicted field that is a class: its name, predictions and labels."""
+    """The first field that is predicted as a class: its name, predictions and labels."""
     for name, predicted in method.predict(puzzle).items():
         label = getattr(puzzle, name)
         if not label.is_floating_point() and label.ndim <= 2 and label.dtype != torch.bool:

@@ -123,7 +123,7 @@ def subject(
 def clustering_of(run: Run) -> tuple[Callable[[Tensor], Tensor], Mapping[str, Any]]:
     """The method's clustering embedding of pooled features, by default their unit rows, and its merge options.
 
-    The checkpoint is loaded only if the method has an embedding of its own.
+    The checkpoint is loaded only if the method has its own embedding.
     """
     method = run.build_method()
     default = type(method).cluster_embedding is Method.cluster_embedding
@@ -149,7 +149,7 @@ def pixels(source: Images) -> Tensor:
     return torch.cat(parts)[readable(source)]
 
 
-def opened(spec: str, options: OpenOptions) -> Opened:
+def open_images(spec: str, options: OpenOptions) -> Opened:
     """Images, with their labels if each has exactly one."""
     found = sources.open_with_any_labels(folder.with_all_splits(spec), options)
     if found.label is not None and found.label.ndim == 2:
@@ -190,7 +190,7 @@ def cluster(
     fewer images than clusters.
     """
     source = data.images
-    refuse(out)
+    check_out(out)
     source.__getitems__(torch.arange(1))  # a stream has no positions and raises here
     x = what.features(source)
     kept = readable(source)
@@ -200,8 +200,8 @@ def cluster(
     if by == "kmeans":
         found = kmeans.cluster(x, clusters, seed)
     else:
-        asked = {"num_neighbors": neighbors, "exact": exact, "smallest": smallest}
-        linkage = LINKAGE | {**what.cluster_options} | {k: v for k, v in asked.items() if v is not None}
+        given = {"num_neighbors": neighbors, "exact": exact, "smallest": smallest}
+        linkage = LINKAGE | {**what.cluster_options} | {k: v for k, v in given.items() if v is not None}
         found = agglomerative.cluster(x, clusters, **linkage)
     far = distances(x, found)
     scores = {} if data.label is None else scored(data.label[kept], found, seed)
@@ -233,7 +233,7 @@ def cluster(
     return made
 
 
-def refuse(out: Path) -> None:
+def check_out(out: Path) -> None:
     """Raises UserError if `out` exists."""
     if out.exists():
         raise UserError(f"{out} exists; choose another --out")

@@ -1,7 +1,7 @@
-"""What must hold for every method, on any images: run by the tests on made-up ones, by `pretask check` on yours.
+"""The contract that every method must satisfy on any images. The tests run it on synthetic images, `pretask check` on yours.
 
-Each check is a function of a Case whose docstring is the sentence it proves; it raises Broken where it does not.
-Answers attached to the wrong images pass all of these: each method owes an undo test of its own.
+Each check is a function of a Case, and its docstring is the sentence it checks. It raises Violation if the sentence is
+false. These checks do not notice answers attached to the wrong images, so each method also needs an undo test.
 """
 
 import contextlib
@@ -33,21 +33,21 @@ from pretask.transforms import augment
 from pretask.types import Batch, Loss, Source
 
 STEPS = 60
-"""updates that a solver gets to learn one batch by heart"""
+"""number of updates in which a method must overfit one batch"""
 
 
-class Broken(Exception):
-    """A sentence of the contract does not hold; says how it was seen."""
+class Violation(Exception):
+    """A sentence of the contract is false; the message says what was observed."""
 
 
-def holds(condition: bool, otherwise: str) -> None:
+def require(condition: bool, message: str) -> None:
     if not condition:
-        raise Broken(otherwise)
+        raise Violation(message)
 
 
 @dataclass
 class Case:
-    """One method on one source: everything a check may use. `fresh` builds the same method anew."""
+    """One method on one source. `fresh` builds the method with the same initial weights each time."""
 
     config: MethodConfig
     source: Source
@@ -66,11 +66,11 @@ class Case:
         torch.manual_seed(0)
         return self.config.build(self.config.build_encoder(self.encoder, self.source), self.source).train()
 
-    def begun(self, place: int = 0) -> Method[Any]:
-        """A fresh method, ready for the first epoch of round `place`."""
+    def started(self, cycle: int = 0) -> Method[Any]:
+        """A fresh method, ready for the first epoch of a cycle."""
         method, cycles = self.fresh(), self.train.cycles
         plan = Plan.of(2 * cycles * max(1, len(self.source) // len(self.batch)), 1, cycles)
-        at = plan.at(place * plan.steps // cycles)
+        at = plan.at(cycle * plan.steps // cycles)
         context = Context(self.source, method.optimizers(self.train), at, Rng(0, "begin"))
         method.begin(context)
         method.begin_epoch(context)
@@ -86,32 +86,34 @@ def tensors(puzzle: Any) -> list[Tensor]:
     return [v for v in values if isinstance(v, Tensor)]
 
 
-def remembered(method: Method[Any]) -> dict[str, Tensor]:
-    """Everything saved but the running statistics of batch norms, which any forward pass in training moves."""
+def saved_state(method: Method[Any]) -> dict[str, Tensor]:
+    """All saved state except the running statistics of batch norms, which every forward pass in training mode changes."""
     state = method.state_dict()
     return {k: v.clone() for k, v in state.items() if "running_" not in k and "num_batches" not in k}
 
 
-# ---- the sentences
+# ---- the checks
 
 
 def puzzle_is_pure(case: Case) -> None:
-    """The puzzle is a function of images and rng."""
-    method = case.begun()
+    """The puzzle is a function of the images and the rng."""
+    method = case.started()
     before = torch.get_rng_state()
     same, again, other = (tensors(case.puzzle(method, seed)) for seed in (1, 1, 2))
-    holds(
+    require(
         all(map(torch.equal, same, again)),
-        "the same rng gave another puzzle; draw from the rng you are given",
+        "the same rng gave different puzzles; draw only from the rng passed to pretext",
     )
-    holds(not all(map(torch.equal, same, other)), "another rng gave the same puzzle; nothing in it is random")
-    holds(torch.equal(before, torch.get_rng_state()), "it drew from torch's global generator")
-    holds(not any(t.requires_grad for t in same), "the puzzle carries a gradient")
+    require(
+        not all(map(torch.equal, same, other)), "different rngs gave the same puzzle; nothing in it is random"
+    )
+    require(torch.equal(before, torch.get_rng_state()), "pretext used torch's global random generator")
+    require(not any(t.requires_grad for t in same), "the puzzle requires a gradient")
 
 
-def puzzle_is_shared(case: Case) -> None:
-    """Two processes make the puzzles that one would make."""
-    method, half = case.begun(), len(case.batch) // 2
+def puzzle_is_the_same_in_two_processes(case: Case) -> None:
+    """Two processes make the same puzzles as one process."""
+    method, half = case.started(), len(case.batch) // 2
     with torch.no_grad():
         whole = tensors(method.pretext(case.batch.rows(slice(0, 2 * half)), Rng(1)))
         parts = [
@@ -121,83 +123,86 @@ def puzzle_is_shared(case: Case) -> None:
     for together, first, second in zip(whole, *parts, strict=True):
         joined = torch.cat([first, second]) if first.ndim else first
         close = joined.shape == together.shape and torch.allclose(joined.float(), together.float(), atol=1e-5)
-        holds(
+        require(
             close,
-            "halves of a batch got other puzzles; draw with the batch as first dimension, or rng.unsharded",
+            "two halves of a batch got other puzzles than the whole batch; draw with the batch as first dimension, or from rng.unsharded",
         )
 
 
 def loss_writes_nothing(case: Case) -> None:
-    """The loss reads buffers and writes none."""
-    method = case.begun()
-    puzzle, before = case.puzzle(method), remembered(method)
-    first, second = (at_same_chance(method.loss, puzzle).total for _ in range(2))
-    holds(first.shape == (), f"the loss has shape {tuple(first.shape)}, not ()")
-    holds(torch.allclose(first, second), f"the same puzzle cost {first:.6f}, then {second:.6f}")
-    changed = [k for k, v in remembered(method).items() if not torch.equal(v, before[k])]
-    holds(not changed, f"it wrote {', '.join(changed)}; put what is to be remembered into Loss.carry")
+    """The loss does not change any buffer."""
+    method = case.started()
+    puzzle, before = case.puzzle(method), saved_state(method)
+    first, second = (with_same_dropout(method.loss, puzzle).total for _ in range(2))
+    require(first.shape == (), f"the loss has shape {tuple(first.shape)}, not ()")
+    require(torch.allclose(first, second), f"the loss of the same puzzle was {first:.6f}, then {second:.6f}")
+    changed = [k for k, v in saved_state(method).items() if not torch.equal(v, before[k])]
+    require(
+        not changed,
+        f"the loss changed {', '.join(changed)}; return new state in Loss.carry and write it in after_step",
+    )
 
 
-def at_same_chance(loss: Callable[[Any], Loss], puzzle: Any) -> Loss:
-    """The loss with the dropout that it had the last time, as the loop seeds each step."""
+def with_same_dropout(loss: Callable[[Any], Loss], puzzle: Any) -> Loss:
+    """The loss with the same dropout in every call; the training loop also seeds each step."""
     torch.manual_seed(0)
     return loss(puzzle)
 
 
 def parameters_learn(case: Case) -> None:
-    """Every trained parameter gets a gradient at some time of the run."""
+    """Every trained parameter gets a gradient at some point in the run."""
     alive: set[str] = set()
-    for place in range(case.train.cycles):
-        method = case.begun(place)
+    for cycle in range(case.train.cycles):
+        method = case.started(cycle)
         for seed in (1, 2):
             method.loss(case.puzzle(method, seed)).total.backward()
         alive |= {n for n, p in method.named_parameters() if p.grad is not None and p.grad.any()}
     dead = [n for n, p in case.fresh().named_parameters() if p.requires_grad and n not in alive]
-    holds(not dead, f"no gradient reaches {', '.join(dead[:4])}{' …' if len(dead) > 4 else ''}")
+    require(not dead, f"no gradient reaches {', '.join(dead[:4])}{' …' if len(dead) > 4 else ''}")
 
 
-def one_batch_is_learnt(case: Case) -> None:
-    """One batch can be learnt by heart."""
-    method = case.begun()
+def one_batch_can_be_overfitted(case: Case) -> None:
+    """One batch can be overfitted."""
+    method = case.started()
     puzzle = case.puzzle(method)
     optimizer = torch.optim.AdamW(method.groups(), lr=3e-3, weight_decay=0.0)
-    costs = []
+    losses = []
     for _ in range(STEPS):
         loss = method.loss(puzzle)
-        costs.append(loss.total.item())
-        if costs[-1] < 0.5 * costs[0]:
+        losses.append(loss.total.item())
+        if losses[-1] < 0.5 * losses[0]:
             break
         optimizer.zero_grad()
         loss.total.backward()
         optimizer.step()
-    holds(all(map(math.isfinite, costs)), "the loss is not finite")
-    holds(
-        costs[-1] < 0.95 * costs[0],
-        f"the loss went from {costs[0]:.4f} to {costs[-1]:.4f} in {STEPS} updates",
+    require(all(map(math.isfinite, losses)), "the loss is not finite")
+    require(
+        losses[-1] < 0.95 * losses[0],
+        f"the loss went from {losses[0]:.4f} to {losses[-1]:.4f} in {STEPS} updates",
     )
 
 
-def gray_gives_no_clue(case: Case) -> None:
-    """On images that show nothing, the answer cannot be known."""
-    method = case.begun()
-    nothing = dataclasses.replace(case.batch, image=torch.full_like(case.batch.image, 128))
+def blank_images_give_no_answer(case: Case) -> None:
+    """On blank images the answer cannot be predicted."""
+    method = case.started()
+    blank = dataclasses.replace(case.batch, image=torch.full_like(case.batch.image, 128))
     optimizer = torch.optim.AdamW(method.groups(), lr=3e-3)
     for step in range(STEPS // 2):
-        loss = method.loss(case.puzzle(method, step, nothing))
+        loss = method.loss(case.puzzle(method, step, blank))
         optimizer.zero_grad()
         loss.total.backward()
         optimizer.step()
-    puzzle = case.puzzle(method, STEPS, nothing)
+    puzzle = case.puzzle(method, STEPS, blank)
     with torch.no_grad():
-        solved = method.predict(puzzle)
-    for name, answer in solved.items():
+        predicted = method.predict(puzzle)
+    for name, answer in predicted.items():
         truth = getattr(puzzle, name)
         if truth.ndim <= 2 and not truth.is_floating_point():
             common = truth.flatten().bincount().max() / truth.numel()
             right = (answer == truth).float().mean()
-            holds(
+            require(
                 bool(right <= common + 0.2),
-                f"{name} was right in {right:.0%} of the cases without an image; chance is {common:.0%}",
+                f"{name} was predicted correctly for {right:.0%} of blank images; chance is {common:.0%}",
             )
 
 
@@ -209,79 +214,79 @@ def features_differ(case: Case) -> None:
     image = augment.to_float(case.batch.image)
     with torch.no_grad():
         first, now = (feature_stats(e.eval()(image)["pool"]) for e in (before, after))
-    holds(math.isfinite(now.relative_variance), "the features are not finite after 8 steps")
+    require(math.isfinite(now.relative_variance), "the features are not finite after 8 steps")
     left = now.relative_variance / max(first.relative_variance, 1e-12)
-    holds(left > 0.01, f"{left:.2%} of the untrained features' variance is left after 8 steps: collapse")
+    require(left > 0.01, f"{left:.2%} of the untrained features' variance is left after 8 steps: collapse")
 
 
 def export_survives_the_disk(case: Case) -> None:
-    """The exported encoder gives the same features after it was saved and loaded."""
-    encoder = case.begun().export().eval()
+    """The exported encoder gives the same features after saving and loading."""
+    encoder = case.started().export().eval()
     image = augment.to_float(case.batch.image)
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         weights.save_encoder(encoder, Path(folder))
         again = encoders.build(case.encoder, case.source.channels, case.source.size).eval()
         weights.load_encoder_weights(again, Path(folder))
         one, other = encoder(image), again(image)
-    holds(
+    require(
         list(one)[-1] == "pool" and one["pool"].ndim == 2,
-        f"its last stage is {list(one)[-1]}, not rows of pool",
+        f"its last stage is {list(one)[-1]}, expected pool with shape (B, D)",
     )
     same = all(torch.equal(one[stage], other[stage]) for stage in one)
-    holds(same, "its features changed on the way")
+    require(same, "its features changed")
 
 
 def resume_is_exact(case: Case) -> None:
-    """A run that was cut off and resumed ends with the weights of an uninterrupted one."""
+    """An interrupted and resumed run ends with the weights of an uninterrupted one."""
     steps = max(6, 2 * case.train.cycles)
     with tempfile.TemporaryDirectory() as whole, tempfile.TemporaryDirectory() as parts:
         expected = trained(case, Path(whole), steps).state_dict()
         trained(case, Path(parts), steps, stop=steps // 2 + 1)
         resumed = trained(case, Path(parts), steps).state_dict()
     other = [k for k, v in expected.items() if not torch.equal(v, resumed[k])]
-    holds(
+    require(
         not other,
-        f"{', '.join(other[:4])}{' …' if len(other) > 4 else ''} differ; what is remembered must be a buffer",
+        f"{', '.join(other[:4])}{' …' if len(other) > 4 else ''} differ; keep all state in buffers",
     )
 
 
 def trained(case: Case, folder: Path, steps: int, stop: int | None = None) -> Method[Any]:
-    """The case's method after `steps` steps of its own recipe, or cut off in front of step `stop`."""
+    """The method after `steps` steps of its recipe, or interrupted before step `stop`."""
 
-    class Cut(Exception):
+    class Interrupted(Exception):
         pass
 
-    def cut(row: Any) -> None:
+    def interrupt(row: Any) -> None:
         if stop is not None and row["step"] + 1 == stop:
             trainer.save(stop)
-            raise Cut
+            raise Interrupted
 
     fabric = Fabric(accelerator="cpu", devices=1)
     method = case.fresh()
     trainer = Trainer(fabric, method, case.source, case.train, folder, workers=1)
     plan = Plan.of(steps, trainer.per_pass, case.train.cycles)
-    with contextlib.suppress(Cut):
-        trainer.fit(plan, RunLogger(folder, case.train.batch, True, None, cut))
+    with contextlib.suppress(Interrupted):
+        trainer.fit(plan, RunLogger(folder, case.train.batch, True, None, interrupt))
     return method
 
 
 CHECKS: list[Callable[[Case], None]] = [
     puzzle_is_pure,
-    puzzle_is_shared,
+    puzzle_is_the_same_in_two_processes,
     loss_writes_nothing,
     parameters_learn,
-    one_batch_is_learnt,
-    gray_gives_no_clue,
+    one_batch_can_be_overfitted,
+    blank_images_give_no_answer,
     features_differ,
     export_survives_the_disk,
     resume_is_exact,
 ]
 
 
-def outcome(check: Callable[[Case], None], case: Case) -> str | None:
-    """None if the sentence holds, else how it was seen to fail."""
+def run_check(check: Callable[[Case], None], case: Case) -> str | None:
+    """None if the check passes, otherwise what was observed."""
     try:
         check(copy.copy(case))
-    except Broken as seen:
-        return str(seen)
+    except Violation as found:
+        return str(found)
     return None

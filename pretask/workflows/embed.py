@@ -1,7 +1,7 @@
 """Frozen features of images: as rows, as one array, or as a table on disk, in the order of the source.
 
 `pretask embed RUN --data PATH` writes features.parquet (columns file, features) and features.npy with the
-same rows. Both are written as the images come by, so memory does not grow with their number.
+same rows. Both are written batch by batch, so memory does not grow with the number of images.
 """
 
 import os
@@ -26,16 +26,16 @@ from pretask.train.run import Run
 from pretask.types import Batch, UserError
 
 GROUP = 4096
-"""rows of a parquet row group, and the most that wait in memory"""
+"""rows of a Parquet row group, and approximate number of rows held in memory"""
 
 
-# ---- the encoder that is meant
+# ---- the encoder
 
 
 def encoder_of(spec: Any, size: int | None = None) -> Encoder:
-    """A run, its folder, an encoder as it is, or timm:NAME with the weights that timm publishes.
+    """The encoder of a run or of its folder, the given encoder, or timm:NAME with the weights published by timm.
 
-    `size` is of timm models only; a run's is its own. None: the size that the weights were trained at.
+    `size` applies only to timm models; None: the size at which the weights were trained.
     """
     if isinstance(spec, Encoder):
         return spec
@@ -47,7 +47,7 @@ def encoder_of(spec: Any, size: int | None = None) -> Encoder:
 
     name, _ = encoders.parse(str(spec))
     if not timm.is_model(name):
-        return encoders.build(str(spec))  # which says what is near
+        return encoders.build(str(spec))  # raises UserError with similar names
     if not timm.is_model_pretrained(name):
         raise UserError(f"timm publishes no weights of {name}; expected a run, or timm:NAME with weights")
     published: Any = timm.get_pretrained_cfg(name)
@@ -55,11 +55,11 @@ def encoder_of(spec: Any, size: int | None = None) -> Encoder:
         return encoders.build(str(spec), 3, size or published.input_size[-1], pretrained=True).eval()
     except UserError:
         raise
-    except Exception as wrong:  # whatever the hub, the network or the cache throw
+    except Exception as wrong:  # errors of the hub, the network or the cache
         first = str(wrong).strip().splitlines()[:1]
         raise UserError(
-            f"the weights of {name} could not be had ({type(wrong).__name__}: {''.join(first)}); "
-            "connect to the network once, so that timm can keep them"
+            f"the weights of {name} could not be loaded ({type(wrong).__name__}: {''.join(first)}); "
+            "connect to the network once, so that timm can cache them"
         ) from None
 
 
@@ -90,18 +90,18 @@ def rows(encoder: Encoder, source: Images, stage: str = "pool", batch: int = 256
 class Rows:
     files: list[str]
     features: np.ndarray  # (B, D) float32
-    seen: int  # images read, the unreadable among them
+    seen: int  # number of images, including unreadable ones
 
 
 def batches(source: Images, batch: int) -> Iterator[Batch]:
-    """Every image once, in order; in an unreadable one's place stands another."""
+    """Every image once, in order; an unreadable image is replaced by another."""
     if not isinstance(source, Stream):
         return loader.epoch(source, torch.arange(len(source)), batch)
     return source.whole(batch)
 
 
 def array(encoder: Encoder, source: Images, stage: str = "pool", batch: int = 256) -> np.ndarray:
-    """(N, D) float32: a row for every readable image."""
+    """(N, D) float32, one row per readable image."""
     parts = [each.features for each in rows(encoder, source, stage, batch)]
     return np.concatenate(parts)
 
@@ -114,7 +114,7 @@ class Written:
     table: Path
     array: Path
     skipped: Path | None
-    """the list of what could not be read, if there was any"""
+    """the list of unreadable files; None if there were none"""
     n: int
     width: int
 
@@ -128,28 +128,28 @@ def write(
     batch: PositiveInt = 256,
     progress: bool = True,
 ) -> Written:
-    """features.parquet, features.npy beside it, and features.skipped.csv if files could not be read."""
+    """Write features.parquet and features.npy, and features.bad.csv if files could not be read."""
     out = out if out.suffix else out.with_suffix(".parquet")
     if out.suffix != ".parquet":
-        raise UserError(f"--out {out} should end in .parquet; the .npy is written beside it")
+        raise UserError(f"--out {out} should end in .parquet; the .npy file gets the same name")
     targets = out, out.with_suffix(".npy"), out.with_suffix(".bad.csv")
     for path in targets:
         if path.exists():
             raise UserError(f"{path} exists; choose another --out")
-    with complete(*targets) as (table, plain, skipped):
+    with atomic_writes(*targets) as (table, plain, skipped):
         n, width = fill(table, plain, rows(encoder, source, stage, batch), len(source), progress)
         source.ledger.write(skipped, targets[2])
     return Written(*targets[:2], targets[2] if source.ledger.bad else None, n, width)
 
 
 @contextmanager
-def complete(*targets: Path) -> Iterator[list[Path]]:
-    """Paths to write to; what was written gets its name when all is done, or is removed."""
-    beside = [path.with_name(path.name + ".new") for path in targets]
+def atomic_writes(*targets: Path) -> Iterator[list[Path]]:
+    """Temporary paths to write to; they are renamed to `targets` when the block ends, or removed after an error."""
+    temporary = [path.with_name(path.name + ".new") for path in targets]
     try:
         targets[0].parent.mkdir(parents=True, exist_ok=True)
-        yield beside
-        written = [(made, path) for made, path in zip(beside, targets, strict=True) if made.exists()]
+        yield temporary
+        written = [(made, path) for made, path in zip(temporary, targets, strict=True) if made.exists()]
         for made, _ in written:
             files.sync(made)
         for made, path in written:
@@ -157,12 +157,12 @@ def complete(*targets: Path) -> Iterator[list[Path]]:
     except OSError as failure:
         raise files.Unwritable(targets[0], failure) from None
     finally:
-        for made in beside:
+        for made in temporary:
             files.remove(made)
 
 
 def fill(table: Path, plain: Path, found: Iterator[Rows], total: int, progress: bool) -> tuple[int, int]:
-    """Both files, from the same rows; returns how many there are, and their width."""
+    """Write both files from the same rows; returns the number of rows and their width."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -181,7 +181,7 @@ def fill(table: Path, plain: Path, found: Iterator[Rows], total: int, progress: 
     schema = pa.schema([("file", pa.string()), ("features", pa.list_(pa.float32(), width))])
     with plain.open("wb") as file, pq.ParquetWriter(table, schema) as writer, bar(progress) as shown:
         task = shown.add_task("embedding", total=total, completed=first.seen)
-        head(file, 0, width)
+        write_header(file, 0, width)
         for each in found:
             waiting.append(each)
             n += len(each.files)
@@ -191,15 +191,15 @@ def fill(table: Path, plain: Path, found: Iterator[Rows], total: int, progress: 
         if waiting:
             flush()
         file.seek(0)
-        head(file, n, width)  # NumPy leaves room in the header for the number of rows to grow
+        write_header(file, n, width)  # NumPy leaves room in the header for the number of rows to grow
     return n, width
 
 
 def printable(name: str) -> str:
-    r"""A file name in UTF-8, as tables hold nothing else: an odd byte becomes \xff, so that no two names become one."""
+    r"""A file name as valid UTF-8, which tables require: an invalid byte becomes \xff, so that different names stay different."""
     return os.fsencode(name).decode(errors="backslashreplace")
 
 
-def head(file: BinaryIO, n: int, width: int) -> None:
+def write_header(file: BinaryIO, n: int, width: int) -> None:
     described = {"descr": "<f4", "fortran_order": False, "shape": (n, width)}
     np.lib.format.write_array_header_1_0(file, described)

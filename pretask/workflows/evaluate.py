@@ -1,6 +1,6 @@
-"""Score a run on labeled images, beside baselines: `pretask evaluate RUN --data LABELED`
+"""Score a run and baselines on labeled images: `pretask evaluate RUN --data LABELED`
 
-With several seeds the run is repeated with other seeds: finished runs beside it are used, missing ones are trained.
+With several seeds the run is repeated with other seeds: finished runs next to it are used, missing ones are trained.
 """
 
 import dataclasses
@@ -60,7 +60,7 @@ def evaluate(
         raise UserError("--seeds and --supervised need a run to repeat; timm:NAME is not a run")
     encoder, folder = embed.encoder_of(loaded, size), loaded.folder if isinstance(loaded, Run) else None
     options = OpenOptions(**canvas_fields(encoder), reading=reading, progress=progress)
-    found = kinds.opened(*split_paths(data, test), options, folder)
+    found = kinds.open_kind(*split_paths(data, test), options, folder)
     extras = Extras(supervised, finetune, nonlinear, svm)
     found.check(extras)
     # all checks of run and data come before other seeds are trained
@@ -71,10 +71,10 @@ def evaluate(
     else:
         candidate = Candidate(encoder.name, "run", [encoder])
     scores = found.score(candidate, extras, progress=progress, look=look)
-    return keep(scores, loaded, found.sources) if isinstance(loaded, Run) else scores
+    return save(scores, loaded, found.sources) if isinstance(loaded, Run) else scores
 
 
-def keep(scores: Scores, of: Run, scored: Sequence[Source]) -> Scores:
+def save(scores: Scores, of: Run, scored: Sequence[Source]) -> Scores:
     """Save the scores in the run's folder, with cautions about the run's length, and list unused records."""
     scores = dataclasses.replace(scores, skipped=[*scores.skipped, *cautions(of.card)])
     path = scores.write(of.folder)

@@ -1,7 +1,7 @@
-"""The encoder of a run for other programs: timm, plain torch, onnxruntime, transformers.
+"""Export the encoder of a run to timm, plain torch, onnxruntime or transformers.
 
-Every export is loaded back by the program it is meant for and asked about images of the run. Where the
-answers differ, or not all weights arrive, that is an error and nothing is left behind.
+Every export is loaded by its target library and run on images of the run. If its features differ or weights are
+missing, the export fails and leaves no files.
 """
 
 import io
@@ -28,46 +28,46 @@ from pretask.transforms import augment
 from pretask.types import UserError
 
 Target = Literal["timm", "torch", "onnx", "hf"]
-Foreign = Callable[[Tensor], Mapping[str, Tensor]]
-"""pixels in [0, 1] -> stages, computed by another program"""
+Loaded = Callable[[Tensor], Mapping[str, Tensor]]
+"""pixels in [0, 1] -> stages, computed by another library"""
 
 CLOSE = 1e-4
-"""largest difference of a feature that passes for rounding, as a share of the largest feature of its stage"""
+"""maximum difference of a feature that counts as rounding, as a fraction of the largest feature of its stage"""
 PROBES = 5
-"""images that the two are compared on"""
+"""number of images on which features are compared"""
 
 
 @dataclass(frozen=True)
 class Exported:
     path: Path
     difference: float
-    """the largest of any feature, as a share of the largest feature of its stage"""
+    """maximum difference of any feature, as a fraction of the largest feature of its stage"""
     compared: str
-    """on which images"""
+    """the images on which features were compared"""
     usage: str
-    """Python lines that load it"""
+    """Python lines that load the export"""
 
 
 def export(run: Run, to: Target, out: Path | None = None) -> Exported:
-    """Write the run's encoder for another program, at `out` or inside the run's folder, and compare.
+    """Write the run's encoder for another library, to `out` or to the run's folder, and compare its features.
 
-    A file gets the suffix that its program knows it by, where `out` has another.
+    If the library expects another suffix than that of `out`, it is appended.
     """
-    form = FORMS[to]
-    absent = [package for package in form.packages if find_spec(package) is None]
+    target = FORMATS[to]
+    absent = [package for package in target.packages if find_spec(package) is None]
     if absent:
         raise UserError(f"--to {to} needs {', '.join(absent)}: {install_command(to)}")
     encoder = run.encoder.cpu().eval()
-    if form.timm_only and not isinstance(encoder, Timm):
+    if target.timm_only and not isinstance(encoder, Timm):
         raise UserError(
-            f"{encoder.name} is no timm model, so {to} cannot build it; use --to torch or --to onnx"
+            f"{encoder.name} is not a timm model, so {to} cannot build it; use --to torch or --to onnx"
         )
     if encoder.sees and to == "hf":
         raise UserError(
-            f"{encoder.name} sees the {encoder.sees} of images, which transformers' image processors cannot make; "
+            f"{encoder.name} sees the {encoder.sees} of images, which transformers' image processors cannot compute; "
             "use --to timm, torch or onnx"
         )
-    out, suffix = out or run.folder / form.name, Path(form.name).suffix
+    out, suffix = out or run.folder / target.name, Path(target.name).suffix
     out = out if not suffix or out.suffix == suffix else out.with_name(out.name + suffix)
     if out.exists():
         raise UserError(f"{out} exists; choose another --out")
@@ -78,40 +78,40 @@ def export(run: Run, to: Target, out: Path | None = None) -> Exported:
             made = Path(scratch, out.name)
             with torch.no_grad(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                form.write(encoder, made)
-                difference = disagreement(form.load(made), encoder, image)
-            if not difference <= CLOSE:  # NaN is no agreement
+                target.write(encoder, made)
+                difference = largest_difference(target.load(made), encoder, image)
+            if not difference <= CLOSE:  # also refuses NaN
                 raise ValueError(f"its features differ from the run's by {difference:.1e} of the largest")
-            for file in Path(scratch).iterdir():  # one, but for ONNX of more than 2 GB
+            for file in Path(scratch).iterdir():  # ONNX models of more than 2 GB have several files
                 for each in (*file.rglob("*"), file):
                     files.sync(each)
                 file.replace(out.parent / file.name)
-    except Exception as wrong:  # exporters and foreign loaders raise all kinds
-        if isinstance(wrong, OSError) and wrong.errno:  # the system's own
+    except Exception as wrong:  # exporters and loaders raise exceptions of many types
+        if isinstance(wrong, OSError) and wrong.errno:  # an error of the operating system
             raise files.Unwritable(out, wrong) from None
         reason = (str(wrong).strip() or type(wrong).__name__).splitlines()[0]
         raise UserError(
             f"{encoder.name} could not be exported to {to}: {reason}; nothing was written"
         ) from None
-    return Exported(out, difference, compared, form.usage(out, encoder))
+    return Exported(out, difference, compared, target.usage(out, encoder))
 
 
 def probes(run: Run) -> tuple[Tensor, str]:
-    """A few of the run's images (B, C, H, W) in [0, 1]; noise where they are gone."""
+    """A few of the run's images (B, C, H, W) in [0, 1], or noise if they are missing or have changed."""
     try:
         source = run.images(progress=False, cache_mb=0)
         image = loader.sample(source, PROBES).image
         return augment.to_float(image), f"{len(image)} images of {source.name}"
     except UserError:
         noise = Rng(0, "export").uniform(PROBES, run.card["channels"], run.card["size"], run.card["size"])
-        return noise, f"{PROBES} images of noise, as the run's own are not at hand, or have changed"
+        return noise, f"{PROBES} noise images, since the run's images are missing or have changed"
 
 
-def disagreement(foreign: Foreign, encoder: Encoder, image: Tensor) -> float:
-    """The largest difference of any feature, relative to its stage; in a batch and in a batch of one."""
+def largest_difference(loaded: Loaded, encoder: Encoder, image: Tensor) -> float:
+    """The maximum difference of any feature, relative to the largest of its stage, in a batch and in a batch of one."""
     worst = torch.zeros(())
     for batch in (image, image[:1]):
-        expected, given = encoder(batch), foreign(batch)
+        expected, given = encoder(batch), loaded(batch)
         for stage, values in given.items():
             if values.shape != expected[stage].shape:
                 raise ValueError(
@@ -123,17 +123,17 @@ def disagreement(foreign: Foreign, encoder: Encoder, image: Tensor) -> float:
 
 
 def example(encoder: Encoder) -> Tensor:
-    """Two images: a batch of one would be taken for a constant."""
+    """Two blank images; exporters would treat a batch size of 1 as a constant."""
     return torch.zeros(2, encoder.channels, encoder.size, encoder.size)
 
 
-def image_of(encoder: Encoder) -> str:
+def shape_of(encoder: Encoder) -> str:
     return f"(B, {encoder.channels}, {encoder.size}, {encoder.size})"
 
 
-def mapped(encoder: Encoder) -> str:
-    """Which numbers its pixels stand for, if not bytes."""
-    return f", to which {encoder.range} was mapped, and cut off" if encoder.range.rescales() else ""
+def range_note(encoder: Encoder) -> str:
+    """How values of more than 8 bits were mapped to pixels; "" for bytes."""
+    return f", mapped from {encoder.range} and clipped" if encoder.range.rescales() else ""
 
 
 # ---- torch
@@ -142,12 +142,12 @@ def mapped(encoder: Encoder) -> str:
 def write_torch(encoder: Encoder, path: Path) -> None:
     batch = torch.export.Dim("batch")
     program = torch.export.export(encoder, (example(encoder),), dynamic_shapes=({0: batch},))
-    content = io.BytesIO()  # to a file that cannot grow, torch would end the process
+    content = io.BytesIO()  # if the disk is full, torch would abort the process
     torch.export.save(program, content)
     path.write_bytes(content.getbuffer())
 
 
-def load_torch(path: Path) -> Foreign:
+def load_torch(path: Path) -> Loaded:
     return torch.export.load(path).module()
 
 
@@ -156,14 +156,14 @@ def use_torch(path: Path, encoder: Encoder) -> str:
 import torch
 
 encoder = torch.export.load("{path}").module()
-features = encoder(pixels)["pool"]  # pixels {image_of(encoder)} in [0, 1]{mapped(encoder)} -> (B, {encoder.dim})"""
+features = encoder(pixels)["pool"]  # pixels {shape_of(encoder)} in [0, 1]{range_note(encoder)} -> (B, {encoder.dim})"""
 
 
 # ---- onnx
 
 
 class Stages(nn.Module):
-    """The stages as a tuple: ONNX outputs have names of their own."""
+    """The stages as a tuple, since ONNX names outputs separately."""
 
     def __init__(self, encoder: Encoder):
         super().__init__()
@@ -187,17 +187,17 @@ def write_onnx(encoder: Encoder, path: Path) -> None:
     program.save(path)
 
 
-def load_onnx(path: Path) -> Foreign:
+def load_onnx(path: Path) -> Loaded:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
 
-    def foreign(image: Tensor) -> dict[str, Tensor]:
+    def loaded(image: Tensor) -> dict[str, Tensor]:
         values = session.run(names, {"image": image.numpy()})
         return {name: torch.from_numpy(value) for name, value in zip(names, values, strict=True)}
 
-    return foreign
+    return loaded
 
 
 def use_onnx(path: Path, encoder: Encoder) -> str:
@@ -205,14 +205,14 @@ def use_onnx(path: Path, encoder: Encoder) -> str:
 import onnxruntime
 
 session = onnxruntime.InferenceSession("{path}")
-[features] = session.run(["pool"], {{"image": pixels}})  # pixels {image_of(encoder)} float32 in [0, 1]{mapped(encoder)}"""
+[features] = session.run(["pool"], {{"image": pixels}})  # pixels {shape_of(encoder)} float32 in [0, 1]{range_note(encoder)}"""
 
 
-# ---- timm, and transformers, which wraps it: the same folder
+# ---- timm, and transformers, which wraps it and reads the same folder
 
 
 def write_timm(encoder: Encoder, path: Path) -> None:
-    """model.safetensors and config.json, as on the hub: timm reads them with local-dir:PATH, too."""
+    """Write model.safetensors and config.json as on the hub; timm also reads them as local-dir:PATH."""
     from safetensors.torch import save_file
 
     net: Any = encoder.net
@@ -222,8 +222,8 @@ def write_timm(encoder: Encoder, path: Path) -> None:
     published = net.pretrained_cfg
     size = [len(encoder.mean), encoder.size, encoder.size]
     config = {
-        "architecture": built(encoder)[0],
-        "model_args": built(encoder)[1],
+        "architecture": timm_arguments(encoder)[0],
+        "model_args": timm_arguments(encoder)[1],
         "model_type": "timm_wrapper",
         "num_classes": 0,
         "num_features": encoder.dim,
@@ -242,15 +242,15 @@ def write_timm(encoder: Encoder, path: Path) -> None:
     (path / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
-def built(encoder: Encoder) -> tuple[str, dict[str, Any]]:
-    """The timm name, and what `timm.create_model` is told besides."""
+def timm_arguments(encoder: Encoder) -> tuple[str, dict[str, Any]]:
+    """The timm name and the other arguments of `timm.create_model`."""
     name, arguments = encoders.parse(encoder.name)
     arguments.pop("sees", None)
     return name, {"in_chans": len(encoder.mean), **encoders.size_arguments(name, encoder.size), **arguments}
 
 
 def statistics(values: Tensor) -> list[float]:
-    """One number per channel, as short as float32 is exact."""
+    """One number per channel, with the digits that float32 needs."""
     return [float(f"{value:.7g}") for value in values.flatten().tolist()]
 
 
@@ -259,7 +259,7 @@ def normalized(config: Mapping[str, Any], image: Tensor) -> Tensor:
     return ((SEES[config["sees"]](image) if config["sees"] else image) - mean) / std
 
 
-def load_timm(path: Path) -> Foreign:
+def load_timm(path: Path) -> Loaded:
     import timm
     from safetensors.torch import load_file
 
@@ -270,31 +270,31 @@ def load_timm(path: Path) -> Foreign:
 
 
 def use_timm(path: Path, encoder: Encoder) -> str:
-    name, arguments = built(encoder)
+    name, arguments = timm_arguments(encoder)
     pixels = (
         f"the {encoder.sees} of images, (B, 1, {encoder.size}, {encoder.size})"
         if encoder.sees
-        else image_of(encoder)
+        else shape_of(encoder)
     )
-    told = "".join(f", {key}={value!r}" for key, value in arguments.items())
+    keywords = "".join(f", {key}={value!r}" for key, value in arguments.items())
     mean, std = statistics(encoder.mean), statistics(encoder.std)
     return f"""\
 import timm, torch
 from safetensors.torch import load_file
 
-model = timm.create_model("{name}", num_classes=0{told}).eval()
+model = timm.create_model("{name}", num_classes=0{keywords}).eval()
 model.load_state_dict(load_file("{path / "model.safetensors"}"), strict=True)
 mean, std = torch.tensor({mean}).view(-1, 1, 1), torch.tensor({std}).view(-1, 1, 1)
-features = model((pixels - mean) / std)  # pixels: {pixels} in [0, 1]{mapped(encoder)} -> (B, {encoder.dim})"""
+features = model((pixels - mean) / std)  # pixels: {pixels} in [0, 1]{range_note(encoder)} -> (B, {encoder.dim})"""
 
 
-def load_hf(path: Path) -> Foreign:
+def load_hf(path: Path) -> Loaded:
     from transformers import AutoModel
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    model, told = AutoModel.from_pretrained(path, local_files_only=True, output_loading_info=True)
-    lost = {what: names for what, names in told.items() if names}
+    model, info = AutoModel.from_pretrained(path, local_files_only=True, output_loading_info=True)
+    lost = {what: names for what, names in info.items() if names}
     if lost:
         raise ValueError(f"transformers did not load all weights: {lost}")
     model.eval()
@@ -307,28 +307,28 @@ def use_hf(path: Path, encoder: Encoder) -> str:
 from transformers import AutoImageProcessor, AutoModel
 
 processor, model = AutoImageProcessor.from_pretrained("{path}"), AutoModel.from_pretrained("{path}").eval()
-features = model(**processor(picture)).pooler_output  # a PIL image of 8 bit{mapped(encoder)} -> (1, {encoder.dim})"""
+features = model(**processor(picture)).pooler_output  # a PIL image of 8 bit{range_note(encoder)} -> (1, {encoder.dim})"""
 
 
-# ---- all of them
+# ---- the formats
 
 
 @dataclass(frozen=True)
-class Form:
+class Format:
     name: str
-    """in the run's folder"""
+    """file or folder name inside the run's folder"""
     write: Callable[[Encoder, Path], None]
-    load: Callable[[Path], Foreign]
+    load: Callable[[Path], Loaded]
     usage: Callable[[Path, Encoder], str]
     packages: tuple[str, ...] = ()
     timm_only: bool = False
 
 
-FORMS: dict[str, Form] = {
-    "timm": Form("timm", write_timm, load_timm, use_timm, timm_only=True),
-    "torch": Form("encoder.pt2", write_torch, load_torch, use_torch),
-    "onnx": Form(
+FORMATS: dict[str, Format] = {
+    "timm": Format("timm", write_timm, load_timm, use_timm, timm_only=True),
+    "torch": Format("encoder.pt2", write_torch, load_torch, use_torch),
+    "onnx": Format(
         "encoder.onnx", write_onnx, load_onnx, use_onnx, packages=("onnx", "onnxscript", "onnxruntime")
     ),
-    "hf": Form("hf", write_timm, load_hf, use_hf, packages=("transformers",), timm_only=True),
+    "hf": Format("hf", write_timm, load_hf, use_hf, packages=("transformers",), timm_only=True),
 }

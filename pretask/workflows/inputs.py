@@ -31,17 +31,17 @@ def split_paths(data: Any, test: Any = None) -> tuple[Any, Any]:
 
 def labeled_pair(data: Any, test: Any, options: OpenOptions) -> tuple[LabeledDataset, LabeledDataset | None]:
     """Training images and test images, if any, with the same value range."""
-    train = labeled(data, opened(data, options), options)
+    train = labeled(data, open_with_labels(data, options), options)
     return train, None if test is None else unseen(test, train, options)
 
 
 def unseen(test: Any, train: LabeledDataset, options: OpenOptions) -> LabeledDataset:
-    """LabeledDataset test images, with the value range of the training images."""
+    """Labeled test images, with the value range of the training images."""
     options = replace(options, range=train.range)
-    return labeled(test, opened(test, options), options)
+    return labeled(test, open_with_labels(test, options), options)
 
 
-def opened(data: Any, options: OpenOptions) -> Opened:
+def open_with_labels(data: Any, options: OpenOptions) -> Opened:
     """Open a path or name, or a pair (images, labels), with all of its labels."""
     options = replace(options, labels="all")
     if isinstance(data, str | Path):

@@ -104,7 +104,7 @@ def resumed(
     settings = replace(settings, devices=changes.devices)
     opening = time.monotonic()
     if images is None:
-        images = resume.opened(settings, folder, Range.from_card(card["range"]))
+        images = resume.open_images(settings, folder, Range.from_card(card["range"]))
     resume.check(folder, card, images)
     source, labeled = split_sources(images, settings)
     opening = time.monotonic() - opening
@@ -114,10 +114,10 @@ def resumed(
     )  # fmt: skip
 
 
-def check_budget(asked: RunConfig | Changes) -> None:
+def check_budget(settings: RunConfig | Changes) -> None:
     """Raises UserError, before anything is opened, if the budget is not a duration."""
-    if asked.budget is not None:
-        length.parse_duration(asked.budget)
+    if settings.budget is not None:
+        length.parse_duration(settings.budget)
 
 
 def split_sources(images: Images, settings: RunConfig) -> tuple[Images, LabeledDataset | None]:
@@ -138,7 +138,7 @@ def run_folder(method: str, settings: RunConfig) -> Path:
     """The folder of a run: `settings.out`, or runs/METHOD-DATA-sSEED."""
     path, part = splits.split_spec(settings.data)
     data = Path(settings.data.rstrip("/").split(":")[-1]).stem or "data"
-    if path.exists():  # colons in it are its own
+    if path.exists():  # its name may contain colons
         data = f"{path.resolve().stem}-{part}".strip("-").replace(":", "-").replace("/", "-")
     title = Path(method).stem if method.endswith(".py") else method.replace(":", "-")
     return settings.out or Path("runs") / f"{title}-{data}-s{settings.seed}"

@@ -25,14 +25,14 @@ from pretask.workflows.reruns import budget
 
 @dataclass(frozen=True)
 class Candidate:
-    """What is scored: the encoders of runs that differ in their seed alone, or one that belongs to no run."""
+    """The encoders to score: those of runs that differ only in their seed, or one that belongs to no run."""
 
     name: str
     role: Role
     encoders: Sequence[Encoder]
     seeds: Sequence[int] = (0,)
     untrained: Sequence[Encoder] = ()
-    """the encoders as their runs began; none: they are drawn anew"""
+    """the encoders with their runs' initial weights; empty: newly initialized"""
     runs: Sequence[Run] = ()
 
     @classmethod
@@ -49,7 +49,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Extras:
-    """What is asked for beside the usual scores; see `evaluate`."""
+    """Scores requested in addition to the default ones; see `evaluate`."""
 
     supervised: bool = False
     finetune: bool = False
@@ -58,32 +58,32 @@ class Extras:
 
 
 class Kind(Protocol):
-    """Data of one kind, opened."""
+    """Opened data of one kind."""
 
     @property
     def sources(self) -> Sequence[Source]:
-        """What was opened, once each."""
+        """Each source that was opened."""
         ...
 
     @property
     def shown(self) -> LabeledDataset | None:
-        """The labeled images for a report; None of data without labels."""
+        """The labeled images for a report; None if the data has no labels."""
         ...
 
     def check(self, extras: Extras) -> None:
-        """UserError where something is asked for that this kind of data does not allow."""
+        """UserError if a requested score is not available for this kind of data."""
         ...
 
     def score(
         self, candidate: Candidate, extras: Extras, *, progress: bool = True, look: OnFeatures | None = None
     ) -> Scores:
-        """By the protocol of this kind of data. `look` is given what is `shown`, and its features."""
+        """Scores by the protocol of this kind of data. `look` is called with the images `shown` and their features."""
         ...
 
 
 @dataclass(frozen=True)
 class LabeledImages:
-    """Images with a class each, or with several; without `test` a part of them is set aside."""
+    """Images with one or several classes each; without `test` a part of them is set aside."""
 
     train: LabeledDataset
     test: LabeledDataset | None
@@ -126,21 +126,21 @@ class LabeledImages:
 
 
 class TextImages(LabeledImages):
-    """Images with texts, whose labels are the main topics of the texts."""
+    """Images with texts; their labels are the main topics of the texts."""
 
     def heads(self, candidate: Candidate) -> Sequence[Head]:
-        """Of runs of a method that predicts topics."""
+        """The topic heads of runs whose method predicts topics."""
         made = [(each, each.method.topic_head()) for each in candidate.runs if has_topics(each.folder)]
         return [Head(topics.Topics.load(each.folder), head) for each, head in made if head is not None]
 
 
 @dataclass(frozen=True)
 class Tracks:
-    """Moving things in video clips, as `pretask track` finds them: nothing is learned from them, and no label is needed."""
+    """Tracks of moving objects in video clips, made by `pretask track`. No probe is trained on them, so they need no labels."""
 
     tracks: Images
     test: Any = None
-    """what was given to be tested on beside them, which is too much"""
+    """the value of --test, which `check` refuses"""
 
     @property
     def sources(self) -> Sequence[Source]:
@@ -153,7 +153,7 @@ class Tracks:
     def check(self, extras: Extras) -> None:
         if extras != Extras() or self.test is not None:
             raise UserError(
-                f"{self.tracks.name} holds tracks, which have no labels to train on; give held-out tracks as --data, and no more"
+                f"{self.tracks.name} holds tracks, which have no labels to train on; give held-out tracks as --data, without --test or training flags"
             )
 
     def score(
@@ -174,10 +174,10 @@ class Tracks:
 # ---- opening
 
 
-def opened(data: Any, test: Any, options: OpenOptions, folder: Path | None = None) -> Kind:
-    """`data`, and `test` if there is one, as the kind of data that it is; the topics of texts are those in a run's `folder`, if it
-    has any, else learned from `data`."""
-    found = inputs.opened(data, options)
+def open_kind(data: Any, test: Any, options: OpenOptions, folder: Path | None = None) -> Kind:
+    """Open `data`, and `test` if given, as the kind of data that they hold. Topics of texts are loaded from a run's `folder` if
+    it has any, otherwise learned from `data`."""
+    found = inputs.open_with_labels(data, options)
     if {"tracked", "clip", "span"} <= found.images.provides:
         return Tracks(found.images, test)
     if found.label is None and "words" in found.images.provides and not options.reading.label_columns:

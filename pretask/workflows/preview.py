@@ -1,4 +1,4 @@
-"""Looking before training: draw a method's puzzles, and hold it to the contract on one's own images."""
+"""Before training: draw a method's puzzles, and check its contract on the user's images."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,12 +22,12 @@ from pretask.types import UserError
 from pretask.viz import sheet
 from pretask.workflows import contract
 
-LOOKED_AT = 500
-"""images from which a preview learns what a method needs to know first"""
+BEGIN_IMAGES = 500
+"""maximum number of images that a method's `begin` gets for a preview"""
 
 
-def made_up(config: MethodConfig) -> str:
-    """Built-in images that a method's puzzle can be made of."""
+def builtin_images(config: MethodConfig) -> str:
+    """Built-in images on which a method can be previewed."""
     return "demo:test" if config.needs <= {"words"} else "synthetic:64:96"
 
 
@@ -42,24 +42,24 @@ def preview(
     reading: Reading = DEFAULT_READING,
     bad: Path | None = None,
 ) -> Image.Image:
-    """A contact sheet of puzzles with their answers; what could not be read is listed in the file `bad`."""
+    """A contact sheet of puzzles with their answers; unreadable images are listed in the file `bad`."""
     source = sources.open(data, size=size, reading=reading)
-    addressed = not isinstance(source, Stream)
-    if addressed:
-        source = Subset(source, torch.linspace(0, len(source) - 1, min(len(source), LOOKED_AT)).long())
+    indexed = not isinstance(source, Stream)
+    if indexed:
+        source = Subset(source, torch.linspace(0, len(source) - 1, min(len(source), BEGIN_IMAGES)).long())
     torch.manual_seed(seed)
     encoder = config.build_encoder(config.spec(), source)
     requirements.check(config, encoder, source)
     method = config.build(encoder, source)
     check_provided(method, source)
-    if addressed:  # the puzzle may be made of what a method learns of the images first
+    if indexed:  # a puzzle may depend on what `begin` computes from the images
         method.begin(Context(source, [], Plan.of(1, 1).at(0), Rng(seed, "begin", 0)))
     batch = loader.sample(source, rows, Rng(seed, "preview", "which"))
     puzzles = method.illustrate(batch, seed, "preview")
     if bad is not None:
         source.ledger.write(bad)
-    named = (method.pretext_task, title) if method.pretext_task else (title, "")
-    return sheet.puzzles(puzzles, rows=rows, title=named[0], about=named[1])
+    heading, about = (method.pretext_task, title) if method.pretext_task else (title, "")
+    return sheet.puzzles(puzzles, rows=rows, title=heading, about=about)
 
 
 def check(
@@ -69,12 +69,12 @@ def check(
     size: int | None = None,
     reading: Reading = DEFAULT_READING,
 ) -> Iterator[tuple[str, str | None]]:
-    """Each sentence of the contract, and None or how it was seen to fail."""
+    """Each sentence of the contract, with None if it is true, otherwise what was observed."""
     source = sources.open(data, size=size, reading=reading)
     if len(source) < 2:
-        raise UserError(f"{source.name} has 1 image; to hold a method to the contract takes 2 or more")
+        raise UserError(f"{source.name} has 1 image; the checks need 2 or more")
     case = contract.Case.of(config, source, encoder)
     requirements.check(config, config.build_encoder(case.encoder, source), source, len(case.batch))
     for each in contract.CHECKS:
         sentence = (each.__doc__ or each.__name__).strip().rstrip(".")
-        yield sentence, contract.outcome(each, case)
+        yield sentence, contract.run_check(each, case)

@@ -27,17 +27,17 @@ def budget(of: Run) -> int:
 def seed_runs(of: Run, count: int, on_log: OnLog | None) -> list[Run]:
     """`count` runs with consecutive seeds, starting with the run itself."""
     seeds = range(of.card["seed"] + 1, of.card["seed"] + count)
-    missing = sum(not (beside(of, seed) / run.DONE).exists() for seed in seeds)
+    missing = sum(not (seed_folder(of, seed) / run.DONE).exists() for seed in seeds)
     announce([Work("runs with other seeds", missing, of.seconds)])
     return [of, *(seed_run(of, seed, on_log) for seed in seeds)]
 
 
 def seed_run(of: Run, seed: int, on_log: OnLog | None) -> Run:
     """The same run with another seed: loaded if it exists, otherwise trained."""
-    return repeated(of, beside(of, seed), on_log, seed=seed)
+    return repeated(of, seed_folder(of, seed), on_log, seed=seed)
 
 
-def beside(of: Run, seed: int) -> Path:
+def seed_folder(of: Run, seed: int) -> Path:
     """The folder of the same run with another seed."""
     plain = re.sub(rf"-s{of.card['seed']}$", "", of.folder.resolve().name)
     return of.folder.resolve().with_name(f"{plain}-s{seed}")
@@ -55,21 +55,21 @@ def repeated(of: Run, folder: Path, on_log: OnLog | None, **change: Any) -> Run:
     return pretrain.pretrain(fresh(method, again, config, train, images=of.images()), on_log=on_log)
 
 
-def check_alike(one: Run, other: Run, wanted: RunConfig, changed: str) -> None:
-    """Raises UserError unless the two runs differ only as wanted."""
+def check_alike(one: Run, other: Run, expected: RunConfig, changed: str) -> None:
+    """Raises UserError unless the two runs differ only in the changed setting."""
     decides = ("method", "recipe", "config", "train", "encoder", "size", "channels", "steps")
-    unlike = [key for key in decides if one.card[key] != other.card[key]]
+    different = [key for key in decides if one.card[key] != other.card[key]]
     if not same_data(one.card, other.card):
-        unlike.append("data")
-    if "steps" not in unlike and entries_of(one.card) != entries_of(other.card):
-        unlike.append("plan")
+        different.append("data")
+    if "steps" not in different and entries_of(one.card) != entries_of(other.card):
+        different.append("plan")
     settings = run.parse_card(other.card)[1]
-    unlike += [key for key in ("seed", "fraction") if getattr(settings, key) != getattr(wanted, key)]
-    if wanted.fraction == run.parse_card(one.card)[1].fraction and one.card["n"] != other.card["n"]:
-        unlike.append("n")
-    if unlike:
+    different += [key for key in ("seed", "fraction") if getattr(settings, key) != getattr(expected, key)]
+    if expected.fraction == run.parse_card(one.card)[1].fraction and one.card["n"] != other.card["n"]:
+        different.append("n")
+    if different:
         raise UserError(
-            f"{other.folder} is not {one.folder} with another {changed}: they differ in {', '.join(unlike)}; move it away"
+            f"{other.folder} is not {one.folder} with another {changed}: they differ in {', '.join(different)}; move it away"
         )
 
 

@@ -1,4 +1,4 @@
-"""What a run that goes on needs to know: where its images are now, and whether it goes on to the same bits."""
+"""Checks before a run is resumed: where its images are now, and whether its results will be bit-identical."""
 
 import dataclasses
 import os
@@ -16,35 +16,35 @@ if TYPE_CHECKING:
     from pretask.data.base import Images
 
 DECIDING = ("pretask", "torch", "torchvision", "timm", "numpy", "pillow")
-"""packages that numbers depend on"""
+"""packages that affect numerical results"""
 MACHINE = ("precision", "device", "instructions", "processes", "threads")
-"""entries of a card on which they depend as well"""
+"""card entries that also affect them"""
 MONITORED = "monitor_fingerprint"
-"""in a card, of the images of --monitor"""
+"""card entry: fingerprint of the --monitor images"""
 
 
-# ---- places
+# ---- paths
 
 
 def absolute(settings: "RunConfig") -> "RunConfig":
-    """The same in any working directory."""
-    reading = dataclasses.replace(settings.reading, root=fixed(settings.reading.root))
+    """The settings with absolute paths."""
+    reading = dataclasses.replace(settings.reading, root=absolute_path(settings.reading.root))
     return dataclasses.replace(
         settings,
         data=places.absolute(settings.data),
         monitor=settings.monitor and places.absolute(settings.monitor),
-        init=fixed(settings.init),
-        plan=fixed(settings.plan),
+        init=absolute_path(settings.init),
+        plan=absolute_path(settings.plan),
         reading=reading,
     )
 
 
-def fixed(path: Path | None) -> Path | None:
+def absolute_path(path: Path | None) -> Path | None:
     return path and Path(os.path.abspath(path))
 
 
 def relocated(card: Mapping[str, Any], changes: "Changes") -> dict[str, Any]:
-    """The card of a run whose images are now where `changes` says, as far as it says so."""
+    """The card of a run with the new paths in `changes`, if any."""
     moved: dict[str, Any] = {}
     if changes.data:
         moved["data"] = places.absolute(changes.data)
@@ -52,52 +52,50 @@ def relocated(card: Mapping[str, Any], changes: "Changes") -> dict[str, Any]:
     if changes.monitor:
         settings["monitor"] = places.absolute(changes.monitor)
     if changes.root:
-        settings["reading"] = settings["reading"] | {"root": str(fixed(changes.root))}
+        settings["reading"] = settings["reading"] | {"root": str(absolute_path(changes.root))}
     return {**card, **moved, "settings": settings}
 
 
-def opened(settings: "RunConfig", folder: Path, range: Range) -> "Images":
-    """The images of the run in `folder`. Raises UserError if they are not there."""
+def open_images(settings: "RunConfig", folder: Path, range: Range) -> "Images":
+    """The images of the run in `folder`. Raises UserError if they cannot be opened."""
     try:
         return data.open(settings.data, size=settings.size, range=range, reading=settings.reading)
     except UserError as gone:
-        if settings.data == in_memory.SPEC:  # which says what to do
+        if settings.data == in_memory.SPEC:  # this message already names the next step
             raise
         raise UserError(
-            f"the images of {folder} cannot be opened: {gone}; if they were moved, say where they are with --data PLACE"
+            f"the images of {folder} cannot be opened: {gone}; if they were moved, give their new location with --data PATH"
         ) from None
 
 
 def check(folder: Path, card: Mapping[str, Any], images: "Images") -> None:
     """UserError if these are not the images of the run in `folder`."""
-    if told := fingerprint.describe_changes(folder, card, images):
+    if difference := fingerprint.describe_changes(folder, card, images):
         raise UserError(
-            f"{places.short(card['data'])} does not hold the images that {folder} was trained on: {told}; "
-            "say where these are with --data PLACE, or start a new run"
+            f"{places.short(card['data'])} does not hold the images that {folder} was trained on: {difference}; "
+            "give the location of the original images with --data PATH, or start a new run"
         )
 
 
-# ---- bits
+# ---- reproducibility
 
 
-def remarks(card: Mapping[str, Any], now: Mapping[str, Any], watched: "Images | None") -> list[str]:
-    """Why the run of a card may go on otherwise than it would have; `now` has the entries of a new card."""
-    told = []
+def remarks(card: Mapping[str, Any], now: Mapping[str, Any], monitored: "Images | None") -> list[str]:
+    """Why a resumed run may differ from an uninterrupted one; `now` has the entries of a new card."""
+    found = []
     if not card.get(fingerprint.KEY):
-        told.append(
-            "Whether its images are the same as before cannot be checked: an older version began this run"
+        found.append(
+            "Cannot check whether the images of this run are the same as before: it was started by an older version"
         )
-    if watched and card[MONITORED] and card[MONITORED] != watched.fingerprint().digest:
-        told.append(
-            "The images of --monitor have changed: its scores before and after are not of the same images"
-        )
+    if monitored and card[MONITORED] and card[MONITORED] != monitored.fingerprint().digest:
+        found.append("The --monitor images have changed: scores before and after are not of the same images")
     if changed := differing(card, now):
-        told.append(f"Goes on, but no longer bit for bit: {', '.join(changed)}")
-    return told
+        found.append(f"Continues, but not bit for bit: {', '.join(changed)}")
+    return found
 
 
 def differing(card: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What numbers depend on and is another now: "torch 2.8.0 → 2.9.1"; what an old card does not tell is left out."""
+    """Changed entries that affect numerical results, such as "torch 2.8.0 → 2.9.1"; entries missing in an old card are omitted."""
     before, after = ({k: x[k] for k in (*MACHINE, "commit") if x.get(k)} for x in (card, now))
     for entries, whole in ((before, card), (after, now)):
         entries |= {k: v for k, v in whole.get("versions", {}).items() if k in DECIDING}

@@ -22,12 +22,13 @@ from torch import Tensor, nn
 from pretask import data as sources
 from pretask.data.base import OpenOptions, canvas_fields
 from pretask.data.ledger import BAD, write_all
+from pretask.data.subset import LabeledSubset
 from pretask.encoders import Encoder
 from pretask.evals import baselines, fewshot, finetune, forecast, measure, protocol
 from pretask.evals.cka import cka
 from pretask.evals.features import Features, embed, readable
 from pretask.evals.forecast import announce
-from pretask.evals.holdout import Part, ranks
+from pretask.evals.holdout import ranks
 from pretask.evals.measure import Result
 from pretask.evals.protocol import OnFeatures
 from pretask.evals.scores import SCHEMA, Role, Row, file_name, read_json
@@ -145,13 +146,13 @@ def read(folder: Path) -> list[Study]:
     found = []
     for path in sorted((folder / FOLDER).glob("*.json")):
         content = read_json(path)
-        answers = {question: answered(**answer) for question, answer in content["answers"].items()}
+        answers = {question: parse_answer(**answer) for question, answer in content["answers"].items()}
         more = content.get("cautions", ()), content.get("records", {})
         found.append(Study(content["method"], content["data"], answers, *more))
     return found
 
 
-def answered(rows: Sequence[Mapping[str, Any]], **rest: Any) -> Answer:
+def parse_answer(rows: Sequence[Mapping[str, Any]], **rest: Any) -> Answer:
     """An answer from its JSON form."""
     return Answer([StudyRow(**row) for row in rows], **rest)
 
@@ -233,8 +234,8 @@ def trainings(
     first, device = family[0], bench.known["device"]
     fewer = {
         fraction
-        for asked, usual in (("data", DATA), ("supervised", SUPERVISED))
-        if asked in ask
+        for question, usual in (("data", DATA), ("supervised", SUPERVISED))
+        if question in ask
         for fraction in fractions or usual
     }
     missing = [
@@ -460,7 +461,7 @@ def how_much_change(pairs: Sequence[Pair], bench: Bench) -> RowsAndNotes:
     """CKA per stage between features before and after fine-tuning on all labels."""
     every = bench.positions
     some = Rng(0, "change").permutation(len(bench.test))[:COMPARED].sort().values
-    few = Part(bench.test, some, bench.test.name)
+    few = LabeledSubset(bench.test, some, bench.test.name)
     for subjects in zip(*pairs, strict=True):
         results = [change(subject, every, few) for subject in subjects]
         for row in rows(subjects, results, fraction=1.0, images=len(every), n=len(few)):
@@ -517,7 +518,7 @@ def supervised(of: Subject, fraction: float, groups: int, steps: int) -> Subject
     """The encoder trained with that fraction of the labels, with the classes merged into `groups` groups."""
     bench, there = of.bench, of.bench.positions
     few = there[labels(bench.train.label[there], fraction, of.seed)]
-    part = Part(bench.train, few, bench.train.name)
+    part = LabeledSubset(bench.train, few, bench.train.name)
     if groups < len(part.classes):
         part.label = Rng(of.seed, "classes").permutation(len(part.classes))[part.label] % groups
         part.classes = [str(group) for group in range(groups)]

@@ -1,4 +1,4 @@
-"""From a run to a task with annotations, beside honest baselines: `pretask transfer RUN --data FOLDER --task TASK`."""
+"""Transfer a run to an annotated downstream task, with baselines: `pretask transfer RUN --data FOLDER --task TASK`."""
 
 import dataclasses
 import importlib
@@ -50,28 +50,32 @@ def transfer(
     progress: bool = True,
     on_log: OnLog | None = None,
 ) -> Scores:
-    """Take a run's encoder to a task, score it on test images, and keep the scores and a sheet in RUN/scores.
+    """Transfer a run's encoder to a task and score it on test images; scores and a sheet are saved in RUN/scores.
 
         scores = pretask.transfer("runs/rotnet-photos-s0", "VOC2007:trainval", "VOC2007:test", task="detection")
 
-    `data` and `test` are folders in VOC or COCO form, `FOLDER` or `FOLDER:PART`; without `test` a fifth of the images is
-    set aside, of scenes each in turn. `seeds` and `supervised` are those of `evaluate`; with `finetune`, of normals and
-    depth, the encoders learn with a decoder, so that the untrained one shows what the task alone teaches; `steps` and
-    `size` (pixels) are the task's own if None.
+    `data` and `test` are folders in VOC or COCO format, `FOLDER` or `FOLDER:SPLIT`. Without `test` a fifth of the images is
+    held out; scenes are cross-validated in five folds. `seeds` and `supervised` are as in `evaluate`. With `finetune`, for
+    normals and depth, encoders are fine-tuned with a decoder, and the untrained encoder shows what training on the task alone
+    gives. `steps` and `size` (pixels) default to the task's.
     """
     known, loaded = task_of(task), what if isinstance(what, Run) else Run(what)
     if finetune and not known.can_finetune:
         raise UserError(f"--finetune is for normals and depth, not for {task}; leave it out")
     if finetune and supervised:
-        raise UserError("fine-tuned, the untrained encoder is the supervised one; leave out --supervised")
+        raise UserError(
+            "with --finetune, the untrained encoder is already trained on the labels only; leave out --supervised"
+        )
     if steps is not None and known.can_finetune and not (finetune or supervised):
-        raise UserError(f"{task} is read off frozen maps in no steps; leave out --steps, or give --finetune")
+        raise UserError(
+            f"{task} on frozen features is solved in closed form, without steps; leave out --steps, or give --finetune"
+        )
     plan = Plan(steps, size, device=find_device(), progress=progress, finetune=finetune)
     known.check(loaded.encoder, plan)
     options = OpenOptions(reading=reading, progress=progress, range=loaded.encoder.range)
     train = known.load(str(data), options)
     unseen = None if test is None else known.load(str(test), dataclasses.replace(options, range=train.range))
-    # what can be wrong with run and data has been found before other seeds are trained
+    # all checks of run and data come before other seeds are trained
     family = seed_runs(loaded, seeds, on_log)
     scores, outcome = evals.transfer(
         known,
@@ -84,41 +88,41 @@ def transfer(
         plan=plan,
         supervised_steps=budget(loaded) if supervised else None,
     )
-    books = [
+    ledgers = [
         (each.name, what, ledger)
         for each in (train, unseen)
         if each is not None
         for what, ledger in each.ledgers.items()
     ]
     listed = Ledger()
-    for name, _, ledger in books:
+    for name, _, ledger in ledgers:
         for place, why in ledger.bad.items():
             listed.skip(f"{name}: {place}", why)
     skipped = listed.bad
-    notes = [*scores.skipped, *cautions(loaded.card), *(mostly_bad(*each) for each in books)]
+    notes = [*scores.skipped, *cautions(loaded.card), *(mostly_bad(*each) for each in ledgers)]
     if skipped:
         notes.append(
-            f"{len(skipped):,} images or objects could not be used; they are listed beside the scores"
+            f"{len(skipped):,} images or objects could not be used; a file next to the scores lists them"
         )
     scores = dataclasses.replace(scores, skipped=[*filter(None, notes)])
     path = scores.write(loaded.folder)
-    keep(path, outcome, skipped)
-    for _, _, ledger in books:
-        ledger.where = str(beside(path)[1]) if ledger.bad else ""
+    write_files(path, outcome, skipped)
+    for _, _, ledger in ledgers:
+        ledger.where = str(companions(path)[1]) if ledger.bad else ""
     return scores
 
 
 def mostly_bad(name: str, what: str, ledger: Ledger) -> str:
-    """A sentence where more than half cannot be used; else nothing."""
+    """A sentence if more than half of the records cannot be used, otherwise an empty string."""
     bad, n = len(ledger.bad), ledger.found - len(ledger.unwanted) - ledger.other.total()
     if 2 * bad <= n:
         return ""
     return f"most {what} of {name} cannot be used, {bad:,} of {n:,}: {counted(grouped(ledger.bad))}"
 
 
-def keep(path: Path, outcome: TaskResult, skipped: Mapping[str, str]) -> None:
-    """Beside the scores at `path`: a sheet of test images, and what could not be used; those of an earlier call go."""
-    drawn, left_out = beside(path)
+def write_files(path: Path, outcome: TaskResult, skipped: Mapping[str, str]) -> None:
+    """Write a sheet of test images and the list of unused records next to the scores at `path`, replacing earlier ones."""
+    drawn, left_out = companions(path)
     files.remove(drawn)
     files.remove(left_out)
     if outcome.pictures:
@@ -136,12 +140,12 @@ def picture(x: Tensor) -> Image.Image:
     return Image.fromarray(x.permute(1, 2, 0).contiguous().numpy())
 
 
-def beside(path: Path) -> tuple[Path, Path]:
-    """The sheet and the list that belong to scores."""
+def companions(path: Path) -> tuple[Path, Path]:
+    """Paths of the sheet and the list that belong to the scores at `path`."""
     return path.with_suffix(".png"), path.with_suffix(".bad.csv")
 
 
 def written(folder: Path | str, scores: Scores) -> list[str]:
-    """What there is of a transfer in a run's folder."""
+    """Existing files of a transfer in a run's folder."""
     path = scores.path(Path(folder))
-    return [str(p) for p in (path, *beside(path)) if p.exists()]
+    return [str(p) for p in (path, *companions(path)) if p.exists()]

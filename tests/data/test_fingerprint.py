@@ -364,7 +364,7 @@ def test_run_is_not_resumed_with_other_images_and_nothing_is_written(work, chang
     assert resume(work / "run", "--data", str(work / "photos"), "--steps", "4") == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and lines[0].startswith("pretask: photos does not hold the images that ")
-    assert f"was trained on: {CHANGES[change]}; " in lines[0] and "--data PLACE" in lines[0]
+    assert f"was trained on: {CHANGES[change]}; " in lines[0] and "--data PATH" in lines[0]
     assert contents(work) == before
 
 
@@ -387,7 +387,8 @@ def test_missing_images_give_advice_how_to_resume(work, capsys):
     assert resume(work / "run") == 2
     output = capsys.readouterr().err
     assert (
-        "if they were moved, say where they are with --data PLACE" in output and len(output.splitlines()) == 1
+        "if they were moved, give their new location with --data PATH" in output
+        and len(output.splitlines()) == 1
     )
     assert contents(work) == before
     assert (
@@ -412,7 +413,7 @@ def test_run_without_fingerprint_resumes_with_a_warning(work, capsys):
     (work / "run" / fingerprint.FILE).unlink()
     edited(work / "run", fingerprint=None)
     assert resume(work / "run", "--data", str(work / "photos"), "--steps", "4") == 0
-    assert capsys.readouterr().err.count("cannot be checked: an older version began this run") == 1
+    assert capsys.readouterr().err.count("it was started by an older version") == 1
 
 
 def test_changed_images_are_refused_without_the_list_of_names(work, capsys):
@@ -439,7 +440,7 @@ def test_loss_of_bit_reproducibility_is_reported_in_one_line(work, capsys):
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "bit for bit" in line]
     now = card["versions"]
     assert line == (
-        f"Goes on, but no longer bit for bit: precision {other} → {here}, device an abacus → "
+        f"Continues, but not bit for bit: precision {other} → {here}, device an abacus → "
         f"{card['device']}, processes 3 → 1, threads 7 → {card['threads']}, torch 2.0.1 → {now['torch']}, "
         f"pillow 9.0 → {now['pillow']}"
     )
@@ -458,7 +459,7 @@ def test_changed_monitor_images_are_reported(work, capsys):
     repaint(work / "labeled")
     words = ("--data", str(work / "photos"), "--monitor", str(work / "labeled"), "--steps", "4")
     assert resume(work / "run", *words) == 0
-    assert capsys.readouterr().err.count("The images of --monitor have changed") == 1
+    assert capsys.readouterr().err.count("The --monitor images have changed") == 1
 
 
 # ---- other commands that open the images of a run
@@ -489,7 +490,10 @@ def test_audit_and_other_seeds_are_refused(changed, capsys):
 
 
 def test_export_is_not_compared_on_changed_images(changed, trained):
-    assert "noise, as the run's own are not at hand, or have changed" in export.probes(run.Run(changed))[1]
+    assert (
+        "noise images, since the run's images are missing or have changed"
+        in export.probes(run.Run(changed))[1]
+    )
     assert export.probes(run.Run(trained / "run"))[1] == "5 images of photos"
 
 

@@ -470,8 +470,8 @@ def test_export_states_its_range(run):
 
     encoder = Run(run).encoder
     for usage in (use_torch, use_onnx):
-        assert "in [0, 1], to which -1024 … 251 was mapped" in usage(Path("x"), encoder)
-    assert "a PIL image of 8 bit, to which -1024 … 251 was mapped" in use_hf(Path("x"), encoder)
+        assert "in [0, 1], mapped from -1024 … 251 and clipped" in usage(Path("x"), encoder)
+    assert "a PIL image of 8 bit, mapped from -1024 … 251 and clipped" in use_hf(Path("x"), encoder)
 
 
 # ---- files that are not images, and no messages of libraries

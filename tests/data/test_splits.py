@@ -182,7 +182,7 @@ def test_unlabeled_test_split_falls_back_to_val_or_a_holdout(tmp_path):
 def test_commands_that_do_not_train_use_all_splits(tmp_path):
     at = root(tmp_path / "photos", "train", "test")
     encoder = build("resnet_small:width=4", 3, 16).eval()
-    found = cluster.opened(str(at), OpenOptions(16, 3, Reading()))
+    found = cluster.open_images(str(at), OpenOptions(16, 3, Reading()))
     assert values(found.images) == {10, 30} and found.classes == ["a", "b"]
     made = embed.write(encoder, data.open(with_all_splits(str(at))), tmp_path / "x.parquet")
     assert made.n == 8

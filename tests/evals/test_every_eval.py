@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pretask import data, encoders, evals
 from pretask.data import LabeledDataset
+from pretask.data.subset import LabeledSubset
 from pretask.encoders import Encoder
 from pretask.evals import (
     cka,
@@ -30,7 +31,7 @@ from pretask.evals import (
     text_retrieval,
     track_retrieval,
 )
-from pretask.evals.holdout import Part, Splits, splits
+from pretask.evals.holdout import Splits, splits
 from pretask.evals.measure import Chosen, Result
 from pretask.ops import kmeans
 from pretask.rng import Rng
@@ -214,7 +215,7 @@ def encoder() -> Encoder:
     return encoders.build("resnet_small:width=4,stages=2", 3, 16)
 
 
-def correctness(name: str, net: Encoder, test: LabeledDataset | Part) -> Tensor:
+def correctness(name: str, net: Encoder, test: LabeledDataset | LabeledSubset) -> Tensor:
     """(R, Q): whether each of R results is correct on each test image."""
     train = data.open_labeled("synthetic:64:16")
     return torch.stack([r.correct for r in ON_ENCODER[name](net, train, test) if r.correct is not None])
@@ -244,7 +245,7 @@ def test_results_on_an_encoder_do_not_depend_on_earlier_random_numbers_or_test_o
     torch.manual_seed(1)
     one = correctness(name, net, pictures)
     torch.manual_seed(2)
-    assert torch.equal(one[:, order], correctness(name, net, Part(pictures, order, "moved")))
+    assert torch.equal(one[:, order], correctness(name, net, LabeledSubset(pictures, order, "moved")))
 
 
 @on_encoder

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from pretask import data as sources
 from pretask import encoders
 from pretask.data.arrays import Arrays
+from pretask.data.subset import LabeledSubset
 from pretask.evals import features
 from pretask.evals.features import embed, pool_map
-from pretask.evals.holdout import Part
 from pretask.rng import Rng
 from pretask.types import UserError
 
@@ -160,7 +160,7 @@ def test_every_change_gives_another_cache_key():
         features.cache_key(net, source(seed=1), 4096),
         features.cache_key(net, source(name="other"), 4096),
     ]
-    names += [features.cache_key(net, Part(data, torch.arange(39), "toy"), 4096)]
+    names += [features.cache_key(net, LabeledSubset(data, torch.arange(39), "toy"), 4096)]
     with torch.no_grad():
         net.net.stage3[0].body[1].running_mean[0] += 1e-3  # a buffer, not a weight
     names.append(features.cache_key(net, data, 4096))
@@ -209,7 +209,7 @@ def test_a_part_drops_its_own_unreadable_files(folder):
     data = sources.open_labeled(folder, size=16, cache_mb=0, progress=False)
     place = {name: i for i, name in enumerate(data.files(torch.arange(24)))}
     index = torch.tensor([place[n] for n in ("c/4.png", "a/3.png", "a/0.png", "b/7.png", "b/1.png")])
-    found = embed(Scaled(1.0), Part(data, index, "part"), progress=False)
+    found = embed(Scaled(1.0), LabeledSubset(data, index, "part"), progress=False)
     assert found.label.tolist() == [2, 0, 1]
     own = data.__getitems__(index[[0, 2, 4]]).image.float() / 255
     assert torch.allclose(found.stages["pool"], own.mean((2, 3)), atol=1e-5)

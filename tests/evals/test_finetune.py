@@ -11,10 +11,10 @@ from pretask import data, encoders
 from pretask.config import TrainConfig
 from pretask.data import LabeledDataset
 from pretask.data.arrays import Arrays
+from pretask.data.subset import LabeledSubset
 from pretask.encoders import Encoder
 from pretask.evals import fewshot, finetune
 from pretask.evals.features import embed
-from pretask.evals.holdout import Part
 from pretask.types import UserError
 
 TRAIN = data.open_labeled("synthetic:96:16")
@@ -205,7 +205,7 @@ def test_batches_have_matching_labels_and_every_image_equally_often():
         once = torch.cat(shown[3 * k : 3 * k + 3])
         assert len(once.unique()) == 24 and once.min() >= 11 and once.max() <= 40
     assert not torch.equal(shown[0], shown[3])
-    part = Part(source, index, "part")  # the same images and labels, indexed within the part
+    part = LabeledSubset(source, index, "part")  # the same images and labels, indexed within the part
     for (x, label), seen in zip(
         finetune.augmented_batches(part, torch.arange(30), 8, 9, 0, "cpu"), shown, strict=True
     ):
@@ -260,7 +260,9 @@ def test_unreadable_images_are_not_trained_on(monkeypatch):
 
 def test_numbers_of_shots_above_the_smallest_class_are_skipped():
     assert [*tuned(encoder())] == ["finetune 10-shot", "finetune"]
-    few = Part(TRAIN, torch.cat([(TRAIN.label == c).nonzero().flatten()[:9] for c in range(4)]), "few")
+    few = LabeledSubset(
+        TRAIN, torch.cat([(TRAIN.label == c).nonzero().flatten()[:9] for c in range(4)]), "few"
+    )
     assert [*tuned(encoder(), few)] == ["finetune"]
 
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from pretask import data
+from pretask.data.subset import LabeledSubset
 from pretask.evals import holdout
-from pretask.evals.holdout import Part, Splits, ranks, split, splits
+from pretask.evals.holdout import Splits, ranks, split, splits
 from pretask.rng import Rng
 from pretask.types import UserError
 
@@ -110,7 +111,7 @@ def test_single_images_cannot_be_split_into_folds():
 
 def test_a_part_is_a_source_of_some_samples():
     whole = data.open_labeled("synthetic:40:16")
-    part = Part(whole, torch.tensor([31, 4, 17]), "some")
+    part = LabeledSubset(whole, torch.tensor([31, 4, 17]), "some")
     assert (len(part), part.name, part.classes, part.size, part.channels) == (3, "some", whole.classes, 16, 3)
     assert part.label.tolist() == whole.label[[31, 4, 17]].tolist()
     batch = part.__getitems__(torch.tensor([2, 0]))

@@ -121,7 +121,7 @@ def test_color_distribution_is_measured_on_the_training_images():
     red[:, 0] = 200
     only = data.open("synthetic:64:32")
     only.image[:] = red
-    method = contract.Case.of(cz.Config(), only, "resnet_small:width=16").begun()
+    method = contract.Case.of(cz.Config(), only, "resnet_small:width=16").started()
     nearest, _ = cz.soft_encode(rgb_to_lab(augment.to_float(red))[:, 1:, :1, :1], 1)
     assert method.prior.argmax() == nearest and method.weight.argmin() == nearest
     assert method.weight[nearest.flatten()] < 1 < method.weight.median()
@@ -190,7 +190,7 @@ def test_network_input_is_only_the_lightness(source):
 
 
 def test_loss_matches_the_formula_in_loops(source):
-    method = contract.Case.of(cz.Config(), source, "resnet_small:width=16").begun().eval()
+    method = contract.Case.of(cz.Config(), source, "resnet_small:width=16").started().eval()
     p = method.pretext(batch(source, 4), Rng(1))
     with torch.no_grad():
         method.head.weight *= 30  # predictions that differ between locations
@@ -220,7 +220,7 @@ def test_uniform_predictions_have_loss_ln_313(source):
 
 
 def test_untrained_loss_is_at_chance(source):
-    method = contract.Case.of(cz.Config(), source, "resnet_small:width=16").begun()
+    method = contract.Case.of(cz.Config(), source, "resnet_small:width=16").started()
     with torch.no_grad():
         parts = method.loss(method.pretext(batch(source), Rng(1))).parts
     assert abs(parts["unweighted"].item() - math.log(313)) < 0.3
@@ -275,7 +275,7 @@ def test_regression_loss_is_the_squared_error(source):
 
 def test_regression_has_no_class_rebalancing(source):
     """As in the paper's L2 baseline."""
-    method = contract.Case.of(cz.Config(regression=True), source, "resnet_small:width=16").begun()
+    method = contract.Case.of(cz.Config(regression=True), source, "resnet_small:width=16").started()
     assert_close(method.weight, torch.ones(313))
     assert method.prior.max() > 0.01
 

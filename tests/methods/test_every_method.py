@@ -20,7 +20,7 @@ NAMES = methods.names()
 @pytest.mark.parametrize("name", NAMES)
 def test_the_contract(name, check):
     config = methods.recipe(name)()
-    failure = contract.outcome(check, contract.Case.of(config, images_for(name), small(config.encoder)))
+    failure = contract.run_check(check, contract.Case.of(config, images_for(name), small(config.encoder)))
     assert failure is None, failure
 
 

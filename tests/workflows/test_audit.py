@@ -180,7 +180,7 @@ def test_removing_nothing_changes_no_prediction(folder):
     some = loader.sample(run.source, 80)
     with torch.no_grad():
         puzzle, again = (auditing.puzzle(run.method, some, c, Rng(0, "audit")) for c in (None, nothing))
-        whole, without = (auditing.answered(run.method, some, c, 0) for c in (None, nothing))
+        whole, without = (auditing.predict_answers(run.method, some, c, 0) for c in (None, nothing))
     assert torch.equal(puzzle.image, again.image)
     assert whole is not None and without is not None and torch.equal(whole.accuracy, without.accuracy)
 
@@ -302,7 +302,7 @@ def test_images_without_a_label_are_left_out(folder):
     assert audit.n == 20 and audit.chance == pytest.approx(5)
     few = dataclasses.replace(loader.sample(run.source, 80), index=(run.method.label < 0).nonzero()[:, 0])
     with pytest.raises(UserError, match="none of the 60 images"), torch.no_grad():
-        auditing.answered(run.method, few.rows(slice(0, 60)), None, 0)
+        auditing.predict_answers(run.method, few.rows(slice(0, 60)), None, 0)
 
 
 def test_chance_counts_classes_that_do_not_occur_in_the_sample(folder):

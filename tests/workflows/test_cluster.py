@@ -109,7 +109,7 @@ def test_labels_reach_the_score_alone(kinds, tmp_path):
     made = []
     for name, label in (("true", np.arange(60) % 3), ("false", np.arange(60) // 20)):
         np.savez(tmp_path / f"{name}.npz", images=kinds, labels=label)
-        data = cluster.opened(str(tmp_path / f"{name}.npz"), OpenOptions())
+        data = cluster.open_images(str(tmp_path / f"{name}.npz"), OpenOptions())
         made.append(cluster.cluster(cluster.subject("pixels"), data, 3, tmp_path / name))
     assert rows(tmp_path / "true") == rows(tmp_path / "false")
     assert made[0].nmi.value == pytest.approx(100) and made[1].nmi.value < 20
@@ -188,7 +188,7 @@ def test_a_flag_says_whether_a_few_outliers_are_a_cluster(odd, tmp_path, capsys)
     assert sizes(tmp_path / "all") == [2, 100, 100]
     assert main([*words, "--out", str(tmp_path / "large")]) == 0
     assert sizes(tmp_path / "large")[0] > 2
-    data = cluster.opened(str(odd), OpenOptions())
+    data = cluster.open_images(str(odd), OpenOptions())
     made = cluster.cluster(cluster.subject("pixels"), data, 3, tmp_path / "api", smallest=0.0)
     assert sorted(made.sizes) == [2, 100, 100] and made.smallest == 0 and made.exact
     capsys.readouterr()
@@ -245,7 +245,7 @@ def test_a_run_of_jule_paper_is_clustered_as_the_paper_does(odd, tmp_path, capsy
     other = trained_jule("jule", odd, tmp_path, smallest=0.0, neighbor_clusters=3)
     made = cluster.cluster(
         cluster.subject(str(other.folder)),
-        cluster.opened(str(odd), OpenOptions(size=8, channels=1)),
+        cluster.open_images(str(odd), OpenOptions(size=8, channels=1)),
         3,
         tmp_path / "o",
     )
@@ -291,7 +291,7 @@ def test_a_sheet_shows_the_images_of_its_cluster_the_nearest_first(plain, tmp_pa
     monkeypatch.setattr(
         cluster.sheet, "images", lambda x, title: shown.append((x, title)) or Image.new("RGB", (9, 9))
     )
-    data = cluster.opened(str(plain), OpenOptions())
+    data = cluster.open_images(str(plain), OpenOptions())
     cluster.cluster(cluster.subject("pixels"), data, 3, tmp_path / "out")
     for c, (x, title) in enumerate(shown):
         mine = [

@@ -171,5 +171,5 @@ def test_weights_that_cannot_be_had_are_one_line(monkeypatch):
         raise ConnectionError("no route to the hub")
 
     monkeypatch.setattr("timm.create_model", offline)
-    with pytest.raises(UserError, match=r"weights of resnet18 could not be had.*no route"):
+    with pytest.raises(UserError, match=r"weights of resnet18 could not be loaded.*no route"):
         embed.encoder_of("timm:resnet18")

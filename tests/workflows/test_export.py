@@ -48,7 +48,7 @@ def taken(runs, tmp_path):
 
     def export(kind, to):
         run = Run(runs[kind])
-        made = exporting.export(run, to, tmp_path / exporting.FORMS[to].name)
+        made = exporting.export(run, to, tmp_path / exporting.FORMATS[to].name)
         _, channels, size = KINDS[kind]
         image = data.open("synthetic:7", size=size, channels=channels).image.float() / 255
         with torch.no_grad():
@@ -136,10 +136,10 @@ def test_transformers_loads_it_and_prepares_pictures_alike(taken, kind, monkeypa
     assert_close(features, expected["pool"][:1], atol=1e-4, rtol=1e-3)
 
 
-@pytest.mark.parametrize("to", exporting.FORMS)
+@pytest.mark.parametrize("to", exporting.FORMATS)
 def test_weights_that_are_lost_on_the_way_are_an_error_and_leave_nothing(runs, tmp_path, monkeypatch, to):
     """The planted fault: one weight is gone, or another, from what was written."""
-    form = exporting.FORMS[to]
+    form = exporting.FORMATS[to]
 
     def damaging(encoder, path):
         if to in ("timm", "hf"):
@@ -156,7 +156,7 @@ def test_weights_that_are_lost_on_the_way_are_an_error_and_leave_nothing(runs, t
                 form.write(encoder, path)
                 last -= 1
 
-    monkeypatch.setitem(exporting.FORMS, to, dataclasses.replace(form, write=damaging))
+    monkeypatch.setitem(exporting.FORMATS, to, dataclasses.replace(form, write=damaging))
     with pytest.raises(UserError, match=r"could not be exported to .*nothing was written"):
         exporting.export(Run(runs["vit"]), to, tmp_path / "out")
     assert not list(tmp_path.iterdir())
@@ -166,14 +166,14 @@ def test_features_that_are_not_numbers_are_no_agreement(runs):
     encoder = Run(runs["classic"]).encoder
     image = torch.rand(2, 1, 28, 28)
     with torch.no_grad():
-        gap = exporting.disagreement(lambda x: {"pool": encoder(x)["pool"] * torch.nan}, encoder, image)
+        gap = exporting.largest_difference(lambda x: {"pool": encoder(x)["pool"] * torch.nan}, encoder, image)
         assert not gap <= exporting.CLOSE
         for share, fine in ((1e-6, True), (1e-3, False)):
 
             def near(x, share=share):
                 return {"pool": encoder(x)["pool"] * (1 + share)}
 
-            assert (exporting.disagreement(near, encoder, image) <= exporting.CLOSE) is fine
+            assert (exporting.largest_difference(near, encoder, image) <= exporting.CLOSE) is fine
 
 
 def test_a_run_whose_images_are_gone_is_compared_on_noise(runs, tmp_path):
@@ -190,7 +190,7 @@ def test_a_run_whose_images_are_gone_is_compared_on_noise(runs, tmp_path):
 @pytest.mark.parametrize(
     ("kind", "to", "said"),
     [
-        ("classic", "timm", "no timm model, so timm cannot build it; use --to torch or --to onnx"),
+        ("classic", "timm", "is not a timm model, so timm cannot build it; use --to torch or --to onnx"),
         ("classic", "hf", "use --to torch or --to onnx"),
         ("light", "hf", "sees the lightness of images"),
         ("vit", "keras", "keras"),

@@ -96,7 +96,7 @@ def test_a_test_set_is_opened_once_and_is_what_the_report_shows(words, run, plac
     [("table", LabeledImages), ("texts", TextImages), ("store", LabeledImages), ("tracks", Tracks)],
 )
 def test_the_kind_is_told_by_what_the_data_holds(kind, of, places):
-    found = kinds.opened(places[kind], None, SIZE)
+    found = kinds.open_kind(places[kind], None, SIZE)
     assert type(found) is of and [source.name for source in found.sources] == [found.sources[0].name]
     assert (found.shown is None) == (of is Tracks)
     found.check(Extras())
@@ -105,6 +105,6 @@ def test_the_kind_is_told_by_what_the_data_holds(kind, of, places):
 @pytest.mark.parametrize("extras", [Extras(supervised=True), Extras(finetune=True), Extras(svm=True)])
 def test_nothing_can_be_trained_on_tracks(extras, places):
     with pytest.raises(UserError, match="holds tracks, which have no labels to train on"):
-        kinds.opened(places["tracks"], None, SIZE).check(extras)
-    with pytest.raises(UserError, match="give held-out tracks as --data, and no more"):
-        kinds.opened(places["tracks"], places["test"], SIZE).check(Extras())
+        kinds.open_kind(places["tracks"], None, SIZE).check(extras)
+    with pytest.raises(UserError, match="give held-out tracks as --data, without --test or training flags"):
+        kinds.open_kind(places["tracks"], places["test"], SIZE).check(Extras())

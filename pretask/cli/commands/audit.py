@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class OfRun:
+class RunFlags:
     """Test a run for shortcut learning: solve its puzzles with each known shortcut removed (color fringes, vignetting, JPEG
     grid, continuing edges, …)."""
 
@@ -27,7 +27,7 @@ class OfRun:
 
 
 @dataclass(frozen=True)
-class OfMethod:
+class MethodFlags:
     """Test for shortcut learning: train a small network briefly, then solve its puzzles with each known shortcut removed
     (color fringes, vignetting, JPEG grid, continuing edges, …). The method's own flags switch its countermeasures on and
     off."""
@@ -56,14 +56,14 @@ class OfMethod:
 def run(words: list[str]) -> None:
     what, rest = opening(words, "audit", "METHOD or RUN")
     if what is None:
-        parse(OfMethod, ["--help"], "audit METHOD")
+        parse(MethodFlags, ["--help"], "audit METHOD")
     elif Path(what).is_dir() or ("/" in what and ".py" not in what):
         from pretask.train.run import Run
 
-        asked = parse(OfRun, rest, f"audit {what}")
-        show(Run(what), asked.count, asked.json, kept=True)
+        flags = parse(RunFlags, rest, f"audit {what}")
+        show(Run(what), flags.count, flags.json, kept=True)
     else:
-        chosen = parse(method_flags(what, OfMethod, trained=True), rest, f"audit {what}")
+        chosen = parse(method_flags(what, MethodFlags, trained=True), rest, f"audit {what}")
         with tempfile.TemporaryDirectory() as folder:
             trained = train(what, chosen, chosen.run.out or Path(folder) / "run")
             show(trained, chosen.run.count, chosen.run.json, kept=chosen.run.out is not None)
@@ -77,18 +77,18 @@ def train(method: str, chosen: Any, out: Path) -> "Run":
     from pretask.workflows.job import fresh
     from pretask.workflows.pretrain import pretrain
 
-    asked: OfMethod = chosen.run
-    source = sources.open(asked.data, size=asked.size, reading=asked.reading)
-    auditing.check_choice(chosen.method, source, asked.encoder)
+    flags: MethodFlags = chosen.run
+    source = sources.open(flags.data, size=flags.size, reading=flags.reading)
+    auditing.check_choice(chosen.method, source, flags.encoder)
     settings = RunConfig(
-        asked.data,
+        flags.data,
         out,
-        encoder=asked.encoder,
-        size=asked.size,
-        steps=asked.steps,
-        budget=asked.budget,
-        seed=asked.seed,
-        reading=asked.reading,
+        encoder=flags.encoder,
+        size=flags.size,
+        steps=flags.steps,
+        budget=flags.budget,
+        seed=flags.seed,
+        reading=flags.reading,
     )
     job = fresh(method, settings, chosen.method, chosen.train, images=source)
     with Display() as display:

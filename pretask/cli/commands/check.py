@@ -33,19 +33,19 @@ def run(words: list[str]) -> int:
 
     from pretask.workflows import preview
 
-    asked: Flags = chosen.run
+    flags: Flags = chosen.run
     failures = 0
     for sentence, failure in preview.check(
-        asked.data, chosen.method, asked.encoder, asked.size, asked.reading
+        flags.data, chosen.method, flags.encoder, flags.size, flags.reading
     ):
         failures += failure is not None
         held = failure is None
         mark = Text("passed  " if held else "failed  ", "green" if held else "red")
         say(mark.append(sentence if held else f"{sentence}: {failure}", ""))
     if failures:
-        say(f"{failures} check{'s' * (failures > 1)} failed for {method} on {asked.data}")
+        say(f"{failures} check{'s' * (failures > 1)} failed for {method} on {flags.data}")
         return 1
     say(
-        f"{method} passed all checks on {asked.data}. Next: pretask pretrain {quote(method)} --data {quote(asked.data)} --budget 10m"
+        f"{method} passed all checks on {flags.data}. Next: pretask pretrain {quote(method)} --data {quote(flags.data)} --budget 10m"
     )
     return 0

@@ -50,14 +50,14 @@ def run(words: list[str]) -> None:
     from pretask.reports import table
     from pretask.workflows import cluster
 
-    cluster.refuse(chosen.out)  # before a method is trained
+    cluster.check_out(chosen.out)  # before a method is trained
     merging = {name: getattr(chosen, name) for name in ("neighbors", "exact", "smallest")}
     config = {"clusters": chosen.clusters} | merging
     seen_by = cluster.subject(what, chosen.size, chosen.batch, chosen.data, config)
     options = OpenOptions(**canvas_fields(seen_by), reading=chosen.reading)
     made = cluster.cluster(
         seen_by,
-        cluster.opened(chosen.data, options),
+        cluster.open_images(chosen.data, options),
         chosen.clusters,
         chosen.out,
         chosen.by,

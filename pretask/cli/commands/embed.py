@@ -16,7 +16,7 @@ class Flags:
     data: str
     """images: a folder, a .npz, .parquet or .tar file, hf:NAME, or a torchvision name"""
     out: Path = Path("features.parquet")
-    """path of the table; the .npy file is written beside it"""
+    """path of the table; the .npy file gets the same name"""
     stage: str = "pool"
     """stage of the encoder; feature maps are averaged over positions"""
     batch: PositiveInt = 256

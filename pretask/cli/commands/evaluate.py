@@ -1,4 +1,4 @@
-"""pretask evaluate RUN --data LABELED: score frozen features beside baselines."""
+"""pretask evaluate RUN --data LABELED: score frozen features and baselines."""
 
 from dataclasses import dataclass
 
@@ -11,8 +11,8 @@ from pretask.train.progress import Display
 
 @dataclass(frozen=True)
 class Flags:
-    """Score frozen features: kNN, linear probes, few labels, clustering, retrieval; beside raw pixels, k-means patches and
-    the same encoder untrained, with 95 % intervals. Hyperparameters are chosen on training images, never on test images."""
+    """Score frozen features: kNN, linear probes, few labels, clustering, retrieval; compared with raw pixels, k-means patches
+    and the same encoder untrained, with 95 % intervals. Hyperparameters are chosen on training images, never on test images."""
 
     data: str
     """labeled images: class folders, a .npz, a table, hf:NAME, or a torchvision name; with several labels per image, scores
@@ -22,7 +22,7 @@ class Flags:
     json: bool = False
     """print only JSON on standard output"""
     seeds: PositiveInt = 1
-    """number of seeds to average over; finished runs beside this one are used, missing ones are trained"""
+    """number of seeds to average over; finished runs next to this one are used, missing ones are trained"""
     supervised: bool = False
     """also train the same encoder with the labels, for as many images as the run saw"""
     finetune: bool = False

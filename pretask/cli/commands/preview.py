@@ -41,25 +41,25 @@ def run(words: list[str]) -> None:
     from pretask.runtime import files
     from pretask.workflows import preview
 
-    asked: Flags = chosen.run
-    out = asked.out or Path(f"preview-{Path(method).stem.replace(':', '-')}.png")
+    flags: Flags = chosen.run
+    out = flags.out or Path(f"preview-{Path(method).stem.replace(':', '-')}.png")
     if (form := Image.registered_extensions().get(out.suffix.lower())) not in Image.SAVE:
         raise UserError(
             f"--out {out} is not an image format that can be written; use a name such as puzzles.png"
         )
     out.parent.mkdir(parents=True, exist_ok=True)
     picture = preview.preview(
-        asked.data,
+        flags.data,
         chosen.method,
         method,
-        asked.rows,
-        asked.size,
-        asked.seed,
-        asked.reading,
+        flags.rows,
+        flags.size,
+        flags.seed,
+        flags.reading,
         bad=out.with_suffix(f".{BAD}"),
     )
     files.write(out, lambda file: picture.save(file, format=form))
-    if (film := Path(asked.data).expanduser() / ANIMATION).is_file():  # of a store of tracks
+    if (film := Path(flags.data).expanduser() / ANIMATION).is_file():  # of a store of tracks
         files.write(out.with_suffix(".gif"), lambda file: file.write(film.read_bytes()))
         say(f"wrote {out.with_suffix('.gif')}, tracks over frames")
-    say(f"wrote {out}. Next: pretask check {quote(method)} --data {quote(asked.data)}")
+    say(f"wrote {out}. Next: pretask check {quote(method)} --data {quote(flags.data)}")

@@ -27,7 +27,7 @@ class Flags:
     """fractions of the run's images and of the labels (default: for data 0.1 0.3, besides 0 and 1; for labels 0.01 0.1 1; for
     supervised 0.1 0.3 1)"""
     seeds: PositiveInt = 1
-    """number of seeds to average over; finished runs beside this one are used, missing ones are trained"""
+    """number of seeds to average over; finished runs next to this one are used, missing ones are trained"""
     json: bool = False
     """print only JSON on standard output"""
     reading: Reading = DEFAULT_READING

@@ -11,7 +11,8 @@ from pretask.train.progress import Display
 
 @dataclass(frozen=True)
 class Flags:
-    """Transfer a run's encoder to a downstream task and score it there, beside the same encoder untrained, with 95 % intervals.
+    """Transfer a run's encoder to a downstream task and score it there, compared with the same encoder untrained,
+    with 95 % intervals.
     Classification and dense prediction use frozen features; detection and segmentation fine-tune."""
 
     data: str
@@ -24,7 +25,7 @@ class Flags:
     json: bool = False
     """print only JSON on standard output"""
     seeds: PositiveInt = 1
-    """number of seeds to average over; finished runs beside this one are used, missing ones are trained"""
+    """number of seeds to average over; finished runs next to this one are used, missing ones are trained"""
     supervised: bool = False
     """also transfer the same encoder pretrained with the images' classes, for as many images as the run saw; for normals and
     depth, trained with a decoder"""
