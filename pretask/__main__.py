@@ -10,12 +10,12 @@ from pretask.cli.main import main
 
 IMPORTED = time.monotonic()
 SPINS = 4000
-"""times that a thread of GNU OpenMP looks whether the others are done before it sleeps (300,000): while another program wants
-the cores, every look takes the time from the thread that is waited for, and a step may take a hundred times as long"""
+"""number of times that a thread of GNU OpenMP polls the others before it sleeps (default 300,000). If another program uses the
+cores, polling takes time from the thread that is waited for, and a step may take a hundred times as long"""
 
 
 def began() -> float:
-    """When this process did, by time.monotonic(): as Linux tells; elsewhere when this file was read."""
+    """When this process began, by time.monotonic(): as reported by Linux; on other systems, when this file was imported."""
     try:
         fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
         ticks = int(

@@ -15,7 +15,7 @@ class UserError(Exception):
 
 
 class Stopped(Exception):
-    """A run was asked to stop and saved a checkpoint first; `code` is the exit code of the process."""
+    """A run was stopped by a signal, after saving a checkpoint; `code` is the exit code of the process."""
 
     def __init__(self, message: str, code: int):
         super().__init__(message)

@@ -29,7 +29,7 @@ class PretaskFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
 
     Images are (N, H, W), (N, H, W, C) or (N, C, H, W), or flat rows (N, H·W·C) of square ones; uint8, floats
     from 0 to 1, or other numbers, which are mapped by the run's range, or else by one that `fit` measures. They are
-    resized to the encoder's size and channels. Apart from that, `fit` only loads the encoder and stores the shape; a pickle
+    resized to the encoder's size and channels. Otherwise `fit` only loads the encoder and stores the shape; a pickle
     contains the weights, so it does not need the run's folder.
 
     `run`: a run's folder, a loaded run, an encoder, or "timm:NAME"

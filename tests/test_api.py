@@ -1,4 +1,4 @@
-"""The verbs from Python do what the command line does, and no label gets in."""
+"""The Python API gives the same results as the command line, and labels do not affect pretraining."""
 
 import json
 import re
@@ -40,7 +40,7 @@ def same(one, other):
     return list(one) == list(other) and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_labels_shuffled_or_absent_give_bit_equal_weights(photos, tmp_path):
+def test_shuffled_or_missing_labels_give_identical_weights(photos, tmp_path):
     label = np.arange(len(photos)) % 4
     given = {"right": {"labels": label}, "shuffled": {"labels": label[::-1]}, "absent": {}}
     trained = {}
@@ -51,10 +51,10 @@ def test_labels_shuffled_or_absent_give_bit_equal_weights(photos, tmp_path):
     assert same(trained["right"], trained["absent"])
     np.savez("others.npz", images=photos[::-1], labels=label)
     others = weights(pretask.pretrain("rotnet", "others.npz", "others", **SMALL))
-    assert not same(trained["right"], others)  # the comparison can tell
+    assert not same(trained["right"], others)  # the comparison detects differences
 
 
-def test_an_array_in_any_form_a_file_and_the_command_line_give_the_same_weights(photos):
+def test_arrays_files_and_the_command_line_give_the_same_weights(photos):
     np.savez("photos.npz", images=photos)
     forms = {
         "path": "photos.npz",
@@ -86,16 +86,16 @@ def test_floats_are_rounded_to_the_nearest_of_256_tones():
     assert in_memory.from_array(tones).image[:, 0, 0, 0].tolist() == [0, 254, 255, 255]
 
 
-def test_gray_arrays_keep_their_one_channel_and_size_is_obeyed(photos):
+def test_gray_arrays_keep_one_channel_and_are_resized_to_size(photos):
     made = pretask.pretrain("rotnet", photos[..., 0], size=24, **SMALL)
     assert (made.card["channels"], made.card["size"], made.card["n"]) == (1, 24, 48)
     assert made.card["data"] == "array-in-memory"
     assert made.folder.name == "rotnet-array-in-memory-s0"
 
 
-def test_knobs_of_the_method_and_of_training_reach_the_run(photos):
-    knobs = {"temperature": 0.5, "views": {"gray": 0.0}}
-    made = pretask.pretrain("simclr", photos, "a", config=knobs, lr=0.01, cycles=1, **SMALL)
+def test_method_and_training_hyperparameters_are_applied(photos):
+    config = {"temperature": 0.5, "views": {"gray": 0.0}}
+    made = pretask.pretrain("simclr", photos, "a", config=config, lr=0.01, cycles=1, **SMALL)
     assert made.card["config"]["temperature"] == 0.5
     assert made.card["config"]["views"]["gray"] == 0.0
     assert made.card["config"]["views"]["crop"] == list(simclr.Config().views.crop)
@@ -126,14 +126,14 @@ def test_knobs_of_the_method_and_of_training_reach_the_run(photos):
         ({"out": "."}, "exists; choose another --out"),
     ],
 )
-def test_mistakes_say_what_is_near(photos, tmp_path, call, said):
+def test_user_errors_name_close_matches(photos, tmp_path, call, said):
     (tmp_path / "something").touch()
     with pytest.raises(UserError, match=said):
         pretask.pretrain(**{"method": "simclr", "data": photos, **SMALL, **call})
     assert [p.name for p in tmp_path.iterdir()] == ["something"]
 
 
-def test_a_run_on_an_array_goes_on_when_the_array_is_given_again(photos, monkeypatch):
+def test_a_run_on_an_array_resumes_when_the_array_is_passed_again(photos, monkeypatch):
     whole = pretask.pretrain("rotnet", photos, "whole", **SMALL)
     step = trainer.Trainer.step
 
@@ -155,13 +155,13 @@ def test_a_run_on_an_array_goes_on_when_the_array_is_given_again(photos, monkeyp
     assert same(weights(whole), weights(resumed))
 
 
-def test_a_run_on_a_path_resumes_by_itself(monkeypatch):
+def test_a_run_on_a_path_resumes_without_data(monkeypatch):
     made = pretask.pretrain("rotnet", "synthetic:48:32", "a", **SMALL)
     before = weights(made)
     assert same(before, weights(pretask.pretrain(None, resume="a", quiet=True)))
 
 
-def test_embed_is_the_encoder_by_hand_for_a_path_an_array_and_any_form_of_run(photos):
+def test_embed_equals_the_encoder_for_paths_arrays_and_any_form_of_run(photos):
     made = pretask.pretrain("rotnet", photos, **SMALL)
     with torch.no_grad():
         stages = made.encoder(augment.to_float(torch.from_numpy(photos).permute(0, 3, 1, 2)))
@@ -174,7 +174,7 @@ def test_embed_is_the_encoder_by_hand_for_a_path_an_array_and_any_form_of_run(ph
     np.testing.assert_allclose(rows, stages["stage1"].mean((2, 3)).numpy(), atol=1e-5)
 
 
-def test_quiet_is_quiet_and_otherwise_progress_is_told(photos, capsys):
+def test_quiet_prints_nothing_and_otherwise_progress_is_shown(photos, capsys):
     pretask.pretrain("rotnet", photos, "a", **SMALL)
     assert capsys.readouterr() == ("", "")
     pretask.pretrain("rotnet", photos, "b", **{**SMALL, "quiet": False})
@@ -183,7 +183,7 @@ def test_quiet_is_quiet_and_otherwise_progress_is_told(photos, capsys):
     assert "step 3/3" in shown.err
 
 
-def test_the_card_of_a_run_from_python_can_be_read_by_others(photos):
+def test_a_run_from_python_has_a_json_card(photos):
     made = pretask.pretrain("rotnet", photos, init=None, seed=4, **SMALL)
     card = json.loads((made.folder / "run.json").read_text())
     assert card["seed"] == 4
@@ -191,7 +191,7 @@ def test_the_card_of_a_run_from_python_can_be_read_by_others(photos):
     assert card["settings"]["data"] == "array-in-memory"
 
 
-def test_a_card_names_the_commit_of_the_source_and_says_if_that_was_changed(tmp_path, monkeypatch):
+def test_a_card_names_the_git_commit_and_marks_uncommitted_changes(tmp_path, monkeypatch):
     file = tmp_path / "pretraining.py"
     file.write_text("")
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]

@@ -1,4 +1,4 @@
-"""Features in scikit-learn: its own battery, its pipelines, and the same numbers as the encoder's."""
+"""PretaskFeatures in scikit-learn: its estimator checks, its pipelines, and the features of the encoder."""
 
 import pickle
 
@@ -16,7 +16,7 @@ from pretask import PretaskFeatures, data, encoders
 from pretask.train.run import Run
 from pretask.transforms import augment
 
-NO_IMAGE = "its table has 2, 5 or 10 columns, which fold to no square image"
+NO_IMAGE = "its table has 2, 5 or 10 columns, which cannot be reshaped to a square image"
 EXPECTED = {
     "check_estimators_overwrite_params": NO_IMAGE,
     "check_estimators_fit_returns_self": NO_IMAGE,
@@ -47,13 +47,13 @@ def run(run_of, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def photos():
-    """(N, H, W, 3) uint8 and which of four shapes each shows."""
+    """(N, H, W, 3) uint8 and the class of each: one of four shapes."""
     source = data.open_labeled("synthetic:40:32")
     return source.images.image.permute(0, 2, 3, 1).numpy(), source.label.numpy()
 
 
 class OnTables(PretaskFeatures):
-    """The same, but any table folds to an image, so that what the battery feeds reaches the encoder."""
+    """Turns any table into images, so that the input of the estimator checks reaches the encoder."""
 
     def _images(self, X, encoder):
         rows = np.zeros((len(X), 64))
@@ -61,7 +61,7 @@ class OnTables(PretaskFeatures):
         return rows.reshape(-1, 8, 8)
 
 
-def test_every_check_of_the_battery_holds_once_its_tables_are_images(gray):
+def test_all_estimator_checks_pass_if_tables_are_turned_into_images(gray):
     ran = check_estimator(OnTables(gray), on_skip=None)
     assert len(ran) > 40
     assert {c["check_name"] for c in ran if c["status"] != "passed"} <= {
@@ -69,13 +69,13 @@ def test_every_check_of_the_battery_holds_once_its_tables_are_images(gray):
     }  # off by default
 
 
-def test_of_the_battery_only_what_feeds_no_images_fails(gray):
+def test_only_estimator_checks_without_images_fail(gray):
     ran = check_estimator(PretaskFeatures(gray), expected_failed_checks=EXPECTED, on_skip=None)
     assert {c["check_name"] for c in ran if c["status"] == "xfail"} == set(EXPECTED)
     assert len([c for c in ran if c["status"] == "passed"]) > 25
 
 
-def test_rows_are_the_encoder_applied_by_hand(run, photos):
+def test_rows_equal_the_features_of_the_encoder(run, photos):
     x = augment.to_float(torch.from_numpy(photos[0]).permute(0, 3, 1, 2))
     with torch.no_grad():
         stages = Run(run).encoder(x)
@@ -102,7 +102,7 @@ def test_the_same_pixels_in_any_form_give_the_same_features(run, photos, form):
     assert np.array_equal(PretaskFeatures(run).fit_transform(form(photos[0])), expected)
 
 
-def test_gray_and_other_sizes_are_fitted_to_the_encoder(run, gray, photos):
+def test_images_are_converted_to_the_channels_and_size_of_the_encoder(run, gray, photos):
     digits = photos[0][:, ::2, ::2, 0]  # (N, 16, 16)
     assert PretaskFeatures(run).fit_transform(digits).shape == (40, 16)
     assert PretaskFeatures(gray).fit_transform(photos[0]).shape == (40, 16)
@@ -110,7 +110,7 @@ def test_gray_and_other_sizes_are_fitted_to_the_encoder(run, gray, photos):
     assert np.array_equal(PretaskFeatures(gray).fit_transform(digits.reshape(40, -1)), same)
 
 
-def test_it_drops_into_pipelines_searches_and_cross_validation(run, photos):
+def test_it_works_in_pipelines_grid_search_and_cross_validation(run, photos):
     pipe = make_pipeline(PretaskFeatures(run), LogisticRegression(max_iter=50))
     pipe.fit(*photos)
     again = pickle.loads(pickle.dumps(pipe))
@@ -130,13 +130,13 @@ def test_a_pickle_needs_no_run_folder(run_of, tmp_path, photos):
     assert np.array_equal(pickle.loads(kept).transform(photos[0]), expected)
 
 
-def test_an_encoder_or_a_run_serves_as_well_as_a_folder(run, photos):
+def test_a_run_or_an_encoder_gives_the_same_features_as_a_folder(run, photos):
     expected = PretaskFeatures(run).fit_transform(photos[0])
     for given in (Run(run), Run(run).encoder):
         assert np.array_equal(clone(PretaskFeatures(given)).fit_transform(photos[0]), expected)
 
 
-def test_columns_are_named_and_frames_are_made(run, photos):
+def test_pandas_output_has_named_columns(run, photos):
     features = PretaskFeatures(run).set_output(transform="pandas").fit(photos[0])
     frame = features.transform(photos[0])
     assert list(frame.columns) == [f"pretaskfeatures{i}" for i in range(16)]
@@ -150,12 +150,12 @@ def test_columns_are_named_and_frames_are_made(run, photos):
         (lambda x: np.where(x > 250, np.nan, x / 255), "NaN"),
     ],
 )
-def test_what_is_no_image_is_a_value_error(run, photos, change, said):
+def test_input_that_is_not_an_image_is_a_value_error(run, photos, change, said):
     with pytest.raises(ValueError, match=said):
         PretaskFeatures(run).fit_transform(change(photos[0]))
 
 
-def test_other_mistakes_are_value_errors_too(run, photos):
+def test_user_errors_become_value_errors(run, photos):
     for estimator, said in (
         (PretaskFeatures(), "needs run="),
         (PretaskFeatures("nowhere"), "nowhere is not a run"),

@@ -35,6 +35,7 @@ class Recipe:
     task: str
     """the pretext task or objective, in a few words"""
     asks: str
+    """first line of the docstring of its Config"""
     encoder: str
     needs: list[str]
     source: str

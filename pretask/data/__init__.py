@@ -85,7 +85,7 @@ def require_single_label(source: LabeledDataset, who: str, advice: str) -> None:
 
 
 def open_spec(spec: str, options: OpenOptions) -> Opened:
-    """Open any kind of source, with labels as `options.labels` asks."""
+    """Open any kind of source, with labels as `options.labels` requests."""
     if options.channels not in (None, 1, 3):
         raise UserError(f"got channels={options.channels}; expected 1 (gray) or 3 (color)")
     from pretask.data import image_text, parquet, places
@@ -137,7 +137,9 @@ def kind(spec: str) -> ModuleType:
 def missing(spec: str, names: list[str]) -> str:
     """Error message for a spec that is neither an existing path nor a known name, with the closest matches."""
     path = Path(spec).expanduser()
-    beside = [str(path.with_name(p.name)) for p in path.parent.iterdir()] if path.parent.is_dir() else []
-    near = difflib.get_close_matches(str(path), beside, 3) + difflib.get_close_matches(spec.lower(), names, 3)
+    siblings = [str(path.with_name(p.name)) for p in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(str(path), siblings, 3) + difflib.get_close_matches(
+        spec.lower(), names, 3
+    )
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
     return f"{spec} is neither a file or folder nor a known dataset{hint}"

@@ -36,7 +36,7 @@ class OpenOptions:
     channels: int | None = None
     """1 or 3; none: 1 for gray arrays, else 3"""
     reading: Reading = DEFAULT_READING
-    """how the user asks for it to be read"""
+    """how to read it, as set by the user"""
     split: str | None = None
     """split of a dataset that has splits; of a folder as in FOLDER:PART"""
     progress: bool = True
@@ -97,7 +97,7 @@ def canvas_fields(of: Canvas) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Opened:
-    """Images, with their labels beside them, never inside."""
+    """Images and, separately, their labels."""
 
     images: Images
     label: Tensor | None = None

@@ -112,7 +112,7 @@ def of_png(path: Path, kind: str) -> np.ndarray:
     """Read a map in the project's own layout: `depth` and `instances` (H, W) int32, `normals` (H, W, 3) float32."""
     image = decode.pillow(decode.read(path))
     pixels = np.asarray(image)
-    wanted = {
+    expected = {
         "depth": "16 bit in millimeters",
         "instances": "8 or 16 bit ids",
         "normals": "8-bit RGB",
@@ -123,7 +123,7 @@ def of_png(path: Path, kind: str) -> np.ndarray:
         "normals": image.mode == "RGB",
     }
     if not fits[kind]:
-        raise Unreadable(f"PNG of mode {image.mode}; expected {wanted[kind]}")
+        raise Unreadable(f"PNG of mode {image.mode}; expected {expected[kind]}")
     return decode_normals(pixels) if kind == "normals" else ids(pixels)
 
 

@@ -151,8 +151,8 @@ def training_images(
     root: Path, found: list[bytes], parts: Root, options: OpenOptions, ledger: Ledger
 ) -> list[bytes]:
     """The images of a root of splits that may be trained on; prints which splits are used."""
-    wanted = {TRAIN} if options.labels == "all" else {*splits.LEARNED}
-    used, rest = parts.named(wanted), parts.named({*parts.parts.values()} - wanted)
+    kinds = {TRAIN} if options.labels == "all" else {*splits.LEARNED}
+    used, rest = parts.named(kinds), parts.named({*parts.parts.values()} - kinds)
     if not used:
         raise UserError(f"{root} has no {TRAIN}/; it has {splits.listed(rest).rpartition(' ')[0]}")
     if rest:
@@ -160,7 +160,7 @@ def training_images(
             f"{root.resolve().name}: {splits.listed(used)} used, {splits.listed(rest)} not; to use all: "
             f"{root}:{splits.ALL}; if these folders are classes: {root}:{splits.CLASSES}"
         )
-    return parts.take(found, wanted, ledger)
+    return parts.take(found, kinds, ledger)
 
 
 def top_folder(path: bytes) -> str | None:
@@ -218,7 +218,7 @@ def walk(base: bytes, ledger: Ledger) -> Iterator[tuple[bytes, os.DirEntry[bytes
 
 
 def holds_images(root: Path) -> bool:
-    """Whether a folder has images, by suffix alone."""
+    """Whether a folder has files with an image suffix."""
     for _, folders, files in os.walk(os.fsencode(root)):
         folders[:] = [folder for folder in folders if not folder.startswith(b".")]
         if any(ending(file)[1:] in SUFFIXES and not file.startswith(b".") for file in files):

@@ -110,7 +110,7 @@ def numbered(labels: np.ndarray, names: Sequence[str] | None = None) -> tuple[Te
     """Labels of any type, one per image -> (N,) int64 and class names."""
     if labels.ndim != 1 or labels.dtype.kind not in "iubfUS":
         raise UserError("labels have an unknown type; expected one string or number per image")
-    if labels.dtype.kind == "f" and (labels == labels.round()).all():  # whole numbers beside blank cells
+    if labels.dtype.kind == "f" and (labels == labels.round()).all():  # floats only because of blank cells
         labels = labels.astype(np.int64)
     if labels.dtype.kind == "U" and all(text.isdecimal() and str(int(text)) == text for text in labels):
         labels = labels.astype(np.int64)  # so that 10 comes after 9

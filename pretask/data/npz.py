@@ -50,11 +50,11 @@ def load(spec: str, options: OpenOptions) -> Opened:
     return collect(name, items, options, resolved.label, resolved.classes, ledger)
 
 
-def read(spec: str, *wanted: str) -> tuple[dict[str, np.ndarray], list[str]]:
-    """The wanted arrays that exist, and the names of all arrays; nothing is unpickled."""
+def read(spec: str, *names: str) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The arrays of these names that exist, and the names of all arrays; nothing is unpickled."""
     try:
         with np.load(Path(spec).expanduser(), allow_pickle=False) as z:
-            return {key: z[key] for key in wanted if key in z.files}, z.files
+            return {key: z[key] for key in names if key in z.files}, z.files
     except Exception as error:  # the zip, its compression and the array headers can all be damaged
         raise UserError(f"{spec} cannot be read as .npz: {decode.reason(error)}") from None
 

@@ -315,7 +315,7 @@ def is_struct(kind: Any) -> bool:
 
 
 def encoded_column(table: Any, column: str) -> Any:
-    """The image column alone, still encoded."""
+    """Only the image column, still encoded."""
     datasets = import_datasets()
     table = table.select_columns([column])
     if isinstance(table.features[column], datasets.Image):

@@ -113,11 +113,11 @@ def files_of_split(root: Path, files: Sequence[Path], part: str | None, labels: 
         if found := [f for f in files if f.name == part] or parts.get(KINDS.get(part.lower(), part)):
             return found
         raise UserError(f"{root} has no split {part!r}; it has {', '.join(there)}")
-    wanted = [name for name in (LEARNED[:1] if labels else LEARNED) if name in parts]
-    if not wanted:
+    chosen = [name for name in (LEARNED[:1] if labels else LEARNED) if name in parts]
+    if not chosen:
         raise UserError(f"{root} has the splits {', '.join(there)}; choose one, such as {root}:{there[0]}")
-    if left := [name for name in there if name not in wanted]:
+    if left := [name for name in there if name not in chosen]:
         say(
-            f"{root}: reading {' and '.join(wanted)}, not {' or '.join(left)}; to change this: {root}:{left[0]} or {root}:{ALL}"
+            f"{root}: reading {' and '.join(chosen)}, not {' or '.join(left)}; to change this: {root}:{left[0]} or {root}:{ALL}"
         )
-    return [file for name in wanted for file in parts[name]]
+    return [file for name in chosen for file in parts[name]]

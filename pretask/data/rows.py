@@ -1,6 +1,6 @@
 """A tolerant reader of CSV, TSV and JSONL: each row is returned, or the reason why it cannot be used.
 
-An unclosed quote would swallow all rows after it. So a line with unmatched quotes is read as a row by itself, and so is a
+An unclosed quote would swallow all rows after it. So a line with unmatched quotes is read as a separate row, and so is a
 line whose quoted text would extend over lines that are valid rows.
 """
 

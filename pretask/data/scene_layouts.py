@@ -88,11 +88,11 @@ class SceneNet(Files):
         super().__init__(str(root), Texts.of(paths))
 
     def maps(self, color: Path) -> Maps:
-        beside = color.parent.parent
+        trajectory = color.parent.parent
         with named("depth"):
-            length = dense_maps.of_png(beside / "depth" / f"{color.stem}.png", "depth") / 1000
+            length = dense_maps.of_png(trajectory / "depth" / f"{color.stem}.png", "depth") / 1000
         with named("instance"):
-            instances = dense_maps.of_png(beside / "instance" / f"{color.stem}.png", "instances")
+            instances = dense_maps.of_png(trajectory / "instance" / f"{color.stem}.png", "instances")
         camera = normals.camera(length.shape, *SCENENET_VIEW)
         depth = normals.along_axis(length, camera)
         return {

@@ -54,12 +54,12 @@ def load(spec: str, options: OpenOptions) -> Opened:
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise UserError(f"{folder} is a damaged store ({decode.reason(error)}); prepare it again") from None
     image = fields.pop("image")
-    for what, wanted, there in [
+    for what, requested, there in [
         ("size", options.size, image.shape[2]),
         ("channels", options.channels, image.shape[1]),
     ]:
-        if wanted not in (None, there):
-            raise UserError(f"{folder} has {what} {there}, not {wanted}; prepare another store")
+        if requested not in (None, there):
+            raise UserError(f"{folder} has {what} {there}, not {requested}; prepare another store")
     range = Range.from_card(card["range"])
     warn_if_prepared_differently(str(folder), options.range, range)
     held = Arrays(card["name"], image, names, Ledger(card["bad"]), fields, mapped=True, range=range)

@@ -45,8 +45,8 @@ DECLARED = re.compile(rb"^\s*<\?xml[^>]*encoding\s*=\s*[\"']([\w.-]+)[\"']")
 
 def files(tree: Tree) -> dict[str, str]:
     """Name of an image -> its XML, in the folder Annotations, or next to the images as some tools write it."""
-    beside = {os.path.splitext(path)[0]: path for path in tree.paths if is_xml(tree, path, path)}
-    return tree.below(XML, ".xml") or beside
+    next_to_images = {os.path.splitext(path)[0]: path for path in tree.paths if is_xml(tree, path, path)}
+    return tree.below(XML, ".xml") or next_to_images
 
 
 def is_xml(tree: Tree, path: str, name: str) -> bool:

@@ -171,16 +171,16 @@ class Shard:
     images: list[Member] = field(default_factory=list)
     classes: dict[str, Any] = field(default_factory=dict)  # key -> label in its .cls
     described: dict[str, Any] = field(default_factory=dict)  # key -> label in its .json
-    beside: list[Mapping[str, Any]] = field(default_factory=list)  # of label files beside the shard
+    listed: list[Mapping[str, Any]] = field(default_factory=list)  # labels from files next to the shard
     other: Counter[str] = field(default_factory=Counter)
     bad: dict[str, str] = field(default_factory=dict)
     names: Counter[str] = field(default_factory=Counter)
 
     def label(self, member: "Member") -> Any:
-        """The label of its record, or else of a file beside the shard that lists its name or its key."""
+        """The label of its record, or else of a file next to the shard that lists its name or its key."""
         own = self.classes.get(member.key) or self.described.get(member.key)
         named = member.name.removeprefix(f"{self.name}/")
-        listed = (label for beside in self.beside for label in (beside.get(named), beside.get(member.key)))
+        listed = (label for table in self.listed for label in (table.get(named), table.get(member.key)))
         return next((label for label in (own, *listed) if label is not None), None)
 
     def called(self, member: str) -> str:
@@ -192,7 +192,7 @@ class Shard:
 
 def index(path: str, name: str, labels: bool = False) -> Shard:
     """Index a shard from its headers, and from its label members if `labels`."""
-    shard = Shard(name, beside=labels_beside(path) if labels else [])
+    shard = Shard(name, listed=listed_labels(path) if labels else [])
     reading: tarfile.TarInfo | None = None
     end = 0  # of the last member
     try:
@@ -216,7 +216,7 @@ def index(path: str, name: str, labels: bool = False) -> Shard:
     return shard
 
 
-def labels_beside(path: str) -> list[Mapping[str, Any]]:
+def listed_labels(path: str) -> list[Mapping[str, Any]]:
     """Labels from the JSON file with the name of the shard, and from labels.json."""
     own = path[: -len(next((ending for ending in ENDINGS if path.endswith(ending)), ""))] + ".json"
     files = [own, os.path.join(os.path.dirname(path), "labels.json")]
@@ -278,13 +278,13 @@ def add(shard: Shard, entry: tarfile.TarInfo, tar: tarfile.TarFile, labels: bool
         shard.images.append(Member(name, key, suffix, entry.offset_data, entry.size))
 
 
-def read_member(tar: tarfile.TarFile, entry: tarfile.TarInfo, wanted: bool) -> bytes:
-    """Content of a member up to LONGEST bytes; if not `wanted`, only its last byte. ReadError if the shard ends within it."""
+def read_member(tar: tarfile.TarFile, entry: tarfile.TarInfo, whole: bool) -> bytes:
+    """Content of a member up to LONGEST bytes; if not `whole`, only its last byte. ReadError if the shard ends within it."""
     if not entry.isreg() or entry.issparse() or not entry.size:
         return b""
     assert tar.fileobj is not None
-    length = min(entry.size, LONGEST) if wanted else 1
-    tar.fileobj.seek(entry.offset_data if wanted else entry.offset_data + entry.size - 1)
+    length = min(entry.size, LONGEST) if whole else 1
+    tar.fileobj.seek(entry.offset_data if whole else entry.offset_data + entry.size - 1)
     content = tar.fileobj.read(length)
     if len(content) < length:
         raise tarfile.ReadError("unexpected end of data")
@@ -342,8 +342,8 @@ class Choice:
 
     def image(self, members: list[Member], shard: Shard) -> Member | None:
         """The image of one record."""
-        wanted = [member for member in members if self.fits(member.suffix)]
-        used = min(wanted, key=lambda member: rank(member.suffix)) if wanted else None
+        suitable = [member for member in members if self.fits(member.suffix)]
+        used = min(suitable, key=lambda member: rank(member.suffix)) if suitable else None
         if used is None:
             shard.bad[members[0].name] = f"its record has no image {self.suffix or 'with a plain suffix'}"
         for member in members if used else members[1:]:

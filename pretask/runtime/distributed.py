@@ -20,7 +20,7 @@ GLOO_LOST = (
     "Connection closed by peer",
     *map(os.strerror, (errno.ECONNRESET, errno.ECONNREFUSED, errno.ETIMEDOUT, errno.EPIPE)),
 )
-"""what gloo, whose errors are plain RuntimeErrors, says of a process that it cannot reach"""
+"""messages of gloo, whose errors are plain RuntimeErrors, about a process that it cannot reach"""
 
 _local_only = False
 _cpu_group: Any = None

@@ -28,7 +28,7 @@ class Unwritable(UserError):
 
 
 def reason(failure: BaseException) -> str:
-    """The operating system's message; torch.save hides it behind an error of its own."""
+    """The operating system's message; torch.save replaces it by another error."""
     cause: BaseException | None = failure
     while cause is not None:
         if isinstance(cause, OSError) and cause.strerror:
@@ -42,17 +42,17 @@ def reason(failure: BaseException) -> str:
 
 def write(path: Path, fill: Callable[[BinaryIO], Any]) -> None:
     """Let `fill` write the file `path` atomically. Raises Unwritable."""
-    beside = path.with_name(path.name + ".new")
+    temporary = path.with_name(path.name + ".new")
     try:
-        with beside.open("wb") as file:
+        with temporary.open("wb") as file:
             fill(file)
             file.flush()
             os.fsync(file.fileno())
-        beside.replace(path)
+        temporary.replace(path)
     except (OSError, RuntimeError) as failure:
         raise Unwritable(path, failure) from None
     finally:
-        remove(beside)
+        remove(temporary)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -62,18 +62,18 @@ def write_text(path: Path, text: str) -> None:
 
 def write_folder(path: Path, fill: Callable[[Path], Any]) -> None:
     """Let `fill` write the files of a new folder `path` atomically. Raises Unwritable."""
-    beside = path.with_name(f".{path.name}.new")
+    temporary = path.with_name(f".{path.name}.new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        remove(beside)  # left by a killed process
-        beside.mkdir()
-        fill(beside)
-        beside.replace(path)
+        remove(temporary)  # left by a killed process
+        temporary.mkdir()
+        fill(temporary)
+        temporary.replace(path)
         sync(path.parent)
     except (OSError, Unwritable) as failure:
         raise Unwritable(path, failure) from None
     finally:
-        remove(beside)
+        remove(temporary)
 
 
 def remove(path: Path) -> None:

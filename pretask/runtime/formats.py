@@ -1,8 +1,8 @@
-"""Files that are read back have a format number, and the fields that they should have, no more and no fewer.
+"""Strict file formats: a file has a format number and exactly the expected fields, each of its type.
 
-These are run.json, encoder.json, store.json, topics.json and checkpoints. They share one number, since they are made and
-converted together. A file of another format, or with other fields, is refused in one line that names the file and the fields:
-a field that is dropped or filled in silently would let a run go on with other settings than it had.
+This holds for run.json, encoder.json, store.json, topics.json and checkpoints, which share one number, since they are
+converted together. A file of another format or with other fields is refused in one line that names the file and the fields:
+if a field were silently dropped or filled in, a resumed run would continue with other settings.
 """
 
 import dataclasses
@@ -18,8 +18,8 @@ from pretask import limits
 from pretask.errors import UserError
 
 KEY, FORMAT = "format", 2
-"""2 is the first that is written down; it counts up when a field of any file gets another name or meaning, and
-scripts/convert_runs.py converts what is older"""
+"""incremented whenever a field of any file gets another name or meaning; files of format 1 have no number.
+scripts/convert_runs.py converts older files"""
 RANGE = dict[Literal["integers", "floats"], tuple[float, float]]
 """the type of a Range in JSON"""
 
@@ -38,7 +38,7 @@ def read_json(path: Path, fields: Fields) -> dict[str, Any]:
 
 
 def check(path: Path, found: Any, fields: Fields) -> None:
-    """UserError unless what was read from `path` is of this format and has these fields, each of its type."""
+    """UserError unless the content of `path` has this format number and these fields, each of its type."""
     if not isinstance(found, dict):
         raise UserError(f"{path} is damaged: it holds a {type(found).__name__}, not fields with names")
     number = found.get(KEY, 1)
@@ -53,12 +53,12 @@ def check(path: Path, found: Any, fields: Fields) -> None:
             f"{path} has {KEY} {number}, and this version of pretask reads {FORMAT}: a newer one wrote it; update pretask"
         )
     expected = {KEY: int, **fields}
-    wrong = unlike(expected, found)
+    wrong = name_differences(expected, found)
     wrong += [
         said
         for name in expected
         if name in found
-        for said in mistyped(name, found[name], fields.get(name, int))
+        for said in type_errors(name, found[name], fields.get(name, int))
     ]
     refuse(path, wrong)
 
@@ -71,8 +71,8 @@ def refuse(
         raise UserError(f"{path}: {'; '.join(wrong)}. What to do: {advice}")
 
 
-def unlike(expected: Collection[str], found: Collection[str], place: str = "") -> list[str]:
-    """How names differ from those that are expected, in words."""
+def name_differences(expected: Collection[str], found: Collection[str], place: str = "") -> list[str]:
+    """How names differ from the expected ones, in words."""
     lists = {
         "unknown": [name for name in found if name not in expected],
         "missing": [name for name in expected if name not in found],
@@ -82,8 +82,8 @@ def unlike(expected: Collection[str], found: Collection[str], place: str = "") -
     ]
 
 
-def mistyped(place: str, value: Any, hint: Any) -> list[str]:
-    """In words, if a value is not what its type allows."""
+def type_errors(place: str, value: Any, hint: Any) -> list[str]:
+    """A sentence if the value does not have the type, otherwise an empty list."""
     if fits(value, hint):
         return []
     shown = " ".join(reprlib.repr(value).split())  # a tensor takes several lines
@@ -91,7 +91,7 @@ def mistyped(place: str, value: Any, hint: Any) -> list[str]:
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a plain value is of a type; unlike `limits.fits`, also where the type is about no numbers."""
+    """Whether a plain value has a type. Unlike `limits.fits`, it also checks types that are not numbers."""
     kind, inside = get_origin(hint), get_args(hint)
     if kind in (Union, UnionType):
         return any(fits(value, each) for each in inside)
@@ -109,14 +109,14 @@ def fits(value: Any, hint: Any) -> bool:
 def instance(kind: type, values: Any, place: str, wrong: list[str]) -> Any:
     """A frozen dataclass from plain JSON values: nested ones, tuples and paths get their types back.
 
-    Each field has to be there. What is wrong is added to `wrong`, in words that begin with the `place`; then the result is None.
+    All fields are required. Errors are added to `wrong`, as text that begins with the `place`; the result is then None.
     """
     if not isinstance(values, dict):
         wrong.append(f"{place} is {reprlib.repr(values)}, expected fields with names")
         return None
     before = len(wrong)
     names = [field.name for field in dataclasses.fields(kind)]
-    wrong += unlike(names, values, f"{place}.")
+    wrong += name_differences(names, values, f"{place}.")
     plain, exact = get_type_hints(kind), get_type_hints(kind, include_extras=True)
     known = {
         name: typed(plain[name], exact[name], values[name], f"{place}.{name}", wrong)
@@ -127,12 +127,12 @@ def instance(kind: type, values: Any, place: str, wrong: list[str]) -> Any:
 
 
 def typed(plain: Any, exact: Any, value: Any, place: str, wrong: list[str]) -> Any:
-    """A value of one field; `plain` is its type without limits, `exact` with them."""
+    """The value of one field; `plain` is its type without limits, `exact` with them."""
     allowed = (plain, *get_args(plain))
     nested = [each for each in allowed if isinstance(each, type) and dataclasses.is_dataclass(each)]
     if nested and not (value is None and NoneType in allowed):
         return instance(nested[0], value, place, wrong)
-    wrong += mistyped(place, value, exact)
+    wrong += type_errors(place, value, exact)
     if isinstance(value, list) and tuple in [get_origin(each) for each in allowed]:
         return tuple(value)
     if isinstance(value, str) and Path in allowed:

@@ -28,7 +28,7 @@ class SignalRequests:
         if number == signal.SIGINT:
             if self.pending == INTERRUPT:
                 raise KeyboardInterrupt
-            os.write(2, b"\npretask: saving after this step; Ctrl-C once more ends at once\n")
+            os.write(2, b"\npretask: saving after this step; press Ctrl-C again to exit immediately\n")
         kinds = {signal.SIGINT: INTERRUPT, signal.SIGTERM: TERMINATE}
         self.pending = max(self.pending, kinds.get(signal.Signals(number), SAVE))
 

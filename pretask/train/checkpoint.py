@@ -25,14 +25,14 @@ FIELDS: formats.Fields = {
     "optimizers": list,
     "records": list,
 }
-"""of a checkpoint"""
-REMEMBERED = {
+"""fields of a checkpoint"""
+OPTIMIZER_STATE = {
     "Adam": {"step", "exp_avg", "exp_avg_sq"},
     "AdamW": {"step", "exp_avg", "exp_avg_sq"},
     "SGD": {"momentum_buffer"},
     "Lars": {"momentum_buffer"},
 }
-"""by optimizers of each weight"""
+"""what each optimizer stores for every weight"""
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
@@ -63,9 +63,9 @@ def unpickled(path: Path) -> dict[str, Any]:
 
 
 def load_method(method: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Weights and buffers by name. ValueError, in one line that names them, unless all are there and of their shapes."""
+    """Load weights and buffers by name. ValueError, in one line, if any is missing, unknown or has another shape."""
     own = method.state_dict()
-    wrong = formats.unlike(own, state, "method.")
+    wrong = formats.name_differences(own, state, "method.")
     for name in own.keys() & state.keys():
         if own[name].shape != state[name].shape:
             wrong.append(f"method.{name} is {tuple(state[name].shape)}, expected {tuple(own[name].shape)}")
@@ -75,17 +75,17 @@ def load_method(method: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def load_optimizer(optimizer: Optimizer, state: dict[str, Any], place: str) -> None:
-    """What an optimizer remembers, by the position of each weight. ValueError, in one line, unless all is there.
+    """Load the state of an optimizer, by the position of each weight. ValueError, in one line, if anything is missing.
 
-    PyTorch itself compares the numbers of weights alone, and begins with what it does not find.
+    PyTorch checks only the number of weights, and initializes missing state without an error.
     """
-    wrong = formats.unlike({"state", "param_groups"}, state, f"{place}.")
+    wrong = formats.name_differences({"state", "param_groups"}, state, f"{place}.")
     if not wrong:
         for i, (own, found) in enumerate(zip(optimizer.param_groups, state["param_groups"], strict=True)):
-            wrong += formats.unlike(own, found, f"{place}.param_groups.{i}.")
-        names = REMEMBERED.get(type(optimizer).__name__, set())
+            wrong += formats.name_differences(own, found, f"{place}.param_groups.{i}.")
+        names = OPTIMIZER_STATE.get(type(optimizer).__name__, set())
         for i, memory in state["state"].items():
-            wrong += formats.unlike(names | memory.keys(), memory, f"{place}.state.{i}.")
+            wrong += formats.name_differences(names | memory.keys(), memory, f"{place}.state.{i}.")
     if wrong:
         raise ValueError("; ".join(wrong))
     optimizer.load_state_dict(state)

@@ -85,7 +85,7 @@ class ShuffleTest:
 
 @torch.no_grad()
 def shuffle_test(method: Method[Any], batch: Batch) -> ShuffleTest:
-    """Shift each field of the puzzle by itself by half a batch, plus one; the largest loss counts.
+    """Shift each field of the puzzle separately by half a batch plus one; the largest loss counts.
 
     Fields are shifted one at a time: shifting all fields of a question would only reorder the batch.
     """
@@ -122,7 +122,7 @@ def diagnose(now: FeatureStats, first: FeatureStats, test: ShuffleTest, start: S
     leaves as little as 6 %; features with one planted direction keep under a fifth of the untrained rank, while a healthy
     contrastive run drops to a third.
 
-    Batch norms keep an encoder's features apart even if everything after them has collapsed. The loss then falls but
+    Batch norms keep an encoder's features different even if everything after them has collapsed. The loss then falls but
     does not change when puzzles are shuffled: by under 0.1 % of the fall with planted faults, but by 10 % or more at the
     end of finished runs on real images. A method that is still at chance differs by noise, and its loss has hardly fallen.
     """

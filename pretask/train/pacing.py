@@ -20,7 +20,7 @@ Clock = Callable[[], float]
 ENTRIES = 20
 """maximum number of plan entries: one for each 5 % of a budget"""
 SLACK = 0.02
-"""fraction of the budget by which a run may miss its end before that alone changes the plan"""
+"""fraction of the budget by which a run may miss its end before the plan is changed for that reason only"""
 WINDOW = 30.0
 """seconds over which speed is measured in a run without a budget"""
 
@@ -44,7 +44,7 @@ class Pace:
 
     @contextmanager
     def preparing(self, progress: Progress) -> Iterator[None]:
-        """Measure a method's work before an epoch. First epochs of cycles often need more, so they are measured apart."""
+        """Measure a method's work before an epoch. First epochs of cycles often need more, so they are measured separately."""
         began = self.clock()
         yield
         took = self.clock() - began

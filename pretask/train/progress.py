@@ -13,16 +13,17 @@ from rich.text import Text
 from pretask.runtime.console import clock, console
 from pretask.train.health import ADVICE, HEALTHY
 
-KNOWN = {
+FIXED = {
     "step", "steps", "epoch", "epochs", "loss", "lr", "images_per_s", "data_wait", "eta", "state", "since", "knn",
     "lengthened",
 }  # fmt: skip
+"""entries of a row with a fixed place on the line; all others are parts of the loss"""
 PLAIN_EVERY = 30.0
-"""seconds between two lines where standard error is not a terminal"""
+"""seconds between two lines if standard error is not a terminal"""
 
 
 class Display:
-    """Call it with each row of the log; use it as a context manager, which restores the terminal."""
+    """A context manager, which restores the terminal at the end. Call it with each row of the log."""
 
     def __init__(self) -> None:
         self.console = console(stderr=True)
@@ -50,10 +51,10 @@ class Display:
             self.live.update(self.panel(row), refresh=True)
         elif last or time.monotonic() - self.last > PLAIN_EVERY:
             self.last = time.monotonic()
-            self.console.print("  ".join(self.words(row)), soft_wrap=True)
+            self.console.print("  ".join(self.columns(row)), soft_wrap=True)
 
-    def words(self, row: Mapping[str, Any]) -> list[str]:
-        parts = [f"{name} {value:.3g}" for name, value in row.items() if name not in KNOWN]
+    def columns(self, row: Mapping[str, Any]) -> list[str]:
+        parts = [f"{name} {value:.3g}" for name, value in row.items() if name not in FIXED]
         knn = row.get("knn", math.nan)
         return [
             f"step {row['step'] + 1}/{row['steps']}",
@@ -68,5 +69,5 @@ class Display:
 
     def panel(self, row: Mapping[str, Any]) -> Table:
         grid = Table.grid(padding=(0, 2))
-        grid.add_row(ProgressBar(total=row["steps"], completed=row["step"] + 1, width=28), *self.words(row))
+        grid.add_row(ProgressBar(total=row["steps"], completed=row["step"] + 1, width=28), *self.columns(row))
         return grid

@@ -42,7 +42,7 @@ def advice(first: str, least: Minimum) -> str:
 def check_norms(method: Method, source: Source) -> None:
     """UserError if a batch norm would get a single value per channel: one image in a layer with one position.
 
-    Found by trying on a copy. Any other error with one image is reported where it occurs.
+    This is tested on a copy of the method. Any other error with one image is reported where it occurs.
     """
     trial = copy.deepcopy(method).train()
     with torch.random.fork_rng(devices=[]), torch.no_grad():

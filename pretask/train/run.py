@@ -53,7 +53,7 @@ FIELDS: formats.Fields = {
     "fingerprint": str | None,
     "monitor_fingerprint": str | None,
 }
-"""of run.json"""
+"""fields of run.json"""
 
 
 class CardSource:

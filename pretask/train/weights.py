@@ -1,4 +1,4 @@
-"""An encoder on disk: encoder.safetensors, and encoder.json beside it."""
+"""An encoder on disk: encoder.safetensors and encoder.json."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ FIELDS: formats.Fields = {
     "std": tuple[PositiveFloat, ...],
     "stages": dict[str, int],
 }
-"""of encoder.json"""
+"""fields of encoder.json"""
 
 
 def save_encoder(encoder: "Encoder", folder: Path) -> None:

@@ -62,7 +62,7 @@ def resumed_plan(
     done = (trainer.folder / run.DONE).exists()
     if (done and step < plan.steps) or (step == plan.steps and trainer.method.terminal):
         raise UserError(
-            f"{run.title(card)} ends by itself, and {trainer.folder} has reached that end, so it cannot be made longer; "
+            f"{run.title(card)} has a fixed end, which {trainer.folder} has reached, so it cannot be extended; "
             "start a new run with more steps"
         )
     if changes.steps is not None:

@@ -1,4 +1,4 @@
-"""What is read from the methods' files as text is what importing them says, and reading them is quick."""
+"""The catalog of methods, parsed from their files, equals what importing them gives, and is fast."""
 
 import os
 import subprocess
@@ -12,15 +12,15 @@ from pretask.cli.main import main
 
 
 @pytest.mark.parametrize("name", methods.names())
-def test_the_catalog_says_what_importing_a_method_says(name):
+def test_the_catalog_equals_what_importing_the_methods_gives(name):
     module = methods.module(name)
-    told = {recipe.method: recipe for recipe in catalog.of_method(name)}
+    listed = {recipe.method: recipe for recipe in catalog.of_method(name)}
     made = {
         name if r == "default" else f"{name}:{r}": config for r, config in methods.recipes(module).items()
     }
-    assert list(told) == list(made)
+    assert list(listed) == list(made)
     for recipe, config in made.items():
-        one = told[recipe]
+        one = listed[recipe]
         assert (one.asks, one.family, one.encoder, one.needs) == (
             methods.summary(config),
             config.family,
@@ -51,8 +51,8 @@ def test_reading_a_run_and_its_encoder_imports_neither_timm_nor_lightning(tmp_pa
 @pytest.mark.parametrize(
     ("given", "spins"), [({}, "4000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "PASSIVE"}, None)]
 )
-def test_threads_sleep_soon_unless_the_user_says_otherwise(given, spins):
-    """Before torch is loaded, which reads it then."""
+def test_openmp_threads_sleep_soon_unless_the_user_sets_it(given, spins):
+    """The variable is set before torch is loaded, which reads it only then."""
     code = "import os, sys; from pretask import __main__\n__main__.main = lambda *_: print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)\n__main__.run([])"
     env = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")} | given
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=env)

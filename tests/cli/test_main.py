@@ -1,4 +1,4 @@
-"""The command line: every verb from a user's words, and every mistake in one line."""
+"""The command line: every command, and one-line messages for user errors."""
 
 import json
 import subprocess
@@ -25,7 +25,7 @@ def trained(tmp_path_factory):
     return folder
 
 
-def test_help_is_there_at_once():
+def test_help_is_fast():
     began = time.perf_counter()
     shown = subprocess.run([sys.executable, "-m", "pretask", "--help"], capture_output=True, text=True)
     assert shown.returncode == 0 and "pretrain METHOD --data PATH" in shown.stdout
@@ -44,14 +44,14 @@ def test_help_is_there_at_once():
 @pytest.mark.parametrize(
     "verb", ["evaluate", "embed", "cluster", "colorize", "export", "report", "study", "transfer"]
 )
-def test_help_of_what_is_done_with_a_run_loads_no_torch(verb):
-    asked = f"import sys; from pretask.cli.main import main; main(['{verb}', '--help'])"
-    code = f"import atexit, sys; atexit.register(lambda: print('torch' in sys.modules)); {asked}"
+def test_help_of_commands_on_runs_loads_no_torch(verb):
+    call = f"import sys; from pretask.cli.main import main; main(['{verb}', '--help'])"
+    code = f"import atexit, sys; atexit.register(lambda: print('torch' in sys.modules)); {call}"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
     assert shown.startswith("usage") and shown.split()[-1] == "False"
 
 
-def test_a_run_leaves_its_files(trained):
+def test_a_run_writes_its_files(trained):
     left = {p.name for p in trained.iterdir()}
     assert left >= {
         "run.json", "log.jsonl", "monitor.jsonl", "preview.png", "checkpoint.pt", "encoder.safetensors",
@@ -65,7 +65,7 @@ def test_the_command_of_a_run_is_in_its_card(trained):
     assert run.load(trained).card["command"].startswith("pretask pretrain rotnet --data synthetic:64:16")
 
 
-def test_the_trained_parts_come_back_from_the_folder(trained):
+def test_encoder_and_method_are_loaded_from_the_folder(trained):
     import torch
 
     loaded = run.load(trained)
@@ -74,7 +74,7 @@ def test_the_trained_parts_come_back_from_the_folder(trained):
         assert torch.equal(loaded.encoder(image)["pool"], loaded.method.export()(image)["pool"])
 
 
-def test_a_finished_run_resumes_to_itself(trained):
+def test_resuming_a_finished_run_changes_nothing(trained):
     before = (trained / "encoder.safetensors").read_bytes()
     assert main(["pretrain", "--resume", str(trained)]) == 0
     assert (trained / "encoder.safetensors").read_bytes() == before
@@ -108,27 +108,27 @@ def test_a_budget_fixes_the_number_of_steps(tmp_path):
     assert run.load(tmp_path / "r").card["steps"] > 3 and took < 12
 
 
-def test_the_command_line_leaves_time_for_the_report_and_counts_from_the_start(tmp_path, monkeypatch):
-    told, made = {}, str(tmp_path / "made")
+def test_the_budget_includes_the_report_and_counts_from_the_start(tmp_path, monkeypatch):
+    given, made = {}, str(tmp_path / "made")
     assert (
         main(["pretrain", "rotnet", "--data", "synthetic:64:16", "--steps", "1", "--out", made, *FAST]) == 0
     )
 
     def pretrain(job, **known):
-        told.update(known, began=job.began)
+        given.update(known, began=job.began)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(pretraining, "pretrain", pretrain)
     words = ["pretrain", "rotnet", "--data", "synthetic:64:16", "--budget", "60s"]
     assert main(words, since=12.5) == 130
-    assert told["began"] == 12.5 and told["report"] is True
-    told.clear()
+    assert given["began"] == 12.5 and given["report"] is True
+    given.clear()
     before = time.monotonic()
     assert main(["pretrain", "--resume", made, "--budget", "60s"]) == 130
-    assert told["began"] >= before and told["report"] is True
+    assert given["began"] >= before and given["report"] is True
 
 
-def test_a_report_is_reckoned_with_by_what_getting_ready_took():
+def test_report_time_is_estimated_from_the_preparation_time():
     assert pretraining.report_time(ready=12.0, opening=2.0, budget=None) == 7.0
     assert pretraining.report_time(ready=12.0, opening=2.0, budget=30.0) == 5.0
 
@@ -143,7 +143,7 @@ def test_list_names_every_method_and_recipe(capsys):
     assert main(["list"]) == 0 and "rotnet" in capsys.readouterr().out
 
 
-def test_preview_check_report_and_prepare(trained, tmp_path, capsys):
+def test_preview_check_prepare_and_report_succeed(trained, tmp_path, capsys):
     drawn = tmp_path / "new" / "p.png"
     assert main(["preview", "simclr", "--data", "synthetic:64:16", "--out", str(drawn)]) == 0
     assert drawn.stat().st_size > 1000
@@ -186,27 +186,27 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_one_line_and_code_2_and_leaves_nothing(mistake, tmp_path, capsys, monkeypatch):
+def test_user_errors_are_one_line_with_exit_code_2_and_leave_no_files(mistake, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words, hint = MISTAKES[mistake]
     assert main(words) == 2
-    told = capsys.readouterr().err.strip()
-    assert hint in told and len(told.splitlines()) == 1 and "Traceback" not in told
+    err = capsys.readouterr().err.strip()
+    assert hint in err and len(err.splitlines()) == 1 and "Traceback" not in err
     assert not list(tmp_path.iterdir())
 
 
-def test_an_out_that_exists_is_left_alone(trained, capsys):
+def test_an_existing_out_folder_is_refused(trained, capsys):
     words = ["pretrain", "rotnet", "--data", "synthetic:64:16", "--out", str(trained), "--steps", "1"]
     assert main(words) == 2 and "continue it: pretask pretrain --resume" in capsys.readouterr().err
 
 
-def test_an_empty_folder_is_the_users_to_mend(tmp_path, capsys):
+def test_an_empty_image_folder_is_a_user_error(tmp_path, capsys):
     (tmp_path / "photos").mkdir()
     assert main(["pretrain", "rotnet", "--data", str(tmp_path / "photos")]) == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
 
 
-def test_labels_shuffled_or_absent_give_the_same_weights(tmp_path):
+def test_shuffled_or_missing_labels_give_the_same_weights(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), dtype=np.uint8)
     labels = np.arange(40) % 4
     for name, more in {
@@ -239,6 +239,6 @@ def test_help_shows_no_none(verb, capsys):
     assert "usage" in shown and "None" not in shown
 
 
-def test_a_value_that_no_type_takes_is_named_with_what_is_expected(trained, capsys):
+def test_the_error_for_an_invalid_value_names_the_expected_type(trained, capsys):
     assert main(["embed", str(trained), "--data", "synthetic:8:16", "--range", "1"]) == 2
     assert "--range got '1', expected FLOAT FLOAT" in capsys.readouterr().err

@@ -36,7 +36,7 @@ plain, main, _exit = trainer.Trainer.step, __main__.main, os._exit
 
 def delayed(words, since):
     code = main(words, since)
-    if sys.argv[1] == "calm" and distributed.rank() == 0:
+    if sys.argv[1] == "undisturbed" and distributed.rank() == 0:
         time.sleep(2)
         print("the first is done", file=sys.stderr, flush=True)
     return code
@@ -116,19 +116,19 @@ def test_killed_run_resumed_by_torchrun_ends_with_the_same_weights(two: Path, tm
 
 
 def test_fsdp_ends_with_the_weights_of_ddp_killed_or_not(two: Path, tmp_path: Path):
-    script, calm, cut = tmp_path / "hostile.py", tmp_path / "calm", tmp_path / "cut"
+    script, undisturbed, cut = tmp_path / "hostile.py", tmp_path / "undisturbed", tmp_path / "cut"
     script.write_text(HOSTILE)
-    ended = python(script, "calm", *WORDS, calm, *TWO, "--strategy", "fsdp")
+    ended = python(script, "undisturbed", *WORDS, undisturbed, *TWO, "--strategy", "fsdp")
     assert ended.returncode == 0, ended.stderr
     assert ended.stderr.count("each holds 0.5") == 2
     first, second = ended.stderr.split("the first is done")
     assert "leaves" not in first and second.count("leaves") == 2, "no process exits before all are done"
     for key, value in weights(two).items():
-        assert_close(weights(calm)[key], value, atol=1e-5, rtol=1e-4, msg=lambda m, k=key: f"{k}: {m}")
+        assert_close(weights(undisturbed)[key], value, atol=1e-5, rtol=1e-4, msg=lambda m, k=key: f"{k}: {m}")
     assert python(script, "killed", *WORDS, cut, *TWO, "--strategy", "fsdp").returncode == -9
     ended = python(*TORCHRUN, "pretrain", "--resume", cut)
     assert ended.returncode == 0, ended.stderr
-    assert all(torch.equal(value, weights(calm)[key]) for key, value in weights(cut).items())
+    assert all(torch.equal(value, weights(undisturbed)[key]) for key, value in weights(cut).items())
     assert run.load(cut).encoder.net.state_dict().keys() == run.load(two).encoder.net.state_dict().keys()
 
 
@@ -212,8 +212,8 @@ except UserError as mistake:
     ("how", "error"),
     [("killed", "RuntimeError"), ("ended", "RuntimeError"), ("with its store", "DistNetworkError")],
 )
-def test_a_process_that_is_gone_is_told_from_other_mistakes(how: str, error: str):
-    """By what gloo and torch's store raise when they meet it."""
+def test_a_lost_process_is_recognized_by_the_errors_of_gloo_and_the_store(how: str, error: str):
+    """The process that waits reports it in one line."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         place = f"tcp://127.0.0.1:{free.getsockname()[1]}"
     script = [sys.executable, "-c", LEFT]
@@ -226,7 +226,7 @@ def test_a_process_that_is_gone_is_told_from_other_mistakes(how: str, error: str
 @pytest.mark.parametrize(
     "error", [RuntimeError("a mistake in a connection"), DistBackendError("ncclInvalidUsage")]
 )
-def test_another_mistake_is_not_taken_for_a_process_that_is_gone(error: RuntimeError):
+def test_other_errors_do_not_count_as_a_lost_process(error: RuntimeError):
     assert not distributed.lost_peer(error)
     assert distributed.lost_peer(
         DistBackendError("ncclRemoteError: A call failed possibly due to a network error")

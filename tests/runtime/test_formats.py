@@ -1,4 +1,4 @@
-"""What is read back has a format number and exactly the fields it should have; all else is refused in one line."""
+"""Files have a format number and exactly the expected fields; anything else is refused in one line."""
 
 import dataclasses
 import json
@@ -38,7 +38,7 @@ def write(path: Path, document: Document) -> None:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of text_topic, with every kind of file in it, and a store."""
+    """A run of text_topic, which has every kind of file, and a store."""
     folder = tmp_path_factory.mktemp("made")
     options = {"encoder": "resnet_small:width=4", "steps": 2, "batch": 16, "quiet": True}
     pretask.pretrain("text_topic", "synthetic:64:16", folder / "run", **options)
@@ -48,7 +48,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(params=KINDS)
 def kept(request: pytest.FixtureRequest, made: Path) -> Iterator[tuple[Path, Document, Callable[[], Any]]]:
-    """A file of each kind, what is in it, and what reads it."""
+    """A file of each kind, its content, and a function that reads it."""
     name = request.param
     path = made / ("store" if name == store.CARD else "run") / name
     readers: dict[str, Callable[[], Any]] = {
@@ -66,12 +66,12 @@ def kept(request: pytest.FixtureRequest, made: Path) -> Iterator[tuple[Path, Doc
 
 
 def refusal(path: Path, document: Document, read: Callable[[], Any]) -> str:
-    """The one line by which a document is refused."""
+    """The one-line error for a document."""
     write(path, document)
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as refused:
         read()
-    assert "\n" not in str(told.value) and str(path) in str(told.value)
-    return str(told.value)
+    assert "\n" not in str(refused.value) and str(path) in str(refused.value)
+    return str(refused.value)
 
 
 def test_a_field_that_is_missing_unknown_or_of_another_type_is_named(kept):
@@ -86,7 +86,7 @@ def test_a_field_that_is_missing_unknown_or_of_another_type_is_named(kept):
     assert "unknown more, others" in refusal(path, document | {"more": 1, "others": 2}, read)
 
 
-def test_an_older_file_is_to_be_converted_and_a_newer_one_needs_a_newer_pretask(kept):
+def test_an_older_file_names_the_conversion_and_a_newer_one_the_update(kept):
     path, document, read = kept
     without = {key: value for key, value in document.items() if key != formats.KEY}
     convert = f"python scripts/convert_runs.py {path.parent}"
@@ -109,7 +109,7 @@ RECIPES = [
 
 
 def nested(values: Any, kind: type, place: str) -> Iterator[tuple[Document, str, type]]:
-    """Each dataclass of a card as plain values, by what it is called in messages, and its type."""
+    """Each dataclass of a card as plain values, with its name in messages and its type."""
     yield values, place, kind
     for field in dataclasses.fields(kind):
         inner = getattr(kind(**({"data": ""} if kind is RunConfig else {})), field.name)
@@ -118,7 +118,7 @@ def nested(values: Any, kind: type, place: str) -> Iterator[tuple[Document, str,
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_every_field_of_every_dataclass_in_a_card_has_to_be_there_and_no_other(recipe: str):
+def test_every_dataclass_in_a_card_needs_exactly_its_fields(recipe: str):
     kind = methods.recipe(recipe)
     name, _, which = recipe.partition(":")
     parts = {"config": kind(), "train": kind.train, "settings": RunConfig("synthetic:8:16")}
@@ -129,35 +129,37 @@ def test_every_field_of_every_dataclass_in_a_card_has_to_be_there_and_no_other(r
         for inside, place, of in nested(card[part], type(value), part):
             for field in dataclasses.fields(of):
                 kept = inside.pop(field.name)
-                assert told(card) == f"runs/a/run.json: missing {place}.{field.name}"
+                assert card_error(card) == f"runs/a/run.json: missing {place}.{field.name}"
                 inside[field.name] = {"no": "such value"}
-                assert told(card).startswith("runs/a/run.json: ") and f"{place}.{field.name}" in told(card)
+                assert card_error(card).startswith(
+                    "runs/a/run.json: "
+                ) and f"{place}.{field.name}" in card_error(card)
                 inside[field.name] = kept
             inside["more"] = 1
-            assert told(card) == f"runs/a/run.json: unknown {place}.more"
+            assert card_error(card) == f"runs/a/run.json: unknown {place}.more"
             del inside["more"]
 
 
-def told(card: Document) -> str:
+def card_error(card: Document) -> str:
     with pytest.raises(UserError) as refused:
         run.parse_card(card, "runs/a/run.json")
     assert "\n" not in str(refused.value)
     return str(refused.value).partition(". What to do")[0]
 
 
-def test_all_that_is_wrong_is_told_at_once():
+def test_all_errors_are_reported_at_once():
     card = cards.card()
     del card["train"]["lr"], card["settings"]["reading"]["max_bad"]
     card["config"]["keep"] = 0.9
     card["settings"]["monitor"] = 3
     card["train"]["nesterov"] = "no"
-    assert told(card) == (
+    assert card_error(card) == (
         "runs/a/run.json: unknown config.keep; settings.monitor is 3, expected text; missing settings.reading.max_bad; "
         "missing train.lr; train.nesterov is 'no', expected true or false"
     )
 
 
-def test_the_config_of_a_method_file_that_has_changed_is_named_with_the_file(tmp_path: Path):
+def test_a_changed_config_of_a_method_file_is_reported_with_the_file(tmp_path: Path):
     file = tmp_path / "mine.py"
     text = (
         "from dataclasses import dataclass\n"
@@ -201,7 +203,7 @@ def test_a_tensor_that_is_missing_unknown_or_of_another_shape_is_named(made: Pat
     path.write_bytes(before)
 
 
-def test_what_an_optimizer_lacks_is_named(made: Path):
+def test_missing_optimizer_state_is_named(made: Path):
     path = made / "run" / checkpoint.LATEST
     before, state = path.read_bytes(), torch.load(path)
     (optimizer,) = state["optimizers"]
@@ -211,7 +213,7 @@ def test_what_an_optimizer_lacks_is_named(made: Path):
     path.write_bytes(before)
 
 
-def test_an_encoder_is_as_it_was_saved(tmp_path: Path):
+def test_a_saved_encoder_loads_with_the_same_weights(tmp_path: Path):
     encoder = encoders.build("resnet_small:width=4", 3, 16)
     weights.save_encoder(encoder, tmp_path)
     again = weights.load_encoder(tmp_path)

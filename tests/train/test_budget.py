@@ -309,7 +309,7 @@ def test_run_cannot_become_shorter_than_the_steps_done(steps, finished, capsys):
 
 def test_finished_jule_run_cannot_be_extended(tmp_path):
     made = trained("jule", tmp_path / "r", steps=12)
-    with pytest.raises(UserError, match="jule ends by itself"):
+    with pytest.raises(UserError, match="jule has a fixed end"):
         pretask.pretrain(None, resume=made.folder, steps=30, quiet=True)
     assert made.card["steps"] == Run(made.folder).card["steps"] == 12 and (made.folder / run.DONE).exists()
 
@@ -332,8 +332,8 @@ def test_short_run_has_a_caution_in_output_report_and_scores(tmp_path, capsys):
     assert caution in (folder / "report.html").read_text()
     scores = pretask.evaluate(folder, "synthetic:120:16", "synthetic:60:16", progress=False)
     assert any(caution in sentence for sentence in scores.skipped)
-    asked = pretask.study(folder, "synthetic:120:16", "synthetic:60:16", ask=["change"], progress=False)
-    assert [caution in sentence for sentence in json.loads(asked.to_json())["cautions"]] == [True]
+    studied = pretask.study(folder, "synthetic:120:16", "synthetic:60:16", ask=["change"], progress=False)
+    assert [caution in sentence for sentence in json.loads(studied.to_json())["cautions"]] == [True]
 
 
 def test_budget_counts_from_the_start_of_the_process():

@@ -47,19 +47,21 @@ class Planted(Method[Shown]):
 
     def loss(self, p):
         z = self.encoder(p.image)["pool"].float()
-        apart = z - z.mean(0)
+        centered = z - z.mean(0)
         if self.fault == "complete":  # features become constant while the loss stays the same
-            cost = apart.square().mean() + (1 - z).square().mean()
+            cost = centered.square().mean() + (1 - z).square().mean()
             return Loss(cost - cost.detach() + 1)
         if self.fault == "one direction":  # features keep only the brightness of an image
             u = torch.ones(z.shape[1]) / z.shape[1] ** 0.5
-            along = apart @ u
-            rest = apart - along[:, None] * u
+            along = centered @ u
+            rest = centered - along[:, None] * u
             bright = p.image.mean((1, 2, 3))
             target = 5 * (bright - bright.mean()) / bright.std()
             return Loss(rest.square().sum(1).mean() + 0.1 * (along - target).square().mean())
         if self.fault == "shortcut":  # a bias lowers the loss, independent of the image
-            return Loss((self.bias - 1).square().sum() + 10 * apart.square().mean() + (1 - z).square().mean())
+            return Loss(
+                (self.bias - 1).square().sum() + 10 * centered.square().mean() + (1 - z).square().mean()
+            )
         return Loss(z.mean() * torch.where(self.bias.sum() != 0, torch.nan, 1.0) + self.bias.sum())
 
     def export(self):

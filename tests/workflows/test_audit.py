@@ -60,8 +60,11 @@ def lined(n: int, side: int) -> Tensor:
     for _ in range(16):
         angle, across, down = rng.uniform(3, n, 1, 1) * torch.tensor([torch.pi, side, side]).view(3, 1, 1, 1)
         x, y = at - across, at[:, None] - down
-        beside, along = (angle.cos() * x + angle.sin() * y).abs(), (angle.sin() * x - angle.cos() * y).abs()
-        found = torch.maximum(found, (1.5 - beside).clamp(0, 1) * (along < 7))
+        across_line, along_line = (
+            (angle.cos() * x + angle.sin() * y).abs(),
+            (angle.sin() * x - angle.cos() * y).abs(),
+        )
+        found = torch.maximum(found, (1.5 - across_line).clamp(0, 1) * (along_line < 7))
     return found[:, None].expand(-1, 3, -1, -1)
 
 

@@ -1,4 +1,4 @@
-"""Images sorted into clusters: what is written, who is in which, what is said of mistakes."""
+"""Clustering: written files, cluster assignments, scores, and error messages."""
 
 import csv
 import json
@@ -26,7 +26,7 @@ from pretask.workflows import cluster, embed
 
 @pytest.fixture(scope="module")
 def kinds():
-    """(60, 16, 16, 3): noise around three means, in turn."""
+    """(60, 16, 16, 3): noise around three alternating means."""
     mean = Rng(0, "means").uniform(3, 16, 16, 3, high=255)
     noisy = mean[torch.arange(60) % 3] + 25 * Rng(1).normal(60, 16, 16, 3)
     return noisy.clamp(0, 255).to(torch.uint8).numpy()
@@ -34,7 +34,7 @@ def kinds():
 
 @pytest.fixture
 def photos(kinds, tmp_path):
-    """Class folders, with a file that cannot be read."""
+    """Class folders with one unreadable file."""
     for i, pixels in enumerate(kinds):
         path = tmp_path / "photos" / "abc"[i % 3] / f"{i:02}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -62,13 +62,13 @@ def rows(out):
 
 
 @pytest.mark.parametrize("by", ["links", "kmeans"])
-def test_pixels_are_sorted_and_every_file_is_named_with_its_cluster(photos, tmp_path, capsys, by):
+def test_pixels_are_clustered_and_every_file_is_listed_with_its_cluster(photos, tmp_path, capsys, by):
     out = tmp_path / "out"
     words = ["cluster", "pixels", "--data", str(photos), "--clusters", "3", "--out", str(out), "--by", by]
     assert main(words) == 0
-    told = capsys.readouterr()
-    assert "NMI 100.0" in told.out and "ACC 100.0" in told.out and "20, 20, 19" in told.out
-    assert "wrote 59 images in 3 clusters" in told.err and "1 skipped: 1 not an image" in told.err
+    shown = capsys.readouterr()
+    assert "NMI 100.0" in shown.out and "ACC 100.0" in shown.out and "20, 20, 19" in shown.out
+    assert "wrote 59 images in 3 clusters" in shown.err and "1 skipped: 1 not an image" in shown.err
     found = rows(out)
     assert len(found) == 59 and "a/30.png" not in {row["file"] for row in found}
     of = {row["file"]: row["cluster"] for row in found}
@@ -82,7 +82,7 @@ def test_pixels_are_sorted_and_every_file_is_named_with_its_cluster(photos, tmp_
     assert sorted(p.name for p in out.glob("*.png")) == [f"cluster-{c:03}.png" for c in range(3)]
 
 
-def test_without_labels_there_is_no_score_and_the_same_clusters(photos, plain, tmp_path, capsys):
+def test_data_without_labels_gives_the_same_clusters_and_no_scores(photos, plain, tmp_path, capsys):
     assert (
         main(
             [
@@ -99,13 +99,13 @@ def test_without_labels_there_is_no_score_and_the_same_clusters(photos, plain, t
         )
         == 0
     )
-    told = json.loads(capsys.readouterr().out)
-    assert told["nmi"] is None and told["acc"] is None and told["sizes"] == [20, 20, 20]
-    assert json.loads((tmp_path / "o" / "summary.json").read_text()) == told
-    assert [int(row["cluster"]) for row in rows(tmp_path / "o")] == [0, 1, 2] * 20  # as they appear
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["nmi"] is None and summary["acc"] is None and summary["sizes"] == [20, 20, 20]
+    assert json.loads((tmp_path / "o" / "summary.json").read_text()) == summary
+    assert [int(row["cluster"]) for row in rows(tmp_path / "o")] == [0, 1, 2] * 20  # in order of appearance
 
 
-def test_labels_reach_the_score_alone(kinds, tmp_path):
+def test_labels_affect_only_the_scores(kinds, tmp_path):
     made = []
     for name, label in (("true", np.arange(60) % 3), ("false", np.arange(60) // 20)):
         np.savez(tmp_path / f"{name}.npz", images=kinds, labels=label)
@@ -116,7 +116,7 @@ def test_labels_reach_the_score_alone(kinds, tmp_path):
     assert made[0].acc.value == 100 and made[1].acc.value < 50
 
 
-def test_an_image_outside_of_the_class_folders_is_sorted_too_and_nothing_scored(photos, tmp_path, capsys):
+def test_an_image_outside_the_class_folders_is_clustered_and_scores_are_omitted(photos, tmp_path, capsys):
     (photos / "b" / "01.png").rename(photos / "01.png")
     out = tmp_path / "out"
     assert main(["cluster", "pixels", "--data", str(photos), "--clusters", "3", "--out", str(out)]) == 0
@@ -136,27 +136,25 @@ def test_a_run_is_clustered_by_its_pooled_features(run, plain, tmp_path):
     np.testing.assert_allclose([float(row["distance"]) for row in rows(out)], far, rtol=1e-4, atol=1e-6)
 
 
-def test_a_method_is_trained_first_and_a_run_of_jule_seen_by_its_own_head(
-    plain, tmp_path, monkeypatch, capsys
-):
+def test_a_method_is_trained_first_and_jule_clusters_by_its_own_head(plain, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
 
     def small(job, on_log):
-        asked.append((job.method, job.config.clusters))
+        trained.append((job.method, job.config.clusters))
         flags = {"encoder": "jule:width=8", "epochs": 1, "batch": 20, "quiet": True}
         return pretask.pretrain(
             job.method, job.settings.data, tmp_path / "trained", config=job.config, **flags
         )
 
-    asked = []
+    trained = []
     monkeypatch.setattr("pretask.workflows.cluster.pretrain", small)
     assert main(["cluster", "jule", "--data", str(plain), "--clusters", "3", "--out", "out"]) == 0
-    assert asked == [("jule", 3)]
+    assert trained == [("jule", 3)]
     method = Run(tmp_path / "trained").method
     pool = torch.from_numpy(embed.array(method.encoder, sources.open(plain)))
     z = method.cluster_embedding(pool)
     assert z.shape == (60, 160)
-    assert method.cluster_options["num_neighbors"] == 10 != agglomerative.NEIGHBORS, "what it merged by"
+    assert method.cluster_options["num_neighbors"] == 10 != agglomerative.NEIGHBORS
     by_run = agglomerative.cluster(z, 3, num_neighbors=10)
     assert [int(row["cluster"]) for row in rows(tmp_path / "out")] == by_run.tolist()
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["neighbors"] == 10
@@ -164,7 +162,7 @@ def test_a_method_is_trained_first_and_a_run_of_jule_seen_by_its_own_head(
 
 @pytest.fixture(scope="module")
 def outliers():
-    """(202, 8, 8, 1): two kinds of a hundred images each, and two images far from both, by two of their pixels."""
+    """(202, 8, 8, 1): two groups of 100 images, and two images far from both, which differ in two pixels."""
     place = torch.tensor([[40.0, 40.0]] * 100 + [[130.0, 40.0]] * 100 + [[30.0, 200.0], [36.0, 200.0]])
     place[:200] += 5 * Rng(0).normal(200, 2)
     image = torch.zeros(202, 64)
@@ -182,7 +180,7 @@ def sizes(out):
     return sorted(json.loads((out / "summary.json").read_text())["sizes"])
 
 
-def test_a_flag_says_whether_a_few_outliers_are_a_cluster(odd, tmp_path, capsys):
+def test_smallest_flag_decides_whether_outliers_form_a_cluster(odd, tmp_path, capsys):
     words = ["cluster", "pixels", "--data", str(odd), "--clusters", "3"]
     assert main([*words, "--out", str(tmp_path / "all"), "--smallest", "0"]) == 0
     assert sizes(tmp_path / "all") == [2, 100, 100]
@@ -194,13 +192,13 @@ def test_a_flag_says_whether_a_few_outliers_are_a_cluster(odd, tmp_path, capsys)
     capsys.readouterr()
 
 
-def test_a_flag_says_whether_affinities_are_exact(tmp_path, capsys):
+def test_exact_flag_selects_exact_affinities(tmp_path, capsys):
     image = torch.zeros(150, 64)
     image[:, [9, 30, 54]] = Rng(0).uniform(150, 3, high=140).round()
     np.savez(tmp_path / "cloud.npz", images=image.view(150, 8, 8, 1).to(torch.uint8).numpy())
     x = image[:, [9, 30, 54]] / 255
     slow, fast = (agglomerative.cluster(x, 5, num_neighbors=8, exact=exact) for exact in (True, False))
-    assert not slow.equal(fast), "it matters here"
+    assert not slow.equal(fast), "the flag matters here"
     words = [
         "cluster",
         "pixels",
@@ -218,13 +216,14 @@ def test_a_flag_says_whether_affinities_are_exact(tmp_path, capsys):
 
 
 def trained_jule(recipe, odd, tmp_path, **config):
-    knobs = {"encoder": "jule:width=8,blocks=1", "epochs": 1, "batch": 50, "lr": 1e-9, "quiet": True}
+    settings = {"encoder": "jule:width=8,blocks=1", "epochs": 1, "batch": 50, "lr": 1e-9, "quiet": True}
     out = tmp_path / recipe.replace(":", "-")
-    return pretask.pretrain(recipe, odd, out, config={"clusters": 3} | config, **knobs)
+    return pretask.pretrain(recipe, odd, out, config={"clusters": 3} | config, **settings)
 
 
 def test_a_run_of_jule_paper_is_clustered_as_the_paper_does(odd, tmp_path, capsys):
-    """By the fast mode, period by period, and outliers count; the default recipe merges by its own, and flags win."""
+    """jule:paper uses the fast mode, period by period, and outliers count; another recipe uses its own options, and flags
+    override both."""
     run = trained_jule("jule:paper", odd, tmp_path)
     z = run.method.cluster_embedding(torch.from_numpy(embed.array(run.encoder, sources.open(odd))))
     distance, index = agglomerative.neighbors(z, 20)
@@ -256,13 +255,13 @@ def test_a_run_of_jule_paper_is_clustered_as_the_paper_does(odd, tmp_path, capsy
     capsys.readouterr()
 
 
-def test_flags_reach_the_training_of_a_method_as_well(plain, tmp_path, monkeypatch, capsys):
+def test_merge_flags_also_apply_to_the_training_of_a_method(plain, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    asked = []
+    trained = []
 
     def small(job, on_log):
         config = job.config
-        asked.append((config.clusters, config.neighbors, config.exact, config.smallest))
+        trained.append((config.clusters, config.neighbors, config.exact, config.smallest))
         flags = {"encoder": "jule:width=8", "epochs": 1, "batch": 20, "quiet": True}
         return pretask.pretrain(
             job.method, job.settings.data, tmp_path / "trained", config=job.config, **flags
@@ -271,11 +270,11 @@ def test_flags_reach_the_training_of_a_method_as_well(plain, tmp_path, monkeypat
     monkeypatch.setattr("pretask.workflows.cluster.pretrain", small)
     words = ["cluster", "jule", "--data", str(plain), "--clusters", "3", "--out", "out"]
     assert main([*words, "--smallest", "0", "--exact", "False", "--neighbors", "7"]) == 0
-    assert asked == [(3, 7, False, 0.0)]
+    assert trained == [(3, 7, False, 0.0)]
     capsys.readouterr()
 
 
-def test_images_are_linked_with_as_many_neighbors_as_asked_for(run, plain, tmp_path, capsys):
+def test_neighbors_flag_sets_the_number_of_neighbors_in_the_graph(run, plain, tmp_path, capsys):
     words = ["cluster", str(run), "--data", str(plain), "--clusters", "4", "--out", str(tmp_path / "out")]
     assert main([*words, "--neighbors", "2"]) == 0
     assert "2 nearest neighbors" in capsys.readouterr().out
@@ -285,7 +284,7 @@ def test_images_are_linked_with_as_many_neighbors_as_asked_for(run, plain, tmp_p
     assert [int(row["cluster"]) for row in rows(tmp_path / "out")] == few.tolist()
 
 
-def test_a_sheet_shows_the_images_of_its_cluster_the_nearest_first(plain, tmp_path, monkeypatch):
+def test_contact_sheet_shows_the_images_nearest_to_the_mean_first(plain, tmp_path, monkeypatch):
     shown = []
     monkeypatch.setattr(cluster, "SHOWN", 5)
     monkeypatch.setattr(
@@ -304,7 +303,7 @@ def test_a_sheet_shows_the_images_of_its_cluster_the_nearest_first(plain, tmp_pa
         assert title == f"cluster {c}: 20 images, the 5 nearest to its mean"
 
 
-def test_mistakes_are_one_line_and_leave_nothing(run, plain, tmp_path, capsys):
+def test_user_errors_are_one_line_and_leave_no_files(run, plain, tmp_path, capsys):
     new = str(tmp_path / "new")
     for words, said in (
         ([str(run), "--clusters", "3", "--out", str(tmp_path)], "exists; choose another --out"),
@@ -316,12 +315,12 @@ def test_mistakes_are_one_line_and_leave_nothing(run, plain, tmp_path, capsys):
         (["pixels", "--out", new], "clusters"),
     ):
         assert main(["cluster", *words, "--data", str(plain)]) == 2
-        told = capsys.readouterr().err
-        assert said in told and told.count("\n") == 1
+        err = capsys.readouterr().err
+        assert said in err and err.count("\n") == 1
     assert not (tmp_path / "new").exists()
 
 
-def test_without_numba_the_command_says_what_to_install(plain, tmp_path, monkeypatch, capsys):
+def test_missing_numba_names_its_install_command(plain, tmp_path, monkeypatch, capsys):
     for name in [n for n in sys.modules if n.startswith("pretask.ops.merging")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.delattr("pretask.ops.merging", raising=False)

@@ -37,7 +37,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture
 def photos(tmp_path):
-    """Of several sizes, one gray, one broken, two that differ in their ending."""
+    """Images of several sizes: one gray, one damaged, two that differ only in their suffix."""
     folder = tmp_path / "photos"
     (folder / "deep").mkdir(parents=True)
     image = data.open("synthetic:8:64").image.permute(0, 2, 3, 1).numpy()
@@ -50,7 +50,7 @@ def photos(tmp_path):
     return folder
 
 
-def test_every_image_is_painted_at_its_own_size_and_lightness(run, photos, tmp_path, capsys):
+def test_every_image_keeps_its_size_and_lightness(run, photos, tmp_path, capsys):
     out = tmp_path / "out"
     words = ["colorize", str(run), "--data", str(photos), "--out", str(out), "--max-bad", "0.5"]
     assert main(words) == 0
@@ -72,10 +72,10 @@ def test_every_image_is_painted_at_its_own_size_and_lightness(run, photos, tmp_p
         return rgb_to_lab(augment.to_float(pixels))[:, :1]
 
     gap = (lightness(out / "deep" / "tall.png") - lightness(photos / "deep" / "tall.png")).abs()
-    assert gap.median() < 1 and gap.mean() < 3  # but for colors that sRGB lacks
+    assert gap.median() < 1 and gap.mean() < 3  # except for colors outside sRGB
 
 
-def test_the_temperature_reaches_the_answer(run):
+def test_temperature_changes_the_predicted_colors(run):
     paint = colorize.painter(Run(run))
     light = rgb_to_lab(augment.to_float(data.open("synthetic:4:48").image[:1]))[:, :1]
     with torch.inference_mode():
@@ -84,8 +84,8 @@ def test_the_temperature_reaches_the_answer(run):
         assert (paint(light, 1.0) - paint(light, 0.38)).abs().max() > 1
 
 
-def test_who_knows_the_colors_paints_the_photograph(run, tmp_path, monkeypatch):
-    """The method is shown an image in its own form, as large as it knows along the shorter side."""
+def test_perfect_color_predictions_reproduce_the_photograph(run, tmp_path, monkeypatch):
+    """The method gets a gray image with its aspect ratio, whose shorter side is the image size of the run."""
     (tmp_path / "photos").mkdir()
     true = data.open("synthetic:1:64").image[0, :, :40].permute(1, 2, 0).numpy()
     Image.fromarray(true).save(tmp_path / "photos" / "wide.png")
@@ -105,8 +105,8 @@ def test_who_knows_the_colors_paints_the_photograph(run, tmp_path, monkeypatch):
     assert np.median(np.abs(painted - true)) < 6 and made.scores[0].raw.value > 97 > made.scores[1].raw.value
 
 
-def test_no_image_takes_the_place_of_another_or_leaves_the_folder(run, tmp_path):
-    """Names that end alike, that are the sheet's, and, from a shard, that climb."""
+def test_output_names_are_unique_and_stay_inside_the_folder(run, tmp_path):
+    """Names that differ only in their suffix, the name of the sheet, and names in a shard that point outside the folder."""
     folder = tmp_path / "photos"
     folder.mkdir()
     image = Image.fromarray(data.open("synthetic:1:32").image[0].permute(1, 2, 0).numpy())
@@ -126,14 +126,14 @@ def test_no_image_takes_the_place_of_another_or_leaves_the_folder(run, tmp_path)
     assert not [*tmp_path.rglob("escaped.png")][1:] and not [*tmp_path.rglob("above.png")][1:]
 
 
-def test_a_strip_is_looked_at_shortened(run):
-    """A panorama of one pixel's height would else be enlarged to millions."""
+def test_a_very_wide_image_is_squeezed(run):
+    """Otherwise a panorama of one pixel's height would be enlarged to millions of pixels."""
     ab = colorize.painter(Run(run))(torch.full((1, 1, 1, 1500), 50.0), None)
     assert ab.shape == (1, 2, 1, 1500)
 
 
-def test_the_score_is_the_area_under_the_curve_written_as_loops():
-    """Against shares within 0, 0.01, … 150, and weights one over the smoothed share of the true color."""
+def test_score_matches_a_slow_reference_for_the_area_under_the_curve():
+    """Reference: fractions within 0, 0.01, … 150, weighted by the inverse smoothed frequency of the true color."""
     rng = torch.Generator().manual_seed(0)
     true = 40 * torch.randn(3, 2, 6, 6, generator=rng)
     ab = true + 30 * torch.randn(3, 2, 6, 6, generator=rng)
@@ -165,7 +165,7 @@ def test_the_score_is_the_area_under_the_curve_written_as_loops():
     assert painted.chroma.low < painted.chroma.value < painted.chroma.high
 
 
-def test_the_truth_scores_100_and_gray_images_are_not_scored():
+def test_true_colors_score_100_and_gray_images_are_not_scored():
     scorer = colorize.Scorer()
     true = rgb_to_lab(augment.to_float(data.open("synthetic:4:32").image))[:, 1:]
     assert scorer.add(true[:1], true[:1]) and not scorer.add(true[:1], 0 * true[:1])
@@ -176,21 +176,21 @@ def test_the_truth_scores_100_and_gray_images_are_not_scored():
     assert colorize.Scorer().scores(0) == []
 
 
-def test_arrays_can_be_painted_and_json_is_alone(run, tmp_path, capsys):
+def test_arrays_are_colorized_and_json_is_the_only_standard_output(run, tmp_path, capsys):
     np.savez(tmp_path / "some.npz", images=data.open("synthetic:5:32").image.permute(0, 2, 3, 1).numpy())
     out = tmp_path / "out"
     assert (
         main(["colorize", str(run), "--data", str(tmp_path / "some.npz"), "--out", str(out), "--json"]) == 0
     )
-    told = json.loads(capsys.readouterr().out)
-    assert told["n"] == told["scored"] == 5
-    assert [s["colors"] for s in told["scores"]] == ["predicted", "gray", "true"]
-    assert json.loads((out / "scores.json").read_text()) == told
+    result = json.loads(capsys.readouterr().out)
+    assert result["n"] == result["scored"] == 5
+    assert [s["colors"] for s in result["scores"]] == ["predicted", "gray", "true"]
+    assert json.loads((out / "scores.json").read_text()) == result
     assert sorted(p.name for p in out.glob("[0-9].png")) == [f"{i}.png" for i in range(5)]
 
 
-def test_the_color_proxy_paints_too(photos, tmp_path):
-    """Wide and tall images, each on its own lightness, in other colors when the temperature is another."""
+def test_a_color_proxy_run_colorizes_images(photos, tmp_path):
+    """Wide and tall images keep their size, and the temperature changes the colors."""
     run = pretask.pretrain(
         "color_proxy",
         "synthetic:64:32",
@@ -211,7 +211,7 @@ def test_the_color_proxy_paints_too(photos, tmp_path):
         assert (paint(light, 1.0) - paint(light, 0.1)).abs().max() > 0.1
 
 
-def test_mistakes_are_one_line(run, photos, tmp_path, capsys):
+def test_user_errors_are_one_line_and_leave_no_files(run, photos, tmp_path, capsys):
     other = pretask.pretrain("rotnet", "synthetic:64:32", tmp_path / "rot", steps=2, quiet=True).folder
     for words, said in (
         (
@@ -225,12 +225,12 @@ def test_mistakes_are_one_line(run, photos, tmp_path, capsys):
         ),
     ):
         assert main(["colorize", *words, "--data", str(photos), "--max-bad", "0.5"]) == 2
-        told = capsys.readouterr().err
-        assert said in told and told.count("\n") == 1
+        err = capsys.readouterr().err
+        assert said in err and err.count("\n") == 1
     assert not (tmp_path / "new").exists()
 
 
-def test_the_method_is_built_without_the_images_it_was_trained_on(tmp_path):
+def test_the_method_loads_without_its_training_images(tmp_path):
     np.savez(tmp_path / "gone.npz", images=data.open("synthetic:20:32").image.permute(0, 2, 3, 1).numpy())
     run = pretask.pretrain(
         "colorization",

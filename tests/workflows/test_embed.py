@@ -1,4 +1,4 @@
-"""Features on disk are the encoder's own, row by row, whatever happens on the way."""
+"""Embedding: rows on disk equal the encoder's features, and failures leave no partial files."""
 
 import csv
 
@@ -74,7 +74,7 @@ def test_each_row_is_the_encoder_applied_to_the_named_file(run, encoder, folder,
 def test_unreadable_files_have_no_row_and_are_listed(encoder, folder, tmp_path):
     (folder / "a" / "04.png").write_bytes(b"no picture")
     (folder / "b" / "19.png").write_bytes(b"")
-    for cache_mb in (0, 100):  # decoded on the way, and at opening
+    for cache_mb in (0, 100):  # decoded on demand, and when opened
         out = tmp_path / f"{cache_mb}.parquet"
         source = sources.open(folder, size=32, reading=Reading(max_bad=0.2), cache_mb=cache_mb)
         made = embed.write(encoder, source, out, batch=8)
@@ -88,7 +88,7 @@ def test_unreadable_files_have_no_row_and_are_listed(encoder, folder, tmp_path):
         assert rows == [["file", "reason"], ["a/04.png", "not an image"], ["b/19.png", "empty"]]
 
 
-def test_rows_come_in_groups_so_that_memory_does_not_grow(encoder, tmp_path, monkeypatch):
+def test_rows_are_written_in_groups_so_that_memory_does_not_grow(encoder, tmp_path, monkeypatch):
     monkeypatch.setattr(embed, "GROUP", 16)
     made = embed.write(encoder, sources.open("synthetic:50:32"), tmp_path / "f.parquet", batch=8)
     file = pq.ParquetFile(made.table)
@@ -98,7 +98,7 @@ def test_rows_come_in_groups_so_that_memory_does_not_grow(encoder, tmp_path, mon
     assert np.load(made.array, mmap_mode="r").shape == (50, encoder.dim)
 
 
-def test_a_stream_is_read_to_its_true_end_without_its_unreadable_rows(encoder, folder, tmp_path):
+def test_a_stream_is_read_beyond_its_stated_length_without_unreadable_rows(encoder, folder, tmp_path):
     import datasets
 
     paths = sorted(folder.rglob("*.png"))
@@ -106,14 +106,16 @@ def test_a_stream_is_read_to_its_true_end_without_its_unreadable_rows(encoder, f
     cells[3]["bytes"] = b"no picture"
     data = datasets.Dataset.from_dict({"image": cells}, features=datasets.Features(image=datasets.Image()))
     data.to_parquet(tmp_path / "photos.parquet")
-    source = sources.open(f"hf-stream:{tmp_path / 'photos.parquet'}#12", size=32)  # it states too few
+    source = sources.open(
+        f"hf-stream:{tmp_path / 'photos.parquet'}#12", size=32
+    )  # the stated length is too small
     made = embed.write(encoder, source, tmp_path / "f.parquet", batch=8)
     expected = by_hand(encoder, folder, [p.relative_to(folder) for p in paths if p != paths[3]])
     np.testing.assert_allclose(np.load(made.array), expected, atol=1e-5)
     assert "row 3,not an image" in made.skipped.read_text()
 
 
-def test_what_exists_is_not_overwritten(encoder, tmp_path):
+def test_existing_files_are_not_overwritten(encoder, tmp_path):
     (tmp_path / "f.npy").write_text("mine")
     with pytest.raises(UserError, match=r"f\.npy exists"):
         embed.write(encoder, sources.open("synthetic:8:32"), tmp_path / "f.parquet")
@@ -121,7 +123,7 @@ def test_what_exists_is_not_overwritten(encoder, tmp_path):
 
 
 @pytest.mark.parametrize("failure", [KeyboardInterrupt(), OSError(28, "No space left on device")])
-def test_nothing_half_written_is_left(encoder, tmp_path, monkeypatch, failure):
+def test_an_interrupted_command_leaves_no_partial_files(encoder, tmp_path, monkeypatch, failure):
     def breaks(rows):
         def broken(*given):
             found = rows(*given)
@@ -137,7 +139,7 @@ def test_nothing_half_written_is_left(encoder, tmp_path, monkeypatch, failure):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_encoder_is_given_back_as_it_was(encoder):
+def test_embedding_does_not_change_the_encoder(encoder):
     encoder.train()
     before = {k: v.clone() for k, v in encoder.state_dict().items()}
     embed.array(encoder, sources.open("synthetic:8:32"))
@@ -157,16 +159,16 @@ def test_the_encoder_is_given_back_as_it_was(encoder):
         ([], "needs a RUN"),
     ],
 )
-def test_mistakes_are_one_line(run, tmp_path, monkeypatch, capsys, words, said):
+def test_user_errors_are_one_line_and_leave_no_files(run, tmp_path, monkeypatch, capsys, words, said):
     monkeypatch.chdir(tmp_path)
     assert main.main(["embed", *(str(run) if word == "RUN" else word for word in words)]) == 2
-    told = capsys.readouterr().err
-    assert said in told
-    assert told.count("\n") == 1
+    err = capsys.readouterr().err
+    assert said in err
+    assert err.count("\n") == 1
     assert not list(tmp_path.glob("f*"))
 
 
-def test_weights_that_cannot_be_had_are_one_line(monkeypatch):
+def test_unavailable_weights_are_a_user_error(monkeypatch):
     def offline(*_, **__):
         raise ConnectionError("no route to the hub")
 

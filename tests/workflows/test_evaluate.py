@@ -1,4 +1,4 @@
-"""From a run to its scores: the table, the JSON, runs with other seeds, the demo."""
+"""Evaluation of a run: the table, the JSON, runs with other seeds, error messages, the demo."""
 
 import json
 import shutil
@@ -35,17 +35,17 @@ def trained(tmp_path_factory):
     return folder
 
 
-def test_json_stands_alone_on_standard_output_and_is_kept_in_the_run(trained, capfd):
+def test_json_is_the_only_standard_output_and_is_saved_in_the_run(trained, capfd):
     assert main(["evaluate", str(trained), *DATA, "--json"]) == 0
-    told = capfd.readouterr()
-    scores = json.loads(told.out)
+    shown = capfd.readouterr()
+    scores = json.loads(shown.out)
     assert json.loads(next((trained / "scores").glob("*.json")).read_text()) == scores
     assert {r["role"]: r["name"] for r in scores["rows"]} == {
         "run": "rotnet", "untrained": "untrained resnet_small:width=8", "pixels": "raw pixels", "patches": "k-means patches"
     }  # fmt: skip
     stages = {r["stage"] for r in scores["rows"] if r["role"] == "run" and r["metric"] == "linear"}
     assert stages == {"stem", "stage1", "stage2", "stage3", "pool"}
-    assert "report.html" in told.err and "k-means patches" in (trained / "report.html").read_text()
+    assert "report.html" in shown.err and "k-means patches" in (trained / "report.html").read_text()
 
 
 def test_the_table_shows_every_row_within_80_columns(trained, capfd):
@@ -57,7 +57,7 @@ def test_the_table_shows_every_row_within_80_columns(trained, capfd):
 
 
 @pytest.mark.parametrize("data", [DATA, DATA[:2]])
-def test_the_report_shows_what_was_scored_and_embeds_nothing_again(data, trained, monkeypatch):
+def test_the_report_reuses_the_features_that_were_scored(data, trained, monkeypatch):
     shown = []
     monkeypatch.setattr(report, "pooled", lambda *_: pytest.fail("embedded again"))
     monkeypatch.setattr(report.features, "neighbor_rows", lambda z, x, *_: shown.append((z, x)) or [])
@@ -67,27 +67,27 @@ def test_the_report_shows_what_was_scored_and_embeds_nothing_again(data, trained
     assert_close(z, encoders.pooled(pretask.load(trained).encoder, x), atol=1e-5, rtol=0)
 
 
-def test_a_test_set_is_set_aside_where_none_is_given(trained, capfd):
+def test_without_a_test_set_a_fifth_is_held_out(trained, capfd):
     assert main(["evaluate", str(trained), "--data", "synthetic:120:16", "--json"]) == 0
     data = json.loads(capfd.readouterr().out)["data"]
     assert (data["n_train"], data["n_test"]) == (96, 24)
 
 
-def test_arrays_from_python_score_as_files_do(trained, tmp_path):
+def test_arrays_and_files_get_the_same_scores(trained, tmp_path):
     source = sources.open_labeled("synthetic:120:16")
     images = source.images.image.permute(0, 2, 3, 1).numpy()
     label = source.label.numpy()
     np.savez(tmp_path / "x.npz", images=images, labels=label, class_names=np.array(source.classes))
-    held = pretask.evaluate(trained, (images, label), progress=False)
-    filed = pretask.evaluate(pretask.load(trained), tmp_path / "x.npz", progress=False)
-    assert [r.value for r in held.rows] == [r.value for r in filed.rows]
+    from_arrays = pretask.evaluate(trained, (images, label), progress=False)
+    from_file = pretask.evaluate(pretask.load(trained), tmp_path / "x.npz", progress=False)
+    assert [r.value for r in from_arrays.rows] == [r.value for r in from_file.rows]
     with pytest.raises(UserError, match="120 images came with 119 labels"):
         pretask.evaluate(trained, (images, label[1:]), progress=False)
     with pytest.raises(UserError, match="pair"):
         pretask.evaluate(trained, images[0, 0, 0, 0], progress=False)
 
 
-def test_an_encoder_that_belongs_to_no_run_is_scored_too(trained):
+def test_an_encoder_without_a_run_gets_the_same_scores(trained):
     encoder = pretask.load(trained).encoder
     own = [r for r in pretask.evaluate(encoder, DATA[1], DATA[3], progress=False).rows if r.role == "run"]
     of_run = [r for r in pretask.evaluate(trained, DATA[1], DATA[3], progress=False).rows if r.role == "run"]
@@ -96,23 +96,23 @@ def test_an_encoder_that_belongs_to_no_run_is_scored_too(trained):
         pretask.evaluate(encoder, DATA[1], seeds=2)
 
 
-def test_seeds_repeat_the_run_and_use_what_lies_beside_it(trained, capfd):
+def test_seeds_repeat_the_run_and_reuse_finished_runs_next_to_it(trained, capfd):
     assert main(["evaluate", str(trained), *DATA, "--seeds", "2", "--json"]) == 0
     row = next(r for r in json.loads(capfd.readouterr().out)["rows"] if r["metric"] == "linear")
     assert row["seeds"] == [0, 1] and len(row["values"]) == 2
-    sister = trained.with_name("rotnet-s1")
-    one, other = (pretask.load(f).card for f in (trained, sister))
+    other_seed = trained.with_name("rotnet-s1")
+    one, other = (pretask.load(f).card for f in (trained, other_seed))
     assert other["seed"] == 1 and other["steps"] == one["steps"] and other["train"] == one["train"]
-    before = (sister / "encoder.safetensors").stat().st_mtime_ns
+    before = (other_seed / "encoder.safetensors").stat().st_mtime_ns
     again = pretask.evaluate(trained, DATA[1], DATA[3], seeds=2, progress=False)
-    assert (sister / "encoder.safetensors").stat().st_mtime_ns == before
+    assert (other_seed / "encoder.safetensors").stat().st_mtime_ns == before
     both = again.get("run", "linear", "pool")
-    alone = [pretask.evaluate(f, DATA[1], DATA[3], progress=False) for f in (trained, sister)]
-    assert both is not None and both.values == [one.get("run", "linear", "pool").value for one in alone]
+    single = [pretask.evaluate(f, DATA[1], DATA[3], progress=False) for f in (trained, other_seed)]
+    assert both is not None and both.values == [one.get("run", "linear", "pool").value for one in single]
 
 
 def mnist(root):
-    """A data set in torchvision's own files, which need --root to be found."""
+    """A dataset in torchvision's file format, which is found by --root."""
     (root / "MNIST" / "raw").mkdir(parents=True)
     for part, n in (("train", 120), ("t10k", 60)):
         pixels = np.random.default_rng(n).integers(0, 256, (n, 28, 28), np.uint8)
@@ -125,8 +125,8 @@ def mnist(root):
     return ["--root", str(root)]
 
 
-def test_a_data_set_below_root_is_found_by_the_report_too(tmp_path, capsys):
-    """After training, after scoring and by itself: none of them may end in an error when the work is done."""
+def test_the_report_finds_a_dataset_in_root(tmp_path, capsys):
+    """After pretrain, after evaluate, and with the report command."""
     root, run = mnist(tmp_path / "sets"), str(tmp_path / "run")
     words = ["pretrain", "rotnet", "--data", "mnist", "--monitor", "mnist:test", "--out", run, *root, *FAST]
     assert main(words) == 0, capsys.readouterr().err
@@ -136,7 +136,7 @@ def test_a_data_set_below_root_is_found_by_the_report_too(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("fault", ["the data", "the run"])
-def test_no_other_seed_is_trained_before_run_and_data_are_found_to_be_whole(fault, trained, tmp_path, capsys):
+def test_run_and_data_are_checked_before_other_seeds_are_trained(fault, trained, tmp_path, capsys):
     run, data = tmp_path / "rotnet-s0", DATA[1] if fault == "the run" else str(tmp_path / "nowhere")
     shutil.copytree(trained, run)
     if fault == "the run":
@@ -146,7 +146,7 @@ def test_no_other_seed_is_trained_before_run_and_data_are_found_to_be_whole(faul
     assert [f.name for f in tmp_path.iterdir()] == ["rotnet-s0"]
 
 
-def test_a_run_that_only_looks_like_a_sister_is_refused(trained, tmp_path, capsys):
+def test_a_run_with_the_expected_name_but_other_settings_is_refused(trained, tmp_path, capsys):
     for seed, lr in ((0, "0.1"), (1, "0.2")):
         words = ["pretrain", "rotnet", "--data", "synthetic:64:16", "--lr", lr, "--seed", str(seed), *FAST]
         assert main([*words, "--out", str(tmp_path / f"r-s{seed}")]) == 0
@@ -155,13 +155,13 @@ def test_a_run_that_only_looks_like_a_sister_is_refused(trained, tmp_path, capsy
     assert "differ in train" in capsys.readouterr().err
 
 
-def test_supervised_is_a_row_on_request(trained, capfd):
+def test_supervised_flag_adds_a_row(trained, capfd):
     assert main(["evaluate", str(trained), *DATA, "--supervised", "--json"]) == 0
     rows = json.loads(capfd.readouterr().out)["rows"]
     assert ("supervised", "supervised resnet_small:width=8") in {(r["role"], r["name"]) for r in rows}
 
 
-def test_fine_tuning_and_other_probes_are_columns_on_request(trained, capfd, monkeypatch):
+def test_finetune_nonlinear_and_svm_flags_add_columns(trained, capfd, monkeypatch):
     for module in (finetune, nonlinear_probes):
         monkeypatch.setattr(module, "STEPS", 2)
     assert main(["evaluate", str(trained), *DATA, "--finetune", "--nonlinear", "--svm"]) == 0
@@ -196,7 +196,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_one_line_and_code_2(mistake, trained, tmp_path, capsys):
+def test_user_errors_are_one_line_with_exit_code_2(mistake, trained, tmp_path, capsys):
     words, hint = MISTAKES[mistake]
     pixels = torch.zeros(8, 8, dtype=torch.uint8).numpy()
     from PIL import Image
@@ -205,11 +205,11 @@ def test_a_mistake_is_one_line_and_code_2(mistake, trained, tmp_path, capsys):
         Image.fromarray(pixels).save(tmp_path / f"{i}.png")
     words = [{"RUN": str(trained), "FOLDER": str(tmp_path)}.get(word, word) for word in words]
     assert main(words) == 2
-    told = capsys.readouterr().err.strip()
-    assert hint in told and len(told.splitlines()) == 1
+    err = capsys.readouterr().err.strip()
+    assert hint in err and len(err.splitlines()) == 1
 
 
-def test_an_unfinished_run_says_how_to_finish_it(tmp_path, capsys):
+def test_the_error_for_an_unfinished_run_names_the_resume_command(tmp_path, capsys):
     folder = tmp_path / "cut"
     assert main(["pretrain", "rotnet", "--data", "synthetic:64:16", "--out", str(folder), *FAST]) == 0
     (folder / SHAPE).unlink()
@@ -218,31 +218,31 @@ def test_an_unfinished_run_says_how_to_finish_it(tmp_path, capsys):
     assert f"pretask pretrain --resume {folder}" in capsys.readouterr().err
 
 
-def test_the_demo_goes_the_whole_path(tmp_path, monkeypatch, capfd):
+def test_the_demo_pretrains_evaluates_and_reports(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(demo, "COUNTS", {"train": 400, "test": 150})
     monkeypatch.setattr(rotnet.Config, "encoder", "resnet_small:width=8")
     monkeypatch.chdir(tmp_path)
     assert main(["demo", "--budget", "10s"]) == 0
-    told = capfd.readouterr()
-    assert "k-means patches" in told.out and "runs/demo/report.html" in told.err
+    shown = capfd.readouterr()
+    assert "k-means patches" in shown.out and "runs/demo/report.html" in shown.err
     left = {p.name for p in (tmp_path / "runs" / "demo").iterdir()}
     assert left >= {"report.html", "preview.png", "scores", "DONE", "encoder.safetensors"}
     assert main(["demo"]) == 2 and "exists" in capfd.readouterr().err
 
 
-def test_a_run_that_learned_nothing_is_no_better_than_its_untrained_row(tmp_path):
-    """MAE draws the first weights itself, so the network as its own library draws it would be another."""
+def test_a_run_with_learning_rate_zero_equals_its_untrained_row(tmp_path):
+    """MAE initializes its weights itself, so timm's initialization would give a different untrained network."""
     small = "vit_tiny_patch16_224:patch_size=4,embed_dim=48,depth=2,num_heads=4,global_pool=avg,fc_norm=False"
-    still = pretask.pretrain(
+    unchanged = pretask.pretrain(
         "mae", "synthetic:64:16", tmp_path / "mae-s0", encoder=small, steps=2, batch=16, lr=0.0, quiet=True
     )
-    scores = pretask.evaluate(still, DATA[1], DATA[3], seeds=2, progress=False)
+    scores = pretask.evaluate(unchanged, DATA[1], DATA[3], seeds=2, progress=False)
     ours, untrained = (
         [(r.key, r.values) for r in scores.rows if r.role == role] for role in ("run", "untrained")
     )
     assert ours == untrained and len(ours) > 10
-    found = pretask.study(still, DATA[1], DATA[3], ask=["data"], fractions=[1.0], progress=False)
-    begun, whole = (
+    found = pretask.study(unchanged, DATA[1], DATA[3], ask=["data"], fractions=[1.0], progress=False)
+    initial, final = (
         [r.value for r in found.answers["data"].rows if r.fraction == fraction] for fraction in (0, 1)
     )
-    assert begun == whole
+    assert initial == final

@@ -1,4 +1,4 @@
-"""What is exported computes the same where it is taken, without this package, or is not exported at all."""
+"""Exported encoders give the same features in other libraries, without this package, or are not exported at all."""
 
 import dataclasses
 import json
@@ -31,7 +31,7 @@ KINDS = {
 
 @pytest.fixture(scope="module")
 def runs(run_of, tmp_path_factory):
-    """Folders with an encoder each, whose weights and running statistics are not those of a new net."""
+    """Runs whose encoders have other weights and running statistics than a new network."""
     made = {}
     for kind, (spec, channels, size) in KINDS.items():
         torch.manual_seed(1)
@@ -43,8 +43,8 @@ def runs(run_of, tmp_path_factory):
 
 
 @pytest.fixture
-def taken(runs, tmp_path):
-    """taken(kind, to) -> the export, the run's encoder, 7 of its pixels, and its own features of them."""
+def exported(runs, tmp_path):
+    """exported(kind, to) -> the export, the run's encoder, 7 images, and the encoder's features of them."""
 
     def export(kind, to):
         run = Run(runs[kind])
@@ -58,7 +58,7 @@ def taken(runs, tmp_path):
 
 
 def lines(made, pixels, name="features", **known):
-    """What the printed lines compute from `pixels`."""
+    """The variable `name` after the printed lines have run on `pixels`."""
     known["pixels"] = pixels
     with torch.no_grad():
         exec(made.usage, known)
@@ -66,8 +66,8 @@ def lines(made, pixels, name="features", **known):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_torch_loads_it_with_every_stage_and_any_batch(taken, kind):
-    made, _, image, expected = taken(kind, "torch")
+def test_torch_export_has_every_stage_and_takes_any_batch_size(exported, kind):
+    made, _, image, expected = exported(kind, "torch")
     program = torch.export.load(made.path).module()
     for n in (1, 3, 7):
         given = program(image[:n])
@@ -77,10 +77,10 @@ def test_torch_loads_it_with_every_stage_and_any_batch(taken, kind):
     assert_close(lines(made, image), expected["pool"], atol=1e-5, rtol=1e-4)
 
 
-def test_torch_needs_neither_this_package_nor_timm(taken, tmp_path):
-    made, _, image, expected = taken("vit", "torch")
+def test_torch_export_loads_without_pretask_and_timm(exported, tmp_path):
+    made, _, image, expected = exported("vit", "torch")
     save_file({"image": image, "pool": expected["pool"].contiguous()}, tmp_path / "case.safetensors")
-    alone = f"""
+    script = f"""
 import sys
 sys.modules.update(pretask=None, timm=None)
 from safetensors.torch import load_file
@@ -89,15 +89,15 @@ pixels = case["image"]
 {made.usage}
 assert (features - case["pool"]).abs().max() < 1e-5
 """
-    told = subprocess.run([sys.executable, "-c", alone], capture_output=True, text=True)
-    assert told.returncode == 0, told.stderr
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_onnxruntime_loads_it_with_every_stage_and_any_batch(taken, kind):
+def test_onnx_export_has_every_stage_and_takes_any_batch_size(exported, kind):
     import onnxruntime
 
-    made, _, image, expected = taken(kind, "onnx")
+    made, _, image, expected = exported(kind, "onnx")
     session = onnxruntime.InferenceSession(made.path)
     names = [output.name for output in session.get_outputs()]
     assert names == list(expected)
@@ -107,17 +107,17 @@ def test_onnxruntime_loads_it_with_every_stage_and_any_batch(taken, kind):
     assert_close(lines(made, image.numpy()), expected["pool"], atol=1e-4, rtol=1e-4)
 
 
-def test_timm_is_given_what_the_net_sees(taken):
-    made, _, image, expected = taken("light", "timm")
+def test_timm_usage_lines_describe_a_lightness_input(exported):
+    made, _, image, expected = exported("light", "timm")
     assert "the lightness of images, (B, 1, 33, 33)" in made.usage
     assert_close(lines(made, rgb_to_lightness(image)), expected["pool"], atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["gray", "vit"])
-def test_timm_loads_it_strictly_and_by_its_own_folder_format(taken, kind):
+def test_timm_export_loads_strictly_and_as_a_local_folder(exported, kind):
     import timm
 
-    made, encoder, image, expected = taken(kind, "timm")
+    made, encoder, image, expected = exported(kind, "timm")
     assert_close(lines(made, image), expected["pool"], atol=1e-5, rtol=1e-4)
     model = timm.create_model(f"local-dir:{made.path}", pretrained=True).eval()
     assert model.pretrained_cfg["input_size"] == (encoder.channels, encoder.size, encoder.size)
@@ -127,18 +127,18 @@ def test_timm_loads_it_strictly_and_by_its_own_folder_format(taken, kind):
 
 
 @pytest.mark.parametrize("kind", ["gray", "vit"])
-def test_transformers_loads_it_and_prepares_pictures_alike(taken, kind, monkeypatch):
+def test_transformers_export_and_its_image_processor_give_the_same_features(exported, kind, monkeypatch):
     from torchvision.transforms.functional import to_pil_image
 
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    made, _, image, expected = taken(kind, "hf")
+    made, _, image, expected = exported(kind, "hf")
     features = lines(made, None, picture=to_pil_image(image[0]))
     assert_close(features, expected["pool"][:1], atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.parametrize("to", exporting.FORMATS)
-def test_weights_that_are_lost_on_the_way_are_an_error_and_leave_nothing(runs, tmp_path, monkeypatch, to):
-    """The planted fault: one weight is gone, or another, from what was written."""
+def test_missing_or_changed_weights_are_an_error_and_leave_no_files(runs, tmp_path, monkeypatch, to):
+    """Planted fault: one weight is missing from the export, or changed."""
     form = exporting.FORMATS[to]
 
     def damaging(encoder, path):
@@ -162,21 +162,21 @@ def test_weights_that_are_lost_on_the_way_are_an_error_and_leave_nothing(runs, t
     assert not list(tmp_path.iterdir())
 
 
-def test_features_that_are_not_numbers_are_no_agreement(runs):
+def test_nan_features_and_differences_above_rounding_are_refused(runs):
     encoder = Run(runs["classic"]).encoder
     image = torch.rand(2, 1, 28, 28)
     with torch.no_grad():
         gap = exporting.largest_difference(lambda x: {"pool": encoder(x)["pool"] * torch.nan}, encoder, image)
         assert not gap <= exporting.CLOSE
-        for share, fine in ((1e-6, True), (1e-3, False)):
+        for fraction, accepted in ((1e-6, True), (1e-3, False)):
 
-            def near(x, share=share):
-                return {"pool": encoder(x)["pool"] * (1 + share)}
+            def near(x, fraction=fraction):
+                return {"pool": encoder(x)["pool"] * (1 + fraction)}
 
-            assert (exporting.largest_difference(near, encoder, image) <= exporting.CLOSE) is fine
+            assert (exporting.largest_difference(near, encoder, image) <= exporting.CLOSE) is accepted
 
 
-def test_a_run_whose_images_are_gone_is_compared_on_noise(runs, tmp_path):
+def test_an_export_is_compared_on_noise_if_the_images_are_missing(runs, tmp_path):
     import shutil
 
     folder = shutil.copytree(runs["classic"], tmp_path / "run")
@@ -197,13 +197,13 @@ def test_a_run_whose_images_are_gone_is_compared_on_noise(runs, tmp_path):
         ("vit", "torch", "exists; choose another --out"),
     ],
 )
-def test_mistakes_are_one_line(runs, tmp_path, capsys, kind, to, said):
+def test_user_errors_are_one_line_and_leave_no_files(runs, tmp_path, capsys, kind, to, said):
     (tmp_path / "out.pt2").write_text("mine")
     out = tmp_path / "out.pt2" if "exists" in said else tmp_path / "new"
     assert main.main(["export", str(runs[kind]), "--to", to, "--out", str(out)]) == 2
-    told = capsys.readouterr().err
-    assert said in told
-    assert told.count("\n") == 1
+    err = capsys.readouterr().err
+    assert said in err
+    assert err.count("\n") == 1
     assert [p.name for p in tmp_path.iterdir()] == ["out.pt2"]
 
 
@@ -214,9 +214,9 @@ def test_a_missing_extra_names_its_install_command(runs, monkeypatch, to, packag
         exporting.export(Run(runs["vit"]), to)
 
 
-def test_the_command_prints_the_lines_that_load_it(runs, tmp_path, capsys):
+def test_the_command_prints_python_lines_that_load_the_export(runs, tmp_path, capsys):
     out = tmp_path / "it.pt2"
-    bare = str(tmp_path / "it")  # PyTorch knows its programs by their suffix
+    bare = str(tmp_path / "it")  # the suffix of PyTorch programs is appended
     assert main.main(["export", str(runs["classic"]), "--to", "torch", "--out", bare]) == 0
     shown = capsys.readouterr()
     assert f'torch.export.load("{out}")' in shown.out

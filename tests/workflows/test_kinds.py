@@ -1,4 +1,4 @@
-"""What is scored is opened once in a command, whatever kind of data it is, and its kind is told by what it holds."""
+"""Kinds of data: detected from the content, and opened only once per command."""
 
 import json
 from pathlib import Path
@@ -36,7 +36,7 @@ def run(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory) -> dict[str, Path]:
-    """Places of the same images, as each kind of data, and a test set."""
+    """Paths of the same images as each kind of data, and of a test set."""
     root = tmp_path_factory.mktemp("data")
     found = sources.open_labeled("synthetic:120:16")
     pixels = found.images.image.permute(0, 2, 3, 1).numpy()  # type: ignore[attr-defined]
@@ -66,16 +66,16 @@ def places(tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture
 def opens(monkeypatch) -> list[str]:
-    """What is opened, in order."""
-    options, real = [], sources.open_spec
+    """Names of the opened data, in order."""
+    names, real = [], sources.open_spec
     monkeypatch.setattr(
-        sources, "open_spec", lambda spec, given: options.append(Path(spec).stem) or real(spec, given)
+        sources, "open_spec", lambda spec, given: names.append(Path(spec).stem) or real(spec, given)
     )
-    return options
+    return names
 
 
 @pytest.mark.parametrize("kind", ["table", "texts", "arrays", "store", "tracks"])
-def test_what_is_scored_is_opened_once_and_shown_in_the_report(kind, run, places, opens):
+def test_scored_data_is_opened_once_and_shown_in_the_report(kind, run, places, opens):
     assert main(["evaluate", run, "--data", str(places[kind]), "--json"]) == 0
     assert opens.count(kind) == 1
     page = (Path(run) / "report.html").read_text()
@@ -83,7 +83,7 @@ def test_what_is_scored_is_opened_once_and_shown_in_the_report(kind, run, places
 
 
 @pytest.mark.parametrize("words", [["evaluate"], ["study", "--ask", "data", "--fractions", "1"]])
-def test_a_test_set_is_opened_once_and_is_what_the_report_shows(words, run, places, opens):
+def test_a_test_set_is_opened_once_and_shown_in_the_report(words, run, places, opens):
     verb, *more = words
     data = ["--data", str(places["arrays"]), "--test", str(places["test"])]
     assert main([verb, run, *data, *more, "--json"]) == 0
@@ -95,7 +95,7 @@ def test_a_test_set_is_opened_once_and_is_what_the_report_shows(words, run, plac
     ("kind", "of"),
     [("table", LabeledImages), ("texts", TextImages), ("store", LabeledImages), ("tracks", Tracks)],
 )
-def test_the_kind_is_told_by_what_the_data_holds(kind, of, places):
+def test_the_kind_is_detected_from_the_content(kind, of, places):
     found = kinds.open_kind(places[kind], None, SIZE)
     assert type(found) is of and [source.name for source in found.sources] == [found.sources[0].name]
     assert (found.shown is None) == (of is Tracks)
@@ -103,7 +103,7 @@ def test_the_kind_is_told_by_what_the_data_holds(kind, of, places):
 
 
 @pytest.mark.parametrize("extras", [Extras(supervised=True), Extras(finetune=True), Extras(svm=True)])
-def test_nothing_can_be_trained_on_tracks(extras, places):
+def test_training_flags_and_test_sets_are_refused_for_tracks(extras, places):
     with pytest.raises(UserError, match="holds tracks, which have no labels to train on"):
         kinds.open_kind(places["tracks"], None, SIZE).check(extras)
     with pytest.raises(UserError, match="give held-out tracks as --data, without --test or training flags"):

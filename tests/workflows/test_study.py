@@ -1,4 +1,4 @@
-"""How much data, how many labels, how much change: what is trained on, what is compared, what is said and kept."""
+"""The study of a run: fewer images, fewer labels, feature drift, supervised pretraining; rows, report and error messages."""
 
 import json
 from pathlib import Path
@@ -31,7 +31,7 @@ N = 80
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Images whose red is their position."""
+    """Images whose red value is their position."""
     at = tmp_path_factory.mktemp("photos")
     for i in range(N):
         Image.new("RGB", (16, 16), (i, 255 - i, 7)).save(at / f"{i:03d}.png")
@@ -57,10 +57,10 @@ def whole(source) -> Batch:
     return source.__getitems__(torch.arange(len(source)))
 
 
-# ---- a share of a source
+# ---- a fraction of a source
 
 
-def test_a_share_is_drawn_by_the_seed_from_all_over_and_lies_within_a_larger_one(folder):
+def test_a_fraction_is_random_by_seed_and_nested_in_larger_fractions(folder):
     source = sources.open(folder)
     small, large, other = (
         red(whole(draw_subset(source, s, seed))) for s, seed in ((0.1, 0), (0.3, 0), (0.1, 1))
@@ -71,7 +71,7 @@ def test_a_share_is_drawn_by_the_seed_from_all_over_and_lies_within_a_larger_one
 
 
 @pytest.mark.parametrize("kind", ["memory", "workers", "store"])
-def test_a_share_of_every_kind_of_source_counts_from_0_and_holds_its_own_images(kind, folder, tmp_path):
+def test_a_fraction_of_any_source_is_numbered_from_0_and_has_its_own_images(kind, folder, tmp_path):
     source = sources.open(folder, size=16, cache_mb=0 if kind == "workers" else 64)
     if kind == "store":
         store.prepare(source, tmp_path / "store", progress=False)
@@ -87,7 +87,7 @@ def test_a_share_of_every_kind_of_source_counts_from_0_and_holds_its_own_images(
     assert some.ledger.bad == {"gone.png": "empty"} and some.provides == source.provides and some.size == 16
 
 
-def test_what_stands_in_for_an_unreadable_image_is_of_the_share_too(folder, tmp_path):
+def test_an_unreadable_image_is_replaced_by_one_of_the_same_fraction(folder, tmp_path):
     for path in folder.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     own = red(whole(draw_subset(sources.open(folder), 0.3, 0)))
@@ -96,7 +96,7 @@ def test_what_stands_in_for_an_unreadable_image_is_of_the_share_too(folder, tmp_
     assert red(whole(some)) == [*own[:2], own[3], *own[3:]] and f"{own[2]:03d}.png" in some.ledger.bad
 
 
-def test_a_run_on_a_share_sees_its_images_alone_and_is_revived_with_it(folder, tmp_path, monkeypatch):
+def test_a_run_on_a_fraction_sees_only_its_images_and_loads_with_them(folder, tmp_path, monkeypatch):
     seen: list[Batch] = []
     step = trainer.Trainer.step
     monkeypatch.setattr(
@@ -112,22 +112,22 @@ def test_a_run_on_a_share_sees_its_images_alone_and_is_revived_with_it(folder, t
     assert red(whole(made.source)) == own
 
 
-def test_a_run_on_a_share_goes_on_where_it_was_cut_off(tmp_path, monkeypatch):
-    asked = {"fraction": 0.4, **FAST}
+def test_an_interrupted_run_on_a_fraction_resumes_to_the_same_weights(tmp_path, monkeypatch):
+    settings = {"fraction": 0.4, **FAST}
     images = sources.open("synthetic:64:16").image
-    one = pretask.pretrain("neighbourhood_discovery", images, tmp_path / "whole", **asked)
-    note = logger.RunLogger.log_step
+    one = pretask.pretrain("neighbourhood_discovery", images, tmp_path / "whole", **settings)
+    log_step = logger.RunLogger.log_step
 
     def stop(self, progress, *rest):
         if progress.step == 3:
             raise KeyboardInterrupt
-        return note(self, progress, *rest)
+        return log_step(self, progress, *rest)
 
     monkeypatch.setattr(trainer, "SAVE_EVERY", 0.0)
     monkeypatch.setattr(logger.RunLogger, "log_step", stop)
     with pytest.raises(KeyboardInterrupt):
-        pretask.pretrain("neighbourhood_discovery", images, tmp_path / "cut", **asked)
-    monkeypatch.setattr(logger.RunLogger, "log_step", note)
+        pretask.pretrain("neighbourhood_discovery", images, tmp_path / "cut", **settings)
+    monkeypatch.setattr(logger.RunLogger, "log_step", log_step)
     with pytest.raises(UserError, match="26 images, but the array holds"):
         pretask.pretrain(None, images[:32], resume=tmp_path / "cut", quiet=True)
     two = pretask.pretrain(None, images, resume=tmp_path / "cut", quiet=True)
@@ -136,10 +136,10 @@ def test_a_run_on_a_share_goes_on_where_it_was_cut_off(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("share", "hint"),
+    ("fraction", "hint"),
     [("0", "above 0"), ("1.5", "above 0"), ("nan", "above 0"), ("0.005", "use at least 0.016")],
 )
-def test_a_share_that_is_none_is_one_line(share, hint, tmp_path, capsys):
+def test_invalid_fractions_are_refused_in_one_line(fraction, hint, tmp_path, capsys):
     words = [
         "pretrain",
         "rotnet",
@@ -148,19 +148,16 @@ def test_a_share_that_is_none_is_one_line(share, hint, tmp_path, capsys):
         "--out",
         str(tmp_path / "r"),
         "--fraction",
-        share,
+        fraction,
     ]
     assert main(words) == 2
-    told = capsys.readouterr().err.strip()
+    err = capsys.readouterr().err.strip()
     assert (
-        hint in told
-        and "--fraction" in told
-        and len(told.splitlines()) == 1
-        and not (tmp_path / "r").exists()
+        hint in err and "--fraction" in err and len(err.splitlines()) == 1 and not (tmp_path / "r").exists()
     )
 
 
-def test_of_a_stream_no_share_is_drawn():
+def test_a_fraction_of_a_stream_is_refused():
     rows = object.__new__(stream.Stream)
     rows.name = "rows"
     with pytest.raises(UserError, match="pretask prepare"):
@@ -173,8 +170,8 @@ def test_of_a_stream_no_share_is_drawn():
 LABEL = torch.arange(4).repeat_interleave(torch.tensor([1, 4, 30, 100]))[Rng(0).permutation(135)]
 
 
-def test_labels_are_drawn_class_by_class_by_the_seed_and_a_smaller_share_lies_within_a_larger_one():
-    few, more, every = (study.labels(LABEL, share, 0) for share in (0.01, 0.1, 1.0))
+def test_label_fractions_are_stratified_random_by_seed_and_nested():
+    few, more, every = (study.labels(LABEL, fraction, 0) for fraction in (0.01, 0.1, 1.0))
     assert LABEL[few].bincount().tolist() == [1, 1, 1, 1]
     assert LABEL[more].bincount().tolist() == [1, 1, 3, 10]
     assert set(few.tolist()) < set(more.tolist()) < set(every.tolist()) == set(range(135))
@@ -189,20 +186,22 @@ def features(seed: int = 0) -> tuple[Features, Features]:
     return made[0], made[1]
 
 
-def test_with_few_labels_the_probe_is_that_of_few_shots_and_with_all_that_of_evaluate():
+def test_with_few_labels_the_probe_equals_the_few_shot_probe():
     train, test = features()
     x, y = (f.stages["pool"] for f in (train, test))
     few = fewshot.draw(train.label, 3, 0, 0)
     expected = fewshot.fewshot(x, train.label, y, test.label, 4, 3, 0)[0]
     found = study.few_probed((train, test), few).correct
-    assert found is not None and (found != expected).sum() <= 1  # one may lie on the edge that rounding moves
+    assert (
+        found is not None and (found != expected).sum() <= 1
+    )  # rounding may change one prediction at the decision boundary
 
 
-@pytest.mark.parametrize("share", [0.02, 0.3])
-def test_what_has_no_label_has_no_say(share):
-    """Other labels of the images that are left out, and of the test set: the same answers."""
+@pytest.mark.parametrize("fraction", [0.02, 0.3])
+def test_omitted_and_test_labels_do_not_affect_predictions(fraction):
+    """Changed labels of the omitted training images and of the test set give the same predictions."""
     train, test = features()
-    few = study.labels(train.label, share, 0)
+    few = study.labels(train.label, fraction, 0)
     other = (train.label + 1) % 4
     other[few] = train.label[few]
     changed = Features(train.stages, other, train.classes, train.source)
@@ -215,7 +214,7 @@ def test_what_has_no_label_has_no_say(share):
     assert torch.equal(once, torch.ones(90).double())
 
 
-def test_fine_tuning_sees_the_labels_of_the_share_alone(monkeypatch):
+def test_fine_tuning_uses_only_the_labels_of_the_fraction(monkeypatch):
     source = sources.open_labeled("synthetic:120:16")
     few = study.labels(source.label, 0.1, 0)
     other = (source.label + 1) % 4
@@ -231,7 +230,7 @@ def test_fine_tuning_sees_the_labels_of_the_share_alone(monkeypatch):
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
 
 
-# ---- the whole
+# ---- the command
 
 
 def rows(found: dict, ask: str, **where) -> list[dict]:
@@ -240,7 +239,7 @@ def rows(found: dict, ask: str, **where) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def found(trained, tmp_path_factory):
-    """The JSON of all three questions, what was said beside it, and how often a network was fine-tuned."""
+    """The JSON of the three default questions, and the fine-tunings: (number of labels, layer decay)."""
     fits, real = [], finetune.fit
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(finetune, "STEPS", 3)
@@ -253,16 +252,16 @@ def found(trained, tmp_path_factory):
     return json.loads(made.to_json()), fits
 
 
-def test_the_three_questions_are_answered(found, trained):
+def test_the_three_default_questions_are_answered(found, trained):
     answer, fits = found
     assert list(answer["answers"]) == ["data", "labels", "change"] == list(study.USUAL)
     data = {(r["fraction"], r["images"], r["role"], r["metric"]) for r in rows(answer, "data")}
-    shares = ((0.0, 0, "untrained"), (0.5, 32, "run"), (1.0, 64, "run"))
-    assert data == {(*share, e) for share in shares for e in ("knn", "linear")}
+    fractions = ((0.0, 0, "untrained"), (0.5, 32, "run"), (1.0, 64, "run"))
+    assert data == {(*fraction, e) for fraction in fractions for e in ("knn", "linear")}
     labels = {(r["fraction"], r["images"], r["role"], r["metric"]) for r in rows(answer, "labels")}
     assert labels == {
-        (*share, role, e)
-        for share in ((0.001, 4), (0.5, 61), (1.0, 120))
+        (*fraction, role, e)
+        for fraction in ((0.001, 4), (0.5, 61), (1.0, 120))
         for role in ("run", "untrained")
         for e in ("linear", "finetune")
     }
@@ -274,24 +273,27 @@ def test_the_three_questions_are_answered(found, trained):
         top = 1 if row["metric"] == "cka" else 100
         assert 0 <= row["low"] <= row["value"] <= row["high"] <= top and row["n"] == 60
         assert row["name"] == ("rotnet" if row["role"] == "run" else "untrained resnet_small:width=8")
-    assert len(answer["answers"]["data"]["skipped"]) == 2  # shares smaller than a batch
+    assert len(answer["answers"]["data"]["skipped"]) == 2  # fractions smaller than a batch
     assert len(answer["answers"]["labels"]["skipped"]) == 1  # the same images as before
     both = finetune.DECAY, 1.0  # of the run, and of the network from scratch
-    fits = [fit for fit in fits if fit[0] != 64]  # trial steps, by which is said how long it takes
+    fits = [fit for fit in fits if fit[0] != 64]  # without the trial steps that estimate the duration
     assert fits == [
         (n, decay) for n in (4, 61, 120) for decay in both
-    ]  # those on all labels serve the change too
+    ]  # those on all labels also answer "change"
 
 
-def test_the_ends_of_the_curves_are_the_scores_of_evaluate(found, trained, monkeypatch):
-    monkeypatch.setattr(baselines, "SAMPLES", 2000)  # of k-means patches, which are not looked at here
+def test_fractions_0_and_1_equal_the_scores_of_evaluate(found, trained, monkeypatch):
+    monkeypatch.setattr(baselines, "SAMPLES", 2000)  # of k-means patches, which do not matter here
     train, test = (sources.open_labeled(spec) for spec in (DATA[1], DATA[3]))
     scores = protocol.evaluate(
         [pretask.load(trained).encoder], train, test, name="rotnet", progress=False, centers=8
     )
-    for share, role in ((1.0, "run"), (0.0, "untrained")):
+    for fraction, role in ((1.0, "run"), (0.0, "untrained")):
         for e in ("knn", "linear"):
-            row, expected = rows(found[0], "data", fraction=share, metric=e)[0], scores.get(role, e, "pool")
+            row, expected = (
+                rows(found[0], "data", fraction=fraction, metric=e)[0],
+                scores.get(role, e, "pool"),
+            )
             assert expected is not None and row["value"] == expected.value and row["low"] == expected.low
     for role in ("run", "untrained"):
         row, expected = (
@@ -301,7 +303,7 @@ def test_the_ends_of_the_curves_are_the_scores_of_evaluate(found, trained, monke
         assert expected is not None and row["value"] == expected.value
 
 
-def test_the_repeated_run_differs_in_its_share_alone_and_is_found_again(found, trained, monkeypatch):
+def test_the_repeated_run_differs_only_in_its_fraction_and_is_reused(found, trained, monkeypatch):
     part = trained / "study" / "fraction-0.5"
     one, two = run.load(trained).card, run.load(part).card
     assert two["settings"]["fraction"] == 0.5 and two["n"] == 32
@@ -312,9 +314,7 @@ def test_the_repeated_run_differs_in_its_share_alone_and_is_found_again(found, t
     assert "change" in again.answers and study.read(trained) == [again]
 
 
-def test_an_unchanged_network_is_wholly_like_itself_and_a_changed_one_is_compared_with_what_it_was(
-    trained, monkeypatch
-):
+def test_cka_is_1_for_an_unchanged_network_and_lower_for_a_changed_one(trained, monkeypatch):
     def same(net: Encoder, *_, **__):
         return finetune.Classifier(net, torch.nn.Linear(net.dim, 4)).eval()
 
@@ -322,21 +322,21 @@ def test_an_unchanged_network_is_wholly_like_itself_and_a_changed_one_is_compare
         torch.manual_seed(9)
         return same(encoders.build(net.name, 3, 16))
 
-    likeness = []
+    similarity = []
     for fit in (same, other):
         monkeypatch.setattr(finetune, "fit", fit)
         answer = study.study(trained, DATA[1], DATA[3], ask=["change"], progress=False).answers["change"]
-        likeness.append([row.value for row in answer.rows])
-    assert likeness[0] == pytest.approx([1.0] * 10, abs=1e-9) and max(likeness[1]) < 0.999
+        similarity.append([row.value for row in answer.rows])
+    assert similarity[0] == pytest.approx([1.0] * 10, abs=1e-9) and max(similarity[1]) < 0.999
 
 
-def test_json_stands_alone_is_kept_and_the_page_and_the_table_show_all(found, trained, capfd):
+def test_answers_are_in_json_on_disk_in_the_report_and_in_the_table(found, trained, capfd):
     assert main(["study", str(trained), *DATA, "--ask", "change", "--json"]) == 0
-    told = capfd.readouterr()
-    answer = json.loads(told.out)
+    shown = capfd.readouterr()
+    answer = json.loads(shown.out)
     assert answer == json.loads((trained / "study" / "synthetic-60-16.json").read_text())
     assert set(answer) == {"schema", "method", "data", "protocol", "answers", "cautions", "records"}
-    assert "report.html" in told.err and answer["cautions"][0].startswith("too short")
+    assert "report.html" in shown.err and answer["cautions"][0].startswith("too short")
     page = (trained / "report.html").read_text()
     for words in (
         "Pretraining on fewer images",
@@ -354,7 +354,7 @@ def test_json_stands_alone_is_kept_and_the_page_and_the_table_show_all(found, tr
     assert max(map(len, shown.splitlines())) <= 80
 
 
-def test_several_seeds_repeat_every_share(trained, tmp_path):
+def test_several_seeds_repeat_every_fraction(trained, tmp_path):
     made = study.study(trained, DATA[1], DATA[3], ask=["data"], fractions=[0.5], seeds=2, progress=False)
     row = made.answers["data"].rows[2]
     assert made.answers["data"].seeds == [0, 1] and row.fraction == 0.5 and len(row.values) == 2
@@ -362,14 +362,14 @@ def test_several_seeds_repeat_every_share(trained, tmp_path):
     assert other_seed.card["seed"] == 1 and other_seed.card["settings"]["fraction"] == 0.5
 
 
-def test_a_share_of_a_run_on_a_share_is_of_its_own_images(tmp_path):
+def test_a_fraction_of_a_run_on_a_fraction_is_a_subset_of_its_images(tmp_path):
     half = pretask.pretrain("rotnet", "synthetic:64:16", tmp_path / "half", fraction=0.5, **FAST)
     quarter = study.part(half, 0.5, None)
     both, less = (set(map(tuple, whole(r.source).image.flatten(1).tolist())) for r in (half, quarter))
     assert len(less) == 16 and less < both
 
 
-def test_what_only_looks_like_the_repeated_run_is_refused(trained, tmp_path):
+def test_a_repeated_run_with_another_fraction_is_refused(trained, tmp_path):
     made = pretask.pretrain("rotnet", "synthetic:64:16", tmp_path / "r", **FAST)
     pretask.pretrain(
         "rotnet", "synthetic:64:16", tmp_path / "r" / "study" / "fraction-0.5", fraction=0.4, **FAST
@@ -389,8 +389,8 @@ def test_a_card_without_a_fraction_is_refused(trained):
 
 
 @pytest.fixture(scope="module")
-def beside(trained) -> dict:
-    """The JSON of the run beside the same encoder pretrained with labels, and what each of those learned from."""
+def supervised(trained) -> dict:
+    """The JSON of the question "supervised", and `parts`: the data and number of steps of each supervised network."""
     parts, real = [], baselines.supervised
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(study, "CLASSES", (2, 3, 10))
@@ -407,8 +407,8 @@ def beside(trained) -> dict:
     return json.loads(made.to_json()) | {"parts": parts}
 
 
-def test_the_run_stands_beside_fewer_images_fewer_labels_and_fewer_classes(beside, trained):
-    found = {(r["axis"], r["at"], r["role"]) for r in rows(beside, "supervised")}
+def test_the_run_is_compared_on_fewer_images_labels_and_classes(supervised, trained):
+    found = {(r["axis"], r["at"], r["role"]) for r in rows(supervised, "supervised")}
     images = {
         ("images", 32, "run"),
         ("images", 61, "supervised"),
@@ -418,29 +418,29 @@ def test_the_run_stands_beside_fewer_images_fewer_labels_and_fewer_classes(besid
     labels = {("labels", n, role) for n in (61, 120) for role in ("run", "supervised")}
     classes = {("classes", k, role) for k in (2, 3, 4) for role in ("run", "supervised")}
     assert found == images | labels | classes
-    assert len(beside["answers"]["supervised"]["skipped"]) == 1  # a share smaller than a batch
+    assert len(supervised["answers"]["supervised"]["skipped"]) == 1  # a fraction smaller than a batch
     # each network is trained once, for as many images as the run saw
     steps = max(1, 6 * 16 // baselines.SUPERVISED.batch)
-    assert [(len(p), len(p.classes), s) for p, s in beside["parts"]] == [
+    assert [(len(p), len(p.classes), s) for p, s in supervised["parts"]] == [
         (61, 4, steps), (120, 4, steps), (120, 2, steps), (120, 3, steps)]  # fmt: skip
-    for e in ("knn", "linear"):  # the run is one and the same on the axes that are not its own
-        whole = rows(beside, "supervised", axis="images", at=64, role="run", metric=e)[0]["value"]
-        other = [r for r in rows(beside, "supervised", role="run", metric=e) if r["axis"] != "images"]
+    for e in ("knn", "linear"):  # on the other axes the run has the same scores
+        whole = rows(supervised, "supervised", axis="images", at=64, role="run", metric=e)[0]["value"]
+        other = [r for r in rows(supervised, "supervised", role="run", metric=e) if r["axis"] != "images"]
         assert {r["value"] for r in other} == {whole}
     part = run.load(trained / "study" / "fraction-0.5").card
-    assert part["n"] == 32  # kept, as for the question of data
+    assert part["n"] == 32  # reused from the question "data"
 
 
-def test_merged_classes_are_groups_of_whole_classes_of_about_as_many(beside):
+def test_classes_are_merged_whole_into_groups_of_about_equal_size(supervised):
     label = sources.open_labeled("synthetic:120:16").label
-    for part, groups in zip((p for p, _ in beside["parts"][2:]), (2, 3), strict=True):
+    for part, groups in zip((p for p, _ in supervised["parts"][2:]), (2, 3), strict=True):
         pairs = set(zip(label[part.index].tolist(), part.label.tolist(), strict=True))
         assert len(pairs) == 4 and {group for _, group in pairs} == set(range(groups))
         sizes = [sum(g == group for _, g in pairs) for group in range(groups)]
         assert max(sizes) - min(sizes) <= 1
 
 
-def test_with_all_labels_it_is_the_supervised_row_of_evaluate(beside, trained, monkeypatch):
+def test_supervised_with_all_labels_equals_the_supervised_row_of_evaluate(supervised, trained, monkeypatch):
     monkeypatch.setattr(baselines, "SAMPLES", 2000)
     train, test = (sources.open_labeled(spec) for spec in (DATA[1], DATA[3]))
     known = {"name": "rotnet", "progress": False, "centers": 8, "supervised_steps": 1}
@@ -448,47 +448,47 @@ def test_with_all_labels_it_is_the_supervised_row_of_evaluate(beside, trained, m
     for e in ("knn", "linear"):
         expected = scores.get("supervised", e, "pool")
         for axis, at in (("images", 120), ("labels", 120), ("classes", 4)):
-            row = rows(beside, "supervised", axis=axis, at=at, role="supervised", metric=e)[0]
+            row = rows(supervised, "supervised", axis=axis, at=at, role="supervised", metric=e)[0]
             assert expected is not None and row["value"] == expected.value
 
 
-def test_labels_that_are_left_out_teach_nothing():
+def test_omitted_labels_do_not_affect_supervised_training():
     source = sources.open_labeled("synthetic:120:16")
     few = study.labels(source.label, 0.1, 0)
     other = (source.label + 1) % 4
     other[few] = source.label[few]
     torch.manual_seed(0)
     net = encoders.build("resnet_small:width=4,stages=2", 3, 16)
-    taught = []
+    nets = []
     for label in (source.label, other):
         bench = study.Bench(sources.LabeledDataset(source.images, label, source.classes), source, False)
-        taught.append(study.supervised(study.Subject("x", net, 0, "run", bench), 0.1, 4, 2).encoder)
-    assert all(torch.equal(v, taught[1].state_dict()[k]) for k, v in taught[0].state_dict().items())
+        nets.append(study.supervised(study.Subject("x", net, 0, "run", bench), 0.1, 4, 2).encoder)
+    assert all(torch.equal(v, nets[1].state_dict()[k]) for k, v in nets[0].state_dict().items())
 
 
-def test_images_that_cannot_be_read_are_not_pretrained_on(monkeypatch):
+def test_unreadable_images_are_not_used_for_supervised_training(monkeypatch):
     source = sources.open_labeled("synthetic:120:16")
     monkeypatch.setattr(study, "readable", lambda _: torch.arange(60, 120))
     seen = []
     monkeypatch.setattr(baselines, "supervised", lambda net, part, *_, **__: seen.append(part) or net)
     net = encoders.build("resnet_small:width=4,stages=2", 3, 16)
     subject = study.Subject("x", net, 0, "run", study.Bench(source, source, False))
-    for share, groups in ((0.5, 4), (1.0, 2)):
-        study.supervised(subject, share, groups, 2)
+    for fraction, groups in ((0.5, 4), (1.0, 2)):
+        study.supervised(subject, fraction, groups, 2)
     few, every = seen
     assert few.index.min() >= 60 and torch.equal(few.label, source.label[few.index])
     assert every.index.tolist() == list(range(60, 120))
 
 
-def test_the_table_and_the_page_show_each_axis_by_itself(beside, trained, capfd):
-    assert main(["study", str(trained), *DATA, "--ask", "change"]) == 0  # the answer stays
+def test_the_table_and_the_report_show_each_axis_separately(supervised, trained, capfd):
+    assert main(["study", str(trained), *DATA, "--ask", "change"]) == 0  # earlier answers are kept
     shown = capfd.readouterr().out
     page = (trained / "report.html").read_text()
     for words in ("on fewer images", "with fewer labels", "with fewer classes", "supervised, linear"):
         assert words in shown and words in page
-    (kept,) = study.read(trained)  # other tests asked this run as well
-    skipped = [reason for answer in kept.answers.values() for reason in answer.skipped]
-    assert len(kept.answers["supervised"].skipped) == 1
+    (saved,) = study.read(trained)  # with the answers of other tests
+    skipped = [reason for answer in saved.answers.values() for reason in answer.skipped]
+    assert len(saved.answers["supervised"].skipped) == 1
     for reason in skipped:
         assert " ".join(shown.split()).count(reason) == skipped.count(reason)
 
@@ -497,7 +497,7 @@ MISTAKES = {
     "no run": (["study", "no/such/run", *DATA], "is not a run"),
     "timm": (["study", "timm:resnet18", *DATA], "is not a run"),
     "no labels": (["study", "RUN", "--data", "FOLDER"], "has no class folders"),
-    "share": (["study", "RUN", *DATA, "--fractions", "0.1", "2"], "--fractions 0.1 2.0 is out of range"),
+    "fraction": (["study", "RUN", *DATA, "--fractions", "0.1", "2"], "--fractions 0.1 2.0 is out of range"),
     "question": (["study", "RUN", *DATA, "--ask", "speed"], "speed"),
     "no question": (["study", "RUN", *DATA, "--ask"], "--ask"),
     "seeds": (["study", "RUN", *DATA, "--seeds", "0"], "--seeds 0"),
@@ -506,11 +506,11 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_one_line_and_code_2(mistake, trained, folder, tmp_path, capsys):
+def test_user_errors_are_one_line_with_exit_code_2(mistake, trained, folder, tmp_path, capsys):
     words, hint = MISTAKES[mistake]
     (tmp_path / "cut").mkdir()
     (tmp_path / "cut" / run.CARD).write_text((trained / run.CARD).read_text())
-    put = {"RUN": str(trained), "FOLDER": str(folder), "CUT": str(tmp_path / "cut")}
-    assert main([put.get(word, word) for word in words]) == 2
-    told = capsys.readouterr().err.strip()
-    assert hint in told and len(told.splitlines()) == 1
+    paths = {"RUN": str(trained), "FOLDER": str(folder), "CUT": str(tmp_path / "cut")}
+    assert main([paths.get(word, word) for word in words]) == 2
+    err = capsys.readouterr().err.strip()
+    assert hint in err and len(err.splitlines()) == 1

@@ -12,7 +12,7 @@ from pretask.runtime.console import console, say
 @dataclass(frozen=True)
 class Flags:
     """Colorize images with a run of colorization or color_proxy. Writes PNG files, a contact sheet, and a page on which
-    visitors guess which of two images is real. Color images are colorized from their lightness alone and scored against
+    visitors guess which of two images is real. Color images are colorized from their lightness and scored against
     their true colors."""
 
     data: str

@@ -16,7 +16,7 @@ DATA = {
     "tracked": "video",
     "depth": "scenes",
 }
-"""Batch.aux field -> data that a method needs beside plain images"""
+"""Batch.aux field -> data that a method needs in addition to images"""
 
 
 @dataclass(frozen=True)

@@ -48,8 +48,8 @@ def run(words: list[str]) -> None:
     with Display() as display:
         made = pretrain(job, on_log=display, report=True)
     if distributed.rank() == 0:
-        asked = parse_card(made.card)[1]
-        page = report(made.folder, asked.monitor, reading=asked.reading)
+        settings = parse_card(made.card)[1]
+        page = report(made.folder, settings.monitor, reading=settings.reading)
         took = (made.folder / "DONE").read_text().strip()
         say(f"wrote {made.folder} ({made.card['steps']} steps, {took}) and {page}")
         say(f"Next: pretask evaluate {shlex.quote(str(made.folder))} --data LABELED")
