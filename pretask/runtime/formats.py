@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from shlex import quote
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pretask import limits
 from pretask.errors import UserError
@@ -93,6 +93,8 @@ def type_errors(place: str, value: Any, hint: Any) -> list[str]:
 def fits(value: Any, hint: Any) -> bool:
     """Whether a plain value has a type. Unlike `limits.fits`, it also checks types that are not numbers."""
     kind, inside = get_origin(hint), get_args(hint)
+    if kind is Annotated:  # limits of numbers, or what the command line adds for its help
+        return fits(value, inside[0]) and limits.fits(value, hint)
     if kind in (Union, UnionType):
         return any(fits(value, each) for each in inside)
     if kind is dict:

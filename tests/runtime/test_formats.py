@@ -4,7 +4,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import cards
 import pytest
@@ -15,6 +15,7 @@ from pretask import data, encoders, methods
 from pretask.config import RunConfig
 from pretask.data import store
 from pretask.errors import UserError
+from pretask.limits import PositiveInt
 from pretask.runtime import formats
 from pretask.text import topics
 from pretask.train import checkpoint, run, weights
@@ -96,6 +97,15 @@ def test_an_older_file_names_the_conversion_and_a_newer_one_the_update(kept):
         "format 3" in (newer := refusal(path, document | {formats.KEY: 3}, read))
         and "update pretask" in newer
     )
+
+
+def test_an_annotation_does_not_loosen_a_type():
+    """The command line annotates optional fields for its help."""
+    hint = Annotated[str | None, "for the help"]
+    assert formats.fits("text", hint) and formats.fits(None, hint)
+    assert not formats.fits({"no": "such value"}, hint) and not formats.fits(3, hint)
+    positive = Annotated[PositiveInt | None, "for the help"]
+    assert formats.fits(3, positive) and formats.fits(None, positive) and not formats.fits(0, positive)
 
 
 # ---- the dataclasses of a card
