@@ -1,4 +1,4 @@
-"""Every benchmark runs from end to end on small inputs and tells what it measured; how fast is not judged here."""
+"""Every benchmark runs from end to end on small inputs and reports its measurements; no test depends on their size."""
 
 import importlib
 import json
@@ -55,8 +55,8 @@ class Bench:
         runpy.run_path(str(BENCH / f"{name}.py"), run_name="__main__")
         return self.capsys.readouterr().out
 
-    def told(self, name: str, *arguments: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        return judged(self.page(name, *arguments, "--json"))
+    def measure(self, name: str, *arguments: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        return parse(self.page(name, *arguments, "--json"))
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def bench(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
     return Bench(monkeypatch, capsys)
 
 
-def judged(page: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def parse(page: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """What --json prints, which must be all that is printed: the numbers and the goals."""
     found = json.loads(page)
     for goal in found["goals"]:
@@ -77,23 +77,25 @@ def judged(page: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 
 def test_throughput_from_memory(bench: Bench):
     pytest.importorskip("lightly")
-    numbers, (own, peer) = bench.told("throughput", *SMALL)
+    numbers, (own, peer) = bench.measure("throughput", *SMALL)
     assert list(numbers) == ["ours, images/s", "arithmetic, images/s", "LightlySSL, images/s"]
-    ours, limit, rival = numbers.values()  # of a single round, so that its ratios are those of the medians
+    ours, limit, reference = (
+        numbers.values()
+    )  # of a single round, so that its ratios are those of the medians
     assert own["value"] == pytest.approx(100 * ours / limit) and own["limit"] == 95
-    assert peer["value"] == pytest.approx(ours / rival) and peer["limit"] == 1.4
+    assert peer["value"] == pytest.approx(ours / reference) and peer["limit"] == 1.4
 
 
 def test_throughput_from_files_is_held_to_the_slower_of_decoding_and_arithmetic(bench: Bench):
     pytest.importorskip("lightly")
-    numbers, (own, peer) = bench.told("throughput", *SMALL, "--size", "96", "--folder")
+    numbers, (own, peer) = bench.measure("throughput", *SMALL, "--size", "96", "--folder")
     slower = min(numbers["arithmetic, images/s"], numbers["decoding, images/s"])
     assert own["value"] == pytest.approx(100 * numbers["ours, images/s"] / slower) and own["limit"] == 90
     assert peer["limit"] == 2.1
 
 
 def test_evaluation_against_the_classic_probe(bench: Bench):
-    numbers, (faster,) = bench.told("evaluate", *PROBES)
+    numbers, (faster,) = bench.measure("evaluate", *PROBES)
     assert numbers["images"] == "64 + 32" and numbers["stage"] in ("layer1", "layer2", "layer3", "pool")
     assert numbers["classic probe, s"] == pytest.approx(90 * numbers["classic probe, s per epoch"])
     assert faster["value"] == pytest.approx(numbers["classic probe, s"] / numbers["ours, s"])
@@ -114,13 +116,13 @@ def test_whole_commands_are_timed_in_units_of_matrix_products(bench: Bench):
 
 def test_growth_is_drawn(bench: Bench, tmp_path: Path):
     small = ["--images", "40", "80", "--features", "16", "32", "--out", str(tmp_path / "growth.svg")]
-    numbers, goals = bench.told("growth", *small)
+    numbers, goals = bench.measure("growth", *small)
     assert "80 images: kNN, s" in numbers and "32 features: few labels, s" in numbers
     assert len(goals) == 2 and "<svg" in (tmp_path / "growth.svg").read_text()
 
 
 def test_the_whole_classic_probe_is_compared_in_accuracy(bench: Bench):
-    numbers, (_, accuracy) = bench.told("evaluate", *PROBES, "--full")
+    numbers, (_, accuracy) = bench.measure("evaluate", *PROBES, "--full")
     assert accuracy["value"] == numbers["linear, %"] - numbers["classic probe after 90 epochs, %"]
 
 
@@ -130,14 +132,16 @@ def test_startup_and_memory():
         command, capture_output=True, text=True, timeout=300
     )  # its children import its main
     assert done.returncode == 0, done.stderr
-    numbers, (*_, opening, more) = judged(done.stdout)
+    numbers, (*_, opening, more) = parse(done.stdout)
     quarter, whole = numbers["peak on a quarter, MB"], numbers["peak on all, MB"]
     assert quarter > 100 and "400 files" in opening["what"]
     assert more["value"] == pytest.approx((whole - quarter) * 1e6 / 300)
 
 
 def test_the_share_of_the_collapse_monitor_is_its_checks_over_the_run(bench: Bench):
-    numbers, (share,) = bench.told("monitor", "--data", "synthetic:64", "--method", "rotnet", "--steps", "2")
+    numbers, (share,) = bench.measure(
+        "monitor", "--data", "synthetic:64", "--method", "rotnet", "--steps", "2"
+    )
     assert numbers["checks"] >= 2
     assert share["value"] == pytest.approx(
         100 * numbers["checks"] * numbers["seconds per check"] / numbers["run, s"]
@@ -147,18 +151,18 @@ def test_the_share_of_the_collapse_monitor_is_its_checks_over_the_run(bench: Ben
 def test_a_budget_is_compared_with_the_whole_process_and_not_measured_twice(bench: Bench, tmp_path: Path):
     words = ("--methods", "rotnet", "--loads", "middle", "--data", "synthetic:300:16")
     words += ("--seconds", "40", "--out", str(tmp_path))
-    numbers, (off,) = bench.told("budget", *words)
+    numbers, (off,) = bench.measure("budget", *words)
     took = numbers["rotnet, middle: seconds"]
     assert off["value"] == pytest.approx(100 * abs(took / 40 - 1)) and off["limit"] == 10
     assert numbers["rotnet, middle: steps"] > 3 and 1 <= numbers["rotnet, middle: entries"] <= 20
-    assert bench.told("budget", *words)[0] == numbers
+    assert bench.measure("budget", *words)[0] == numbers
 
 
 FUZZ = ("--images", "20", "--tables", "3", "--shards", "2", "--annotations", "2")
 
 
 def test_damaged_data_is_used_or_listed(bench: Bench, photos: Path):
-    numbers, goals = bench.told("fuzz", "--data", str(photos), *FUZZ)
+    numbers, goals = bench.measure("fuzz", "--data", str(photos), *FUZZ)
     assert numbers["images: used"] == 1 and numbers["tables: used"] + numbers["tables: refused"] == 3
     assert len(goals) == 12 and all(goal["met"] for goal in goals)
 
@@ -172,7 +176,7 @@ def test_crashes_and_records_that_are_lost_are_counted(bench: Bench, photos: Pat
 
     monkeypatch.setattr(Ledger, "skip", lost)
     monkeypatch.setattr(annotated, "load", crash)
-    numbers, goals = bench.told("fuzz", "--data", str(photos), *FUZZ, "--images", "40")
+    numbers, goals = bench.measure("fuzz", "--data", str(photos), *FUZZ, "--images", "40")
     found = {goal["what"]: goal["value"] for goal in goals}
     assert found["annotations: crash"] == 2 and "of a library" in numbers["annotations 0: crash"]
     assert found["images: unaccounted"] + found["images: crash"] == 2
@@ -216,13 +220,13 @@ def test_the_help_explains_what_is_measured(bench: Bench, name: str):
 
 
 def test_images_that_are_sorted_come_again_where_there_are_too_few(bench):
-    numbers, goals = bench.told("cluster", "--data", "synthetic:60:16", "--images", "80")
+    numbers, goals = bench.measure("cluster", "--data", "synthetic:60:16", "--images", "80")
     assert numbers["images"] == 80 and 0 <= numbers["NMI, %"] <= 100
     assert [goal["limit"] for goal in goals] == [10, 4]
 
 
 def test_what_puzzles_cost_is_a_share_of_a_step(bench):
-    numbers, goals = bench.told(
+    numbers, goals = bench.measure(
         "puzzles", "--encoder", "resnet_small:width=16", "--tiles", "18", "--rounds", "1"
     )
     assert len(goals) == 4
@@ -234,25 +238,25 @@ def test_what_puzzles_cost_is_a_share_of_a_step(bench):
 
 def test_what_many_classes_cost_is_weights_gradients_and_two_moments_of_each(bench):
     few = ("--encoder", "resnet_small:width=16", "--batch", "8", "--rounds", "1", "--seeds", "64", "640")
-    numbers, (share,) = bench.told("seeds", *few)
+    numbers, (share,) = bench.measure("seeds", *few)
     small, large = (numbers[f"{n} seeds: weights, gradients and AdamW, MB"] for n in (64, 640))
     assert large - small == pytest.approx(576 * 513 * 4 * 4 / 1e6)  # a row of 512 and its bias, four times
     assert share["value"] == pytest.approx(numbers["640 seeds: step, ms"] / numbers["64 seeds: step, ms"])
 
 
 def test_what_lab_costs_is_a_share_of_a_step(bench):
-    numbers, (share,) = bench.told("lab", "--rounds", "1")
+    numbers, (share,) = bench.measure("lab", "--rounds", "1")
     assert share["value"] == pytest.approx(100 * numbers["Lab, ms"] / numbers["step, ms"])
 
 
 def test_two_kills_lose_no_bit_and_are_not_made_again(bench: Bench, tmp_path: Path):
     words = ("--kills", "1", "--kinds", "kill", "term-moved", "--steps", "40", "--out", str(tmp_path))
-    numbers, goals = bench.told("kills", *words)
+    numbers, goals = bench.measure("kills", *words)
     assert numbers["kill: kills"] == numbers["term-moved: kills"] == 1
     assert [goal["value"] for goal in goals] == [0, 0] and all(goal["met"] for goal in goals)
     (kept,) = tmp_path.glob("*.jsonl")
     kept.write_text(kept.read_text().replace('"bits": 0', '"bits": 7'))
-    assert [goal["value"] for goal in bench.told("kills", *words)[1]] == [7, 7]
+    assert [goal["value"] for goal in bench.measure("kills", *words)[1]] == [7, 7]
 
 
 def test_every_bit_counts_in_whatever_it_is(bench: Bench):
