@@ -1,7 +1,7 @@
 """Compare the numbers of a commit with those of this checkout: weights of every recipe, scores of every kind of data.
 
 Examples: python bench/unchanged.py --against main~1
-          python bench/unchanged.py --against 11e42aa --resumed --steps 6
+          python bench/unchanged.py --against main~20 --resumed --steps 6
 
 Both versions run the same commands, each in its own process on one thread: every method and recipe trains a narrow encoder
 for a few steps in float32, and a run of each kind of data is scored. The script compares the losses, the tensors of
