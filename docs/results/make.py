@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Reproduce the measured results of this folder: train, score, store run cards and numbers, write the page.
+"""Reproduce the measured results of this folder: train, score, store run cards and numbers, write the pages.
 
     python docs/results/make.py EXPERIMENT … --data FOLDER [--runs runs/results]
-    python docs/results/make.py                              only the page and its pictures, from stored results
+    python docs/results/make.py                              only the pages and their pictures, from stored results
 
 FOLDER holds cifar10/, clustering/, detection/, imagenette224/, pairs/, rgbd/ and video/. The stored results of an EXPERIMENT are
 replaced; finished runs in --runs are reused. Each run takes about ten minutes on two cores, with nothing else running.
@@ -56,7 +56,7 @@ class Experiment:
     task: str = ""
     """task of `pretask transfer`; empty: `pretask evaluate`"""
     before: Sequence[str] = ()
-    """commands that made the images, as shown on the page"""
+    """commands that made the images, as shown on its page"""
 
     def pretrain(self, data: Path, run: Path) -> list[str]:
         path = place(self.train, data, run)
@@ -85,7 +85,7 @@ def main() -> None:
         )
     for name in args.experiment:
         make(name, EXPERIMENTS[name], args.data, args.runs)
-    page.write(HERE, [*EXPERIMENTS, "text_topic-folds"])
+    page.write(HERE)
 
 
 def make(name: str, experiment: Experiment, data: Path, runs: Path) -> None:
