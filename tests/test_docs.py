@@ -28,7 +28,7 @@ PAGES = [
     ROOT / "CONTRIBUTING.md",
     ROOT / "CHANGELOG.md",
     *sorted((ROOT / "docs").glob("*.md")),
-    ROOT / "docs" / "results" / "index.md",
+    *sorted((ROOT / "docs" / "results").rglob("index.md")),
 ]
 RESULTS = ROOT / "docs" / "results"
 PLANTED = "upside_down"
@@ -165,7 +165,7 @@ def test_every_verb_is_on_the_pages():
     assert shown >= set(commands.names())
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_python_on_a_page_can_be_read(page):
     for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
         compile(block, page.name, "exec")
@@ -191,7 +191,7 @@ def broken(page):
     return [t for t in local if t and t not in GENERATED and not (page.parent / t).exists()]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_and_pictures_of_a_page_exist(page):
     assert broken(page) == []
 
@@ -293,26 +293,59 @@ def page(monkeypatch):
     return importlib.import_module("page")
 
 
-def test_the_page_of_results_says_what_its_folders_hold(page, tmp_path):
-    for kept in filter(Path.is_dir, RESULTS.iterdir()):
-        shutil.copytree(kept, tmp_path / kept.name)
-    names = [
-        re.split(r"[/)]", link)[0]
-        for link in re.findall(r"\]\(([^)]*picture.svg)", (RESULTS / "index.md").read_text())
-    ]
-    page.write(tmp_path, names)
-    assert (tmp_path / "index.md").read_text() == (RESULTS / "index.md").read_text()
-    assert len(names) == len([kept for kept in RESULTS.iterdir() if (kept / "scores.json").exists()])
+def generated(folder):
+    """Relative path -> content of all pages of results, and the texts in the charts, whose other content depends on matplotlib."""
+    pages = {path.relative_to(folder): path.read_text() for path in folder.rglob("index.md")}
+    charts = folder.rglob("*.svg")
+    return pages | {
+        path.relative_to(folder): re.findall("<!-- (.*) -->", path.read_text()) for path in charts
+    }
 
 
-def test_the_table_of_the_readme_is_what_evaluate_prints(page):
+def test_the_pages_of_results_show_what_their_folders_hold(page, tmp_path):
+    written = shutil.ignore_patterns("index.md", "*.svg", "*.py", "__pycache__")
+    shutil.copytree(RESULTS, tmp_path, ignore=written, dirs_exist_ok=True)
+    page.write(tmp_path)
+    found = generated(tmp_path)
+    assert found == generated(RESULTS)
+    assert len(found) > 100
+
+
+def test_every_experiment_is_in_one_table_of_results_and_every_chart_is_shown():
+    text = (RESULTS / "index.md").read_text()
+    experiments = [path.parent.name for path in RESULTS.glob("*/scores.json")]
+    linked = re.findall(r"^\| \[[^]]+\]\(([^)/]+)/index.md\)", text, re.MULTILINE)
+    assert sorted(linked) == sorted(experiments)
+    charts = re.findall(r"\((charts/[^)]+)\)", text)
+    assert sorted(charts) == sorted(f"charts/{path.name}" for path in (RESULTS / "charts").iterdir())
+    assert len(charts) == len(re.findall("^## ", text, re.MULTILINE)) - 1  # "Other studies" has none
+
+
+def test_experiments_in_one_table_share_their_protocol():
+    """Written out here, from the stored files, independently of the grouping."""
+    sections = (RESULTS / "index.md").read_text().split("\n## ")[1:-1]
+    seen = []
+    for section in sections:
+        shared = set()
+        for name in re.findall(r"\]\(([^)/]+)/index.md\) \| \d", section):
+            data = json.loads((RESULTS / name / "scores.json").read_text())["data"]
+            card = json.loads((RESULTS / name / "run-s0.json").read_text())
+            of_data = [data.get(key) for key in ("task", "train", "n_train", "test", "n_test")]
+            shared.add((*of_data, *(card[key] for key in ("threads", "precision", "device"))))
+        (one,) = shared
+        seen.append(one)
+    assert len(set(seen)) == len(seen)
+
+
+def test_the_table_of_the_readme_is_what_evaluate_prints():
     """The first two blocks of the table, for the runs in the results."""
     from rich.console import Console
 
+    from pretask.evals import scores
     from pretask.reports import table
 
     console = Console(width=100, record=True, file=io.StringIO())
-    console.print(table.render(page.kept_scores.read(RESULTS / "simclr-cifar10" / "scores.json")))
+    console.print(table.render(scores.read(RESULTS / "simclr-cifar10" / "scores.json")))
     printed = [line.rstrip() for line in console.export_text().splitlines()]
     blocks = "\n".join(printed).split("\n\n")[:2]
     (shown,) = re.findall(r"```text\n(.*?)\n```", (ROOT / "README.md").read_text(), re.DOTALL)

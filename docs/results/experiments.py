@@ -154,11 +154,13 @@ def table(scores: Scores) -> list[str]:
 
 
 def cell(row: ScoreRow | None) -> str:
-    if row is None:
-        return "–"
-    stages = dict.fromkeys(c["stage"] for c in row.chosen if "stage" in c)
-    where = f" ({', '.join(stages)})" if stages else ""
-    return f"{spread(vars(row), 2 if row.metric == 'rmse' else 1)}{where}"  # meters
+    """The value and the chosen stages."""
+    stages = dict.fromkeys(c["stage"] for c in row.chosen if "stage" in c) if row else ()
+    return number(row) + (f" ({', '.join(stages)})" if stages else "")
+
+
+def number(row: ScoreRow | None) -> str:
+    return spread(vars(row), 2 if row.metric == "rmse" else 1) if row else "–"  # rmse: meters
 
 
 def spread(score: Row, places: int = 1) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import experiments
-from experiments import Experiment, cell, columns, reach, signed
+from experiments import Experiment, columns, number, reach, signed
 from matplotlib.figure import Figure
 from outdated import OUTDATED
 
@@ -197,7 +197,7 @@ def baseline(row: ScoreRow) -> str:
 
 
 def scores_of(experiment: Experiment, name: str, shown: Sequence[Measurement]) -> list[str]:
-    return [cell(experiment.scores.find(name, what)) for what in shown]
+    return [number(experiment.scores.find(name, what)) for what in shown]
 
 
 # ---- chart
@@ -205,8 +205,8 @@ def scores_of(experiment: Experiment, name: str, shown: Sequence[Measurement]) -
 
 def chart(group: Sequence[Experiment], path: Path) -> None:
     """Write an SVG: a row per experiment, with its main score, its untrained encoder and its baselines."""
-    labels = [textwrap.fill(label(experiment), 34) for experiment in group]
-    figure = Figure(figsize=(7, 1.2 + 0.3 * len(group)), layout="constrained")
+    labels = [textwrap.fill(label(experiment), 30) for experiment in group]
+    figure = Figure(figsize=(6.2, 1.2 + 0.34 * len(group)), layout="constrained")
     axes = figure.subplots()
     named = {}
     for y, experiment in enumerate(group):
@@ -222,7 +222,7 @@ def chart(group: Sequence[Experiment], path: Path) -> None:
         )
     axes.set(yticks=range(len(group)), yticklabels=labels, ylim=(len(group) - 0.5, -0.5))
     axes.set_xlabel(textwrap.fill(x_label(group[0]), 60))
-    axes.tick_params(axis="y", length=0)
+    axes.tick_params(axis="y", length=0, labelsize=9)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.grid(axis="x", color="#e6e6e6", lw=0.8)
     axes.set_axisbelow(True)
