@@ -400,10 +400,10 @@ def test_the_citation_file_has_what_its_format_asks_for():
 def test_the_picture_of_the_readme_is_small_and_shows_six_puzzles_on_photographs(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "docs"))
     poster = importlib.import_module("poster")
-    drawn = poster.strip()
+    drawn = poster.render_poster()
     kept = Image.open(poster.HERE)
     assert poster.HERE.stat().st_size < 300_000
-    assert len({shown.method for shown in poster.STRIP}) == 6
+    assert len({shown.method for shown in poster.EXAMPLES}) == 6
     assert kept.size == drawn.size
     assert kept.width >= 1200
     apart = ImageChops.difference(kept.convert("L"), drawn.convert("L"))

@@ -5,8 +5,8 @@
 
 FOLDER holds imagenette224/, and pairs/ for text_topic; rooms for cross_domain are rendered. "Before" is an older commit of this
 repository, checked out into a temporary folder. Runs have 300 steps (transformers: 1,500) at 96 px; one run per core is trained
-in parallel. Finished runs in --runs are reused. The results are written to changes/METHOD.json, and `make.py` adds them to the
-page.
+in parallel. Finished runs in --runs are reused. The results are written to changes/METHOD.json, and `make.py` writes
+their page.
 """
 
 import argparse

@@ -7,7 +7,7 @@ FOLDER holds cifar10/, clustering/ and imagenette224/. For each dataset, the scr
 untrained one. It draws 100, 250 and 1,000 training images 20 times, chooses k, penalty and stage from their labels by each
 rule, and scores all candidates on the test images. Regret is the difference in test accuracy between the best candidate in
 hindsight and the chosen one. Finished runs in --runs are reused, and encoders with results in choices/ are skipped; `make.py`
-adds the results to the page.
+writes their page.
 """
 
 import argparse

@@ -4,7 +4,7 @@
     python docs/results/clusters.py [SET …] --data FOLDER [--runs runs/clusters]
 
 FOLDER holds clustering/. Each run of JULE takes some minutes on one core. Finished runs in --runs are reused. The results
-are written to clusters/SET.json, and `make.py` adds them to the page.
+are written to clusters/SET.json, and `make.py` writes their page.
 """
 
 import argparse

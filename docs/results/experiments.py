@@ -124,7 +124,7 @@ def read(path: Path) -> Any:
 
 
 def deeper(text: str) -> str:
-    """Text of a stored result, written for the page of all results, for a page one folder below it."""
+    """Text of a stored result, written for the page of all results, adapted to a page one folder below it."""
     return text.replace("](../", "](../../").replace(
         "this page at commit", "the [results](../index.md) at commit"
     )

@@ -5,7 +5,7 @@
 
 FOLDER holds pairs/. One fifth has too few figures to distinguish encoders. The five folds cover all 669 figures, each scored
 with a run that has seen no figure of its section. Finished runs in --runs are reused. The results are written to
-text_topic-folds/, and `make.py` adds them to the page.
+text_topic-folds/, and `make.py` writes their page.
 """
 
 import argparse

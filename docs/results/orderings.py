@@ -4,7 +4,7 @@
     python docs/results/orderings.py [STUDY …] --data FOLDER [--runs runs/orderings]
 
 FOLDER holds cifar10/, detection/ and imagenette224/. One run per core is trained in parallel, for some minutes each. Finished
-runs in --runs are reused. The results are written to orderings/STUDY.json, and `make.py` adds them to the page.
+runs in --runs are reused. The results are written to orderings/STUDY.json, and `make.py` writes their page.
 """
 
 import argparse

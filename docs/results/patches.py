@@ -4,7 +4,7 @@
     python docs/results/patches.py --data FOLDER
 
 FOLDER holds cifar10/. Centers are fitted on 100 to 50,000 images of CIFAR-10, and their features are scored with the labels of
-these images on 2,000 test images. The results are written to patches/, and `make.py` adds them to the page; existing rows are
+these images on 2,000 test images. The results are written to patches/, and `make.py` writes their page; existing rows are
 not measured again. The script takes about half an hour on one core.
 """
 

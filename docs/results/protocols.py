@@ -103,11 +103,8 @@ def section(shared: Protocol, group: Sequence[Experiment]) -> list[str]:
         f"![Experiments with their 95 % intervals and baselines; {x_label(group[0])}]({shared.chart})\n",
         *table(group),
         "",
-        *([f"{OUTDATED_NOTE}\n"] if outdated else []),
+        *(["† measured before its [default recipe changed](changes/index.md)\n"] if outdated else []),
     ]
-
-
-OUTDATED_NOTE = "† measured before its [default recipe changed](changes/index.md)"
 
 
 # ---- rows

@@ -7,7 +7,7 @@ FOLDER holds cifar10/. The script trains networks for 500 steps with three seeds
 batch norm; the same with batch norms over eighths of the batch and keys shuffled among them (v1, sec. 3.3); and a small v1. Then
 it compares the loss of the same views with keys in the same eighth as their queries and with shuffled keys: the difference is the
 leak. Finished runs in --runs are reused. The script takes some minutes. The results are written to shuffling/cifar10.json, and
-`make.py` adds them to the page.
+`make.py` writes their page.
 """
 
 import argparse

@@ -7,7 +7,7 @@ FOLDER holds clustering/. A stack is pretrained with noise, without noise, or no
 all layers are trained with plain SGD on images without augmentation, and the weights with the lowest validation error are
 scored, as in lisa-lab/DeepLearningTutorials (code/SdA.py, code/logistic_sgd.py; there with batches of one image and a learning
 rate of 0.1). Finished runs in --runs are reused. The script takes about half an hour on one core. The results are written to
-stacks/mnist.json, and `make.py` adds them to the page.
+stacks/mnist.json, and `make.py` writes their page.
 """
 
 import argparse

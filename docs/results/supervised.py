@@ -5,7 +5,7 @@
 
 FOLDER holds cifar10/. The script trains one run of colorization as a proxy task on 8,000 images of CIFAR-10 and
 starts `pretask study --ask supervised`: two shorter runs on fractions of the images, and five networks pretrained with labels.
-Finished runs in --runs are reused. The results are written to supervised/cifar10.json, and `make.py` adds them to the page.
+Finished runs in --runs are reused. The results are written to supervised/cifar10.json, and `make.py` writes their page.
 """
 
 import argparse
