@@ -406,7 +406,7 @@ def test_only_dense_tasks_can_be_fine_tuned(tmp_path: Path):
         assert scores.path(made.folder).is_file() and scores.data["n_test"] == 20
     with pytest.raises(UserError, match="--finetune is for normals and depth"):
         pretask.transfer(made, "nowhere", task="detection", finetune=True)
-    with pytest.raises(UserError, match="in no steps; leave out --steps, or give --finetune"):
+    with pytest.raises(UserError, match="without steps; leave out --steps, or give --finetune"):
         pretask.transfer(made, "synthetic:20:32", steps=2, **known)
     with pytest.raises(UserError, match="leave out --supervised"):
         pretask.transfer(made, "synthetic:20:32", task="depth", finetune=True, supervised=True)

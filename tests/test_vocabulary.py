@@ -36,7 +36,7 @@ RETIRED = {
 """pattern of whole words -> what to write instead"""
 
 EXCEPTIONS = {
-    "tests/test_words.py": "this list",
+    "tests/test_vocabulary.py": "this list",
     "scripts/": "the names that older runs were written with",
     "tests/scripts/": "documents of older runs",
     "tests/old_runs/": "older runs",
