@@ -108,7 +108,7 @@ def ours(config: MethodConfig, fact: str, entry: Entry) -> Any:
         return groups(built(config), config, like)
     if fact.startswith("init.") and "of" in entry:
         first = dict(built(config).named_parameters())[entry["of"]].detach().float()
-        return first.std().item() if first.unique().numel() > 1 else first.flatten()[0].item()
+        return first.std().item() if first.min() < first.max() else first.flatten()[0].item()
     if fact == "schedule":
         return [[f, config.train.lr * lr_factor(config.train, f)] for f, _ in like]
     if fact == "schedule.weight_decay":
