@@ -46,7 +46,8 @@ def install(extras: str) -> None:
     if not (BIN / "python").exists():
         run(tool, "venv", "--quiet", "--python", sys.executable, ENV)
     python = BIN / "python"
-    run(tool, "pip", "install", "--quiet", "--python", python, "-c", "constraints.txt", "-e", f".[{extras}]")
+    options = ["--quiet", "--compile-bytecode", "--python", python, "-c", "constraints.txt"]
+    run(tool, "pip", "install", *options, "-e", f".[{extras}]")
 
 
 def main() -> None:

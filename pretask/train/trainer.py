@@ -36,7 +36,7 @@ from pretask.train.requirements import check_norms
 from pretask.types import AUX_FIELDS, Batch, Loss, Progress, Source, UserError
 
 if TYPE_CHECKING:
-    from lightning_fabric import Fabric
+    from pretask.runtime.lightning import Fabric
 
 SAVE_EVERY = 60.0
 """seconds between two checkpoints"""

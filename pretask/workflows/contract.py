@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor
 
 from pretask import encoders
@@ -24,6 +23,7 @@ from pretask.data import loader
 from pretask.methods import Method, MethodConfig
 from pretask.methods.base.context import Context
 from pretask.rng import Rng
+from pretask.runtime.lightning import Fabric
 from pretask.train import weights
 from pretask.train.logger import RunLogger
 from pretask.train.monitor import feature_stats

@@ -40,14 +40,13 @@ from pretask.workflows import resume as resuming
 from pretask.workflows.job import Job
 
 if TYPE_CHECKING:
-    from lightning_fabric import Fabric
+    from pretask.runtime.lightning import Fabric
 
 
 def build_fabric(settings: RunConfig, partial: bool, batch: int) -> "Fabric":
     """Lightning Fabric for these settings: one process, several on this machine, or many by torchrun."""
-    from lightning_fabric import Fabric  # slow to import, and not needed to read a run
-    from lightning_fabric.strategies.ddp import DDPStrategy
-    from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
+    # slow to import, and not needed to read a run
+    from pretask.runtime.lightning import DDPStrategy, Fabric, ModelParallelStrategy
 
     world = int(os.environ.get("WORLD_SIZE", "1"))
     # set by torchrun; Fabric's own launcher stays on one machine
