@@ -105,7 +105,7 @@ def test_signal_to_one_of_two_processes_saves_the_same_step_in_both(tmp_path):
 
 
 def test_folder_is_locked_by_one_run_and_released_after_a_kill(tmp_path):
-    going, again = started(tmp_path / "run", steps=10**6), [*COMMAND, "--resume", str(tmp_path / "run")]
+    going, again = started(tmp_path / "run", steps=10**5), [*COMMAND, "--resume", str(tmp_path / "run")]
     second = subprocess.run(again, capture_output=True, text=True, timeout=120)
     assert second.returncode == 2
     assert f"in use by another process (process {going.pid} on " in second.stderr
