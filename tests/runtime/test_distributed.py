@@ -72,7 +72,7 @@ def python(*words: str | Path) -> subprocess.CompletedProcess[str]:
         start_new_session=True,
     )
     try:
-        out, err = started.communicate(timeout=120)
+        out, err = started.communicate(timeout=300)
     finally:
         if started.poll() is None:
             os.killpg(started.pid, 9)
