@@ -217,12 +217,12 @@ class Both:
 
     def compare_training(self, recipe: str, encoder: str, steps: int) -> str:
         """The first difference of the runs of a recipe; "" if they are equal; LookupError if neither version can train it."""
-        out = recipe.replace(":", "-")
-        words = training_command(recipe, encoder, steps)
+        out, words = "", training_command(recipe, encoder, steps)
         answers: list[Answer] = []
-        for side in SIDES:
+        for side in SIDES:  # a version may accept smaller images than the other
+            out = f"{recipe.replace(':', '-')}-{side}"
             answers = self.pretask([*words, "--data", f"synthetic:64:{side}", "--out", out])
-            if any(answer.code != 2 for answer in answers):
+            if not any(answer.code for answer in answers):
                 break
         if differ := codes(answers):
             return differ
