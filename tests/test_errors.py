@@ -2,13 +2,14 @@
 
 import importlib.metadata
 import json
-import shutil
-import subprocess
+import re
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from pretask import errors
+from pretask.workflows import export
 
 ROOT = Path(__file__).parents[1]
 REQUIRES = [
@@ -66,18 +67,9 @@ def test_a_checkout_that_is_not_installed_is_named(monkeypatch):
     assert errors.install_command("hf") == f"pip install '{ROOT}[hf]'"
 
 
-@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
-def test_no_file_asks_users_to_install_pretask_from_an_index():
-    """The name on the index is not ours."""
-    listed = subprocess.run(
-        ["git", "ls-files", "pretask", "docs", "README.md"], cwd=ROOT, capture_output=True, text=True
-    )
-    if listed.returncode:
-        pytest.skip("not a checkout")
-    texts = {name: ROOT / name for name in listed.stdout.split() if name.endswith((".py", ".md", ".j2"))}
-    found = [
-        name
-        for name, path in texts.items()
-        if "pip install pretask" in (text := path.read_text()) or "pip install 'pretask[" in text
-    ]
-    assert not found
+def test_every_extra_that_is_offered_exists():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    sources = [path.read_text() for path in (ROOT / "pretask").rglob("*.py")]
+    offered = {name for text in sources for name in re.findall(r"install_command\([\"'](\w+)[\"']\)", text)}
+    offered |= {name for name, target in export.FORMATS.items() if target.packages}
+    assert len(offered) > 5 and offered <= extras.keys()

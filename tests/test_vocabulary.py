@@ -1,7 +1,6 @@
 """Words that the project has retired in favor of the field's own terms."""
 
 import re
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,6 +31,7 @@ RETIRED = {
     r"sisters?": "runs with other seeds",
     r"teacher_of|OfTwoViews|OfCrops|told_by|without_clue\w*": "ema_copy, TwoViewMethod, MultiCropMethod",
     r"data sets?": "dataset",
+    r"pip install '?pretask(?!\[scenes\] @)": "pip install '.[EXTRA]' or errors.install_command; the name on the index is not ours",
 }
 """pattern of whole words -> what to write instead"""
 
@@ -47,15 +47,13 @@ STREAMS = re.compile(r'"clues?"')
 
 
 def texts() -> list[Path]:
-    listed = subprocess.run(
-        ["git", "ls-files", *FOLDERS, *PAGES], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    if listed.returncode:
-        pytest.skip("not a checkout")
+    paths = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*")] + [
+        ROOT / name for name in PAGES
+    ]
     return [
-        ROOT / name
-        for name in listed.stdout.splitlines()
-        if name.endswith(TEXTS) and not name.startswith(tuple(EXCEPTIONS))
+        path
+        for path in paths
+        if path.suffix in TEXTS and not path.relative_to(ROOT).as_posix().startswith(tuple(EXCEPTIONS))
     ]
 
 
@@ -82,7 +80,15 @@ def test_no_retired_word_is_left():
 
 @pytest.mark.parametrize(
     "line",
-    ["def judge_pairs():", "class Judge:", "what the network is told", "isTold()", "two knobs", "A THING OF"],
+    [
+        "def judge_pairs():",
+        "class Judge:",
+        "what the network is told",
+        "isTold()",
+        "two knobs",
+        "A THING OF",
+        "pip install 'pretask[hf]'",
+    ],
 )
 def test_retired_words_are_found_in_prose_and_identifiers(line: str):
     assert list(found(line))

@@ -21,8 +21,8 @@ SHORTCUTS = ("edges", "JPEG grid", "fringes", "shading", "fine traces")
 @dataclass(frozen=True)
 class Study:
     title: str
-    finding: str
-    """one sentence for the list of studies"""
+    subject: str
+    """what it measures, for the list of studies; findings are on its page, with their intervals"""
     body: Callable[[Path], str]
     """folder of the stored results -> Markdown"""
     stored: str = ""
@@ -39,7 +39,7 @@ def write(folder: Path, name: str) -> None:
 
 def links() -> list[str]:
     """A list of all studies, as Markdown."""
-    return [f"- [{study.title}]({name}/index.md): {study.finding}" for name, study in STUDIES.items()]
+    return [f"- [{study.title}]({name}/index.md): {study.subject}" for name, study in STUDIES.items()]
 
 
 def read_all(folder: Path) -> list[Row]:
@@ -345,53 +345,53 @@ def speed(folder: Path) -> str:
 STUDIES = {
     "orderings": Study(
         "Orderings reported by the papers, at small scale",
-        "whether variants of a method rank as in its paper; most differences are within their intervals.",
+        "do variants of a method rank as in its paper?",
         orderings,
     ),
     "changes": Study(
         "Default recipes that changed",
-        "scores before and after recipes were aligned with papers and released code; no difference is significant.",
+        "scores before and after recipes were aligned with papers and released code.",
         changes,
     ),
     "stacks": Study(
         "Fine-tuned stacks",
-        "pretrained stacks have a lower test error on MNIST than stacks without pretraining, denoising ones the lowest.",
+        "test error on MNIST after fine-tuning, with denoising, without noise, and without pretraining.",
         stacks,
     ),
     "clusters": Study(
         "Clusters",
-        "clusters of JULE agree better with the labels of COIL-20 and MNIST than k-means and merging of raw pixels, on average.",
+        "agreement with the labels of COIL-20 and MNIST: JULE, k-means, and merging of raw pixels.",
         clusters,
     ),
     "choices": Study(
         "Model selection with few labels",
-        "with up to 1,000 labels, cross-validation chooses k, penalty and stage better than one held-out split.",
+        "how well one held-out split and cross-validation choose k, penalty and stage.",
         choices,
     ),
     "patches": Study(
         "k-means patches from few images",
-        "drawing every patch once and training in mini-batches takes a fraction of the time, at about the same accuracy.",
+        "time and accuracy, with patches drawn once or with repetition.",
         patches,
     ),
     "supervised": Study(
         "Comparison with supervised pretraining",
-        "supervised pretraining on a tenth of the labels gives better features of CIFAR-10 than a short run of color proxy.",
+        "a short run of color proxy, and the same network trained with all labels, with fewer, and with fewer classes.",
         supervised,
     ),
     "shuffling": Study(
         "Batch norms shared by queries and keys",
-        "shuffling MoCo's keys reduces the information that leaks through batch norms, with about the same kNN accuracy.",
+        "how much information leaks through batch norms in MoCo, with keys shuffled or not.",
         shuffling,
     ),
     "colorization": Study(
         "Colorization scores",
-        "predicted colors are closer to the true ones than gray if all colors count equally; over all pixels, few are.",
+        "similarity of predicted and true colors, at several temperatures.",
         colorization,
         stored="painting",
     ),
     "audits": Study(
         "Audits",
-        "which shortcuts explain the accuracy of context prediction and jigsaw: edges, and at 64 px the JPEG grid.",
+        "how much of a pretext task's accuracy each shortcut can explain.",
         audits,
     ),
     "speed": Study("Speed", "time and memory of training and scoring, compared with their goals.", speed),
