@@ -46,8 +46,8 @@ def install_command(extra: str) -> str:
     origin = json.loads(found.read_text("direct_url.json") or "{}")
     url = origin.get("url", "")
     if url.startswith("file:") and (path := Path(unquote(urlparse(url).path))).exists():
-        editable = "-e " * origin.get("dir_info", {}).get("editable", False)
-        return f"pip install {editable}{quote(f'{path}[{extra}]')}"
+        option = "-e " if origin.get("dir_info", {}).get("editable") else ""
+        return f"pip install {option}{quote(f'{path}[{extra}]')}"
     if vcs := origin.get("vcs_info"):
         source = f"pretask[{extra}] @ {vcs['vcs']}+{url}@{vcs['commit_id']}"
         return f"pip install {quote(source)}"
