@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from pretask.estimator import PretaskFeatures
     from pretask.reading import Reading
     from pretask.reports.report import report
-    from pretask.train.run import load
     from pretask.workflows.audit import audit
     from pretask.workflows.evaluate import evaluate
     from pretask.workflows.study import study
+    from pretask.workflows.subject import load
     from pretask.workflows.transfer import transfer
 
 __version__ = version("pretask")
@@ -42,7 +42,7 @@ _HOMES = {
     "audit": "pretask.workflows.audit",
     "embed": "pretask.api",
     "report": "pretask.reports.report",
-    "load": "pretask.train.run",
+    "load": "pretask.workflows.subject",
     "transfer": "pretask.workflows.transfer",
     "PretaskFeatures": "pretask.estimator",
     "Reading": "pretask.reading",

@@ -11,7 +11,7 @@ import numpy as np
 
 from pretask import data as sources
 from pretask import limits, methods
-from pretask.config import Changes, RunConfig
+from pretask.config import DEFAULT_INPUT, Changes, InputConfig, RunConfig, continued
 from pretask.data import in_memory
 from pretask.data.base import Images, canvas_fields
 from pretask.data.folder import with_all_splits
@@ -26,6 +26,7 @@ from pretask.types import UserError
 from pretask.workflows import embed as embedding
 from pretask.workflows import job as jobs
 from pretask.workflows import pretrain as pretraining
+from pretask.workflows.subject import encoder_of
 
 
 def pretrain(
@@ -42,6 +43,9 @@ def pretrain(
     fraction: float = 1.0,
     seed: int = 0,
     init: str | Path | None = None,
+    init_partial: bool = False,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
     monitor: str | Path | None = None,
     resume: str | Path | None = None,
     reading: Reading = DEFAULT_READING,
@@ -87,13 +91,17 @@ def pretrain(
             plan=Path(plan) if plan else None,
             fraction=fraction,
             seed=seed,
-            init=Path(init) if init else None,
+            init=str(init) if init else None,
+            init_partial=init_partial,
+            mean=mean,
+            std=std,
             monitor=str(monitor) if monitor else None,
             reading=reading,
         )
         kind = methods.recipe(method)
         chosen = config if isinstance(config, MethodConfig) else adjusted(kind(), config or {}, method)
-        trained = adjusted(chosen.train, train, "training")
+        recipe = continued(chosen.train) if init else chosen.train
+        trained = adjusted(recipe, train, "training")
         images = None if is_spec(data) else in_memory.from_array(data, size=size, reading=reading)
         job = jobs.fresh(method, settings, chosen, trained, images=images)
         return pretraining.pretrain(job, on_log=on_log)
@@ -106,17 +114,17 @@ def embed(
     *,
     stage: str = "pool",
     batch: PositiveInt = 256,
-    size: PositiveInt | None = None,
+    input: InputConfig = DEFAULT_INPUT,
     reading: Reading = DEFAULT_READING,
 ) -> np.ndarray:
     """(N, D) float32: frozen features of images, in their order; unreadable files have no row.
 
         x = pretask.embed("runs/rotnet-photos-s0", images)
 
-    `run` may also be "timm:NAME", for the weights published by timm; `data` is as in `pretrain`.
+    `run` may also be published weights, as in `evaluate`; `data` is as in `pretrain`.
     `pretask embed` writes the same features to disk, with file names, in constant memory.
     """
-    encoder = embedding.encoder_of(run, size)
+    encoder = encoder_of(run, input)
     return embedding.array(encoder, open_images(data, encoder, reading), stage, batch)
 
 

@@ -1,19 +1,24 @@
 """Configuration of a run besides the method's own hyperparameters: training, data, hardware."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from pretask.limits import (
     FractionBelowOne,
     NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
     PositiveFraction,
     PositiveInt,
     Seed,
     UnitInterval,
 )
 from pretask.reading import DEFAULT_READING, Reading
+
+CONTINUED_LR, CONTINUED_DECAY, CONTINUED_WARMUP = 0.1, 0.9, 0.1
+"""learning-rate factors of the encoder and from layer to layer, and fraction of the run for warmup, when it starts from weights"""
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,17 @@ class TrainConfig:
     """momentum of sgd and lars"""
     nesterov: bool = False
     """Nesterov momentum for sgd and lars"""
+    encoder_lr_scale: PositiveFloat = 1.0
+    """learning-rate factor of the encoder; heads have 1"""
+    layer_decay: PositiveFraction = 1.0
+    """learning-rate factor from each layer of the encoder to the one before it; 1: all layers have the same rate"""
+    freeze: NonNegativeInt = 0
+    """stages of the encoder, of four, that are not trained, from the input on"""
+    lora: NonNegativeInt = 0
+    """rank of low-rank adapters in a transformer's attention, the only part of the encoder that is then trained
+    (LoRA, arXiv:2106.09685); 0: none"""
+    pull: NonNegativeFloat = 0.0
+    """pull of the encoder toward its initial weights, decoupled like AdamW's weight decay (L2-SP, arXiv:1802.01483); 0: none"""
     weight_decay: NonNegativeFloat = 0.05
     """weight decay of weight matrices"""
     weight_decay_end: NonNegativeFloat | None = None
@@ -56,6 +72,17 @@ class TrainConfig:
     """maximum gradient norm; 0: no clipping"""
     cycles: PositiveInt = 1
     """number of times the learning-rate schedule runs, one after the other"""
+
+
+def continued(train: TrainConfig) -> TrainConfig:
+    """The recipe for continuing from given weights instead of random ones (`--init`): a warmup, and an encoder that moves less
+    than the new heads, its first layers least."""
+    return replace(
+        train,
+        encoder_lr_scale=min(train.encoder_lr_scale, CONTINUED_LR),
+        layer_decay=min(train.layer_decay, CONTINUED_DECAY),
+        warmup=max(train.warmup, CONTINUED_WARMUP),
+    )
 
 
 def lr_factor(train: TrainConfig, fraction: float) -> float:
@@ -112,8 +139,14 @@ class RunConfig:
     """fraction of the images to train on, drawn at random by the seed"""
     seed: Seed = 0
     """random seed of weights, data order and puzzles"""
-    init: Path | None = None
-    """weights to start from: a run's folder or an encoder.safetensors file"""
+    init: str | None = None
+    """weights to start from: a run, timm:NAME, ARCH@FILE, or a folder of timm or transformers; a FILE alone with --encoder"""
+    init_partial: bool = False
+    """accept weights that lack some of the encoder's tensors, which then keep their random values"""
+    mean: tuple[float, ...] | None = None
+    """mean of the input, from 0 to 1, one value or one per channel (default: that of the weights, or of the architecture)"""
+    std: tuple[PositiveFloat, ...] | None = None
+    """standard deviation of the input, likewise"""
     monitor: str | None = None
     """labeled images for an online kNN score; training never sees them"""
     workers: PositiveInt | None = None
@@ -127,6 +160,21 @@ class RunConfig:
     precision: Literal["auto", "bf16-mixed", "32-true"] = "auto"
     """number format; auto: bf16 where the hardware supports it natively"""
     reading: Reading = DEFAULT_READING
+
+
+@dataclass(frozen=True)
+class InputConfig:
+    """The input of published weights; runs have their own."""
+
+    size: PositiveInt | None = None
+    """image side in pixels, for published weights (default: the side that they were trained at; a run has its own)"""
+    mean: tuple[float, ...] | None = None
+    """mean of the input, from 0 to 1, one value or one per channel, for published weights (default: the architecture's)"""
+    std: tuple[PositiveFloat, ...] | None = None
+    """standard deviation of the input, likewise"""
+
+
+DEFAULT_INPUT = InputConfig()
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from pretask.train.run import Run
 from pretask.transforms.ranges import Range
 from pretask.types import UserError
 from pretask.workflows import embed
+from pretask.workflows.subject import encoder_of
 
 
 class PretaskFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -32,7 +33,7 @@ class PretaskFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
     resized to the encoder's size and channels. Otherwise `fit` only loads the encoder and stores the shape; a pickle
     contains the weights, so it does not need the run's folder.
 
-    `run`: a run's folder, a loaded run, an encoder, or "timm:NAME"
+    `run`: a run's folder, a loaded run, an encoder, "timm:NAME", "ARCH@FILE", or a folder of timm or transformers
     `stage`: stage of the encoder; feature maps are averaged over positions
     `batch`: images per forward pass
     """
@@ -55,7 +56,7 @@ class PretaskFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
             raise ValueError("PretaskFeatures needs run=, such as a run's folder or 'timm:resnet18'")
         try:
             limits.check_value("batch", self.batch, PositiveInt)
-            encoder = embed.encoder_of(self.run)
+            encoder = encoder_of(self.run)
             embed.check_stage(encoder, self.stage)
             held = in_memory.as_array(self._images(X, encoder))
             self.range_ = range_of("the array", held, encoder.range)

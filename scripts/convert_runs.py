@@ -22,7 +22,7 @@ from pretask.text import topics
 from pretask.train import checkpoint, run, weights
 from pretask.workflows import audit
 
-# ---- changes since format 1
+# ---- changes since formats 1 and 2; those of format 1 do not apply to a file of format 2, which has the new names already
 #
 # A key is the path of an old name ("settings.watch"); its value is only the last part in the new format ("monitor").
 # FIELDS has the fields of each kind of file. The following are per method: CONFIG has the fields of its Config ("*": of all methods),
@@ -254,7 +254,22 @@ VALUES: dict[str, dict[str, dict[Any, Any]]] = {
         }
     },
 }
-ADDED: dict[str, dict[str, Any]] = {"run.json": {"fingerprint": None, "monitor_fingerprint": None}}
+ADDED: dict[str, dict[str, Any]] = {
+    "run.json": {
+        "fingerprint": None,
+        "monitor_fingerprint": None,
+        # since format 2
+        "loaded": None,
+        "settings.init_partial": False,
+        "settings.mean": None,
+        "settings.std": None,
+        "train.encoder_lr_scale": 1.0,
+        "train.freeze": 0,
+        "train.layer_decay": 1.0,
+        "train.lora": 0,
+        "train.pull": 0.0,
+    }
+}
 FILES: dict[str, str] = {"watch.jsonl": "monitor.jsonl"}
 
 
@@ -290,7 +305,13 @@ def converted(
     """The content of a file of one kind in the new format."""
     table = FIELDS[kind] | dict(names or {})
     new = renamed(document, table, VALUES.get(kind, {}))
-    return {formats.KEY: formats.FORMAT} | ADDED.get(kind, {}) | new
+    for path, value in ADDED.get(kind, {}).items():
+        *parents, name = path.split(".")
+        part = new
+        for parent in parents:
+            part = part.get(parent, {})
+        part.setdefault(name, value)
+    return {formats.KEY: formats.FORMAT} | {name: value for name, value in new.items() if name != formats.KEY}
 
 
 def card_of(document: Mapping[str, Any]) -> dict[str, Any]:

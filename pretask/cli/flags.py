@@ -16,6 +16,8 @@ from pretask import limits
 from pretask.errors import UserError
 
 T = TypeVar("T")
+WEIGHTS = "RUN, timm:NAME or ARCH@FILE"
+"""what the first word of a command that takes any weights may be"""
 
 
 def subject(words: Sequence[str], verb: str, what: str, flags: type[T]) -> tuple[str, T]:
@@ -33,15 +35,15 @@ def opening(words: Sequence[str], verb: str, what: str) -> tuple[str | None, lis
     return words[0], list(words[1:])
 
 
-def method_flags(method: str, own: type, trained: bool = False) -> type[Any]:
-    """The flags of a command (`run`), a method's hyperparameters (`method`) and, if `trained`, those of training (`train`)."""
+def method_flags(method: str, own: type, train: Any = None) -> type[Any]:
+    """The flags of a command (`run`), a method's hyperparameters (`method`) and, given their defaults, those of training."""
     from pretask import methods
     from pretask.config import TrainConfig
 
     config = methods.recipe(method)
     fields: list[Any] = [("run", own), ("method", config, dataclasses.field(default_factory=config))]
-    if trained:
-        fields.append(("train", TrainConfig, dataclasses.field(default=config.train)))
+    if train is not None:
+        fields.append(("train", TrainConfig, dataclasses.field(default=train)))
     made = dataclasses.make_dataclass("Flags", fields, frozen=True)
     made.__doc__ = own.__doc__
     return made

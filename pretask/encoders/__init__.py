@@ -9,8 +9,9 @@ pixel mean and standard deviation of those weights: ImageNet's, where the plain 
 
 import ast
 import difflib
+import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -67,6 +68,12 @@ class Encoder(nn.Module):
     @property
     def dim(self) -> int:
         return self.widths["pool"]
+
+    def normalize_by(self, mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
+        """Normalize the input by other statistics, one number or one for each channel; None: unchanged."""
+        for own, new in ((self.mean, mean), (self.std, std)):
+            if new is not None:
+                own.copy_(torch.tensor(match_channels(tuple(new), len(own))).view(-1, 1, 1))
 
     @torch.no_grad()
     def side(self, fraction: float) -> int:
@@ -161,9 +168,8 @@ class BuildError(UserError):
     """A network cannot be built with these arguments, or for images of this size."""
 
 
-def build(spec: str, channels: int = 3, size: int = 224, pretrained: bool = False) -> Encoder:
-    """The encoder named by `spec`, for images of `channels` x `size` x `size`, randomly initialized unless
-    `pretrained`.
+def build(spec: str, channels: int = 3, size: int = 224) -> Encoder:
+    """The encoder named by `spec`, for images of `channels` x `size` x `size`, randomly initialized.
 
     A transformer is built for this image size. Raises UserError for an unknown name, and for images that are
     too small, with the smallest side that the network accepts.
@@ -171,7 +177,7 @@ def build(spec: str, channels: int = 3, size: int = 224, pretrained: bool = Fals
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Initializing zero-element tensors")  # the error below says so
-            return create(spec, channels, size, pretrained)
+            return create(spec, channels, size)
     except BuildError:
         with warnings.catch_warnings(action="ignore"):
             least = smallest_side(spec, channels, size)
@@ -210,7 +216,7 @@ def smallest_accepted(takes: Callable[[int], bool], start: int) -> int | None:
     return high
 
 
-def create(spec: str, channels: int, size: int, pretrained: bool = False) -> Encoder:
+def create(spec: str, channels: int, size: int) -> Encoder:
     """As `build`, but raises BuildError with the library's message if the images are not accepted."""
     name, arguments = parse(spec)
     sees = arguments.pop("sees", "")
@@ -232,7 +238,6 @@ def create(spec: str, channels: int, size: int, pretrained: bool = False) -> Enc
             raise UserError(f"unknown encoder {name!r}; {hint}")
         net = timm.create_model(
             name,
-            pretrained=pretrained,
             num_classes=0,
             in_chans=inner,
             **size_arguments(name, size),
@@ -271,11 +276,19 @@ def with_sees(spec: str, sees: str) -> str:
     return f"{spec}{',' if ':' in spec.removeprefix('timm:') else ':'}sees={sees}" if sees else spec
 
 
+def with_dynamic_size(spec: str) -> str:
+    """`spec` of a transformer with a fixed token grid for images of any size; any other spec as it is."""
+    name, arguments = parse(spec)
+    if name in classic.NETS or not size_arguments(name, 1) or "dynamic_img_size" in arguments:
+        return spec
+    return f"{spec}{',' if arguments else ':'}dynamic_img_size=True"
+
+
 def parse(spec: str) -> tuple[str, dict[str, Any]]:
     """ "name:key=value,…" -> (name, {key: value}); values are Python literals or plain words."""
     name, _, rest = spec.removeprefix("timm:").partition(":")
     arguments: dict[str, Any] = {}
-    for part in filter(None, rest.split(",")):
+    for part in filter(None, re.split(r",(?![^(\[]*[)\]])", rest)):  # commas that are not in brackets
         key, equals, value = part.partition("=")
         if not equals:
             raise UserError(f"encoder {spec!r}: {part!r} should read key=value")
@@ -295,5 +308,5 @@ def size_arguments(name: str, size: int) -> Mapping[str, Any]:
 
 
 def match_channels(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
-    """Statistics of three channels for `channels` channels; another number gets their mean."""
+    """Statistics of three channels, or one for all, for `channels` channels; another number gets their mean."""
     return values if channels == len(values) else (sum(values) / len(values),) * channels

@@ -7,9 +7,10 @@
 import copy
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -128,6 +129,7 @@ def evaluate(
     role: Role = "run",
     seeds: Sequence[int] = (0,),
     untrained: Sequence[Encoder] = (),
+    published: Mapping[str, Encoder] = MappingProxyType({}),
     heads: Sequence[text_retrieval.Head] = (),
     seed: int = 0,
     supervised_steps: int | None = None,
@@ -143,8 +145,8 @@ def evaluate(
     """Score the encoders of runs that differ only in their seed, and the baseline rows of every table.
 
     `untrained` are the encoders at the start of their runs, for the untrained row; by default they are initialized anew
-    with `seeds`, the seeds of the runs, as the supervised encoders are (with `supervised_steps`). `heads` are the topic
-    heads of runs that predict topics. `seed` is for the split, the few-shot draws and k-means. Without `test`, a fifth of
+    with `seeds`, the seeds of the runs, as the supervised encoders are (with `supervised_steps`). `published` are frozen encoders that the runs started or learned from, by the
+    names of their rows. `heads` are the topic heads of runs that predict topics. `seed` is for the split, the few-shot draws and k-means. Without `test`, a fifth of
     each class is set aside; for multi-label images, which multilabel.py scores, a fifth of all images. `finetune`,
     `nonlinear` and `svm` add the scores of the modules of these names, for the encoders and the untrained ones.
     `on_features` is called with the images for the report (`test`, or all images without it) and their pooled features
@@ -191,6 +193,8 @@ def evaluate(
     def entries() -> Iterator[Entry]:
         first, pairs = encoders[0].name, list(zip(encoders, seeds, strict=True))
         yield Entry(name, role, seeds, encoders)
+        for title, net in published.items():
+            yield Entry(title, "published", [seed], [net])
         yield untrained_entry(encoders, seeds, untrained)
         yield Entry(baselines.Pixels.name, "pixels", [seed], [baselines.Pixels()])
         patches = (baselines.patches(train, centers, s) for s in [seed])

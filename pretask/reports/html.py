@@ -19,7 +19,7 @@ from pretask.reports.features import Neighbor
 from pretask.reports.study_plots import Answer
 from pretask.reports.table import DECIMALS, brief
 from pretask.reports.topics import TopicTable
-from pretask.reports.verdict import sentences
+from pretask.reports.verdict import against_published, sentences
 from pretask.runtime import files
 from pretask.train import run as runs
 from pretask.viz.page import load_template
@@ -94,7 +94,7 @@ def write(
         hits=hits(neighbors),
         map=map,
         tables=tables(rows),
-        meaning=[sentence for each in scores for sentence in sentences(each)],
+        meaning=[text for each in scores for text in (*sentences(each), *against_published(each))],
         lead=lead(rows),
         audit=audit,
         shortcuts=shortcuts,

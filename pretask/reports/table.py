@@ -12,7 +12,7 @@ from rich.text import Text
 from pretask.evals import fewshot, finetune, text_retrieval, track_retrieval
 from pretask.evals.confidence import Interval
 from pretask.evals.scores import Difference, Measurement, Row, Scores
-from pretask.reports.verdict import sentences
+from pretask.reports.verdict import against_published, sentences
 from pretask.workflows.audit import Audit
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def render(scores: Scores) -> Group:
     for columns in BLOCKS:
         if there := {what: heading for what, heading in columns.items() if measured_in(scores, what)}:
             parts += [block(scores, there), Text()]
-    meaning = [Text(sentence) for sentence in sentences(scores)]
+    meaning = [Text(each) for each in (*sentences(scores), *against_published(scores))]
     parts += [*meaning, Text()] if meaning else []
     return Group(*parts, *(Text(note, style="dim") for note in notes(scores)))
 

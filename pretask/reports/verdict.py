@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 
+import numpy as np
+
 from pretask.evals.scores import Difference, Measurement, Role, Scores
 
 HEADLINES = {
@@ -15,6 +17,8 @@ HEADLINES = {
 """the scores that get a sentence"""
 BASELINES: tuple[Role, ...] = ("untrained", "pixels", "patches")
 """rows without any pretraining"""
+FEW = 10
+"""labels a class at which runs and published weights are compared"""
 
 
 def sentences(scores: Scores) -> Iterator[str]:
@@ -25,6 +29,41 @@ def sentences(scores: Scores) -> Iterator[str]:
         if own is not None and against:
             strongest = min(against, key=lambda d: d.value)
             yield f"{name} {own.value:.1f} %: {compared(strongest)}."
+
+
+def against_published(scores: Scores) -> Iterator[str]:
+    """Whether a run is better than the frozen weights that it started or learned from, and what that is worth in labels."""
+    for what, name in HEADLINES.items():
+        for d in scores.differences:
+            if d.key == what.key and d.minus_role == "published":
+                yield f"{name} compared with {d.minus}: training {effect(d)}."
+    for title in dict.fromkeys(d.minus for d in scores.differences if d.minus_role == "published"):
+        if worth := label_equivalent(scores, title):
+            yield worth
+
+
+def effect(d: Difference) -> str:
+    """ "helped, +4.2 points [1.0, 7.4]"; "harmed"; "can't be told to help or harm" if the interval includes 0."""
+    if d.low is None or d.high is None:
+        return f"changed it by {d.value:+.1f} points, without an interval"
+    said = "helped" if d.low > 0 else "harmed" if d.high < 0 else "cannot be told to help or to harm"
+    return f"{said}, {d.value:+.1f} points [{d.low:+.1f}, {d.high:+.1f}]"
+
+
+def label_equivalent(scores: Scores, published: str) -> str:
+    """How many labels the published weights alone need to equal the run with a few; "" without few-shot scores."""
+    own = {row.shots: row.value for row in scores.rows if row.role == "run" and row.metric == "few-shot"}
+    other = {
+        row.shots: row.value for row in scores.rows if row.name == published and row.metric == "few-shot"
+    }
+    shots = sorted(s for s in own if s is not None and s in other)
+    if len(shots) < 2:
+        return ""
+    few = max((s for s in shots if s <= FEW), default=shots[0])
+    curve = np.maximum.accumulate([other[s] for s in shots])  # more labels are not worse
+    needed = np.exp(np.interp(own[few], curve, np.log(shots)))
+    bound = "more than " if own[few] > curve[-1] else "fewer than " if own[few] < curve[0] else ""
+    return f"With {few} labels a class it reaches {own[few]:.1f} %; {published}, reach that with {bound}{needed:.3g} labels a class."
 
 
 def compared(d: Difference) -> str:

@@ -17,9 +17,9 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 from pretask import limits
 from pretask.errors import UserError
 
-KEY, FORMAT = "format", 2
-"""incremented whenever a field of any file gets another name or meaning; files of format 1 have no number.
-scripts/convert_runs.py converts older files"""
+KEY, FORMAT = "format", 3
+"""incremented whenever a field of any file gets another name or meaning; files of format 1 have no number; format 3 adds what runs
+with --init need. scripts/convert_runs.py converts older files"""
 RANGE = dict[Literal["integers", "floats"], tuple[float, float]]
 """the type of a Range in JSON"""
 

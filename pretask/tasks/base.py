@@ -8,6 +8,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 import numpy as np
@@ -160,12 +161,15 @@ def transfer(
     name: str,
     seeds: Sequence[int],
     untrained: Sequence[Encoder],
+    role: Role = "run",
+    published: Mapping[str, Encoder] = MappingProxyType({}),
     plan: Plan,
     supervised_steps: int | None = None,
 ) -> tuple[Scores, TaskResult]:
     """The scores of all rows, and the result of the first run.
 
-    `encoders` are those of runs that differ only in their seed, and `untrained` are the same at the start of their runs.
+    `encoders` are those of runs that differ only in their seed, and `untrained` are the same at the start of their runs;
+    `published` are encoders that they started or learned from, by the names of their rows.
     Without `test`, a fifth of the images is set aside, or each fifth in turn.
     """
     train, test = split_off_test(train, plan.seed) if test is None else (train, test)
@@ -174,13 +178,17 @@ def transfer(
     first = encoders[0].name
     image_labels = None if supervised_steps is None else task.image_labels(train, encoders[0], plan)
     labeled = None if image_labels is None else labeled_images(*image_labels)
-    trained_rows = 2 if plan.finetune or not task.can_finetune else 0  # rows of networks trained on the task
+    trained_rows = (
+        2 + len(published) if plan.finetune or not task.can_finetune else 0
+    )  # rows of networks trained on the task
     trained_rows += supervised_steps is not None and (trained_rows > 0 or labeled is None)
     announce(training_work(task, encoders, train, test, plan, trained_rows, labeled, supervised_steps))
 
     def rows() -> Iterator[tuple[str, Role, Iterator[Encoder], bool]]:
         """Name, role and encoders of each row, and whether the encoders are fine-tuned on the task."""
-        yield name, "run", iter(encoders), plan.finetune
+        yield name, role, iter(encoders), plan.finetune
+        for title, net in published.items():
+            yield title, "published", iter([net]), plan.finetune
         yield f"untrained {first}", "untrained", iter(untrained), plan.finetune
         if supervised_steps is None:
             return
@@ -200,7 +208,9 @@ def transfer(
         began = time.perf_counter()
         plans = [replace(plan, run=s, finetune=finetune) for s in seeds]
         roles[row] = role
-        results[row] = [task.evaluate(net, train, test, p) for net, p in zip(nets, plans, strict=True)]
+        results[row] = [
+            task.evaluate(net, train, test, p) for net, p in zip(nets, plans, strict=False)
+        ]  # published: one
         seconds[row] = round(time.perf_counter() - began, 1)
     if (floor := task.floor(train, test, plan)) is not None:
         roles[floor[0]] = "floor"

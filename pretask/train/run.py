@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pretask.data.ledger import Ledger
+from pretask.encoders.saved import SHAPE, load_encoder
 from pretask.limits import NonNegativeInt, PositiveInt, Seed
 from pretask.runtime import files, formats
-from pretask.train import checkpoint
-from pretask.train.weights import SHAPE, load_encoder
+from pretask.train import checkpoint, continuing
 from pretask.transforms.ranges import Range
 from pretask.types import Source, UserError
 
@@ -50,6 +50,7 @@ FIELDS: formats.Fields = {
     "commit": str | None,
     "command": str | None,
     "started": str,
+    "loaded": str | None,
     "fingerprint": str | None,
     "monitor_fingerprint": str | None,
 }
@@ -115,9 +116,19 @@ class Run:
 
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.card["seed"])
-            encoder = self.build_method().export().eval()
+            encoder = continuing.merged(self.build_method().export()).eval()
         encoder.range = self.card_source.range
         return encoder
+
+    @cached_property
+    def initial(self) -> "Encoder | None":
+        """The encoder with the weights of `--init` that it started from; None without."""
+        if not (self.folder / continuing.INITIAL).is_file():
+            return None
+        encoder = build_encoder(self.card, self.folder / CARD)
+        continuing.load_initial(encoder, self.folder)
+        encoder.range = self.card_source.range
+        return encoder.eval()
 
     def build_method(self) -> "Method[Any]":
         """The method with newly initialized weights."""
@@ -203,6 +214,15 @@ def parse_card(card: Mapping[str, Any], path: Path | str = CARD) -> tuple[str, A
 
 def build_method(card: Mapping[str, Any], path: Path | str = CARD) -> "Method[Any]":
     """The method of a card, with newly initialized weights."""
-    _, _, config, _ = parse_card(card, path)
-    images = CardSource(card)
-    return config.build(config.build_encoder(card["encoder"], images), images)
+    _, _, config, train = parse_card(card, path)
+    encoder = build_encoder(card, path)
+    continuing.prepare(encoder, train)
+    return config.build(encoder, CardSource(card))
+
+
+def build_encoder(card: Mapping[str, Any], path: Path | str = CARD) -> "Encoder":
+    """The encoder of a card, with newly initialized weights."""
+    _, settings, config, _ = parse_card(card, path)
+    encoder = config.build_encoder(card["encoder"], CardSource(card))
+    encoder.normalize_by(settings.mean, settings.std)
+    return encoder

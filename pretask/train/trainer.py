@@ -22,13 +22,14 @@ from pretask import methods
 from pretask.config import TrainConfig, lr_factor, weight_decay_factor
 from pretask.data import loader
 from pretask.encoders import fast_conv
+from pretask.encoders.layers import trained_encoder
 from pretask.errors import Stopped
 from pretask.methods.base.context import Context, Finished
 from pretask.methods.base.method import Method
 from pretask.rng import Rng
 from pretask.runtime import distributed, files, signals
 from pretask.runtime.device import attention_kernel
-from pretask.train import checkpoint
+from pretask.train import checkpoint, continuing
 from pretask.train.logger import RunLogger
 from pretask.train.pacing import Budget, Pace
 from pretask.train.plan import Plan
@@ -100,6 +101,7 @@ class Trainer:
         self.optimizers: list[Optimizer] = method.optimizers(train)
         for group in (g for o in self.optimizers for g in o.param_groups):
             group |= {"peak": group["lr"], "decay": group["weight_decay"]}
+        self.pull = continuing.Pull(trained_encoder(method), train.pull) if train.pull else None
         self.fabric_optimizers: list[Any] = [fabric.setup_optimizers(o) for o in self.optimizers]
 
     # ---- one step
@@ -123,6 +125,9 @@ class Trainer:
                 group["lr"] = group_lr(group, self.train, progress)
                 group["weight_decay"] = group["decay"] * weight_decay_factor(self.train, progress.fraction)
             stepper.step()
+        if self.pull:
+            groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
+            self.pull.apply({p: group["lr"] for group in groups for p in group["params"]})
         with torch.no_grad():
             self.method.after_step(distributed.gather_rows(carry), progress)
         return total.detach(), {name: value.detach() for name, value in parts.items()}

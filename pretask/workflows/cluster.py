@@ -24,7 +24,7 @@ from torch import Tensor
 
 from pretask import data as sources
 from pretask import methods
-from pretask.config import RunConfig
+from pretask.config import DEFAULT_INPUT, InputConfig, RunConfig
 from pretask.data import folder
 from pretask.data.base import Images, Opened, OpenOptions
 from pretask.data.ledger import BAD
@@ -44,6 +44,7 @@ from pretask.viz import sheet
 from pretask.workflows import embed
 from pretask.workflows.job import fresh
 from pretask.workflows.pretrain import pretrain
+from pretask.workflows.subject import load
 
 SCHEMA = 2
 SHOWN = 64
@@ -101,18 +102,20 @@ class Clusters:
 
 def subject(
     spec: str,
-    size: int | None = None,
+    input: InputConfig = DEFAULT_INPUT,
     batch: int = 256,
     data: str = "",
     config: Mapping[str, Any] = MappingProxyType({}),
 ) -> Subject:
-    """A run's folder, timm:NAME, `pixels`, or a method, which is trained on `data` with those fields of `config` that it has."""
+    """Weights as in `evaluate`, `pixels`, or a method, which is trained on `data` with those fields of `config` that it has."""
     if spec == PIXELS:
-        return Subject("raw pixels", size, None, pixels)
+        return Subject("raw pixels", input.size, None, pixels)
     if spec.partition(":")[0] in methods.names() and not Path(spec).exists():
         spec = str(train(spec, data, config))
-    encoder = embed.encoder_of(spec, size)
-    embedding, merging = (unit, {}) if spec.startswith("timm:") else clustering_of(Run(spec))
+    loaded = load(spec, input)
+    is_run = isinstance(loaded, Run)
+    encoder = loaded.encoder if is_run else loaded
+    embedding, merging = clustering_of(loaded) if is_run else (unit, {})
 
     def features(source: Images) -> Tensor:
         return embedding(torch.from_numpy(embed.array(encoder, source, "pool", batch)))

@@ -9,12 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 import torch
 
-from pretask import encoders
 from pretask.data import loader
 from pretask.data.base import Images, bar
 from pretask.data.stream import Stream
@@ -22,45 +21,10 @@ from pretask.encoders import Encoder, pooled
 from pretask.limits import PositiveInt, checked
 from pretask.runtime import files
 from pretask.runtime.device import find_device
-from pretask.train.run import Run
 from pretask.types import Batch, UserError
 
 GROUP = 4096
 """rows of a Parquet row group, and approximate number of rows held in memory"""
-
-
-# ---- the encoder
-
-
-def encoder_of(spec: Any, size: int | None = None) -> Encoder:
-    """The encoder of a run or of its folder, the given encoder, or timm:NAME with the weights published by timm.
-
-    `size` applies only to timm models; None: the size at which the weights were trained.
-    """
-    if isinstance(spec, Encoder):
-        return spec
-    if isinstance(spec, Run):
-        return spec.encoder
-    if not str(spec).startswith("timm:"):
-        return Run(spec).encoder
-    import timm
-
-    name, _ = encoders.parse(str(spec))
-    if not timm.is_model(name):
-        return encoders.build(str(spec))  # raises UserError with similar names
-    if not timm.is_model_pretrained(name):
-        raise UserError(f"timm publishes no weights of {name}; expected a run, or timm:NAME with weights")
-    published: Any = timm.get_pretrained_cfg(name)
-    try:
-        return encoders.build(str(spec), 3, size or published.input_size[-1], pretrained=True).eval()
-    except UserError:
-        raise
-    except Exception as wrong:  # errors of the hub, the network or the cache
-        first = str(wrong).strip().splitlines()[:1]
-        raise UserError(
-            f"the weights of {name} could not be loaded ({type(wrong).__name__}: {''.join(first)}); "
-            "connect to the network once, so that timm can cache them"
-        ) from None
 
 
 # ---- features

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pretask.config import DEFAULT_INPUT, InputConfig
 from pretask.data.base import OpenOptions, canvas_fields
 from pretask.data.ledger import BAD, write_all
-from pretask.encoders import Encoder
 from pretask.evals.protocol import OnFeatures
 from pretask.evals.scores import Scores
 from pretask.limits import PositiveInt, checked
@@ -19,15 +19,16 @@ from pretask.train.logger import OnLog
 from pretask.train.plan import cautions
 from pretask.train.run import Run
 from pretask.types import Source, UserError
-from pretask.workflows import embed, kinds
+from pretask.workflows import kinds, subject
 from pretask.workflows.inputs import split_paths
-from pretask.workflows.kinds import Candidate, Extras
+from pretask.workflows.kinds import Extras
 from pretask.workflows.reruns import seed_runs
+from pretask.workflows.subject import Candidate, Weights
 
 
 @checked
 def evaluate(
-    what: Run | Encoder | str | Path,
+    what: Weights,
     data: Any,
     test: Any = None,
     *,
@@ -36,7 +37,8 @@ def evaluate(
     finetune: bool = False,
     nonlinear: bool = False,
     svm: bool = False,
-    size: PositiveInt | None = None,
+    input: InputConfig = DEFAULT_INPUT,
+    out: str | Path | None = None,
     reading: Reading = DEFAULT_READING,
     progress: bool = True,
     on_log: OnLog | None = None,
@@ -47,7 +49,8 @@ def evaluate(
         scores = pretask.evaluate("runs/rotnet-photos-s0", "labeled/", test="held_out/")
         scores = pretask.evaluate("timm:resnet18", (images, labels))
 
-    `what` is a run, its folder, an encoder, or "timm:NAME" for the weights published by timm. `data` and `test` are as in
+    `what` is a run, its folder, an encoder, or published weights: "timm:NAME", "ARCH@FILE", or a folder of timm or transformers,
+    whose image size, mean and standard deviation `input` can change. `out` is a folder for their scores. `data` and `test` are as in
     `pretrain`, with labels, or a pair (images, labels): labels (N,), or, with several labels per image, (N, K) of 0 and 1 or a
     list per image. Without `test`, the test or val split of a dataset with splits is used; otherwise a fifth of each class is
     held out, or with several labels per image a fifth of all. Tracks from `pretask track` need neither labels nor `test`.
@@ -55,28 +58,28 @@ def evaluate(
     fine-tuned on few labels and on all; `nonlinear` RotNet's two probes on its best feature map; `svm` Exemplar-CNN's linear SVMs
     on all feature maps. `look` is called with the labeled images that a report shows and their pooled features.
     """
-    loaded = Run(what) if isinstance(what, str | Path) and not str(what).startswith("timm:") else what
-    if not isinstance(loaded, Run) and (seeds > 1 or supervised):
-        raise UserError("--seeds and --supervised need a run to repeat; timm:NAME is not a run")
-    encoder, folder = embed.encoder_of(loaded, size), loaded.folder if isinstance(loaded, Run) else None
+    loaded = subject.load(what, input)
+    is_run = isinstance(loaded, Run)
+    if not is_run and (seeds > 1 or supervised):
+        raise UserError(f"--seeds and --supervised need a run to repeat, and {what} is not a run")
+    encoder, folder = (loaded.encoder, loaded.folder) if is_run else (loaded, None)
     options = OpenOptions(**canvas_fields(encoder), reading=reading, progress=progress)
     found = kinds.open_kind(*split_paths(data, test), options, folder)
     extras = Extras(supervised, finetune, nonlinear, svm)
     found.check(extras)
     # all checks of run and data come before other seeds are trained
-    if isinstance(loaded, Run):
-        candidate = Candidate.of(seed_runs(loaded, seeds, on_log))
-    elif isinstance(what, str):
-        candidate = Candidate(what, "published", [encoder])
-    else:
-        candidate = Candidate(encoder.name, "run", [encoder])
+    candidate = (
+        Candidate.of_runs(seed_runs(loaded, seeds, on_log)) if is_run else Candidate.of_encoder(what, loaded)
+    )
     scores = found.score(candidate, extras, progress=progress, look=look)
-    return save(scores, loaded, found.sources) if isinstance(loaded, Run) else scores
-
-
-def save(scores: Scores, of: Run, scored: Sequence[Source]) -> Scores:
-    """Save the scores in the run's folder, with cautions about the run's length, and list unused records."""
-    scores = dataclasses.replace(scores, skipped=[*scores.skipped, *cautions(of.card)])
-    path = scores.write(of.folder)
-    write_all(path.with_suffix(f".{BAD}"), [(each.name, each.ledger) for each in scored])
+    if is_run:
+        scores = dataclasses.replace(scores, skipped=[*scores.skipped, *cautions(loaded.card)])
+    if folder := Path(out) if out else folder:
+        save(scores, folder, found.sources)
     return scores
+
+
+def save(scores: Scores, folder: Path, scored: Sequence[Source]) -> None:
+    """Save the scores in a run's or another folder, and list unused records."""
+    path = scores.write(folder)
+    write_all(path.with_suffix(f".{BAD}"), [(each.name, each.ledger) for each in scored])

@@ -48,8 +48,8 @@ class Exported:
     """Python lines that load the export"""
 
 
-def export(run: Run, to: Target, out: Path | None = None) -> Exported:
-    """Write the run's encoder for another library, to `out` or to the run's folder, and compare its features.
+def export(what: Run | Encoder, to: Target, out: Path | None = None) -> Exported:
+    """Write an encoder for another library, to `out` or to its run's folder, and compare its features.
 
     If the library expects another suffix than that of `out`, it is appended.
     """
@@ -57,7 +57,8 @@ def export(run: Run, to: Target, out: Path | None = None) -> Exported:
     absent = [package for package in target.packages if find_spec(package) is None]
     if absent:
         raise UserError(f"--to {to} needs {', '.join(absent)}: {install_command(to)}")
-    encoder = run.encoder.cpu().eval()
+    is_run = isinstance(what, Run)
+    encoder = (what.encoder if is_run else what).cpu().eval()
     if target.timm_only and not isinstance(encoder, Timm):
         raise UserError(
             f"{encoder.name} is not a timm model, so {to} cannot build it; use --to torch or --to onnx"
@@ -67,11 +68,12 @@ def export(run: Run, to: Target, out: Path | None = None) -> Exported:
             f"{encoder.name} sees the {encoder.sees} of images, which transformers' image processors cannot compute; "
             "use --to timm, torch or onnx"
         )
-    out, suffix = out or run.folder / target.name, Path(target.name).suffix
+    home = what.folder if is_run else Path()
+    out, suffix = out or home / target.name, Path(target.name).suffix
     out = out if not suffix or out.suffix == suffix else out.with_name(out.name + suffix)
     if out.exists():
         raise UserError(f"{out} exists; choose another --out")
-    image, compared = probes(run)
+    image, compared = probes(what) if is_run else noise(encoder.channels, encoder.size)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch:
@@ -103,8 +105,12 @@ def probes(run: Run) -> tuple[Tensor, str]:
         image = loader.sample(source, PROBES).image
         return augment.to_float(image), f"{len(image)} images of {source.name}"
     except UserError:
-        noise = Rng(0, "export").uniform(PROBES, run.card["channels"], run.card["size"], run.card["size"])
-        return noise, f"{PROBES} noise images, since the run's images are missing or have changed"
+        image, compared = noise(run.card["channels"], run.card["size"])
+        return image, f"{compared}, since the run's images are missing or have changed"
+
+
+def noise(channels: int, size: int) -> tuple[Tensor, str]:
+    return Rng(0, "export").uniform(PROBES, channels, size, size), f"{PROBES} noise images"
 
 
 def largest_difference(loaded: Loaded, encoder: Encoder, image: Tensor) -> float:

@@ -8,11 +8,13 @@ from shlex import quote
 from typing import Any
 
 from pretask import data as sources
-from pretask import limits, methods
+from pretask import encoders, limits, methods
 from pretask.config import UNCHANGED, Changes, RunConfig, TrainConfig
 from pretask.data import LabeledDataset, splits
 from pretask.data.base import Images, canvas_fields
 from pretask.data.subset import draw_subset
+from pretask.encoders import origins
+from pretask.encoders.origins import Origin
 from pretask.methods import MethodConfig
 from pretask.train.run import CARD, Run, parse_card
 from pretask.transforms.ranges import Range
@@ -34,10 +36,14 @@ class Job:
     """the images to train on"""
     labeled: LabeledDataset | None
     """images that only the monitor sees"""
+    encoder: str
+    """spec of the encoder"""
     began: float
     """time.monotonic() of the start; a budget counts from there"""
     opening: float
     """seconds taken to open the images"""
+    origin: Origin | None = None
+    """where the weights of --init come from"""
     command: str | None = None
     card: dict[str, Any] | None = None
     """of a resumed run"""
@@ -77,12 +83,30 @@ def fresh(
     for part in (settings, config, train):
         limits.check(part)
     check_budget(settings)
+    if train.pull and not settings.init:
+        raise UserError("--pull is toward the weights of --init; give --init, or leave out --pull")
+    if train.pull and settings.strategy == "fsdp":
+        raise UserError("--pull needs whole weights; leave out --strategy fsdp")
+    origin = origins.locate(settings.init, settings.encoder) if settings.init else None
     opening = time.monotonic()
     if images is None:
         images = sources.open(settings.data, size=settings.size, reading=settings.reading)
     source, labeled = split_sources(images, settings)
     opening = time.monotonic() - opening
-    return Job(method, settings, config, train, folder, images, source, labeled, began, opening, command)
+    return Job(
+        method, settings, config, train, folder, images, source, labeled, encoder_spec(config, settings, origin),
+        began, opening, origin, command,
+    )  # fmt: skip
+
+
+def encoder_spec(config: MethodConfig, settings: RunConfig, origin: Origin | None) -> str:
+    """The encoder that is asked for, or else that of the weights to start from, or else the recipe's."""
+    if settings.encoder or origin is None:
+        return config.spec(settings.encoder)
+    spec = origin.architecture
+    if "dynamic_img_size=True" in config.encoder:  # the method's views have several sizes
+        spec = encoders.with_dynamic_size(spec)
+    return config.spec(spec)
 
 
 def resumed(
@@ -109,7 +133,7 @@ def resumed(
     source, labeled = split_sources(images, settings)
     opening = time.monotonic() - opening
     return Job(
-        method, settings, config, train, folder, images, source, labeled, began, opening,
+        method, settings, config, train, folder, images, source, labeled, card["encoder"], began, opening,
         card=card, changes=changes,
     )  # fmt: skip
 

@@ -8,43 +8,17 @@ from typing import Any, Protocol
 from pretask import data as sources
 from pretask.data import LabeledDataset
 from pretask.data.base import Images, OpenOptions
-from pretask.encoders import Encoder
 from pretask.evals import protocol, track_retrieval
 from pretask.evals.protocol import OnFeatures
-from pretask.evals.scores import Role, Scores
+from pretask.evals.scores import Scores
 from pretask.evals.text_retrieval import Head, TextLabeled, read_texts
 from pretask.rng import Rng
 from pretask.runtime.device import find_device
 from pretask.text import topics
-from pretask.train import run
-from pretask.train.run import Run
 from pretask.types import Source, UserError
 from pretask.workflows import inputs
 from pretask.workflows.reruns import budget
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """The encoders to score: those of runs that differ only in their seed, or one that belongs to no run."""
-
-    name: str
-    role: Role
-    encoders: Sequence[Encoder]
-    seeds: Sequence[int] = (0,)
-    untrained: Sequence[Encoder] = ()
-    """the encoders with their runs' initial weights; empty: newly initialized"""
-    runs: Sequence[Run] = ()
-
-    @classmethod
-    def of(cls, runs: Sequence[Run]) -> "Candidate":
-        return cls(
-            run.title(runs[0].card),
-            "run",
-            [each.encoder for each in runs],
-            [each.card["seed"] for each in runs],
-            [each.untrained for each in runs],
-            runs,
-        )
+from pretask.workflows.subject import Candidate
 
 
 @dataclass(frozen=True)
@@ -114,6 +88,7 @@ class LabeledImages:
             role=candidate.role,
             seeds=candidate.seeds,
             untrained=candidate.untrained,
+            published=candidate.published,
             heads=self.heads(candidate),
             supervised_steps=budget(candidate.runs[0]) if extras.supervised else None,
             finetune=extras.finetune,

@@ -1,5 +1,6 @@
 """Pretraining: from a new or resumed job to a trained encoder in a run's folder."""
 
+import copy
 import dataclasses
 import logging
 import math
@@ -10,6 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, nullcontext
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -24,11 +26,13 @@ from pretask.config import RunConfig
 from pretask.data import fingerprint, loader
 from pretask.data.fingerprint import Fingerprint
 from pretask.data.ledger import BAD
+from pretask.encoders import Encoder, origins, saved
+from pretask.encoders.weights import Loaded, input_of
 from pretask.methods import Method
 from pretask.runtime import distributed, files, formats, malloc
 from pretask.runtime.console import busy, say
 from pretask.runtime.device import Precision, fastest_precision, find_device
-from pretask.train import requirements, run, weights
+from pretask.train import continuing, requirements, run
 from pretask.train.logger import OnLog, RunLogger
 from pretask.train.monitor import CollapseMonitor
 from pretask.train.pacing import ENTRIES, Budget, Pace
@@ -90,15 +94,17 @@ def pretrain(job: Job, *, on_log: OnLog | None = None, report: bool = False) -> 
     """Train, and write all results to the run's folder. With `report`, a budget includes time for writing the report."""
     settings, source, folder = job.settings, job.source, job.folder
     torch.manual_seed(settings.seed)
-    spec = job.config.spec(settings.encoder)
-    encoder = job.config.build_encoder(spec, source)
+    encoder = job.config.build_encoder(job.encoder, source)
+    encoder.normalize_by(settings.mean, settings.std)
     requirements.check(job.config, encoder, source, job.train.batch)
-    if settings.init and job.card is None:
-        weights.load_encoder_weights(encoder, settings.init)
+    job, loaded = load_weights(job, encoder)
+    started_from = continuing.initial_bytes(encoder) if loaded else None
+    continuing.prepare(encoder, job.train)
     method = job.config.build(encoder, source)
     fabric = build_fabric(settings, method.has_unused_params, job.train.batch)
     fabric.launch()
     trainer = Trainer(fabric, method, source, job.train, folder, settings.seed, settings.workers)
+    trainer.files |= {continuing.INITIAL: started_from} if started_from else {}
     allowed = job.budget
     pace = Pace() if allowed is None else Pace(allowed / ENTRIES)
     budget = None if allowed is None or job.requested.steps is not None else Budget(allowed, job.began, pace)
@@ -118,7 +124,7 @@ def pretrain(job: Job, *, on_log: OnLog | None = None, report: bool = False) -> 
                 pace.costs = trainer.costs(plan)
         monitor = CollapseMonitor(method, source, folder, job.labeled) if fabric.is_global_zero else None
         card = (
-            start_run(job, trainer, plan, spec)
+            start_run(job, trainer, plan, loaded)
             if job.card is None
             else continue_run(job, trainer, plan, on_log)
         )
@@ -130,9 +136,11 @@ def pretrain(job: Job, *, on_log: OnLog | None = None, report: bool = False) -> 
         )
         try:
             train_and_report(trainer, plan, logger, pace, budget, partial(run.record, folder, card))
-            made = method.export()
+            made = continuing.merged(copy.deepcopy(method.export())) if job.train.lora else method.export()
+            if settings.init:
+                continuing.measure_batch_norms(made, source)
             made.range = source.range
-            weights.save_encoder(made, folder)
+            saved.save_encoder(made, folder)
             if fabric.is_global_zero:
                 took = trainer.spent + time.monotonic() - job.began
                 files.write_text(folder / run.DONE, f"{took:.1f} s\n")
@@ -144,17 +152,31 @@ def pretrain(job: Job, *, on_log: OnLog | None = None, report: bool = False) -> 
     return run.Run(folder)
 
 
+def load_weights(job: Job, encoder: Encoder) -> tuple[Job, Loaded | None]:
+    """Load the weights to start from, of a resumed run those that it started from. Returns the job with the input's statistics."""
+    settings = job.settings
+    if job.origin is None:
+        if (job.folder / continuing.INITIAL).is_file():
+            continuing.load_initial(encoder, job.folder)
+        return job, None
+    options = {"allow_missing": settings.init_partial, "mean": settings.mean, "std": settings.std}
+    loaded = origins.load(encoder, job.origin, **options)
+    say(f"{loaded}; {input_of(encoder)}")
+    mean, std = (tuple(values.flatten().tolist()) for values in (encoder.mean, encoder.std))
+    return replace(job, settings=replace(settings, mean=mean, std=std)), loaded
+
+
 def check_card(job: Job) -> None:
     """Raises UserError if the card of a resumed run has changed since the job was made."""
     if resuming.relocated(run.Run(job.folder).card, job.changes) != job.card:
         raise UserError(f"another process has just changed {job.folder}; run the command again")
 
 
-def start_run(job: Job, trainer: Trainer, plan: Plan, spec: str) -> dict[str, Any]:
+def start_run(job: Job, trainer: Trainer, plan: Plan, loaded: Loaded | None) -> dict[str, Any]:
     """Create the folder of a new run; returns its card."""
     with trainer.summon_full_params():  # making a puzzle may need the encoder
         picture = preview(trainer.method, job.source, job.folder.name, job.settings.seed)
-    card = run_card(job, plan, trainer.fabric, spec)
+    card = run_card(job, plan, trainer.fabric) | {"loaded": str(loaded) if loaded else None}
     if trainer.fabric.is_global_zero:
         data = job.images.fingerprint()
         card |= {fingerprint.KEY: data.digest}
@@ -210,7 +232,7 @@ def train_and_report(
             run.record_data(trainer.folder, ledger)
 
 
-def run_card(job: Job, plan: Plan, fabric: "Fabric", encoder: str) -> dict[str, Any]:
+def run_card(job: Job, plan: Plan, fabric: "Fabric") -> dict[str, Any]:
     """run.json: everything that determines the run, and the environment it was made in."""
     name, _, recipe = job.method.partition(":")
     settings, source = resuming.absolute(job.settings), job.source
@@ -221,7 +243,7 @@ def run_card(job: Job, plan: Plan, fabric: "Fabric", encoder: str) -> dict[str, 
         "config": dataclasses.asdict(job.config),
         "train": dataclasses.asdict(job.train),
         "settings": dataclasses.asdict(settings),
-        "encoder": encoder,
+        "encoder": job.encoder,
         "data": settings.data,
         "n": len(source),
         "records": source.ledger.card(),
@@ -235,6 +257,7 @@ def run_card(job: Job, plan: Plan, fabric: "Fabric", encoder: str) -> dict[str, 
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         fingerprint.KEY: None,  # added by the first process
         resuming.MONITORED: None,
+        "loaded": None,
     }
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pretask import data
 from pretask.data import fingerprint, in_memory, places
+from pretask.encoders import origins
 from pretask.transforms.ranges import Range
 from pretask.types import UserError
 
@@ -33,7 +34,7 @@ def absolute(settings: "RunConfig") -> "RunConfig":
         settings,
         data=places.absolute(settings.data),
         monitor=settings.monitor and places.absolute(settings.monitor),
-        init=absolute_path(settings.init),
+        init=settings.init and origins.absolute(settings.init),
         plan=absolute_path(settings.plan),
         reading=reading,
     )

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from pretask import data as sources
+from pretask.config import DEFAULT_INPUT, InputConfig
 from pretask.data.base import OpenOptions, canvas_fields
 from pretask.data.ledger import BAD, write_all
 from pretask.data.subset import LabeledSubset
@@ -44,6 +45,7 @@ from pretask.train.run import Run
 from pretask.types import LabeledSource, UserError
 from pretask.workflows.inputs import labeled_pair, split_paths
 from pretask.workflows.reruns import budget, repeated, seed_runs
+from pretask.workflows.subject import Candidate, Weights, load
 
 FOLDER = "study"
 Question = Literal["data", "labels", "change", "supervised"]
@@ -162,13 +164,15 @@ def parse_answer(rows: Sequence[Mapping[str, Any]], **rest: Any) -> Answer:
 
 @checked
 def study(
-    what: Run | str | Path,
+    what: Weights,
     data: Any,
     test: Any = None,
     *,
     ask: Sequence[Question] = USUAL,
     fractions: Sequence[float] = (),
     seeds: PositiveInt = 1,
+    input: InputConfig = DEFAULT_INPUT,
+    out: str | Path | None = None,
     reading: Reading = DEFAULT_READING,
     progress: bool = True,
     on_log: OnLog | None = None,
@@ -182,33 +186,38 @@ def study(
     the labeled images for "labels", and of both for "supervised"; the defaults are DATA, LABELS and SUPERVISED. `look` is
     called with the labeled images that a report shows.
     """
-    if not isinstance(what, Run) and str(what).startswith("timm:"):
-        raise UserError(f"{what} is not a run, so it cannot be repeated; give the folder of a run")
     check(ask, fractions)
-    family = seed_runs(what if isinstance(what, Run) else Run(what), seeds, on_log)
-    first = family[0]
-    options = OpenOptions(**canvas_fields(first.encoder), reading=reading, progress=progress)
+    loaded = load(what, input)
+    is_run = isinstance(loaded, Run)
+    if not is_run:
+        ask = without_runs(ask, seeds, str(what))
+    candidate = (
+        Candidate.of_runs(seed_runs(loaded, seeds, on_log)) if is_run else Candidate.of_encoder(what, loaded)
+    )
+    folder = Path(out) if out else loaded.folder if is_run else None
+    family = candidate.runs
+    options = OpenOptions(**canvas_fields(candidate.encoders[0]), reading=reading, progress=progress)
     train, unseen = labeled_pair(*split_paths(data, test), options)
     sources.require_single_label(
         train, "study", "name one column of labels by --labels-from, or use pretask evaluate"
     )
     shown = train if unseen is None else unseen
     train, unseen = protocol.split_off_test(train, 0) if unseen is None else (train, unseen)
-    protocol.check([each.encoder for each in family], train, unseen)
+    protocol.check(candidate.encoders, train, unseen)
     bench = Bench(train, protocol.renumber(unseen, train), progress)
     about = {"train": train.name, "n_train": len(train), "test": unseen.name, "n_test": len(unseen)}
     about |= {"classes": list(train.classes)}
-    answers = next((s.answers for s in read(first.folder) if s.data == about), {})
+    answers = next((s.answers for s in read(folder) if s.data == about), {}) if folder else {}
 
-    pairs = [(Subject.of(each, bench), Subject.untrained(each, bench)) for each in family]
+    pairs = [*Subject.pairs(candidate, bench)]
     questions = {
         "data": lambda: how_much_data(family, pairs, bench, fractions or DATA, on_log),
         "labels": lambda: how_many_labels(pairs, bench, fractions or LABELS),
         "change": lambda: how_much_change(pairs, bench),
         "supervised": lambda: how_much_supervision(family, pairs, bench, fractions or SUPERVISED, on_log),
     }
-    announce(trainings(family, bench, ask, fractions))
-    found = Study(run.title(first.card), about, answers, cautions(first.card))
+    announce(trainings(candidate, bench, ask, fractions))
+    found = Study(candidate.name, about, answers, cautions(loaded.card) if is_run else ())
     for question in QUESTIONS:
         if question in ask:
             began = time.perf_counter()
@@ -216,22 +225,35 @@ def study(
             rows = [item for item in items if not isinstance(item, str)]
             skipped = [item for item in items if isinstance(item, str)]
             took = round(time.perf_counter() - began, 1)
-            answer = Answer(rows, skipped, [each.card["seed"] for each in family], took)
+            answer = Answer(rows, skipped, [*candidate.seeds], took)
             found = replace(found, answers={**found.answers, question: answer})
             cards = {"train": train.ledger.card(), "test": unseen.ledger.card()}
             found = replace(found, records=cards)
-            path = found.write(first.folder)
-            write_all(path.with_suffix(f".{BAD}"), [(each.name, each.ledger) for each in (train, unseen)])
+            if folder is not None:
+                path = found.write(folder)
+                write_all(path.with_suffix(f".{BAD}"), [(each.name, each.ledger) for each in (train, unseen)])
     if look is not None:
         look(shown, None)
     return found
 
 
+def without_runs(ask: Sequence[Question], seeds: int, what: str) -> Sequence[Question]:
+    """The questions about published weights: those that need no run to repeat. Raises UserError for others that were asked."""
+    if seeds > 1:
+        raise UserError(f"--seeds needs a run to repeat, and {what} is not a run")
+    possible = [question for question in ask if question in ("labels", "change")]
+    if tuple(ask) != USUAL and len(possible) < len(ask):
+        raise UserError(
+            f"--ask data and supervised need a run to repeat, and {what} is not a run; ask labels or change"
+        )
+    return possible
+
+
 def trainings(
-    family: Sequence[Run], bench: "Bench", ask: Sequence[str], fractions: Sequence[float]
+    candidate: Candidate, bench: "Bench", ask: Sequence[str], fractions: Sequence[float]
 ) -> Iterator[forecast.Work]:
     """The trainings that the answers need, with their estimated durations, from the run's duration and from timed steps."""
-    first, device = family[0], bench.known["device"]
+    family, encoder, device = candidate.runs, candidate.encoders[0], bench.known["device"]
     fewer = {
         fraction
         for question, usual in (("data", DATA), ("supervised", SUPERVISED))
@@ -244,17 +266,17 @@ def trainings(
         for each in family
         if not too_few(each, fraction) and not (part_folder(each, fraction) / run.DONE).exists()
     ]
-    yield forecast.Work("runs on fewer images", len(missing), first.seconds)
+    yield forecast.Work("runs on fewer images", len(missing), family[0].seconds if family else 0.0)
     of_labels = len({*(fractions or LABELS)}) if "labels" in ask else 0
-    tuned = 2 * len(family) * max(of_labels, int("change" in ask))
+    tuned = 2 * len(candidate.encoders) * max(of_labels, int("change" in ask))
     if tuned:
-        took = finetune.seconds_per_step(first.encoder, bench.train, finetune.TRAIN, device)
+        took = finetune.seconds_per_step(encoder, bench.train, finetune.TRAIN, device)
         yield forecast.Work("fine-tuned networks", tuned, finetune.STEPS * took)
     if "supervised" in ask:
         groups = sum(k < len(bench.train.classes) for k in CLASSES)
         count = len(family) * (len({*(fractions or SUPERVISED), 1.0}) + groups)
-        took = finetune.seconds_per_step(first.encoder, bench.train, baselines.SUPERVISED, device)
-        yield forecast.Work("supervised networks", count, budget(first) * took)
+        took = finetune.seconds_per_step(encoder, bench.train, baselines.SUPERVISED, device)
+        yield forecast.Work("supervised networks", count, budget(family[0]) * took)
 
 
 def check(ask: Sequence[str], fractions: Sequence[float]) -> None:
@@ -290,7 +312,7 @@ class Subject:
 
     def __init__(self, name: str, encoder: Encoder, seed: int, role: Role, bench: Bench):
         self.name, self.encoder, self.seed, self.role, self.bench = name, encoder, seed, role, bench
-        self.decay = finetune.DECAY if role == "run" else 1.0
+        self.decay = 1.0 if role == "untrained" else finetune.DECAY
         self.latest: dict[int, finetune.Classifier] = {}  # number of labels -> network fine-tuned on them
 
     @classmethod
@@ -298,9 +320,14 @@ class Subject:
         return cls(run.title(trained.card), trained.encoder, trained.card["seed"], "run", bench)
 
     @classmethod
-    def untrained(cls, trained: Run, bench: Bench) -> "Subject":
-        net = trained.untrained
-        return cls(f"untrained {net.name}", net, trained.card["seed"], "untrained", bench)
+    def pairs(cls, candidate: Candidate, bench: Bench) -> Iterator["Pair"]:
+        """Each encoder and the untrained one of the same seed."""
+        rows = zip(candidate.encoders, candidate.untrained, candidate.seeds, strict=True)
+        for own, untrained, seed in rows:
+            yield (
+                cls(candidate.name, own, seed, candidate.role, bench),
+                cls(f"untrained {untrained.name}", untrained, seed, "untrained", bench),
+            )
 
     @cached_property
     def features(self) -> tuple[Features, Features]:

@@ -9,6 +9,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
+from pretask.config import DEFAULT_INPUT, InputConfig
 from pretask.data.base import OpenOptions
 from pretask.data.ledger import Ledger, counted, grouped
 from pretask.evals.scores import Scores
@@ -19,13 +20,14 @@ from pretask.runtime.device import find_device
 from pretask.tasks import TASKS
 from pretask.tasks import base as evals
 from pretask.tasks.base import Plan, Task, TaskResult
-from pretask.train import run
 from pretask.train.logger import OnLog
 from pretask.train.plan import cautions
 from pretask.train.run import Run
 from pretask.types import UserError
 from pretask.viz import sheet
+from pretask.workflows import subject
 from pretask.workflows.reruns import budget, seed_runs
+from pretask.workflows.subject import Candidate, Weights
 
 
 def task_of(name: str) -> Task[Any]:
@@ -36,7 +38,7 @@ def task_of(name: str) -> Task[Any]:
 
 @checked
 def transfer(
-    what: Run | str | Path,
+    what: Weights,
     data: str | Path,
     test: str | Path | None = None,
     *,
@@ -46,11 +48,13 @@ def transfer(
     finetune: bool = False,
     steps: PositiveInt | None = None,
     size: PositiveInt | None = None,
+    input: InputConfig = DEFAULT_INPUT,
+    out: str | Path | None = None,
     reading: Reading = DEFAULT_READING,
     progress: bool = True,
     on_log: OnLog | None = None,
 ) -> Scores:
-    """Transfer a run's encoder to a task and score it on test images; scores and a sheet are saved in RUN/scores.
+    """Transfer an encoder to a task and score it on test images; scores and a sheet are saved in RUN/scores, or in `out`.
 
         scores = pretask.transfer("runs/rotnet-photos-s0", "VOC2007:trainval", "VOC2007:test", task="detection")
 
@@ -59,7 +63,11 @@ def transfer(
     normals and depth, encoders are fine-tuned with a decoder, and the untrained encoder shows what training on the task alone
     gives. `steps` and `size` (pixels) default to the task's.
     """
-    known, loaded = task_of(task), what if isinstance(what, Run) else Run(what)
+    known, loaded = task_of(task), subject.load(what, input)
+    is_run = isinstance(loaded, Run)
+    if not is_run and (seeds > 1 or supervised):
+        raise UserError(f"--seeds and --supervised need a run to repeat, and {what} is not a run")
+    encoder = loaded.encoder if is_run else loaded
     if finetune and not known.can_finetune:
         raise UserError(f"--finetune is for normals and depth, not for {task}; leave it out")
     if finetune and supervised:
@@ -71,22 +79,26 @@ def transfer(
             f"{task} on frozen features is solved in closed form, without steps; leave out --steps, or give --finetune"
         )
     plan = Plan(steps, size, device=find_device(), progress=progress, finetune=finetune)
-    known.check(loaded.encoder, plan)
-    options = OpenOptions(reading=reading, progress=progress, range=loaded.encoder.range)
+    known.check(encoder, plan)
+    options = OpenOptions(reading=reading, progress=progress, range=encoder.range)
     train = known.load(str(data), options)
     unseen = None if test is None else known.load(str(test), dataclasses.replace(options, range=train.range))
     # all checks of run and data come before other seeds are trained
-    family = seed_runs(loaded, seeds, on_log)
+    candidate = (
+        Candidate.of_runs(seed_runs(loaded, seeds, on_log)) if is_run else Candidate.of_encoder(what, encoder)
+    )
     scores, outcome = evals.transfer(
         known,
-        [each.encoder for each in family],
+        candidate.encoders,
         train,
         unseen,
-        name=run.title(loaded.card),
-        seeds=[each.card["seed"] for each in family],
-        untrained=[each.untrained for each in family],
+        name=candidate.name,
+        role=candidate.role,
+        seeds=candidate.seeds,
+        untrained=candidate.untrained,
+        published=candidate.published,
         plan=plan,
-        supervised_steps=budget(loaded) if supervised else None,
+        supervised_steps=budget(loaded) if is_run and supervised else None,
     )
     ledgers = [
         (each.name, what, ledger)
@@ -99,16 +111,22 @@ def transfer(
         for place, why in ledger.bad.items():
             listed.skip(f"{name}: {place}", why)
     skipped = listed.bad
-    notes = [*scores.skipped, *cautions(loaded.card), *(mostly_bad(*each) for each in ledgers)]
+    notes = [
+        *scores.skipped,
+        *(cautions(loaded.card) if is_run else ()),
+        *(mostly_bad(*each) for each in ledgers),
+    ]
     if skipped:
         notes.append(
             f"{len(skipped):,} images or objects could not be used; a file next to the scores lists them"
         )
     scores = dataclasses.replace(scores, skipped=[*filter(None, notes)])
-    path = scores.write(loaded.folder)
-    write_files(path, outcome, skipped)
-    for _, _, ledger in ledgers:
-        ledger.where = str(companions(path)[1]) if ledger.bad else ""
+    folder = Path(out) if out else loaded.folder if is_run else None
+    if folder is not None:
+        path = scores.write(folder)
+        write_files(path, outcome, skipped)
+        for _, _, ledger in ledgers:
+            ledger.where = str(companions(path)[1]) if ledger.bad else ""
     return scores
 
 

@@ -63,7 +63,9 @@ def run(words: list[str]) -> None:
         flags = parse(RunFlags, rest, f"audit {what}")
         show(Run(what), flags.count, flags.json, kept=True)
     else:
-        chosen = parse(method_flags(what, MethodFlags, trained=True), rest, f"audit {what}")
+        from pretask import methods
+
+        chosen = parse(method_flags(what, MethodFlags, methods.recipe(what).train), rest, f"audit {what}")
         with tempfile.TemporaryDirectory() as folder:
             trained = train(what, chosen, chosen.run.out or Path(folder) / "run")
             show(trained, chosen.run.count, chosen.run.json, kept=chosen.run.out is not None)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from pretask.cli.flags import subject
+from pretask.config import DEFAULT_INPUT, InputConfig
 from pretask.limits import PositiveInt, Seed, UnitInterval
 from pretask.reading import DEFAULT_READING, Reading
 from pretask.runtime.console import console, say
@@ -12,7 +13,7 @@ from pretask.runtime.console import console, say
 
 @dataclass(frozen=True)
 class Flags:
-    """Cluster images by the features of a run or of timm:NAME, or by their `pixels` (a baseline); a METHOD, such as jule, is
+    """Cluster images by the features of a run or of published weights, or by their `pixels` (a baseline); a METHOD, such as jule, is
     trained on the images first. Writes a table of file names and a contact sheet of each cluster. If the data has labels,
     they are used only to compute NMI and ACC."""
 
@@ -36,15 +37,14 @@ class Flags:
     """print only the summary, as JSON, on standard output"""
     batch: PositiveInt = 256
     """images per forward pass"""
-    size: PositiveInt | None = None
-    """image side in pixels, for timm:NAME and pixels (default: the model's; a run has its own)"""
+    input: InputConfig = DEFAULT_INPUT
     seed: Seed = 0
     """random seed of k-means and of the confidence intervals"""
     reading: Reading = DEFAULT_READING
 
 
 def run(words: list[str]) -> None:
-    what, chosen = subject(words, "cluster", "RUN, METHOD, timm:NAME or pixels", Flags)
+    what, chosen = subject(words, "cluster", "RUN, METHOD, timm:NAME, ARCH@FILE or pixels", Flags)
 
     from pretask.data.base import OpenOptions, canvas_fields
     from pretask.reports import table
@@ -53,7 +53,7 @@ def run(words: list[str]) -> None:
     cluster.check_out(chosen.out)  # before a method is trained
     merging = {name: getattr(chosen, name) for name in ("neighbors", "exact", "smallest")}
     config = {"clusters": chosen.clusters} | merging
-    seen_by = cluster.subject(what, chosen.size, chosen.batch, chosen.data, config)
+    seen_by = cluster.subject(what, chosen.input, chosen.batch, chosen.data, config)
     options = OpenOptions(**canvas_fields(seen_by), reading=chosen.reading)
     made = cluster.cluster(
         seen_by,

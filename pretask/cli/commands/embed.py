@@ -1,9 +1,10 @@
-"""pretask embed RUN --data PATH: write frozen features to a table."""
+"""pretask embed WEIGHTS --data PATH: write frozen features to a table."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from pretask.cli.flags import subject
+from pretask.cli.flags import WEIGHTS, subject
+from pretask.config import DEFAULT_INPUT, InputConfig
 from pretask.limits import PositiveInt
 from pretask.reading import DEFAULT_READING, Reading
 from pretask.runtime.console import say
@@ -21,19 +22,19 @@ class Flags:
     """stage of the encoder; feature maps are averaged over positions"""
     batch: PositiveInt = 256
     """images per forward pass"""
-    size: PositiveInt | None = None
-    """image side in pixels, for timm:NAME (default: the size its weights were trained at; a run has its own)"""
+    input: InputConfig = DEFAULT_INPUT
     reading: Reading = DEFAULT_READING
 
 
 def run(words: list[str]) -> None:
-    what, chosen = subject(words, "embed", "RUN or timm:NAME", Flags)
+    what, chosen = subject(words, "embed", WEIGHTS, Flags)
     from pretask import data as sources
     from pretask.data.base import canvas_fields
     from pretask.data.folder import with_all_splits
     from pretask.workflows import embed
+    from pretask.workflows.subject import encoder_of
 
-    encoder = embed.encoder_of(what, chosen.size)
+    encoder = encoder_of(what, chosen.input)
     source = sources.open(
         with_all_splits(chosen.data),
         **canvas_fields(encoder),

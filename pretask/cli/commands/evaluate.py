@@ -1,8 +1,10 @@
-"""pretask evaluate RUN --data LABELED: score frozen features and baselines."""
+"""pretask evaluate WEIGHTS --data LABELED: score frozen features and baselines."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
-from pretask.cli.flags import subject
+from pretask.cli.flags import WEIGHTS, subject
+from pretask.config import DEFAULT_INPUT, InputConfig
 from pretask.limits import PositiveInt
 from pretask.reading import DEFAULT_READING, Reading
 from pretask.runtime.console import console, say
@@ -32,13 +34,14 @@ class Flags:
     """also train RotNet's two nonlinear probes on the best feature map; takes minutes"""
     svm: bool = False
     """also train Exemplar-CNN's linear SVMs on all stages, max-pooled over quadrants; takes minutes"""
-    size: PositiveInt | None = None
-    """image side in pixels, for timm:NAME (default: the size its weights were trained at; a run has its own)"""
+    out: Path | None = None
+    """folder for the scores (default: the run's; none for published weights)"""
+    input: InputConfig = DEFAULT_INPUT
     reading: Reading = DEFAULT_READING
 
 
 def run(words: list[str]) -> None:
-    what, chosen = subject(words, "evaluate", "RUN or timm:NAME", Flags)
+    what, chosen = subject(words, "evaluate", WEIGHTS, Flags)
 
     from pretask.reports import table
     from pretask.reports.report import LabeledImages, report
@@ -55,7 +58,8 @@ def run(words: list[str]) -> None:
             finetune=chosen.finetune,
             nonlinear=chosen.nonlinear,
             svm=chosen.svm,
-            size=chosen.size,
+            input=chosen.input,
+            out=chosen.out,
             reading=chosen.reading,
             on_log=display,
             look=lambda source, pool: opened.append(LabeledImages(source, pool)),
@@ -64,6 +68,6 @@ def run(words: list[str]) -> None:
         print(scores.to_json())
     else:
         console().print(table.render(scores))
-    if not what.startswith("timm:"):
+    if Path(what).is_dir() and not chosen.out:
         page = report(what, labeled=opened[0] if opened else None)
         say(f"wrote {what}/scores and {page}")

@@ -1,10 +1,11 @@
-"""pretask export RUN --to timm|torch|onnx|hf: export the encoder."""
+"""pretask export WEIGHTS --to timm|torch|onnx|hf: export the encoder."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pretask.cli.flags import subject
+from pretask.cli.flags import WEIGHTS, subject
+from pretask.config import DEFAULT_INPUT, InputConfig
 from pretask.runtime.console import say
 
 
@@ -15,15 +16,16 @@ class Flags:
     to: Literal["timm", "torch", "onnx", "hf"]
     """timm, hf: a folder for timm or transformers; torch: a program that needs only PyTorch; onnx: an ONNX file"""
     out: Path | None = None
-    """file or folder to write; a missing suffix is added (default: timm, encoder.pt2, encoder.onnx or hf in the run's folder)"""
+    """file or folder to write; a missing suffix is added (default: timm, encoder.pt2, encoder.onnx or hf in the run's folder, or here)"""
+    input: InputConfig = DEFAULT_INPUT
 
 
 def run(words: list[str]) -> None:
-    folder, chosen = subject(words, "export", "RUN", Flags)
-    from pretask.train.run import Run
+    what, chosen = subject(words, "export", WEIGHTS, Flags)
     from pretask.workflows import export
+    from pretask.workflows.subject import load
 
-    made = export.export(Run(folder), chosen.to, chosen.out)
+    made = export.export(load(what, chosen.input), chosen.to, chosen.out)
     print(made.usage)
     say(
         f"wrote {made.path}; loaded again, its features differ by at most {made.difference:.0e} ({made.compared})"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pretask.cli import commands
 from pretask.cli.flags import method_flags, opening, parse
-from pretask.config import Changes, RunConfig
+from pretask.config import Changes, RunConfig, continued
 from pretask.errors import UserError
 from pretask.runtime.console import say
 from pretask.train.progress import Display
@@ -25,11 +25,13 @@ The length of a run is --epochs, --steps, --budget (10m: as many steps as fit in
 ./my_puzzle.py."""
 
 
-def flags(method: str) -> type[Any]:
-    """All flags of one method, with the defaults of its recipe."""
+def flags(method: str, continues: bool = False) -> type[Any]:
+    """All flags of one method, with the defaults of its recipe; with `continues`, those for starting from weights."""
     from pretask import methods
 
-    config, made = methods.recipe(method), method_flags(method, RunConfig, trained=True)
+    config = methods.recipe(method)
+    train = continued(config.train) if continues else config.train
+    made = method_flags(method, RunConfig, train)
     made.__doc__ = f"{methods.summary(config)} (encoder: {config.encoder})"
     return made
 
@@ -74,7 +76,8 @@ def fresh(words: list[str]) -> "Job | None":
     method, rest = opening(words, "pretrain", "METHOD (see pretask list)")
     if method is None:
         return None
-    chosen = parse(flags(method), rest, f"pretrain {method}")
+    continues = any(word.split("=")[0] == "--init" for word in rest)
+    chosen = parse(flags(method, continues), rest, f"pretrain {method}")
     if chosen.run.plan and any(word.startswith("--epochs") for word in rest):
         raise UserError("--plan uses the length of another run; remove --epochs")
     command = shlex.join(["pretask", "pretrain", *words])

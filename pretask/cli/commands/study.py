@@ -1,9 +1,11 @@
-"""pretask study RUN --data LABELED: accuracy over images and labels, feature drift in fine-tuning."""
+"""pretask study WEIGHTS --data LABELED: accuracy over images and labels, feature drift in fine-tuning."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
-from pretask.cli.flags import subject
+from pretask.cli.flags import WEIGHTS, subject
+from pretask.config import DEFAULT_INPUT, InputConfig
 from pretask.limits import PositiveFraction, PositiveInt
 from pretask.reading import DEFAULT_READING, Reading
 from pretask.runtime.console import console, say
@@ -12,7 +14,7 @@ from pretask.train.progress import Display
 
 @dataclass(frozen=True)
 class Flags:
-    """Study a run. data: how does accuracy depend on the number of pretraining images? Repeats the run on each fraction of its
+    """Study a run or published weights. data (runs only): how does accuracy depend on the number of pretraining images? Repeats the run on each fraction of its
     images. labels: how many labels are needed, with frozen features and with fine-tuning, compared with training from scratch?
     Takes minutes. change: how far do features drift during fine-tuning (CKA per stage)? Takes minutes. supervised (only on
     request): how does the same encoder do when pretrained with labels, on fewer images, labels or classes? Trains once for each."""
@@ -30,14 +32,18 @@ class Flags:
     """number of seeds to average over; finished runs next to this one are used, missing ones are trained"""
     json: bool = False
     """print only JSON on standard output"""
+    out: Path | None = None
+    """folder for the answers (default: the run's; none for published weights)"""
+    input: InputConfig = DEFAULT_INPUT
     reading: Reading = DEFAULT_READING
 
 
 def run(words: list[str]) -> None:
-    what, chosen = subject(words, "study", "RUN", Flags)
+    what, chosen = subject(words, "study", WEIGHTS, Flags)
 
     from pretask.reports import table
     from pretask.reports.report import LabeledImages, report
+    from pretask.train.run import CARD
     from pretask.workflows.study import study
 
     opened: list[LabeledImages] = []
@@ -49,6 +55,8 @@ def run(words: list[str]) -> None:
             ask=chosen.ask,
             fractions=chosen.fractions,
             seeds=chosen.seeds,
+            input=chosen.input,
+            out=chosen.out,
             reading=chosen.reading,
             on_log=display,
             look=lambda source, pool: opened.append(LabeledImages(source, pool)),
@@ -57,7 +65,9 @@ def run(words: list[str]) -> None:
         print(found.to_json())
     else:
         console().print(table.studied(found))
-    page = report(what, labeled=opened[0])
     for caution in found.cautions:
         say(f"Caution: {caution}")
-    say(f"wrote {what}/study and {page}")
+    if (Path(what) / CARD).is_file() and not chosen.out:
+        say(f"wrote {what}/study and {report(what, labeled=opened[0])}")
+    elif chosen.out:
+        say(f"wrote {chosen.out}/study")

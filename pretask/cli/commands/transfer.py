@@ -1,9 +1,11 @@
-"""pretask transfer RUN --data FOLDER --task TASK: transfer the encoder to a downstream task."""
+"""pretask transfer WEIGHTS --data FOLDER --task TASK: transfer the encoder to a downstream task."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
-from pretask.cli.flags import subject
-from pretask.limits import PositiveInt
+from pretask.cli.flags import WEIGHTS, subject
+from pretask.config import InputConfig
+from pretask.limits import PositiveFloat, PositiveInt
 from pretask.reading import DEFAULT_READING, Reading
 from pretask.runtime.console import console, say
 from pretask.train.progress import Display
@@ -11,7 +13,7 @@ from pretask.train.progress import Display
 
 @dataclass(frozen=True)
 class Flags:
-    """Transfer a run's encoder to a downstream task and score it there, compared with the same encoder untrained,
+    """Transfer an encoder to a downstream task and score it there, compared with the same encoder untrained,
     with 95 % intervals.
     Classification and dense prediction use frozen features; detection and segmentation fine-tune."""
 
@@ -35,14 +37,21 @@ class Flags:
     """training steps on the task (default: the task's)"""
     size: PositiveInt | None = None
     """image side in pixels; for detection the shorter side (default: the task's)"""
+    mean: tuple[float, ...] | None = None
+    """mean of the input, from 0 to 1, one value or one per channel, for published weights (default: the architecture's)"""
+    std: tuple[PositiveFloat, ...] | None = None
+    """standard deviation of the input, likewise"""
+    out: Path | None = None
+    """folder for the scores (default: the run's; none for published weights)"""
     reading: Reading = DEFAULT_READING
 
 
 def run(words: list[str]) -> None:
-    what, chosen = subject(words, "transfer", "RUN", Flags)
+    what, chosen = subject(words, "transfer", WEIGHTS, Flags)
 
     from pretask.reports import table
     from pretask.reports.report import report
+    from pretask.train.run import CARD
     from pretask.workflows.transfer import transfer, written
 
     with Display() as display:
@@ -56,6 +65,8 @@ def run(words: list[str]) -> None:
             finetune=chosen.finetune,
             steps=chosen.steps,
             size=chosen.size,
+            input=InputConfig(mean=chosen.mean, std=chosen.std),
+            out=chosen.out,
             reading=chosen.reading,
             on_log=display,
         )
@@ -63,4 +74,7 @@ def run(words: list[str]) -> None:
         print(scores.to_json())
     else:
         console().print(table.transferred(scores))
-    say(f"wrote {', '.join(written(what, scores))} and {report(what)}")
+    folder = chosen.out or (Path(what) if (Path(what) / CARD).is_file() else None)
+    if folder is not None:
+        files = written(folder, scores)
+        say(f"wrote {', '.join([*files, *([str(report(what))] if not chosen.out else [])])}")

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from pretask import encoders
 from pretask.config import TrainConfig
 from pretask.encoders import Encoder
+from pretask.encoders.layers import depth_scales, trained_encoder
 from pretask.methods.base.context import Context
 from pretask.rng import Rng
 from pretask.types import Batch, Loss, Progress, Source
@@ -190,12 +191,27 @@ class Method(nn.Module, ABC, Generic[P]):
         )
 
         groups = [with_rates(group, train) for group in self.groups() if group["params"]]
+        if (train.encoder_lr_scale, train.layer_decay) != (1.0, 1.0):
+            groups = by_depth(groups, trained_encoder(self), train)
         kind = {"sgd": ("momentum", "nesterov"), "lars": ("lars", "nlars"), "adamw": ("adamw", "adamw")}
         rule: dict[str, Any] = {"fused": True} if train.optimizer == "adamw" else {"momentum": train.momentum}
         return [create_optimizer_v2(groups, opt=kind[train.optimizer][train.nesterov], lr=train.lr, **rule)]
 
     def forward(self, pretext: P) -> Loss:
         return self.loss(pretext)
+
+
+def by_depth(groups: Iterable[dict[str, Any]], encoder: Encoder, train: TrainConfig) -> list[dict[str, Any]]:
+    """The groups, with those that hold parameters of the encoder split by layer, each with its own learning rate."""
+    scales = depth_scales(encoder, train.layer_decay)
+    scale = {p: train.encoder_lr_scale * scales[name] for name, p in encoder.net.named_parameters()}
+    found: list[dict[str, Any]] = []
+    for group in groups:
+        parts: dict[float, list[Tensor]] = {}
+        for p in group["params"]:
+            parts.setdefault(scale.get(p, 1.0), []).append(p)
+        found += [{**group, "params": params, "lr": group["lr"] * own} for own, params in parts.items()]
+    return found
 
 
 def with_rates(group: dict[str, Any], train: TrainConfig) -> dict[str, Any]:

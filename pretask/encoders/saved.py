@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pretask.limits import PositiveFloat, PositiveInt
 from pretask.runtime import files, formats
@@ -49,14 +49,19 @@ def save_encoder(encoder: "Encoder", folder: Path) -> None:
     files.write_text(folder / SHAPE, json.dumps(shape, indent=2) + "\n")
 
 
+def read_shape(folder: Path) -> dict[str, Any]:
+    """encoder.json in `folder`. Raises UserError."""
+    return formats.read_json(folder / SHAPE, FIELDS)
+
+
 def load_encoder_weights(encoder: "Encoder", path: Path) -> None:
-    """Load weights from a run's folder or a .safetensors file. Raises UserError unless names and shapes match."""
+    """Load the weights in a folder that `save_encoder` wrote. Raises UserError unless names and shapes match."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    path = path / WEIGHTS if path.is_dir() else path
+    path = path / WEIGHTS
     if not path.is_file():
-        raise UserError(f"no weights at {path}; expected a run's folder or a .safetensors file")
+        raise UserError(f"no weights at {path}; expected those of a trained encoder")
     try:
         encoder.net.load_state_dict(load_file(path))
     except (SafetensorError, RuntimeError) as wrong:
@@ -68,9 +73,10 @@ def load_encoder(folder: Path) -> "Encoder":
     """The encoder that `save_encoder` wrote to a run's folder. Raises UserError."""
     from pretask import encoders
 
-    shape = formats.read_json(folder / SHAPE, FIELDS)
+    shape = read_shape(folder)
     with files.restoring_from(folder / SHAPE):
         encoder = encoders.build(shape["name"], shape["channels"], shape["size"])
         encoder.range = Range.from_card(shape["range"])
+    encoder.normalize_by(shape["mean"], shape["std"])
     load_encoder_weights(encoder, folder)
     return encoder
