@@ -26,10 +26,10 @@ from PIL import Image
 from torch import Tensor
 
 from pretask.data.synthetic import draw
+from pretask.encoders.saved import WEIGHTS
 from pretask.rng import Rng
 from pretask.runtime import files
 from pretask.train import checkpoint, run
-from pretask.train.weights import WEIGHTS
 
 Kind = Literal["kill", "term", "kill-moved", "term-moved"]
 KINDS: dict[Kind, tuple[signal.Signals, bool]] = {

@@ -16,10 +16,11 @@ from typing import Any
 from old_scores import convert as convert_scores
 
 from pretask.data import store
+from pretask.encoders import saved
 from pretask.errors import UserError
 from pretask.runtime import files, formats
 from pretask.text import topics
-from pretask.train import checkpoint, run, weights
+from pretask.train import checkpoint, run
 from pretask.workflows import audit
 
 # ---- changes since formats 1 and 2; those of format 1 do not apply to a file of format 2, which has the new names already
@@ -418,7 +419,7 @@ def checkpoints(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def documents(folder: Path, method: str) -> Iterator[tuple[str, str]]:
     """Name and new text of each file whose text changes."""
-    for name, fields in ((weights.SHAPE, weights.FIELDS), (topics.CARD, topics.FIELDS)):
+    for name, fields in ((saved.SHAPE, saved.FIELDS), (topics.CARD, topics.FIELDS)):
         if (folder / name).exists() and is_old(folder / name):
             document = converted(name, read(folder / name))
             formats.check(folder / name, document, fields)

@@ -42,5 +42,6 @@ def card(**more: Any) -> dict[str, Any]:
         "started": "2026-01-01T00:00:00+00:00",
         "fingerprint": None,
         "monitor_fingerprint": None,
+        "loaded": None,
     }
     return json.loads(json.dumps(fields | more))

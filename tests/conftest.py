@@ -37,8 +37,8 @@ def run_of():
         from cards import card
 
         from pretask.config import RunConfig
+        from pretask.encoders.saved import save_encoder
         from pretask.train.run import write_card
-        from pretask.train.weights import save_encoder
 
         folder.mkdir(parents=True, exist_ok=True)
         place = f"synthetic:8:{encoder.size}"

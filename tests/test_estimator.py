@@ -158,7 +158,7 @@ def test_input_that_is_not_an_image_is_a_value_error(run, photos, change, said):
 def test_user_errors_become_value_errors(run, photos):
     for estimator, said in (
         (PretaskFeatures(), "needs run="),
-        (PretaskFeatures("nowhere"), "nowhere is not a run"),
+        (PretaskFeatures("nowhere"), "no weights at nowhere"),
         (PretaskFeatures(run, stage="pol"), "no stage 'pol'"),
     ):
         with pytest.raises(ValueError, match=said):

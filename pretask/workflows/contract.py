@@ -20,11 +20,11 @@ from torch import Tensor
 from pretask import encoders
 from pretask.config import TrainConfig
 from pretask.data import loader
+from pretask.encoders import saved
 from pretask.methods import Method, MethodConfig
 from pretask.methods.base.context import Context
 from pretask.rng import Rng
 from pretask.runtime.lightning import Fabric
-from pretask.train import weights
 from pretask.train.logger import RunLogger
 from pretask.train.monitor import feature_stats
 from pretask.train.plan import Plan
@@ -224,9 +224,9 @@ def export_survives_the_disk(case: Case) -> None:
     encoder = case.started().export().eval()
     image = augment.to_float(case.batch.image)
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-        weights.save_encoder(encoder, Path(folder))
+        saved.save_encoder(encoder, Path(folder))
         again = encoders.build(case.encoder, case.source.channels, case.source.size).eval()
-        weights.load_encoder_weights(again, Path(folder))
+        saved.load_encoder_weights(again, Path(folder))
         one, other = encoder(image), again(image)
     require(
         list(one)[-1] == "pool" and one["pool"].ndim == 2,

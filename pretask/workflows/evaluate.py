@@ -58,10 +58,10 @@ def evaluate(
     fine-tuned on few labels and on all; `nonlinear` RotNet's two probes on its best feature map; `svm` Exemplar-CNN's linear SVMs
     on all feature maps. `look` is called with the labeled images that a report shows and their pooled features.
     """
+    if seeds > 1 or supervised:
+        subject.require_run(what, "--seeds and --supervised")
     loaded = subject.load(what, input)
     is_run = isinstance(loaded, Run)
-    if not is_run and (seeds > 1 or supervised):
-        raise UserError(f"--seeds and --supervised need a run to repeat, and {what} is not a run")
     encoder, folder = (loaded.encoder, loaded.folder) if is_run else (loaded, None)
     options = OpenOptions(**canvas_fields(encoder), reading=reading, progress=progress)
     found = kinds.open_kind(*split_paths(data, test), options, folder)

@@ -16,6 +16,7 @@ from pretask.data.subset import draw_subset
 from pretask.encoders import origins
 from pretask.encoders.origins import Origin
 from pretask.methods import MethodConfig
+from pretask.methods.base.views import ViewConfig
 from pretask.train.run import CARD, Run, parse_card
 from pretask.transforms.ranges import Range
 from pretask.types import UserError
@@ -104,7 +105,7 @@ def encoder_spec(config: MethodConfig, settings: RunConfig, origin: Origin | Non
     if settings.encoder or origin is None:
         return config.spec(settings.encoder)
     spec = origin.architecture
-    if "dynamic_img_size=True" in config.encoder:  # the method's views have several sizes
+    if isinstance(config, ViewConfig):  # views may be smaller than images, and of several sizes
         spec = encoders.with_dynamic_size(spec)
     return config.spec(spec)
 

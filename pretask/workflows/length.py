@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pretask.encoders.saved import SHAPE, WEIGHTS
 from pretask.runtime import files
 from pretask.train import run
 from pretask.train.pacing import Budget
 from pretask.train.plan import Plan, entries_of
-from pretask.train.weights import SHAPE, WEIGHTS
 from pretask.types import UserError
 
 if TYPE_CHECKING:

@@ -45,7 +45,7 @@ from pretask.train.run import Run
 from pretask.types import LabeledSource, UserError
 from pretask.workflows.inputs import labeled_pair, split_paths
 from pretask.workflows.reruns import budget, repeated, seed_runs
-from pretask.workflows.subject import Candidate, Weights, load
+from pretask.workflows.subject import Candidate, Weights, is_run, load, require_run
 
 FOLDER = "study"
 Question = Literal["data", "labels", "change", "supervised"]
@@ -187,14 +187,13 @@ def study(
     called with the labeled images that a report shows.
     """
     check(ask, fractions)
+    if not is_run(what):
+        ask = without_runs(ask, seeds, what)
     loaded = load(what, input)
-    is_run = isinstance(loaded, Run)
-    if not is_run:
-        ask = without_runs(ask, seeds, str(what))
     candidate = (
-        Candidate.of_runs(seed_runs(loaded, seeds, on_log)) if is_run else Candidate.of_encoder(what, loaded)
+        Candidate.of_runs(seed_runs(loaded, seeds, on_log)) if isinstance(loaded, Run) else Candidate.of_encoder(what, loaded)
     )
-    folder = Path(out) if out else loaded.folder if is_run else None
+    folder = Path(out) if out else loaded.folder if isinstance(loaded, Run) else None
     family = candidate.runs
     options = OpenOptions(**canvas_fields(candidate.encoders[0]), reading=reading, progress=progress)
     train, unseen = labeled_pair(*split_paths(data, test), options)
@@ -217,7 +216,7 @@ def study(
         "supervised": lambda: how_much_supervision(family, pairs, bench, fractions or SUPERVISED, on_log),
     }
     announce(trainings(candidate, bench, ask, fractions))
-    found = Study(candidate.name, about, answers, cautions(loaded.card) if is_run else ())
+    found = Study(candidate.name, about, answers, cautions(loaded.card) if isinstance(loaded, Run) else ())
     for question in QUESTIONS:
         if question in ask:
             began = time.perf_counter()
@@ -237,15 +236,13 @@ def study(
     return found
 
 
-def without_runs(ask: Sequence[Question], seeds: int, what: str) -> Sequence[Question]:
+def without_runs(ask: Sequence[Question], seeds: int, what: Weights) -> Sequence[Question]:
     """The questions about published weights: those that need no run to repeat. Raises UserError for others that were asked."""
     if seeds > 1:
-        raise UserError(f"--seeds needs a run to repeat, and {what} is not a run")
+        require_run(what, "--seeds")
     possible = [question for question in ask if question in ("labels", "change")]
     if tuple(ask) != USUAL and len(possible) < len(ask):
-        raise UserError(
-            f"--ask data and supervised need a run to repeat, and {what} is not a run; ask labels or change"
-        )
+        require_run(what, "--ask data and --ask supervised")
     return possible
 
 

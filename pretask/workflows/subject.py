@@ -1,9 +1,8 @@
 """What has weights, the first word after a verb: a run, or an encoder with published weights."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 
 from pretask.config import DEFAULT_INPUT, InputConfig
 from pretask.encoders import Encoder, origins
@@ -13,6 +12,7 @@ from pretask.evals.scores import Role
 from pretask.runtime.console import say
 from pretask.train import run
 from pretask.train.run import CARD, Run
+from pretask.types import UserError
 
 Weights = Run | Encoder | str | Path
 INITIAL = "published weights, frozen"
@@ -29,12 +29,23 @@ def load(what: Weights, input: InputConfig = DEFAULT_INPUT) -> Run | Encoder:
     """
     if isinstance(what, Run | Encoder):
         return what
-    if (Path(what) / CARD).is_file():
+    if is_run(what):
         return Run(what)
     encoder, loaded = origins.open_encoder(what, size=input.size, mean=input.mean, std=input.std)
     if loaded:
         say(f"{loaded}; {input_of(encoder)}")
     return encoder
+
+
+def is_run(what: Weights) -> bool:
+    """Whether it is a run, which can be repeated."""
+    return isinstance(what, Run) or (isinstance(what, str | Path) and (Path(what) / CARD).is_file())
+
+
+def require_run(what: Weights, flags: str) -> None:
+    """UserError unless it is a run."""
+    if not is_run(what):
+        raise UserError(f"{flags} need a run to repeat, and {what} is not a run")
 
 
 def encoder_of(what: Weights, input: InputConfig = DEFAULT_INPUT) -> Encoder:
@@ -53,7 +64,7 @@ class Candidate:
     untrained: Sequence[Encoder]
     """the same encoders with their runs' random initial weights"""
     seeds: Sequence[int] = (0,)
-    published: Mapping[str, Encoder] = MappingProxyType({})
+    published: Mapping[str, Encoder] = field(default_factory=dict)
     """frozen encoders that the runs started or learned from, by the names of their rows"""
     runs: Sequence[Run] = ()
 

@@ -63,10 +63,11 @@ def transfer(
     normals and depth, encoders are fine-tuned with a decoder, and the untrained encoder shows what training on the task alone
     gives. `steps` and `size` (pixels) default to the task's.
     """
-    known, loaded = task_of(task), subject.load(what, input)
+    known = task_of(task)
+    if seeds > 1 or supervised:
+        subject.require_run(what, "--seeds and --supervised")
+    loaded = subject.load(what, input)
     is_run = isinstance(loaded, Run)
-    if not is_run and (seeds > 1 or supervised):
-        raise UserError(f"--seeds and --supervised need a run to repeat, and {what} is not a run")
     encoder = loaded.encoder if is_run else loaded
     if finetune and not known.can_finetune:
         raise UserError(f"--finetune is for normals and depth, not for {task}; leave it out")

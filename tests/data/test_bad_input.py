@@ -21,9 +21,9 @@ from pretask import data as sources
 from pretask.cli.main import main
 from pretask.data import encoded
 from pretask.data.base import OpenOptions
+from pretask.encoders.saved import WEIGHTS
 from pretask.runtime import files
 from pretask.train import checkpoint, run, trainer
-from pretask.train.weights import WEIGHTS
 from pretask.types import UserError
 from pretask.workflows import pretrain as pretraining
 

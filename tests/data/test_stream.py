@@ -12,8 +12,8 @@ from PIL import Image
 from pretask import data
 from pretask.cli.main import main
 from pretask.data import loader
+from pretask.encoders.saved import WEIGHTS
 from pretask.train import run
-from pretask.train.weights import WEIGHTS
 
 datasets = pytest.importorskip("datasets")
 

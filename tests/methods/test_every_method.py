@@ -10,7 +10,7 @@ from small import images_for, small
 from pretask import api, encoders, methods
 from pretask.config import RunConfig, TrainConfig
 from pretask.encoders import Encoder
-from pretask.train.weights import save_encoder
+from pretask.encoders.saved import save_encoder
 from pretask.workflows import contract
 
 NAMES = methods.names()

@@ -12,11 +12,11 @@ from torch.testing import assert_close
 
 from pretask import api, data, encoders, methods
 from pretask.config import lr_factor
+from pretask.encoders.saved import save_encoder
 from pretask.methods import moco
 from pretask.methods.base.context import Context
 from pretask.rng import Rng
 from pretask.train.plan import Plan
-from pretask.train.weights import save_encoder
 from pretask.transforms import augment
 from pretask.transforms.color import luma
 from pretask.types import UserError

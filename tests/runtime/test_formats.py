@@ -14,16 +14,17 @@ import pretask
 from pretask import data, encoders, methods
 from pretask.config import RunConfig
 from pretask.data import store
+from pretask.encoders import saved
 from pretask.errors import UserError
 from pretask.limits import PositiveInt
 from pretask.runtime import formats
 from pretask.text import topics
-from pretask.train import checkpoint, run, weights
+from pretask.train import checkpoint, run
 
 Document = dict[str, Any]
 KINDS = {
     run.CARD: run.FIELDS,
-    weights.SHAPE: weights.FIELDS,
+    saved.SHAPE: saved.FIELDS,
     store.CARD: store.FIELDS,
     topics.CARD: topics.FIELDS,
     checkpoint.LATEST: checkpoint.FIELDS,
@@ -54,7 +55,7 @@ def kept(request: pytest.FixtureRequest, made: Path) -> Iterator[tuple[Path, Doc
     path = made / ("store" if name == store.CARD else "run") / name
     readers: dict[str, Callable[[], Any]] = {
         run.CARD: lambda: run.Run(path.parent),
-        weights.SHAPE: lambda: run.Run(path.parent).encoder,
+        saved.SHAPE: lambda: run.Run(path.parent).encoder,
         store.CARD: lambda: data.open(path.parent),
         topics.CARD: lambda: topics.Topics.load(path.parent),
         checkpoint.LATEST: lambda: run.Run(path.parent).method,
@@ -225,6 +226,6 @@ def test_missing_optimizer_state_is_named(made: Path):
 
 def test_a_saved_encoder_loads_with_the_same_weights(tmp_path: Path):
     encoder = encoders.build("resnet_small:width=4", 3, 16)
-    weights.save_encoder(encoder, tmp_path)
-    again = weights.load_encoder(tmp_path)
+    saved.save_encoder(encoder, tmp_path)
+    again = saved.load_encoder(tmp_path)
     assert all(torch.equal(x, again.state_dict()[name]) for name, x in encoder.state_dict().items())

@@ -97,7 +97,7 @@ def test_an_old_run_is_refused_converted_read_and_resumed(method: str, tmp_path:
         Run(folder)
     before = {name: read(folder / name) for name in ("run.json", "encoder.json")}
     old = checkpoint.unpickled(folder / checkpoint.LATEST)
-    assert "converted to format 2" in script.convert(folder)
+    assert f"converted to format {formats.FORMAT}" in script.convert(folder)
 
     made = Run(folder)
     for name, document in before.items():
@@ -143,7 +143,7 @@ def test_a_converted_run_is_not_changed_again(tmp_path: Path, script: ModuleType
     folder = built("rotnet", tmp_path / "run")
     script.convert(folder)
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    assert script.convert(folder) == f"{folder}: nothing to do, it has format 2"
+    assert script.convert(folder) == f"{folder}: nothing to do, it has format {formats.FORMAT}"
     assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
@@ -256,8 +256,8 @@ def test_runs_inside_a_run_and_stores_are_converted_from_the_command_line(tmp_pa
 
 def test_a_newer_run_is_refused(tmp_path: Path, script: ModuleType):
     folder = built("rotnet", tmp_path / "run")
-    files.write_text(folder / "run.json", json.dumps(read(folder / "run.json") | {formats.KEY: 3}))
-    with pytest.raises(UserError, match="has format 3"):
+    files.write_text(folder / "run.json", json.dumps(read(folder / "run.json") | {formats.KEY: formats.FORMAT + 1}))
+    with pytest.raises(UserError, match=f"has format {formats.FORMAT + 1}"):
         script.convert(folder)
 
 

@@ -572,4 +572,4 @@ def test_invalid_arguments_are_a_one_line_error(trained, folder, words, message,
 
 def test_a_folder_that_is_no_run_is_an_error(tmp_path, folder, capfd):
     assert main(["transfer", str(tmp_path), "--data", str(folder), "--task", "detection"]) == 2
-    assert "is not a run" in capfd.readouterr().err
+    assert "holds no trained encoder" in capfd.readouterr().err

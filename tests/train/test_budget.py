@@ -12,12 +12,12 @@ import pretask
 from pretask.__main__ import began
 from pretask.cli.main import main
 from pretask.config import RunConfig
+from pretask.encoders.saved import SHAPE, WEIGHTS
 from pretask.runtime import files
 from pretask.train import checkpoint, logger, run, trainer
 from pretask.train.pacing import Budget
 from pretask.train.plan import entries_of
 from pretask.train.run import Run
-from pretask.train.weights import SHAPE, WEIGHTS
 from pretask.types import UserError
 from pretask.workflows import length, pretrain
 from pretask.workflows.reruns import repeated, seed_runs

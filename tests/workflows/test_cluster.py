@@ -311,7 +311,7 @@ def test_user_errors_are_one_line_and_leave_no_files(run, plain, tmp_path, capsy
         (["pixels", "--clusters", "0", "--out", new], "--clusters 0 is out of range"),
         (["pixels", "--clusters", "3", "--out", new, "--neighbors", "0"], "--neighbors 0 is out of range"),
         (["pixels", "--clusters", "3", "--out", new, "--smallest", "2"], "--smallest 2.0 is out of range"),
-        ([str(tmp_path / "gone"), "--clusters", "3", "--out", new], "is not a run"),
+        ([str(tmp_path / "gone"), "--clusters", "3", "--out", new], "no weights at"),
         (["pixels", "--out", new], "clusters"),
     ):
         assert main(["cluster", *words, "--data", str(plain)]) == 2

@@ -11,8 +11,8 @@ from PIL import Image
 from pretask import data as sources
 from pretask import encoders
 from pretask.cli import main
+from pretask.encoders.saved import SHAPE, WEIGHTS
 from pretask.reading import Reading
-from pretask.train.weights import SHAPE, WEIGHTS
 from pretask.transforms import augment
 from pretask.types import UserError
 from pretask.workflows import embed
@@ -153,7 +153,7 @@ def test_embedding_does_not_change_the_encoder(encoder):
         (["RUN", "--data", "synthetic:8", "--stage", "stge2"], "no stage 'stge2'; it has stem, stage1"),
         (["RUN", "--data", "nowhere/at/all"], "nowhere/at/all is neither"),
         (["RUN", "--data", "synthetic:8", "--out", "f.npy"], "should end in .parquet"),
-        (["nowhere", "--data", "synthetic:8"], "nowhere is not a run"),
+        (["nowhere", "--data", "synthetic:8"], "no weights at nowhere"),
         (["timm:resnet18q", "--data", "synthetic:8"], "did you mean resnet18"),
         (["timm:resnet18d_nonsense_name", "--data", "synthetic:8"], "unknown encoder"),
         ([], "needs a RUN"),
@@ -166,12 +166,3 @@ def test_user_errors_are_one_line_and_leave_no_files(run, tmp_path, monkeypatch,
     assert said in err
     assert err.count("\n") == 1
     assert not list(tmp_path.glob("f*"))
-
-
-def test_unavailable_weights_are_a_user_error(monkeypatch):
-    def offline(*_, **__):
-        raise ConnectionError("no route to the hub")
-
-    monkeypatch.setattr("timm.create_model", offline)
-    with pytest.raises(UserError, match=r"weights of resnet18 could not be loaded.*no route"):
-        embed.encoder_of("timm:resnet18")

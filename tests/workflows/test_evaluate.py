@@ -13,10 +13,10 @@ from pretask import data as sources
 from pretask import encoders
 from pretask.cli.main import main
 from pretask.data import demo
+from pretask.encoders.saved import SHAPE
 from pretask.evals import baselines, finetune, nonlinear_probes
 from pretask.methods import rotnet
 from pretask.reports import report
-from pretask.train.weights import SHAPE
 from pretask.types import UserError
 
 FAST = ["--encoder", "resnet_small:width=8", "--batch", "16", "--steps", "6"]
@@ -185,7 +185,7 @@ def test_finetune_nonlinear_and_svm_flags_add_columns(trained, capfd, monkeypatc
 
 
 MISTAKES = {
-    "no run": (["evaluate", "no/such/run", *DATA], "is not a run"),
+    "no run": (["evaluate", "no/such/run", *DATA], "no weights at no/such/run"),
     "no labels": (["evaluate", "RUN", "--data", "FOLDER"], "has no class folders"),
     "seeds": (["evaluate", "RUN", *DATA, "--seeds", "0"], "--seeds 0"),
     "seeds of timm": (["evaluate", "timm:no_such_net", *DATA, "--seeds", "2"], "is not a run"),

@@ -15,12 +15,12 @@ from pretask.cli.main import main
 from pretask.data import loader, store, stream
 from pretask.data.subset import draw_subset
 from pretask.encoders import Encoder
+from pretask.encoders.saved import WEIGHTS
 from pretask.evals import baselines, fewshot, finetune, protocol
 from pretask.evals.features import Features
 from pretask.rng import Rng
 from pretask.runtime import files
 from pretask.train import logger, run, trainer
-from pretask.train.weights import WEIGHTS
 from pretask.types import Batch, UserError
 from pretask.workflows import study
 
@@ -494,8 +494,8 @@ def test_the_table_and_the_report_show_each_axis_separately(supervised, trained,
 
 
 MISTAKES = {
-    "no run": (["study", "no/such/run", *DATA], "is not a run"),
-    "timm": (["study", "timm:resnet18", *DATA], "is not a run"),
+    "no run": (["study", "no/such/run", *DATA], "no weights at no/such/run"),
+    "timm": (["study", "timm:resnet18", *DATA, "--ask", "data"], "is not a run"),
     "no labels": (["study", "RUN", "--data", "FOLDER"], "has no class folders"),
     "fraction": (["study", "RUN", *DATA, "--fractions", "0.1", "2"], "--fractions 0.1 2.0 is out of range"),
     "question": (["study", "RUN", *DATA, "--ask", "speed"], "speed"),
