@@ -15,14 +15,16 @@ def layers(encoder: Encoder) -> list[list[str]]:
         from timm.models import group_parameters
 
         found = group_parameters(net, net.group_matcher(coarse=False))
-        return [list(each) for _, each in sorted(found.items())]
+        first, *others = [list(each) for _, each in sorted(found.items())]
+        tokens = [name for name in names if name == "reg_token" and name not in first]  # timm puts them last
+        return [first + tokens, *([n for n in each if n not in tokens] for each in others)]
     return [[name for name in names if name.split(".")[0] == stage] for stage, _ in net.named_children()]
 
 
 def depth_scales(encoder: Encoder, decay: float) -> dict[str, float]:
-    """decay^(L - k) for every parameter of layer k = 0 … L - 1, by name; what follows the encoder would be layer L."""
+    """decay^(L - k) for every parameter of layer k = 0 … L, by name."""
     found = layers(encoder)
-    return {name: decay ** (len(found) - k) for k, each in enumerate(found) for name in each}
+    return {name: decay ** (len(found) - 1 - k) for k, each in enumerate(found) for name in each}
 
 
 def freeze(encoder: Encoder, stages: int) -> int:

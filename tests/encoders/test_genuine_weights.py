@@ -26,7 +26,7 @@ def weights(tmp_path_factory):
     names = timm.create_model(ARCH).state_dict()
     assert [x.shape for x in given.values()] == [x.shape for x in names.values()]
     path = tmp_path_factory.mktemp("weights") / "lite0.safetensors"
-    save_file(dict(zip(names, given.values(), strict=True)), path)
+    save_file({name: x.contiguous() for name, x in zip(names, given.values(), strict=True)}, path)
     return path
 
 

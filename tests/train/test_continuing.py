@@ -18,6 +18,7 @@ from pretask.train import continuing
 from pretask.train.run import Run
 
 VIT = "vit_tiny_patch16_224:patch_size=4,embed_dim=32,depth=8,num_heads=2"
+REGISTERS = "vit_small_patch14_reg4_dinov2:patch_size=4,embed_dim=32,depth=3,num_heads=2"
 NET = "resnet_small:width=16"
 SHORT = {"steps": 6, "batch": 16, "quiet": True, "size": 16}
 
@@ -73,9 +74,9 @@ def test_training_starts_from_the_weights_and_so_does_a_teacher(tmp_path, publis
 
 
 def test_learning_rates_fall_with_depth_from_the_head_to_the_first_layer():
-    source = pretask.data.open("synthetic:32:16")
-    for spec in (NET, VIT, "resnet18"):
-        encoder = encoders.build(spec, 3, 16 if spec != "resnet18" else 32)
+    source = pretask.data.open("synthetic:32:32")
+    for spec in (NET, VIT, REGISTERS, "resnet18"):
+        encoder = encoders.build(spec, 3, 32)
         method = recipe("simclr")().build(encoder, source)
         train = TrainConfig(lr=1.0, encoder_lr_scale=0.5, layer_decay=0.8)
         (optimizer,) = method.optimizers(train)
@@ -85,7 +86,7 @@ def test_learning_rates_fall_with_depth_from_the_head_to_the_first_layer():
             n for n, _ in encoder.net.named_parameters()
         )
         for k, names in enumerate(found):
-            expected = 0.5 * 0.8 ** (len(found) - k)
+            expected = 0.5 * 0.8 ** (len(found) - 1 - k)
             for name in names:
                 assert rate[encoder.net.get_parameter(name)] == pytest.approx(expected), name
         assert {rate[p] for p in method.projector.parameters()} == {1.0}
