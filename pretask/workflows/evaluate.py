@@ -18,7 +18,7 @@ from pretask.reading import DEFAULT_READING, Reading
 from pretask.train.logger import OnLog
 from pretask.train.plan import cautions
 from pretask.train.run import Run
-from pretask.types import Source, UserError
+from pretask.types import Source
 from pretask.workflows import kinds, subject
 from pretask.workflows.inputs import split_paths
 from pretask.workflows.kinds import Extras

@@ -191,7 +191,9 @@ def study(
         ask = without_runs(ask, seeds, what)
     loaded = load(what, input)
     candidate = (
-        Candidate.of_runs(seed_runs(loaded, seeds, on_log)) if isinstance(loaded, Run) else Candidate.of_encoder(what, loaded)
+        Candidate.of_runs(seed_runs(loaded, seeds, on_log))
+        if isinstance(loaded, Run)
+        else Candidate.of_encoder(what, loaded)
     )
     folder = Path(out) if out else loaded.folder if isinstance(loaded, Run) else None
     family = candidate.runs

@@ -256,7 +256,9 @@ def test_runs_inside_a_run_and_stores_are_converted_from_the_command_line(tmp_pa
 
 def test_a_newer_run_is_refused(tmp_path: Path, script: ModuleType):
     folder = built("rotnet", tmp_path / "run")
-    files.write_text(folder / "run.json", json.dumps(read(folder / "run.json") | {formats.KEY: formats.FORMAT + 1}))
+    files.write_text(
+        folder / "run.json", json.dumps(read(folder / "run.json") | {formats.KEY: formats.FORMAT + 1})
+    )
     with pytest.raises(UserError, match=f"has format {formats.FORMAT + 1}"):
         script.convert(folder)
 
