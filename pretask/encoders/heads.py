@@ -53,6 +53,11 @@ def cosine_momentum(start: float, fraction: float) -> float:
     return 1 - (1 - start) * (1 + math.cos(math.pi * fraction)) / 2
 
 
+def linear_warmup(start: float, end: float, warmup: float, fraction: float) -> float:
+    """A teacher's temperature at a fraction of the run: from `start` to `end` in the first `warmup` of it."""
+    return start + (end - start) * fraction / warmup if fraction < warmup else end
+
+
 class TileEncoder(nn.Module):
     """An encoder for tiles much smaller than its images; each tile is encoded separately and is
     already normalized.

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
+from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -28,6 +29,21 @@ def require_plain_vit(encoder: Encoder, method: str, instead: str) -> Any:
         raise UserError(
             f"{method} uses sine-cosine position embeddings, whose width must be a multiple of 4; "
             f"{encoder.name} has {net.embed_dim}"
+        )
+    return net
+
+
+def require_vit(encoder: Encoder, method: str, instead: str) -> Any:
+    """The timm ViT inside, with learned or rotary positions, registers or none; UserError for other networks."""
+    net: Any = encoder.net
+    if type(net) not in (VisionTransformer, Eva):
+        raise UserError(
+            f"{method} masks patches of a plain vision transformer, and {encoder.name} is not one; "
+            f"try --encoder {instead}"
+        )
+    if getattr(net.patch_drop, "prob", 0.0):
+        raise UserError(
+            f"{method} needs the tokens of all patches, and {encoder.name} drops some; remove patch_drop_rate"
         )
     return net
 
@@ -87,3 +103,24 @@ def encode_visible(encoder: Encoder, shown: Tensor, visible: Tensor) -> Tensor:
     prefix, patch = tokens[:, : vit.num_prefix_tokens], tokens[:, vit.num_prefix_tokens :]
     tokens = vit.blocks(vit.norm_pre(torch.cat([prefix, gather_tokens(patch, visible)], 1)))
     return vit.fc_norm(vit.norm(tokens))  # a ViT has one of the two
+
+
+def masked_tokens(encoder: Encoder, image: Tensor, mask_token: Tensor, mask: Tensor | None = None) -> Tensor:
+    """(B, C, H, W), (B, h, w) -> (B, 1 + N, D): the pooled features and the tokens of all patches.
+
+    The embeddings of masked patches are replaced by `mask_token` (…, D), at their own positions.
+    """
+    vit: Any = encoder.net
+    x = vit.patch_embed(encoder.normalized(encoder.select_input(image)))  # (B, N, D) or (B, h, w, D)
+    if mask is not None:
+        x = torch.where(mask.reshape(*x.shape[:-1], 1), mask_token.to(x.dtype), x)
+    if isinstance(vit, Eva):
+        x, rope = vit._pos_embed(x)
+        x = vit.norm_pre(x)
+        for i, block in enumerate(vit.blocks):
+            x = block(x, rope=rope[i] if vit.rope_mixed else rope)
+    else:
+        x = vit.blocks(vit.norm_pre(vit._pos_embed(x)))
+    x = vit.norm(x)  # (B, P + N, D), after P prefix tokens
+    whole = vit.forward_head(x, pre_logits=True)
+    return torch.cat([whole[:, None], vit.fc_norm(x[:, vit.num_prefix_tokens :])], 1)

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from pretask.config import TrainConfig
 from pretask.encoders import Encoder
-from pretask.encoders.heads import cosine_momentum, ema_copy, update_ema
+from pretask.encoders.heads import cosine_momentum, ema_copy, linear_warmup, update_ema
 from pretask.limits import (
     AtLeastTwo,
     NonNegativeInt,
@@ -76,12 +76,7 @@ class Config(MultiCropConfig):
 
     def teacher_temp_at(self, fraction: float) -> float:
         """The teacher's temperature at a fraction of the run."""
-        first, last = self.teacher_temp
-        return (
-            first + (last - first) * fraction / self.teacher_temp_warmup
-            if fraction < self.teacher_temp_warmup
-            else last
-        )
+        return linear_warmup(*self.teacher_temp, self.teacher_temp_warmup, fraction)
 
 
 @dataclass(frozen=True)

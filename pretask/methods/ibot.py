@@ -16,16 +16,16 @@ its pooled features in that token's place.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from pretask.config import TrainConfig
 from pretask.encoders import Encoder
+from pretask.encoders.vit import masked_tokens, require_vit
 from pretask.limits import (
     AtLeastTwo,
     NonNegativeInt,
@@ -41,7 +41,7 @@ from pretask.methods.base.views import MultiCrop, asymmetric
 from pretask.methods.dino import DINO, cross_view_loss, teacher_probs
 from pretask.rng import Rng
 from pretask.transforms import augment
-from pretask.types import Batch, Loss, Progress, Source, UserError
+from pretask.types import Batch, Loss, Progress, Source
 from pretask.viz.puzzle import Mask, Puzzle
 
 ATTEMPTS = 10
@@ -65,23 +65,11 @@ class Config(dino.Config):
     mask_ratio: UnitIntervals = (0.1, 0.5)
     """fraction of the patches of a masked view that are masked, from and to (0.3 ± 0.2)"""
 
-    def require_vit(self, encoder: Encoder) -> Any:
-        """The plain vision transformer inside; UserError for any other network."""
-        if type(encoder.net) is not VisionTransformer:
-            raise UserError(
-                f"ibot masks patches of a plain vision transformer, and {encoder.name} is not one; "
-                f"try --encoder {self.encoder}"
-            )
-        return encoder.net
-
     def smallest_side(self, encoder: Encoder) -> Minimum:
-        """A view has so many patches that at the largest mask ratio at least one is masked."""
-        patch = max(self.require_vit(encoder).patch_embed.patch_size)
-        rows = math.ceil(self.mask_ratio[1] ** -0.5) if self.mask_ratio[1] else 1
-        return Minimum(rows * patch, "or --encoder with a smaller patch_size")
+        return smallest_masked_side(require_vit(encoder, "ibot", self.encoder), self.mask_ratio[1])
 
     def build(self, encoder: Encoder, source: Source) -> "IBOT":
-        self.require_vit(encoder)
+        require_vit(encoder, "ibot", self.encoder)
         return IBOT(self, encoder)
 
 
@@ -136,14 +124,23 @@ class MaskedMultiCrop(MultiCrop):
     view2_mask: Tensor
 
 
-def block_masks(most: Tensor, grid: tuple[int, int], rng: Rng, attempts: int = ATTEMPTS) -> Tensor:
+def smallest_masked_side(vit: Any, ratio: float) -> Minimum:
+    """Smallest image side at which a view of `vit` has one masked patch at this mask ratio."""
+    rows = math.ceil(ratio**-0.5) if ratio else 1
+    return Minimum(rows * max(vit.patch_embed.patch_size), "or --encoder with a smaller patch_size")
+
+
+def block_masks(
+    most: Tensor, grid: tuple[int, int], rng: Rng, attempts: int = ATTEMPTS, least: int | None = None
+) -> Tensor:
     """(B,) -> (B, h, w): random rectangles of patches, added as long as at most `most` patches are masked.
 
-    They are drawn as in BEiT (arXiv:2106.08254, algorithm 1).
+    They are drawn as in BEiT (arXiv:2106.08254, algorithm 1), with an area of `least` patches or more as long as so
+    many are left; by default that of a third of the view's shorter side.
     """
     row, column = (torch.arange(n, device=most.device) for n in grid)
     draws = rng.uniform(len(most), attempts, 4).unbind(1)
-    least = (min(grid) // 3) ** 2  # area of the first one, in patches
+    least = (min(grid) // 3) ** 2 if least is None else least
     mask = torch.zeros(len(most), *grid, dtype=torch.bool, device=most.device)
     for size, shape, down, right in (draw.unbind(1) for draw in draws):
         area = least + size * (most - mask.sum((1, 2)) - least)
@@ -166,6 +163,17 @@ def mean_per_image(loss: Tensor, mask: Tensor) -> Tensor:
     return (loss * weight.expand(mask.shape)[mask]).sum() / len(mask)
 
 
+def with_masks(pretext: MultiCrop, shown: Iterable[Puzzle]) -> Iterator[Puzzle]:
+    """Draw the masks of both global views into puzzles that show them."""
+    assert isinstance(pretext, MaskedMultiCrop)
+    masks = zip(pretext.view1_mask, pretext.view2_mask, strict=True)
+    for (mask1, mask2), puzzle in zip(masks, shown, strict=True):
+        (image, first), (second, *more) = puzzle.question, puzzle.answer
+        first = replace(first, marks=[Mask(mask1, 0.8), *first.marks])
+        second = replace(second, marks=[Mask(mask2, 0.8), *second.marks])
+        yield replace(puzzle, question=[image, first], answer=[second, *more])
+
+
 class IBOT(DINO):
     pretext_task = "Self-distillation with masked patches"
     config: Config
@@ -186,13 +194,7 @@ class IBOT(DINO):
     def show(
         self, pretext: MultiCrop, answers: Mapping[str, Tensor], batch: Batch, rng: Rng
     ) -> Iterator[Puzzle]:
-        assert isinstance(pretext, MaskedMultiCrop)
-        masks = zip(pretext.view1_mask, pretext.view2_mask, strict=True)
-        for (mask1, mask2), shown in zip(masks, super().show(pretext, answers, batch, rng), strict=True):
-            (image, first), (second, *more) = shown.question, shown.answer
-            first = replace(first, marks=[Mask(mask1, 0.8), *first.marks])
-            second = replace(second, marks=[Mask(mask2, 0.8), *second.marks])
-            yield replace(shown, question=[image, first], answer=[second, *more])
+        yield from with_masks(pretext, super().show(pretext, answers, batch, rng))
 
     def draw_masks(self, count: int, rng: Rng) -> Tensor:
         """(B, h, w): masks of a random fraction of the patches for some views, empty ones for the others."""
@@ -202,13 +204,7 @@ class IBOT(DINO):
 
     def tokens(self, encoder: Any, image: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, C, H, W), (B, h, w) -> (B, 1 + N, D): the pooled features and the patch tokens."""
-        vit = encoder.net
-        x = vit.patch_embed(encoder.normalized(encoder.select_input(image)))  # (B, N, D) or (B, h, w, D)
-        if mask is not None:
-            x = torch.where(mask.reshape(*x.shape[:-1], 1), self.mask_token.to(x.dtype), x)
-        x = vit.norm(vit.blocks(vit.norm_pre(vit._pos_embed(x))))  # (B, P + N, D), after P prefix tokens
-        whole = vit.forward_head(x, pre_logits=True)
-        return torch.cat([whole[:, None], vit.fc_norm(x[:, vit.num_prefix_tokens :])], 1)
+        return masked_tokens(encoder, image, self.mask_token, mask)
 
     def local_view_logits(self, image: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, K) student logits of pooled features; patches matter for batch norms only."""
