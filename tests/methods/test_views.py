@@ -20,6 +20,7 @@ JITTER = {
     "moco:paperv3vit": (0.4, 0.4, 0.2, 0.1),
     "dino:paper": (0.4, 0.4, 0.2, 0.1),  # facebookresearch/dino main_dino.py
     "ibot:paper": (0.4, 0.4, 0.2, 0.1),  # bytedance/ibot main_ibot.py
+    "dinov2:paper": (0.4, 0.4, 0.2, 0.1),  # facebookresearch/dinov2 dinov2/data/augmentations.py
     "simsiam:paper": (0.4, 0.4, 0.4, 0.1),  # facebookresearch/simsiam main_simsiam.py
     "swav:paper": (0.8, 0.8, 0.8, 0.2),  # facebookresearch/swav src/multicropdataset.py
     "lejepa:paper": (0.8, 0.8, 0.8, 0.2),  # rbalestr-lab/lejepa MINIMAL.md

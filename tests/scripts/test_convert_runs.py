@@ -24,6 +24,8 @@ from pretask.train.run import Run
 ROOT = Path(__file__).parents[2]
 OLD = ROOT / "tests" / "old_runs"
 SCRIPT = ROOT / "scripts" / "convert_runs.py"
+NEW = {"dinov2"}
+"""methods that were added after files had format numbers"""
 
 
 @pytest.fixture(scope="module")
@@ -86,11 +88,11 @@ def leaves(x: Any, place: str = "") -> dict[str, Any]:
     }
 
 
-def test_there_is_an_old_run_of_every_method():
-    assert {path.stem for path in OLD.glob("*.json")} == {*methods.names()}
+def test_there_is_an_old_run_of_every_method_of_that_time():
+    assert {path.stem for path in OLD.glob("*.json")} == {*methods.names()} - NEW
 
 
-@pytest.mark.parametrize("method", methods.names())
+@pytest.mark.parametrize("method", sorted({*methods.names()} - NEW))
 def test_an_old_run_is_refused_converted_read_and_resumed(method: str, tmp_path: Path, script: ModuleType):
     folder = built(method, tmp_path / "run")
     with pytest.raises(UserError, match=rf"python scripts/convert_runs\.py {folder}"):

@@ -15,7 +15,20 @@ from small import images_for, small
 from pretask import data, encoders, methods
 from pretask.config import TrainConfig
 from pretask.errors import UserError
-from pretask.methods import Method, MethodConfig, byol, dino, ibot, jule, lejepa, moco, simsiam, swav, vicreg
+from pretask.methods import (
+    Method,
+    MethodConfig,
+    byol,
+    dino,
+    dinov2,
+    ibot,
+    jule,
+    lejepa,
+    moco,
+    simsiam,
+    swav,
+    vicreg,
+)
 from pretask.methods.base.context import Context
 from pretask.rng import Rng
 from pretask.runtime import files
@@ -141,6 +154,9 @@ FAULTS = {
     "dino, no centering": Fault(dino, {"ema_momentum": 0.9}, {"teacher_probs": sharpened}),
     "dino, no sharpening": Fault(dino, {"ema_momentum": 0.9, "teacher_temp": (1.0, 1.0)}),
     "ibot, no centering": Fault(ibot, {"ema_momentum": 0.9}, {"teacher_probs": sharpened}),
+    "dinov2, no even assignments and no KoLeo": Fault(
+        dinov2, {"ema_momentum": 0.9, "koleo": 0.0}, {"sinkhorn": lambda x, t, _: (x / t).softmax(1)}
+    ),
     "jule, no other clusters": Fault(
         jule, patches={"margin_loss": lambda z, places, *_: jule.mean(jule.distances(z, places)[0])}
     ),
