@@ -115,8 +115,8 @@ def masked_tokens(encoder: Encoder, image: Tensor, mask_token: Tensor, mask: Ten
     if mask is not None:
         x = torch.where(mask.reshape(*x.shape[:-1], 1), mask_token.to(x.dtype), x)
     if isinstance(vit, Eva):
-        x, rope = vit._pos_embed(x)
-        x = vit.norm_pre(x)
+        embedded: Any = vit._pos_embed(x)
+        x, rope = vit.norm_pre(embedded[0]), embedded[1]
         for i, block in enumerate(vit.blocks):
             x = block(x, rope=rope[i] if vit.rope_mixed else rope)
     else:

@@ -37,7 +37,7 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath
+from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
 from pretask.config import TrainConfig
@@ -211,6 +211,13 @@ class Paper(Config):
         return asymmetric(self.views)
 
 
+def whole_patches(encoder: Encoder, fraction: float) -> int:
+    """`fraction` of the image side in pixels, rounded to patches, without which a transformer takes full size only."""
+    vit: Any = encoder.net
+    patches = encoder.size // max(vit.patch_embed.patch_size)
+    return encoder.side(max(1, round(fraction * patches)) / patches)
+
+
 def mask_ratios(count: int, probability: float, ratio: tuple[float, float], rng: Rng) -> Tensor:
     """(B, 2): mask ratios of both global views of `count` images (`data/collate.py`).
 
@@ -271,6 +278,7 @@ class DINOv2(MultiCropMethod):
         super().__init__(config, encoder)
         c, net = config, encoder.net
         vit: Any = net
+        self.side, self.local_size = (whole_patches(encoder, f) for f in (c.side, c.local_size))
         self.grid: tuple[int, int] = vit.patch_embed.dynamic_feat_size((self.side, self.side))
         self.mask_token = nn.Parameter(torch.zeros(1, vit.embed_dim))  # replaces a masked patch's embedding
         self.head, self.patch_head = (
@@ -321,7 +329,8 @@ class DINOv2(MultiCropMethod):
     @torch.no_grad()
     def targets(self, image: Tensor, where: Tensor) -> tuple[Tensor, Tensor]:
         """The teacher's assignments of the views (2B, C, H, W) and of their M patches in `where`: (2B, K), (M, K)."""
-        (encoder, head, patch_head), rounds = self.teacher, self.config.sinkhorn_iterations
+        teacher: Any = self.teacher
+        (encoder, head, patch_head), rounds = teacher, self.config.sinkhorn_iterations
         tokens = masked_tokens(encoder, image, self.mask_token)  # not masked
         logits = head(tokens[:, 0]), patch_head(tokens[:, 1:][where])
         whole, patches = (sinkhorn(x, self.teacher_temp, rounds) for x in logits)
@@ -342,15 +351,18 @@ class DINOv2(MultiCropMethod):
         for name, p in self.named_parameters():
             if p.requires_grad and all(p is not other for other in last):
                 found[lr_scale(name, depth, c.layer_decay, c.patch_embed_lr), p.ndim <= 1].append(p)
-        for (scale, vectors), params in found.items():
-            yield {"params": params, "lr_scale": scale, "vectors": vectors}
+        for scale, vectors in sorted(found, reverse=True):  # the log shows the learning rate of the first group
+            yield {"params": found[scale, vectors], "lr_scale": scale, "vectors": vectors}
         yield {"params": last, "after": c.freeze_prototypes}
 
     def predict(self, pretext: MultiCrop) -> Mapping[str, Tensor]:
-        """The second view whose teacher distribution is closest to the prediction from the first view."""
+        """The second view whose assignment in the batch is closest to the prediction from the first view."""
         encoder, head, _ = self.teacher
         log_p = (self.head(self.encoder(pretext.view1)["pool"]) / self.config.temperature).log_softmax(1)
-        target = (head(encoder(pretext.view2)["pool"]) / self.teacher_temp).softmax(1)
+        with distributed.local_only():
+            target = sinkhorn(
+                head(encoder(pretext.view2)["pool"]), self.teacher_temp, self.config.sinkhorn_iterations
+            )
         kl = -torch.special.entr(target).sum(1) - log_p @ target.T  # (B, B)
         return {"view2": pretext.view2[kl.argmin(1)]}
 
