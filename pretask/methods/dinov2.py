@@ -351,7 +351,9 @@ class DINOv2(MultiCropMethod):
         for name, p in self.named_parameters():
             if p.requires_grad and all(p is not other for other in last):
                 found[lr_scale(name, depth, c.layer_decay, c.patch_embed_lr), p.ndim <= 1].append(p)
-        for scale, vectors in sorted(found, reverse=True):  # the log shows the learning rate of the first group
+        for scale, vectors in sorted(
+            found, key=lambda key: (-key[0], key[1])
+        ):  # the first one's rate is logged
             yield {"params": found[scale, vectors], "lr_scale": scale, "vectors": vectors}
         yield {"params": last, "after": c.freeze_prototypes}
 

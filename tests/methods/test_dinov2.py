@@ -518,13 +518,14 @@ def released_scales(name, depth, decay, patch_embed):
 def test_learning_rates_and_weight_decay_are_those_of_the_released_groups(source, form, decay, patch_embed):
     config = dinov2.Config(**NARROW, layer_decay=decay, patch_embed_lr=patch_embed)
     method = made(source, config, form)
-    [optimizer] = method.optimizers(dataclasses.replace(config.train, lr=0.1, weight_decay=0.3))
+    train = dataclasses.replace(config.train, lr=0.1, weight_decay=0.3, bias_lr_scale=0.5)
+    [optimizer] = method.optimizers(train)
+    assert optimizer.param_groups[0]["lr"] == 0.1  # the one in the log
     settings = {
         id(w): (group["lr"], group["weight_decay"])
         for group in optimizer.param_groups
         for w in group["params"]
     }
-    assert optimizer.param_groups[0]["lr"] == 0.1  # the one in the log
     trained = {name: w for name, w in method.named_parameters() if w.requires_grad}
     assert settings.keys() == {id(w) for w in trained.values()}
     for name, w in trained.items():
@@ -532,7 +533,7 @@ def test_learning_rates_and_weight_decay_are_those_of_the_released_groups(source
         depth = 2 if theirs != name or name == "mask_token" else 0
         rate, weight = released_scales(theirs, depth, decay, patch_embed)
         if w.ndim <= 1:
-            weight = 0.0  # rotary attention has biases of another name
+            rate, weight = 0.5 * rate, 0.0  # rotary attention has biases of another name
         assert settings[id(w)] == pytest.approx((0.1 * rate, 0.3 * weight)), name
 
 

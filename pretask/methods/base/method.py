@@ -217,6 +217,6 @@ def by_depth(groups: Iterable[dict[str, Any]], encoder: Encoder, train: TrainCon
 def with_rates(group: dict[str, Any], train: TrainConfig) -> dict[str, Any]:
     """A parameter group with its learning rate and weight decay."""
     vectors = group.get("vectors", False)
-    lr_scale = group.get("lr_scale", train.bias_lr_scale if vectors else 1.0)
+    lr_scale = group.get("lr_scale", 1.0) * (train.bias_lr_scale if vectors else 1.0)
     decay_scale = group.get("decay_scale", float(train.decay_all) if vectors else 1.0)
     return {"lr": lr_scale * train.lr, "weight_decay": decay_scale * train.weight_decay} | group
