@@ -230,8 +230,11 @@ def info_nce_queue(query: Tensor, key: Tensor, queue: Tensor, temperature: float
     return F.cross_entropy(logits, target), (logits.argmax(1) == target).float().mean()
 
 
-def v1_v2_projector(dim: int, hidden: int, width: int) -> nn.Sequential:
-    """v1's projector, one linear layer; or v2's, with a hidden layer and no batch norm."""
+def v1_v2_projector(dim: int, config: Config) -> nn.Sequential:
+    """v1's projector, one linear layer; v2's, with a hidden layer; or v2's with a batch norm after it."""
+    hidden, width = config.hidden, config.width
+    if hidden and config.hidden_bn:
+        return build_mlp(dim, hidden, width)
     before = [nn.Linear(dim, hidden), nn.ReLU()] if hidden else []
     return nn.Sequential(*before, nn.Linear(hidden or dim, width))
 
@@ -239,6 +242,14 @@ def v1_v2_projector(dim: int, hidden: int, width: int) -> nn.Sequential:
 def v3_mlp(*widths: int) -> nn.Sequential:
     """An MLP without biases that ends in a batch norm without gain and bias."""
     return nn.Sequential(build_mlp(*widths, bias=False), nn.BatchNorm1d(widths[-1], affine=False))
+
+
+def enqueue(queue: Tensor, oldest: Tensor, rows: Tensor) -> None:
+    """Replace the oldest rows of a queue (K, D), those from index `oldest` () on, and move the index past them."""
+    rows = rows[-len(queue) :]
+    there = (oldest + torch.arange(len(rows), device=rows.device)) % len(queue)
+    queue[there] = rows
+    oldest.copy_((oldest + len(rows)) % len(queue))
 
 
 class MoCo(TwoViewMethod):
@@ -252,8 +263,7 @@ class MoCo(TwoViewMethod):
         dim, hidden, width = encoder.dim, config.hidden, config.width
         self.predictor: nn.Module = nn.Identity()
         if config.queue:
-            plain = not (hidden and config.hidden_bn)
-            self.projector = v1_v2_projector(dim, hidden, width) if plain else build_mlp(dim, hidden, width)
+            self.projector = v1_v2_projector(dim, config)
         elif vit := plain_vit(encoder):
             self.projector = v3_mlp(dim, hidden, hidden, width)
             self.predictor = v3_mlp(width, hidden, width)
@@ -303,10 +313,7 @@ class MoCo(TwoViewMethod):
         for teacher, student in zip(self.teacher, (self.encoder, self.projector), strict=True):
             update_ema(teacher, student, momentum)  # v1, eq. 2
         if self.config.queue:
-            key = carry[-len(self.queue) :]
-            there = (self.queue_ptr + torch.arange(len(key), device=key.device)) % len(self.queue)
-            self.queue[there] = key
-            self.queue_ptr.copy_((self.queue_ptr + len(key)) % len(self.queue))
+            enqueue(self.queue, self.queue_ptr, carry)
 
     def predict(self, pretext: TwoViews) -> Mapping[str, Tensor]:
         near = self.queries(pretext.view1) @ self.keys(pretext.view2).T
