@@ -15,7 +15,7 @@ VIT = (
 )
 
 
-@pytest.mark.parametrize("name", ["byol", "moco", "moco:v3", "dino", "ibot", "dinov2", "ijepa"])
+@pytest.mark.parametrize("name", ["byol", "moco", "moco:v3", "dino", "ibot", "dinov2", "ijepa", "densecl"])
 def test_a_teacher_is_deterministic_and_its_student_is_not(name):
     source, config = data.open("synthetic:8:32"), methods.recipe(name)()
     torch.manual_seed(0)

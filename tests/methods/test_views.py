@@ -16,6 +16,14 @@ JITTER = {
     "barlow_twins:paper": (0.4, 0.4, 0.2, 0.1),  # facebookresearch/barlowtwins main.py
     "vicreg:paper": (0.4, 0.4, 0.2, 0.1),  # facebookresearch/vicreg augmentations.py
     "moco:paper": (0.4, 0.4, 0.4, 0.1),  # facebookresearch/moco main_moco.py
+    "densecl:paper": (
+        0.4,
+        0.4,
+        0.4,
+        0.1,
+    ),  # WXinlong/DenseCL configs/selfsup/densecl/densecl_imagenet_200ep.py
+    "densecl:papercoco": (0.4, 0.4, 0.4, 0.1),
+    "nnclr:paper": (0.4, 0.4, 0.2, 0.1),  # BYOL's, which the paper uses by the notes of clane9/vissl
     "moco:paperv3": (0.4, 0.4, 0.2, 0.1),  # facebookresearch/moco-v3 main_moco.py
     "moco:paperv3vit": (0.4, 0.4, 0.2, 0.1),
     "dino:paper": (0.4, 0.4, 0.2, 0.1),  # facebookresearch/dino main_dino.py

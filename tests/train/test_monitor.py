@@ -21,10 +21,12 @@ from pretask.methods import (
     byol,
     dino,
     dinov2,
+    densecl,
     ibot,
     jule,
     lejepa,
     moco,
+    nnclr,
     simsiam,
     swav,
     vicreg,
@@ -144,6 +146,14 @@ FAULTS = {
     "byol, no teacher": Fault(byol, patches={"BYOL.loss": without_teacher}),
     "moco, no negatives": Fault(
         moco, {"ema_momentum": 0.9}, {"info_nce_queue": lambda q, k, *_: (1 - alike(q, k), torch.zeros(()))}
+    ),
+    "densecl, no negatives": Fault(
+        densecl,
+        {"ema_momentum": 0.9},
+        {"info_nce_queue": lambda q, k, *_: (1 - alike(q, k), torch.zeros(()))},
+    ),
+    "nnclr, one neighbor for all": Fault(
+        nnclr, patches={"nearest": lambda z, queue: queue[:1].expand(len(z), -1)}
     ),
     "vicreg, no variance and no covariance": Fault(vicreg, {"variance": 0.0, "covariance": 0.0}),
     "vicreg, no variance": Fault(vicreg, {"variance": 0.0}),
