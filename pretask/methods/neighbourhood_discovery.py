@@ -45,10 +45,11 @@ from pretask.encoders import Encoder
 from pretask.limits import NonNegativeFloat, PositiveFloat, PositiveFraction, PositiveInt, UnitInterval
 from pretask.methods.base.context import Context
 from pretask.methods.base.method import Method, MethodConfig, Minimum
+from pretask.methods.base.views import IndexedView, show_indexed_views
 from pretask.rng import Rng
 from pretask.transforms import augment
 from pretask.types import Batch, Loss, Progress, Source
-from pretask.viz.puzzle import Caption, Frame, Panel, Puzzle
+from pretask.viz.puzzle import Puzzle
 
 BLOCK = 2**24
 """similarities held in memory at once during a discovery (64 MB)"""
@@ -124,12 +125,6 @@ class Paper(Config):
     """commented out in the released configuration"""
 
 
-@dataclass(frozen=True)
-class View:
-    image: Tensor  # (B, C, H, W), one random view of each image
-    index: Tensor  # (B,) index of the image in the source
-
-
 def negative_log_likelihoods(
     z: Tensor, bank: Tensor, index: Tensor, neighbor: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor]:
@@ -161,7 +156,7 @@ def discover(bank: Tensor, k: int, temperature: float, block: int = BLOCK) -> tu
     return entropy, neighbor
 
 
-class NeighbourhoodDiscovery(Method[View]):
+class NeighbourhoodDiscovery(Method[IndexedView]):
     pretext_task = "Instance discrimination with neighborhoods"
     bank: Tensor  # (N, D) embeddings of all images
     neighbor: Tensor  # (N, k) nearest others at the last discovery
@@ -193,18 +188,18 @@ class NeighbourhoodDiscovery(Method[View]):
             found = {"anchor": self.anchor, "neighbor": neighbor.int(), "entropy": entropy}
             context.files[FOUND.format(now.cycle)] = save({name: x.cpu() for name, x in found.items()})
 
-    def pretext(self, batch: Batch, rng: Rng) -> View:
+    def pretext(self, batch: Batch, rng: Rng) -> IndexedView:
         c = self.config
         x = augment.to_float(batch.image)
         x = augment.resized_crop(x, self.side, rng, (c.crop, 1.0))
         x = augment.color_jitter(x, rng, c.jitter, c.jitter, c.jitter, c.jitter)
         x = augment.gray(x, rng, c.gray) if x.shape[1] == 3 else x
-        return View(augment.flip(x, rng, c.flip), batch.index)
+        return IndexedView(augment.flip(x, rng, c.flip), batch.index)
 
     def project(self, image: Tensor) -> Tensor:
         return F.normalize(self.head(self.encoder(image)["pool"]).float(), dim=1)  # (B, D)
 
-    def loss(self, pretext: View) -> Loss:
+    def loss(self, pretext: IndexedView) -> Loss:
         z, i = self.project(pretext.image), pretext.index
         t = self.config.temperature
         instance, joined = negative_log_likelihoods(z, self.bank, i, self.neighbor[i], t)
@@ -220,24 +215,15 @@ class NeighbourhoodDiscovery(Method[View]):
         i, z = carry
         self.bank[i] = F.normalize(torch.lerp(z, self.bank[i], self.config.bank_momentum), dim=1)
 
-    def predict(self, pretext: View) -> Mapping[str, Tensor]:
+    def predict(self, pretext: IndexedView) -> Mapping[str, Tensor]:
         return {"index": (self.project(pretext.image) @ self.bank.T).argmax(1)}
 
-    def show(self, pretext: View, answers: Mapping[str, Tensor], batch: Batch, rng: Rng) -> Iterator[Puzzle]:
+    def show(
+        self, pretext: IndexedView, answers: Mapping[str, Tensor], batch: Batch, rng: Rng
+    ) -> Iterator[Puzzle]:
         c, at = self.config, augment.positions(batch.image)
         at = augment.resized_crop(at, self.side, rng, (c.crop, 1.0))
-        for i, box in enumerate(augment.extent(at).tolist()):
-            index, predicted = pretext.index[i], answers["index"][i] if answers else None
-            own = (
-                (f"image {int(predicted) + 1}", (bool(predicted == index),))
-                if predicted is not None
-                else ("", ())
-            )
-            yield Puzzle(
-                [Panel("view", pretext.image[i])],
-                [Panel(f"image {int(index) + 1}", batch.image[i], [Frame(box)])],
-                captions=[Caption("Which image is this a view of?", f"image {int(index) + 1}", *own)],
-            )
+        return show_indexed_views(pretext, answers, batch, augment.extent(at))
 
     def export(self) -> Encoder:
         return self.encoder

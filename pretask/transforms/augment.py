@@ -79,6 +79,19 @@ def crop(x: Tensor, box: Tensor, size: int) -> Tensor:
     return F.grid_sample(x, grid, padding_mode="border", align_corners=False)
 
 
+def random_boxes(count: int, rng: Rng, scale: tuple[float, float], ratio: tuple[float, float]) -> Tensor:
+    """(B, 4): center x, center y, width, height of random boxes, as fractions of the image.
+
+    The area is from `scale`, the ratio of width to height from `ratio`, log-uniform. A box larger than the image is
+    clipped to it.
+    """
+    area = rng.uniform(count, low=scale[0], high=scale[1])
+    aspect = rng.uniform(count, low=math.log(ratio[0]), high=math.log(ratio[1])).exp()
+    sides = torch.stack([(area * aspect).sqrt(), (area / aspect).sqrt()], 1).clamp(max=1)  # (B, 2)
+    center = sides / 2 + rng.uniform(count, 2) * (1 - sides)
+    return torch.cat([center, sides], 1)
+
+
 def resized_crop(
     x: Tensor,
     size: int,
@@ -93,14 +106,7 @@ def resized_crop(
     """
     if x.shape[-1] > 1.5 * size:  # bilinear sampling does not antialias
         x = F.interpolate(x, size=(math.ceil(1.5 * size),) * 2, mode="bilinear", antialias=True)
-    b = len(x)
-    area = rng.uniform(b, low=scale[0], high=scale[1])
-    aspect = rng.uniform(b, low=math.log(ratio[0]), high=math.log(ratio[1])).exp()
-    sides = torch.stack([(area * aspect).sqrt(), (area / aspect).sqrt()], 1).clamp(
-        max=1
-    )  # (B, 2) width, height
-    center = sides / 2 + rng.uniform(b, 2) * (1 - sides)
-    return crop(x, torch.cat([center, sides], 1), size)
+    return crop(x, random_boxes(len(x), rng, scale, ratio), size)
 
 
 def positions(image: Tensor) -> Tensor:
@@ -185,6 +191,18 @@ def blur(x: Tensor, rng: Rng, p: float = 0.5, sigma: tuple[float, float] = (0.1,
     return torch.where(rng.coin(b, 1, 1, 1, p=p), flat.view(b, c, h, w).clamp(0, 1), x)
 
 
+def erase(x: Tensor, rng: Rng, p: float, fill: Tensor) -> Tensor:
+    """Replace a random box of each image by `fill` (C, 1, 1) with probability p: torchvision's RandomErasing.
+
+    A box larger than the image is clipped to it instead of drawn again, and its position lies between pixels.
+    """
+    box = random_boxes(len(x), rng, (0.02, 0.33), (1 / 3.3, 1 / 0.3))[..., None]  # (B, 4, 1)
+    pixels = (torch.arange(x.shape[-1], device=x.device) + 0.5) / x.shape[-1]
+    columns, rows = ((pixels - box[:, :2]).abs() < box[:, 2:] / 2).unbind(1)  # (B, W), (B, H)
+    inside = rows[:, None, :, None] & columns[:, None, None, :]
+    return torch.where(inside & rng.coin(len(x), 1, 1, 1, p=p), fill, x)
+
+
 def standardize(x: Tensor) -> Tensor:
     """Scale each channel of each image (…, H, W) to mean 0 and standard deviation 1; a constant channel becomes 0."""
     centered = x - x.mean((-2, -1), keepdim=True)
@@ -236,3 +254,13 @@ class ViewAugmentation:
         """Color jitter, then random conversion to grayscale."""
         x = color_jitter(x, rng, *self.jitter_strengths, p=self.jitter_p)
         return gray(x, rng, self.gray) if x.shape[1] == 3 else x
+
+
+@dataclass(frozen=True)
+class HueAugmentation(ViewAugmentation):
+    """The same with a stronger hue jitter, half of the other three (released code of EMP-SSL and DIET-CP)."""
+
+    @property
+    def jitter_strengths(self) -> tuple[float, float, float, float]:
+        brightness, contrast, saturation, _ = super().jitter_strengths
+        return brightness, contrast, saturation, brightness / 2

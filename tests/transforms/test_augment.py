@@ -57,6 +57,30 @@ def test_solarize_matches_torchvision():
     assert_close(augment.solarize(X, Rng(0), 1.0), tv.solarize(X, 0.5))
 
 
+def test_erased_boxes_match_torchvision_erase_and_have_its_sizes():
+    """RandomErasing: an area of 2 to 33 %, sides in a ratio of 0.3 to 3.3, anywhere in the image."""
+    x, fill = Rng(1).uniform(2000, 3, 40, 40), torch.tensor([2.0, 3.0, 4.0]).view(3, 1, 1)
+    out = augment.erase(x, Rng(2), 1.0, fill)
+    gone = (out == fill).all(1)
+    rows, columns = gone.any(2), gone.any(1)
+    for i in range(50):
+        (top, height), (left, width) = (
+            (int(at[i].int().argmax()), int(at[i].sum())) for at in (rows, columns)
+        )
+        assert torch.equal(out[i], tv.erase(x[i], top, left, height, width, fill))
+    area, ratio = gone.float().mean((1, 2)), columns.sum(1) / rows.sum(1)
+    assert 0.01 < area.min() < 0.03 and 0.32 < area.max() < 0.37 and abs(area.mean() - 0.175) < 0.005
+    assert 0.27 < ratio.min() < 0.33 and 3.0 < ratio.max() < 3.7 and abs(ratio.log().mean()) < 0.05
+    assert rows[:, 0].any() and rows[:, -1].any() and columns[:, 0].any() and columns[:, -1].any()
+    some = (augment.erase(x, Rng(3), 0.25, fill) != x).flatten(1).any(1).float().mean()
+    assert abs(some - 0.25) < 0.04
+
+
+def test_hue_augmentation_changes_hue_by_half_as_much_as_brightness():
+    assert augment.HueAugmentation().jitter_strengths == pytest.approx((0.4, 0.4, 0.4, 0.2))
+    assert augment.HueAugmentation(jitter=1.0).jitter_strengths == pytest.approx((0.8, 0.8, 0.8, 0.4))
+
+
 @pytest.mark.parametrize(
     "operation",
     [
@@ -66,6 +90,7 @@ def test_solarize_matches_torchvision():
         lambda x, r: augment.color_jitter(x, r),
         lambda x, r: augment.gray(x, r, 0.5),
         lambda x, r: augment.blur(x, r),
+        lambda x, r: augment.erase(x, r, 0.5, torch.zeros(3, 1, 1)),
         lambda x, r: augment.ViewAugmentation(blur=0.5, solarize=0.2)(x, 16, r),
     ],
 )

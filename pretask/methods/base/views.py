@@ -111,6 +111,30 @@ class TwoViewMethod(ViewMethod[TwoViews]):
 
 
 @dataclass(frozen=True)
+class IndexedView:
+    image: Tensor  # (B, C, H, W), one random view of each image
+    index: Tensor  # (B,) index of the image in the source
+
+
+def show_indexed_views(
+    pretext: IndexedView, answers: Mapping[str, Tensor], batch: Batch, boxes: Tensor
+) -> Iterator[Puzzle]:
+    """Each view, and where its image shows it: `boxes` (B, 4) of `augment.extent`."""
+    for i, box in enumerate(boxes.tolist()):
+        index, predicted = pretext.index[i], answers["index"][i] if answers else None
+        own = (
+            (f"image {int(predicted) + 1}", (bool(predicted == index),))
+            if predicted is not None
+            else ("", ())
+        )
+        yield Puzzle(
+            [Panel("view", pretext.image[i])],
+            [Panel(f"image {int(index) + 1}", batch.image[i], [Frame(box)])],
+            captions=[Caption("Which image is this a view of?", f"image {int(index) + 1}", *own)],
+        )
+
+
+@dataclass(frozen=True)
 class MultiCropConfig(ViewConfig):
     """Multi-crop: two global views and several smaller local ones (SwAV, arXiv:2006.09882, sec. 3.2)."""
 
