@@ -22,6 +22,7 @@ from pretask.methods import (
     dino,
     dinov2,
     densecl,
+    emp_ssl,
     ibot,
     jule,
     lejepa,
@@ -157,6 +158,9 @@ FAULTS = {
     ),
     "vicreg, no variance and no covariance": Fault(vicreg, {"variance": 0.0, "covariance": 0.0}),
     "vicreg, no variance": Fault(vicreg, {"variance": 0.0}),
+    "emp_ssl, no coding rate": Fault(
+        emp_ssl, patches={"total_coding_rate": lambda z, epsilon: torch.zeros(len(z))}
+    ),
     "lejepa, no Gaussian": Fault(lejepa, {"lambda_": 0.0}),
     "swav, no equal shares": Fault(
         swav, patches={"sinkhorn": lambda s, epsilon, _: (s / epsilon).softmax(1)}
