@@ -55,8 +55,6 @@ class PatchAugmentation(augment.HueAugmentation):
 
     crop: PositiveFractions = (0.25, 0.25)
     """range of the patch's area, as fractions of the image"""
-    blur: UnitInterval = 0.1
-    """probability of Gaussian blur"""
     solarize: UnitInterval = 0.1
     """probability of solarization"""
 
@@ -107,6 +105,8 @@ class Paper(Config):
 
     side: PositiveFraction = 1.0
     """32 px"""
+    views: PatchAugmentation = PatchAugmentation(blur=0.1)
+    """with blur"""
     invariance: NonNegativeFloat = 200.0
     """weight of the cosine"""
     width: PositiveInt = 1024
@@ -162,7 +162,7 @@ class EMPSSL(Method[Patches]):
         every = distributed.gather(z.transpose(0, 1).contiguous()).transpose(0, 1)
         similarity = F.cosine_similarity(z, z.mean(0), dim=2).mean()
         rate = total_coding_rate(every, c.epsilon).mean()
-        lost = largest_coding_rate(*every.shape[1:], c.epsilon) - rate
+        lost = largest_coding_rate(every.shape[1], every.shape[2], c.epsilon) - rate
         return Loss(c.invariance * (1 - similarity) + lost, {"similarity": similarity, "coding_rate": rate})
 
     def groups(self) -> Iterable[dict[str, Any]]:

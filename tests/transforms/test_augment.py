@@ -70,7 +70,9 @@ def test_erased_boxes_match_torchvision_erase_and_have_its_sizes():
         assert torch.equal(out[i], tv.erase(x[i], top, left, height, width, fill))
     area, ratio = gone.float().mean((1, 2)), columns.sum(1) / rows.sum(1)
     assert 0.01 < area.min() < 0.03 and 0.32 < area.max() < 0.37 and abs(area.mean() - 0.175) < 0.005
-    assert 0.27 < ratio.min() < 0.33 and 3.0 < ratio.max() < 3.7 and abs(ratio.log().mean()) < 0.05
+    assert 0.2 < ratio.min() < 0.33 and 3.0 < ratio.max() < 5 and abs(ratio.log().mean()) < 0.05
+    large = ratio[area > 0.2]
+    assert 0.27 < large.min() < 0.33 and 3.0 < large.max() < 3.7
     assert rows[:, 0].any() and rows[:, -1].any() and columns[:, 0].any() and columns[:, -1].any()
     some = (augment.erase(x, Rng(3), 0.25, fill) != x).flatten(1).any(1).float().mean()
     assert abs(some - 0.25) < 0.04
