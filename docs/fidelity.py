@@ -39,6 +39,14 @@ from pretask.methods import Method, MethodConfig
 
 GOLDEN = Path(__file__).parents[1] / "tests" / "golden"
 UNREAD = "unread"
+CONTINUING = {
+    "train.encoder_lr_scale": 1.0,
+    "train.layer_decay": 1.0,
+    "train.freeze": 0,
+    "train.lora": 0,
+    "train.pull": 0.0,
+}
+"""values of TrainConfig's fields for continuing from weights that change nothing, and need no source"""
 Entry = Mapping[str, Any]
 
 INTRODUCTION = """\
@@ -86,6 +94,10 @@ def fields(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield prefix + field.name, value
     if isinstance(config, MethodConfig):
         yield from fields(config.train, "train.")
+
+
+def needs_source(fact: str, value: Any) -> bool:
+    return fact not in CONTINUING or value != CONTINUING[fact]
 
 
 def ours(config: MethodConfig, fact: str, entry: Entry) -> Any:

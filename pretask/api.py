@@ -100,7 +100,7 @@ def pretrain(
         )
         kind = methods.recipe(method)
         chosen = config if isinstance(config, MethodConfig) else adjusted(kind(), config or {}, method)
-        recipe = continued(chosen.train) if init else chosen.train
+        recipe = continued(chosen.train) if init and not chosen.continues else chosen.train
         trained = adjusted(recipe, train, "training")
         images = None if is_spec(data) else in_memory.from_array(data, size=size, reading=reading)
         job = jobs.fresh(method, settings, chosen, trained, images=images)

@@ -16,7 +16,7 @@ pretask: self-supervised pretraining of vision encoders, and an honest score of 
 
 Try
   pretask demo                                    pretrain, score and report on drawn objects: 4 minutes
-  pretask list                                    the 28 methods by family
+  pretask list                                    the 31 methods by family
 
 Look
   pretask preview METHOD --data PATH              draw the pretext task on your images

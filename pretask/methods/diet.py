@@ -110,6 +110,7 @@ class Paper(Config):
 class Continued(Config):
     """DIET-CP: continue a published ViT-S/16 of DINOv3 on 1,000 images, with --size 224 and --init (released scripts)."""
 
+    continues: ClassVar[bool] = True
     encoder: ClassVar[str] = "vit_small_patch16_dinov3.lvd1689m:global_pool=token"
     train: ClassVar[TrainConfig] = TrainConfig(
         epochs=150, batch=32, lr=1e-4, lr_end=1e-5, weight_decay=0.05, decay_all=True, warmup=0.1

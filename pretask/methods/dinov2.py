@@ -19,8 +19,8 @@ is no last part of the first run, whose learning rate is 0 by then.
 torch's initialization, not a normal one of standard deviation 0.02; gradients are clipped by their global norm,
 not per backbone and head; frozen prototypes accumulate momentum; stochastic depth drops each image with the
 same probability, not a fixed number of images; mask ratios are spread over the views of all processes, not of
-each; at most `ATTEMPTS` rectangles are tried per view, and one may be as high or wide as the view; without local
-crops the two pairs of views are averaged (released: divided by 3); position embeddings of smaller crops are
+each; at most `ATTEMPTS` rectangles are tried per view, and one may be as high or wide as the view; the mask token learns at the heads' rate,
+not at the embeddings'; without local crops the two pairs of views are averaged (released: divided by 3); position embeddings of smaller crops are
 resampled by timm, with antialiasing; a transformer that does not pool by a class token has its pooled features in
 that token's place; crops are bilinear and taken from an image already resized to the encoder's size; the blur
 kernel is a tenth of the image side. `:highres` begins with new heads, as the released `student.pretrained_weights`
@@ -29,8 +29,6 @@ does. The default recipe normalizes pixels by mean 0.5 and standard deviation 0.
 """
 
 import math
-import re
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -78,8 +76,6 @@ LEAST = 4
 """area of a rectangle in patches, as long as so many may be masked (`data/masking.py`)"""
 EPS = 1e-8
 """added to distances in KoLeo (`koleo_loss.py`)"""
-EMBEDDINGS = ("patch_embed", "pos_embed", "cls_token", "reg_token", "mask_token")
-"""parameters below the first block (`utils/param_groups.py`)"""
 
 
 @dataclass(frozen=True)
@@ -91,7 +87,7 @@ class Config(MultiCropConfig):
         "vit_tiny_patch16_224:patch_size=4,embed_dim=128,depth=4,num_heads=4,dynamic_img_size=True"
     )
     train: ClassVar[TrainConfig] = TrainConfig(
-        epochs=30, batch=64, lr=1e-3, weight_decay=0.04, weight_decay_end=0.2, clip=3.0
+        epochs=30, batch=64, lr=1e-3, layer_decay=0.9, weight_decay=0.04, weight_decay_end=0.2, clip=3.0
     )
 
     mask_probability: UnitInterval = 0.5
@@ -122,8 +118,6 @@ class Config(MultiCropConfig):
     """bottleneck width of the head for patches (256 on ImageNet-22k)"""
     hidden: PositiveInt = 512
     """hidden width of both heads (2048 on ImageNet-22k)"""
-    layer_decay: PositiveFraction = 0.9
-    """factor of the learning rate from each block to the one below (none on ImageNet-22k)"""
     patch_embed_lr: NonNegativeFloat = 0.2
     """factor of the patch embedding's learning rate, in addition"""
     drop_path: FractionBelowOne = 0.0
@@ -147,6 +141,7 @@ class Config(MultiCropConfig):
 class HighRes(Config):
     """Continue from the weights of another run (--init) for a short time, with larger views (appendix B.2)."""
 
+    continues: ClassVar[bool] = True
     train: ClassVar[TrainConfig] = replace(Config.train, epochs=3, lr=Config.train.lr / 10)
 
     side: PositiveFraction = 1.0
@@ -202,8 +197,6 @@ class Paper(Config):
     """bottleneck width for patches"""
     hidden: PositiveInt = 2048
     """hidden width"""
-    layer_decay: PositiveFraction = 1.0
-    """none"""
     drop_path: FractionBelowOne = 0.4
     """of every block"""
 
@@ -258,15 +251,6 @@ def koleo(z: Tensor, group: int) -> Tensor:
             nearest = rows[similarity.argmax(1)]
             costs.append(-(F.pairwise_distance(rows, nearest, eps=EPS) + EPS).log())
     return torch.cat(costs).mean()
-
-
-def lr_scale(name: str, depth: int, layer_decay: float, patch_embed_lr: float) -> float:
-    """Learning-rate factor of a parameter by its name, in a ViT with `depth` blocks (`utils/param_groups.py`)."""
-    block = re.search(r"\.blocks\.(\d+)\.", name)
-    above = depth - int(block[1]) if block else 0  # blocks between it and the heads, its own included
-    if any(part in name for part in EMBEDDINGS):
-        above = depth + 1
-    return layer_decay**above * (patch_embed_lr if "patch_embed" in name else 1.0)
 
 
 class DINOv2(MultiCropMethod):
@@ -344,18 +328,16 @@ class DINOv2(MultiCropMethod):
             update_ema(teacher, student, momentum)
 
     def groups(self) -> Iterable[dict[str, Any]]:
-        """By learning rate and number of dimensions; the prototypes of both heads are frozen at the start."""
-        c, depth = self.config, len(self.encoder.net.blocks)  # type: ignore[arg-type]
-        found: dict[tuple[float, bool], list[nn.Parameter]] = defaultdict(list)
+        """The patch embedding apart, with its own learning rate; the prototypes of both heads are frozen at the start."""
         last = [self.head.prototypes.weight, self.patch_head.prototypes.weight]
-        for name, p in self.named_parameters():
-            if p.requires_grad and all(p is not other for other in last):
-                found[lr_scale(name, depth, c.layer_decay, c.patch_embed_lr), p.ndim <= 1].append(p)
-        for scale, vectors in sorted(
-            found, key=lambda key: (-key[0], key[1])
-        ):  # the first one's rate is logged
-            yield {"params": found[scale, vectors], "lr_scale": scale, "vectors": vectors}
-        yield {"params": last, "after": c.freeze_prototypes}
+        patch_embed: Any = self.encoder.net.patch_embed
+        apart = {*last, *patch_embed.parameters()}
+        for group in super().groups():
+            yield {**group, "params": [p for p in group["params"] if p not in apart]}
+        for vectors in (False, True):
+            params = [p for p in patch_embed.parameters() if p.requires_grad and (p.ndim <= 1) == vectors]
+            yield {"params": params, "lr_scale": self.config.patch_embed_lr, "vectors": vectors}
+        yield {"params": last, "after": self.config.freeze_prototypes}
 
     def predict(self, pretext: MultiCrop) -> Mapping[str, Tensor]:
         """The second view whose assignment in the batch is closest to the prediction from the first view."""

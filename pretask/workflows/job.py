@@ -84,6 +84,10 @@ def fresh(
     for part in (settings, config, train):
         limits.check(part)
     check_budget(settings)
+    if config.continues and not settings.init:
+        raise UserError(
+            f"{method} continues from weights: give --init, such as --init timm:{config.encoder.partition(':')[0]}"
+        )
     if train.pull and not settings.init:
         raise UserError("--pull is toward the weights of --init; give --init, or leave out --pull")
     if train.pull and settings.strategy == "fsdp":

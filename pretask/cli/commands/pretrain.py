@@ -30,7 +30,7 @@ def flags(method: str, continues: bool = False) -> type[Any]:
     from pretask import methods
 
     config = methods.recipe(method)
-    train = continued(config.train) if continues else config.train
+    train = continued(config.train) if continues and not config.continues else config.train
     made = method_flags(method, RunConfig, train)
     made.__doc__ = f"{methods.summary(config)} (encoder: {config.encoder})"
     return made

@@ -40,6 +40,8 @@ class MethodConfig:
     sees: ClassVar[str] = ""
     """what part of an image the encoder gets, a key of encoders.SEES; "": the whole image"""
     train: ClassVar[TrainConfig] = TrainConfig()
+    continues: ClassVar[bool] = False
+    """whether the recipe is for continuing from weights, so that `--init` does not change it and is required"""
     needs: ClassVar[frozenset[str]] = frozenset()
     """Batch.aux fields that the method reads"""
 
@@ -211,7 +213,7 @@ def by_depth(groups: Iterable[dict[str, Any]], encoder: Encoder, train: TrainCon
         for p in group["params"]:
             parts.setdefault(scale.get(p, 1.0), []).append(p)
         found += [{**group, "params": params, "lr": group["lr"] * own} for own, params in parts.items()]
-    return found
+    return sorted(found, key=lambda group: -group["lr"])  # the first one's rate is logged
 
 
 def with_rates(group: dict[str, Any], train: TrainConfig) -> dict[str, Any]:
