@@ -84,7 +84,7 @@ def score(run: Run, train: Path, test: Path) -> dict[str, list[measure.Result]]:
         f"untrained {run.encoder.name}": run.untrained,
         baselines.Pixels.name: baselines.Pixels(),
     }
-    (head,) = found.heads(Candidate.of([run]))
+    (head,) = found.heads(Candidate.of_runs([run]))
     made = {}
     for row, net in rows.items():
         of_train, of_test = (features.embed(net, part, progress=False) for part in (train_set, test_set))

@@ -242,7 +242,7 @@ def without_runs(ask: Sequence[Question], seeds: int, what: Weights) -> Sequence
     """The questions about published weights: those that need no run to repeat. Raises UserError for others that were asked."""
     if seeds > 1:
         require_run(what, "--seeds")
-    possible = [question for question in ask if question in ("labels", "change")]
+    possible: list[Question] = [question for question in ask if question in ("labels", "change")]
     if tuple(ask) != USUAL and len(possible) < len(ask):
         require_run(what, "--ask data and --ask supervised")
     return possible

@@ -12,10 +12,10 @@ from torch.testing import assert_close
 
 from pretask import data, encoders
 from pretask.config import lr_factor, weight_decay_factor
+from pretask.encoders import saved
 from pretask.encoders.vit import masked_tokens
 from pretask.methods import dinov2, ibot, swav
 from pretask.rng import Rng
-from pretask.train import weights
 from pretask.train.plan import Plan
 from pretask.train.trainer import group_lr
 from pretask.types import UserError
@@ -587,8 +587,8 @@ def test_high_resolution_continues_from_a_run_with_larger_views(source, tmp_path
     assert dataclasses.replace(second.train, lr=first.train.lr, epochs=first.train.epochs) == first.train
     low, high = made(source), made(source, dinov2.HighRes(**NARROW))
     assert (low.grid, high.grid, low.local_size, high.local_size) == ((6, 6), (8, 8), 12, 12)
-    weights.save_encoder(low.export(), tmp_path)
-    weights.load_encoder_weights(high.encoder, tmp_path)
+    saved.save_encoder(low.export(), tmp_path)
+    saved.load_encoder_weights(high.encoder, tmp_path)
     assert high.loss(puzzle(high, source)).total.isfinite()
 
 
