@@ -6,8 +6,8 @@ cell of the encoder's last feature map. The positive of a cell is the key of tha
 features, before the projector, have the largest cosine similarity to its own; the negatives are a queue with the
 mean dense embedding of each earlier view. The loss is (1 - λ) times MoCo's plus λ times the dense one.
 
-The paper pools the map to S x S cells; the released recipes take it as it is, 7 x 7 at 224 px. λ is constant: a
-released hook that keeps it at 0 in the first 1000 steps is not used by the released recipes.
+A large map is pooled to a grid of S x S cells; the released recipes take it as it is, 7 x 7 at 224 px. λ is
+constant: a released hook that keeps it at 0 in the first 1000 steps is not used by the released recipes.
 
 **Differs:** all of MoCo v2's differences: by default both projectors have a batch norm after the hidden layer, and
 batch norms use statistics of the whole batch, without shuffling. The 1x1 convolutions of the dense projector are
@@ -41,9 +41,9 @@ class Config(moco.Config):
     queue: PositiveInt = 4096
     """length of each queue of negatives (65,536 on ImageNet)"""
     lambda_: UnitInterval = 0.5
-    """λ, weight of the dense loss; that of MoCo's is 1 - λ"""
-    grid: PositiveInt = 7
-    """S, largest side of the grid of cells; a larger map is pooled to it"""
+    """λ, weight of the dense loss; that of MoCo's loss is 1 - λ"""
+    grid: PositiveInt = 3
+    """S, largest side of the grid of cells (7 on ImageNet); a larger map is pooled to it"""
 
     def build(self, encoder: Encoder, source: Source) -> "DenseCL":
         if not encoder.sides:
@@ -74,6 +74,8 @@ class Paper(Config):
     """hidden width of both projectors"""
     hidden_bn: bool = False
     """linear, ReLU, linear"""
+    grid: PositiveInt = 7
+    """that of the map, which is not pooled"""
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ def made(encoder="resnet_small:width=16", **config):
     torch.manual_seed(0)
     source = data.open("synthetic:32:32")
     method = (
-        dataclasses.replace(densecl.Config(queue=64, side=1.0), **config)
+        dataclasses.replace(densecl.Config(queue=64, side=1.0, grid=7), **config)
         .build(encoders.build(encoder, 3, 32), source)
         .train()
     )
@@ -113,6 +113,13 @@ def test_cells_of_a_shifted_map_match_their_shifted_counterparts():
     assert torch.equal(found, ((torch.arange(16) + 3) % 16).expand(2, 16))
 
 
+def test_similarities_of_cells_stay_in_float32_under_autocast():
+    one, other = Rng(1).normal(4, 64, 16), Rng(2).normal(4, 64, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = densecl.best_match(one, other)
+    assert torch.equal(half, densecl.best_match(one, other))
+
+
 def test_loss_with_keys_of_an_unrelated_teacher_is_at_chance():
     method = made(temperature=1.0, width=512)
     with torch.no_grad():
@@ -182,6 +189,7 @@ def test_no_gradient_reaches_the_teachers():
     method = made()
     method.loss(method.puzzle).total.backward()
     teachers = (*method.teacher.parameters(), *method.dense_teacher.parameters())
+    assert not any(p.requires_grad for p in teachers)
     assert all(p.grad is None for p in teachers)
     assert all(p.grad.any() for p in method.dense_projector.parameters() if p.ndim > 1)
 
