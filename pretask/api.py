@@ -11,7 +11,7 @@ import numpy as np
 
 from pretask import data as sources
 from pretask import limits, methods
-from pretask.config import DEFAULT_INPUT, Changes, InputConfig, RunConfig, continued
+from pretask.config import Changes, InputConfig, RunConfig, continued
 from pretask.data import in_memory
 from pretask.data.base import Images, canvas_fields
 from pretask.data.folder import with_all_splits
@@ -114,7 +114,9 @@ def embed(
     *,
     stage: str = "pool",
     batch: PositiveInt = 256,
-    input: InputConfig = DEFAULT_INPUT,
+    size: PositiveInt | None = None,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
     reading: Reading = DEFAULT_READING,
 ) -> np.ndarray:
     """(N, D) float32: frozen features of images, in their order; unreadable files have no row.
@@ -124,7 +126,7 @@ def embed(
     `run` may also be published weights, as in `evaluate`; `data` is as in `pretrain`.
     `pretask embed` writes the same features to disk, with file names, in constant memory.
     """
-    encoder = encoder_of(run, input)
+    encoder = encoder_of(run, InputConfig(size, mean, std))
     return embedding.array(encoder, open_images(data, encoder, reading), stage, batch)
 
 

@@ -143,7 +143,7 @@ class RunConfig:
     """weights to start from: a run, timm:NAME, ARCH@FILE, or a folder of timm or transformers; a FILE alone with --encoder"""
     init_partial: bool = False
     """accept weights that lack some of the encoder's tensors, which then keep their random values"""
-    mean: tuple[float, ...] | None = None
+    mean: tuple[UnitInterval, ...] | None = None
     """mean of the input, from 0 to 1, one value or one per channel (default: that of the weights, or of the architecture)"""
     std: tuple[PositiveFloat, ...] | None = None
     """standard deviation of the input, likewise"""
@@ -168,7 +168,7 @@ class InputConfig:
 
     size: PositiveInt | None = None
     """image side in pixels, for published weights (default: the side that they were trained at; a run has its own)"""
-    mean: tuple[float, ...] | None = None
+    mean: tuple[UnitInterval, ...] | None = None
     """mean of the input, from 0 to 1, one value or one per channel, for published weights (default: the architecture's)"""
     std: tuple[PositiveFloat, ...] | None = None
     """standard deviation of the input, likewise"""

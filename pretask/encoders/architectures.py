@@ -4,6 +4,7 @@ Shapes alone do not decide: efficientnet_lite0 and tf_efficientnet_lite0 have th
 transformers of different releases share shapes but not the mean and standard deviation of their input. So this only lists them.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -21,6 +22,8 @@ from pretask.runtime.console import bar
 
 DEPENDS_ON_SIZE = re.compile(r"pos_embed|relative_position|attn_mask|rope|num_batches_tracked")
 """tensors whose shapes depend on the image size, and counters"""
+KNOWN = Path(__file__).with_name("architectures.json")
+"""the index of a version of timm, made by scripts/list_architectures.py"""
 
 
 def fitting(found: Mapping[str, Tensor], progress: bool = True) -> list[str]:
@@ -42,7 +45,7 @@ def digest(shapes: Iterable[tuple[str, tuple[int, ...]]]) -> str:
 
 
 def cache() -> Path:
-    """The file that keeps the index for this version of timm."""
+    """The user's file of architectures that are not in KNOWN, for this version of timm."""
     import timm
 
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -50,32 +53,45 @@ def cache() -> Path:
 
 
 def index(progress: bool = True) -> dict[str, list[str]]:
-    """digest -> the architectures with it; made once for each version of timm, which takes minutes."""
+    """digest -> the architectures of timm with it. Those of a newer timm than KNOWN's are added once, at a second for four."""
+    import timm
+
+    found: dict[str, list[str]] = json.loads(KNOWN.read_text())
+    listed = {name for names in found.values() for name in names}
+    if missing := [name for name in timm.list_models() if name not in listed]:
+        for key, names in cached(missing, progress).items():
+            found.setdefault(key, []).extend(names)
+    return found
+
+
+def cached(names: list[str], progress: bool) -> dict[str, list[str]]:
+    """The index of these architectures, from the user's cache or made and kept there."""
     path = cache()
     try:
-        return json.loads(path.read_text())
+        kept = json.loads(path.read_text())
+        if {name for each in kept.values() for name in each} == {*names}:
+            return kept
     except (OSError, ValueError):
-        made = make(progress)
-    try:
+        pass
+    made = make(names, progress)
+    with contextlib.suppress(OSError, files.Unwritable):  # in a read-only home it is made again the next time
         path.parent.mkdir(parents=True, exist_ok=True)
         files.write_text(path, json.dumps(made))
-    except (OSError, files.Unwritable):  # a read-only home: made again the next time
-        pass
     return made
 
 
-def make(progress: bool) -> dict[str, list[str]]:
-    """Build every architecture without memory, on the meta device."""
+def make(names: Iterable[str], progress: bool) -> dict[str, list[str]]:
+    """The index of these architectures, which are built without memory, on the meta device; those that cannot be have key ""."""
     import timm
 
-    names = timm.list_models()
+    names = [*names]
     found: dict[str, list[str]] = {}
     with bar(progress) as shown:
         task = shown.add_task("listing timm's architectures (once)", total=len(names))
         for name in names:
             shown.advance(task)
-            if shapes := shapes_of(lambda name=name: timm.create_model(name, num_classes=0)):
-                found.setdefault(digest(shapes.items()), []).append(name)
+            shapes = shapes_of(lambda name=name: timm.create_model(name, num_classes=0))
+            found.setdefault(digest(shapes.items()) if shapes else "", []).append(name)
     return found
 
 

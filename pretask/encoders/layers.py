@@ -15,9 +15,12 @@ def layers(encoder: Encoder) -> list[list[str]]:
         from timm.models import group_parameters
 
         found = group_parameters(net, net.group_matcher(coarse=False))
-        first, *others = [list(each) for _, each in sorted(found.items())]
-        tokens = [name for name in names if name == "reg_token" and name not in first]  # timm puts them last
-        return [first + tokens, *([n for n in each if n not in tokens] for each in others)]
+        timms = [list(each) for _, each in sorted(found.items())]
+        # timm counts a transformer's last norm to its last block, and leaves register tokens to the end
+        norms = [name for name in names if name.startswith(("norm.", "fc_norm."))]
+        tokens = [name for name in names if name == "reg_token" and name not in timms[0]]
+        timms = [[name for name in each if name not in (*norms, *tokens)] for each in timms]
+        return [each for each in (timms[0] + tokens, *timms[1:], norms) if each]
     return [[name for name in names if name.split(".")[0] == stage] for stage, _ in net.named_children()]
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pretask.config import DEFAULT_INPUT, InputConfig
+from pretask.config import InputConfig
 from pretask.data.base import OpenOptions, canvas_fields
 from pretask.data.ledger import BAD, write_all
 from pretask.evals.protocol import OnFeatures
@@ -37,7 +37,9 @@ def evaluate(
     finetune: bool = False,
     nonlinear: bool = False,
     svm: bool = False,
-    input: InputConfig = DEFAULT_INPUT,
+    size: PositiveInt | None = None,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
     out: str | Path | None = None,
     reading: Reading = DEFAULT_READING,
     progress: bool = True,
@@ -50,7 +52,7 @@ def evaluate(
         scores = pretask.evaluate("timm:resnet18", (images, labels))
 
     `what` is a run, its folder, an encoder, or published weights: "timm:NAME", "ARCH@FILE", or a folder of timm or transformers,
-    whose image size, mean and standard deviation `input` can change. `out` is a folder for their scores. `data` and `test` are as in
+    whose image size, `mean` and `std` of the input can be changed. `out` is a folder for their scores. `data` and `test` are as in
     `pretrain`, with labels, or a pair (images, labels): labels (N,), or, with several labels per image, (N, K) of 0 and 1 or a
     list per image. Without `test`, the test or val split of a dataset with splits is used; otherwise a fifth of each class is
     held out, or with several labels per image a fifth of all. Tracks from `pretask track` need neither labels nor `test`.
@@ -60,7 +62,7 @@ def evaluate(
     """
     if seeds > 1 or supervised:
         subject.require_run(what, "--seeds and --supervised")
-    loaded = subject.load(what, input)
+    loaded = subject.load(what, InputConfig(size, mean, std))
     is_run = isinstance(loaded, Run)
     encoder, folder = (loaded.encoder, loaded.folder) if is_run else (loaded, None)
     options = OpenOptions(**canvas_fields(encoder), reading=reading, progress=progress)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from pretask import data as sources
-from pretask.config import DEFAULT_INPUT, InputConfig
+from pretask.config import InputConfig
 from pretask.data.base import OpenOptions, canvas_fields
 from pretask.data.ledger import BAD, write_all
 from pretask.data.subset import LabeledSubset
@@ -171,7 +171,9 @@ def study(
     ask: Sequence[Question] = USUAL,
     fractions: Sequence[float] = (),
     seeds: PositiveInt = 1,
-    input: InputConfig = DEFAULT_INPUT,
+    size: PositiveInt | None = None,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
     out: str | Path | None = None,
     reading: Reading = DEFAULT_READING,
     progress: bool = True,
@@ -189,7 +191,7 @@ def study(
     check(ask, fractions)
     if not is_run(what):
         ask = without_runs(ask, seeds, what)
-    loaded = load(what, input)
+    loaded = load(what, InputConfig(size, mean, std))
     candidate = (
         Candidate.of_runs(seed_runs(loaded, seeds, on_log))
         if isinstance(loaded, Run)

@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from pretask.config import DEFAULT_INPUT, InputConfig
+from pretask.config import InputConfig
 from pretask.data.base import OpenOptions
 from pretask.data.ledger import Ledger, counted, grouped
 from pretask.evals.scores import Scores
@@ -48,7 +48,8 @@ def transfer(
     finetune: bool = False,
     steps: PositiveInt | None = None,
     size: PositiveInt | None = None,
-    input: InputConfig = DEFAULT_INPUT,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
     out: str | Path | None = None,
     reading: Reading = DEFAULT_READING,
     progress: bool = True,
@@ -66,7 +67,7 @@ def transfer(
     known = task_of(task)
     if seeds > 1 or supervised:
         subject.require_run(what, "--seeds and --supervised")
-    loaded = subject.load(what, input)
+    loaded = subject.load(what, InputConfig(mean=mean, std=std))
     is_run = isinstance(loaded, Run)
     encoder = loaded.encoder if is_run else loaded
     if finetune and not known.can_finetune:

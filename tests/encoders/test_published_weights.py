@@ -365,10 +365,7 @@ def saved_file(tmp_path, spec=RESNET, name="weights.safetensors"):
     return published, tmp_path / name
 
 
-def test_a_file_alone_lists_the_architectures_that_fit(tmp_path, monkeypatch):
-    names = ["efficientnet_lite0", "tf_efficientnet_lite0", "efficientnet_lite1", "resnet10t"]
-    monkeypatch.setattr(timm, "list_models", lambda: names)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+def test_a_file_alone_lists_the_architectures_that_fit(tmp_path):
     _, path = saved_file(tmp_path, "tf_efficientnet_lite0")
     with pytest.raises(UserError) as told:
         origins.open_encoder(path)
@@ -376,9 +373,25 @@ def test_a_file_alone_lists_the_architectures_that_fit(tmp_path, monkeypatch):
         f"{path} names no architecture; its tensors fit efficientnet_lite0, tf_efficientnet_lite0. "
         f"Give the right one, as in efficientnet_lite0@{path}"
     )
+
+
+def test_architectures_that_the_list_lacks_are_added_once(tmp_path, monkeypatch):
+    known = {"": ["resnet18"]}
+    (tmp_path / "known.json").write_text(json.dumps(known))
+    monkeypatch.setattr(architectures, "KNOWN", tmp_path / "known.json")
+    monkeypatch.setattr(timm, "list_models", lambda: ["resnet10t", "resnet18"])
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    found = state_of(network(RESNET))
+    assert architectures.fitting(found, progress=False) == [RESNET]
     monkeypatch.setattr(architectures, "make", None)  # the second time from the cache
-    with pytest.raises(UserError, match="fit efficientnet_lite0, tf_efficientnet_lite0"):
-        origins.open_encoder(path)
+    assert architectures.fitting(found, progress=False) == [RESNET]
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224", "convnext_atto", "efficientnet_lite0"])
+def test_the_list_of_architectures_is_that_of_timm(name):
+    known = json.loads(architectures.KNOWN.read_text())
+    ((key, _),) = architectures.make([name], progress=False).items()
+    assert name in known[key]
 
 
 def test_a_file_alone_needs_no_name_with_an_architecture(tmp_path):

@@ -95,7 +95,8 @@ def test_an_older_file_names_the_conversion_and_a_newer_one_the_update(kept):
     assert convert in refusal(path, without, read) and "no format number" in refusal(path, without, read)
     assert convert in refusal(path, document | {formats.KEY: 1}, read)
     assert (
-        "format 3" in (newer := refusal(path, document | {formats.KEY: 3}, read))
+        f"format {formats.FORMAT + 1}"
+        in (newer := refusal(path, document | {formats.KEY: formats.FORMAT + 1}, read))
         and "update pretask" in newer
     )
 

@@ -4,8 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pretask.cli.flags import WEIGHTS, subject
-from pretask.config import InputConfig
-from pretask.limits import PositiveFloat, PositiveInt
+from pretask.limits import PositiveFloat, PositiveInt, UnitInterval
 from pretask.reading import DEFAULT_READING, Reading
 from pretask.runtime.console import console, say
 from pretask.train.progress import Display
@@ -37,7 +36,7 @@ class Flags:
     """training steps on the task (default: the task's)"""
     size: PositiveInt | None = None
     """image side in pixels; for detection the shorter side (default: the task's)"""
-    mean: tuple[float, ...] | None = None
+    mean: tuple[UnitInterval, ...] | None = None
     """mean of the input, from 0 to 1, one value or one per channel, for published weights (default: the architecture's)"""
     std: tuple[PositiveFloat, ...] | None = None
     """standard deviation of the input, likewise"""
@@ -65,7 +64,8 @@ def run(words: list[str]) -> None:
             finetune=chosen.finetune,
             steps=chosen.steps,
             size=chosen.size,
-            input=InputConfig(mean=chosen.mean, std=chosen.std),
+            mean=chosen.mean,
+            std=chosen.std,
             out=chosen.out,
             reading=chosen.reading,
             on_log=display,
