@@ -12,6 +12,8 @@ from typing import Any
 
 from pretask.data import places
 from pretask.data.ledger import BAD, line
+from pretask.encoders import Encoder
+from pretask.encoders.weights import input_of
 from pretask.evals.scores import Row as ScoreRow
 from pretask.evals.scores import Scores
 from pretask.reports.curves import Plot, Row
@@ -56,9 +58,46 @@ class Verdict:
     sentence: str
 
 
+@dataclass(frozen=True)
+class Heading:
+    """What a page is about: a run, or published weights."""
+
+    name: str
+    """the method, or where the weights come from"""
+    facts: Sequence[tuple[str, str]]
+    next: Sequence[tuple[str, str]]
+    """next steps, with commands"""
+    settings: Sequence[tuple[str, Sequence[tuple[str, str]]]] = ()
+    """tables of names and values"""
+    command: str | None = None
+    """that made the run"""
+
+    @classmethod
+    def of_run(cls, folder: Path, card: Row) -> "Heading":
+        steps = next_steps(shlex.quote(str(folder)))
+        if not (folder / runs.DONE).exists():
+            steps.insert(0, ("Continue the run", f"pretask pretrain --resume {shlex.quote(str(folder))}"))
+        return cls(runs.title(card), facts(folder, card), steps, settings(card), card["command"])
+
+    @classmethod
+    def of_weights(cls, what: str, encoder: Encoder, data: str) -> "Heading":
+        known = {
+            "Weights": what,
+            "Encoder": encoder.name,
+            "Input": input_of(encoder),
+            "Data": places.short(data),
+        }
+        start = f"pretask pretrain simclr --data IMAGES --init {shlex.quote(what)}"
+        return cls(
+            what,
+            [*known.items()],
+            [("Continue training on your images", start), *next_steps(shlex.quote(what))],
+        )
+
+
 def write(
     folder: Path,
-    card: Row,
+    heading: Heading,
     verdict: Verdict,
     *,
     about: str = "",
@@ -76,16 +115,15 @@ def write(
     gallery: Pictures | None = None,
     topics: TopicTable | None = None,
 ) -> Path:
-    """Write `report.html` in the run's folder. `shortcuts` are puzzles with each shortcut removed, for the audit."""
+    """Write `report.html` in a folder. `shortcuts` are puzzles with each shortcut removed, for the audit."""
     rows = [row for each in scores for row in each.rows]
     page = load_template("pretask.reports", "report.html.j2").render(
         title=folder.resolve().name,
         about=about,
         missing=missing,
-        card=card,
         verdict=verdict,
-        method=runs.title(card),
-        facts=facts(folder, card),
+        method=heading.name,
+        facts=heading.facts,
         cells=cells,
         tally=tally(cells),
         attended=attended,
@@ -104,8 +142,9 @@ def write(
         topics=topics,
         skipped=skipped(folder / BAD),
         listed=LISTED,
-        settings=settings(card),
-        next=next_steps(folder, card),
+        command=heading.command,
+        settings=heading.settings,
+        next=heading.next,
     )
     files.write_text(folder / "report.html", page)
     return folder / "report.html"
@@ -278,15 +317,11 @@ def text_of(value: Any) -> str:
     )
 
 
-def next_steps(folder: Path, card: Row) -> list[tuple[str, str]]:
-    """Next steps, with commands to paste into a shell."""
-    run = shlex.quote(str(folder))
-    steps = [
-        ("Score the encoder on labeled images", f"pretask evaluate {run} --data LABELED"),
-        ("Study the effect of fewer images and labels", f"pretask study {run} --data LABELED"),
-        ("Write features of your images to a table", f"pretask embed {run} --data IMAGES"),
-        ("Export the encoder", f"pretask export {run} --to timm"),
+def next_steps(what: str) -> list[tuple[str, str]]:
+    """Next steps with an encoder, with commands to paste into a shell."""
+    return [
+        ("Score the encoder on labeled images", f"pretask evaluate {what} --data LABELED"),
+        ("Study the effect of fewer images and labels", f"pretask study {what} --data LABELED"),
+        ("Write features of your images to a table", f"pretask embed {what} --data IMAGES"),
+        ("Export the encoder", f"pretask export {what} --to timm"),
     ]
-    if not (folder / runs.DONE).exists():
-        steps.insert(0, ("Continue the run", f"pretask pretrain --resume {run}"))
-    return steps

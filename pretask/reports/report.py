@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pretask.config import InputConfig
 from pretask.data import loader
 from pretask.data.base import OpenOptions, canvas_fields
 from pretask.data.ledger import BAD, write_all
 from pretask.encoders import Encoder, pooled
 from pretask.evals.scores import Role, read_all
 from pretask.evals.scores import Row as ScoreRow
+from pretask.limits import PositiveInt
 from pretask.methods import Method
 from pretask.reading import DEFAULT_READING, Reading
 from pretask.reports import attention, curves, features, html, neighbors, study_plots, topics
@@ -31,6 +33,7 @@ from pretask.viz import sheet
 from pretask.viz.puzzle import Panel, Puzzle, generic_puzzles
 from pretask.workflows import audit as auditing
 from pretask.workflows import study
+from pretask.workflows.subject import Weights
 
 NUM_IMAGES = 8
 """number of images whose puzzles are shown; a method may make several puzzles per image"""
@@ -55,28 +58,41 @@ class LabeledImages:
 
 
 def report(
-    folder: Path | str,
+    what: Weights,
     data: str | Path | None = None,
     *,
+    out: str | Path | None = None,
+    size: PositiveInt | None = None,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
     reading: Reading = DEFAULT_READING,
     labeled: LabeledImages | None = None,
 ) -> Path:
     """Write report.html and preview.png of a run. Neighbors and map show the labeled images of `data`, if given.
 
+    `what` may also be published weights, as in `evaluate`; their page needs `data` and `out`, a folder, whose scores it shows.
+    `size`, `mean` and `std` change their input.
+
     Unreadable images of `data` are listed in report.bad.csv. `labeled` replaces `data` if the images are already open.
     """
     from pretask import methods
-    from pretask.workflows import inputs, kinds
+    from pretask.workflows import subject
 
-    loaded, opened = runs.load(folder), []
-    card = loaded.card
+    if not subject.is_run(what):
+        if data is None or out is None:
+            raise UserError(f"{what} is not a run; a report of published weights needs --data and --out")
+        encoder = subject.encoder_of(what, InputConfig(size, mean, std))
+        return of_weights(str(what), encoder, str(data), Path(out), reading)
+    if out is not None:
+        raise UserError(f"the report of {what} is written in its own folder; leave out --out")
+    loaded = subject.load(what)
+    assert isinstance(loaded, runs.Run)
+    card, opened = loaded.card, []
     if data and not labeled:
-        data, unseen = inputs.split_paths(data)
-        options = OpenOptions(**canvas_fields(loaded.card_source), reading=reading)
-        shown = kinds.open_kind(unseen or data, None, options, loaded.folder).shown
-        if shown is not None:
-            labeled = LabeledImages(shown)
-            opened.append((shown.name, shown.ledger))
+        labeled = open_shown(
+            str(data), OpenOptions(**canvas_fields(loaded.card_source), reading=reading), loaded
+        )
+        opened = [(labeled.source.name, labeled.source.ledger)] if labeled else []
     try:
         about = methods.summary(methods.recipe(f"{card['method']}:{card['recipe']}"))
         source, method = loaded.source, loaded.method
@@ -95,6 +111,52 @@ def report(
         )
     write_all(page.with_suffix(f".{BAD}"), opened)
     return page
+
+
+def open_shown(data: str, options: OpenOptions, of: runs.Run | None = None) -> LabeledImages | None:
+    """The labeled images that a report shows; None for data of another kind."""
+    from pretask.workflows import inputs, kinds
+
+    data, unseen = inputs.split_paths(data)
+    shown = kinds.open_kind(unseen or data, None, options, of.folder if of else None).shown
+    return None if shown is None else LabeledImages(shown)
+
+
+def of_weights(what: str, encoder: Encoder, data: str, folder: Path, reading: Reading) -> Path:
+    """The page of published weights: scores in the folder, neighbors, map, attention."""
+    labeled = open_shown(data, OpenOptions(**canvas_fields(encoder), reading=reading))
+    if labeled is None:
+        raise UserError(f"{data} has no labeled images; a report of published weights shows their neighbors")
+    folder.mkdir(parents=True, exist_ok=True)
+    scores = read_all(folder)
+    own = probe([row for each in scores for row in each.rows], "published")
+    said = (
+        f"linear probe {html.score(own).value} {html.score(own).spread}".rstrip() if own else "no scores yet"
+    )
+    page = html.write(
+        folder,
+        html.Heading.of_weights(what, encoder, data),
+        html.Verdict("good", sentence(["published weights, as they are", said])),
+        scores=scores,
+        **look(encoder, labeled.source, labeled, 0),
+    )
+    write_all(page.with_suffix(f".{BAD}"), [(labeled.source.name, labeled.source.ledger)])
+    return page
+
+
+def look(
+    encoder: Encoder, shown: LabeledSource | Source, labeled: LabeledImages | None, seed: int
+) -> dict[str, Any]:
+    """The parts of a page that show features: attention, nearest neighbors and the map."""
+    batch = loader.sample(shown, NUM_ATTENTION, Rng(seed, "report", "which"))
+    found: dict[str, Any] = {"attended": attention.cells(encoder, batch.image)}
+    if len(shown) > features.NEIGHBORS:
+        index, z, x = embed(encoder, shown, seed, labeled.pool if labeled else None)
+        label, classes = (labeled.source.label[index], labeled.source.classes) if labeled else (None, [])
+        found["neighbors"] = features.neighbor_rows(z, x, label, classes)
+        color_label = None if label is None or label.ndim == 2 else label  # one color per dot
+        found["map"] = draw_map(z, x, color_label, classes, seed)
+    return found
 
 
 def compose(
@@ -119,33 +181,20 @@ def compose(
         picture = sheet.paint(cells[: 2 * NUM_IMAGES], title=task or name, subtitle=below)
         files.write(folder / "preview.png", lambda file: picture.save(file, format="PNG"))
     gallery = pictures(method, source, seed) if method is not None and source is not None else None
-    lines, plane, attention_cells = [], None, []
     shown = labeled.source if labeled else source
-    if encoder is not None and shown is not None:
-        attention_cells = attention.cells(
-            encoder, loader.sample(shown, NUM_ATTENTION, Rng(seed, "report", "which")).image
-        )
-    if encoder is not None and shown is not None and len(shown) > features.NEIGHBORS:
-        index, z, x = embed(encoder, shown, seed, labeled.pool if labeled else None)
-        label, classes = (labeled.source.label[index], labeled.source.classes) if labeled else (None, [])
-        lines = features.neighbor_rows(z, x, label, classes)
-        color_label = None if label is None or label.ndim == 2 else label  # one color per dot
-        plane = draw_map(z, x, color_label, classes, seed)
+    parts = {} if encoder is None or shown is None else look(encoder, shown, labeled, seed)
     audit = auditing.read(folder)
     cleaned = (
         without_shortcuts(method, source, seed) if audit and method is not None and source is not None else []
     )
     return html.write(
         folder,
-        card,
+        html.Heading.of_run(folder, card),
         verdict(card, log, monitor, [row for each in scores for row in each.rows]),
         about=about,
         missing=missing,
         cells=cells,
-        attended=attention_cells,
         plots=curves.plots(log, monitor),
-        neighbors=lines,
-        map=plane,
         scores=scores,
         audit=audit,
         shortcuts=cleaned,
@@ -153,6 +202,7 @@ def compose(
         rounds=neighbors.answers(folder, card),
         gallery=gallery,
         topics=None if source is None else topics.read(folder, source),
+        **parts,
     )
 
 

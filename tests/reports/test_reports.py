@@ -307,7 +307,9 @@ SECTIONS = ["scores", "puzzles", "neighbors", "map", "attention", "curves", "ski
 
 
 def test_a_page_without_content_has_no_empty_sections(tmp_path):
-    text = html.write(tmp_path, card(), html.Verdict("good", "Fine.")).read_text()
+    text = html.write(
+        tmp_path, html.Heading.of_run(tmp_path, card()), html.Verdict("good", "Fine.")
+    ).read_text()
     assert re.findall(r'<section id="(\w+)"', text) == ["repeat", "next"]
     assert re.findall(r'href="#(\w+)"', text) == ["repeat", "next"]
 
@@ -442,7 +444,7 @@ def test_durations_are_readable():
 
 
 def test_commands_quote_the_run_folder(tmp_path):
-    steps = dict(html.next_steps(tmp_path / "my run; rm -rf", card()))
+    steps = dict(html.Heading.of_run(tmp_path / "my run; rm -rf", card()).next)
     assert all(f"'{tmp_path}/my run; rm -rf'" in command for command in steps.values())
     assert any("--resume" in command for command in steps.values())
 
