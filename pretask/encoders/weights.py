@@ -39,8 +39,8 @@ class Loaded:
     def __str__(self) -> str:
         notes = [f"left out: {', '.join(summarized(self.left_out))}"] if self.left_out else []
         notes += [f"NOT loaded: {listed(self.missing)}"] if self.missing else []
-        told = f" ({'; '.join([*notes, *self.adapted])})" if notes or self.adapted else ""
-        return f"loaded {self.tensors} of {self.of} encoder tensors from {self.source}{told}"
+        said = f" ({'; '.join([*notes, *self.adapted])})" if notes or self.adapted else ""
+        return f"loaded {self.tensors} of {self.of} encoder tensors from {self.source}{said}"
 
 
 def input_of(encoder: Encoder) -> str:

@@ -32,7 +32,7 @@ def sentences(scores: Scores) -> Iterator[str]:
 
 
 def against_published(scores: Scores) -> Iterator[str]:
-    """Whether a run is better than the frozen weights that it started or learned from, and what that is worth in labels."""
+    """Whether a run is better than the frozen weights that it started or learned from, and how many labels that saves."""
     for what, name in HEADLINES.items():
         for d in scores.differences:
             if d.key == what.key and d.minus_role == "published":
@@ -43,10 +43,10 @@ def against_published(scores: Scores) -> Iterator[str]:
 
 
 def effect(d: Difference) -> str:
-    """ "helped, +4.2 points [1.0, 7.4]"; "harmed"; "can't be told to help or harm" if the interval includes 0."""
+    """ "helped, +4.2 points [1.0, 7.4]"; "harmed"; "no clear effect" if the interval includes 0."""
     if d.low is None or d.high is None:
         return f"changed it by {d.value:+.1f} points, without an interval"
-    said = "helped" if d.low > 0 else "harmed" if d.high < 0 else "cannot be told to help or to harm"
+    said = "helped" if d.low > 0 else "harmed" if d.high < 0 else "has no clear effect"
     return f"{said}, {d.value:+.1f} points [{d.low:+.1f}, {d.high:+.1f}]"
 
 

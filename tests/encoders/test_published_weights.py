@@ -305,7 +305,7 @@ def test_half_precision_is_read_and_counters_may_be_absent():
 
 
 @pytest.mark.parametrize(
-    ("names", "told"),
+    ("names", "found"),
     [
         (["encoder.layers.encoder_layer_0.ln_1.weight"], "torchvision's vision transformer"),
         (["features.0.0.weight"], "torchvision's naming"),
@@ -313,9 +313,9 @@ def test_half_precision_is_read_and_counters_may_be_absent():
         (["vision_model.embeddings.class_embedding"], "CLIP or SigLIP"),
     ],
 )
-def test_another_layout_is_refused_with_the_place_of_the_same_weights(names, told):
+def test_another_layout_is_refused_with_the_place_of_the_same_weights(names, found):
     state = {name: torch.ones(3) for name in names}
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=found):
         weights.load(encoders.build(RESNET, 3, 32), state, "there")
 
 
@@ -367,9 +367,9 @@ def saved_file(tmp_path, spec=RESNET, name="weights.safetensors"):
 
 def test_a_file_alone_lists_the_architectures_that_fit(tmp_path):
     _, path = saved_file(tmp_path, "tf_efficientnet_lite0")
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as found:
         origins.open_encoder(path)
-    assert str(told.value) == (
+    assert str(found.value) == (
         f"{path} names no architecture; its tensors fit efficientnet_lite0, tf_efficientnet_lite0. "
         f"Give the right one, as in efficientnet_lite0@{path}"
     )
@@ -493,7 +493,7 @@ def test_a_gated_repository_names_timms_copy(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "found"),
     [
         ("timm:resnet18x", "unknown encoder 'resnet18x'; did you mean resnet18"),
         ("timm:resnet18.nobody", r"no weights of resnet18\.nobody; it has resnet18\.a1_in1k"),
@@ -502,8 +502,8 @@ def test_a_gated_repository_names_timms_copy(tmp_path, monkeypatch):
         ("resnet18@nowhere.pth", r"no weights at nowhere\.pth"),
     ],
 )
-def test_what_is_no_weights_is_refused(text, told):
-    with pytest.raises(UserError, match=told):
+def test_what_is_no_weights_is_refused(text, found):
+    with pytest.raises(UserError, match=found):
         origins.open_encoder(text)
 
 
