@@ -11,15 +11,15 @@ Networks with register tokens and with rotary positions work too, such as the pu
 `--encoder vit_small_patch14_reg4_dinov2:dynamic_img_size=True`, or
 `--encoder vit_small_patch16_dinov3:global_pool=token`, which otherwise pools by averaging the patches.
 
-The paper ends with a short run on larger images (appendix B.2): a second run from the weights of the first, with
-all schedules compressed and a lower learning rate. `:highres` is that run, to be started with `--init`. It
-is no last part of the first run, whose learning rate is 0 by then.
+The published networks end with a short training at a higher resolution (appendix B.2; not in the released code): a
+second run from the weights of the first, in which all schedules start again and the learning rate is lower.
+`:highres` is such a run, started with `--init`; a last part of the first run would have a learning rate near 0.
 
 **Differs:** logits are cosines, where the released prototypes have learned lengths with weight decay; heads have
 torch's initialization, not a normal one of standard deviation 0.02; gradients are clipped by their global norm,
 not per backbone and head; frozen prototypes accumulate momentum; stochastic depth drops each image with the
 same probability, not a fixed number of images; mask ratios are spread over the views of all processes, not of
-each; at most `ATTEMPTS` rectangles are tried per view, and one may be as high or wide as the view; the mask token learns at the heads' rate,
+each; at most 30 rectangles are tried per view, and one may be as high or wide as the view; the mask token learns at the heads' rate,
 not at the embeddings'; without local crops the two pairs of views are averaged (released: divided by 3); position embeddings of smaller crops are
 resampled by timm, with antialiasing; a transformer that does not pool by a class token has its pooled features in
 that token's place; crops are bilinear and taken from an image already resized to the encoder's size; the blur

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from pretask import data, encoders
+from pretask import api, data, encoders
 from pretask.config import lr_factor
+from pretask.encoders.saved import save_encoder
 from pretask.errors import UserError
 from pretask.methods import diet
 from pretask.rng import Rng
@@ -169,6 +170,19 @@ def test_only_the_last_blocks_and_the_classifier_are_trained(source):
         "encoder.net.blocks.3",
     }
     assert all(p.requires_grad for p in build(source, diet.Config(), TINY).parameters())
+
+
+def test_a_run_from_given_weights_changes_only_their_last_blocks(tmp_path):
+    torch.manual_seed(1)
+    given = encoders.build(TINY, 3, 32)
+    save_encoder(given, tmp_path)
+    run = api.pretrain(
+        "diet:continued", "synthetic:64:32", tmp_path / "run", encoder=TINY, init=tmp_path, steps=6, batch=16,
+        lr=1e-2, quiet=True,
+    )  # fmt: skip
+    final = dict(run.encoder.named_parameters())
+    moved = {name for name, p in given.named_parameters() if not torch.equal(p, final[name])}
+    assert {".".join(name.split(".")[:3]) for name in moved} == {"net.blocks.2", "net.blocks.3"}
 
 
 def test_only_the_classifier_is_trained_at_first(source):
