@@ -1,6 +1,9 @@
-"""Small synthetic images that suit a method, and a small encoder of the kind that it trains."""
+"""Small synthetic images that suit a method, a small encoder of the kind that it trains, and a narrow head."""
+
+from typing import Any
 
 from pretask import data, methods
+from pretask.methods import MethodConfig
 from pretask.train import requirements
 from pretask.types import Source, UserError
 
@@ -11,6 +14,21 @@ SMALL = {
     "vit_tiny_patch16_224": "vit_tiny_patch16_224:patch_size=4,embed_dim=48,depth=2,global_pool=avg,fc_norm=False",
 }
 """narrower networks of the same kind, so that a test takes a second"""
+
+
+HEADS = {
+    "dino": {"hidden": 64, "prototypes": 128},
+    "ibot": {"hidden": 64, "prototypes": 128},
+    "dinov2": {"hidden": 64, "prototypes": 128},
+    "barlow_twins": {"hidden": 64, "width": 128},
+    "vicreg": {"hidden": 64, "width": 128},
+}
+"""narrower heads of methods whose heads take most of the time of a small encoder's step"""
+
+
+def light(name: str, **changes: Any) -> MethodConfig:
+    """The default recipe of a method, with a narrower head if that saves much time."""
+    return methods.recipe(name)(**{**HEADS.get(name, {}), **changes})
 
 
 def small(encoder: str) -> str:

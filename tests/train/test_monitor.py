@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lightning_fabric import Fabric
-from small import images_for, small
+from small import images_for, light, small
 
 from pretask import data, encoders, methods
 from pretask.config import TrainConfig
@@ -93,15 +93,16 @@ class Config(MethodConfig):
         return Planted(encoder, self.fault)
 
 
-def trained(config, folder, steps=60, source=None, encoder="resnet_small:width=8", every=1):
+def trained(config, folder, steps=60, source=None, encoder="resnet_small:width=8", every=1, train=None):
     torch.manual_seed(0)
     source = source or data.open("synthetic:64:16")
     method = config.build(encoders.build(config.spec(encoder), 3, source.size), source)
-    trainer = Trainer(Fabric(accelerator="cpu", devices=1), method, source, config.train, folder)
+    train = train or config.train
+    trainer = Trainer(Fabric(accelerator="cpu", devices=1), method, source, train, folder)
     monitor = CollapseMonitor(method, source, folder)
     turn = itertools.count()
     monitor.is_due = lambda *_: next(turn) % every == 0
-    trainer.fit(Plan.of(steps, 4, config.train.cycles), RunLogger(folder, 16, True, monitor))
+    trainer.fit(Plan.of(steps, 4, train.cycles), RunLogger(folder, 16, True, monitor))
     return monitor
 
 
@@ -183,11 +184,10 @@ def test_methods_without_their_collapse_prevention_are_named(fault, tmp_path, mo
     for where, what in planted.patches.items():
         monkeypatch.setattr(f"{planted.module.__name__}.{where}", what)
 
-    class Fast(planted.module.Config):
-        train = TrainConfig(batch=32, optimizer="adamw", lr=3e-3, weight_decay=0.0)
-
-    encoder, source = small(Fast.encoder), data.open("synthetic:128:16")
-    monitor = trained(Fast(**planted.config), tmp_path, 100, source, encoder, every=10)
+    config = light(methods.name_of(planted.module.Config()), **planted.config)
+    train = TrainConfig(batch=32, optimizer="adamw", lr=3e-3, weight_decay=0.0)
+    source = data.open("synthetic:128:16")
+    monitor = trained(config, tmp_path, 100, source, small(config.encoder), every=10, train=train)
     assert monitor.state in (INPUT_INDEPENDENT, DIMENSIONAL)
     assert 0 < monitor.since < 100
 
@@ -200,10 +200,9 @@ def test_nonfinite_loss_stops_the_run_and_names_the_step(tmp_path):
 
 @pytest.mark.parametrize("name", methods.names())
 def test_short_run_of_every_method_is_healthy(name, tmp_path):
-    class Short(methods.recipe(name)):
-        train = TrainConfig(**{**vars(methods.recipe(name).train), "batch": 16})
-
-    monitor = trained(Short(), tmp_path, steps=40, source=images_for(name), encoder=small(Short.encoder))
+    config = light(name)
+    train = replace(config.train, batch=16)
+    monitor = trained(config, tmp_path, 40, images_for(name), small(config.encoder), every=4, train=train)
     assert monitor.state == HEALTHY
     last = files.read_rows(tmp_path / run.MONITOR)[-1]
     assert last["shuffled_loss"] > last["probe_loss"]

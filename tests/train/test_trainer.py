@@ -10,7 +10,7 @@ import pytest
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.strategies import DDPStrategy
-from small import images_for, small
+from small import images_for, light, small
 from torch.testing import assert_close
 
 from pretask import methods
@@ -33,7 +33,7 @@ losses of halves of a batch); with a weight of 10, steps are so long that roundi
 def trainer(folder, name="simclr", fabric=None, batch=16, flags=None, **settings):
     torch.manual_seed(0)
     source = images_for(name)
-    config = methods.recipe(name)(**(flags or {}))
+    config = light(name, **(flags or {}))
     plain = {
         "optimizer": "sgd",
         "lr": 0.1,
