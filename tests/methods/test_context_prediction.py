@@ -76,7 +76,7 @@ def test_pairs_are_drawn_from_all_40(source):
 
 def test_paper_patches_have_the_published_geometry():
     """Patches of 96 px at a pitch of 144, jittered by up to 7 px: gaps of 34 to 62 px, all inside the image."""
-    source = data.open("synthetic:64:400")
+    source = data.open("synthetic:2:400")
     method = build(source, cp.Paper(), "context_alexnet")
     assert (method.side, method.pitch, method.max_jitter) == (96, 144, 7)
     assert method.config.color == "drop"
@@ -99,7 +99,7 @@ def test_paper_patches_have_the_published_geometry():
 )
 def test_jitter_is_uniform_in_every_direction_for_every_cell(config, encoder, size, reach):
     """The difference of the jitters of two cells has a triangular distribution; few patches touch the border."""
-    method = build(data.open(f"synthetic:64:{size}"), config, encoder)
+    method = build(data.open(f"synthetic:2:{size}"), config, encoder)
     at = torch.stack(torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")).float()
     corner = torch.cat(
         [method.cut_patches(at.expand(100, 2, -1, -1), Rng(k))[..., 0, 0] for k in range(20)]
@@ -195,7 +195,7 @@ def test_untrained_loss_is_at_chance(source):
 
 
 def test_batch_norms_of_the_head_and_the_paper_network_have_no_gain(source):
-    large = data.open("synthetic:64:400")
+    large = data.open("synthetic:2:400")
     for method in (build(source).embed, build(large, cp.Paper(), "context_alexnet")):
         norms = [m for m in method.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
         assert norms and all(m.weight is None and m.bias is None for m in norms)
@@ -228,7 +228,7 @@ def test_paper_encoder_has_the_published_sides():
 @pytest.fixture(scope="module")
 def published():
     """conv1 to fc9 of train.py:54-82, with narrower fc6 to fc8."""
-    return build(data.open("synthetic:64:400"), cp.Paper(hidden=256), "context_alexnet")
+    return build(data.open("synthetic:2:400"), cp.Paper(hidden=256), "context_alexnet")
 
 
 LAYERS = """Scale Conv2d ReLU MaxPool2d LocalResponseNorm Conv2d ReLU MaxPool2d LocalResponseNorm
@@ -264,7 +264,7 @@ def test_conv1_input_has_an_rms_of_50(published):
     seen = []
     conv1 = next(m for m in leaves(published) if isinstance(m, nn.Conv2d))
     conv1.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    source = data.open("synthetic:64:400")
+    source = data.open("synthetic:2:400")
     with torch.no_grad():
         p = published.eval().pretext(batch(source, 2), Rng(1))
         published.logits(p)

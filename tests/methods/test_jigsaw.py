@@ -274,7 +274,7 @@ def test_cfn_input_is_scaled_to_gray_levels_and_its_outputs_depend_on_the_tiles(
 
 
 def test_paper_recipe_flattens_the_last_feature_map():
-    source = data.open("synthetic:64:255")
+    source = data.open("synthetic:2:255")
     method = build(source, jigsaw.Paper(), "cfn")
     assert method.fc6.weight.shape == (1024, 3 * 3 * 256)
     assert method.fc7.weight.shape == (4096, 9 * 1024) and method.fc8.weight.shape == (1000, 4096)
