@@ -8,47 +8,42 @@ from pathlib import Path
 
 import pytest
 import torch
+from forked import Forked, wait_for
 
 from pretask.cli import main
 from pretask.train import checkpoint, run, trainer
 
-STEPS = 400
-COMMAND = (sys.executable, "-m", "pretask", "pretrain")
+STEPS = 200
+"""enough that a signal after the first row of the log comes in time"""
 FLAGS = ("simclr", "--data", "synthetic:64:16", "--encoder", "resnet_small:width=4", "--batch", "16",
          "--precision", "32-true")  # fmt: skip
 
 
-def started(out: Path, *more: str, steps: int = STEPS) -> subprocess.Popen:
-    words = [*COMMAND, *FLAGS, "--steps", str(steps), "--out", str(out), *more]
-    going = subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+def started(out: Path, *more: str, steps: int = STEPS) -> Forked:
+    words = ("pretrain", *FLAGS, "--steps", steps, "--out", out, *more)
+    going = Forked(out.parent / "printed.txt", *words)
     wait_for(out / run.LOG, going)
     return going
-
-
-def wait_for(path: Path, going: subprocess.Popen) -> None:
-    for _ in range(1200):
-        if path.exists() and path.stat().st_size:
-            return
-        assert going.poll() is None, going.stderr and going.stderr.read()
-        time.sleep(0.05)
-    raise AssertionError(f"{path} never came")
 
 
 def saved(out: Path) -> int:
     return checkpoint.load(out / checkpoint.LATEST)["step"]
 
 
-def resumed(out: Path) -> dict[str, torch.Tensor]:
-    subprocess.run([*COMMAND, "--resume", str(out)], check=True, capture_output=True)
+def weights(out: Path) -> dict[str, torch.Tensor]:
     return run.Run(out).encoder.net.state_dict()
+
+
+def resumed(out: Path) -> dict[str, torch.Tensor]:
+    assert main.main(["pretrain", "--resume", str(out)]) == 0
+    return weights(out)
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> dict[str, torch.Tensor]:
     out = tmp_path_factory.mktemp("whole") / "run"
-    words = [*COMMAND, *FLAGS, "--steps", str(STEPS), "--out", str(out)]
-    subprocess.run(words, check=True, capture_output=True)
-    return run.Run(out).encoder.net.state_dict()
+    assert main.main(["pretrain", *FLAGS, "--steps", str(STEPS), "--out", str(out)]) == 0
+    return weights(out)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -56,9 +51,8 @@ def test_terminated_run_saves_first_and_resumes_exactly(number, code, tmp_path, 
     going = started(tmp_path / "run")
     before = saved(tmp_path / "run")
     going.send_signal(number)
-    _, err = going.communicate(timeout=60)
-    assert going.returncode == code
-    assert "which is saved; resume with: pretask pretrain --resume" in err.splitlines()[-1]
+    assert going.wait() == code
+    assert "which is saved; resume with: pretask pretrain --resume" in going.err.splitlines()[-1]
     assert before < saved(tmp_path / "run") < STEPS
     assert not (tmp_path / "run" / run.DONE).exists()
     after = resumed(tmp_path / "run")
@@ -74,9 +68,8 @@ def test_sigusr1_saves_and_the_run_continues(tmp_path, whole):
             break
         time.sleep(0.05)
     assert before < saved(tmp_path / "run")
-    going.communicate(timeout=120)
-    assert going.returncode == 0
-    after = run.Run(tmp_path / "run").encoder.net.state_dict()
+    assert going.wait() == 0
+    after = weights(tmp_path / "run")
     assert all(torch.equal(after[name], x) for name, x in whole.items())
 
 
@@ -96,22 +89,26 @@ def test_second_interrupt_exits_at_once():
 
 
 def test_signal_to_one_of_two_processes_saves_the_same_step_in_both(tmp_path):
-    going = started(tmp_path / "run", "--devices", "2", "--accelerator", "cpu")
+    """Started as users do: the second process is a copy of the command."""
+    out = tmp_path / "run"
+    words = (*FLAGS, "--steps", str(STEPS), "--out", str(out), "--devices", "2", "--accelerator", "cpu")
+    command = [sys.executable, "-m", "pretask", "pretrain", *words]
+    going = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    wait_for(out / run.LOG, going)
     going.send_signal(signal.SIGTERM)
     _, err = going.communicate(timeout=120)
     assert going.returncode == 143, err
     assert err.count("which is saved") == 1
-    assert saved(tmp_path / "run") < STEPS
+    assert saved(out) < STEPS
 
 
-def test_folder_is_locked_by_one_run_and_released_after_a_kill(tmp_path):
-    going, again = started(tmp_path / "run", steps=10**5), [*COMMAND, "--resume", str(tmp_path / "run")]
-    second = subprocess.run(again, capture_output=True, text=True, timeout=120)
-    assert second.returncode == 2
-    assert f"in use by another process (process {going.pid} on " in second.stderr
-    going.kill()
+def test_folder_is_locked_by_one_run_and_released_after_a_kill(tmp_path, capfd):
+    going, again = started(tmp_path / "run", steps=10**5), ["pretrain", "--resume", str(tmp_path / "run")]
+    assert main.main(again) == 2
+    assert f"in use by another process (process {going.pid} on " in capfd.readouterr().err
+    going.send_signal(signal.SIGKILL)
     going.wait()
-    subprocess.run([*again, "--steps", "20"], check=True, capture_output=True)
+    assert main.main([*again, "--steps", "20"]) == 0
     assert (tmp_path / "run" / run.DONE).exists()
 
 

@@ -1,0 +1,66 @@
+"""`pretask` in a process of its own that is forked from this one and so need not import everything again, which takes seconds."""
+
+import os
+import signal
+import sys
+import time
+from multiprocessing import get_context
+from pathlib import Path
+from subprocess import Popen
+
+from pretask import __main__
+
+
+class Forked:
+    """A running `pretask WORDS`; what it prints goes to a file."""
+
+    def __init__(self, printed: Path, *words: object):
+        self.printed = printed
+        self.process = get_context("fork").Process(target=begin, args=(printed, [str(w) for w in words]))
+        self.process.start()
+
+    @property
+    def pid(self) -> int:
+        assert self.process.pid is not None
+        return self.process.pid
+
+    @property
+    def err(self) -> str:
+        return self.printed.read_text()
+
+    def poll(self) -> int | None:
+        """Its exit code, if it has ended."""
+        return self.process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def wait(self, timeout: float = 120) -> int:
+        """Its exit code; one that does not end is killed and a failure."""
+        self.process.join(timeout)
+        code = self.process.exitcode
+        if code is None:
+            self.process.kill()
+        assert code is not None, f"has not ended in {timeout} s: {self.err}"
+        return code
+
+
+def begin(printed: Path, words: list[str]) -> None:
+    into = os.open(printed, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(into, stream)
+    sys.stdout, sys.stderr = (os.fdopen(n, "w", 1, closefd=False) for n in (1, 2))  # not pytest's
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    __main__.run(words)
+
+
+def wait_for(path: Path, going: Forked | Popen[str]) -> None:
+    """Until a file is there and not empty."""
+    for _ in range(6000):
+        if path.exists() and path.stat().st_size:
+            return
+        if going.poll() is not None:
+            raise AssertionError(going.err if isinstance(going, Forked) else going.communicate())
+        time.sleep(0.01)
+    raise AssertionError(f"{path} never came")
