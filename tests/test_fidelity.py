@@ -19,10 +19,13 @@ SPEC.loader.exec_module(fidelity)
 def test_every_fact_matches_or_its_difference_has_a_reason(name):
     wrong = [
         f"{line.recipe}: {line.fact} is {line.ours}, theirs {fidelity.theirs(line.entry)}"
-        for line in fidelity.lines(name)
+        for line in fidelity.known(name)
         if line.compared and line.same == ("why" in line.entry)
     ]
     assert not wrong, "\n".join(wrong)
+    shown = fidelity.table(name)
+    for line in filter(fidelity.read, (line.entry for line in fidelity.known(name))):
+        assert line["source"].replace("|", "\\|") in shown
 
 
 @pytest.mark.parametrize("name", methods.names())

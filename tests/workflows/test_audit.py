@@ -217,9 +217,9 @@ def is_gone(audit: Audit, shortcut: str, before: float) -> bool:
 def test_planted_fringes_are_found_and_color_dropping_prevents_them(tmp_path):
     """Doersch et al. 2015, sec. 3.1: chromatic aberration gives a patch's position."""
     x, options = fringed(500, 64), {"downsample": 0.0, "num_pairs": 40}
-    cheat = audited(tmp_path / "a", "context_prediction", x, 100, color="keep", **options)
+    cheat = audited(tmp_path / "a", "context_prediction", x, 50, color="keep", **options)
     assert is_found(cheat, "fringes") and cheat.accuracy > 60
-    defended = audited(tmp_path / "b", "context_prediction", x, 100, color="drop", **options)
+    defended = audited(tmp_path / "b", "context_prediction", x, 50, color="drop", **options)
     assert is_gone(defended, "fringes", cheat.accuracy)
 
 
@@ -227,18 +227,18 @@ def test_lines_through_tiles_are_found_and_gaps_prevent_them(tmp_path):
     """Doersch et al. 2015, sec. 3.1: lines and textures that continue."""
     x = lined(3000, 64)
     options = {"downsample": 0.0, "color": "drop", "num_pairs": 40, "flatten": True, "hidden": 256}
-    cheat = audited(tmp_path / "a", "context_prediction", x, 300, gap=0.0, jitter=0.0, **options)
+    cheat = audited(tmp_path / "a", "context_prediction", x, 150, gap=0.0, jitter=0.0, **options)
     assert is_found(cheat, "edges") and cheat.accuracy > 30
-    defended = audited(tmp_path / "b", "context_prediction", x, 300, **options)
+    defended = audited(tmp_path / "b", "context_prediction", x, 150, **options)
     assert is_gone(defended, "edges", cheat.accuracy)
 
 
 def test_a_ramp_is_found_and_normalized_tiles_prevent_it(tmp_path):
     """Noroozi & Favaro 2016, sec. 3.2: neighboring tiles have similar brightness."""
     x, options = ramped(500, 48), {"num_permutations": 10, "channel_shift": 0, "gray": 0.0}
-    cheat = audited(tmp_path / "a", "jigsaw", x, 100, normalize=False, **options)
+    cheat = audited(tmp_path / "a", "jigsaw", x, 60, normalize=False, **options)
     assert is_found(cheat, "shading") and cheat.accuracy > 60
-    defended = audited(tmp_path / "b", "jigsaw", x, 100, **options)
+    defended = audited(tmp_path / "b", "jigsaw", x, 60, **options)
     assert is_gone(defended, "shading", cheat.accuracy)
 
 
