@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import time
+from functools import cache
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from pretask.__main__ import began
 from pretask.cli.main import main
 from pretask.config import RunConfig
 from pretask.encoders.saved import SHAPE, WEIGHTS
+from pretask.evals import finetune
 from pretask.runtime import files
 from pretask.train import checkpoint, logger, run, trainer
 from pretask.train.pacing import Budget
@@ -47,10 +49,27 @@ class Scripted(Budget):
         return ENTRIES[step], 0
 
 
+def script(patch):
+    patch.setattr(pretrain, "Budget", Scripted)
+    patch.setattr(trainer.Trainer, "fastest_step", lambda *_: 1.0)
+
+
 @pytest.fixture
 def scripted(monkeypatch):
-    monkeypatch.setattr(pretrain, "Budget", Scripted)
-    monkeypatch.setattr(trainer.Trainer, "fastest_step", lambda *_: 1.0)
+    script(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def replanned(tmp_path_factory):
+    """The uninterrupted run of a method whose plan changes at ENTRIES, trained once."""
+
+    @cache
+    def made(name):
+        with pytest.MonkeyPatch.context() as patch:
+            script(patch)
+            return trained(name, tmp_path_factory.mktemp(name) / "whole", budget="60s")
+
+    return made
 
 
 @pytest.fixture
@@ -119,10 +138,10 @@ class Cut(Exception):
 @pytest.mark.parametrize("step", [2, 3, 4, 14, 25, 33])
 @pytest.mark.parametrize("name", METHODS)
 def test_killed_and_resumed_run_ends_with_the_same_weights(
-    name, step, tmp_path, scripted, no_clock, monkeypatch
+    name, step, replanned, tmp_path, scripted, no_clock, monkeypatch
 ):
     """Killed before several steps, one of which is the first of a new plan that the last checkpoint does not have."""
-    whole = trained(name, tmp_path / "whole", budget="60s")
+    whole = replanned(name)
     plain = trainer.Trainer.step
 
     def dies(self, batch, progress):
@@ -220,14 +239,26 @@ def test_budget_of_a_resumed_run_counts_from_now(tmp_path, scripted, monkeypatch
     assert entries_of(made.card) == ((0, 20), (8, 8 + FIRST))
 
 
-@pytest.fixture
-def finished(tmp_path):
-    """A run with a score and a report."""
-    made = trained("rotnet", tmp_path / "r", steps=20)
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    """Folder of a run with a score and a report; tests change copies of it."""
+    made = trained("rotnet", tmp_path_factory.mktemp("original") / "r", steps=20)
     (made.folder / "scores").mkdir()
     (made.folder / "scores" / "x.json").write_text("[]")
     (made.folder / "report.html").write_text("of 20 steps")
-    return made
+    return made.folder
+
+
+@pytest.fixture
+def finished(original, tmp_path):
+    return Run(shutil.copytree(original, tmp_path / "r"))
+
+
+@pytest.fixture(scope="module")
+def calm(original, tmp_path_factory):
+    """The same run, extended without a kill."""
+    folder = shutil.copytree(original, tmp_path_factory.mktemp("calm") / "r")
+    return pretask.pretrain(None, resume=folder, steps=50, quiet=True)
 
 
 def test_extending_a_finished_run_prints_a_caution(finished, tmp_path, capsys):
@@ -260,11 +291,9 @@ def test_results_of_the_shorter_run_move_to_their_own_folder(finished):
 
 @pytest.mark.parametrize("moment", range(8))
 def test_extension_killed_between_any_two_writes_leaves_the_shorter_or_the_longer_run(
-    moment, finished, tmp_path, monkeypatch
+    moment, finished, calm, monkeypatch
 ):
     """A resumed run finishes with the length in its card and can be extended again; nothing is lost."""
-    shutil.copytree(finished.folder, tmp_path / "calm")
-    calm = pretask.pretrain(None, resume=tmp_path / "calm", steps=50, quiet=True)
     left = moment
     for where, what in ((length, "merge_into"), (files, "write_text")):
         plain = getattr(where, what)
@@ -323,7 +352,8 @@ def test_shortened_jule_run_still_reaches_its_number_of_clusters(tmp_path, scrip
 # ---- messages
 
 
-def test_short_run_has_a_caution_in_output_report_and_scores(tmp_path, capsys):
+def test_short_run_has_a_caution_in_output_report_and_scores(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(finetune, "STEPS", 1)
     folder = tmp_path / "r"
     words = ["--data", "synthetic:64:16", "--steps", "6", "--batch", "16", "--encoder", METHODS["rotnet"]]
     assert main(["pretrain", "rotnet", "--out", str(folder), *words]) == 0
