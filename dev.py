@@ -13,7 +13,9 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import venv
+from collections.abc import Sequence
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -26,6 +28,23 @@ def run(*command: object) -> None:
     done = subprocess.run([str(c) for c in command], cwd=HERE)
     if done.returncode:
         sys.exit(done.returncode)
+
+
+def run_beside(command: Sequence[object], main: Sequence[object]) -> None:
+    """Run both at once; the output of `command` is shown when `main` is done. Exits if one of them fails."""
+    with tempfile.TemporaryFile("w+") as output:
+        print("$", *command, "  (beside the next)", flush=True)
+        beside = subprocess.Popen(
+            [str(c) for c in command], cwd=HERE, stdout=output, stderr=subprocess.STDOUT
+        )
+        print("$", *main, flush=True)
+        code = subprocess.run([str(c) for c in main], cwd=HERE).returncode
+        other = beside.wait()
+        output.seek(0)
+        print("$", *command)
+        print(output.read(), end="", flush=True)
+    if code or other:
+        sys.exit(code or other)
 
 
 def uv() -> str:
@@ -60,12 +79,14 @@ def main() -> None:
     elif verb == "test":
         install("test,docs")
         python = BIN / "python"
-        if not rest:
+        pytest = [python, "-m", "pytest", "-n", "2", "--dist", "worksteal", *rest]
+        if rest:
+            run(*pytest)
+        else:
             run(python, "-m", "ruff", "check", ".")
             run(python, "-m", "ruff", "format", "--check", ".")
-            run(python, "-m", "pyright")
             run(BIN / "codespell")
-        run(python, "-m", "pytest", "-n", "2", *rest)
+            run_beside([python, "-m", "pyright"], pytest)
     elif verb == "pin":
         files = [
             "--extra",
