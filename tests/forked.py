@@ -2,21 +2,25 @@
 
 import os
 import signal
+import socket
 import sys
 import time
+from collections.abc import Mapping
 from multiprocessing import get_context
 from pathlib import Path
 from subprocess import Popen
+from types import MappingProxyType
 
 from pretask import __main__
 
 
 class Forked:
-    """A running `pretask WORDS`; what it prints goes to a file."""
+    """A running `pretask WORDS`, with changes of the environment; what it prints goes to a file."""
 
-    def __init__(self, printed: Path, *words: object):
+    def __init__(self, printed: Path, *words: object, env: Mapping[str, str] = MappingProxyType({})):
         self.printed = printed
-        self.process = get_context("fork").Process(target=begin, args=(printed, [str(w) for w in words]))
+        given = (printed, [str(w) for w in words], env)
+        self.process = get_context("fork").Process(target=begin, args=given)
         self.process.start()
 
     @property
@@ -45,7 +49,21 @@ class Forked:
         return code
 
 
-def begin(printed: Path, words: list[str]) -> None:
+def torchrun(folder: Path, *words: object) -> list[Forked]:
+    """Two processes of `pretask WORDS` with the environment that torchrun gives them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    both = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+    both |= {"MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test"}
+    return [
+        Forked(folder / f"printed-{k}.txt", *words, env={**both, "RANK": str(k), "LOCAL_RANK": str(k)})
+        for k in range(2)
+    ]
+
+
+def begin(printed: Path, words: list[str], env: Mapping[str, str]) -> None:
+    os.environ.update(env)
     into = os.open(printed, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(into, stream)

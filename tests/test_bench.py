@@ -127,7 +127,8 @@ def test_the_whole_classic_probe_is_compared_in_accuracy(bench: Bench):
 
 
 def test_startup_and_memory():
-    command = [sys.executable, BENCH / "startup.py", "--files", "400", "--steps", "2", "--json"]
+    small = ["--files", "400", "--steps", "2", "--repeats", "1"]
+    command = [sys.executable, BENCH / "startup.py", *small, "--json"]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=300
     )  # its children import its main
@@ -150,10 +151,10 @@ def test_the_share_of_the_collapse_monitor_is_its_checks_over_the_run(bench: Ben
 
 def test_a_budget_is_compared_with_the_whole_process_and_not_measured_twice(bench: Bench, tmp_path: Path):
     words = ("--methods", "rotnet", "--loads", "middle", "--data", "synthetic:300:16")
-    words += ("--seconds", "40", "--out", str(tmp_path))
+    words += ("--seconds", "25", "--out", str(tmp_path))
     numbers, (off,) = bench.measure("budget", *words)
     took = numbers["rotnet, middle: seconds"]
-    assert off["value"] == pytest.approx(100 * abs(took / 40 - 1)) and off["limit"] == 10
+    assert off["value"] == pytest.approx(100 * abs(took / 25 - 1)) and off["limit"] == 10
     assert numbers["rotnet, middle: steps"] > 3 and 1 <= numbers["rotnet, middle: entries"] <= 20
     assert bench.measure("budget", *words)[0] == numbers
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forked import torchrun
 from torch.distributed import DistBackendError
 from torch.testing import assert_close
 
@@ -160,8 +161,9 @@ def test_methods_that_use_the_encoder_between_steps_work_with_fsdp(method: str, 
     (tmp_path / "halved.py").write_text(HALVED)
     words = ["pretrain", str(tmp_path / method) if method.endswith(".py") else method, *WORDS[2:]]
     words[words.index("--encoder") + 1] = encoder
-    ended = python("-m", "pretask", *words, tmp_path / "two", *TWO, "--strategy", "fsdp")
-    assert ended.returncode == 0, ended.stderr
+    started = torchrun(tmp_path, *words, tmp_path / "two", *TWO, "--strategy", "fsdp")
+    assert [process.wait() for process in started] == [0, 0], started[0].err
+    assert run.load(tmp_path / "two").card["processes"] == 2
     assert main([*words, str(tmp_path / "one")]) == 0
     one, both = weights(tmp_path / "one"), weights(tmp_path / "two")
     for key, value in one.items():
