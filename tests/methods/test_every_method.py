@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 import torch
-from small import images_for, small
+from small import images_for, light, small
 
 from pretask import api, encoders, methods
 from pretask.config import RunConfig, TrainConfig
@@ -19,7 +19,7 @@ NAMES = methods.names()
 @pytest.mark.parametrize("check", contract.CHECKS, ids=lambda c: c.__name__)
 @pytest.mark.parametrize("name", NAMES)
 def test_the_contract(name, check):
-    config = methods.recipe(name)()
+    config = light(name)
     failure = contract.run_check(check, contract.Case.of(config, images_for(name), small(config.encoder)))
     assert failure is None, failure
 
