@@ -28,13 +28,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatch
 from functools import cache, lru_cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pretask import methods
+from pretask import encoders, methods
 from pretask.config import lr_factor, weight_decay_factor
+from pretask.encoders.saved import save_encoder
 from pretask.methods import Method, MethodConfig
 
 GOLDEN = Path(__file__).parents[1] / "tests" / "golden"
@@ -43,6 +45,7 @@ CONTINUING = {
     "train.encoder_lr_scale": 1.0,
     "train.layer_decay": 1.0,
     "train.freeze": 0,
+    "train.freeze_norms": False,
     "train.lora": 0,
     "train.pull": 0.0,
 }
@@ -156,9 +159,19 @@ class Photographs:
 def built(config: MethodConfig) -> Method[Any]:
     """The untrained method of a recipe; cached, since the facts of one recipe are read in sequence."""
     source: Any = Photographs(config)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), TemporaryDirectory() as folder:
+        config = with_teacher(config, Path(folder))
         torch.manual_seed(0)
         return config.build(config.build_encoder(config.spec(), source), source)
+
+
+def with_teacher(config: MethodConfig, folder: Path) -> MethodConfig:
+    """The config with a small untrained teacher in `folder`, if it needs one; what is built does not depend on which."""
+    if getattr(config, "teacher", None) != "":
+        return config
+    torch.manual_seed(0)
+    save_encoder(encoders.build("resnet_small", 3, 96), folder)
+    return dataclasses.replace(config, teacher=str(folder))
 
 
 KINDS = {

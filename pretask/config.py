@@ -49,6 +49,8 @@ class TrainConfig:
     """learning-rate factor from each layer of the encoder to the one before it; 1: all layers have the same rate"""
     freeze: NonNegativeInt = 0
     """stages of the encoder, of four, that are not trained, from the input on"""
+    freeze_norms: bool = False
+    """keep the statistics, gains and biases of the encoder's batch norms as they are"""
     lora: NonNegativeInt = 0
     """rank of low-rank adapters in a transformer's attention, the only part of the encoder that is then trained
     (LoRA, arXiv:2106.09685); 0: none"""
@@ -79,6 +81,7 @@ def continued(train: TrainConfig) -> TrainConfig:
     than the new heads, its first layers least."""
     return replace(
         train,
+        freeze_norms=True,
         encoder_lr_scale=min(train.encoder_lr_scale, CONTINUED_LR),
         layer_decay=min(train.layer_decay, CONTINUED_DECAY),
         warmup=max(train.warmup, CONTINUED_WARMUP),

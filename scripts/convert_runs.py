@@ -265,6 +265,7 @@ ADDED: dict[str, dict[str, Any]] = {
         "settings.mean": None,
         "settings.std": None,
         "train.encoder_lr_scale": 1.0,
+        "train.freeze_norms": False,
         "train.freeze": 0,
         "train.layer_decay": 1.0,
         "train.lora": 0,

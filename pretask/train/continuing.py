@@ -24,7 +24,11 @@ MEASURED = 2048
 
 
 def prepare(encoder: Encoder, train: TrainConfig) -> None:
-    """Freeze stages and insert adapters, before a method is built on the encoder. Raises UserError."""
+    """Freeze batch norms and stages, and insert adapters, before a method is built on the encoder. Raises UserError."""
+    from timm.layers.norm_act import freeze_batch_norm_2d  # slower to import than torch
+
+    if train.freeze_norms:
+        encoder.net = freeze_batch_norm_2d(encoder.net)
     if train.freeze:
         freeze(encoder, train.freeze)
     if train.lora:
@@ -48,14 +52,18 @@ def insert_adapters(encoder: Encoder, rank: int) -> None:
 
 
 def merged(encoder: Encoder) -> Encoder:
-    """The encoder with its adapters merged into the weights, if it has any: equal outputs, the original tensors' names."""
+    """The encoder with its adapters merged into the weights and batch norms no longer frozen, if it has any: equal outputs, the
+    original tensors' names."""
+    from timm.layers.norm_act import unfreeze_batch_norm_2d
+
     for name, module in [*encoder.net.named_modules()]:
         if hasattr(module, "get_base_layer"):
             layer: Any = module
             layer.merge()
             parent, _, last = name.rpartition(".")
             setattr(encoder.net.get_submodule(parent), last, layer.get_base_layer())
-    return encoder.requires_grad_()
+    encoder.net = unfreeze_batch_norm_2d(encoder.net)
+    return encoder.eval().requires_grad_()
 
 
 def initial_bytes(encoder: Encoder) -> bytes:

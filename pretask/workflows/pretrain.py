@@ -136,8 +136,9 @@ def pretrain(job: Job, *, on_log: OnLog | None = None, report: bool = False) -> 
         )
         try:
             train_and_report(trainer, plan, logger, pace, budget, partial(run.record, folder, card))
-            made = continuing.merged(copy.deepcopy(method.export())) if job.train.lora else method.export()
-            if settings.init:
+            changed = job.train.lora or job.train.freeze_norms
+            made = continuing.merged(copy.deepcopy(method.export())) if changed else method.export()
+            if settings.init and not job.train.freeze_norms:
                 continuing.measure_batch_norms(made, source)
             made.range = source.range
             saved.save_encoder(made, folder)

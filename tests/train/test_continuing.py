@@ -1,7 +1,8 @@
-"""Continuing from weights: adapters, frozen stages, the pull toward the start, batch norms measured anew."""
+"""Continuing from weights: adapters, frozen stages and batch norms, the pull toward the start."""
 
 import copy
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,8 +15,10 @@ from pretask.config import TrainConfig, continued
 from pretask.encoders import layers, origins
 from pretask.errors import UserError
 from pretask.methods import recipe
-from pretask.train import continuing
+from pretask.train import continuing, run, trainer
 from pretask.train.run import Run
+from pretask.workflows import job as jobs
+from pretask.workflows.pretrain import pretrain
 
 VIT = "vit_tiny_patch16_224:patch_size=4,embed_dim=32,depth=8,num_heads=2"
 REGISTERS = "vit_small_patch14_reg4_dinov2:patch_size=4,embed_dim=32,depth=3,num_heads=2"
@@ -63,7 +66,7 @@ def test_a_recipe_that_moves_the_encoder_less_keeps_its_values():
 
 
 def test_training_starts_from_the_weights_and_so_does_a_teacher(tmp_path, published):
-    made = start(tmp_path, published, "byol", lr=0.0, weight_decay=0.0)
+    made = start(tmp_path, published, "byol", lr=0.0, weight_decay=0.0, freeze_norms=False)
     teacher = made.method.teacher[0]
     for own in (made.initial, teacher):
         assert own is not None
@@ -118,7 +121,7 @@ def test_the_first_stages_are_frozen(spec, stages, frozen):
 
 
 def test_frozen_stages_do_not_move(tmp_path, published):
-    made = start(tmp_path, published, freeze=2)
+    made = start(tmp_path, published, freeze=2, freeze_norms=False)
     for name, x in published[1].net.named_parameters():
         moved = not torch.equal(made.encoder.net.get_parameter(name), x)
         assert moved == (not name.startswith(("stem.", "stage1."))), name
@@ -202,6 +205,35 @@ def test_batch_norms_hold_the_statistics_of_the_users_images():
     assert not encoder.training
     assert_close(own.running_mean, inputs[0].mean((0, 2, 3)), atol=1e-4, rtol=1e-4)
     assert_close(own.running_var, inputs[0].transpose(0, 1).flatten(1).var(1), atol=1e-3, rtol=1e-3)
+
+
+def test_batch_norms_are_frozen_and_all_else_is_trained(tmp_path, published):
+    made = start(tmp_path, published, lr=0.01)
+    before, after = (net.state_dict() for net in (published[1].net, made.encoder.net))
+    assert list(before) == list(after)
+    norms = [n for n, m in published[1].net.named_modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    for name, x in after.items():
+        if not name.endswith("num_batches_tracked"):
+            assert torch.equal(x, before[name]) == (name.rpartition(".")[0] in norms), name
+    inside, x = made.method.encoder, torch.rand(4, 3, 16, 16)
+    for training in (True, False):  # no statistics of batches
+        assert_close(inside.train(training)(x)["pool"], made.encoder(x)["pool"], atol=1e-5, rtol=1e-5)
+
+
+def test_run_with_frozen_batch_norms_resumes_exactly(tmp_path, published, monkeypatch):
+    def interrupt(row):
+        if row["step"] == 2:
+            raise KeyboardInterrupt
+
+    whole = start(tmp_path / "whole", published, steps=5)
+    monkeypatch.setattr(trainer, "SAVE_EVERY", 0.0)
+    _, settings, config, train = run.parse_card(whole.card)
+    job = jobs.fresh("simclr", replace(settings, out=tmp_path / "cut"), config, train)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(job, on_log=interrupt)
+    resumed = pretask.pretrain(None, resume=tmp_path / "cut", quiet=True)
+    for name, x in whole.encoder.net.state_dict().items():
+        assert torch.equal(x, resumed.encoder.net.state_dict()[name]), name
 
 
 def test_a_run_from_random_weights_keeps_its_own_statistics(tmp_path):
