@@ -1,7 +1,7 @@
 """pretask: self-supervised visual learning, from a folder of unlabeled images to a trusted score.
 
-The verbs of the command line, from Python: `pretrain`, `evaluate`, `study`, `audit`, `embed`, `report`,
-`transfer`, `load`; `Reading`, how images are read; and
+The verbs of the command line, from Python: `pretrain`, `adapt`, `evaluate`, `study`, `audit`, `embed`,
+`report`, `transfer`, `load`; `Reading`, how images are read; and
 `PretaskFeatures`, a scikit-learn transformer. Nothing heavy is imported before it is used.
 """
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pretask.estimator import PretaskFeatures
     from pretask.reading import Reading
     from pretask.reports.report import report
+    from pretask.workflows.adapt import adapt
     from pretask.workflows.audit import audit
     from pretask.workflows.evaluate import evaluate
     from pretask.workflows.study import study
@@ -25,6 +26,7 @@ __all__ = [
     "PretaskFeatures",
     "Reading",
     "__version__",
+    "adapt",
     "audit",
     "embed",
     "evaluate",
@@ -39,6 +41,7 @@ _HOMES = {
     "pretrain": "pretask.api",
     "evaluate": "pretask.workflows.evaluate",
     "study": "pretask.workflows.study",
+    "adapt": "pretask.workflows.adapt",
     "audit": "pretask.workflows.audit",
     "embed": "pretask.api",
     "report": "pretask.reports.report",

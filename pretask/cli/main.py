@@ -16,7 +16,7 @@ pretask: self-supervised pretraining of vision encoders, and an honest score of 
 
 Try
   pretask demo                                    pretrain, score and report on drawn objects: 4 minutes
-  pretask list                                    the 31 methods by family
+  pretask list                                    the 32 methods by family
 
 Look
   pretask preview METHOD --data PATH              draw the pretext task on your images
@@ -26,6 +26,7 @@ Look
 Train
   pretask pretrain METHOD --data PATH [--out RUN] pretrain an encoder on images without labels
   pretask pretrain --resume RUN                   resume after a crash, or train longer with --steps N
+  pretask adapt timm:NAME --data PATH --labels L  continue published weights, and keep what is better
 
 Evaluate
   pretask evaluate RUN --data LABELED             kNN, linear and few-shot accuracy, and baselines

@@ -16,6 +16,7 @@ from pretask.reports.verdict import against_published, sentences
 from pretask.workflows.audit import Audit
 
 if TYPE_CHECKING:
+    from pretask.workflows.adapt import Adapted
     from pretask.workflows.cluster import Clusters
     from pretask.workflows.colorize import Colored
     from pretask.workflows.study import Study, StudyRow
@@ -216,6 +217,28 @@ def colored(made: "Colored") -> Group:
             style="dim",
         ),
     )
+
+
+def adapted(made: "Adapted") -> Group:
+    """Accuracy of the weights and of each candidate, its gain, and the verdict in words."""
+    table = Table(box=None, pad_edge=False, padding=(0, 1))
+    table.add_column("weights")
+    for heading in ("accuracy, %", "gain, points", "p"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("")
+    for name, score in made.comparison.scores.items():
+        verdict = made.comparison.verdicts.get(name)
+        cells = [f"{score.value:.1f}", "", "", ""]
+        if verdict:
+            word = "better" if verdict.better else "worse" if verdict.worse else "no clear difference"
+            gain = f"{verdict.gain:+.1f} [{verdict.low:+.1f}, {verdict.high:+.1f}]"
+            cells[1:] = [gain, f"{verdict.p:.2g}", word]
+        table.add_row(name, *cells, style="bold" if name == made.chosen else "")
+    note = (
+        "Linear probes on pooled features. Brackets: intervals of the gain over the weights as they are, by Nadeau and Bengio's "
+        "corrected t; p and brackets are corrected for the number of methods (Holm)."
+    )
+    return Group(table, Text(), *map(Text, made.sentences()), Text(), Text(note, style="dim"))
 
 
 def clustered(made: "Clusters") -> Group:
