@@ -15,6 +15,7 @@ from functools import cache
 from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -32,6 +33,8 @@ import fidelity  # in the same folder
 
 DATA = {"words": "pairs.jsonl", "tracked": "tracks/", "depth": "scenes:rooms+photos/"}
 """what a method needs -> data in the commands of its page; photos/ for all others"""
+FLAGS = {"distill": " --teacher timm:vit_small_patch14_dinov2.lvd142m"}
+"""what else the commands of a method need"""
 VARIANTS: Mapping[str, Sequence[Mapping[str, Any]]] = {
     "mae": (
         {"mask_sampling": "block", "mask_ratio": 0.5},
@@ -172,7 +175,7 @@ def link_arxiv(text: str) -> str:
 
 def commands(name: str) -> str:
     needs = methods.recipe(name).needs
-    data = next((named for need, named in DATA.items() if need in needs), "photos/")
+    data = next((named for need, named in DATA.items() if need in needs), "photos/") + FLAGS.get(name, "")
     return textwrap.dedent(f"""\
         ```sh
         pretask preview {name} --data {data}         # draw its puzzles from your images
@@ -256,8 +259,8 @@ def below_fields(kind: type) -> dict[str, str]:
 def picture(name: str, rows: int = 8, **changes: Any) -> bytes:
     """PNG of a method's puzzles, with some hyperparameters changed."""
     file = BytesIO()
-    config = methods.recipe(name)(**changes)
-    preview.preview(preview.builtin_images(config), config, name, rows).save(
-        file, format="PNG", optimize=True
-    )
+    with TemporaryDirectory() as folder:
+        config = fidelity.with_teacher(methods.recipe(name)(**changes), Path(folder))
+        shown = preview.preview(preview.builtin_images(config), config, name, rows)
+    shown.save(file, format="PNG", optimize=True)
     return file.getvalue()

@@ -1,6 +1,7 @@
 """Random numbers as a function of keys: any step can be replayed, and resuming needs no generator state."""
 
 import hashlib
+import math
 
 import torch
 from torch import Tensor
@@ -70,3 +71,40 @@ class Rng:
         ends = weights.double().cumsum(0)
         u = torch.rand(n, generator=self.generator, device=self.device, dtype=torch.float64)
         return torch.searchsorted(ends, u * ends[-1], right=True).clamp(max=len(weights) - 1)
+
+
+class RowRng(Rng):
+    """Random numbers that belong to each row's own key, so that a view of an image is the same in any batch and process.
+
+    `key` (B,) int64: draws have B rows; equal keys get equal rows.
+    """
+
+    def __init__(self, key: Tensor, *keys: int | str):
+        super().__init__(*keys, device=key.device)
+        self.key, self.drawn = key, 0
+        self.base = int(torch.randint(2**62, (), generator=self.generator, device=self.device))
+
+    def child(self, *keys: int | str) -> "RowRng":
+        return RowRng(self.key, *self.keys, *keys)
+
+    def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
+        count = math.prod(shape[1:])
+        place = torch.arange(self.drawn, self.drawn + count, device=self.device)
+        self.drawn += count
+        mixed = scrambled(scrambled(self.key + self.base)[:, None] + place)  # (B, count)
+        u = (mixed >> 40 & 0xFFFFFF).float() / 2**24
+        return low + (high - low) * u.view(shape)
+
+    def normal(self, *shape: int) -> Tensor:
+        return torch.special.ndtri(self.uniform(*shape, low=2**-25, high=1 - 2**-25))
+
+    def integers(self, *shape: int, high: int) -> Tensor:
+        return (self.uniform(*shape) * high).long()
+
+
+def scrambled(x: Tensor) -> Tensor:
+    """int64 -> int64, each bit of the result depending on all bits: SplitMix64 (Steele, Lea, Flood 2014)."""
+    x = x * -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed number; products wrap around
+    x = (x ^ (x >> 30 & 0x3FFFFFFFF)) * -4658895280553007687  # 0xBF58476D1CE4E5B9
+    x = (x ^ (x >> 27 & 0x1FFFFFFFFF)) * -7723592293110705685  # 0x94D049BB133111EB
+    return x ^ (x >> 31 & 0x1FFFFFFFF)

@@ -1,8 +1,15 @@
 """Small synthetic images that suit a method, a small encoder of the kind that it trains, and a narrow head."""
 
+import atexit
+import tempfile
+from functools import cache
+from pathlib import Path
 from typing import Any
 
-from pretask import data, methods
+import torch
+
+from pretask import data, encoders, methods
+from pretask.encoders.saved import save_encoder
 from pretask.methods import MethodConfig
 from pretask.train import requirements
 from pretask.types import Source, UserError
@@ -27,8 +34,24 @@ HEADS = {
 
 
 def light(name: str, **changes: Any) -> MethodConfig:
-    """The default recipe of a method, with a narrower head if that saves much time."""
-    return methods.recipe(name)(**{**HEADS.get(name, {}), **changes})
+    """The default recipe of a method, with a narrower head if that saves much time, and with a teacher if it needs one."""
+    return methods.recipe(name)(**{**HEADS.get(name, {}), **required(name), **changes})
+
+
+def required(name: str) -> dict[str, Any]:
+    """The hyperparameters of a method that have no default."""
+    return {"teacher": teacher()} if name == "distill" else {}
+
+
+@cache
+def teacher() -> str:
+    """The folder of a small encoder for images of 16 px, which exists as long as this process."""
+    made = tempfile.TemporaryDirectory()
+    atexit.register(made.cleanup)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(9)
+        save_encoder(encoders.build("resnet_small:width=8", 3, 16), Path(made.name))
+    return made.name
 
 
 def small(encoder: str) -> str:
@@ -38,7 +61,7 @@ def small(encoder: str) -> str:
 
 def images_for(name: str) -> Source:
     """64 images of 16 px, or larger ones for methods whose tiles would be too small."""
-    config, side = methods.recipe(name)(), 16
+    config, side = light(name), 16
     while True:
         source = data.open(f"synthetic:64:{side}")
         try:

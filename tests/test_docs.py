@@ -179,7 +179,7 @@ def test_the_commands_of_the_methods_own_pages_are_known(hooks, understood, caps
 
 
 def test_every_flag_on_the_page_of_commands_is_one_that_a_command_has(capsys):
-    for words in [["pretrain", "rotnet"], *([name] for name in commands.names())]:
+    for words in [["pretrain", "rotnet"], ["pretrain", "distill"], *([name] for name in commands.names())]:
         with contextlib.suppress(SystemExit):
             main.main([*words, "--help"])
     known = set(re.findall(r"--[a-z][a-z-]*", capsys.readouterr().out))

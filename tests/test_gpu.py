@@ -9,7 +9,7 @@ import json
 
 import pytest
 import torch
-from small import images_for, small
+from small import images_for, light, small
 from torch import Tensor
 
 import pretask
@@ -33,7 +33,7 @@ NAMES = methods.names()
 
 
 def settings(name, out, steps=6):
-    encoder, source = small(recipe(name)().encoder), images_for(name)
+    encoder, source = small(recipe(name).encoder), images_for(name)
     return RunConfig(source.name, out=out, encoder=encoder, steps=steps, precision="32-true")
 
 
@@ -56,7 +56,7 @@ def on_gpu(puzzle):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_losses_and_gradients_match_the_cpu(name, exact):
-    config = recipe(name)()
+    config = light(name)
     case = contract.Case.of(config, images_for(name), small(config.encoder))
     here = case.started()
     there, puzzle = copy.deepcopy(here).cuda(), case.puzzle(here)
@@ -77,7 +77,7 @@ def test_losses_and_gradients_match_the_cpu(name, exact):
 @pytest.mark.parametrize("name", NAMES)
 def test_every_method_trains_in_bfloat16(name, tmp_path):
     run_config = dataclasses.replace(settings(name, tmp_path / "run"), precision="auto")
-    config = recipe(name)()
+    config = light(name)
     run = pretrain(fresh(name, run_config, config, dataclasses.replace(config.train, batch=16)))
     assert run.card["device"] == torch.cuda.get_device_name()
     assert run.card["precision"] == "bf16-mixed"
@@ -93,7 +93,7 @@ def test_a_resumed_run_ends_with_nearly_the_same_weights(name, tmp_path, monkeyp
     """Not to the bit: some of CUDA's sums have no fixed order. Adam turns a nearly zero gradient into a full step: with noise
     of 1e-5, six steps differ by up to 200 %, those of SGD by 0.1 %."""
     monkeypatch.setattr(trainer, "SAVE_EVERY", 0.0)
-    config = recipe(name)()
+    config = light(name)
     train = dataclasses.replace(config.train, batch=16, optimizer="sgd", lr=0.01, clip=0.0)
 
     def cut(row):

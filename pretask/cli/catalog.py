@@ -15,6 +15,7 @@ FAMILIES = (
     "pretext tasks",
     "contrastive",
     "self-distillation",
+    "distillation",
     "redundancy reduction",
     "clustering",
     "masked and predictive",

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretask.encoders import classic
@@ -48,6 +49,8 @@ class Encoder(nn.Module):
     std: Tensor
     range: Range
     """values mapped to 0 and 1, for images that are not 8-bit; set by the run that trained the encoder"""
+    takes: int | None = None
+    """side in pixels to which images are resized before the network; None: they are not resized"""
 
     def __init__(
         self, name: str, net: nn.Module, channels: int, size: int, mean: Any, std: Any, sees: str = ""
@@ -102,8 +105,14 @@ class Encoder(nn.Module):
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         return self.stages(self.normalized(self.select_input(image)))
 
+    def resize_input(self, size: int) -> None:
+        """Take images of `size` pixels instead, and resize them to its own side: for a teacher of images of another size."""
+        self.takes, self.size = self.size, size
+
     def select_input(self, image: Tensor) -> Tensor:
         """The network's input channels, in [0, 1]: the image, or one channel computed from it."""
+        if self.takes and self.takes != image.shape[-1]:
+            image = F.interpolate(image, size=(self.takes,) * 2, mode="bilinear", antialias=True)
         return SEES[self.sees](image) if self.sees else image
 
     def normalized(self, seen: Tensor) -> Tensor:
@@ -269,6 +278,22 @@ def check_patches(spec: str, net: Any, size: int) -> None:
             f"encoder {spec!r} has patches of {patch} px, which do not divide images of {size} px; "
             f"set --size {' or '.join(map(str, fits))}, or an --encoder with another patch_size"
         )
+
+
+def side_of_whole_patches(spec: str, side: int) -> int:
+    """The smallest side of `side` pixels or more that the network's patches divide; `side` itself without patches."""
+    from timm.layers.patch_embed import PatchEmbed
+
+    name, _ = parse(spec)
+    if name in classic.NETS:
+        return side
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        import timm
+
+        net = timm.create_model(name, **{k: v for k, v in parse(spec)[1].items() if k != "sees"})
+    embed: Any = getattr(net, "patch_embed", None)
+    patch = max(embed.patch_size) if isinstance(embed, PatchEmbed) else 1
+    return -(-side // patch) * patch
 
 
 def with_sees(spec: str, sees: str) -> str:

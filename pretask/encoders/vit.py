@@ -33,10 +33,15 @@ def require_plain_vit(encoder: Encoder, method: str, instead: str) -> Any:
     return net
 
 
+def is_vit(encoder: Encoder) -> bool:
+    """Whether it is a vision transformer of one resolution, with learned or rotary positions."""
+    return type(encoder.net) in (VisionTransformer, Eva)
+
+
 def require_vit(encoder: Encoder, method: str, instead: str) -> Any:
     """The timm ViT inside, with learned or rotary positions, registers or none; UserError for other networks."""
     net: Any = encoder.net
-    if type(net) not in (VisionTransformer, Eva):
+    if not is_vit(encoder):
         raise UserError(
             f"{method} masks patches of a plain vision transformer, and {encoder.name} is not one; "
             f"try --encoder {instead}"

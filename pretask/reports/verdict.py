@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from pretask.evals.scores import Difference, Measurement, Role, Scores
+from pretask.workflows.subject import TEACHER
 
 HEADLINES = {
     Measurement("knn", "pool"): "kNN",
@@ -17,6 +18,9 @@ HEADLINES = {
 """the scores that get a sentence"""
 BASELINES: tuple[Role, ...] = ("untrained", "pixels", "patches")
 """rows without any pretraining"""
+TRAINING = "training helped", "training harmed", "training has no clear effect"
+STUDENT = "the student is better", "the student is worse", "no clear difference"
+"""effects in words: of training, and of learning from a teacher"""
 FEW = 10
 """labels a class at which runs and published weights are compared"""
 
@@ -36,17 +40,18 @@ def against_published(scores: Scores) -> Iterator[str]:
     for what, name in HEADLINES.items():
         for d in scores.differences:
             if d.key == what.key and d.minus_role == "published":
-                yield f"{name} compared with {d.minus}: training {effect(d)}."
+                yield f"{name} compared with {d.minus}: {effect(d)}."
     for title in dict.fromkeys(d.minus for d in scores.differences if d.minus_role == "published"):
         if worth := label_equivalent(scores, title):
             yield worth
 
 
 def effect(d: Difference) -> str:
-    """ "helped, +4.2 points [1.0, 7.4]"; "harmed"; "no clear effect" if the interval includes 0."""
+    """ "training helped, +4.2 points [1.0, 7.4]"; "harmed"; "has no clear effect" if the interval includes 0."""
+    better, worse, level = STUDENT if d.minus == TEACHER else TRAINING
     if d.low is None or d.high is None:
-        return f"changed it by {d.value:+.1f} points, without an interval"
-    said = "helped" if d.low > 0 else "harmed" if d.high < 0 else "has no clear effect"
+        return f"{d.value:+.1f} points, without an interval"
+    said = better if d.low > 0 else worse if d.high < 0 else level
     return f"{said}, {d.value:+.1f} points [{d.low:+.1f}, {d.high:+.1f}]"
 
 

@@ -111,12 +111,12 @@ class Run:
 
     @cached_property
     def untrained(self) -> "Encoder":
-        """The encoder with its initial weights, before `--init`; some methods initialize it themselves."""
+        """The encoder with its initial weights, before `--init`."""
         import torch
 
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.card["seed"])
-            encoder = continuing.merged(self.build_method().export()).eval()
+            encoder = build_encoder(self.card, self.folder / CARD).eval()
         encoder.range = self.card_source.range
         return encoder
 
@@ -129,6 +129,15 @@ class Run:
         continuing.load_initial(encoder, self.folder)
         encoder.range = self.card_source.range
         return encoder.eval()
+
+    @cached_property
+    def teacher(self) -> "Encoder | None":
+        """The frozen encoder that it learned from, which is not in its folder; None without. Raises UserError if it is missing."""
+        config = parse_card(self.card, self.folder / CARD)[2]
+        teacher = config.open_teacher(self.card_source)
+        if teacher:
+            teacher.range = self.card_source.range
+        return teacher
 
     def build_method(self) -> "Method[Any]":
         """The method with newly initialized weights."""

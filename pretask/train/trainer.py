@@ -201,7 +201,12 @@ class Trainer:
             with files.restoring_from(latest):
                 state = checkpoint.load(latest)
                 self.spent = state["seconds"]
-                return self.restore(state)
+                step = self.restore(state)
+            if not self.ready:
+                with self.summon_full_params():
+                    self.method.restored(self.context(Plan.of(1, 1).at(0)))
+                self.ready = True
+            return step
         if not self.ready:
             with self.summon_full_params():
                 self.method.begin(self.context(Plan.of(1, 1).at(0)))

@@ -84,6 +84,7 @@ def fresh(
     for part in (settings, config, train):
         limits.check(part)
     check_budget(settings)
+    config = config.resolved()
     if config.continues and not settings.init:
         raise UserError(
             f"{method} continues from weights: give --init, such as --init timm:{config.encoder.partition(':')[0]}"

@@ -17,6 +17,8 @@ from pretask.types import UserError
 Weights = Run | Encoder | str | Path
 INITIAL = "published weights, frozen"
 """name of the row of the weights that runs with --init started from"""
+TEACHER = "the teacher, frozen"
+"""name of the row of the encoder that runs with --teacher learned from"""
 
 
 def load(what: Weights, input: InputConfig = DEFAULT_INPUT) -> Run | Encoder:
@@ -70,13 +72,15 @@ class Candidate:
 
     @classmethod
     def of_runs(cls, runs: Sequence[Run]) -> "Candidate":
+        published = {INITIAL: initial} if (initial := runs[0].initial) else {}
+        published |= {TEACHER: teacher} if (teacher := found_teacher(runs[0])) else {}
         return cls(
             run.title(runs[0].card),
             "run",
             [each.encoder for each in runs],
             [each.untrained for each in runs],
             [each.card["seed"] for each in runs],
-            {INITIAL: initial} if (initial := runs[0].initial) else {},
+            published,
             runs,
         )
 
@@ -86,3 +90,12 @@ class Candidate:
         is_named = isinstance(what, str | Path)
         name, role = (str(what), "published") if is_named else (encoder.name, "run")
         return cls(name, role, [encoder], [baselines.untrained(encoder, 0)])
+
+
+def found_teacher(found: Run) -> Encoder | None:
+    """The teacher of a run; without it the run can be scored too, so that is only said."""
+    try:
+        return found.teacher
+    except UserError as missing:
+        say(f"no row of the teacher: {missing}")
+        return None

@@ -27,7 +27,7 @@ def test_the_contract(name, check):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_run_with_learning_rate_0_ends_with_its_initial_weights(name, tmp_path):
     """Teachers too; also if a teacher is exported, or the method initializes the encoder itself."""
-    config, size = methods.recipe(name)(), images_for(name).size
+    config, size = light(name), images_for(name).size
     torch.manual_seed(1)
     given = encoders.build(config.spec(small(config.encoder)), 3, size)
     (tmp_path / "given").mkdir()
@@ -43,6 +43,7 @@ def test_a_run_with_learning_rate_0_ends_with_its_initial_weights(name, tmp_path
         batch=16,
         lr=0.0,
         quiet=True,
+        config=config,
     )
     teacher = getattr(run.method, "teacher", run.encoder)
     for net in (run.encoder, *(part for part in teacher.modules() if isinstance(part, Encoder))):

@@ -229,7 +229,7 @@ def test_feature_stats_of_constant_rank_one_and_gaussian_features():
 
 @pytest.mark.parametrize("name", methods.names())
 def test_check_does_not_change_method_or_rng(name, tmp_path):
-    config, source = methods.recipe(name)(), images_for(name)
+    config, source = light(name), images_for(name)
     method = config.build(encoders.build(config.spec(small(config.encoder)), 3, source.size), source).train()
     method.begin(Context(source, [], Plan.of(1, 1).at(0), Rng(0)))
     next(method.children()).eval()

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from small import images_for, small
+from small import images_for, light, small
 
 from pretask import api, data, encoders, methods
 from pretask.cli import main
@@ -24,18 +24,18 @@ def encoder_for(config: MethodConfig, side: int) -> Encoder:
 
 def trained(name, tmp_path, images, side, batch):
     """Losses of two steps or more."""
-    config = methods.recipe(name)()
+    config = light(name)
     steps = max(2, config.train.cycles)
     made = api.pretrain(
         name, f"synthetic:{images}:{side}", tmp_path / "run", encoder=small(config.encoder), steps=steps,
-        batch=batch, quiet=True,
+        batch=batch, quiet=True, config=config,
     )  # fmt: skip
     return [row["loss"] for row in files.read_rows(made.folder / run.LOG)]
 
 
 def least(name: str) -> tuple[int, int, int]:
     """Smallest side, number of images and batch."""
-    config = methods.recipe(name)()
+    config = light(name)
     side = config.smallest_side(encoder_for(config, images_for(name).size)).value
     fewest, batch = config.fewest_images().value, config.smallest_batch().value
     while True:  # the next side that the encoder accepts too

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from small import images_for, small
+from small import images_for, light, small
 from torch import Tensor
 
 from pretask import encoders, methods
@@ -40,7 +40,7 @@ KEYS = (0, "pictures")
 @cache
 def build_small(name: str) -> tuple[Method, Batch]:
     """A small untrained method, and a batch."""
-    source, config = images_for(name), methods.recipe(name)()
+    source, config = images_for(name), light(name)
     torch.manual_seed(0)
     method = config.build(config.build_encoder(config.spec(small(config.encoder)), source), source)
     method.begin(Context(source, [], Plan.of(1, 1).at(0), Rng(0, "begin")))

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, Self, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -44,6 +44,13 @@ class MethodConfig:
     """whether the recipe is for continuing from weights, so that `--init` does not change it and is required"""
     needs: ClassVar[frozenset[str]] = frozenset()
     """Batch.aux fields that the method reads"""
+
+    def resolved(self) -> Self:
+        """The config with absolute paths. Raises UserError, before images are opened, for settings that cannot work."""
+        return self
+
+    def open_teacher(self, source: Source) -> Encoder | None:
+        """The frozen encoder that the method learns from, as a row of the scores; None: it learns from none. Raises UserError."""
 
     def spec(self, encoder: str | None = None) -> str:
         """The encoder spec to build, with the input restriction of `sees`: `encoder`, or the recipe's own."""
@@ -163,6 +170,9 @@ class Method(nn.Module, ABC, Generic[P]):
 
     def begin(self, context: Context) -> None:
         """Called once, before the first epoch: fit topics, choose seeds, fill a memory bank."""
+
+    def restored(self, context: Context) -> None:
+        """Called once, when a run was resumed and its state loaded: compute again what need not be saved."""
 
     def begin_epoch(self, context: Context) -> Tensor | None:
         """Called before each epoch. May return (N,) sampling weights or raise Finished."""
