@@ -92,9 +92,15 @@ PositiveFractions = Annotated[tuple[PositiveFraction, PositiveFraction], Ascendi
 PositiveFloats = Annotated[tuple[PositiveFloat, PositiveFloat], Ascending()]
 
 
+@functools.cache
+def hints_of(what: Callable[..., Any]) -> dict[str, Any]:
+    """The types of a class's fields, or of a function's arguments, with their limits; cached, since finding them takes long."""
+    return get_type_hints(what, include_extras=True)
+
+
 def check(values: Any) -> None:
     """Raise a UserError of one line if a field of a dataclass, nested ones included, violates its type."""
-    hints = get_type_hints(type(values), include_extras=True)
+    hints = hints_of(type(values))
     for field in dataclasses.fields(values):
         value, hint = getattr(values, field.name), hints[field.name]
         check_value(field.name, value, hint)
@@ -119,7 +125,7 @@ def checked(function: Callable[P, T]) -> Callable[P, T]:
 
     @functools.wraps(function)
     def called(*args: P.args, **kwargs: P.kwargs) -> T:
-        hints = get_type_hints(function, include_extras=True)
+        hints = hints_of(function)
         for name, value in signature.bind(*args, **kwargs).arguments.items():
             check_value(name, value, hints[name])
         return function(*args, **kwargs)

@@ -9,6 +9,7 @@ import dataclasses
 import json
 import reprlib
 from collections.abc import Collection, Mapping
+from functools import cache
 from pathlib import Path
 from shlex import quote
 from types import NoneType, UnionType
@@ -108,6 +109,12 @@ def fits(value: Any, hint: Any) -> bool:
     return limits.fits(value, hint)
 
 
+@cache
+def plain_hints(kind: type) -> dict[str, Any]:
+    """The types of a dataclass's fields, without limits."""
+    return get_type_hints(kind)
+
+
 def instance(kind: type, values: Any, place: str, wrong: list[str]) -> Any:
     """A frozen dataclass from plain JSON values: nested ones, tuples and paths get their types back.
 
@@ -119,7 +126,7 @@ def instance(kind: type, values: Any, place: str, wrong: list[str]) -> Any:
     before = len(wrong)
     names = [field.name for field in dataclasses.fields(kind)]
     wrong += name_differences(names, values, f"{place}.")
-    plain, exact = get_type_hints(kind), get_type_hints(kind, include_extras=True)
+    plain, exact = plain_hints(kind), limits.hints_of(kind)
     known = {
         name: typed(plain[name], exact[name], values[name], f"{place}.{name}", wrong)
         for name in names
