@@ -5,7 +5,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from multiprocessing import get_context
 from pathlib import Path
 from subprocess import Popen
@@ -15,11 +15,20 @@ from pretask import __main__
 
 
 class Forked:
-    """A running `pretask WORDS`, with changes of the environment; what it prints goes to a file."""
+    """A running `pretask WORDS`, with changes of the environment; what it prints goes to a file.
 
-    def __init__(self, printed: Path, *words: object, env: Mapping[str, str] = MappingProxyType({})):
+    `first` is called in the process before the command, to change what the command meets.
+    """
+
+    def __init__(
+        self,
+        printed: Path,
+        *words: object,
+        env: Mapping[str, str] = MappingProxyType({}),
+        first: Callable[[], None] = lambda: None,
+    ):
         self.printed = printed
-        given = (printed, [str(w) for w in words], env)
+        given = (printed, [str(w) for w in words], env, first)
         self.process = get_context("fork").Process(target=begin, args=given)
         self.process.start()
 
@@ -49,20 +58,18 @@ class Forked:
         return code
 
 
-def torchrun(folder: Path, *words: object) -> list[Forked]:
+def torchrun(folder: Path, *words: object, first: Callable[[], None] = lambda: None) -> list[Forked]:
     """Two processes of `pretask WORDS` with the environment that torchrun gives them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     both = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
     both |= {"MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test"}
-    return [
-        Forked(folder / f"printed-{k}.txt", *words, env={**both, "RANK": str(k), "LOCAL_RANK": str(k)})
-        for k in range(2)
-    ]
+    ranks = [{**both, "RANK": str(k), "LOCAL_RANK": str(k)} for k in range(2)]
+    return [Forked(folder / f"printed-{k}.txt", *words, env=env, first=first) for k, env in enumerate(ranks)]
 
 
-def begin(printed: Path, words: list[str], env: Mapping[str, str]) -> None:
+def begin(printed: Path, words: list[str], env: Mapping[str, str], first: Callable[[], None]) -> None:
     os.environ.update(env)
     into = os.open(printed, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
@@ -70,6 +77,7 @@ def begin(printed: Path, words: list[str], env: Mapping[str, str]) -> None:
     sys.stdout, sys.stderr = (os.fdopen(n, "w", 1, closefd=False) for n in (1, 2))  # not pytest's
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    first()
     __main__.run(words)
 
 

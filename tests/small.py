@@ -6,10 +6,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from pretask import data, encoders, methods
 from pretask.encoders.saved import save_encoder
+from pretask.evals import baselines, fewshot, protocol
 from pretask.methods import MethodConfig
 from pretask.train import requirements
 from pretask.types import Source, UserError
@@ -59,17 +61,30 @@ def small(encoder: str) -> str:
     return SMALL.get(name, f"{name}:width=16")
 
 
+def quick_scores(patch: pytest.MonkeyPatch) -> None:
+    """Few patches, centers and few-shot draws: with the usual numbers, the baselines of a table take seconds."""
+    patch.setattr(baselines, "SAMPLES", 2000)
+    patch.setattr(fewshot, "DRAWS", 2)
+    patch.setitem(protocol.evaluate.__kwdefaults__, "centers", 20)
+
+
 def images_for(name: str) -> Source:
     """64 images of 16 px, or larger ones for methods whose tiles would be too small."""
+    return data.open(f"synthetic:64:{side_for(name)}")
+
+
+@cache
+def side_for(name: str) -> int:
+    """Found once in a process, with the same random state before and after."""
     config, side = light(name), 16
     while True:
         source = data.open(f"synthetic:64:{side}")
         try:
-            requirements.check(
-                config, config.build_encoder(config.spec(small(config.encoder)), source), source
-            )
+            with torch.random.fork_rng(devices=[]):
+                encoder = config.build_encoder(config.spec(small(config.encoder)), source)
+            requirements.check(config, encoder, source)
         except UserError:
             assert side < 256, f"{name} takes no images of up to {side} px"
             side *= 2
         else:
-            return source
+            return side

@@ -1,20 +1,26 @@
 """Two processes, started as users do: they draw the same puzzles as one process and end with the same weights."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from forked import torchrun
 from torch.distributed import DistBackendError
 from torch.testing import assert_close
 
 from pretask.cli.main import main
 from pretask.runtime import distributed, files
-from pretask.train import checkpoint, run
+from pretask.train import checkpoint, run, trainer
+from pretask.types import Batch, Progress, UserError
 
 WORDS = [
     "pretrain", "simclr", "--data", "synthetic:64:16", "--steps", "6", "--batch", "16", "--encoder",
@@ -25,14 +31,13 @@ TWO = ["--devices", "2"]
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "pretask"]
 
 HOSTILE = """
-import atexit, os, signal, sys, time
+import atexit, os, sys, time
 from pretask import __main__
 from pretask.runtime import distributed
 from pretask.train import trainer
 from pretask.types import UserError
 
 atexit.register(os.abort)  # as unfinished communication threads do
-trainer.SAVE_EVERY = 0.0  # a checkpoint after every row
 plain, main, _exit = trainer.Trainer.step, __main__.main, os._exit
 
 def delayed(words, since):
@@ -51,8 +56,6 @@ def step(self, batch, progress):
         weights = list(self.method.parameters())
         held = sum((p.to_local() if hasattr(p, "to_local") else p).numel() for p in weights)
         print(f"each holds {held / sum(p.numel() for p in weights):.2f}", file=sys.stderr)
-    if progress.step == 4 and sys.argv[1] == "killed":
-        os.kill(os.getpid(), signal.SIGKILL)
     if progress.step == 4 and sys.argv[1] == "mistaken" and distributed.rank() == 1:
         raise UserError("an error in the second process")
     return plain(self, batch, progress)
@@ -81,6 +84,25 @@ def python(*words: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.CompletedProcess(words, started.returncode, out, err)
 
 
+def die_in_step_4() -> None:
+    """This process is to die there, after a checkpoint."""
+    plain, trainer.SAVE_EVERY = trainer.Trainer.step, 0.0
+
+    def step(self: trainer.Trainer, batch: Batch, progress: Progress) -> Any:
+        if progress.step == 4:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return plain(self, batch, progress)
+
+    trainer.Trainer.step = step
+
+
+def killed(folder: Path, *words: str | Path) -> None:
+    """Two processes, whose run dies in step 4."""
+    first, second = torchrun(folder, *words, first=die_in_step_4)
+    assert first.wait() == -signal.SIGKILL, first.err
+    second.wait()
+
+
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return checkpoint.load(folder / checkpoint.LATEST)["method"]
 
@@ -107,9 +129,8 @@ def test_two_processes_end_with_the_weights_of_one(two: Path, tmp_path: Path):
 
 
 def test_killed_run_resumed_by_torchrun_ends_with_the_same_weights(two: Path, tmp_path: Path):
-    script, folder = tmp_path / "hostile.py", tmp_path / "run"
-    script.write_text(HOSTILE)
-    assert python(script, "killed", *WORDS, folder, *TWO).returncode == -9
+    folder = tmp_path / "run"
+    killed(tmp_path, *WORDS, folder, *TWO)
     assert checkpoint.load(folder / checkpoint.LATEST)["step"] == 4
     ended = python(*TORCHRUN, "pretrain", "--resume", folder)
     assert ended.returncode == 0, ended.stderr
@@ -126,9 +147,10 @@ def test_fsdp_ends_with_the_weights_of_ddp_killed_or_not(two: Path, tmp_path: Pa
     assert "leaves" not in first and second.count("leaves") == 2, "no process exits before all are done"
     for key, value in weights(two).items():
         assert_close(weights(undisturbed)[key], value, atol=1e-5, rtol=1e-4, msg=lambda m, k=key: f"{k}: {m}")
-    assert python(script, "killed", *WORDS, cut, *TWO, "--strategy", "fsdp").returncode == -9
-    ended = python(*TORCHRUN, "pretrain", "--resume", cut)
-    assert ended.returncode == 0, ended.stderr
+    killed(tmp_path, *WORDS, cut, *TWO, "--strategy", "fsdp")
+    assert checkpoint.load(cut / checkpoint.LATEST)["step"] == 4
+    resumed = torchrun(tmp_path, "pretrain", "--resume", cut)
+    assert [process.wait() for process in resumed] == [0, 0], resumed[0].err
     assert all(torch.equal(value, weights(undisturbed)[key]) for key, value in weights(cut).items())
     assert run.load(cut).encoder.net.state_dict().keys() == run.load(two).encoder.net.state_dict().keys()
 
@@ -184,45 +206,45 @@ def test_user_error_in_one_process_ends_both(tmp_path: Path):
     assert "Traceback" not in ended.stderr
 
 
-LEFT = """
-import os, signal, sys, time
-import torch, torch.distributed as dist
-from pretask.runtime import distributed
-from pretask.types import UserError
-
-rank, how, place = int(sys.argv[1]), sys.argv[2], sys.argv[3]
-dist.init_process_group("gloo", init_method=place, rank=rank, world_size=2)
-x = torch.ones(10)
-dist.all_reduce(x)
-if rank == 0:  # which holds the store
-    time.sleep(0.5)
-    if how == "killed":
-        os.kill(os.getpid(), signal.SIGKILL)
-    os._exit(1)
-try:
-    with distributed.report_lost_peer():
-        if how == "with its store":
-            dist.new_group(backend="gloo")
-        while True:
-            dist.all_reduce(x)
-except UserError as mistake:
-    print(type(mistake.__context__).__name__, mistake)
-"""
+def left(rank: int, how: str, place: str, said: Path) -> None:
+    """One of two processes: the first, which holds the store, ends, and the second writes what it reports."""
+    dist.init_process_group("gloo", init_method=place, rank=rank, world_size=2)
+    x = torch.ones(10)
+    dist.all_reduce(x)
+    if rank == 0:
+        time.sleep(0.5)
+        if how == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        os._exit(1)
+    try:
+        with distributed.report_lost_peer():
+            if how == "with its store":
+                dist.new_group(backend="gloo")
+            while True:
+                dist.all_reduce(x)
+    except UserError as mistake:
+        said.write_text(f"{type(mistake.__context__).__name__} {mistake}")
+    os._exit(0)
 
 
 @pytest.mark.parametrize(
     ("how", "error"),
     [("killed", "RuntimeError"), ("ended", "RuntimeError"), ("with its store", "DistNetworkError")],
 )
-def test_a_lost_process_is_recognized_by_the_errors_of_gloo_and_the_store(how: str, error: str):
+def test_a_lost_process_is_recognized_by_the_errors_of_gloo_and_the_store(
+    how: str, error: str, tmp_path: Path
+):
     """The process that waits reports it in one line."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         place = f"tcp://127.0.0.1:{free.getsockname()[1]}"
-    script = [sys.executable, "-c", LEFT]
-    with subprocess.Popen([*script, "0", how, place], stderr=subprocess.DEVNULL) as first:
-        second = python("-c", LEFT, "1", how, place)
-        first.wait()
-    assert second.stdout == f"{error} process 1 lost another process, whose error is printed above\n"
+    said = tmp_path / "said"
+    both = [get_context("fork").Process(target=left, args=(k, how, place, said)) for k in range(2)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(120)
+        process.kill()
+    assert said.read_text() == f"{error} process 1 lost another process, whose error is printed above"
 
 
 @pytest.mark.parametrize(

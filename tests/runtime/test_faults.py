@@ -2,6 +2,7 @@
 
 import errno
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,9 @@ from pathlib import Path
 import moving
 import pytest
 import torch
+from forked import Forked
 from PIL import Image
+from small import quick_scores
 
 from pretask import api, data, methods
 from pretask.cli import main
@@ -71,6 +74,7 @@ IN_PARTS = {"render", "track"}
 def test_full_disk_is_one_line_and_leaves_no_partial_files(verb, trained, tmp_path, monkeypatch, capfd):
     """The disk is full at the first write, then at the second, and so on, until the command succeeds."""
     monkeypatch.setattr(finetune, "STEPS", 1)
+    quick_scores(monkeypatch)
     here = copied(trained, tmp_path)
     monkeypatch.chdir(here)
     if verb == "track":
@@ -106,20 +110,16 @@ def test_full_disk_is_one_line_and_leaves_no_partial_files(verb, trained, tmp_pa
         assert calls >= 3
 
 
-def limited(words: list[str], kind: str, value: int, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Run the command in a process with a limit in bytes: on file size (FSIZE), or on additional address space (AS)."""
-    script = (
-        "import resource, sys\n"
-        "import torch, pretask.cli.main\n"
-        f"limit = {value}\n"
-        f"if {kind!r} == 'AS':\n"
-        "    limit += int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
-        f"resource.setrlimit(resource.RLIMIT_{kind}, (limit, limit))\n"
-        f"sys.exit(pretask.cli.main.main({words!r}))\n"
-    )
-    return subprocess.run(
-        [sys.executable, "-c", script], cwd=cwd, capture_output=True, text=True, timeout=300
-    )
+def limited(words: list[str], kind: str, value: int, folder: Path) -> Forked:
+    """The command in a process with a limit in bytes: on file size (FSIZE), or on additional address space (AS)."""
+
+    def limit() -> None:
+        os.chdir(folder)
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        most = value + used * (kind == "AS")
+        resource.setrlimit(getattr(resource, f"RLIMIT_{kind}"), (most, most))
+
+    return Forked(folder.with_suffix(".printed"), *words, first=limit)
 
 
 @pytest.mark.parametrize("verb", ["prepare", "embed", "export"])
@@ -128,9 +128,9 @@ def test_file_size_limit_is_one_line(verb, trained, tmp_path):
     here = copied(trained, tmp_path)
     before = contents(here)
     done = limited(WRITERS[verb], "FSIZE", 2000, here)
-    assert done.returncode == 2, done.stderr
-    assert done.stderr.strip().splitlines()[-1].startswith("pretask: ")
-    assert "Traceback" not in done.stderr
+    assert done.wait() == 2, done.err
+    assert done.err.strip().splitlines()[-1].startswith("pretask: ")
+    assert "Traceback" not in done.err
     assert contents(here) == before
 
 
@@ -138,10 +138,10 @@ def test_out_of_memory_on_a_cpu_is_one_line(tmp_path):
     words = ["pretrain", "rotnet", "--data", "synthetic:64:128", "--encoder", "resnet_small:width=512"]
     words += ["--steps", "1", "--batch", "64", "--out", "run"]
     done = limited(words, "AS", 500 << 20, tmp_path)
-    assert done.returncode == 2, done.stderr
-    (err,) = [line for line in done.stderr.splitlines() if line.startswith("pretask: ")]
+    assert done.wait() == 2, done.err
+    (err,) = [line for line in done.err.splitlines() if line.startswith("pretask: ")]
     assert "out of memory (" in err and err.endswith("give a smaller --batch, --size or --encoder")
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in done.err
 
 
 @pytest.mark.parametrize(
@@ -259,14 +259,13 @@ def test_closed_pipe_is_not_an_error():
     assert (done.returncode, done.stdout, done.stderr) == (0, "[", "")
 
 
-def test_without_standard_error_only_the_exit_code_reports_a_failure():
-    done = subprocess.run(
-        f"{sys.executable} -m pretask prepare /nowhere --out x 2>&-",
-        shell=True,
-        capture_output=True,
-        timeout=120,
-    )
-    assert (done.returncode, done.stdout) == (2, b"")
+def test_without_standard_error_only_the_exit_code_reports_a_failure(tmp_path):
+    def close() -> None:
+        os.close(2)
+        sys.stderr = None  # as Python sets it then
+
+    done = Forked(tmp_path / "printed", "prepare", "/nowhere", "--out", "x", first=close)
+    assert (done.wait(), done.err) == (2, "")
 
 
 def test_works_without_home_temporary_folder_and_cpu_affinity(tmp_path, monkeypatch):
