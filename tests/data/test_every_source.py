@@ -12,10 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
+import pretask
 from pretask import data as sources
-from pretask.cli.main import main
 from pretask.data import loader, store
 from pretask.data.base import OpenOptions
+from pretask.encoders.saved import WEIGHTS
+from pretask.reading import Reading
 from pretask.types import Batch, UserError
 
 N, SIZE, CLASSES = 24, 20, ["ant", "bee", "cat"]
@@ -180,21 +182,10 @@ BLIND = [*((kind, how) for kind in KINDS for how in ("shuffled", "absent")), ("d
 
 
 def trained(spec: str, at: Path) -> bytes:
-    """Weights after some steps on `spec`, trained from the command line."""
-    words = [
-        "pretrain",
-        "rotnet",
-        "--data",
-        spec,
-        "--root",
-        str(at),
-        "--out",
-        str(at / "run"),
-        "--steps",
-        "4",
-    ]
-    assert main([*words, "--encoder", "resnet_small:width=4", "--batch", "8"]) == 0
-    return (at / "run" / "encoder.safetensors").read_bytes()
+    """Weights after some steps on `spec`."""
+    small = {"encoder": "resnet_small:width=4", "steps": 4, "batch": 8, "quiet": True}
+    run = pretask.pretrain("rotnet", spec, at / "run", reading=Reading(root=at), **small)
+    return (run.folder / WEIGHTS).read_bytes()
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from small import quick_scores
 from torch.testing import assert_close
 
 import pretask
@@ -14,7 +15,7 @@ from pretask import encoders
 from pretask.cli.main import main
 from pretask.data import demo
 from pretask.encoders.saved import SHAPE
-from pretask.evals import baselines, finetune, nonlinear_probes
+from pretask.evals import finetune, nonlinear_probes
 from pretask.methods import rotnet
 from pretask.reports import report
 from pretask.types import UserError
@@ -24,15 +25,27 @@ DATA = ["--data", "synthetic:120:16", "--test", "synthetic:60:16"]
 
 
 @pytest.fixture(autouse=True)
-def _few_patches(monkeypatch):
-    monkeypatch.setattr(baselines, "SAMPLES", 2000)  # 200,000 take seconds
+def _quick(monkeypatch):
+    quick_scores(monkeypatch)
+
+
+def train(out, **more):
+    """As `pretask pretrain` with FAST, without the report."""
+    known = {"encoder": "resnet_small:width=8", "batch": 16, "steps": 6, "quiet": True}
+    return pretask.pretrain("rotnet", "synthetic:64:16", out, **known, **more).folder
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs") / "rotnet-s0"
-    assert main(["pretrain", "rotnet", "--data", "synthetic:64:16", "--out", str(folder), *FAST]) == 0
-    return folder
+    return train(tmp_path_factory.mktemp("runs") / "rotnet-s0")
+
+
+@pytest.fixture(scope="module")
+def scored(trained):
+    """The scores of that run."""
+    with pytest.MonkeyPatch.context() as patch:
+        quick_scores(patch)
+        return pretask.evaluate(trained, DATA[1], DATA[3], progress=False)
 
 
 def test_json_is_the_only_standard_output_and_is_saved_in_the_run(trained, capfd):
@@ -87,16 +100,16 @@ def test_arrays_and_files_get_the_same_scores(trained, tmp_path):
         pretask.evaluate(trained, images[0, 0, 0, 0], progress=False)
 
 
-def test_an_encoder_without_a_run_gets_the_same_scores(trained):
+def test_an_encoder_without_a_run_gets_the_same_scores(trained, scored):
     encoder = pretask.load(trained).encoder
     own = [r for r in pretask.evaluate(encoder, DATA[1], DATA[3], progress=False).rows if r.role == "run"]
-    of_run = [r for r in pretask.evaluate(trained, DATA[1], DATA[3], progress=False).rows if r.role == "run"]
+    of_run = [r for r in scored.rows if r.role == "run"]
     assert [r.value for r in own] == [r.value for r in of_run]
     with pytest.raises(UserError, match="--seeds"):
         pretask.evaluate(encoder, DATA[1], seeds=2)
 
 
-def test_seeds_repeat_the_run_and_reuse_finished_runs_next_to_it(trained, capfd):
+def test_seeds_repeat_the_run_and_reuse_finished_runs_next_to_it(trained, scored, capfd):
     assert main(["evaluate", str(trained), *DATA, "--seeds", "2", "--json"]) == 0
     row = next(r for r in json.loads(capfd.readouterr().out)["rows"] if r["metric"] == "linear")
     assert row["seeds"] == [0, 1] and len(row["values"]) == 2
@@ -107,7 +120,7 @@ def test_seeds_repeat_the_run_and_reuse_finished_runs_next_to_it(trained, capfd)
     again = pretask.evaluate(trained, DATA[1], DATA[3], seeds=2, progress=False)
     assert (other_seed / "encoder.safetensors").stat().st_mtime_ns == before
     both = again.get("run", "linear", "pool")
-    single = [pretask.evaluate(f, DATA[1], DATA[3], progress=False) for f in (trained, other_seed)]
+    single = [scored, pretask.evaluate(other_seed, DATA[1], DATA[3], progress=False)]
     assert both is not None and both.values == [one.get("run", "linear", "pool").value for one in single]
 
 
@@ -147,10 +160,8 @@ def test_run_and_data_are_checked_before_other_seeds_are_trained(fault, trained,
 
 
 def test_a_run_with_the_expected_name_but_other_settings_is_refused(trained, tmp_path, capsys):
-    for seed, lr in ((0, "0.1"), (1, "0.2")):
-        words = ["pretrain", "rotnet", "--data", "synthetic:64:16", "--lr", lr, "--seed", str(seed), *FAST]
-        assert main([*words, "--out", str(tmp_path / f"r-s{seed}")]) == 0
-    capsys.readouterr()
+    for seed, lr in ((0, 0.1), (1, 0.2)):
+        train(tmp_path / f"r-s{seed}", lr=lr, seed=seed)
     assert main(["evaluate", str(tmp_path / "r-s0"), *DATA, "--seeds", "2"]) == 2
     assert "differ in train" in capsys.readouterr().err
 
@@ -209,11 +220,9 @@ def test_user_errors_are_one_line_with_exit_code_2(mistake, trained, tmp_path, c
     assert hint in err and len(err.splitlines()) == 1
 
 
-def test_the_error_for_an_unfinished_run_names_the_resume_command(tmp_path, capsys):
-    folder = tmp_path / "cut"
-    assert main(["pretrain", "rotnet", "--data", "synthetic:64:16", "--out", str(folder), *FAST]) == 0
+def test_the_error_for_an_unfinished_run_names_the_resume_command(trained, tmp_path, capsys):
+    folder = shutil.copytree(trained, tmp_path / "cut")
     (folder / SHAPE).unlink()
-    capsys.readouterr()
     assert main(["evaluate", str(folder), *DATA]) == 2
     assert f"pretask pretrain --resume {folder}" in capsys.readouterr().err
 
@@ -222,7 +231,7 @@ def test_the_demo_pretrains_evaluates_and_reports(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(demo, "COUNTS", {"train": 400, "test": 150})
     monkeypatch.setattr(rotnet.Config, "encoder", "resnet_small:width=8")
     monkeypatch.chdir(tmp_path)
-    assert main(["demo", "--budget", "10s"]) == 0
+    assert main(["demo", "--budget", "5s"]) == 0
     shown = capfd.readouterr()
     assert "k-means patches" in shown.out and "runs/demo/report.html" in shown.err
     left = {p.name for p in (tmp_path / "runs" / "demo").iterdir()}

@@ -7,31 +7,34 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small import quick_scores
 
+import pretask
 from pretask import data as sources
 from pretask.cli.main import main
 from pretask.data import store
 from pretask.data.arrays import Arrays
 from pretask.data.base import OpenOptions
-from pretask.evals import baselines
 from pretask.types import UserError
 from pretask.workflows import kinds
 from pretask.workflows.kinds import Extras, LabeledImages, TextImages, Tracks
 
-SMALL = ["--encoder", "resnet_small:width=8", "--batch", "16", "--steps", "2"]
 SIZE = OpenOptions(16, 3, progress=False)
 
 
 @pytest.fixture(autouse=True)
-def _few_patches(monkeypatch):
-    monkeypatch.setattr(baselines, "SAMPLES", 2000)
+def _quick(monkeypatch):
+    quick_scores(monkeypatch)
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> str:
-    folder = str(tmp_path_factory.mktemp("runs") / "rotnet-s0")
-    assert main(["pretrain", "rotnet", "--data", "synthetic:64:16", "--out", folder, *SMALL]) == 0
-    return folder
+    known = {"encoder": "resnet_small:width=8", "batch": 16, "steps": 2, "quiet": True}
+    return str(
+        pretask.pretrain(
+            "rotnet", "synthetic:64:16", tmp_path_factory.mktemp("runs") / "a-s0", **known
+        ).folder
+    )
 
 
 @pytest.fixture(scope="module")
