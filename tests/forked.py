@@ -77,6 +77,7 @@ def begin(printed: Path, words: list[str], env: Mapping[str, str], first: Callab
     sys.stdout, sys.stderr = (os.fdopen(n, "w", 1, closefd=False) for n in (1, 2))  # not pytest's
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    __main__.IMPORTED = time.monotonic()  # a budget counts from there
     first()
     __main__.run(words)
 

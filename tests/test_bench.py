@@ -6,14 +6,18 @@ import math
 import runpy
 import subprocess
 import sys
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from forked import Forked
 from PIL import Image
 from safetensors.torch import save_file
 
+from pretask import methods
 from pretask.data import annotated
 from pretask.data.ledger import Ledger
 
@@ -57,6 +61,35 @@ class Bench:
 
     def measure(self, name: str, *arguments: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         return parse(self.page(name, *arguments, "--json"))
+
+    def measure_changed(self, changed: Any, *arguments: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """The same for a benchmark that is imported and was changed."""
+        self.monkeypatch.setattr(sys, "argv", [f"bench/{changed.__name__}.py", *arguments, "--json"])
+        changed.main()
+        return parse(self.capsys.readouterr().out)
+
+
+class Going(Forked):
+    """A fork in place of a process that a benchmark starts, which would import everything again."""
+
+    def __enter__(self) -> "Going":
+        self.wait()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    @property
+    def returncode(self) -> int | None:
+        return self.poll()
+
+    @property
+    def stderr(self) -> list[str]:
+        return self.err.splitlines()
+
+    def communicate(self) -> tuple[str, str]:
+        self.wait()
+        return "", self.err
 
 
 @pytest.fixture
@@ -108,6 +141,8 @@ def test_whole_commands_are_timed_in_units_of_matrix_products(bench: Bench):
     evaluate = importlib.import_module("evaluate")
     bench.monkeypatch.setattr(evaluate, "COMMANDS", [evaluate.Command(40, 20, 16, 5.0)])
     bench.monkeypatch.setattr(evaluate, "SIDE", 64)
+    cost = cache(lambda words, tree, real=evaluate.cost: real([*words], tree))
+    bench.monkeypatch.setattr(evaluate, "cost", lambda words, tree: cost(tuple(words), tree))  # no warming up
     numbers, goals = evaluate.whole_commands(None)
     name = "40 + 20 images of 16 px"
     assert numbers[f"{name}, peak MB"] > 100
@@ -150,13 +185,27 @@ def test_the_share_of_the_collapse_monitor_is_its_checks_over_the_run(bench: Ben
 
 
 def test_a_budget_is_compared_with_the_whole_process_and_not_measured_twice(bench: Bench, tmp_path: Path):
+    budget = importlib.import_module("budget")
+    started = []
+
+    class Processes:
+        PIPE = subprocess.PIPE
+
+        @staticmethod
+        def Popen(command: list[str], **known: Any) -> Any:
+            started.append(command)
+            if command[1:3] == ["-m", "pretask"]:
+                return Going(tmp_path / "printed.txt", *command[3:])
+            return subprocess.Popen(command, **known)
+
+    bench.monkeypatch.setattr(budget, "subprocess", Processes)
     words = ("--methods", "rotnet", "--loads", "middle", "--data", "synthetic:300:16")
-    words += ("--seconds", "25", "--out", str(tmp_path))
-    numbers, (off,) = bench.measure("budget", *words)
+    words += ("--seconds", "6", "--out", str(tmp_path))
+    numbers, (off,) = bench.measure_changed(budget, *words)
     took = numbers["rotnet, middle: seconds"]
-    assert off["value"] == pytest.approx(100 * abs(took / 25 - 1)) and off["limit"] == 10
+    assert off["value"] == pytest.approx(100 * abs(took / 6 - 1)) and off["limit"] == 10
     assert numbers["rotnet, middle: steps"] > 3 and 1 <= numbers["rotnet, middle: entries"] <= 20
-    assert bench.measure("budget", *words)[0] == numbers
+    assert bench.measure_changed(budget, *words)[0] == numbers and len(started) == 2
 
 
 FUZZ = ("--images", "20", "--tables", "3", "--shards", "2", "--annotations", "2")
@@ -227,6 +276,9 @@ def test_images_that_are_sorted_come_again_where_there_are_too_few(bench):
 
 
 def test_what_puzzles_cost_is_a_share_of_a_step(bench):
+    for name in ("jigsaw", "damaged_jigsaw", "context_prediction", "exemplar_cnn"):
+        kind = methods.recipe(name)
+        bench.monkeypatch.setattr(kind, "train", replace(kind.train, batch=18))  # as many images are drawn
     numbers, goals = bench.measure(
         "puzzles", "--encoder", "resnet_small:width=16", "--tiles", "18", "--rounds", "1"
     )
@@ -251,13 +303,23 @@ def test_what_lab_costs_is_a_share_of_a_step(bench):
 
 
 def test_two_kills_lose_no_bit_and_are_not_made_again(bench: Bench, tmp_path: Path):
+    kills = importlib.import_module("kills")
+
+    def pretask(*words: str | Path) -> Going:
+        def begin() -> None:
+            sys.argv = ["pretask", "pretrain", *map(str, words)]
+            exec(kills.FREQUENT_CHECKPOINTS, {})  # which ends the process
+
+        return Going(tmp_path / "printed.txt", first=begin)
+
+    bench.monkeypatch.setattr(kills, "pretask", pretask)
     words = ("--kills", "1", "--kinds", "kill", "term-moved", "--steps", "40", "--out", str(tmp_path))
-    numbers, goals = bench.measure("kills", *words)
+    numbers, goals = bench.measure_changed(kills, *words)
     assert numbers["kill: kills"] == numbers["term-moved: kills"] == 1
     assert [goal["value"] for goal in goals] == [0, 0] and all(goal["met"] for goal in goals)
     (kept,) = tmp_path.glob("*.jsonl")
     kept.write_text(kept.read_text().replace('"bits": 0', '"bits": 7'))
-    assert [goal["value"] for goal in bench.measure("kills", *words)[1]] == [7, 7]
+    assert [goal["value"] for goal in bench.measure_changed(kills, *words)[1]] == [7, 7]
 
 
 def test_every_bit_counts_in_whatever_it_is(bench: Bench):
