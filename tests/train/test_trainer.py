@@ -311,11 +311,12 @@ def test_loss_curve_is_the_same_in_bfloat16(tmp_path, name):
     """
     rates = {"simsiam": 3e-4, "video_triplet": 3e-4, "barlow_twins": 3e-4, "ibot": 5e-3}
     rate, span = rates.get(name, 1e-3), 2.0 if name == "simsiam" else None
+    steps = 100 if name in ("densecl", "moco") else 40  # those whose loss moves slowly
 
     def curve(precision):
         folder, fabric = tmp_path / precision, Fabric(accelerator="cpu", devices=1, precision=precision)
         folder.mkdir()
-        fit(folder, 100, name=name, fabric=fabric, optimizer="adamw", lr=rate)
+        fit(folder, steps, name=name, fabric=fabric, optimizer="adamw", lr=rate)
         losses = torch.tensor([row["loss"] for row in files.read_rows(folder / run.LOG)])
         return losses.view(4, -1).mean(1)
 
