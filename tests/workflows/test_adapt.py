@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -24,15 +25,15 @@ from pretask.train.plan import Plan
 from pretask.train.run import Run
 from pretask.workflows import adapt as adapting
 from pretask.workflows import length, pretrain, search
-from pretask.workflows.adapt import FROZEN, adapt
+from pretask.workflows.adapt import FROZEN, TRIALS, Adapted, adapt
 from pretask.workflows.search import Comparison, Score, Trial
 
 LABELED = "synthetic:60:16"
 
 
-@pytest.fixture
-def weights(tmp_path) -> str:
-    return written(tmp_path / "weights")
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> str:
+    return written(tmp_path_factory.mktemp("given") / "weights")
 
 
 def written(folder: Path, spec: str = "resnet_small:width=8", scale: float = 1.0) -> str:
@@ -53,36 +54,55 @@ class Endless(Budget):
         return False
 
 
-@pytest.fixture
-def short(monkeypatch):
-    """Two steps for each trial, however long its budget. Returns the methods that were trained."""
+def shorten(patch: pytest.MonkeyPatch) -> list[str]:
+    """Two steps for each trial, however long its budget. Returns the methods that are trained from now on."""
     done = []
 
     def trained(job, *, on_log=None, train=pretrain.pretrain):
         done.append(job.method)
         return train(job, on_log=on_log)
 
-    monkeypatch.setattr(pretrain, "pretrain", trained)
-    monkeypatch.setattr(pretrain, "Budget", Endless)
-    monkeypatch.setattr(
+    patch.setattr(pretrain, "pretrain", trained)
+    patch.setattr(pretrain, "Budget", Endless)
+    patch.setattr(
         length, "new_plan", lambda _, trainer, __: Plan.of(2, trainer.per_pass, trainer.train.cycles)
     )
     return done
+
+
+@pytest.fixture
+def short(monkeypatch):
+    return shorten(monkeypatch)
 
 
 def small(weights, out, labels=LABELED, **more):
     return adapt(weights, "synthetic:64:16", labels, out=out, budget="20m", progress=False, **more)
 
 
+@pytest.fixture(scope="module")
+def finished(weights, tmp_path_factory) -> tuple[Adapted, list[str]]:
+    """A search with seed 3, and the methods that it trained."""
+    with pytest.MonkeyPatch.context() as patch:
+        done = shorten(patch)
+        return small(weights, tmp_path_factory.mktemp("finished") / "out", seed=3), done
+
+
+@pytest.fixture
+def trials(finished, tmp_path) -> Path:
+    """A folder with the trials of that search, but without its result."""
+    shutil.copytree(finished[0].folder / TRIALS, tmp_path / "out" / TRIALS)
+    return tmp_path / "out"
+
+
 # ---- what is kept
 
 
-def test_original_weights_are_kept_unless_a_candidate_is_better(weights, short, tmp_path):
+def test_original_weights_are_kept_unless_a_candidate_is_better(weights, finished):
     """After two steps at a small learning rate nothing is better."""
-    found = small(weights, tmp_path / "out")
-    assert short == ["diet", "byol", "simclr"] and found.chosen == FROZEN
+    found, trained = finished
+    assert trained == ["diet", "byol", "simclr"] and found.chosen == FROZEN
     assert list(found.comparison.scores) == [FROZEN, "diet", "byol", "simclr"]
-    original, kept = (pretask.load(place).state_dict() for place in (weights, str(tmp_path / "out")))
+    original, kept = (pretask.load(place).state_dict() for place in (weights, str(found.folder)))
     assert all(torch.equal(kept[name], value) for name, value in original.items())
     said = " ".join(found.sentences())
     assert "No candidate is better than the weights as they are" in said and "holds them unchanged" in said
@@ -150,8 +170,9 @@ def test_probes_see_no_held_out_image():
     assert again.inner == whole.inner
 
 
-def test_verdict_is_on_the_test_images_if_there_are_any(weights, short, tmp_path):
-    found = small(weights, tmp_path / "out", test="synthetic:200:16")
+def test_verdict_is_on_the_test_images_if_there_are_any(weights, short, trials):
+    found = small(weights, trials, test="synthetic:200:16", seed=3)
+    assert not short
     assert found.data["n_test"] == 200 and all(len(s.outer) == 200 for s in found.comparison.scores.values())
     assert {*found.comparison.scores[FROZEN].outer.tolist()} <= {0.0, 100.0}
 
@@ -169,10 +190,9 @@ def test_candidates_depend_on_the_network(tmp_path):
     assert adapting.candidate_methods(vit) == ("diet", "dinov2", "simclr")
 
 
-def test_trials_are_runs_from_the_weights_with_equal_shares_of_the_time(weights, short, tmp_path):
-    small(weights, tmp_path / "out", seed=3)
+def test_trials_are_runs_from_the_weights_with_equal_shares_of_the_time(weights, finished):
     for name in ("diet", "byol", "simclr"):
-        made = Run(tmp_path / "out" / "trials" / name)
+        made = Run(finished[0].folder / "trials" / name)
         settings = run.parse_card(made.card)[1]
         assert settings.init == weights and settings.budget == "340s" and settings.seed == 3
         expected = dataclasses.replace(continued(methods.recipe(name).train), batch=64)
@@ -208,58 +228,33 @@ def test_interrupted_search_goes_on_and_uses_what_is_there(weights, short, tmp_p
         small(weights, tmp_path / "out")
 
 
-def test_other_settings_are_refused_before_anything_is_trained(weights, short, tmp_path):
-    small(weights, tmp_path / "out")
-    (tmp_path / "out" / "adapt.json").unlink()
-    for path in (tmp_path / "out").iterdir():
-        if path.is_file():
-            path.unlink()
-    short.clear()
+def test_other_settings_are_refused_before_anything_is_trained(weights, short, trials):
     with pytest.raises(
         UserError, match=r"trials/diet is a run with other settings \(seed\); choose another --out"
     ):
-        small(weights, tmp_path / "out", seed=1)
+        small(weights, trials, seed=1)
     assert short == []
 
 
 # ---- what is said
 
 
+def words(weights: str, out: Path) -> list[str]:
+    given = ["--data", "synthetic:64:16", "--labels", LABELED, "--out", str(out), "--seed", "3"]
+    return ["adapt", weights, *given]
+
+
 def test_json_is_the_only_standard_output(weights, short, tmp_path, capsys):
-    words = [
-        "adapt",
-        weights,
-        "--data",
-        "synthetic:64:16",
-        "--labels",
-        LABELED,
-        "--out",
-        str(tmp_path / "out"),
-    ]
-    assert main([*words, "--json"]) == 0
+    assert main([*words(weights, tmp_path / "out"), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["chosen"] == FROZEN and [row["name"] for row in found["rows"]] == [
-        FROZEN,
-        "diet",
-        "byol",
-        "simclr",
-    ]
+    assert found["chosen"] == FROZEN
+    assert [row["name"] for row in found["rows"]] == [FROZEN, "diet", "byol", "simclr"]
     assert found == json.loads((tmp_path / "out" / "adapt.json").read_text())
     assert found["data"]["n_labeled"] == 60 and found["rows"][1]["better"] is False
 
 
-def test_table_has_a_row_a_candidate_with_its_gain(weights, short, tmp_path, capsys):
-    words = [
-        "adapt",
-        weights,
-        "--data",
-        "synthetic:64:16",
-        "--labels",
-        LABELED,
-        "--out",
-        str(tmp_path / "out"),
-    ]
-    assert main(words) == 0
+def test_table_has_a_row_a_candidate_with_its_gain(weights, trials, capsys):
+    assert main(words(weights, trials)) == 0
     out = capsys.readouterr().out
     assert "gain, points" in out and "no clear difference" in out and FROZEN in out
     assert all(len(line) <= 80 for line in out.splitlines())
