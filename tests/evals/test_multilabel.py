@@ -9,6 +9,7 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
+from small import quick_scores
 
 import pretask
 from pretask import data as sources
@@ -16,7 +17,7 @@ from pretask import encoders
 from pretask.cli import main
 from pretask.data import LabeledDataset
 from pretask.data.arrays import Arrays
-from pretask.evals import baselines, fewshot, finetune, linear_probe, multilabel
+from pretask.evals import finetune, linear_probe, multilabel
 from pretask.evals.features import Features
 from pretask.evals.holdout import split, splits, strata
 from pretask.evals.protocol import evaluate
@@ -31,8 +32,7 @@ NAME = "resnet_small:width=4,stages=2"
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
-    monkeypatch.setattr(baselines, "SAMPLES", 1000)
-    monkeypatch.setattr(fewshot, "DRAWS", 2)
+    quick_scores(monkeypatch)
     monkeypatch.setattr(finetune, "STEPS", 2)
 
 
@@ -197,8 +197,7 @@ def test_held_out_images_are_random_over_all_images():
 @pytest.fixture(scope="module")
 def once():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(baselines, "SAMPLES", 1000)
-        patch.setattr(fewshot, "DRAWS", 2)
+        quick_scores(patch)
         patch.setattr(finetune, "STEPS", 2)
         return scored(pictures(110), pictures(60, 1, "unseen"), supervised_steps=2, finetune=True)
 
@@ -306,10 +305,10 @@ def test_the_report_names_all_labels_and_marks_neighbors_that_share_one():
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    out = tmp_path_factory.mktemp("run") / "own"
-    data = ["--data", "synthetic:32:16", "--encoder", NAME, "--out", str(out)]
-    assert main.main(["pretrain", "rotnet", *data, "--steps", "1", "--batch", "8"]) == 0
-    return out
+    known = {"encoder": NAME, "steps": 1, "batch": 8, "quiet": True}
+    return pretask.pretrain(
+        "rotnet", "synthetic:32:16", tmp_path_factory.mktemp("run") / "own", **known
+    ).folder
 
 
 @pytest.fixture

@@ -6,11 +6,12 @@ import random
 
 import pytest
 import torch
+from small import quick_scores
 
 import pretask
 from pretask import data
 from pretask.cli.main import main
-from pretask.evals import baselines, linear_probe, text_retrieval
+from pretask.evals import linear_probe, text_retrieval
 from pretask.evals.features import Features
 from pretask.evals.measure import Chosen
 from pretask.evals.protocol import split_off_test
@@ -171,7 +172,7 @@ def test_images_that_could_not_be_read_have_no_topics(texts):
 
 def test_a_run_on_synthetic_pairs_retrieves_their_texts(tmp_path, monkeypatch, capsys):
     """Texts that describe their images are retrieved; a run's own topics are used."""
-    monkeypatch.setattr(baselines, "SAMPLES", 2000)
+    quick_scores(monkeypatch)
     source = data.open("synthetic:240:16")
     captions = text_retrieval.read_texts(source)
     (tmp_path / "images").mkdir()
@@ -185,8 +186,8 @@ def test_a_run_on_synthetic_pairs_retrieves_their_texts(tmp_path, monkeypatch, c
         (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, part)))
     train, test = str(tmp_path / "train.jsonl"), str(tmp_path / "test.jsonl")
     run = str(tmp_path / "run-s0")
-    words = ["pretrain", "text_topic", "--topics", "4", "--data", train, "--out", run, "--steps", "60"]
-    assert main([*words, "--batch", "32", "--encoder", "resnet_small:width=8"]) == 0
+    known = {"config": {"topics": 4}, "encoder": "resnet_small:width=8"}
+    pretask.pretrain("text_topic", train, run, steps=60, batch=32, quiet=True, **known)
     assert main(["evaluate", run, "--data", train, "--test", test]) == 0
     table = capsys.readouterr().out
     assert "its text@10" in table and "4 classes, chance 25.0" in table
