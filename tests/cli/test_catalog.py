@@ -40,8 +40,8 @@ def test_help_and_list_import_no_torch(words):
 
 def test_reading_a_run_and_its_encoder_imports_neither_timm_nor_lightning(tmp_path):
     """Each takes longer to import than torch."""
-    made = "from pretask.cli.main import main; main(['pretrain', 'rotnet', '--data', 'synthetic:64:16', '--steps', '1', '--batch', '16', "
-    made += f"'--encoder', 'resnet_small:width=8', '--out', {str(tmp_path / 'r')!r}])\n"
+    made = f"import pretask; pretask.pretrain('rotnet', 'synthetic:64:16', {str(tmp_path / 'r')!r}, steps=1, batch=16, "
+    made += "encoder='resnet_small:width=8', quiet=True)\n"
     made += "import sys; assert 'torchmetrics' not in sys.modules"  # Lightning imports it if it may
     subprocess.run([sys.executable, "-c", made], check=True, stderr=subprocess.DEVNULL)
     code = f"import sys; from pretask.workflows import evaluate; from pretask.train import run; each = run.Run({str(tmp_path / 'r')!r}); each.encoder; each.untrained\n"

@@ -2,18 +2,18 @@
 
 import io
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
+from forked import torchrun
 from PIL import Image
 
 from pretask import data
 from pretask.cli.main import main
 from pretask.data import loader
 from pretask.encoders.saved import WEIGHTS
-from pretask.train import run
+from pretask.runtime import distributed
+from pretask.train import run, trainer
 
 datasets = pytest.importorskip("datasets")
 
@@ -76,26 +76,22 @@ def test_sample_is_evenly_spaced_or_the_first_images_of_a_stream(stream):
 
 
 def test_two_processes_read_different_shards_of_a_stream(stream, tmp_path):
-    """Started from the command line; each process writes the sums of the images of its first epoch."""
-    out, script = tmp_path / "run", tmp_path / "stream_worker.py"
-    script.write_text(
-        "import json, pathlib, sys\n"
-        "from pretask.runtime import distributed\n"
-        "from pretask.train import trainer\n"
-        "from pretask.__main__ import run\n"
-        "plain, seen = trainer.Trainer.step, []\n"
-        "def step(self, batch, progress):\n"
-        "    seen.extend(batch.image.sum((1, 2, 3)).tolist())\n"
-        "    if progress.epoch == 0 and len(seen) == 24:\n"
-        "        seen_file = pathlib.Path(__file__).with_name(f'saw-{distributed.rank()}.json')\n"
-        "        seen_file.write_text(json.dumps(seen))\n"
-        "    return plain(self, batch, progress)\n"
-        "trainer.Trainer.step = step\n"
-        "run(sys.argv[1:])\n"
-    )
-    words = ["pretrain", "rotnet", "--data", stream, "--out", str(out), *FAST, "--devices", "2"]
-    ended = subprocess.run([sys.executable, script, *words], capture_output=True, text=True, timeout=300)
-    assert ended.returncode == 0, ended.stderr
+    """Each process writes the sums of the images of its first epoch."""
+
+    def record() -> None:
+        plain, seen = trainer.Trainer.step, []
+
+        def step(self, batch, progress):
+            seen.extend(batch.image.sum((1, 2, 3)).tolist())
+            if progress.epoch == 0 and len(seen) == 24:
+                (tmp_path / f"saw-{distributed.rank()}.json").write_text(json.dumps(seen))
+            return plain(self, batch, progress)
+
+        trainer.Trainer.step = step
+
+    words = ["pretrain", "rotnet", "--data", stream, "--out", tmp_path / "run", *FAST, "--devices", "2"]
+    both = torchrun(tmp_path, *words, first=record)
+    assert [process.wait() for process in both] == [0, 0], both[0].err
     one, other = (set(json.loads((tmp_path / f"saw-{rank}.json").read_text())) for rank in range(2))
     first, second = (set(x.sum((1, 2, 3)).tolist()) for x in data.open("synthetic:64:16").image.split(32))
     assert (one < first and other < second) or (one < second and other < first)
