@@ -20,7 +20,7 @@ Cost: the set is computed once, by comparing each of its entries with all 362,88
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from itertools import permutations
 from typing import Any, ClassVar, Literal
 
@@ -163,6 +163,11 @@ def permutation_set(
     takes the smallest mean, "middle" random permutations. Ties are broken at random: the first one in lexicographic order
     would have the same mean but differ from a chosen permutation in only two tiles.
     """
+    return _permutation_set(count, distance, distance_stat, seed).clone()
+
+
+@lru_cache(maxsize=16)
+def _permutation_set(count: int, distance: Distance, distance_stat: DistanceStat, seed: int) -> Tensor:
     every = torch.from_numpy(np.array(list(permutations(range(TILES))), dtype=np.uint8).T.copy())  # (9, 9!)
     if not 2 <= count <= every.shape[1]:
         raise UserError(
