@@ -11,7 +11,7 @@ import torch
 
 from pretask import data, encoders, methods
 from pretask.encoders.saved import save_encoder
-from pretask.evals import baselines, fewshot, protocol
+from pretask.evals import baselines, fewshot, holdout, linear_probe, protocol
 from pretask.methods import MethodConfig
 from pretask.train import requirements
 from pretask.types import Source, UserError
@@ -62,9 +62,12 @@ def small(encoder: str) -> str:
 
 
 def quick_scores(patch: pytest.MonkeyPatch) -> None:
-    """Few patches, centers and few-shot draws: with the usual numbers, the baselines of a table take seconds."""
+    """Few patches, centers, few-shot draws, penalties and held-out folds: with the usual numbers, a table takes seconds."""
     patch.setattr(baselines, "SAMPLES", 2000)
     patch.setattr(fewshot, "DRAWS", 2)
+    patch.setattr(linear_probe, "PENALTIES", (1.0, 0.1, 0.01))
+    patch.setattr(linear_probe, "START", 1)
+    patch.setattr(holdout, "REPEATS", 2)
     patch.setitem(protocol.evaluate.__kwdefaults__, "centers", 20)
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from rich.console import Console
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+from small import quick_scores
 from torch import nn
 from torch.testing import assert_close
 
@@ -37,8 +38,7 @@ TEST = sources.open_labeled("synthetic:64:16")
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
-    monkeypatch.setattr(baselines, "SAMPLES", 1000)
-    monkeypatch.setattr(fewshot, "DRAWS", 2)
+    quick_scores(monkeypatch)
 
 
 def encoder(seed: int = 100) -> Encoder:
@@ -66,8 +66,7 @@ def per_class(source: LabeledDataset, *counts: int) -> torch.Tensor:
 @pytest.fixture(scope="module")
 def once():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(baselines, "SAMPLES", 1000)
-        patch.setattr(fewshot, "DRAWS", 2)
+        quick_scores(patch)
         return scored(supervised_steps=2)
 
 
@@ -273,8 +272,7 @@ def test_on_features_gets_no_features_if_an_image_could_not_be_read():
 @pytest.fixture(scope="module")
 def more():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(baselines, "SAMPLES", 1000)
-        patch.setattr(fewshot, "DRAWS", 2)
+        quick_scores(patch)
         patch.setattr(finetune, "STEPS", 3)
         patch.setattr(nonlinear_probes, "STEPS", 3)
         yield scored(encoder(100), encoder(101), seeds=[8, 9], finetune=True, nonlinear=True, svm=True)

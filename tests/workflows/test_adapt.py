@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from small import quick_scores
 
 import pretask
 from pretask import encoders, methods
@@ -47,6 +48,11 @@ def written(folder: Path, spec: str = "resnet_small:width=8", scale: float = 1.0
     return str(folder)
 
 
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    quick_scores(monkeypatch)
+
+
 class Endless(Budget):
     """Never replans."""
 
@@ -83,6 +89,7 @@ def small(weights, out, labels=LABELED, **more):
 def finished(weights, tmp_path_factory) -> tuple[Adapted, list[str]]:
     """A search with seed 3, and the methods that it trained."""
     with pytest.MonkeyPatch.context() as patch:
+        quick_scores(patch)
         done = shorten(patch)
         return small(weights, tmp_path_factory.mktemp("finished") / "out", seed=3), done
 
