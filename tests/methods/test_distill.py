@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from small import teacher
+from small import quick_scores, teacher
 from torch.testing import assert_close
 
 import pretask
@@ -243,7 +243,8 @@ def test_teachers_time_is_a_column_of_the_log(tmp_path):
     assert all(0 < row["teacher_s"] < 10 for row in rows)
 
 
-def test_scores_have_a_row_of_the_teacher_also_in_words(tmp_path, capsys):
+def test_scores_have_a_row_of_the_teacher_also_in_words(tmp_path, capsys, monkeypatch):
+    quick_scores(monkeypatch)
     made = student(tmp_path / "run")
     scores = pretask.evaluate(made, "synthetic:200:32")
     row = scores.get("published", "knn")

@@ -5,6 +5,7 @@ import re
 import threading
 
 import pytest
+from small import quick_scores
 
 from pretask import api
 from pretask.cli import main
@@ -133,6 +134,7 @@ def test_training_time_is_estimated_on_standard_error_before_it_begins(capfd):
 def test_evaluate_transfer_and_study_estimate_their_training_time(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(finetune, "STEPS", 2)
     monkeypatch.setattr(DenseTask, "steps", 2)
+    quick_scores(monkeypatch)
     run = api.pretrain(
         "rotnet",
         "synthetic:24:16",

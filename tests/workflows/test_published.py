@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from small import quick_scores
 
 import pretask
 from pretask import encoders
@@ -14,6 +15,11 @@ from pretask.evals.scores import Difference, Row, Scores
 from pretask.reports import verdict
 
 NET = "resnet_small:width=16"
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    quick_scores(monkeypatch)
 
 
 @pytest.fixture(scope="module")
