@@ -103,9 +103,9 @@ def test_init_starts_from_the_weights_of_a_run(trained, tmp_path, capsys):
 
 def test_a_budget_fixes_the_number_of_steps(tmp_path):
     words = ["pretrain", "rotnet", "--data", "synthetic:64:16", "--out", str(tmp_path / "r"), *FAST]
-    assert main([*words, "--budget", "6s"]) == 0
+    assert main([*words, "--budget", "4s"]) == 0
     took = float((tmp_path / "r" / "DONE").read_text().split()[0])
-    assert run.load(tmp_path / "r").card["steps"] > 3 and took < 12
+    assert run.load(tmp_path / "r").card["steps"] > 3 and took < 8
 
 
 def test_the_budget_includes_the_report_and_counts_from_the_start(tmp_path, monkeypatch):
@@ -206,7 +206,7 @@ def test_an_empty_image_folder_is_a_user_error(tmp_path, capsys):
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
 
 
-def test_shuffled_or_missing_labels_give_the_same_weights(tmp_path):
+def test_shuffled_or_missing_labels_give_the_same_weights(tmp_path, monkeypatch):
     images = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), dtype=np.uint8)
     labels = np.arange(40) % 4
     for name, more in {
@@ -216,15 +216,11 @@ def test_shuffled_or_missing_labels_give_the_same_weights(tmp_path):
     }.items():
         (tmp_path / name).mkdir()
         np.savez(tmp_path / name / "x.npz", images=images, **more)
-        words = [
-            "pretrain",
-            "neighbourhood_discovery",
-            "--data",
-            str(tmp_path / name / "x.npz"),
-            "--steps",
-            "5",
-        ]
-        assert main([*words, "--out", str(tmp_path / name / "run"), *FAST]) == 0
+        words = ["neighbourhood_discovery", "--data", str(tmp_path / name / "x.npz"), "--steps", "5"]
+        out = tmp_path / name / "run"
+        with monkeypatch.context() as patch:
+            patch.setattr("pretask.reports.report.report", lambda *_, **__: None)  # which takes seconds
+            assert main(["pretrain", *words, "--out", str(out), *FAST]) == 0
     weights = [
         (tmp_path / n / "run" / "encoder.safetensors").read_bytes() for n in ("with", "shuffled", "without")
     ]

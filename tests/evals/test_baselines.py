@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from small import images_for, required, small
+from small import images_for, light, small
 from torch.testing import assert_close
 
 from pretask import api, data, encoders, methods
@@ -186,7 +186,7 @@ def test_every_run_restores_its_untrained_encoder(method, tmp_path):
         batch=16,
         lr=0.0,
         quiet=True,
-        config=required(method),
+        config=light(method),
     )
     random_state = torch.random.get_rng_state()
     initial = dict(run.untrained.named_parameters())

@@ -226,7 +226,9 @@ def test_an_interrupted_conversion_is_completed_by_the_next(tmp_path: Path, scri
     assert Run(folder).method and Run(folder).encoder
 
 
-def test_runs_inside_a_run_and_stores_are_converted_from_the_command_line(tmp_path: Path):
+def test_runs_inside_a_run_and_stores_are_converted_from_the_command_line(
+    tmp_path: Path, script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     folder = built("rotnet", tmp_path / "run")
     built("rotnet", folder / "study" / "share-0.5")
     store.prepare(data.open("synthetic:8:16"), tmp_path / "store", progress=False)
@@ -236,24 +238,23 @@ def test_runs_inside_a_run_and_stores_are_converted_from_the_command_line(tmp_pa
     with pytest.raises(UserError, match="scripts/convert_runs"):
         data.open(tmp_path / "store")
 
-    def run_script(*words: str | Path) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([sys.executable, SCRIPT, *words], capture_output=True, text=True)
-
-    done = run_script(folder, tmp_path / "store")
+    done = subprocess.run(
+        [sys.executable, SCRIPT, folder, tmp_path / "store"], capture_output=True, text=True
+    )
     assert done.returncode == 0 and len(done.stdout.splitlines()) == 2
     assert "study/share-0.5 → fraction-0.5" in done.stdout and "store.json" in done.stdout
     assert (
         Run(folder).card["format"] == Run(folder / "study" / "fraction-0.5").card["format"] == formats.FORMAT
     )
     assert len(data.open(tmp_path / "store")) == 8
-    wrong = run_script(tmp_path, folder)
-    assert (
-        wrong.returncode == 2
-        and wrong.stderr.count("\n") == 1
-        and "neither a run nor a store" in wrong.stderr
-    )
-    assert "nothing to do" in wrong.stdout
-    assert "in place" in run_script("--help").stdout
+    monkeypatch.setattr(sys, "argv", ["convert_runs.py", str(tmp_path), str(folder)])
+    assert script.main() == 2
+    out, err = capsys.readouterr()
+    assert err.count("\n") == 1 and "neither a run nor a store" in err and "nothing to do" in out
+    monkeypatch.setattr(sys, "argv", ["convert_runs.py", "--help"])
+    with pytest.raises(SystemExit):
+        script.main()
+    assert "in place" in capsys.readouterr().out
 
 
 def test_a_newer_run_is_refused(tmp_path: Path, script: ModuleType):
