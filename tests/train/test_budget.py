@@ -8,6 +8,7 @@ from functools import cache
 
 import pytest
 import torch
+from small import quick_scores
 
 import pretask
 from pretask.__main__ import began
@@ -354,6 +355,7 @@ def test_shortened_jule_run_still_reaches_its_number_of_clusters(tmp_path, scrip
 
 def test_short_run_has_a_caution_in_output_report_and_scores(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(finetune, "STEPS", 1)
+    quick_scores(monkeypatch)
     folder = tmp_path / "r"
     words = ["--data", "synthetic:64:16", "--steps", "6", "--batch", "16", "--encoder", METHODS["rotnet"]]
     assert main(["pretrain", "rotnet", "--out", str(folder), *words]) == 0
