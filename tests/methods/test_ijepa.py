@@ -212,7 +212,7 @@ def test_features_collapse_with_a_gradient_through_the_teacher(source):
             method.teacher = method.encoder
             method.target = lambda p: type(method).target.__wrapped__(method, p)
         optimizer = torch.optim.AdamW([p for p in method.parameters() if p.requires_grad], lr=1e-3)
-        for step in range(40):
+        for step in range(20):
             loss = method.loss(puzzle(method, source, step, 32)).total
             optimizer.zero_grad()
             loss.backward()
