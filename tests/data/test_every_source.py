@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small import undrawn
 
 import pretask
 from pretask import data as sources
@@ -21,6 +22,11 @@ from pretask.reading import Reading
 from pretask.types import Batch, UserError
 
 N, SIZE, CLASSES = 24, 20, ["ant", "bee", "cat"]
+
+
+@pytest.fixture(autouse=True)
+def _undrawn(monkeypatch: pytest.MonkeyPatch):
+    undrawn(monkeypatch)
 
 
 def pictures() -> tuple[np.ndarray, np.ndarray]:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from small import images_for, light, small
+from small import images_for, light, small, undrawn
 from torch.testing import assert_close
 
 from pretask import api, data, encoders, methods
@@ -11,6 +11,11 @@ from pretask.data.arrays import Arrays
 from pretask.evals import baselines, linear_probe
 from pretask.evals.features import embed
 from pretask.rng import Rng
+
+
+@pytest.fixture(autouse=True)
+def _undrawn(monkeypatch):
+    undrawn(monkeypatch)
 
 
 def images(n: int, size: int = 32, channels: int = 3) -> torch.Tensor:

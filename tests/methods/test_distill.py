@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from small import quick_scores, teacher
+from small import quick_scores, teacher, undrawn
 from torch.testing import assert_close
 
 import pretask
@@ -228,6 +228,11 @@ def test_checkpoint_does_not_hold_the_teacher_and_it_does_not_change(source, tmp
     method.loss(puzzle(method, source)).total.backward()
     assert all(torch.equal(v, before[k]) for k, v in method.frozen.encoder.state_dict().items())
     assert not method.frozen.encoder.training
+
+
+@pytest.fixture(autouse=True)
+def _undrawn(monkeypatch):
+    undrawn(monkeypatch)
 
 
 def student(out, steps=4, **config):

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 import torch
-from small import images_for, light, small
+from small import images_for, light, small, undrawn
 
 from pretask import api, encoders, methods
 from pretask.config import RunConfig, TrainConfig
@@ -14,6 +14,11 @@ from pretask.encoders.saved import save_encoder
 from pretask.workflows import contract
 
 NAMES = methods.names()
+
+
+@pytest.fixture(autouse=True)
+def _undrawn(monkeypatch):
+    undrawn(monkeypatch)
 
 
 @pytest.mark.parametrize("check", contract.CHECKS, ids=lambda c: c.__name__)

@@ -8,7 +8,7 @@ from functools import cache
 
 import pytest
 import torch
-from small import quick_scores
+from small import quick_scores, undrawn
 
 import pretask
 from pretask.__main__ import began
@@ -71,6 +71,11 @@ def replanned(tmp_path_factory):
             return trained(name, tmp_path_factory.mktemp(name) / "whole", budget="60s")
 
     return made
+
+
+@pytest.fixture(autouse=True)
+def _undrawn(monkeypatch):
+    undrawn(monkeypatch)
 
 
 @pytest.fixture

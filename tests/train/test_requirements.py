@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from small import images_for, light, small
+from small import images_for, light, small, undrawn
 
 from pretask import api, data, encoders, methods
 from pretask.cli import main
@@ -15,6 +15,11 @@ from pretask.runtime import files
 from pretask.train import requirements, run
 
 NAMES = methods.names()
+
+
+@pytest.fixture(autouse=True)
+def _undrawn(monkeypatch):
+    undrawn(monkeypatch)
 
 
 def encoder_for(config: MethodConfig, side: int) -> Encoder:
