@@ -75,7 +75,8 @@ def quick_scores(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(linear_probe, "PENALTIES", (1.0, 0.1, 0.01))
     patch.setattr(linear_probe, "START", 1)
     patch.setattr(holdout, "REPEATS", 2)
-    patch.setitem(protocol.evaluate.__kwdefaults__, "centers", 20)
+    defaults = {**(protocol.evaluate.__kwdefaults__ or {}), "centers": 20}
+    patch.setattr(protocol.evaluate, "__kwdefaults__", defaults)
 
 
 def images_for(name: str) -> Source:
