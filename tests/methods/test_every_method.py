@@ -47,7 +47,7 @@ def test_a_run_with_learning_rate_0_ends_with_its_initial_weights(name, tmp_path
     )
     teacher = getattr(run.method, "teacher", run.encoder)
     for net in (run.encoder, *(part for part in teacher.modules() if isinstance(part, Encoder))):
-        final = dict(net.named_parameters())
+        final = net.state_dict()
         assert [k for k, v in given.named_parameters() if not torch.equal(v, final[k])] == []
 
 
