@@ -99,7 +99,8 @@ def pretrain(
             reading=reading,
         )
         kind = methods.recipe(method)
-        chosen = config if isinstance(config, MethodConfig) else adjusted(kind(), config or {}, method)
+        base = kind().for_continuing() if init else kind()
+        chosen = config if isinstance(config, MethodConfig) else adjusted(base, config or {}, method)
         recipe = continued(chosen.train) if init and not chosen.continues else chosen.train
         trained = adjusted(recipe, train, "training")
         images = None if is_spec(data) else in_memory.from_array(data, size=size, reading=reading)

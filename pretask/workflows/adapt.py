@@ -183,7 +183,7 @@ def candidate_methods(encoder: Encoder) -> tuple[str, ...]:
 
 def trial(method: str, folder: Path, shared: RunConfig, images: Images) -> Trial:
     """One method's run from the weights; its batches are no larger than the number of images."""
-    config = methods.recipe(method)()
+    config = methods.recipe(method)().for_continuing()
     train = continued(config.train)
     return Trial(
         method, replace(shared, out=folder), config, replace(train, batch=min(train.batch, len(images)))

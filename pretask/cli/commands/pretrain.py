@@ -31,7 +31,7 @@ def flags(method: str, continues: bool = False) -> type[Any]:
 
     config = methods.recipe(method)
     train = continued(config.train) if continues and not config.continues else config.train
-    made = method_flags(method, RunConfig, train)
+    made = method_flags(method, RunConfig, train, continues)
     made.__doc__ = f"{methods.summary(config)} (encoder: {config.encoder})"
     return made
 
