@@ -26,7 +26,6 @@ from pretask.workflows import search, subject
 from pretask.workflows.inputs import labeled_pair, split_paths
 from pretask.workflows.length import parse_duration
 from pretask.workflows.search import Comparison, Trial
-from pretask.workflows.subject import Weights
 
 FROZEN = "as they are"
 """name of the weights themselves among the candidates"""
@@ -105,8 +104,8 @@ class Adapted:
 
 @checked
 def adapt(
-    what: Weights,
-    data: Any,
+    what: Run | str | Path,
+    data: str | Path,
     labels: Any,
     *,
     out: str | Path,
@@ -124,8 +123,8 @@ def adapt(
 
         adapted = pretask.adapt("timm:resnet18", "photos/", "few_labels/", budget="20m", out="adapted")
 
-    `what` is as in `evaluate`, `data` as in `pretrain`; `labels` and `test` are labeled images with one label each, 4 or more of each
-    class. Candidates are chosen on inner folds of the labels. The verdict is on outer folds, or on `test`; it is corrected for the
+    `what` is as in `evaluate`, `data` a path or a name as in `pretrain`; `labels` and `test` are labeled images with one label
+    each, 4 or more of each class. Candidates are chosen on inner folds of the labels. The verdict is on outer folds, or on `test`; it is corrected for the
     number of candidates, and the weights are only replaced if the interval of the gain excludes 0. `out` then holds the better run,
     or else the weights themselves. An interrupted search goes on when it is called again. Raises UserError.
     """
@@ -136,7 +135,7 @@ def adapt(
         )
     if (folder / RESULT).exists():
         raise UserError(f"{folder} holds a finished search; choose another --out")
-    if folder.is_dir() and any(path.name != TRIALS for path in folder.iterdir()):
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / TRIALS).is_dir():
         raise UserError(f"{folder} exists; choose another --out")
     place = str(what.folder if isinstance(what, Run) else what)
     if saved_in := origins.saved_encoder(place):
