@@ -429,11 +429,10 @@ COLOR = {
     "proxy": ("Color proxy", "color_proxy"),
     "mae": ("Masked autoencoder", "mae"),
 }
+SMALL = ("cifar10/cifar10_train.npz", "cifar10/cifar10_train.npz", "cifar10/cifar10_test.npz")
+"""8,000 images and their labels, and test images"""
 SETS = {
-    "cifar10": (
-        "8,000 images of CIFAR-10",
-        *(f"cifar10/cifar10_{part}.npz" for part in ("train", "train", "test")),
-    ),
+    "cifar10": ("8,000 images of CIFAR-10", *SMALL),
     "mnist": (
         "8,000 images of MNIST",
         "clustering/mnist_train.npz",
@@ -449,7 +448,6 @@ LITE0 = "tf_efficientnet_lite0"
 PUBLISHED = f"{LITE0}@DATA/weights/{LITE0}.safetensors"
 """ImageNet weights"""
 FROM_LITE0 = {"diet": "DIET", "simclr": "SimCLR", "byol": "BYOL"}
-VIT_64 = MAE.encoder
 
 
 def on_set(title: str, method: str, name: str, *flags: str) -> Experiment:
@@ -481,7 +479,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         )
         for start, words, flags in (
             ("from-mae", "continued from a masked autoencoder", ("--init", "RUNS/mae-for-dinov2-s0")),
-            ("from-scratch", "from scratch", ("--encoder", f"{VIT_64},dynamic_img_size=True")),
+            ("from-scratch", "from scratch", ("--encoder", f"{MAE.encoder},dynamic_img_size=True")),
         )
     },
     **{
@@ -496,11 +494,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             ("vit", "tiny transformer", ("--encoder", MAE.encoder)),
         )
     },
-    "simclr-8000": Experiment(
-        "SimCLR on 8,000 images of CIFAR-10",
-        "simclr",
-        *(f"cifar10/cifar10_{part}.npz" for part in ("train", "train", "test")),
-    ),
+    "simclr-8000": Experiment("SimCLR on 8,000 images of CIFAR-10", "simclr", *SMALL),
     "rotnet-cifar10": cifar10("RotNet", "rotnet"),
     "simclr-cifar10": cifar10("SimCLR", "simclr", more=patches_at_equal_time),
     "and-cifar10": Experiment(
