@@ -153,8 +153,9 @@ def adapt(
         each.existing()  # none is trained if one of the folders holds another run
     trials: dict[str, Run] = {}
     left_out: dict[str, str] = {}
-    for each in candidates:
+    for number, each in enumerate(candidates, 1):
         method = each.method
+        say(f"trial {number} of {len(candidates)}: {method} for {shared.budget}")
         try:
             trials[method] = each.trained(images, on_log)
         except UserError as wrong:
