@@ -36,7 +36,7 @@ from typing import Any, ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from pretask.config import TrainConfig
+from pretask.config import TrainConfig, continued
 from pretask.encoders import Encoder
 from pretask.encoders.heads import build_mlp
 from pretask.limits import FractionBelowOne, NonNegativeInt, PositiveFraction, UnitInterval
@@ -80,6 +80,14 @@ class Config(ViewConfig):
     def for_continuing(self) -> "Config":
         """Features of unit length: otherwise the loss falls fastest by shrinking those of the weights to 0."""
         return replace(self, normalize=True)
+
+    def train_for_continuing(self) -> TrainConfig:
+        """A slower encoder than in other methods, and a classifier of many classes that is trained alone for longer."""
+        return (
+            self.train
+            if self.continues
+            else replace(continued(self.train), encoder_lr_scale=0.02, head_first=0.3)
+        )
 
     def build(self, encoder: Encoder, source: Source) -> "DIET":
         count = len(source)

@@ -10,7 +10,7 @@ from typing import Any
 
 from pretask import data as sources
 from pretask import methods
-from pretask.config import InputConfig, RunConfig, continued
+from pretask.config import InputConfig, RunConfig
 from pretask.data.base import Images, OpenOptions, canvas_fields
 from pretask.encoders import Encoder, origins, saved
 from pretask.encoders.vit import is_vit
@@ -184,7 +184,7 @@ def candidate_methods(encoder: Encoder) -> tuple[str, ...]:
 def trial(method: str, folder: Path, shared: RunConfig, images: Images) -> Trial:
     """One method's run from the weights; its batches are no larger than the number of images."""
     config = methods.recipe(method)().for_continuing()
-    train = continued(config.train)
+    train = config.train_for_continuing()
     return Trial(
         method, replace(shared, out=folder), config, replace(train, batch=min(train.batch, len(images)))
     )

@@ -11,7 +11,6 @@ import torch
 import pretask
 from pretask import encoders, methods
 from pretask.cli.main import main
-from pretask.config import continued
 from pretask.encoders.saved import save_encoder
 from pretask.errors import UserError
 from pretask.evals import linear_probe
@@ -175,7 +174,7 @@ def test_trials_are_runs_from_the_weights_with_equal_shares_of_the_time(weights,
         made = Run(tmp_path / "out" / "trials" / name)
         settings = run.parse_card(made.card)[1]
         assert settings.init == weights and settings.budget == "340s" and settings.seed == 3
-        expected = dataclasses.replace(continued(methods.recipe(name).train), batch=64)
+        expected = dataclasses.replace(methods.recipe(name)().train_for_continuing(), batch=64)
         assert run.parse_card(made.card)[3] == expected
         assert made.initial is not None
 

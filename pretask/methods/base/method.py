@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pretask import encoders
-from pretask.config import TrainConfig
+from pretask.config import TrainConfig, continued
 from pretask.encoders import Encoder
 from pretask.encoders.layers import depth_scales, trained_encoder
 from pretask.methods.base.context import Context
@@ -52,6 +52,10 @@ class MethodConfig:
     def for_continuing(self) -> Self:
         """The config with the hyperparameters that suit continuing from given weights, where they differ."""
         return self
+
+    def train_for_continuing(self) -> TrainConfig:
+        """The training recipe for continuing from given weights."""
+        return self.train if self.continues else continued(self.train)
 
     def open_teacher(self, source: Source) -> Encoder | None:
         """The frozen encoder that the method learns from, as a row of the scores; None: it learns from none. Raises UserError."""
