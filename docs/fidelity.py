@@ -47,6 +47,7 @@ CONTINUING = {
     "train.layer_decay": 1.0,
     "train.freeze": 0,
     "train.freeze_norms": False,
+    "train.head_first": 0.0,
     "train.lora": 0,
     "train.pull": 0.0,
 }

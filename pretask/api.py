@@ -11,7 +11,7 @@ import numpy as np
 
 from pretask import data as sources
 from pretask import limits, methods
-from pretask.config import Changes, InputConfig, RunConfig, continued
+from pretask.config import Changes, InputConfig, RunConfig
 from pretask.data import in_memory
 from pretask.data.base import Images, canvas_fields
 from pretask.data.folder import with_all_splits
@@ -99,8 +99,9 @@ def pretrain(
             reading=reading,
         )
         kind = methods.recipe(method)
-        chosen = config if isinstance(config, MethodConfig) else adjusted(kind(), config or {}, method)
-        recipe = continued(chosen.train) if init and not chosen.continues else chosen.train
+        base = kind().for_continuing() if init else kind()
+        chosen = config if isinstance(config, MethodConfig) else adjusted(base, config or {}, method)
+        recipe = chosen.train_for_continuing() if init else chosen.train
         trained = adjusted(recipe, train, "training")
         images = None if is_spec(data) else in_memory.from_array(data, size=size, reading=reading)
         job = jobs.fresh(method, settings, chosen, trained, images=images)

@@ -17,8 +17,9 @@ from pretask.limits import (
 )
 from pretask.reading import DEFAULT_READING, Reading
 
-CONTINUED_LR, CONTINUED_DECAY, CONTINUED_WARMUP = 0.1, 0.9, 0.1
-"""learning-rate factors of the encoder and from layer to layer, and fraction of the run for warmup, when it starts from weights"""
+CONTINUED_LR, CONTINUED_DECAY, CONTINUED_WARMUP, CONTINUED_HEAD_FIRST = 0.1, 0.9, 0.1, 0.1
+"""learning-rate factors of the encoder and from layer to layer, and fractions of the run for warmup and for the heads alone, when it
+starts from weights"""
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ class TrainConfig:
     """learning-rate factor of the encoder; heads have 1"""
     layer_decay: PositiveFraction = 1.0
     """learning-rate factor from each layer of the encoder to the one before it; 1: all layers have the same rate"""
+    head_first: UnitInterval = 0.0
+    """fraction of the run, at its start, in which only the heads are trained (LP-FT, arXiv:2202.10054)"""
     freeze: NonNegativeInt = 0
     """stages of the encoder, of four, that are not trained, from the input on"""
     freeze_norms: bool = False
@@ -77,14 +80,15 @@ class TrainConfig:
 
 
 def continued(train: TrainConfig) -> TrainConfig:
-    """The recipe for continuing from given weights instead of random ones (`--init`): a warmup, and an encoder that moves less
-    than the new heads, its first layers least."""
+    """The recipe for continuing from given weights instead of random ones (`--init`): new heads are trained first, then the
+    encoder, which moves less, its first layers least, with the batch norms of the weights."""
     return replace(
         train,
         freeze_norms=True,
         encoder_lr_scale=min(train.encoder_lr_scale, CONTINUED_LR),
         layer_decay=min(train.layer_decay, CONTINUED_DECAY),
         warmup=max(train.warmup, CONTINUED_WARMUP),
+        head_first=max(train.head_first, CONTINUED_HEAD_FIRST),
     )
 
 

@@ -266,6 +266,7 @@ ADDED: dict[str, dict[str, Any]] = {
         "settings.std": None,
         "train.encoder_lr_scale": 1.0,
         "train.freeze_norms": False,
+        "train.head_first": 0.0,
         "train.freeze": 0,
         "train.layer_decay": 1.0,
         "train.lora": 0,

@@ -3,6 +3,7 @@
 import json
 import re
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -202,3 +203,9 @@ def test_a_card_names_the_git_commit_and_marks_uncommitted_changes(tmp_path, mon
     assert re.fullmatch("[0-9a-f]{40}", named)
     file.write_text("changed")
     assert pretrain.commit() == f"{named}-dirty"
+
+
+def test_every_public_name_is_on_the_page_of_the_api():
+    page = (Path(__file__).parents[1] / "docs" / "api.md").read_text()
+    missing = [n for n in pretask.__all__ if not n.startswith("_") and f"::: pretask.{n}\n" not in page]
+    assert missing == []

@@ -60,7 +60,8 @@ class Experiment:
 
     def pretrain(self, data: Path, run: Path) -> list[str]:
         path = place(self.train, data, run)
-        return ["pretrain", self.method, "--data", path, "--out", str(run), *self.flags]
+        flags = [word.replace("DATA", str(data)).replace("RUNS", str(run.parent)) for word in self.flags]
+        return ["pretrain", self.method, "--data", path, "--out", str(run), *flags]
 
     def evaluate(self, data: Path, run: Path) -> list[str]:
         sets = ["--data", place(self.labeled, data, run)]
@@ -428,7 +429,72 @@ COLOR = {
     "proxy": ("Color proxy", "color_proxy"),
     "mae": ("Masked autoencoder", "mae"),
 }
+SMALL = ("cifar10/cifar10_train.npz", "cifar10/cifar10_train.npz", "cifar10/cifar10_test.npz")
+"""8,000 images and their labels, and test images"""
+SETS = {
+    "cifar10": ("8,000 images of CIFAR-10", *SMALL),
+    "mnist": (
+        "8,000 images of MNIST",
+        "clustering/mnist_train.npz",
+        "clustering/mnist_test3k.npz",
+        "",
+        "--fraction",
+        f"{8000 / 60000:.6f}",
+    ),
+    "coil20": ("COIL-20", "clustering/coil20.npz", "clustering/coil20.npz", ""),
+}
+"""images for continuing from published weights: title, training, labeled and test images, flags"""
+LITE0 = "tf_efficientnet_lite0"
+PUBLISHED = f"{LITE0}@DATA/weights/{LITE0}.safetensors"
+"""ImageNet weights"""
+FROM_LITE0 = {"diet": "DIET", "simclr": "SimCLR", "byol": "BYOL"}
+
+
+def on_set(title: str, method: str, name: str, *flags: str) -> Experiment:
+    """Five minutes at 64 px."""
+    about, train, labeled, test, *more = SETS[name]
+    words = ("--size", "64", "--budget", "5m", *more, *flags)
+    return Experiment(f"{title}, {about} at 64 px", method, train, labeled, test, flags=words)
+
+
 EXPERIMENTS: dict[str, Experiment] = {
+    **{
+        f"{method}-from-lite0-{name}": on_set(
+            f"{title} continued from EfficientNet-Lite0", method, name, "--init", PUBLISHED
+        )
+        for name in SETS
+        for method, title in FROM_LITE0.items()
+        if method != "byol" or name == "cifar10"
+    },
+    **{
+        f"simclr-lite0-{name}": on_set(
+            "SimCLR with EfficientNet-Lite0 from scratch", "simclr", name, "--encoder", LITE0
+        )
+        for name in SETS
+    },
+    "mae-for-dinov2": small_cifar10("Masked autoencoder on CIFAR-10, for DINOv2", "mae", "full_jpeg"),
+    **{
+        f"dinov2-{start}-imagenette": imagenette(
+            f"DINOv2 {words}", "dinov2", flags=("--size", "64", "--budget", "10m", *flags)
+        )
+        for start, words, flags in (
+            ("from-mae", "continued from a masked autoencoder", ("--init", "RUNS/mae-for-dinov2-s0")),
+            ("from-scratch", "from scratch", ("--encoder", f"{MAE.encoder},dynamic_img_size=True")),
+        )
+    },
+    **{
+        f"distill-{student}-cifar10": small_cifar10(
+            f"Distillation of EfficientNet-Lite0 into a {kind} on CIFAR-10",
+            "distill",
+            "full_jpeg",
+            flags=("--budget", "10m", "--teacher", PUBLISHED, "--teacher-size", "64", *flags),
+        )
+        for student, kind, flags in (
+            ("resnet", "small ResNet", ()),
+            ("vit", "tiny transformer", ("--encoder", MAE.encoder)),
+        )
+    },
+    "simclr-8000": Experiment("SimCLR on 8,000 images of CIFAR-10", "simclr", *SMALL),
     "rotnet-cifar10": cifar10("RotNet", "rotnet"),
     "simclr-cifar10": cifar10("SimCLR", "simclr", more=patches_at_equal_time),
     "and-cifar10": Experiment(

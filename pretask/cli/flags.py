@@ -35,13 +35,17 @@ def opening(words: Sequence[str], verb: str, what: str) -> tuple[str | None, lis
     return words[0], list(words[1:])
 
 
-def method_flags(method: str, own: type, train: Any = None) -> type[Any]:
-    """The flags of a command (`run`), a method's hyperparameters (`method`) and, given their defaults, those of training."""
+def method_flags(method: str, own: type, train: Any = None, continues: bool = False) -> type[Any]:
+    """The flags of a command (`run`), a method's hyperparameters (`method`) and, given their defaults, those of training.
+
+    With `continues`, the hyperparameters are those for continuing from given weights.
+    """
     from pretask import methods
     from pretask.config import TrainConfig
 
     config = methods.recipe(method)
-    fields: list[Any] = [("run", own), ("method", config, dataclasses.field(default_factory=config))]
+    defaults = config().for_continuing() if continues else config()
+    fields: list[Any] = [("run", own), ("method", config, dataclasses.field(default=defaults))]
     if train is not None:
         fields.append(("train", TrainConfig, dataclasses.field(default=train)))
     made = dataclasses.make_dataclass("Flags", fields, frozen=True)

@@ -292,7 +292,8 @@ def side_of_whole_patches(spec: str, side: int) -> int:
 
         net = timm.create_model(name, **{k: v for k, v in parse(spec)[1].items() if k != "sees"})
     embed: Any = getattr(net, "patch_embed", None)
-    patch = max(embed.patch_size) if isinstance(embed, PatchEmbed) else 1
+    sides: Any = embed.patch_size if isinstance(embed, PatchEmbed) else (1,)
+    patch = max(sides)
     return -(-side // patch) * patch
 
 

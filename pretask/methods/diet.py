@@ -30,13 +30,13 @@ images are refused.
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from pretask.config import TrainConfig
+from pretask.config import TrainConfig, continued
 from pretask.encoders import Encoder
 from pretask.encoders.heads import build_mlp
 from pretask.limits import FractionBelowOne, NonNegativeInt, PositiveFraction, UnitInterval
@@ -68,8 +68,6 @@ class Config(ViewConfig):
     """scale the features to unit length before the classifier (DIET-CP)"""
     trained_blocks: NonNegativeInt = 0
     """last blocks of a transformer that are trained, the rest of it being frozen; 0: the whole encoder (DIET-CP: 2)"""
-    head_first: UnitInterval = 0.0
-    """fraction of the run, at its start, in which only the classifier is trained (DIET-CP: 0.05)"""
 
     def fewest_images(self) -> Minimum:
         """Each image is a class."""
@@ -78,6 +76,18 @@ class Config(ViewConfig):
     def smallest_batch(self) -> Minimum:
         """Images are compared with the classifier's rows, not with each other."""
         return Minimum(1)
+
+    def for_continuing(self) -> "Config":
+        """Features of unit length: otherwise the loss falls fastest by shrinking those of the weights to 0."""
+        return replace(self, normalize=True)
+
+    def train_for_continuing(self) -> TrainConfig:
+        """A slower encoder than in other methods, and a classifier of many classes that is trained alone for longer."""
+        return (
+            self.train
+            if self.continues
+            else replace(continued(self.train), encoder_lr_scale=0.02, head_first=0.3)
+        )
 
     def build(self, encoder: Encoder, source: Source) -> "DIET":
         count = len(source)
@@ -113,7 +123,14 @@ class Continued(Config):
     continues: ClassVar[bool] = True
     encoder: ClassVar[str] = "vit_small_patch16_dinov3.lvd1689m:global_pool=token"
     train: ClassVar[TrainConfig] = TrainConfig(
-        epochs=150, batch=32, lr=1e-4, lr_end=1e-5, weight_decay=0.05, decay_all=True, warmup=0.1
+        epochs=150,
+        batch=32,
+        lr=1e-4,
+        lr_end=1e-5,
+        weight_decay=0.05,
+        decay_all=True,
+        warmup=0.1,
+        head_first=7 / 150,
     )
 
     side: PositiveFraction = 1.0
@@ -130,8 +147,6 @@ class Continued(Config):
     """features of unit length"""
     trained_blocks: NonNegativeInt = 2
     """last blocks that are trained"""
-    head_first: UnitInterval = 7 / 150
-    """7 epochs"""
 
 
 class DIET(Method[IndexedView]):
@@ -161,13 +176,6 @@ class DIET(Method[IndexedView]):
         accuracy = (logits.argmax(1) == pretext.index).float().mean()
         total = F.cross_entropy(logits, pretext.index, label_smoothing=self.config.label_smoothing)
         return Loss(total, {"accuracy": accuracy})
-
-    def groups(self) -> Iterable[dict[str, Any]]:
-        """The encoder is frozen at the start of the run."""
-        for part, after in ((self.encoder, self.config.head_first), (self.head, 0.0)):
-            trained = [p for p in part.parameters() if p.requires_grad]
-            yield {"params": [p for p in trained if p.ndim > 1], "after": after}
-            yield {"params": [p for p in trained if p.ndim <= 1], "vectors": True, "after": after}
 
     def predict(self, pretext: IndexedView) -> Mapping[str, Tensor]:
         return {"index": self.logits(pretext).argmax(1)}

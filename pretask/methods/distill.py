@@ -7,7 +7,8 @@ layer (Romero et al.: FitNets: Hints for Thin Deep Nets, ICLR 2015, arXiv:1412.6
 are reduced to their first principal components, by a PCA of up to 2,048 of the user's images: what distinguishes these images
 is kept, and a target is 128 numbers, whatever the teacher.
 
-    L = pooled · D(g(pool_S), pool_T) + dense · mean over positions of D(h(map_S), map_T),    D(a, b) = 1 - cos(a, b)
+    L = pooled · D(g(pool_S), pool_T) + dense · mean over positions of D(h(map_S), map_T)
+    D(a, b) = 1 - cos(a, b)
 
 `:paper` is LightlyTrain's second distillation ("released": lightly-ai/lightly-train at 8f5a75c, `_methods/distillationv2`): only
 the map, its features as they are, the mean squared error in place of D, and mixup of every view with another.

@@ -10,7 +10,7 @@ from typing import Any
 
 from pretask import data as sources
 from pretask import methods
-from pretask.config import InputConfig, RunConfig, continued
+from pretask.config import InputConfig, RunConfig
 from pretask.data.base import Images, OpenOptions, canvas_fields
 from pretask.encoders import Encoder, origins, saved
 from pretask.encoders.vit import is_vit
@@ -26,7 +26,6 @@ from pretask.workflows import search, subject
 from pretask.workflows.inputs import labeled_pair, split_paths
 from pretask.workflows.length import parse_duration
 from pretask.workflows.search import Comparison, Trial
-from pretask.workflows.subject import Weights
 
 FROZEN = "as they are"
 """name of the weights themselves among the candidates"""
@@ -105,8 +104,8 @@ class Adapted:
 
 @checked
 def adapt(
-    what: Weights,
-    data: Any,
+    what: Run | str | Path,
+    data: str | Path,
     labels: Any,
     *,
     out: str | Path,
@@ -124,8 +123,8 @@ def adapt(
 
         adapted = pretask.adapt("timm:resnet18", "photos/", "few_labels/", budget="20m", out="adapted")
 
-    `what` is as in `evaluate`, `data` as in `pretrain`; `labels` and `test` are labeled images with one label each, 4 or more of each
-    class. Candidates are chosen on inner folds of the labels. The verdict is on outer folds, or on `test`; it is corrected for the
+    `what` is as in `evaluate`, `data` a path or a name as in `pretrain`; `labels` and `test` are labeled images with one label
+    each, 4 or more of each class. Candidates are chosen on inner folds of the labels. The verdict is on outer folds, or on `test`; it is corrected for the
     number of candidates, and the weights are only replaced if the interval of the gain excludes 0. `out` then holds the better run,
     or else the weights themselves. An interrupted search goes on when it is called again. Raises UserError.
     """
@@ -136,7 +135,7 @@ def adapt(
         )
     if (folder / RESULT).exists():
         raise UserError(f"{folder} holds a finished search; choose another --out")
-    if folder.is_dir() and any(path.name != TRIALS for path in folder.iterdir()):
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / TRIALS).is_dir():
         raise UserError(f"{folder} exists; choose another --out")
     place = str(what.folder if isinstance(what, Run) else what)
     if saved_in := origins.saved_encoder(place):
@@ -154,8 +153,9 @@ def adapt(
         each.existing()  # none is trained if one of the folders holds another run
     trials: dict[str, Run] = {}
     left_out: dict[str, str] = {}
-    for each in candidates:
+    for number, each in enumerate(candidates, 1):
         method = each.method
+        say(f"trial {number} of {len(candidates)}: {method} for {shared.budget}")
         try:
             trials[method] = each.trained(images, on_log)
         except UserError as wrong:
@@ -183,8 +183,8 @@ def candidate_methods(encoder: Encoder) -> tuple[str, ...]:
 
 def trial(method: str, folder: Path, shared: RunConfig, images: Images) -> Trial:
     """One method's run from the weights; its batches are no larger than the number of images."""
-    config = methods.recipe(method)()
-    train = continued(config.train)
+    config = methods.recipe(method)().for_continuing()
+    train = config.train_for_continuing()
     return Trial(
         method, replace(shared, out=folder), config, replace(train, batch=min(train.batch, len(images)))
     )

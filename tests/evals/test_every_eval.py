@@ -45,6 +45,7 @@ OTHER_MODULES = {
     "holdout",
     "measure",
     "multilabel",
+    "paired",
     "protocol",
     "scores",
 }

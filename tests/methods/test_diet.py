@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 from pretask import api, data, encoders
+from pretask.cli.main import main
 from pretask.config import lr_factor
 from pretask.encoders.saved import save_encoder
 from pretask.errors import UserError
@@ -155,7 +157,7 @@ def test_too_many_images_are_refused_in_one_line(source):
 
 
 def test_only_the_last_blocks_and_the_classifier_are_trained(source):
-    config = diet.Continued(trained_blocks=2, head_first=0.0)
+    config = diet.Continued(trained_blocks=2)
     method = build(source, config, TINY)
     before = {name: p.detach().clone() for name, p in method.named_parameters()}
     (optimizer,) = method.optimizers(dataclasses.replace(config.train, lr=1e-2))
@@ -183,6 +185,18 @@ def test_a_run_from_given_weights_changes_only_their_last_blocks(tmp_path):
     final = dict(run.encoder.named_parameters())
     moved = {name for name, p in given.named_parameters() if not torch.equal(p, final[name])}
     assert {".".join(name.split(".")[:3]) for name in moved} == {"net.blocks.2", "net.blocks.3"}
+
+
+def test_features_have_unit_length_when_any_recipe_continues(tmp_path, capsys):
+    torch.manual_seed(1)
+    save_encoder(encoders.build("resnet_small:width=8", 3, 16), tmp_path)
+    for init, normalize in ((tmp_path, True), (None, False)):
+        run = api.pretrain("diet", "synthetic:64:16", tmp_path / f"{init is None}", encoder="resnet_small:width=8", init=init,
+                           steps=2, batch=16, quiet=True)  # fmt: skip
+        assert run.card["config"]["normalize"] is normalize
+    with pytest.raises(SystemExit):
+        main(["pretrain", "diet", "--init", str(tmp_path), "--help"])
+    assert re.search(r"--normalize.*?default: True", capsys.readouterr().out, re.DOTALL)
 
 
 def test_only_the_classifier_is_trained_at_first(source):
@@ -246,7 +260,7 @@ def test_continued_recipe_matches_the_released_scripts():
         0.2, 1e-4, 0.05, 32, 150,
     )  # fmt: skip
     assert (config.trained_blocks, config.bias, config.normalize, config.erase) == (2, False, True, 0.0)
-    assert config.head_first == pytest.approx(int(150 * 0.05) / 150)
+    assert train.head_first == pytest.approx(int(150 * 0.05) / 150)
     assert config.views.blur == config.views.solarize == 0 and config.views.jitter_p == 0.3
     for epoch in range(0, 150, 5):  # utils/lr_schedule.py
         cosine = 0.5 * (1 + math.cos(math.pi * (epoch - 15) / 135))

@@ -16,6 +16,7 @@ from pretask.encoders import layers, origins
 from pretask.errors import UserError
 from pretask.methods import recipe
 from pretask.train import continuing, run, trainer
+from pretask.train.plan import Plan
 from pretask.train.run import Run
 from pretask.workflows import job as jobs
 from pretask.workflows.pretrain import pretrain
@@ -51,6 +52,7 @@ def test_a_run_with_init_has_the_recipe_for_continuing_and_its_card_says_what_wa
     usual = recipe("simclr").train
     assert (card["train"]["encoder_lr_scale"], card["train"]["layer_decay"]) == (0.1, 0.9)
     assert (card["train"]["lr"], card["train"]["warmup"]) == (usual.lr, 0.1)
+    assert (card["train"]["head_first"], card["train"]["freeze_norms"]) == (0.1, True)
     assert card["loaded"].startswith("loaded ")
     assert card["encoder"] == NET
 
@@ -94,6 +96,22 @@ def test_learning_rates_fall_with_depth_from_the_head_to_the_first_layer():
                 assert rate[encoder.net.get_parameter(name)] == pytest.approx(expected), name
         assert {rate[p] for p in method.projector.parameters()} == {1.0}
         assert len(rate) == sum(1 for _ in method.parameters())
+
+
+def test_heads_are_trained_first_and_then_the_encoder_too():
+    source, plan = pretask.data.open("synthetic:32:16"), Plan.of(100, 1)
+    method = recipe("byol")().build(encoders.build(NET, 3, 16), source)
+    train = TrainConfig(lr=1.0, warmup=0.05, head_first=0.2, encoder_lr_scale=0.5)
+    (optimizer,) = method.optimizers(train)
+    inside = set(method.encoder.parameters())
+    for group in optimizer.param_groups:
+        group["peak"] = group["lr"]
+        kinds = {p in inside for p in group["params"]}
+        for step, encoder_moves in ((10, False), (19, False), (20, True)):
+            rate = trainer.group_lr(group, train, plan.at(step))
+            assert kinds == {False} or (rate > 0) == encoder_moves
+            assert kinds == {True} or rate > 0
+        assert len(kinds) == 1
 
 
 def test_weight_decay_of_vectors_stays_off_in_the_groups_by_depth():

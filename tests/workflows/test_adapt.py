@@ -13,7 +13,6 @@ from small import quick_scores
 import pretask
 from pretask import encoders, methods
 from pretask.cli.main import main
-from pretask.config import continued
 from pretask.encoders.saved import save_encoder
 from pretask.errors import UserError
 from pretask.evals import linear_probe
@@ -26,7 +25,7 @@ from pretask.train.plan import Plan
 from pretask.train.run import Run
 from pretask.workflows import adapt as adapting
 from pretask.workflows import length, pretrain, search
-from pretask.workflows.adapt import FROZEN, TRIALS, Adapted, adapt
+from pretask.workflows.adapt import FROZEN, Adapted, adapt
 from pretask.workflows.search import Comparison, Score, Trial
 
 LABELED = "synthetic:60:16"
@@ -96,9 +95,10 @@ def finished(weights, tmp_path_factory) -> tuple[Adapted, list[str]]:
 
 @pytest.fixture
 def trials(finished, tmp_path) -> Path:
-    """A folder with the trials of that search, but without its result."""
-    shutil.copytree(finished[0].folder / TRIALS, tmp_path / "out" / TRIALS)
-    return tmp_path / "out"
+    """A copy of that search's folder, as if it was interrupted while the result was written."""
+    return shutil.copytree(
+        finished[0].folder, tmp_path / "out", ignore=shutil.ignore_patterns(adapting.RESULT)
+    )
 
 
 # ---- what is kept
@@ -202,7 +202,7 @@ def test_trials_are_runs_from_the_weights_with_equal_shares_of_the_time(weights,
         made = Run(finished[0].folder / "trials" / name)
         settings = run.parse_card(made.card)[1]
         assert settings.init == weights and settings.budget == "340s" and settings.seed == 3
-        expected = dataclasses.replace(continued(methods.recipe(name).train), batch=64)
+        expected = dataclasses.replace(methods.recipe(name)().train_for_continuing(), batch=64)
         assert run.parse_card(made.card)[3] == expected
         assert made.initial is not None
 

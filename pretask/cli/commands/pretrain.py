@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pretask.cli import commands
 from pretask.cli.flags import method_flags, opening, parse
-from pretask.config import Changes, RunConfig, continued
+from pretask.config import Changes, RunConfig
 from pretask.errors import UserError
 from pretask.runtime.console import say
 from pretask.train.progress import Display
@@ -30,8 +30,8 @@ def flags(method: str, continues: bool = False) -> type[Any]:
     from pretask import methods
 
     config = methods.recipe(method)
-    train = continued(config.train) if continues and not config.continues else config.train
-    made = method_flags(method, RunConfig, train)
+    train = config().train_for_continuing() if continues else config.train
+    made = method_flags(method, RunConfig, train, continues)
     made.__doc__ = f"{methods.summary(config)} (encoder: {config.encoder})"
     return made
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pretask import encoders
-from pretask.config import TrainConfig
+from pretask.config import TrainConfig, continued
 from pretask.encoders import Encoder
 from pretask.encoders.layers import depth_scales, trained_encoder
 from pretask.methods.base.context import Context
@@ -48,6 +48,14 @@ class MethodConfig:
     def resolved(self) -> Self:
         """The config with absolute paths. Raises UserError, before images are opened, for settings that cannot work."""
         return self
+
+    def for_continuing(self) -> Self:
+        """The config with the hyperparameters that suit continuing from given weights, where they differ."""
+        return self
+
+    def train_for_continuing(self) -> TrainConfig:
+        """The training recipe for continuing from given weights."""
+        return self.train if self.continues else continued(self.train)
 
     def open_teacher(self, source: Source) -> Encoder | None:
         """The frozen encoder that the method learns from, as a row of the scores; None: it learns from none. Raises UserError."""
@@ -203,7 +211,7 @@ class Method(nn.Module, ABC, Generic[P]):
         )
 
         groups = [with_rates(group, train) for group in self.groups() if group["params"]]
-        if (train.encoder_lr_scale, train.layer_decay) != (1.0, 1.0):
+        if (train.encoder_lr_scale, train.layer_decay, train.head_first) != (1.0, 1.0, 0.0):
             groups = by_depth(groups, trained_encoder(self), train)
         kind = {"sgd": ("momentum", "nesterov"), "lars": ("lars", "nlars"), "adamw": ("adamw", "adamw")}
         rule: dict[str, Any] = {"fused": True} if train.optimizer == "adamw" else {"momentum": train.momentum}
@@ -214,15 +222,17 @@ class Method(nn.Module, ABC, Generic[P]):
 
 
 def by_depth(groups: Iterable[dict[str, Any]], encoder: Encoder, train: TrainConfig) -> list[dict[str, Any]]:
-    """The groups, with those that hold parameters of the encoder split by layer, each with its own learning rate."""
+    """The groups, with those that hold parameters of the encoder split by layer, each with its own learning rate and start."""
     scales = depth_scales(encoder, train.layer_decay)
     scale = {p: train.encoder_lr_scale * scales[name] for name, p in encoder.net.named_parameters()}
     found: list[dict[str, Any]] = []
     for group in groups:
-        parts: dict[float, list[Tensor]] = {}
+        parts: dict[tuple[float, bool], list[Tensor]] = {}
         for p in group["params"]:
-            parts.setdefault(scale.get(p, 1.0), []).append(p)
-        found += [{**group, "params": params, "lr": group["lr"] * own} for own, params in parts.items()]
+            parts.setdefault((scale.get(p, 1.0), p in scale), []).append(p)
+        for (own, inside), params in parts.items():
+            after = {"after": max(train.head_first, group.get("after", 0.0))} if inside else {}
+            found.append({**group, "params": params, "lr": group["lr"] * own, **after})
     return sorted(found, key=lambda group: -group["lr"])  # the first one's rate is logged
 
 
