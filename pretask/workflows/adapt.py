@@ -66,7 +66,7 @@ class Adapted:
                 f"[{gain.low:+.1f}, {gain.high:+.1f}] on {on}: {self.folder} holds its encoder."
             )
         else:
-            yield f"No candidate is better than the weights as they are, so {self.folder} holds them unchanged."
+            yield f"No gain over the weights as they are can be shown, so {self.folder} holds them unchanged."
         harmed = [name for name, verdict in verdicts.items() if verdict.worse]
         if harmed:
             yield f"Training harmed: {', '.join(harmed)}."
