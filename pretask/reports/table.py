@@ -234,9 +234,10 @@ def adapted(made: "Adapted") -> Group:
             gain = f"{verdict.gain:+.1f} [{verdict.low:+.1f}, {verdict.high:+.1f}]"
             cells[1:] = [gain, f"{verdict.p:.2g}", word]
         table.add_row(name, *cells, style="bold" if name == made.chosen else "")
+    by = "a paired t over test images" if made.data["test"] else "Nadeau and Bengio's corrected t over folds"
     note = (
-        "Linear probes on pooled features. Brackets: intervals of the gain over the weights as they are, by Nadeau and Bengio's "
-        "corrected t; p and brackets are corrected for the number of methods (Holm)."
+        f"Linear probes on pooled features. Brackets: intervals of the gain over the weights as they are, by {by}; p and "
+        "brackets are corrected for the number of methods (Holm)."
     )
     return Group(table, Text(), *map(Text, made.sentences()), Text(), Text(note, style="dim"))
 

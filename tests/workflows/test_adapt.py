@@ -264,6 +264,7 @@ def test_table_has_a_row_a_candidate_with_its_gain(weights, trials, capsys):
     assert main(words(weights, trials)) == 0
     out = capsys.readouterr().out
     assert "gain, points" in out and "no clear difference" in out and FROZEN in out
+    assert "corrected t over folds" in " ".join(out.split())
     assert all(len(line) <= 80 for line in out.splitlines())
 
 
