@@ -92,8 +92,7 @@ class RowRng(Rng):
         place = torch.arange(self.drawn, self.drawn + count, device=self.device)
         self.drawn += count
         mixed = scrambled(scrambled(self.key + self.base)[:, None] + place)  # (B, count)
-        u = (mixed >> 40 & 0xFFFFFF).float() / 2**24
-        return low + (high - low) * u.view(shape)
+        return low + (high - low) * unit(mixed).view(shape)
 
     def normal(self, *shape: int) -> Tensor:
         return torch.special.ndtri(self.uniform(*shape, low=2**-25, high=1 - 2**-25))
@@ -103,8 +102,13 @@ class RowRng(Rng):
 
 
 def scrambled(x: Tensor) -> Tensor:
-    """int64 -> int64, each bit of the result depending on all bits: SplitMix64 (Steele, Lea, Flood 2014)."""
-    x = x * -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed number; products wrap around
-    x = (x ^ (x >> 30 & 0x3FFFFFFFF)) * -4658895280553007687  # 0xBF58476D1CE4E5B9
-    x = (x ^ (x >> 27 & 0x1FFFFFFFFF)) * -7723592293110705685  # 0x94D049BB133111EB
+    """int64 -> int64, each bit of the result depending on all bits: SplitMix64 (Steele, Lea, Flood 2014); products wrap around."""
+    x = x * -0x61C8864680B583EB
+    x = (x ^ (x >> 30 & 0x3FFFFFFFF)) * -0x40A7B892E31B1A47
+    x = (x ^ (x >> 27 & 0x1FFFFFFFFF)) * -0x6B2FB644ECCEEE15
     return x ^ (x >> 31 & 0x1FFFFFFFF)
+
+
+def unit(x: Tensor) -> Tensor:
+    """Scrambled int64 -> numbers in [0, 1), from their upper 24 bits."""
+    return (x >> 40 & 0xFFFFFF) / 2**24

@@ -310,9 +310,7 @@ class Distill(Method[DistilledView]):
             parts["pooled"] = distance(pool, pretext.target[:, 0], c.normalize)
         if dense is not None:
             parts["dense"] = distance(dense, pretext.target[:, 1:], c.normalize)
-        total = sum(
-            (getattr(c, name) * part for name, part in parts.items()), torch.zeros(()).to(pretext.image)
-        )
+        total = torch.stack([getattr(c, name) * part for name, part in parts.items()]).sum()
         seconds, self.frozen.seconds = self.frozen.seconds, 0.0
         return Loss(total, parts | {"teacher_s": total.new_tensor(seconds)})
 

@@ -59,7 +59,7 @@ from pretask.limits import between as whole
 from pretask.methods.base.context import Context
 from pretask.methods.base.method import Method, MethodConfig, Minimum
 from pretask.ops import neighbors
-from pretask.rng import Rng
+from pretask.rng import Rng, scrambled, unit
 from pretask.transforms import augment
 from pretask.transforms.color import hcv_to_rgb, luma, rgb_to_hcv
 from pretask.types import Batch, Loss, Source
@@ -199,14 +199,11 @@ class Copies:
 
 
 def hash_uniform(*keys: Tensor) -> Tensor:
-    """(B,) integers each -> (B, DRAWS) uniform numbers in [0, 1), determined by the keys (splitmix64)."""
+    """(B,) integers each -> (B, DRAWS) uniform numbers in [0, 1), determined by the keys."""
     x = torch.arange(1, DRAWS + 1, device=keys[0].device)
     for key in keys:
-        x = (x + key[:, None]) * -0x61C8864680B583EB
-        x = (x ^ (x >> 30 & 0x3FFFFFFFF)) * -0x40A7B892E31B1A47
-        x = (x ^ (x >> 27 & 0x1FFFFFFFFF)) * -0x6B2FB644ECCEEE15
-        x = x ^ (x >> 31 & 0x1FFFFFFFF)
-    return (x >> 40 & 0xFFFFFF) / 2**24
+        x = scrambled(x + key[:, None])
+    return unit(x)
 
 
 def log_uniform(u: Tensor, low: float, high: float) -> Tensor:

@@ -25,9 +25,9 @@ MEASURED = 2048
 
 def prepare(encoder: Encoder, train: TrainConfig) -> None:
     """Freeze batch norms and stages, and insert adapters, before a method is built on the encoder. Raises UserError."""
-    from timm.layers.norm_act import freeze_batch_norm_2d  # slower to import than torch
-
     if train.freeze_norms:
+        from timm.layers.norm_act import freeze_batch_norm_2d  # slower to import than torch
+
         encoder.net = freeze_batch_norm_2d(encoder.net)
     if train.freeze:
         freeze(encoder, train.freeze)

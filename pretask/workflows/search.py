@@ -123,11 +123,11 @@ def compare(
     progress: bool = True,
 ) -> Comparison:
     """Compare encoders with the first of them: on repeated folds of `labeled`, or on `test`."""
-    parts = paired.folds(labeled.label, seed)
     options = {"device": find_device(), "progress": progress}
-    scores = {}
+    scores, parts = {}, []
     for name, encoder in encoders.items():
         known = embed(encoder, labeled, **options)
+        parts = parts or paired.folds(known.label, seed)  # of the images that can be read
         asked = None if test is None else embed(encoder, test, **options)
         scores[name] = score(known, parts, asked, seed)
     reference, *others = scores

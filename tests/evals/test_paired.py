@@ -42,7 +42,7 @@ def false_gains(draws, overlapping, count=80, candidates=3):
 
 
 def test_equal_candidates_are_rarely_called_better():
-    """In 500 draws of four equal encoders; without the correction for overlap, or for several candidates, often."""
+    """In 500 draws of four equal encoders; without the correction for overlap, often."""
     assert false_gains(500, overlap) <= 0.05
     assert false_gains(100, lambda parts: 0.0) > 0.15
 

@@ -221,7 +221,7 @@ def test_nonfinite_loss_stops_the_run_and_names_the_step(tmp_path):
 def test_short_run_of_every_method_is_healthy(name, tmp_path):
     config = light(name)
     train = replace(config.train, batch=16)
-    monitor = trained(config, tmp_path, 40, images_for(name), small(config.encoder), every=40, train=train)
+    monitor = trained(config, tmp_path, 40, images_for(name), small(config.encoder), train=train)
     assert monitor.state == HEALTHY
     last = files.read_rows(tmp_path / run.MONITOR)[-1]
     assert last["shuffled_loss"] > last["probe_loss"]
