@@ -352,6 +352,11 @@ MORE_ON_CIFAR10 = {
     "ijepa": "I-JEPA",
     "lejepa": "LeJEPA",
     "rotation_decoupling": "Rotation feature decoupling",
+    "diet": "DIET",
+    "dinov2": "DINOv2",
+    "nnclr": "NNCLR",
+    "densecl": "DenseCL",
+    "emp_ssl": "EMP-SSL",
 }
 PAIRS = "astronomy"
 """folder of the textbook's figures, split into training and test set"""
@@ -429,10 +434,13 @@ COLOR = {
     "proxy": ("Color proxy", "color_proxy"),
     "mae": ("Masked autoencoder", "mae"),
 }
-SMALL = ("cifar10/cifar10_train.npz", "cifar10/cifar10_train.npz", "cifar10/cifar10_test.npz")
-"""8,000 images and their labels, and test images"""
 SETS = {
-    "cifar10": ("8,000 images of CIFAR-10", *SMALL),
+    "cifar10": (
+        "8,000 images of CIFAR-10",
+        "cifar10/cifar10_train.npz",
+        "cifar10/cifar10_train.npz",
+        "cifar10/cifar10_test.npz",
+    ),
     "mnist": (
         "8,000 images of MNIST",
         "clustering/mnist_train.npz",
@@ -472,10 +480,10 @@ EXPERIMENTS: dict[str, Experiment] = {
         )
         for name in SETS
     },
-    "mae-for-dinov2": small_cifar10("Masked autoencoder on CIFAR-10, for DINOv2", "mae", "full_jpeg"),
+    "mae-for-dinov2": small_cifar10("Masked autoencoder on CIFAR-10, for DINOv2", "mae", "full_jpeg", seeds=1),
     **{
         f"dinov2-{start}-imagenette": imagenette(
-            f"DINOv2 {words}", "dinov2", flags=("--size", "64", "--budget", "10m", *flags)
+            f"DINOv2 {words}", "dinov2", flags=("--size", "64", "--budget", "5m", *flags)
         )
         for start, words, flags in (
             ("from-mae", "continued from a masked autoencoder", ("--init", "RUNS/mae-for-dinov2-s0")),
@@ -483,10 +491,9 @@ EXPERIMENTS: dict[str, Experiment] = {
         )
     },
     **{
-        f"distill-{student}-cifar10": small_cifar10(
-            f"Distillation of EfficientNet-Lite0 into a {kind} on CIFAR-10",
+        f"distill-{student}-cifar10": cifar10(
+            f"Distillation of EfficientNet-Lite0 into a {kind}",
             "distill",
-            "full_jpeg",
             flags=("--budget", "10m", "--teacher", PUBLISHED, "--teacher-size", "64", *flags),
         )
         for student, kind, flags in (
@@ -494,7 +501,6 @@ EXPERIMENTS: dict[str, Experiment] = {
             ("vit", "tiny transformer", ("--encoder", MAE.encoder)),
         )
     },
-    "simclr-8000": Experiment("SimCLR on 8,000 images of CIFAR-10", "simclr", *SMALL),
     "rotnet-cifar10": cifar10("RotNet", "rotnet"),
     "simclr-cifar10": cifar10("SimCLR", "simclr", more=patches_at_equal_time),
     "and-cifar10": Experiment(
