@@ -480,7 +480,9 @@ EXPERIMENTS: dict[str, Experiment] = {
         )
         for name in SETS
     },
-    "mae-for-dinov2": small_cifar10("Masked autoencoder on CIFAR-10, for DINOv2", "mae", "full_jpeg", seeds=1),
+    "mae-for-dinov2": small_cifar10(
+        "Masked autoencoder on CIFAR-10, for DINOv2", "mae", "full_jpeg", seeds=1
+    ),
     **{
         f"dinov2-{start}-imagenette": imagenette(
             f"DINOv2 {words}", "dinov2", flags=("--size", "64", "--budget", "5m", *flags)
