@@ -493,16 +493,18 @@ EXPERIMENTS: dict[str, Experiment] = {
         )
     },
     **{
-        f"distill-{student}-cifar10": cifar10(
-            f"Distillation of EfficientNet-Lite0 into a {kind}",
+        f"distill-{student}-cifar10": small_cifar10(
+            f"Distillation of EfficientNet-Lite0 into a {kind} on CIFAR-10",
             "distill",
-            flags=("--budget", "10m", "--teacher", PUBLISHED, "--teacher-size", "64", *flags),
+            "full_jpeg",
+            flags=("--budget", "10m", "--teacher", PUBLISHED, "--teacher-size", "96", *flags),
         )
         for student, kind, flags in (
             ("resnet", "small ResNet", ()),
             ("vit", "tiny transformer", ("--encoder", MAE.encoder)),
         )
     },
+    "simclr-for-distill": small_cifar10("SimCLR on CIFAR-10", "simclr", "full_jpeg"),
     "rotnet-cifar10": cifar10("RotNet", "rotnet"),
     "simclr-cifar10": cifar10("SimCLR", "simclr", more=patches_at_equal_time),
     "and-cifar10": Experiment(
