@@ -52,6 +52,9 @@ FITTED = 2048
 """images on which the principal components are measured"""
 GRID = 4
 """positions a side that a map should have: the deepest such map is predicted"""
+SMALLEST = 96
+"""side in pixels to which smaller views are enlarged for published weights, most of which were trained on 224 px: with
+EfficientNet-Lite0 on CIFAR-10 this gave 8 points more than 32 px (docs/weights.md)"""
 BLOCK = 1024
 """images opened at a time to store the teacher's features"""
 
@@ -66,7 +69,8 @@ class Config(ViewConfig):
     teacher: str = ""
     """frozen weights to learn from: a run, timm:NAME, ARCH@FILE, or a folder of timm or transformers"""
     teacher_size: PositiveInt | None = None
-    """side in pixels to which views are resized for the teacher, rounded up to whole patches (default: that of a view)"""
+    """side in pixels to which views are resized for the teacher, rounded up to whole patches (default: that of a view, 96 at
+    least; a run as teacher has its own)"""
     dims: PositiveInt = 128
     """principal components of the teacher's features that are predicted; of fewer features, the rest are 0"""
     normalize: bool = True
@@ -106,9 +110,11 @@ class Config(ViewConfig):
     def open_teacher(self, source: Source) -> Encoder:
         """The frozen teacher, for images of any size, which it resizes to its own. Raises UserError."""
         self.resolved()
-        side = self.teacher_size or round(self.side * source.size)
+        side = None
         if not origins.saved_encoder(self.teacher):
-            side = side_of_whole_patches(origins.locate(self.teacher).architecture, side)
+            published = origins.locate(self.teacher)
+            least = max(round(self.side * source.size), min(published.size, SMALLEST))
+            side = side_of_whole_patches(published.architecture, self.teacher_size or least)
         teacher, _ = origins.open_encoder(self.teacher, source.channels, side)
         if teacher.channels != source.channels:
             raise UserError(

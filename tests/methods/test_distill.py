@@ -120,7 +120,7 @@ def test_teachers_side_is_rounded_up_to_whole_patches(source, tmp_path):
     spec = "vit_small_patch14_dinov2:embed_dim=48,depth=2,num_heads=3"
     torch.manual_seed(3)
     save_file(dict(encoders.build(spec, 3, 42).net.state_dict()), tmp_path / "w.safetensors")
-    for asked, used in ((None, 42), (28, 28), (29, 42)):
+    for asked, used in ((None, 98), (28, 28), (29, 42)):
         config = distill.Config(teacher=f"{spec}@{tmp_path / 'w.safetensors'}", teacher_size=asked)
         assert config.open_teacher(source).takes == used
     assert encoders.side_of_whole_patches("resnet18", 33) == encoders.side_of_whole_patches("nin3", 33) == 33
