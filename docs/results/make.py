@@ -497,7 +497,17 @@ EXPERIMENTS: dict[str, Experiment] = {
             f"Distillation of EfficientNet-Lite0 into a {kind} on CIFAR-10",
             "distill",
             "full_jpeg",
-            flags=("--budget", "10m", "--teacher", PUBLISHED, "--teacher-size", "96", *flags),
+            flags=(
+                "--budget",
+                "10m",
+                "--teacher",
+                PUBLISHED,
+                "--teacher-size",
+                "96",
+                "--stored-views",
+                "2",
+                *flags,
+            ),
         )
         for student, kind, flags in (
             ("resnet", "small ResNet", ()),
