@@ -55,15 +55,22 @@ def verdicts(differences: Mapping[str, np.ndarray], overlap: float = 0.0) -> dic
     """
     from scipy.stats import t
 
-    count, found = len(differences), {}
     tests = {name: single_test(values, overlap) for name, values in differences.items()}
-    adjusted = 0.0
-    for rank, name in enumerate(sorted(tests, key=lambda name: tests[name][2])):
-        mean, error, p = tests[name]
-        adjusted = max(adjusted, min(1.0, (count - rank) * p))
-        margin = error * float(t.isf((1 - LEVEL) / (count - rank) / 2, len(differences[name]) - 1))
+    found = {}
+    for name, (adjusted, level) in holm({name: p for name, (_, _, p) in tests.items()}).items():
+        mean, error, _ = tests[name]
+        margin = error * float(t.isf(level / 2, len(differences[name]) - 1))
         found[name] = Verdict(mean, mean - margin, mean + margin, adjusted, margin)
-    return {name: found[name] for name in differences}
+    return found
+
+
+def holm(p: Mapping[str, float]) -> dict[str, tuple[float, float]]:
+    """p-values of several tests -> for each its p-value corrected for their number, and the level that it is tested at."""
+    found, adjusted = {}, 0.0
+    for rank, name in enumerate(sorted(p, key=p.__getitem__)):
+        adjusted = max(adjusted, min(1.0, (len(p) - rank) * p[name]))
+        found[name] = adjusted, (1 - LEVEL) / (len(p) - rank)
+    return {name: found[name] for name in p}
 
 
 def single_test(values: np.ndarray, overlap: float) -> tuple[float, float, float]:

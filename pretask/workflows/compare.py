@@ -1,0 +1,260 @@
+"""Should you pretrain on your images, and with which method? `pretask compare --data PATH --labels LABELED --out FOLDER`
+
+All candidates train for a short time, the better half longer, and the finalists with several seeds (halving.py). They are chosen on
+held-out labeled training images. The test set is used once, for the final table, which also has the published weights, the
+untrained encoder, raw pixels and k-means patches. The decision in words is a function of that table (evals/decision.py).
+"""
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pretask import data as sources
+from pretask.config import InputConfig, RunConfig
+from pretask.data.base import Images, OpenOptions, canvas_fields
+from pretask.encoders import Encoder, origins
+from pretask.evals import baselines, label_curve, protocol, ranking, stage_probe
+from pretask.evals.decision import Decision, decide
+from pretask.evals.features import Features, embed
+from pretask.evals.label_curve import Curve, Worth
+from pretask.evals.paired import verdicts
+from pretask.evals.scores import Role
+from pretask.evals.stage_probe import StageProbe
+from pretask.limits import PositiveInt, Seed, checked
+from pretask.methods import simclr
+from pretask.reading import DEFAULT_READING, Reading
+from pretask.runtime import files
+from pretask.runtime.console import clock, say
+from pretask.runtime.device import find_device
+from pretask.train.logger import OnLog
+from pretask.train.run import Run
+from pretask.types import LabeledSource, UserError
+from pretask.workflows import halving, subject
+from pretask.workflows.candidates import Candidate, candidate, usual
+from pretask.workflows.halving import Costs, Plan
+from pretask.workflows.inputs import labeled_pair, split_paths
+from pretask.workflows.length import parse_duration
+
+RUNS, FEATURES, STATE, RESULT = "runs", "features", "state.json", "compare.json"
+"""names in the folder that is made"""
+CLOSING = 20.0
+"""seconds reserved for tables and page"""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row of the final table."""
+
+    name: str
+    role: Role
+    accuracy: float
+    """of a linear probe on the best stage, in %; stage and penalty are chosen on training images"""
+    low: float
+    high: float
+    values: Sequence[float]
+    """one per seed"""
+    gap: ranking.Gap | None
+    """how far the leader is ahead; None for the leader"""
+    seconds: float
+    """of training, one run"""
+    images: int
+    """seen by one run"""
+
+
+@dataclass(frozen=True)
+class Rung:
+    """Candidates that trained for the same time, and what they reached."""
+
+    seconds: float
+    held_out: Mapping[str, float]
+    """accuracy on held-out labeled training images, in %"""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """The result of `compare`."""
+
+    folder: Path
+    data: Mapping[str, Any]
+    rungs: Sequence[Rung]
+    lines: Sequence[Line]
+    decision: Decision
+    curves: Mapping[str, Curve]
+    """accuracy over labels, of the rows that the decision is about"""
+    worth: Worth | None
+    """how many times as many labels the best row without pretraining needs"""
+    left_out: Mapping[str, str]
+    """candidates that could not be trained, and why"""
+    seconds: float
+
+
+@dataclass
+class State:
+    """What an interrupted comparison goes on with."""
+
+    asked: dict[str, Any]
+    spent: float = 0.0
+    """seconds so far"""
+    rungs: list[tuple[float, list[str]]] = field(default_factory=list)
+    """seconds of a run, and names, of each rung that has begun; the last one is that of the finalists"""
+
+    @classmethod
+    def of(cls, folder: Path, asked: dict[str, Any]) -> "State":
+        """The state in a folder, or a new one. Raises UserError if the folder holds something else."""
+        path = folder / STATE
+        if path.is_file():
+            found = cls(**json.loads(path.read_text()))
+            if differs := [key for key in asked if found.asked.get(key) != asked[key]]:
+                raise UserError(
+                    f"{folder} is a comparison with other settings ({', '.join(differs)}); choose another --out"
+                )
+            return found
+        if folder.is_dir() and any(folder.iterdir()):
+            raise UserError(f"{folder} exists; choose another --out")
+        return cls(asked)
+
+
+class Search:
+    """A comparison in progress."""
+
+    def __init__(
+        self,
+        folder: Path,
+        state: State,
+        labeled: LabeledSource,
+        test: LabeledSource,
+        images: Images,
+        shared: RunConfig,
+        on_log: OnLog | None,
+        progress: bool,
+    ):
+        self.folder, self.state, self.labeled, self.test = folder, state, labeled, test
+        self.images, self.shared, self.on_log = images, shared, on_log
+        self.options = {"device": find_device(), "progress": progress, "cache": folder / FEATURES}
+        self.began = time.monotonic() - state.spent
+        self.scoring: list[float] = []
+        """seconds of each score on held-out images"""
+
+    @property
+    def spent(self) -> float:
+        return time.monotonic() - self.began
+
+    def save(self) -> None:
+        self.state.spent = self.spent
+        self.folder.mkdir(parents=True, exist_ok=True)
+        files.write_text(self.folder / STATE, json.dumps(asdict(self.state), indent=2) + "\n")
+
+    def run(self, each: Candidate, rung: int, seconds: float, seed: int = 0) -> Run:
+        """The finished run of a candidate in a rung: a new one, a resumed one, or one that was finished before."""
+        place = self.folder / RUNS / f"{each.name.replace(', ', '-')}-{rung}-s{seed}"
+        settings = replace(self.shared, budget=f"{seconds:.0f}s", seed=self.shared.seed + seed)
+        found = each.trial(place, settings).trained(self.images, self.on_log)
+        self.save()
+        return found
+
+    def probe(self, net: nn.Module) -> StageProbe:
+        """A probe fitted to the labeled images."""
+        began = time.monotonic()
+        probe = stage_probe.fit(embed(net, self.labeled, **self.options), self.shared.seed)
+        self.scoring.append(time.monotonic() - began)
+        return probe
+
+    def correct(self, net: nn.Module, probe: StageProbe) -> Tensor:
+        return probe.correct(embed(net, self.test, **self.options))
+
+
+@checked
+def compare(
+    data: str | Path,
+    labels: Any,
+    test: Any = None,
+    *,
+    out: str | Path,
+    budget: str = "1h",
+    methods: Sequence[str] = (),
+    init: str | None = None,
+    encoder: str | None = None,
+    seeds: PositiveInt = 3,
+    size: PositiveInt | None = None,
+    seed: Seed = 0,
+    reading: Reading = DEFAULT_READING,
+    progress: bool = True,
+    on_log: OnLog | None = None,
+) -> Compared:
+    """Find out whether to pretrain on your images, and by which method, within a time budget.
+
+        found = pretask.compare("photos/", "labeled/", budget="1h", init="timm:resnet18", out="compared")
+
+    `data`, `labels` and `test` are as in `adapt`; without `test` a fifth of the labeled images is set aside. Candidates are `methods`, or
+    a set that suits the data; with `init`, published weights as in `pretrain`, also methods that start or learn from
+    them. All train the same architecture, `encoder`. The finalists train with `seeds` seeds. An interrupted comparison goes on when
+    it is called again. Raises UserError.
+    """
+    folder, seconds = Path(out), parse_duration(budget)
+    images = sources.open(str(data), size=size, reading=reading)
+    published = subject.encoder_of(init, InputConfig(images.size)) if init else None
+    architecture = encoder or (published.name if published else simclr.Config.encoder)
+    options = OpenOptions(**canvas_fields(images), reading=reading)
+    labeled, tested = open_labels(labels, test, options, seed)
+    asked = {
+        "data": str(data), "labels": labeled.name, "test": tested.name, "methods": list(methods), "init": init,
+        "encoder": architecture, "seeds": seeds, "size": images.size, "seed": seed, "budget": seconds,
+    }  # fmt: skip
+    state = State.of(folder, asked)
+    shared = RunConfig(str(data), size=images.size, seed=seed, reading=reading)
+    search = Search(folder, state, labeled, tested, images, shared, on_log, progress)
+    entries, left_out = candidates(methods, architecture, init, images)
+    fixed = fixed_rows(architecture, init, published, labeled, images, seed)
+    probes = {name: search.probe(net) for name, (_, net) in fixed.items()}
+    raise NotImplementedError
+
+
+def open_labels(
+    labels: Any, test: Any, options: OpenOptions, seed: int
+) -> tuple[LabeledSource, LabeledSource]:
+    """Labeled images to choose by, and test images with the same classes. Raises UserError."""
+    labeled, tested = labeled_pair(*split_paths(labels, test), options)
+    for source, flag in ((labeled, "--labels"), (tested, "--test")):
+        if source is not None:
+            sources.require_single_label(source, flag, "select one column of labels with --labels-from")
+    train, unseen = protocol.split_off_test(labeled, seed) if tested is None else (labeled, tested)
+    protocol.check([], train, unseen)
+    train, unseen, _ = protocol.align_classes(train, unseen)
+    return train, unseen
+
+
+def candidates(
+    methods: Sequence[str], architecture: str, init: str | None, images: Images
+) -> tuple[list[Candidate], dict[str, str]]:
+    """What is tried, and what cannot be, with the reason."""
+    found, left_out = [], {}
+    chosen = [(method, bool(init)) for method in methods] or usual(architecture, images, init)
+    for method, from_weights in chosen:
+        try:
+            found.append(candidate(method, architecture, init if from_weights else None, images))
+        except UserError as wrong:
+            left_out[method] = str(wrong)
+    if not found:
+        raise UserError("none of the methods can be trained: " + "; ".join(left_out.values()))
+    return found, left_out
+
+
+def fixed_rows(
+    architecture: str,
+    init: str | None,
+    published: Encoder | None,
+    labeled: LabeledSource,
+    images: Images,
+    seed: int,
+) -> dict[str, tuple[Role, nn.Module]]:
+    """The rows that need no pretraining, by name."""
+    rows: dict[str, tuple[Role, nn.Module]] = {}
+    if published:
+        rows[f"{init}, frozen"] = ("published", published)
+    return rows
