@@ -4,17 +4,20 @@ Probes are fitted to a few samples of each class, with the draws and the penalty
 bootstrap resamples them for both curves at once.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pretask.evals import fewshot
-from pretask.evals.confidence import RESAMPLES, quantiles
+from pretask.encoders import Encoder
+from pretask.evals import baselines, fewshot, finetune
+from pretask.evals.confidence import RESAMPLES
+from pretask.evals.features import embed
 from pretask.evals.holdout import strata
 from pretask.rng import Rng
+from pretask.types import LabeledSource
 
 SHOTS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 """labels a class"""
@@ -41,6 +44,23 @@ def curve(train: Tensor, label: Tensor, test: Tensor, test_label: Tensor, classe
         fewshot.fewshot(train, label, test, test_label, classes, n, seed).double().mean(0) for n in shots
     ]
     return Curve(shots, torch.stack(found) if found else torch.zeros(0, len(test)))
+
+
+def supervised(
+    encoder: Encoder, train: LabeledSource, test: LabeledSource, steps: int, seed: int, **options: Any
+) -> Curve:
+    """The untrained encoder trained with a few labels of each class, then with all (finetune.py).
+
+    The last point is that of all labels, at the mean number of labels a class.
+    """
+    found, label = {}, train.label
+    for shots in (*finetune.shot_counts(label), None):
+        index = torch.arange(len(label)) if shots is None else fewshot.draw(label, shots, seed, 0)
+        net, name = baselines.untrained(encoder, seed), "with all labels" if shots is None else f"with {shots} labels a class"
+        classifier = finetune.fit(net, train, index, finetune.TRAIN, steps, seed, 1.0, name=name, **options)
+        logits = embed(classifier, test, **options).stages["pool"]
+        found[shots or len(label) // len(label.unique())] = (logits.argmax(1) == test.label).double()
+    return Curve(tuple(found), torch.stack([*found.values()]))
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ untrained encoder, raw pixels and k-means patches. The decision in words is a fu
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, astuple, dataclass, field, replace
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
@@ -18,8 +19,9 @@ from torch import Tensor, nn
 from pretask import data as sources
 from pretask.config import InputConfig, RunConfig
 from pretask.data.base import Images, OpenOptions, canvas_fields
-from pretask.encoders import Encoder, origins
-from pretask.evals import baselines, label_curve, protocol, ranking, stage_probe
+from pretask import encoders
+from pretask.encoders import Encoder
+from pretask.evals import baselines, finetune, label_curve, protocol, ranking, stage_probe
 from pretask.evals.decision import Decision, decide
 from pretask.evals.features import Features, embed
 from pretask.evals.label_curve import Curve, Worth
@@ -43,8 +45,14 @@ from pretask.workflows.length import parse_duration
 
 RUNS, FEATURES, STATE, RESULT = "runs", "features", "state.json", "compare.json"
 """names in the folder that is made"""
-CLOSING = 20.0
-"""seconds reserved for tables and page"""
+START, CLOSING = 3.0, 20.0
+"""estimated seconds to start a run, and to write tables and page"""
+FIXED = 4
+"""rows without pretraining"""
+SUPERVISED = 0.08
+"""fraction of the budget for training the encoder with the labels"""
+TRAINED = "trained with the labels"
+"""name of that curve"""
 
 
 @dataclass(frozen=True)
@@ -101,6 +109,8 @@ class State:
     asked: dict[str, Any]
     spent: float = 0.0
     """seconds so far"""
+    counts: list[int] = field(default_factory=list)
+    """planned numbers of candidates in each rung"""
     rungs: list[tuple[float, list[str]]] = field(default_factory=list)
     """seconds of a run, and names, of each rung that has begun; the last one is that of the finalists"""
 
@@ -131,11 +141,15 @@ class Search:
         test: LabeledSource,
         images: Images,
         shared: RunConfig,
+        budget: float,
+        seeds: int,
         on_log: OnLog | None,
         progress: bool,
     ):
         self.folder, self.state, self.labeled, self.test = folder, state, labeled, test
         self.images, self.shared, self.on_log = images, shared, on_log
+        self.budget, self.seeds = budget, seeds
+        self.rungs: list[Rung] = []
         self.options = {"device": find_device(), "progress": progress, "cache": folder / FEATURES}
         self.began = time.monotonic() - state.spent
         self.scoring: list[float] = []
@@ -166,7 +180,120 @@ class Search:
         return probe
 
     def correct(self, net: nn.Module, probe: StageProbe) -> Tensor:
+        """(N,) whether the probe is right on each test image."""
         return probe.correct(embed(net, self.test, **self.options))
+
+    def costs(self) -> Costs:
+        """Estimated from the scores so far; a row of the final table needs its features on the test set, and its curve."""
+        run = mean(self.scoring)
+        rows = halving.FINALISTS * self.seeds + FIXED
+        return Costs(self.spent, run + START, rows * run * len(self.test) / len(self.labeled) + CLOSING)
+
+    def choose(self, alive: Sequence[Candidate]) -> list[Candidate]:
+        """Train the candidates in rungs of increasing length, until only the finalists are left."""
+        if not self.state.counts:
+            plan = halving.plan(self.budget, len(alive), self.seeds, self.costs())
+            say(plan.sentence)
+            self.state.counts = list(plan.counts)
+        counts = self.state.counts
+        for number, count in enumerate(counts[1:]):
+            seconds = self.begin(number, alive, halving.planned(self.budget, counts[number:], self.seeds, self.costs()).lengths[0])
+            probes = {each.name: self.probe(self.run(each, number, seconds).encoder) for each in alive}
+            self.rungs.append(Rung(seconds, {name: 100 * p.choice.score for name, p in probes.items()}))
+            best = sorted(alive, key=lambda each: -probes[each.name].choice.score)
+            last = number == len(counts) - 2
+            alive = finalists(best, probes) if last else best[:count]
+        return list(alive)
+
+    def begin(self, number: int, alive: Sequence[Candidate], seconds: float) -> float:
+        """The seconds of each run in a rung; if it has begun before, those that it began with."""
+        names = [each.name for each in alive]
+        if number == len(self.state.rungs):
+            self.state.rungs.append((seconds, names))
+            self.save()
+        seconds, before = self.state.rungs[number]
+        assert names == list(before), "a rung is decided by finished runs"
+        say(f"rung {number + 1}: {', '.join(names)} for {clock(seconds)} each")
+        return seconds
+
+    def conclude(
+        self,
+        alive: Sequence[Candidate],
+        fixed: Sequence["Fixed"],
+        probes: Mapping[str, StageProbe],
+        left_out: Mapping[str, str],
+    ) -> Compared:
+        """Train the finalists with all seeds, then use the test set."""
+        number = len(self.state.counts) - 1
+        length = halving.final_length(self.budget, len(alive), self.seeds, self.costs())
+        seconds = self.begin(number, alive, length)
+        runs = {
+            each.name: [self.run(each, number, seconds, seed) for seed in range(self.seeds)] for each in alive
+        }
+        correct, lines, roles = {}, [], {}
+        for name, family in runs.items():
+            correct[name] = torch.stack([self.correct(each.encoder, self.probe(each.encoder)) for each in family])
+        for row in fixed:
+            correct[row.name] = self.correct(row.net, probes[row.name])[None]
+        roles = {name: "run" for name in runs} | {row.name: row.role for row in fixed}
+        ranked = ranking.rank(correct)
+        lines = [
+            Line(
+                name, roles[name], *astuple(ranked.scores[name]), (100 * correct[name].double().mean(1)).tolist(),
+                ranked.gaps.get(name), *cost_of(runs.get(name)),
+            )
+            for name in ranked.scores
+        ]  # fmt: skip
+        best = next(name for name in ranked.scores if name in runs)
+        nets = {row.name: row.net for row in fixed} | {best: runs[best][0].encoder}
+        shown = [best, *(row.name for row in fixed if row.role in ("published", "patches"))]
+        curves = {name: self.curve(nets[name], probes.get(name) or self.probe(nets[name])) for name in shown}
+        curves |= self.supervised(next(row.net for row in fixed if row.role == "untrained"))
+        other = max(shown[1:], key=lambda name: ranked.scores[name].value)
+        return Compared(
+            self.folder, self.about(), self.rungs, lines, decide(ranked, roles), curves,
+            label_curve.worth(curves[best], curves[other], other), left_out, self.spent,
+        )  # fmt: skip
+
+    def about(self) -> dict[str, Any]:
+        return {
+            "images": self.images.name, "n": len(self.images), "labeled": self.labeled.name, "n_labeled": len(self.labeled),
+            "test": self.test.name, "n_test": len(self.test), "classes": list(self.labeled.classes),
+        }  # fmt: skip
+
+    def curve(self, net: nn.Module, probe: StageProbe) -> Curve:
+        """Accuracy over labels, of a probe on the chosen stage."""
+        train, test = (embed(net, source, **self.options) for source in (self.labeled, self.test))
+        stages = train.stages[probe.stage], test.stages[probe.stage]
+        return label_curve.curve(stages[0], train.label, stages[1], test.label, len(train.classes), self.shared.seed)
+
+    def supervised(self, net: Encoder) -> dict[str, Curve]:
+        """The untrained encoder trained with the labels, for as many steps as fit into SUPERVISED of the budget."""
+        counts = len(finetune.shot_counts(self.labeled.label)) + 1
+        per_step = finetune.seconds_per_step(net, self.labeled, finetune.TRAIN, self.options["device"])
+        steps = min(finetune.STEPS, int(SUPERVISED * self.budget / counts / per_step))
+        if not steps:
+            return {}
+        known = {key: self.options[key] for key in ("device", "progress")}
+        return {TRAINED: label_curve.supervised(net, self.labeled, self.test, steps, self.shared.seed, **known)}
+
+
+def cost_of(runs: Sequence[Run] | None) -> tuple[float, int]:
+    """Seconds and images of a run."""
+    if not runs:
+        return 0.0, 0
+    card = runs[0].card
+    return runs[0].seconds, card["steps"] * card["train"]["batch"]
+
+
+def finalists(best: Sequence[Candidate], probes: Mapping[str, StageProbe]) -> list[Candidate]:
+    """The two best, and those that cannot be distinguished from the second of them on held-out samples, up to MOST_FINALISTS."""
+    kept, others = list(best[:2]), best[2 : halving.MOST_FINALISTS]
+    if not others:
+        return kept
+    second = probes[kept[1].name].held_out
+    found = verdicts({each.name: 100 * (probes[each.name].held_out - second).numpy() for each in others})
+    return kept + [each for each in others if not found[each.name].worse]
 
 
 @checked
@@ -208,11 +335,21 @@ def compare(
     }  # fmt: skip
     state = State.of(folder, asked)
     shared = RunConfig(str(data), size=images.size, seed=seed, reading=reading)
-    search = Search(folder, state, labeled, tested, images, shared, on_log, progress)
+    search = Search(folder, state, labeled, tested, images, shared, seconds, seeds, on_log, progress)
     entries, left_out = candidates(methods, architecture, init, images)
-    fixed = fixed_rows(architecture, init, published, labeled, images, seed)
-    probes = {name: search.probe(net) for name, (_, net) in fixed.items()}
-    raise NotImplementedError
+    fixed = fixed_rows(architecture, init, published, labeled, seed)
+    probes = {row.name: search.probe(row.net) for row in fixed}
+    alive = search.choose(entries)
+    return search.conclude(alive, fixed, probes, left_out)
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """A row that needs no pretraining."""
+
+    name: str
+    role: Role
+    net: nn.Module
 
 
 def open_labels(
@@ -246,15 +383,12 @@ def candidates(
 
 
 def fixed_rows(
-    architecture: str,
-    init: str | None,
-    published: Encoder | None,
-    labeled: LabeledSource,
-    images: Images,
-    seed: int,
-) -> dict[str, tuple[Role, nn.Module]]:
-    """The rows that need no pretraining, by name."""
-    rows: dict[str, tuple[Role, nn.Module]] = {}
-    if published:
-        rows[f"{init}, frozen"] = ("published", published)
-    return rows
+    architecture: str, init: str | None, published: Encoder | None, labeled: LabeledSource, seed: int
+) -> list[Fixed]:
+    net = published or encoders.build(architecture, labeled.channels, labeled.size)
+    return [
+        *([Fixed(f"{init}, frozen", "published", published)] if published else []),
+        Fixed(f"untrained {architecture}", "untrained", baselines.untrained(net, seed)),
+        Fixed(baselines.Pixels.name, "pixels", baselines.Pixels()),
+        Fixed(baselines.Patches.name, "patches", baselines.patches(labeled, seed=seed)),
+    ]

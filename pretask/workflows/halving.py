@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pretask.runtime.console import about, clock
 from pretask.types import UserError
 
 FACTOR = 3
@@ -41,6 +42,17 @@ class Plan:
     lengths: Sequence[float]
     seeds: int
     """of the last rung; one in the others"""
+    costs: Costs
+
+    @property
+    def sentence(self) -> str:
+        """ "6 candidates · 3 rungs of 0:40, 2:00 and 6:00 · 3 finalists × 3 seeds · 9 minutes of evaluation" """
+        evaluation = self.costs.end + sum(runs_of(self.counts, self.seeds)) * self.costs.run
+        *first, last = map(clock, self.lengths)
+        return (
+            f"{self.counts[0]} candidates · {len(self.counts)} rungs of {', '.join(first)} and about {last} a run · "
+            f"{self.counts[-1]} finalists × {self.seeds} seeds · {about(evaluation)} of evaluation"
+        )
 
 
 def plan(budget: float, candidates: int, seeds: int, costs: Costs) -> Plan:
@@ -75,7 +87,7 @@ def planned(budget: float, counts: Sequence[int], seeds: int, costs: Costs) -> P
     runs = runs_of(counts, seeds)
     left = budget - costs.spent - costs.end - sum(runs) * costs.run
     unit = left / sum(count * FACTOR**rung for rung, count in enumerate(runs))
-    return Plan(counts, [unit * FACTOR**rung for rung in range(len(counts))], seeds)
+    return Plan(counts, [unit * FACTOR**rung for rung in range(len(counts))], seeds, costs)
 
 
 def runs_of(counts: Sequence[int], seeds: int) -> list[int]:
