@@ -56,7 +56,10 @@ def supervised(
     found, label = {}, train.label
     for shots in (*finetune.shot_counts(label), None):
         index = torch.arange(len(label)) if shots is None else fewshot.draw(label, shots, seed, 0)
-        net, name = baselines.untrained(encoder, seed), "with all labels" if shots is None else f"with {shots} labels a class"
+        net, name = (
+            baselines.untrained(encoder, seed),
+            "with all labels" if shots is None else f"with {shots} labels a class",
+        )
         classifier = finetune.fit(net, train, index, finetune.TRAIN, steps, seed, 1.0, name=name, **options)
         logits = embed(classifier, test, **options).stages["pool"]
         found[shots or len(label) // len(label.unique())] = (logits.argmax(1) == test.label).double()

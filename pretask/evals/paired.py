@@ -8,6 +8,7 @@ Statistics 6, 1979) corrects for the number of candidates.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from pretask.evals.confidence import LEVEL
 from pretask.rng import Rng
 from pretask.types import UserError
 
+K = TypeVar("K")
 FOLDS = 5
 REPEATS = 5
 """times that the folds are drawn"""
@@ -64,7 +66,7 @@ def verdicts(differences: Mapping[str, np.ndarray], overlap: float = 0.0) -> dic
     return found
 
 
-def holm(p: Mapping[str, float]) -> dict[str, tuple[float, float]]:
+def holm(p: Mapping[K, float]) -> dict[K, tuple[float, float]]:
     """p-values of several tests -> for each its p-value corrected for their number, and the level that it is tested at."""
     found, adjusted = {}, 0.0
     for rank, name in enumerate(sorted(p, key=p.__getitem__)):

@@ -1,21 +1,19 @@
 """Which of several rows leads a table, and which cannot be distinguished from it?
 
-Every row is compared with the leader on the same test images. Both the images and the seeds of training are random, so the variance
-of a difference is the sum of both. Runs are dear and a row has few of them: the variance between seeds is pooled over all rows
-that were trained, with as many degrees of freedom as all of them have together. The p-values and intervals of the comparisons
-are corrected for their number by Holm's method, so that "X leads all others" is false in at most 5 % of the tables in which it
-is not true: Hsu (Simultaneous Confidence Intervals for all Distances from the "Best", Annals of Statistics 9, 1981) shows that
-comparisons with the best need no correction for all pairs.
+Rows are compared on the same test images. Both the images and the seeds of training are random, so the variance of a difference
+is the sum of three: that of the images, and that of each row's seeds. Degrees of freedom are those of Welch and Satterthwaite.
+Holm's method corrects p-values and intervals for the number of pairs of rows, not only for those with the leader: which row
+leads is known only afterwards, and the leader of many equal rows is far ahead of the last one by chance.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import combinations
 
-import numpy as np
 from torch import Tensor
 
-from pretask.evals import paired
 from pretask.evals.confidence import LEVEL, Interval, interval
+from pretask.evals.paired import holm
 
 
 @dataclass(frozen=True)
@@ -27,13 +25,11 @@ class Gap:
     """interval at the level that Holm's method gives this comparison"""
     high: float
     p: float
-    """two-sided, corrected for the number of comparisons"""
+    """two-sided, corrected for the number of pairs"""
     error: float
     """standard error of the value"""
     freedom: float
     """its degrees of freedom"""
-    critical: float
-    """standard errors that a gap must exceed"""
 
     @property
     def clear(self) -> bool:
@@ -43,12 +39,15 @@ class Gap:
         """Probability that a true gap of so many points is clear."""
         from scipy.stats import nct
 
-        return float(nct.sf(self.critical, self.freedom, points / self.error)) if self.error else 1.0
+        if not self.error:
+            return 1.0
+        critical = (self.high - self.value) / self.error
+        return float(nct.sf(critical, self.freedom, points / self.error))
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """Rows from the best to the worst, and the leader's gap to each of the others."""
+    """Rows from the best to the worst, and how far the leader is ahead of each of the others."""
 
     scores: Mapping[str, Interval]
     gaps: Mapping[str, Gap]
@@ -67,23 +66,33 @@ def rank(correct: Mapping[str, Tensor]) -> Ranking:
     """Rows (S, N): whether each of S runs is right on each of N test images; S may differ between rows."""
     from scipy.stats import t
 
-    values = {name: 100 * each.double().mean(1).numpy() for name, each in correct.items()}
-    order = sorted(correct, key=lambda name: -values[name].mean())
-    seeds, freedom = pooled_variance([*values.values()])
-    leader, *others = order
-    tests = {}
-    for name in others:
-        sample = 100 * (correct[leader].double().mean(0) - correct[name].double().mean(0)).numpy()
-        of_images = float(sample.var(ddof=1)) / len(sample)
-        of_seeds = seeds * sum(1 / len(values[row]) for row in (leader, name) if len(values[row]) > 1)
-        error, free = summed(of_images, len(sample) - 1, of_seeds, freedom)
-        tests[name] = (float(sample.mean()), error, free)
+    points = {name: 100 * each.double() for name, each in correct.items()}
+    order = sorted(points, key=lambda name: -points[name].mean().item())
+    tests = {pair: difference(*(points[name] for name in pair)) for pair in combinations(order, 2)}
+    corrected = holm({pair: p_value(*test) for pair, test in tests.items()})
     gaps = {}
-    for name, (p, level) in paired.holm({name: p_value(*test) for name, test in tests.items()}).items():
-        value, error, free = tests[name]
-        critical = float(t.isf(level / 2, free))
-        gaps[name] = Gap(value, value - critical * error, value + critical * error, p, error, free, critical)
-    return Ranking({name: interval(100 * correct[name].double()) for name in order}, gaps)
+    for other in order[1:]:
+        (value, error, freedom), (p, level) = tests[order[0], other], corrected[order[0], other]
+        margin = float(t.isf(level / 2, freedom)) * error
+        gaps[other] = Gap(value, value - margin, value + margin, p, error, freedom)
+    return Ranking({name: interval(points[name]) for name in order}, gaps)
+
+
+def difference(one: Tensor, other: Tensor) -> tuple[float, float, float]:
+    """(S, N), (S', N) -> mean difference, its standard error and degrees of freedom."""
+    sample = one.mean(0) - other.mean(0)
+    parts = [
+        variance_of_mean(sample),
+        *(variance_of_mean(row.mean(1)) for row in (one, other) if len(row) > 1),
+    ]
+    total = sum(variance for variance, _ in parts)
+    squares = sum(variance**2 / freedom for variance, freedom in parts)
+    return sample.mean().item(), total**0.5, total**2 / squares if squares else float(len(sample) - 1)
+
+
+def variance_of_mean(values: Tensor) -> tuple[float, int]:
+    """(T,) -> the variance of their mean, and its degrees of freedom."""
+    return values.var().item() / len(values), len(values) - 1
 
 
 def p_value(value: float, error: float, freedom: float) -> float:
@@ -91,17 +100,3 @@ def p_value(value: float, error: float, freedom: float) -> float:
     from scipy.stats import t
 
     return float(2 * t.sf(abs(value) / error, freedom)) if error else float(value == 0)
-
-
-def pooled_variance(values: list[np.ndarray]) -> tuple[float, int]:
-    """Scores (S,) of each row -> their variance between seeds, and its degrees of freedom; 0 if no row has several."""
-    several = [row for row in values if len(row) > 1]
-    freedom = sum(len(row) - 1 for row in several)
-    squares = sum(float(row.var(ddof=1)) * (len(row) - 1) for row in several)
-    return (squares / freedom if freedom else 0.0), freedom
-
-
-def summed(one: float, free: int, other: float, other_free: int) -> tuple[float, float]:
-    """Two variances with their degrees of freedom -> the standard error, and its degrees (Welch and Satterthwaite)."""
-    parts = one**2 / max(free, 1) + other**2 / max(other_free, 1)
-    return (one + other) ** 0.5, (one + other) ** 2 / parts if parts else float(free)

@@ -1,10 +1,9 @@
 """The candidates of a comparison: methods from scratch and, if there are published weights, methods that start or learn from them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pretask import encoders as networks
 from pretask import methods
 from pretask.config import RunConfig, TrainConfig
 from pretask.data.base import Images
@@ -45,7 +44,7 @@ class Candidate:
         return Trial(self.method, settings, self.config, self.train)
 
 
-def usual(images: Images, encoder: Encoder, published: str | None) -> Iterator[tuple[str, bool]]:
+def usual(encoder: Encoder, images: Images, published: str | None) -> Iterator[tuple[str, bool]]:
     """Methods that suit the data, and whether each uses the published weights."""
     vit = is_vit(encoder)
     if published:

@@ -1,0 +1,168 @@
+"""The rungs of a comparison: candidates train in run folders, and are chosen on held-out labeled images. Interrupted, it goes on."""
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from torch import nn
+
+from pretask.config import RunConfig
+from pretask.data.base import Images
+from pretask.evals.paired import verdicts
+from pretask.evals.stage_probe import StageProbe
+from pretask.runtime import files
+from pretask.runtime.console import clock, say
+from pretask.train.logger import OnLog
+from pretask.train.run import Run
+from pretask.types import UserError
+from pretask.workflows import halving
+from pretask.workflows.candidates import Candidate
+from pretask.workflows.halving import Costs
+
+RUNS, STATE = "runs", "state.json"
+"""names in the folder that is made"""
+START = 3.0
+"""estimated seconds to start a run"""
+
+
+@dataclass(frozen=True)
+class Rung:
+    """Candidates that trained for the same time, and what they reached."""
+
+    seconds: float
+    held_out: Mapping[str, float]
+    """accuracy on held-out labeled training images, in %"""
+
+
+@dataclass
+class State:
+    """What an interrupted comparison goes on with."""
+
+    asked: dict[str, Any]
+    spent: float = 0.0
+    """seconds so far"""
+    counts: list[int] = field(default_factory=list)
+    """planned numbers of candidates in each rung"""
+    lengths: list[float] = field(default_factory=list)
+    """seconds of a run in each rung that has begun"""
+
+    @classmethod
+    def of(cls, folder: Path, asked: dict[str, Any]) -> "State":
+        """The state in a folder, or a new one. Raises UserError if the folder holds something else."""
+        path = folder / STATE
+        if path.is_file():
+            found = cls(**json.loads(path.read_text()))
+            if differs := [key for key in asked if found.asked.get(key) != asked[key]]:
+                raise UserError(
+                    f"{folder} is a comparison with other settings ({', '.join(differs)}); choose another --out"
+                )
+            return found
+        if folder.is_dir() and any(folder.iterdir()):
+            raise UserError(f"{folder} exists; choose another --out")
+        return cls(asked)
+
+
+@dataclass
+class Search:
+    """A comparison in progress."""
+
+    folder: Path
+    state: State
+    images: Images
+    shared: RunConfig
+    """settings of all runs"""
+    budget: float
+    """seconds of the whole command"""
+    seeds: int
+    """of each finalist"""
+    end: float
+    """estimated seconds of everything after the last run"""
+    probe: Callable[[nn.Module], StageProbe]
+    on_log: OnLog | None
+    began: float
+    """time.monotonic() of the start"""
+    scored: list[float] = field(default_factory=list)
+    """seconds of each score on held-out images"""
+    rungs: list[Rung] = field(default_factory=list)
+
+    @property
+    def spent(self) -> float:
+        """Seconds since the comparison began, without those in which it was interrupted."""
+        return self.state.spent
+
+    def save(self) -> None:
+        now = time.monotonic()
+        self.state.spent, self.began = self.state.spent + now - self.began, now
+        self.folder.mkdir(parents=True, exist_ok=True)
+        files.write_text(self.folder / STATE, json.dumps(asdict(self.state), indent=2) + "\n")
+
+    def costs(self) -> Costs:
+        self.save()
+        return Costs(self.state.spent, mean(self.scored) + START, self.end)
+
+    def score(self, net: nn.Module) -> StageProbe:
+        """A probe chosen on held-out images; measures its time."""
+        began = time.monotonic()
+        found = self.probe(net)
+        self.scored.append(time.monotonic() - began)
+        return found
+
+    def train(self, each: Candidate, rung: int, seconds: float, seed: int = 0) -> Run:
+        """The finished run of a candidate: a new one, a resumed one, or one that was finished before."""
+        place = self.folder / RUNS / f"{each.name.replace(', ', '-')}-{rung + 1}-s{seed}"
+        settings = replace(self.shared, budget=f"{seconds:.0f}s", seed=self.shared.seed + seed)
+        found = each.trial(place, settings).trained(self.images, self.on_log)
+        self.save()
+        return found
+
+    def choose(self, alive: Sequence[Candidate]) -> list[Candidate]:
+        """Train candidates in rungs of increasing length, until only the finalists are left."""
+        if not self.state.counts:
+            plan = halving.plan(self.budget, len(alive), self.seeds, self.costs())
+            say(plan.sentence)
+            self.state.counts = list(plan.counts)
+        *counts, _ = self.state.counts
+        for number in range(len(counts)):
+            left = self.state.counts[number:]
+            plan = halving.planned(self.budget, left, self.seeds, self.costs())
+            seconds = self.begin(number, alive, plan.lengths[0])
+            probes = {each.name: self.score(self.train(each, number, seconds).encoder) for each in alive}
+            self.rungs.append(Rung(seconds, {name: 100 * p.choice.score for name, p in probes.items()}))
+            best = sorted(alive, key=lambda each: -probes[each.name].choice.score)
+            alive = finalists(best, probes) if len(left) == 2 else best[: left[1]]
+        return list(alive)
+
+    def finish(self, finalists: Sequence[Candidate]) -> dict[str, list[Run]]:
+        """The runs of the finalists with all seeds, by their names; they share the time that is left."""
+        rung = len(self.state.counts) - 1
+        length = halving.final_length(self.budget, len(finalists), self.seeds, self.costs())
+        seconds = self.begin(rung, finalists, length)
+        return {
+            each.name: [self.train(each, rung, seconds, seed) for seed in range(self.seeds)]
+            for each in finalists
+        }
+
+    def begin(self, number: int, alive: Sequence[Candidate], seconds: float) -> float:
+        """The seconds of each run in a rung; if it has begun before, those that it began with."""
+        if number == len(self.state.lengths):
+            self.state.lengths.append(seconds)
+            self.save()
+        seconds = self.state.lengths[number]
+        say(
+            f"rung {number + 1} of {len(self.state.counts)}: {', '.join(each.name for each in alive)}, {clock(seconds)} each"
+        )
+        return seconds
+
+
+def finalists(best: Sequence[Candidate], probes: Mapping[str, StageProbe]) -> list[Candidate]:
+    """The two best, and those that cannot be distinguished from the second of them on held-out samples, up to MOST_FINALISTS."""
+    kept, others = list(best[:2]), best[2 : halving.MOST_FINALISTS]
+    if not others:
+        return kept
+    second = probes[kept[1].name].held_out
+    found = verdicts({each.name: 100 * (probes[each.name].held_out - second).numpy() for each in others})
+    return kept + [each for each in others if not found[each.name].worse]
