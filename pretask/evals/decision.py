@@ -22,41 +22,26 @@ class Decision:
 
 
 def decide(ranking: Ranking, roles: Mapping[str, Role]) -> Decision:
-    """Of rows that cannot be distinguished from the leader, one that needs no pretraining is preferred."""
-    leading = ranking.leading
-    runs = [name for name in ranking.scores if roles[name] == "run"]
-    free = sorted(
-        (name for name in leading if roles[name] != "run"),
-        key=lambda name: WITHOUT_TRAINING.index(roles[name]),
-    )
-    use = free[0] if free else ranking.leader
-    equal = tuple(name for name in leading if name != use)
-    if not runs:
-        return Decision(use, equal, f"Nothing was pretrained; use {use}.")
+    """Pretraining is worth its time if a run is better than every row that needs none."""
+    leading, runs = ranking.leading, [name for name in ranking.scores if roles[name] == "run"]
+    free = sorted(set(leading) - set(runs), key=lambda name: WITHOUT_TRAINING.index(roles[name]))
     if not free:
-        return Decision(use, equal, best_run(ranking, equal))
-    if ranking.leader == use and all(name not in leading for name in runs):
-        return Decision(use, equal, f"Do not pretrain: {use} {leads(ranking.gaps[runs[0]])} {every(runs)}.")
-    return Decision(use, equal, f"Do not pretrain: {no_gain(ranking, use, runs[0])}.")
+        return Decision(ranking.leader, tuple(leading[1:]), best_run(ranking))
+    if set(leading).isdisjoint(runs):
+        why, use = f"{ranking.leader} {leads(ranking.gaps[runs[0]])} {runs[0]}, the best run", ranking.leader
+    else:
+        why, use = f"{free[0]} and {runs[0]}, the best run, cannot be distinguished", free[0]
+    return Decision(use, tuple(name for name in leading if name != use), f"Do not pretrain: {why}.")
 
 
-def best_run(ranking: Ranking, equal: tuple[str, ...]) -> str:
-    """The leader is a run, and better than everything without pretraining."""
-    if equal:
+def best_run(ranking: Ranking) -> str:
+    """A run leads, and is better than everything without pretraining."""
+    if equal := ranking.leading[1:]:
         return f"Use {ranking.leader}, or {' or '.join(equal)}, which cannot be distinguished from it."
     second, gap = next(iter(ranking.gaps.items()))
     return f"Use {ranking.leader}: it {leads(gap)} {second}, the next best."
 
 
 def leads(gap: Gap) -> str:
-    """ "leads by 6.0 points [3.1, 8.9]" """
+    """ "leads by 6.0 points [3.1, 8.9] over" """
     return f"leads by {gap.value:.1f} points [{gap.low:.1f}, {gap.high:.1f}] over"
-
-
-def every(runs: list[str]) -> str:
-    return f"{runs[0]}, the best run" if len(runs) > 1 else runs[0]
-
-
-def no_gain(ranking: Ranking, use: str, run: str) -> str:
-    """The best run and something without pretraining lead together."""
-    return f"{use} and {run}, the best run, cannot be distinguished"

@@ -1,0 +1,49 @@
+"""The decision for each kind of table."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from pretask.evals.decision import decide
+from pretask.evals.ranking import rank
+
+ROLES = {
+    "simclr": "run",
+    "byol": "run",
+    "W, frozen": "published",
+    "k-means patches": "patches",
+    "raw pixels": "pixels",
+}
+
+
+def decision(**accuracy):
+    """Of rows that are right on each of 2,000 images with the given probability, in %."""
+    rng = np.random.default_rng(0)
+    names = {"frozen": "W, frozen", "patches": "k-means patches", "pixels": "raw pixels"}
+    rows = {
+        names.get(key, key): torch.from_numpy(
+            rng.random((3 if key in ("simclr", "byol") else 1, 2000)) < p / 100
+        )
+        for key, p in accuracy.items()
+    }
+    return decide(rank(rows), {name: ROLES[name] for name in rows})
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "use", "equal", "said"),
+    [
+        ({"simclr": 80, "byol": 70, "patches": 60}, "simclr", (), r"Use simclr: it leads by \d+\.\d points \[\d.*\] over byol, the next best\."),
+        ({"simclr": 80, "byol": 80, "patches": 60}, None, None, r"Use (simclr|byol), or (simclr|byol), which cannot be distinguished from it\."),
+        ({"simclr": 60, "byol": 55, "frozen": 80}, "W, frozen", (), r"Do not pretrain: W, frozen leads by .* over simclr, the best run\."),
+        ({"simclr": 60, "frozen": 80}, "W, frozen", (), r"Do not pretrain: W, frozen leads by .* over simclr, the best run\."),
+        ({"simclr": 70, "byol": 60, "patches": 70}, "k-means patches", ("simclr",), r"Do not pretrain: k-means patches and simclr, the best run, cannot be distinguished\."),
+        ({"simclr": 60, "frozen": 70, "patches": 70}, None, None, r"Do not pretrain: (W, frozen|k-means patches) leads by .* over simclr, the best run\."),
+        ({"simclr": 70, "frozen": 70, "patches": 70}, "W, frozen", None, r"Do not pretrain: W, frozen and simclr, the best run, cannot be distinguished\."),
+    ],
+)  # fmt: skip
+def test_decision(accuracy, use, equal, said):
+    found = decision(**accuracy)
+    assert re.fullmatch(said, found.sentence), found.sentence
+    assert use in (None, found.use) and equal in (None, found.equal)
