@@ -76,9 +76,9 @@ def plan(budget: float, candidates: int, seeds: int, costs: Costs) -> Plan:
 
 
 def rung_counts(candidates: int, rungs: int) -> list[int]:
-    """Half of the candidates go on to the next rung, and FINALISTS to the last one."""
+    """Half of the candidates go on to the next rung, and FINALISTS to the last one, which few candidates reach at once."""
     counts = [candidates]
-    while len(counts) < rungs - 1:
+    while len(counts) < rungs - 1 and counts[-1] > FINALISTS:
         counts.append(max(FINALISTS, math.ceil(counts[-1] / 2)))
     return [*counts, min(FINALISTS, candidates)]
 
