@@ -5,9 +5,11 @@ chosen on held-out labeled training images. The test set is used once, for the f
 the untrained encoder, raw pixels and k-means patches. The decision in words is a function of that table (evals/decision.py).
 """
 
+import json
+import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,9 @@ from torch import Tensor, nn
 from pretask import data as sources
 from pretask import encoders
 from pretask.config import InputConfig, RunConfig
+from pretask.data import places
 from pretask.data.base import Images, OpenOptions, canvas_fields
-from pretask.encoders import Encoder
+from pretask.encoders import Encoder, origins
 from pretask.evals import baselines, finetune, label_curve, protocol, ranking, stage_probe
 from pretask.evals.decision import Decision, decide
 from pretask.evals.features import Features, embed
@@ -29,6 +32,7 @@ from pretask.evals.stage_probe import StageProbe
 from pretask.limits import PositiveInt, Seed, checked
 from pretask.methods import simclr
 from pretask.reading import DEFAULT_READING, Reading
+from pretask.runtime import files, formats
 from pretask.runtime.device import find_device
 from pretask.train.logger import OnLog
 from pretask.train.run import Run
@@ -37,7 +41,7 @@ from pretask.workflows import subject
 from pretask.workflows.candidates import Candidate, candidate, usual
 from pretask.workflows.inputs import labeled_pair, split_paths
 from pretask.workflows.length import parse_duration
-from pretask.workflows.rungs import Rung, Search, State
+from pretask.workflows.rungs import STATE, Rung, Search, State
 
 FEATURES, RESULT = "features", "compare.json"
 """names in the folder that is made"""
@@ -45,6 +49,8 @@ CLOSING = 20.0
 """estimated seconds of the final tests, tables and pages"""
 SUPERVISED = 0.08
 """fraction of the budget for training the encoder with the labels"""
+IN_MEMORY = "in memory"
+"""stands for labels without a path"""
 TRAINED = "trained with the labels"
 """name of its curve"""
 
@@ -86,6 +92,22 @@ class Compared:
     left_out: Mapping[str, str]
     """candidates that could not be trained, and why"""
     seconds: float
+
+    def to_json(self) -> str:
+        """{"data", "use", "decision", "rows", "rungs", "curves", "worth", "left_out", "seconds"}"""
+        curves = {
+            name: {"shots": list(curve.shots), "accuracy": curve.accuracy}
+            for name, curve in self.curves.items()
+        }
+        worth = self.worth and {
+            key: value if math.isfinite(value) else None for key, value in asdict(self.worth).items()
+        }
+        whole = {
+            "data": dict(self.data), "use": self.decision.use, "decision": self.decision.sentence,
+            "rows": [asdict(each) for each in self.lines], "rungs": [asdict(each) for each in self.rungs],
+            "curves": curves, "worth": worth, "left_out": dict(self.left_out), "seconds": round(self.seconds, 1),
+        }  # fmt: skip
+        return json.dumps(whole, indent=2, allow_nan=False)
 
 
 @dataclass(frozen=True)
@@ -164,25 +186,56 @@ def compare(
     goes on when it is called again. Raises UserError.
     """
     began, folder, seconds = time.monotonic(), Path(out), parse_duration(budget)
+    asked = {
+        "data": places.absolute(str(data)), "labels": named(labels), "test": named(test), "budget": budget,
+        "methods": list(methods), "init": init and origins.absolute(init), "encoder": encoder, "seeds": seeds, "size": size,
+        "seed": seed, "reading": json.loads(json.dumps(asdict(reading), default=str)),
+    }  # fmt: skip
+    state = State.begun(folder, asked)
     images = sources.open(str(data), size=size, reading=reading)
     options = OpenOptions(**canvas_fields(images), reading=reading)
     labeled, tested = open_labels(labels, test, options, seed)
     net = subject.encoder_of(init, InputConfig(images.size)) if init else None
     net = net or encoders.build(encoder or simclr.Config.encoder, images.channels, images.size)
-    entries, left_out = candidates(methods, net, init, images)
-    asked = {
-        "data": str(data), "labels": labeled.name, "test": tested.name, "size": images.size, "methods": list(methods),
-        "init": init, "encoder": net.name, "seeds": seeds, "seed": seed, "budget": seconds,
-    }  # fmt: skip
+    chosen = [(method, bool(init)) for method in methods] or [*usual(net, images, init)]
+    entries, left_out = candidates(chosen, net, init, images)
+    added, refused = candidates([(method, bool(init)) for method in state.added], net, init, images)
+    left_out |= refused
+    if len(entries) < 2:
+        raise UserError(
+            f"a comparison needs two methods, and {len(entries)} can be trained: {'; '.join(left_out.values())}"
+        )
     shared = RunConfig(str(data), size=images.size, seed=seed, reading=reading)
     scorer = Scorer(labeled, tested, folder / FEATURES, seed, progress)
     end = CLOSING + SUPERVISED * seconds
-    state = State.of(folder, asked)
     search = Search(folder, state, images, shared, seconds, seeds, end, scorer.probe, on_log, began)
     fixed = fixed_rows(net, init, labeled, seed)
     probes = {row.name: search.score(row.net) for row in fixed}
-    runs = search.finish(search.choose(entries))
+    runs = search.finish(search.choose(entries)) | {each.name: search.add(each) for each in added}
     return conclude(search, scorer, runs, fixed, probes, left_out)
+
+
+def resume(folder: str | Path, add: Sequence[str] = (), **known: Any) -> Compared:
+    """Go on with an interrupted comparison, or add methods to a finished one. `known` are `progress` and `on_log` of `compare`."""
+    state = State.read(Path(folder))
+    asked, wrong = dict(state.asked), []
+    if asked["labels"] == IN_MEMORY:
+        raise UserError(f"the labels of {folder} were in memory; call pretask.compare with them again")
+    if new := [method for method in add if method not in state.added]:
+        if not (Path(folder) / RESULT).is_file():
+            raise UserError(f"{folder} is not finished; resume it first, then add methods")
+        state.added += new
+        state.write(Path(folder))
+    reading = formats.instance(Reading, asked.pop("reading"), "reading", wrong)
+    formats.refuse(Path(folder) / STATE, wrong)
+    return compare(**asked, out=folder, reading=reading, **known)
+
+
+def named(labels: Any) -> str | None:
+    """The absolute path of labeled images, to find them again."""
+    if labels is None:
+        return None
+    return places.absolute(str(labels)) if isinstance(labels, str | Path) else IN_MEMORY
 
 
 def open_labels(
@@ -200,19 +253,15 @@ def open_labels(
 
 
 def candidates(
-    methods: Sequence[str], net: Encoder, init: str | None, images: Images
+    chosen: Sequence[tuple[str, bool]], net: Encoder, init: str | None, images: Images
 ) -> tuple[list[Candidate], dict[str, str]]:
-    """What is tried, and what cannot be, with the reason."""
+    """Of methods, from the weights or from scratch: those that can be trained, and why others cannot."""
     found, left_out = [], {}
-    for method, from_weights in [(method, bool(init)) for method in methods] or usual(net, images, init):
+    for method, from_weights in chosen:
         try:
             found.append(candidate(method, net.name, init if from_weights else None, images))
         except UserError as wrong:
             left_out[method] = str(wrong)
-    if len(found) < 2:
-        raise UserError(
-            f"a comparison needs two methods or more, and {len(found)} can be trained: {'; '.join(left_out.values())}"
-        )
     return found, left_out
 
 
@@ -265,9 +314,11 @@ def conclude(
     worth = label_curve.worth(curves[best], curves[other], scorer.seed)
     search.save()
     decision = decide(ranked, roles)
-    return Compared(
+    found = Compared(
         search.folder, about, search.rungs, lines, decision, curves, worth, left_out, search.spent
     )
+    files.write_text(search.folder / RESULT, found.to_json() + "\n")
+    return found
 
 
 def line(name: str, role: Role, correct: Tensor, ranked: ranking.Ranking, runs: Sequence[Run] | None) -> Line:

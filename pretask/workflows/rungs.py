@@ -43,19 +43,33 @@ class State:
     """What an interrupted comparison goes on with."""
 
     asked: dict[str, Any]
+    """arguments, in JSON's types"""
     spent: float = 0.0
     """seconds so far"""
     counts: list[int] = field(default_factory=list)
     """planned numbers of candidates in each rung"""
     lengths: list[float] = field(default_factory=list)
     """seconds of a run in each rung that has begun"""
+    added: list[str] = field(default_factory=list)
+    """methods that were added to a finished comparison"""
+
+    def write(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        files.write_text(folder / STATE, json.dumps(asdict(self), indent=2) + "\n")
 
     @classmethod
-    def of(cls, folder: Path, asked: dict[str, Any]) -> "State":
+    def read(cls, folder: Path) -> "State":
+        """The state in a folder. Raises UserError if there is none."""
+        try:
+            return cls(**json.loads((folder / STATE).read_text()))
+        except (OSError, ValueError, TypeError):
+            raise UserError(f"{folder} is not a comparison: it has no readable {STATE}") from None
+
+    @classmethod
+    def begun(cls, folder: Path, asked: dict[str, Any]) -> "State":
         """The state in a folder, or a new one. Raises UserError if the folder holds something else."""
-        path = folder / STATE
-        if path.is_file():
-            found = cls(**json.loads(path.read_text()))
+        if (folder / STATE).is_file():
+            found = cls.read(folder)
             if differs := [key for key in asked if found.asked.get(key) != asked[key]]:
                 raise UserError(
                     f"{folder} is a comparison with other settings ({', '.join(differs)}); choose another --out"
@@ -97,8 +111,7 @@ class Search:
     def save(self) -> None:
         now = time.monotonic()
         self.state.spent, self.began = self.state.spent + now - self.began, now
-        self.folder.mkdir(parents=True, exist_ok=True)
-        files.write_text(self.folder / STATE, json.dumps(asdict(self.state), indent=2) + "\n")
+        self.state.write(self.folder)
 
     def costs(self) -> Costs:
         self.save()
@@ -145,6 +158,12 @@ class Search:
             each.name: [self.train(each, rung, seconds, seed) for seed in range(self.seeds)]
             for each in finalists
         }
+
+    def add(self, each: Candidate) -> list[Run]:
+        """The runs of a candidate that was added later, as long as those of the finalists."""
+        rung, seconds = len(self.state.counts) - 1, self.state.lengths[-1]
+        say(f"{each.name}, {self.seeds} × {clock(seconds)}")
+        return [self.train(each, rung, seconds, seed) for seed in range(self.seeds)]
 
     def begin(self, number: int, alive: Sequence[Candidate], seconds: float) -> float:
         """The seconds of each run in a rung; if it has begun before, those that it began with."""
