@@ -1,6 +1,6 @@
 """pretask: self-supervised visual learning, from a folder of unlabeled images to a trusted score.
 
-The verbs of the command line, from Python: `pretrain`, `adapt`, `evaluate`, `study`, `audit`, `embed`,
+The verbs of the command line, from Python: `pretrain`, `compare`, `adapt`, `evaluate`, `study`, `audit`, `embed`,
 `report`, `transfer`, `load`; `Reading`, how images are read; and
 `PretaskFeatures`, a scikit-learn transformer. Nothing heavy is imported before it is used.
 """
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pretask.reports.report import report
     from pretask.workflows.adapt import adapt
     from pretask.workflows.audit import audit
+    from pretask.workflows.compare import compare
     from pretask.workflows.evaluate import evaluate
     from pretask.workflows.study import study
     from pretask.workflows.subject import load
@@ -28,6 +29,7 @@ __all__ = [
     "__version__",
     "adapt",
     "audit",
+    "compare",
     "embed",
     "evaluate",
     "load",
@@ -43,6 +45,7 @@ _HOMES = {
     "study": "pretask.workflows.study",
     "adapt": "pretask.workflows.adapt",
     "audit": "pretask.workflows.audit",
+    "compare": "pretask.workflows.compare",
     "embed": "pretask.api",
     "report": "pretask.reports.report",
     "load": "pretask.workflows.subject",

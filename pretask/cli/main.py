@@ -14,6 +14,9 @@ from pretask.runtime import accounts
 HELP = """\
 pretask: self-supervised pretraining of vision encoders, and an honest score of what it bought.
 
+Decide
+  pretask compare --data PATH --labels L --out D  does pretraining pay on your images, and by which method?
+
 Try
   pretask demo                                    pretrain, score and report on drawn objects: 4 minutes
   pretask list                                    the 32 methods by family

@@ -28,7 +28,10 @@ def decide(ranking: Ranking, roles: Mapping[str, Role]) -> Decision:
     if not free:
         return Decision(ranking.leader, tuple(leading[1:]), best_run(ranking))
     if set(leading).isdisjoint(runs):
-        why, use = f"{ranking.leader} {leads(ranking.gaps[runs[0]])} {runs[0]}, the best run", ranking.leader
+        why, use = (
+            f"{runs[0]}, the best run, {behind(ranking.gaps[runs[0]])} {ranking.leader}",
+            ranking.leader,
+        )
     else:
         why, use = f"{free[0]} and {runs[0]}, the best run, cannot be distinguished", free[0]
     return Decision(use, tuple(name for name in leading if name != use), f"Do not pretrain: {why}.")
@@ -39,9 +42,9 @@ def best_run(ranking: Ranking) -> str:
     if equal := ranking.leading[1:]:
         return f"Use {ranking.leader}, or {' or '.join(equal)}, which cannot be distinguished from it."
     second, gap = next(iter(ranking.gaps.items()))
-    return f"Use {ranking.leader}: it {leads(gap)} {second}, the next best."
+    return f"Use {ranking.leader}: {second}, the next best, {behind(gap)} it."
 
 
-def leads(gap: Gap) -> str:
-    """ "leads by 6.0 points [3.1, 8.9] over" """
-    return f"leads by {gap.value:.1f} points [{gap.low:.1f}, {gap.high:.1f}] over"
+def behind(gap: Gap) -> str:
+    """ "is 6.0 points [3.1, 8.9] behind" """
+    return f"is {gap.value:.1f} points [{gap.low:.1f}, {gap.high:.1f}] behind"

@@ -92,6 +92,9 @@ class Compared:
     left_out: Mapping[str, str]
     """candidates that could not be trained, and why"""
     seconds: float
+    best: Run
+    """of the best method, with the first seed"""
+    test: LabeledSource
 
     def to_json(self) -> str:
         """{"data", "use", "decision", "rows", "rungs", "curves", "worth", "left_out", "seconds"}"""
@@ -315,8 +318,9 @@ def conclude(
     search.save()
     decision = decide(ranked, roles)
     found = Compared(
-        search.folder, about, search.rungs, lines, decision, curves, worth, left_out, search.spent
-    )
+        search.folder, about, search.rungs, lines, decision, curves, worth, left_out, search.spent,
+        runs[best][0], scorer.test,
+    )  # fmt: skip
     files.write_text(search.folder / RESULT, found.to_json() + "\n")
     return found
 

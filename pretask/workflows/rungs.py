@@ -12,6 +12,7 @@ from torch import nn
 
 from pretask.config import RunConfig
 from pretask.data.base import Images
+from pretask.evals.confidence import Interval, interval
 from pretask.evals.paired import verdicts
 from pretask.evals.stage_probe import StageProbe
 from pretask.runtime import files
@@ -34,7 +35,7 @@ class Rung:
     """Candidates that trained for the same time, and what they reached."""
 
     seconds: float
-    held_out: Mapping[str, float]
+    held_out: Mapping[str, Interval]
     """accuracy on held-out labeled training images, in %"""
 
 
@@ -144,7 +145,9 @@ class Search:
             plan = halving.planned(self.budget, left, self.seeds, self.costs())
             seconds = self.begin(number, alive, plan.lengths[0])
             probes = {each.name: self.score(self.train(each, number, seconds).encoder) for each in alive}
-            self.rungs.append(Rung(seconds, {name: 100 * p.choice.score for name, p in probes.items()}))
+            self.rungs.append(
+                Rung(seconds, {name: interval(100 * probe.held_out) for name, probe in probes.items()})
+            )
             best = sorted(alive, key=lambda each: -probes[each.name].choice.score)
             alive = finalists(best, probes) if len(left) == 2 else best[: left[1]]
         return list(alive)

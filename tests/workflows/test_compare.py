@@ -72,7 +72,7 @@ def test_all_candidates_train_once_in_each_rung_and_finalists_with_all_seeds(fin
     found, done = finished
     first, second = found.rungs
     assert set(first.held_out) == {"rotnet", "simclr", "byol", "vicreg"}
-    kept = sorted(first.held_out, key=lambda name: -first.held_out[name])[:3]
+    kept = sorted(first.held_out, key=lambda name: -first.held_out[name].value)[:3]
     assert set(second.held_out) == set(kept)
     runs = [line for line in found.lines if line.role == "run"]
     assert 2 <= len(runs) <= 4 and all(len(line.values) == 2 for line in runs)
