@@ -39,6 +39,7 @@ from pretask.train.run import Run
 from pretask.types import LabeledSource, UserError
 from pretask.workflows import subject
 from pretask.workflows.candidates import Candidate, candidate, usual
+from pretask.workflows.effort import Match
 from pretask.workflows.inputs import labeled_pair, split_paths
 from pretask.workflows.length import parse_duration
 from pretask.workflows.rungs import STATE, Rung, Search, State
@@ -173,6 +174,7 @@ def compare(
     init: str | None = None,
     encoder: str | None = None,
     seeds: PositiveInt = 3,
+    match: Match = "seconds",
     size: PositiveInt | None = None,
     seed: Seed = 0,
     reading: Reading = DEFAULT_READING,
@@ -185,13 +187,14 @@ def compare(
 
     `data`, `labels` and `test` are as in `adapt`; without `test` a fifth of the labeled images is set aside. Candidates are
     `methods`, or a set that suits the data; with `init`, published weights as in `pretrain`, methods that start or learn
-    from them too. All train the same architecture, `encoder`. The finalists train with `seeds` seeds. An interrupted comparison
+    from them too. All train the same architecture, `encoder`, for the same seconds, samples or FLOPs (`match`); the finalists train with `seeds`
+    seeds. An interrupted comparison
     goes on when it is called again. Raises UserError.
     """
     began, folder, seconds = time.monotonic(), Path(out), parse_duration(budget)
     asked = {
         "data": places.absolute(str(data)), "labels": named(labels), "test": named(test), "budget": budget,
-        "methods": list(methods), "init": init and origins.absolute(init), "encoder": encoder, "seeds": seeds, "size": size,
+        "methods": list(methods), "init": init and origins.absolute(init), "encoder": encoder, "seeds": seeds, "match": match, "size": size,
         "seed": seed, "reading": json.loads(json.dumps(asdict(reading), default=str)),
     }  # fmt: skip
     state = State.begun(folder, asked)
@@ -211,7 +214,7 @@ def compare(
     shared = RunConfig(str(data), size=images.size, seed=seed, reading=reading)
     scorer = Scorer(labeled, tested, folder / FEATURES, seed, progress)
     end = CLOSING + SUPERVISED * seconds
-    search = Search(folder, state, images, shared, seconds, seeds, end, scorer.probe, on_log, began)
+    search = Search(folder, state, images, shared, seconds, seeds, match, end, scorer.probe, on_log, began)
     fixed = fixed_rows(net, init, labeled, seed)
     probes = {row.name: search.score(row.net) for row in fixed}
     runs = search.finish(search.choose(entries)) | {each.name: search.add(each) for each in added}

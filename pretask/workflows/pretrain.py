@@ -92,19 +92,14 @@ def precision_of(settings: RunConfig) -> Precision:
 
 def pretrain(job: Job, *, on_log: OnLog | None = None, report: bool = False) -> run.Run:
     """Train, and write all results to the run's folder. With `report`, a budget includes time for writing the report."""
-    settings, source, folder = job.settings, job.source, job.folder
-    torch.manual_seed(settings.seed)
-    encoder = job.config.build_encoder(job.encoder, source)
-    encoder.normalize_by(settings.mean, settings.std)
-    requirements.check(job.config, encoder, source, job.train.batch)
-    job, loaded = load_weights(job, encoder)
-    started_from = continuing.initial_bytes(encoder) if loaded else None
-    continuing.prepare(encoder, job.train)
-    method = job.config.build(encoder, source)
-    fabric = build_fabric(settings, method.has_unused_params, job.train.batch)
-    fabric.launch()
-    trainer = Trainer(fabric, method, source, job.train, folder, settings.seed, settings.workers)
-    trainer.files |= {continuing.INITIAL: started_from} if started_from else {}
+    job, loaded, trainer = build_trainer(job)
+    settings, source, folder, fabric, method = (
+        job.settings,
+        job.source,
+        job.folder,
+        trainer.fabric,
+        trainer.method,
+    )
     allowed = job.budget
     pace = Pace() if allowed is None else Pace(allowed / ENTRIES)
     budget = None if allowed is None or job.requested.steps is not None else Budget(allowed, job.began, pace)
@@ -151,6 +146,24 @@ def pretrain(job: Job, *, on_log: OnLog | None = None, report: bool = False) -> 
             ) from None
         fabric.barrier()
     return run.Run(folder)
+
+
+def build_trainer(job: Job) -> tuple[Job, Loaded | None, Trainer]:
+    """The trainer of a job, the job with the input's statistics, and what was loaded."""
+    settings, source = job.settings, job.source
+    torch.manual_seed(settings.seed)
+    encoder = job.config.build_encoder(job.encoder, source)
+    encoder.normalize_by(settings.mean, settings.std)
+    requirements.check(job.config, encoder, source, job.train.batch)
+    job, loaded = load_weights(job, encoder)
+    started_from = continuing.initial_bytes(encoder) if loaded else None
+    continuing.prepare(encoder, job.train)
+    method = job.config.build(encoder, source)
+    fabric = build_fabric(job.settings, method.has_unused_params, job.train.batch)
+    fabric.launch()
+    trainer = Trainer(fabric, method, source, job.train, job.folder, settings.seed, settings.workers)
+    trainer.files |= {continuing.INITIAL: started_from} if started_from else {}
+    return job, loaded, trainer
 
 
 def load_weights(job: Job, encoder: Encoder) -> tuple[Job, Loaded | None]:

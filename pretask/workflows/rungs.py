@@ -20,8 +20,9 @@ from pretask.runtime.console import clock, say
 from pretask.train.logger import OnLog
 from pretask.train.run import Run
 from pretask.types import UserError
-from pretask.workflows import halving
+from pretask.workflows import effort, halving
 from pretask.workflows.candidates import Candidate
+from pretask.workflows.effort import Match, StepCost
 from pretask.workflows.halving import Costs
 
 RUNS, STATE = "runs", "state.json"
@@ -51,6 +52,10 @@ class State:
     """planned numbers of candidates in each rung"""
     lengths: list[float] = field(default_factory=list)
     """seconds of a run in each rung that has begun"""
+    amounts: list[float] = field(default_factory=list)
+    """images or FLOPs of a run in these rungs, if runs are matched by them"""
+    costs: dict[str, dict[str, float]] = field(default_factory=dict)
+    """what a step of each candidate costs"""
     added: list[str] = field(default_factory=list)
     """methods that were added to a finished comparison"""
 
@@ -94,6 +99,7 @@ class Search:
     """seconds of the whole command"""
     seeds: int
     """of each finalist"""
+    match: Match
     end: float
     """estimated seconds of everything after the last run"""
     probe: Callable[[nn.Module], StageProbe]
@@ -128,13 +134,28 @@ class Search:
     def train(self, each: Candidate, rung: int, seconds: float, seed: int = 0) -> Run:
         """The finished run of a candidate: a new one, a resumed one, or one that was finished before."""
         place = self.folder / RUNS / f"{each.name.replace(', ', '-')}-{rung + 1}-s{seed}"
-        settings = replace(self.shared, budget=f"{seconds:.0f}s", seed=self.shared.seed + seed)
+        length: dict[str, Any] = {"budget": f"{seconds:.0f}s"}
+        if self.match != "seconds":
+            length = {"steps": effort.steps(self.match, self.state.amounts[rung], self.cost(each))}
+        settings = replace(self.shared, seed=self.shared.seed + seed, **length)
         found = each.trial(place, settings).trained(self.images, self.on_log)
         self.save()
         return found
 
+    def cost(self, each: Candidate) -> StepCost:
+        """What a step costs; measured once, so that an interrupted comparison goes on with the same lengths."""
+        if each.name not in self.state.costs:
+            trial = each.trial(self.folder / RUNS / "timed", self.shared)
+            self.state.costs[each.name] = asdict(effort.step_cost(trial, self.images))
+            self.save()
+        return StepCost(**self.state.costs[each.name])  # pyright: ignore[reportArgumentType]
+
     def choose(self, alive: Sequence[Candidate]) -> list[Candidate]:
         """Train candidates in rungs of increasing length, until only the finalists are left."""
+        if self.match != "seconds":
+            say(f"timing a step of {', '.join(each.name for each in alive)}")
+            for each in alive:
+                self.cost(each)
         if not self.state.counts:
             plan = halving.plan(self.budget, len(alive), self.seeds, self.costs())
             say(plan.sentence)
@@ -172,10 +193,14 @@ class Search:
         """The seconds of each run in a rung; if it has begun before, those that it began with."""
         if number == len(self.state.lengths):
             self.state.lengths.append(seconds)
+            if self.match != "seconds":
+                costs = {each.name: self.cost(each) for each in alive}
+                self.state.amounts.append(effort.amount(self.match, seconds, costs))
             self.save()
         seconds = self.state.lengths[number]
+        about = "each" if self.match == "seconds" else f"on average, matched by {self.match}"
         say(
-            f"rung {number + 1} of {len(self.state.counts)}: {', '.join(each.name for each in alive)}, {clock(seconds)} each"
+            f"rung {number + 1} of {len(self.state.counts)}: {', '.join(each.name for each in alive)}, {clock(seconds)} {about}"
         )
         return seconds
 

@@ -17,8 +17,9 @@ from pretask.evals.linear_probe import Choice, Probe
 from pretask.evals.stage_probe import StageProbe
 from pretask.train.pacing import Budget
 from pretask.train.plan import Plan
+from pretask.train.run import Run
 from pretask.workflows import compare as comparing
-from pretask.workflows import length, pretrain, rungs
+from pretask.workflows import effort, length, pretrain, rungs
 from pretask.workflows.candidates import candidate, usual
 from pretask.workflows.compare import Compared, compare, resume
 from pretask.workflows.rungs import State
@@ -215,3 +216,18 @@ def test_the_two_best_and_what_cannot_be_distinguished_from_them_are_finalists()
     best: Any = [SimpleNamespace(name=name) for name in rate]
     assert [each.name for each in rungs.finalists(best, probes)] == ["a", "b", "c", "d"]
     assert [each.name for each in rungs.finalists([best[0], best[1], best[5]], probes)] == ["a", "b"]
+
+
+@pytest.mark.parametrize("match", ["samples", "flops"])
+def test_runs_are_matched_by_samples_or_flops(match, tmp_path, monkeypatch):
+    """The lengths that a rung gave its runs."""
+    monkeypatch.setattr(effort, "TIMED", 0.01)
+    found = small(tmp_path / "out", ("rotnet", "simclr"), match=match, seeds=1)
+    costs = State.read(found.folder).costs
+    for rung in (1, 2):
+        cards = {
+            name: Run(found.folder / rungs.RUNS / f"{name}-{rung}-s0").card for name in ("rotnet", "simclr")
+        }
+        asked = {name: card["settings"]["steps"] for name, card in cards.items()}
+        spent = [asked[name] * costs[name]["images" if match == "samples" else "flops"] for name in asked]
+        assert spent[0] == pytest.approx(spent[1], rel=0.01)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pretask.cli.flags import parse
 from pretask.errors import UserError
@@ -46,6 +46,8 @@ class Flags:
     """architecture of all candidates (default: that of --init, or a small ResNet)"""
     seeds: PositiveInt = 3
     """seeds of each finalist"""
+    match: Literal["seconds", "samples", "flops"] = "seconds"
+    """what all runs of a rung are given equally; --budget holds in any case"""
     size: PositiveInt | None = None
     """image side in pixels, as in pretrain"""
     seed: Seed = 0
@@ -108,6 +110,7 @@ def fresh(words: list[str]) -> tuple[bool, "Compared"]:
             init=chosen.init,
             encoder=chosen.encoder,
             seeds=chosen.seeds,
+            match=chosen.match,
             size=chosen.size,
             seed=chosen.seed,
             reading=chosen.reading,
