@@ -41,8 +41,7 @@ PROTOCOL = {
     "best linear mAP": "linear mAP at the stage that does best on held-out training images",
     "N images mAP": f"linear probe on pooled features, fixed penalty {fewshot.PENALTY}; mean over {fewshot.DRAWS} draws of N "
     "images, regardless of class",
-    "label-free": "RankMe, α of the spectrum, and of unit-length rows the mean std per dimension (1/√D at best) and the mean "
-    "cosine similarity; pooled test features",
+    "label-free": label_free.PROTOCOL,
     "split": "without a test set, a fifth of all images is set aside at random",
     "chosen": f"k, penalty and stage, by mAP on held-out training images: up to {MAX_FOLDED} images by {FOLDS} random folds, "
     f"repeated up to {REPEATS} times; more images on 20 % of them (at most {MAX_HELD_OUT}) after fitting to at most {MAX_FIT} of "
@@ -112,7 +111,10 @@ def measure(train: Features, test: Features, chosen: Chosen, seed: int = 0) -> l
         *score_knn(train, test, chosen.k, weight),
         *score_probes(test, chosen, weight),
         *score_fewshot(train, test, seed, weight),
-        *(Result(metric, "pool", value=v) for metric, v in label_free.metrics(test.stages["pool"]).items()),
+        *(
+            Result(metric, "pool", value=v)
+            for metric, v in label_free.metrics(test.stages["pool"], seed).items()
+        ),
     ]
 
 

@@ -24,6 +24,7 @@ from pretask.evals import (
     fewshot,
     forecast,
     knn,
+    label_free,
     linear_probe,
     measure,
     multilabel,
@@ -70,8 +71,7 @@ PROTOCOL = {
     "track recall@K": "for tracks: hit rate of a track's later patch among the K later patches nearest to its first patch; "
     "cosine similarity, pooled features; other tracks of the same clip that overlap in time are not candidates; nothing is "
     "trained",
-    "label-free": "RankMe, α of the spectrum, and of unit-length rows the mean std per dimension (1/√D at best) and the mean "
-    "cosine similarity; pooled test features",
+    "label-free": label_free.PROTOCOL,
     "finetune": f"on request: encoder and linear classifier trained on the labels with AdamW, lr {finetuning.TRAIN.lr}, layer "
     f"decay {finetuning.DECAY} (untrained encoder: 1), random shifts and flips, {finetuning.STEPS} steps of "
     f"{finetuning.TRAIN.batch} images for any number of labels; no hyperparameter or checkpoint is chosen, the last weights are "
@@ -178,6 +178,8 @@ def evaluate(
             train_features, test_features, train, test, chosen, head
         )
         del train_features, test_features  # gigabytes, and the maps need as much
+        if isinstance(net, Encoder):
+            yield Result("lidar", "pool", value=label_free.lidar(label_free.views(net, test, seed, device)))
         if not isinstance(net, Encoder) or entry.role not in (role, "untrained"):
             return
         if nonlinear:

@@ -29,7 +29,7 @@ class Measurement:
 
     metric: str
     """"knn", "linear", "best linear", "few-shot", "nmi", "ari", "acc", "recall", "text", "image", "track recall", "rankme", "alpha",
-    "std", "cosine", "mlp", "conv", "svm", "finetune"; for multi-label images "knn mAP" and so on; for a downstream task its own
+    "std", "cosine", "lidar", "stability", "mlp", "conv", "svm", "finetune"; for multi-label images "knn mAP" and so on; for a downstream task its own
     metrics, such as "mIoU" """
     stage: str = ""
     """stage of the encoder; "": no stage, or a chosen one"""
@@ -62,7 +62,7 @@ class Row(Measurement):
     """display name of the features: a method, "untrained resnet18", "raw pixels" """
     role: Role
     value: float
-    """in %, except for rankme, alpha, std and cosine, and for task metrics with another unit"""
+    """in %, except for rankme, alpha, std, cosine and lidar, and for task metrics with another unit"""
     low: float | None
     """lower end of the 95 % interval; None: no interval"""
     high: float | None

@@ -1,6 +1,7 @@
 """k-means: on unit vectors with restarts, and mini-batch k-means for many rows."""
 
 import warnings
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -16,14 +17,20 @@ BATCH = 4096
 
 def cluster(x: Tensor, clusters: int, seed: int) -> Tensor:
     """(N, D) -> (N,) cluster numbers of the rows, normalized to unit length; at most N clusters."""
+    rows, _ = span(unit(x).cpu())
+    return fit(rows, clusters, seed, RESTARTS)(rows)
+
+
+def fit(rows: Tensor, clusters: int, seed: int, restarts: int) -> Callable[[Tensor], Tensor]:
+    """(N, D) -> a function from (M, D) to (M,) cluster numbers; at most N clusters."""
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
 
-    means = KMeans(min(clusters, len(x)), n_init=RESTARTS, random_state=seed)  # type: ignore[arg-type]
+    means = KMeans(min(clusters, len(rows)), n_init=restarts, random_state=seed)  # type: ignore[arg-type]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # collapsed features have fewer distinct points
-        rows, _ = span(unit(x).cpu())
-        return torch.from_numpy(means.fit_predict(rows.numpy())).long()
+        means.fit(rows.numpy())
+    return lambda given: torch.from_numpy(means.predict(given.numpy())).long()
 
 
 def centers(x: Tensor, k: int, seed: int, seen: int) -> Tensor:

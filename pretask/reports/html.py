@@ -233,7 +233,7 @@ GROUPS = {
     "few-shot": "Linear probe on few labels per class",
     "few-shot mAP": "Linear probe on few labeled images",
     **dict.fromkeys(("nmi", "ari", "acc", "recall"), "Clustering and retrieval"),
-    **dict.fromkeys(("rankme", "alpha", "std", "cosine"), "Label-free measures"),
+    **dict.fromkeys(("rankme", "alpha", "std", "cosine", "lidar", "stability"), "Label-free measures"),
 }
 """metric -> title of its table"""
 STAGES = {"linear": "Linear probe at each stage", "linear mAP": "Linear probe at each stage, mAP"}
@@ -253,7 +253,7 @@ HEADINGS = {
     "knn": "kNN", "knn mAP": "kNN, mAP", "linear": "Linear probe", "linear mAP": "Linear probe, mAP",
     "best linear": "Best stage", "best linear mAP": "Best stage, mAP", "svm": "Quadrant SVM",
     "mlp": "MLP probe", "conv": "Conv probe", "nmi": "NMI", "ari": "ARI", "acc": "ACC",
-    "rankme": "RankMe", "alpha": "α", "std": "Std", "cosine": "Mean cosine",
+    "rankme": "RankMe", "alpha": "α", "std": "Std", "cosine": "Mean cosine", "lidar": "LiDAR", "stability": "Cluster stability",
 }  # fmt: skip
 """title of a measurement -> column heading; others are shown as they are"""
 

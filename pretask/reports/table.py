@@ -59,6 +59,8 @@ BLOCKS: Sequence[Columns] = (
         Measurement("alpha", "pool"): "α",
         Measurement("std", "pool"): "std",
         Measurement("cosine", "pool"): "cosine",
+        Measurement("lidar", "pool"): "LiDAR",
+        Measurement("stability", "pool"): "stability",
     },
 )
 """columns of one table after the other; each fits in 80 characters"""

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from pretask import data, encoders
 from pretask.evals import label_free
 from pretask.rng import Rng
 
@@ -103,3 +104,58 @@ def test_metrics_of_collapsed_features():
 def test_one_sample_has_no_spread():
     single = label_free.metrics(torch.ones(1, 4))
     assert single["std"] == 0 and math.isnan(single["cosine"]) and math.isnan(single["alpha"])
+
+
+# ---- LiDAR
+
+
+def slow_lidar(x: torch.Tensor) -> float:
+    """The formula, with loops."""
+    n, q, d = x.shape
+    x = x.double()
+    means = [sum(x[i, j] for j in range(q)) / q for i in range(n)]
+    whole = sum(means) / n
+    between = sum(torch.outer(m - whole, m - whole) for m in means) / (n - 1)
+    within = 1e-4 * torch.eye(d, dtype=torch.double)
+    for i in range(n):
+        for j in range(q):
+            within = within + torch.outer(x[i, j] - means[i], x[i, j] - means[i]) / (n * (q - 1))
+    found = torch.linalg.eigvals(torch.linalg.inv(within) @ between).real.clamp(
+        min=0
+    )  # similar, so the same eigenvalues
+    p = ((found + 1e-8) / (found + 1e-8).sum()).tolist()
+    return math.exp(-sum(each * math.log(each) for each in p))
+
+
+def test_lidar_is_the_formula():
+    x = Rng(2, "lidar").normal(12, 4, 6) + 2 * Rng(3, "lidar").normal(12, 1, 6)
+    assert label_free.lidar(x) == pytest.approx(slow_lidar(x), rel=1e-6)
+
+
+def test_lidar_counts_directions_that_differ_between_images_more_than_between_views():
+    """Five of 32 directions hold the image; the others only noise of the views."""
+    image = Rng(0, "image").normal(400, 1, 32) * (torch.arange(32) < 5)
+    views = image * 20 + Rng(1, "views").normal(400, 10, 32)
+    assert label_free.lidar(views) == pytest.approx(5, rel=0.1)
+    assert label_free.lidar(Rng(1, "views").normal(400, 10, 32)) > 25
+
+
+def test_lidars_views_are_of_some_images_and_drawn_by_the_seed():
+    source, encoder = data.open("synthetic:40:16"), encoders.build("resnet_small:width=8", 3, 16)
+    first, again, other = (label_free.views(encoder, source, seed, "cpu") for seed in (0, 0, 1))
+    assert first.shape == (40, label_free.LIDAR_VIEWS, encoder.dim)
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert encoder.training
+
+
+# ---- stability of clusters
+
+
+def test_clusters_that_exist_are_stable_and_those_of_noise_are_not():
+    label = torch.arange(600) % label_free.CLUSTERS
+    rng = Rng(0, "clusters")
+    center = 10 * rng.child("center").normal(label_free.CLUSTERS, 16)
+    noise = rng.normal(600, 16)
+    assert label_free.stability(center[label] + noise, 0) > 95
+    assert label_free.stability(noise, 0) < 40
+    assert math.isnan(label_free.stability(noise[:10], 0))
