@@ -1,4 +1,4 @@
-"""The decision that a table of candidates supports, in words: which to use, whether to pretrain at all, or that it cannot be told."""
+"""The decision that a table of candidates supports, in words: which to use, whether to pretrain at all, or that it is not clear."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -40,10 +40,8 @@ def measure(train: Features, test: Features, chosen: "Chosen", seed: int = 0) ->
         *score_fewshot(train, test, classes, seed),
         *score_clusters(test, seed),
         *score_retrieval(test),
-        *(
-            Result(metric, "pool", value=v)
-            for metric, v in label_free.metrics(test.stages["pool"], seed).items()
-        ),
+        *(Result(metric, "pool", value=v) for metric, v in label_free.metrics(test.stages["pool"]).items()),
+        Result("stability", "pool", value=label_free.stability(test.stages["pool"], seed)),
     ]
 
 

@@ -111,10 +111,8 @@ def measure(train: Features, test: Features, chosen: Chosen, seed: int = 0) -> l
         *score_knn(train, test, chosen.k, weight),
         *score_probes(test, chosen, weight),
         *score_fewshot(train, test, seed, weight),
-        *(
-            Result(metric, "pool", value=v)
-            for metric, v in label_free.metrics(test.stages["pool"], seed).items()
-        ),
+        *(Result(metric, "pool", value=v) for metric, v in label_free.metrics(test.stages["pool"]).items()),
+        Result("stability", "pool", value=label_free.stability(test.stages["pool"], seed)),
     ]
 
 

@@ -40,14 +40,18 @@ OTHER_MODULES = {
     "average_precision",
     "baselines",
     "confidence",
+    "decision",
     "features",
     "forecast",
     "holdout",
+    "label_curve",
     "measure",
     "multilabel",
     "paired",
     "protocol",
+    "ranking",
     "scores",
+    "stage_probe",
 }
 CLASSES = 4
 N, Q, D = 240, 90, 12

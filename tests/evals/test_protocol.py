@@ -79,9 +79,10 @@ def test_every_table_has_all_baseline_rows(once):
     assert {r.name for r in once.rows if r.role == "run"} == {"own"}
     assert f"supervised {NAME}" not in {r.name for r in scored().rows}
     titles = ["knn", "linear", "best linear", "1-shot", "5-shot", "10-shot", "nmi", "ari", "acc",
-             "recall@1", "recall@2", "recall@4", "recall@8", "rankme", "alpha", "std", "cosine"]  # fmt: skip
+             "recall@1", "recall@2", "recall@4", "recall@8", "rankme", "alpha", "std", "cosine", "stability"]  # fmt: skip
     for row in rows:
-        assert list(dict.fromkeys(r.title for r in once.rows if r.name == row)) == titles
+        of_views = [] if row in ("raw pixels", "k-means patches") else ["lidar"]
+        assert list(dict.fromkeys(r.title for r in once.rows if r.name == row)) == titles + of_views
     stages = [r.stage for r in once.rows if r.name == "own" and r.metric == "linear"]
     assert stages == ["stem", "stage1", "stage2", "pool"]
 
@@ -116,7 +117,7 @@ def test_the_json_is_valid_and_contains_no_nan(once):
 
 def test_every_value_is_within_its_interval(once):
     for r in once.rows:
-        if r.metric in ("rankme", "alpha", "std", "cosine"):
+        if r.metric in ("rankme", "alpha", "std", "cosine", "stability", "lidar"):
             assert r.low is None and r.high is None
         else:
             assert r.low <= r.value <= r.high

@@ -87,7 +87,9 @@ def test_terminal_shows_rows_decision_labels_and_power(found, monkeypatch):
     text = printed(found)
     assert all(len(line) <= 80 for line in text.splitlines())
     first = next(line for line in text.splitlines() if line.startswith("simclr"))
-    assert first.split()[1].startswith("80.") and "1:30" in first and "[" not in first
+    assert (
+        first.split()[1].startswith(f"{found.lines[0].accuracy:.1f}") and "1:30" in first and "[" not in first
+    )
     flat = " ".join(text.split())
     assert "Use simclr: diet, continued, the next best, is" in flat
     assert (
