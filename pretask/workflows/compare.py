@@ -21,6 +21,7 @@ from pretask import encoders
 from pretask.config import InputConfig, RunConfig
 from pretask.data import places
 from pretask.data.base import Images, OpenOptions, canvas_fields
+from pretask.data.subset import LabeledSubset
 from pretask.encoders import Encoder, origins
 from pretask.evals import baselines, finetune, label_curve, protocol, ranking, stage_probe
 from pretask.evals.decision import Decision, decide
@@ -48,6 +49,8 @@ FEATURES, RESULT = "features", "compare.json"
 """names in the folder that is made"""
 CLOSING = 20.0
 """estimated seconds of the final tests, tables and pages"""
+TIMED = 256
+"""labeled images on which the time of features is measured"""
 SUPERVISED = 0.08
 """fraction of the budget for training the encoder with the labels"""
 IN_MEMORY = "in memory"
@@ -127,6 +130,13 @@ class Scorer:
     def features(self, net: nn.Module, source: LabeledSource) -> Features:
         return embed(net, source, cache=self.cache, device=find_device(), progress=self.progress)
 
+    def time_test(self, net: nn.Module) -> float:
+        """Estimated seconds of an encoder's features on the test set, measured on a few labeled images."""
+        few = LabeledSubset(self.labeled, torch.arange(min(TIMED, len(self.labeled))), self.labeled.name)
+        began = time.monotonic()
+        embed(net, few, device=find_device(), progress=False)
+        return (time.monotonic() - began) * len(self.test) / len(few)
+
     def probe(self, net: nn.Module) -> StageProbe:
         return stage_probe.fit(self.features(net, self.labeled), self.seed)
 
@@ -187,15 +197,17 @@ def compare(
 
     `data`, `labels` and `test` are as in `adapt`; without `test` a fifth of the labeled images is set aside. Candidates are
     `methods`, or a set that suits the data; with `init`, published weights as in `pretrain`, methods that start or learn
-    from them too. All train the same architecture, `encoder`, for the same seconds, samples or FLOPs (`match`); the finalists train with `seeds`
-    seeds. An interrupted comparison
-    goes on when it is called again. Raises UserError.
+    from them too. All train the same architecture (`encoder`, or that of the weights) for the same seconds, samples or FLOPs
+    (`match`); the finalists train with `seeds` seeds. An interrupted comparison goes on when it is called again. Raises UserError.
     """
     began, folder, seconds = time.monotonic(), Path(out), parse_duration(budget)
+    init = init and origins.absolute(init)
+    if init and encoder:
+        raise UserError("--init has its own architecture; leave out --encoder")
     asked = {
         "data": places.absolute(str(data)), "labels": named(labels), "test": named(test), "budget": budget,
-        "methods": list(methods), "init": init and origins.absolute(init), "encoder": encoder, "seeds": seeds, "match": match, "size": size,
-        "seed": seed, "reading": json.loads(json.dumps(asdict(reading), default=str)),
+        "methods": list(methods), "init": init, "encoder": encoder, "seeds": seeds, "match": match, "size": size, "seed": seed,
+        "reading": json.loads(json.dumps(asdict(reading), default=str)),
     }  # fmt: skip
     state = State.begun(folder, asked)
     images = sources.open(str(data), size=size, reading=reading)
@@ -213,10 +225,12 @@ def compare(
         )
     shared = RunConfig(str(data), size=images.size, seed=seed, reading=reading)
     scorer = Scorer(labeled, tested, folder / FEATURES, seed, progress)
-    end = CLOSING + SUPERVISED * seconds
-    search = Search(folder, state, images, shared, seconds, seeds, match, end, scorer.probe, on_log, began)
     fixed = fixed_rows(net, init, labeled, seed)
-    probes = {row.name: search.score(row.net) for row in fixed}
+    state.test = state.test or scorer.time_test(fixed[0].net)
+    end = CLOSING + SUPERVISED * seconds + len(fixed) * state.test
+    search = Search(folder, state, images, shared, seconds, seeds, match, end, scorer.probe, on_log, began)
+    probes = {fixed[0].name: search.score(fixed[0].name, fixed[0].net)}
+    probes |= {row.name: scorer.probe(row.net) for row in fixed[1:]}
     runs = search.finish(search.choose(entries)) | {each.name: search.add(each) for each in added}
     return conclude(search, scorer, runs, fixed, probes, left_out)
 
@@ -272,9 +286,9 @@ def candidates(
 
 
 def fixed_rows(net: Encoder, init: str | None, labeled: LabeledSource, seed: int) -> list[Fixed]:
-    """`net` has the published weights if there is `init`."""
+    """Encoders first; `net` has the published weights if there is `init`."""
     return [
-        *([Fixed(f"{init}, frozen", "published", net)] if init else []),
+        *([Fixed(subject.INITIAL, "published", net)] if init else []),
         Fixed(f"untrained {net.name}", "untrained", baselines.untrained(net, seed)),
         Fixed(baselines.Pixels.name, "pixels", baselines.Pixels()),
         Fixed(baselines.Patches.name, "patches", baselines.patches(labeled, seed=seed)),

@@ -30,6 +30,8 @@ class Costs:
     """since the command began"""
     run: float
     """of everything that a run takes besides its training, such as its score on held-out images"""
+    test: float
+    """of the features of a run on the test set"""
     end: float
     """of everything after the last run: the table on the test set, the curves, the page"""
 
@@ -47,7 +49,7 @@ class Plan:
     @property
     def sentence(self) -> str:
         """ "6 candidates · 3 rungs of 0:40, 2:00 and 6:00 · 3 finalists × 3 seeds · 9 minutes of evaluation" """
-        evaluation = self.costs.end + sum(runs_of(self.counts, self.seeds)) * self.costs.run
+        evaluation = self.costs.end + scoring(runs_of(self.counts, self.seeds), self.costs)
         *first, last = map(clock, self.lengths)
         return (
             f"{self.counts[0]} candidates · {len(self.counts)} rungs of {', '.join(first)} and about {last} a run · "
@@ -62,13 +64,8 @@ def plan(budget: float, candidates: int, seeds: int, costs: Costs) -> Plan:
         if found.lengths[0] >= SHORTEST:
             return found
     counts = rung_counts(candidates, 2)
-    needed = (
-        costs.spent
-        + costs.end
-        + sum(
-            runs * (SHORTEST * FACTOR**rung + costs.run) for rung, runs in enumerate(runs_of(counts, seeds))
-        )
-    )
+    runs = runs_of(counts, seeds)
+    needed = costs.spent + costs.end + scoring(runs, costs) + SHORTEST * units(runs)
     raise UserError(
         f"--budget {budget:.0f}s is too short for {candidates} candidates and {seeds} seeds of the finalists; "
         f"give {math.ceil(needed)}s or more, or fewer --methods"
@@ -85,9 +82,18 @@ def rung_counts(candidates: int, rungs: int) -> list[int]:
 
 def planned(budget: float, counts: Sequence[int], seeds: int, costs: Costs) -> Plan:
     runs = runs_of(counts, seeds)
-    left = budget - costs.spent - costs.end - sum(runs) * costs.run
-    unit = left / sum(count * FACTOR**rung for rung, count in enumerate(runs))
+    unit = (budget - costs.spent - costs.end - scoring(runs, costs)) / units(runs)
     return Plan(counts, [unit * FACTOR**rung for rung in range(len(counts))], seeds, costs)
+
+
+def units(runs: Sequence[int]) -> float:
+    """Length of all runs together, relative to one of the first rung."""
+    return sum(count * FACTOR**rung for rung, count in enumerate(runs))
+
+
+def scoring(runs: Sequence[int], costs: Costs) -> float:
+    """Seconds that all runs take besides their training."""
+    return sum(runs) * costs.run + runs[-1] * costs.test
 
 
 def runs_of(counts: Sequence[int], seeds: int) -> list[int]:
@@ -96,4 +102,4 @@ def runs_of(counts: Sequence[int], seeds: int) -> list[int]:
 
 def final_length(budget: float, finalists: int, seeds: int, costs: Costs) -> float:
     """Seconds of each of the last runs, which share all that is left."""
-    return (budget - costs.spent - costs.end) / (finalists * seeds) - costs.run
+    return (budget - costs.spent - costs.end) / (finalists * seeds) - costs.run - costs.test

@@ -54,6 +54,10 @@ class State:
     """seconds of a run in each rung that has begun"""
     amounts: list[float] = field(default_factory=list)
     """images or FLOPs of a run in these rungs, if runs are matched by them"""
+    test: float = 0.0
+    """estimated seconds of the features of a run on the test set"""
+    scored: dict[str, float] = field(default_factory=dict)
+    """seconds of each score on held-out images"""
     costs: dict[str, dict[str, float]] = field(default_factory=dict)
     """what a step of each candidate costs"""
     added: list[str] = field(default_factory=list)
@@ -106,8 +110,6 @@ class Search:
     on_log: OnLog | None
     began: float
     """time.monotonic() of the start"""
-    scored: list[float] = field(default_factory=list)
-    """seconds of each score on held-out images"""
     rungs: list[Rung] = field(default_factory=list)
 
     @property
@@ -122,13 +124,13 @@ class Search:
 
     def costs(self) -> Costs:
         self.save()
-        return Costs(self.state.spent, mean(self.scored) + START, self.end)
+        return Costs(self.state.spent, mean(self.state.scored.values()) + START, self.state.test, self.end)
 
-    def score(self, net: nn.Module) -> StageProbe:
-        """A probe chosen on held-out images; measures its time."""
+    def score(self, name: str, net: nn.Module) -> StageProbe:
+        """A probe chosen on held-out images. Its time counts as it was at first: later the features are there already."""
         began = time.monotonic()
         found = self.probe(net)
-        self.scored.append(time.monotonic() - began)
+        self.state.scored.setdefault(name, time.monotonic() - began)
         return found
 
     def train(self, each: Candidate, rung: int, seconds: float, seed: int = 0) -> Run:
@@ -165,7 +167,8 @@ class Search:
             left = self.state.counts[number:]
             plan = halving.planned(self.budget, left, self.seeds, self.costs())
             seconds = self.begin(number, alive, plan.lengths[0])
-            probes = {each.name: self.score(self.train(each, number, seconds).encoder) for each in alive}
+            runs = {each.name: self.train(each, number, seconds) for each in alive}
+            probes = {name: self.score(f"{name}, {number}", run.encoder) for name, run in runs.items()}
             self.rungs.append(
                 Rung(seconds, {name: interval(100 * probe.held_out) for name, probe in probes.items()})
             )

@@ -23,6 +23,7 @@ from pretask.workflows import effort, length, pretrain, rungs
 from pretask.workflows.candidates import candidate, usual
 from pretask.workflows.compare import Compared, compare, resume
 from pretask.workflows.rungs import State
+from pretask.workflows.subject import INITIAL
 
 TINY = "resnet_small:width=8"
 
@@ -174,7 +175,9 @@ def test_published_weights_are_continued_distilled_and_scored_as_they_are(tmp_pa
     found = small(tmp_path / "out", ("diet", "distill"), init=given, encoder=None, seeds=1)
     assert {name.partition("-1-")[0] for name in trained[:2]} == {"diet-continued", "distill"}
     frozen = next(line for line in found.lines if line.role == "published")
-    assert frozen.name == f"{given}, frozen" and len(frozen.values) == 1
+    assert frozen.name == INITIAL and len(frozen.values) == 1
+    with pytest.raises(UserError, match="--init has its own architecture; leave out --encoder"):
+        small(tmp_path / "other", init=given)
 
 
 def test_what_cannot_be_trained_is_left_out_with_the_reason(tmp_path):
