@@ -33,7 +33,7 @@ def decide(ranking: Ranking, roles: Mapping[str, Role]) -> Decision:
             ranking.leader,
         )
     else:
-        why, use = f"{free[0]} and {runs[0]}, the best run, cannot be distinguished", free[0]
+        why, use = f"with all labels {free[0]} and {runs[0]}, the best run, cannot be distinguished", free[0]
     return Decision(use, tuple(name for name in leading if name != use), f"Do not pretrain: {why}.")
 
 

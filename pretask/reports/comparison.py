@@ -66,9 +66,12 @@ def behind(line: Line) -> str:
 def sentences(found: Compared) -> Iterator[str]:
     """The decision, what the labels are worth, and what this table could have shown."""
     yield found.decision.sentence
-    best, other, *_ = found.curves
     if found.worth:
-        yield f"Compared with {other}, {best} is worth {times(found.worth)} the labels (measured with {found.worth.shots} a class)."
+        best = next(iter(found.curves))
+        yield (
+            f"With fewer labels, {best} is worth {times(found.worth)} the labels of {found.other} (measured with "
+            f"{found.worth.shots} a class)."
+        )
     if gaps := [line.gap for line in found.lines if line.gap]:
         chances = [f"{gap} points {100 * min(each.power(gap) for each in gaps):.0f} %" for gap in GAPS]
         yield f"How often a gap of so many points is found in a table like this: {', '.join(chances)}."

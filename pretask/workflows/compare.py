@@ -24,6 +24,7 @@ from pretask.data.base import Images, OpenOptions, canvas_fields
 from pretask.data.subset import LabeledSubset
 from pretask.encoders import Encoder, origins
 from pretask.evals import baselines, finetune, label_curve, protocol, ranking, stage_probe
+from pretask.evals.confidence import interval
 from pretask.evals.decision import Decision, decide
 from pretask.evals.features import Features, embed
 from pretask.evals.label_curve import Curve, Worth
@@ -90,9 +91,11 @@ class Compared:
     """from the best to the worst"""
     decision: Decision
     curves: Mapping[str, Curve]
-    """accuracy over labels, of the rows that the decision is about"""
+    """accuracy over labels, of the best run first, then of other rows"""
+    other: str
+    """the best row without pretraining"""
     worth: Worth | None
-    """how many times as many labels the best row without pretraining needs"""
+    """how many times as many labels it needs to equal the best run"""
     left_out: Mapping[str, str]
     """candidates that could not be trained, and why"""
     seconds: float
@@ -101,7 +104,7 @@ class Compared:
     test: LabeledSource
 
     def to_json(self) -> str:
-        """{"data", "use", "decision", "rows", "rungs", "curves", "worth", "left_out", "seconds"}"""
+        """{"data", "use", "decision", "rows", "rungs", "curves", "other", "worth", "left_out", "seconds"}"""
         curves = {
             name: {"shots": list(curve.shots), "accuracy": curve.accuracy}
             for name, curve in self.curves.items()
@@ -112,7 +115,7 @@ class Compared:
         whole = {
             "data": dict(self.data), "use": self.decision.use, "decision": self.decision.sentence,
             "rows": [asdict(each) for each in self.lines], "rungs": [asdict(each) for each in self.rungs],
-            "curves": curves, "worth": worth, "left_out": dict(self.left_out), "seconds": round(self.seconds, 1),
+            "curves": curves, "other": self.other, "worth": worth, "left_out": dict(self.left_out), "seconds": round(self.seconds, 1),
         }  # fmt: skip
         return json.dumps(whole, indent=2, allow_nan=False)
 
@@ -312,6 +315,11 @@ def conclude(
         for name, family in runs.items()
     }
     correct |= {row.name: scorer.correct(row.net, probes[row.name])[None] for row in fixed}
+    held_out = {
+        name: interval(100 * torch.stack([probe.held_out for probe in family]))
+        for name, family in chosen.items()
+    }
+    rungs = [*search.rungs, Rung(search.state.lengths[-1], held_out)]
     roles: dict[str, Role] = dict.fromkeys(runs, "run")
     roles |= {row.name: row.role for row in fixed}
     ranked = ranking.rank(correct)
@@ -335,7 +343,7 @@ def conclude(
     search.save()
     decision = decide(ranked, roles)
     found = Compared(
-        search.folder, about, search.rungs, lines, decision, curves, worth, left_out, search.spent,
+        search.folder, about, rungs, lines, decision, curves, other, worth, left_out, search.spent,
         runs[best][0], scorer.test,
     )  # fmt: skip
     files.write_text(search.folder / RESULT, found.to_json() + "\n")

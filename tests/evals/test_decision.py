@@ -38,9 +38,9 @@ def decision(**accuracy):
         ({"simclr": 80, "byol": 80, "patches": 60}, None, None, r"Use (simclr|byol), or (simclr|byol), which cannot be distinguished from it\."),
         ({"simclr": 60, "byol": 55, "frozen": 80}, "W, frozen", (), r"Do not pretrain: simclr, the best run, is \d.*\] behind W, frozen\."),
         ({"simclr": 60, "frozen": 80}, "W, frozen", (), r"Do not pretrain: simclr, the best run, is \d.*\] behind W, frozen\."),
-        ({"simclr": 70, "byol": 60, "patches": 70}, "k-means patches", ("simclr",), r"Do not pretrain: k-means patches and simclr, the best run, cannot be distinguished\."),
+        ({"simclr": 70, "byol": 60, "patches": 70}, "k-means patches", ("simclr",), r"Do not pretrain: with all labels k-means patches and simclr, the best run, cannot be distinguished\."),
         ({"simclr": 60, "frozen": 70, "patches": 70}, None, None, r"Do not pretrain: simclr, the best run, is .* behind (W, frozen|k-means patches)\."),
-        ({"simclr": 70, "frozen": 70, "patches": 70}, "W, frozen", None, r"Do not pretrain: W, frozen and simclr, the best run, cannot be distinguished\."),
+        ({"simclr": 70, "frozen": 70, "patches": 70}, "W, frozen", None, r"Do not pretrain: with all labels W, frozen and simclr, the best run, cannot be distinguished\."),
     ],
 )  # fmt: skip
 def test_decision(accuracy, use, equal, said):

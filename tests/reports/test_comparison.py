@@ -70,7 +70,7 @@ def found(tmp_path) -> Compared:
         )
     ]
     return Compared(
-        tmp_path, about, rungs, lines, decide(ranked, ROLES), curves, Worth(10, 3.4, 2.1, 5.0),
+        tmp_path, about, rungs, lines, decide(ranked, ROLES), curves, "k-means patches", Worth(10, 3.4, 2.1, 5.0),
         {"mae": "mae masks patches"}, 3500.0, best, test,
     )  # fmt: skip
 
@@ -93,7 +93,7 @@ def test_terminal_shows_rows_decision_labels_and_power(found, monkeypatch):
     flat = " ".join(text.split())
     assert "Use simclr: diet, continued, the next best, is" in flat
     assert (
-        "Compared with k-means patches, simclr is worth 3.4 times [2.1, 5] the labels (measured with 10 a class)."
+        "With fewer labels, simclr is worth 3.4 times [2.1, 5] the labels of k-means patches (measured with 10 a class)."
         in flat
     )
     assert "mae was not tried: mae masks patches" in flat

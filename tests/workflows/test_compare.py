@@ -72,12 +72,13 @@ def finished(tmp_path_factory) -> tuple[Compared, list[str]]:
 
 def test_all_candidates_train_once_in_each_rung_and_finalists_with_all_seeds(finished):
     found, done = finished
-    first, second = found.rungs
+    first, second, last = found.rungs
     assert set(first.held_out) == {"rotnet", "simclr", "byol", "vicreg"}
     kept = sorted(first.held_out, key=lambda name: -first.held_out[name].value)[:3]
     assert set(second.held_out) == set(kept)
     runs = [line for line in found.lines if line.role == "run"]
     assert 2 <= len(runs) <= 4 and all(len(line.values) == 2 for line in runs)
+    assert set(last.held_out) == {line.name for line in runs} and last.seconds > second.seconds
     expected = [f"{name}-1-s0" for name in first.held_out] + [f"{name}-2-s0" for name in second.held_out]
     expected += [f"{line.name}-3-s{seed}" for line in runs for seed in (0, 1)]
     assert sorted(done) == sorted(expected)
