@@ -15,7 +15,7 @@ from pretask.evals.label_curve import Worth
 from pretask.reports import study_plots
 from pretask.reports.html import hits
 from pretask.reports.report import LabeledImages, look
-from pretask.reports.table import Grid
+from pretask.reports.table import Grid, brief
 from pretask.runtime import files
 from pretask.runtime.console import clock
 from pretask.viz.page import load_template
@@ -49,7 +49,7 @@ def cells(line: Line) -> list[str]:
     half = (line.high - line.low) / 2
     gap, p = ("", "") if line.gap is None else (behind(line), f"{line.gap.p:.2g}")
     return [
-        line.name,
+        brief(line.name),
         f"{line.accuracy:.1f} ±{half:.1f}",
         gap,
         p,

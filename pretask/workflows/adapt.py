@@ -23,6 +23,7 @@ from pretask.train.logger import OnLog
 from pretask.train.run import Run
 from pretask.types import LabeledSource, UserError
 from pretask.workflows import search, subject
+from pretask.workflows.candidates import FROM_WEIGHTS, fitting
 from pretask.workflows.inputs import labeled_pair, split_paths
 from pretask.workflows.length import parse_duration
 from pretask.workflows.search import Comparison, Trial
@@ -178,16 +179,14 @@ def adapt(
 
 def candidate_methods(encoder: Encoder) -> tuple[str, ...]:
     """The methods that are tried, those for few images first."""
-    return ("diet", "dinov2" if is_vit(encoder) else "byol", "simclr")
+    return (*FROM_WEIGHTS[is_vit(encoder)], "simclr")
 
 
 def trial(method: str, folder: Path, shared: RunConfig, images: Images) -> Trial:
     """One method's run from the weights; its batches are no larger than the number of images."""
     config = methods.recipe(method)().for_continuing()
-    train = config.train_for_continuing()
-    return Trial(
-        method, replace(shared, out=folder), config, replace(train, batch=min(train.batch, len(images)))
-    )
+    train = fitting(config.train_for_continuing(), images)
+    return Trial(method, replace(shared, out=folder), config, train)
 
 
 def open_labels(

@@ -55,6 +55,11 @@ def usual(encoder: Encoder, images: Images, published: str | None) -> Iterator[t
             yield method, False
 
 
+def fitting(train: TrainConfig, images: Images) -> TrainConfig:
+    """With a batch that is no larger than the number of images."""
+    return replace(train, batch=min(train.batch, len(images)))
+
+
 def candidate(method: str, architecture: str, published: str | None, images: Images) -> Candidate:
     """A method's default recipe on `architecture`: from the published weights, from them as a teacher, or from scratch.
 
@@ -68,8 +73,7 @@ def candidate(method: str, architecture: str, published: str | None, images: Ima
         config, init = config.for_continuing(), published
     else:
         encoder = architecture
-    train = config.train_for_continuing() if init else config.train
-    train = replace(train, batch=min(train.batch, len(images)))
+    train = fitting(config.train_for_continuing() if init else config.train, images)
     if missing := config.needs - images.provides:
         raise UserError(f"{method} needs {', '.join(sorted(missing))}, which {images.name} does not provide")
     built = config.build_encoder(config.spec(architecture), images)

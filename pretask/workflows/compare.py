@@ -193,6 +193,7 @@ def compare(
     reading: Reading = DEFAULT_READING,
     progress: bool = True,
     on_log: OnLog | None = None,
+    began: float | None = None,
 ) -> Compared:
     """Find out whether to pretrain on your images, and by which method, within a time budget.
 
@@ -201,9 +202,11 @@ def compare(
     `data`, `labels` and `test` are as in `adapt`; without `test` a fifth of the labeled images is set aside. Candidates are
     `methods`, or a set that suits the data; with `init`, published weights as in `pretrain`, methods that start or learn
     from them too. All train the same architecture (`encoder`, or that of the weights) for the same seconds, samples or FLOPs
-    (`match`); the finalists train with `seeds` seeds. An interrupted comparison goes on when it is called again. Raises UserError.
+    (`match`); the finalists train with `seeds` seeds. An interrupted comparison goes on when it is called again. The budget counts from
+    `began`, by time.monotonic(), or else from the call. Raises UserError.
     """
-    began, folder, seconds = time.monotonic(), Path(out), parse_duration(budget)
+    began = time.monotonic() if began is None else began
+    folder, seconds = Path(out), parse_duration(budget)
     init = init and origins.absolute(init)
     if init and encoder:
         raise UserError("--init has its own architecture; leave out --encoder")
@@ -235,11 +238,11 @@ def compare(
     probes = {fixed[0].name: search.score(fixed[0].name, fixed[0].net)}
     probes |= {row.name: scorer.probe(row.net) for row in fixed[1:]}
     runs = search.finish(search.choose(entries)) | {each.name: search.add(each) for each in added}
-    return conclude(search, scorer, runs, fixed, probes, left_out)
+    return conclude(search, scorer, runs, fixed, probes, left_out | search.left_out)
 
 
 def resume(folder: str | Path, add: Sequence[str] = (), **known: Any) -> Compared:
-    """Go on with an interrupted comparison, or add methods to a finished one. `known` are `progress` and `on_log` of `compare`."""
+    """Go on with an interrupted comparison, or add methods to a finished one. `known` are `progress`, `on_log` and `began`."""
     state = State.read(Path(folder))
     asked, wrong = dict(state.asked), []
     if asked["labels"] == IN_MEMORY:

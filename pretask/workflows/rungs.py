@@ -111,6 +111,8 @@ class Search:
     began: float
     """time.monotonic() of the start"""
     rungs: list[Rung] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
+    """candidates that failed, and why"""
 
     @property
     def spent(self) -> float:
@@ -152,6 +154,21 @@ class Search:
             self.save()
         return StepCost(**self.state.costs[each.name])  # pyright: ignore[reportArgumentType]
 
+    def train_all(
+        self, candidates: Sequence[Candidate], rung: int, seconds: float, seeds: Sequence[int]
+    ) -> dict[str, list[Run]]:
+        """The runs of all candidates by their names; one that fails, since it diverges, is left out. Raises UserError if all fail."""
+        runs: dict[str, list[Run]] = {}
+        for each in candidates:
+            try:
+                runs[each.name] = [self.train(each, rung, seconds, seed) for seed in seeds]
+            except UserError as wrong:
+                say(f"{each.name} is left out: {wrong}")
+                self.left_out[each.name] = str(wrong)
+        if not runs:
+            raise UserError(f"no candidate could be trained: {'; '.join(self.left_out.values())}")
+        return runs
+
     def choose(self, alive: Sequence[Candidate]) -> list[Candidate]:
         """Train candidates in rungs of increasing length, until only the finalists are left."""
         if self.match != "seconds":
@@ -167,12 +184,13 @@ class Search:
             left = self.state.counts[number:]
             plan = halving.planned(self.budget, left, self.seeds, self.costs())
             seconds = self.begin(number, alive, plan.lengths[0])
-            runs = {each.name: self.train(each, number, seconds) for each in alive}
-            probes = {name: self.score(f"{name}, {number}", run.encoder) for name, run in runs.items()}
+            runs = self.train_all(alive, number, seconds, [0])
+            probes = {name: self.score(f"{name}, {number}", run.encoder) for name, (run,) in runs.items()}
             self.rungs.append(
                 Rung(seconds, {name: interval(100 * probe.held_out) for name, probe in probes.items()})
             )
-            best = sorted(alive, key=lambda each: -probes[each.name].choice.score)
+            trained = [each for each in alive if each.name in runs]
+            best = sorted(trained, key=lambda each: -probes[each.name].choice.score)
             alive = finalists(best, probes) if len(left) == 2 else best[: left[1]]
         return list(alive)
 
@@ -181,10 +199,7 @@ class Search:
         rung = len(self.state.counts) - 1
         length = halving.final_length(self.budget, len(finalists), self.seeds, self.costs())
         seconds = self.begin(rung, finalists, length)
-        return {
-            each.name: [self.train(each, rung, seconds, seed) for seed in range(self.seeds)]
-            for each in finalists
-        }
+        return self.train_all(finalists, rung, seconds, range(self.seeds))
 
     def add(self, each: Candidate) -> list[Run]:
         """The runs of a candidate that was added later, as long as those of the finalists."""

@@ -150,6 +150,34 @@ def test_other_settings_are_refused(finished, tmp_path):
         resume(tmp_path)
 
 
+def test_a_candidate_that_fails_is_left_out_with_the_reason(tmp_path, monkeypatch):
+    def failing(job, *, on_log=None, train=pretrain.pretrain):
+        if job.method == "byol":
+            raise UserError("the loss is not finite")
+        return train(job, on_log=on_log)
+
+    monkeypatch.setattr(pretrain, "pretrain", failing)
+    found = small(tmp_path / "out", ("rotnet", "simclr", "byol"), seeds=1)
+    assert found.left_out == {"byol": "the loss is not finite"}
+    assert {line.name for line in found.lines if line.role == "run"} == {"rotnet", "simclr"}
+
+
+def test_nothing_is_chosen_by_test_labels(tmp_path):
+    """With other labels of the same test images the rungs are the same, and the table differs."""
+    source = data.open_labeled("synthetic:60:16")
+    image = source.__getitems__(torch.arange(60)).image.permute(0, 2, 3, 1).numpy()
+    names = [source.classes[k] for k in source.label.tolist()]
+    moved = [names[(k + 7) % 60] for k in range(60)]
+    first, other = (
+        small(tmp_path / place, ("rotnet", "simclr"), seeds=1, test=(image, labels))
+        for place, labels in (("a", names), ("b", moved))
+    )
+    assert [rung.held_out for rung in first.rungs] == [rung.held_out for rung in other.rungs]
+    assert {line.name: line.values for line in first.lines} != {
+        line.name: line.values for line in other.lines
+    }
+
+
 # ---- candidates
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from pretask.cli import commands
 from pretask.cli.flags import parse
 from pretask.errors import UserError
 from pretask.limits import PositiveInt, Seed
@@ -92,7 +93,7 @@ def again(words: list[str]) -> tuple[bool, "Compared"]:
         raise UserError("--resume needs the folder of a comparison")
     chosen = parse(More, rest, "compare FOLDER")
     with Display() as display:
-        return chosen.json, resume(folder[0], split(chosen.methods), on_log=display)
+        return chosen.json, resume(folder[0], split(chosen.methods), on_log=display, began=commands.began)
 
 
 def fresh(words: list[str]) -> tuple[bool, "Compared"]:
@@ -115,6 +116,7 @@ def fresh(words: list[str]) -> tuple[bool, "Compared"]:
             seed=chosen.seed,
             reading=chosen.reading,
             on_log=display,
+            began=commands.began,
         )
     return chosen.json, found
 
