@@ -83,7 +83,7 @@ def forward_flops_of_tiny() -> float:
 
 @pytest.mark.parametrize("match", ["samples", "flops"])
 def test_runs_get_equal_amounts_and_take_the_seconds_on_average(match):
-    costs = {"fast": StepCost(0.1, 10, 100.0, 0.0), "slow": StepCost(0.4, 40, 900.0, 9000.0)}
+    costs = {"fast": StepCost(0.1, 10, 100.0, 0.0), "slow": StepCost(0.4, 40, 900.0, 200_000.0)}
     given = amount(match, 1000.0, costs)
     lengths = {name: steps(match, given, cost) for name, cost in costs.items()}
     spent = [lengths[name] * cost.seconds for name, cost in costs.items()]
@@ -91,4 +91,4 @@ def test_runs_get_equal_amounts_and_take_the_seconds_on_average(match):
     if match == "samples":
         assert lengths["fast"] * 10 == pytest.approx(lengths["slow"] * 40, rel=0.01)
     else:
-        assert lengths["fast"] * 100 == pytest.approx(lengths["slow"] * 900 + 9000, rel=0.01)
+        assert lengths["fast"] * 100 == pytest.approx(lengths["slow"] * 900 + 200_000, rel=0.01)
