@@ -121,6 +121,9 @@ def test_interrupted_comparison_goes_on_and_ends_the_same(finished, tmp_path, tr
         (line.name, line.values) for line in found.lines
     ]
     assert again.decision == found.decision and again.seconds > found.seconds
+    assert (
+        State.read(out).scored == state.scored
+    )  # features that are there already say nothing of the time of new ones
 
 
 def test_finished_comparison_is_read_without_training(finished, tmp_path, trained):
