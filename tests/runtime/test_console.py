@@ -118,6 +118,15 @@ def test_step_time_excludes_setup(monkeypatch):
     assert seen == [1, 1, 3]
 
 
+def test_a_step_takes_time_even_if_the_short_run_was_slowed():
+    time, took = Clock(), iter([100.0, 100.0, 60.0])
+
+    def train(steps):
+        time.now += next(took)
+
+    assert forecast.seconds_per_step(train, time) == 20.0
+
+
 def test_training_time_is_estimated_on_standard_error_before_it_begins(capfd):
     parts = [
         Work("fine-tuned networks", 6, 100.0),
