@@ -1,0 +1,16 @@
+"""Faults of colorization."""
+
+from pretask.faults import Fault
+
+FAULTS = (
+    Fault(
+        "rebalancing",
+        "Rare colors weigh no more than frequent ones.",
+        patches={"rebalancing_weights": lambda _: lambda prior, uniform: prior.new_ones(len(prior))},
+    ),
+    Fault(
+        "wrong flip",
+        "Targets are mirrored against the image.",
+        patches={"Colorization.target_ab": lambda own: lambda self, x: own(self, x).flip(-1)},
+    ),
+)

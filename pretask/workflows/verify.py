@@ -1,0 +1,187 @@
+"""Is a method implemented right? One short run is held against those of five seeds that are known to be right.
+
+One test with an error of ERROR: the largest distance of any point or number from the reference, in units of its prediction interval.
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from pretask import methods, reference
+from pretask.evals import bands
+from pretask.evals.bands import Band, Prior
+from pretask.limits import Seed
+from pretask.methods import MethodConfig
+from pretask.reference import Reference
+from pretask.types import UserError
+from pretask.workflows import recording
+from pretask.workflows.recording import Recording, Setup
+
+CURVES = {"loss": 1e-3, "accuracy": 0.5}
+"""quantities with a value at each point -> smallest standard deviation that is believed: a fraction of the range, or points"""
+NUMBERS = {"gradient": 0.01, "spread": 0.01, "knn": 0.5, "linear": 0.5}
+"""quantities with one value -> the same: a fraction of the value, or points"""
+LOGARITHMIC = ("gradient", "spread")
+"""numbers that are compared by their ratio"""
+TITLES = {
+    "loss": "loss",
+    "accuracy": "pretext accuracy",
+    "gradient": "gradient norm",
+    "spread": "feature spread",
+    "knn": "kNN accuracy, %",
+    "linear": "linear accuracy, %",
+}
+SCALE = "another loss may have another scale; same_loss = True in the file compares it"
+SEED = 100
+"""default seed; the reference has 0 to 4"""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One quantity of the run beside the reference."""
+
+    name: str
+    values: tuple[float, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    """prediction interval at each point"""
+    distance: float
+    """largest distance from the mean; above 1 is outside"""
+
+    @property
+    def inside(self) -> int:
+        """Number of points inside."""
+        return sum(low <= x <= high for x, low, high in zip(self.values, self.low, self.high, strict=True))
+
+
+@dataclass(frozen=True)
+class Verification:
+    """A run of a method, compared with the reference of `against`."""
+
+    method: str
+    against: str
+    seed: int
+    error: float
+    """probability that a correct run is outside"""
+    setup: Setup
+    compared: tuple[Compared, ...]
+    left_out: Mapping[str, str]
+    """quantities that were not compared -> why"""
+    commit: str | None
+    """of the reference"""
+
+    @property
+    def farthest(self) -> Compared:
+        return max(self.compared, key=lambda each: each.distance)
+
+    @property
+    def passed(self) -> bool:
+        return self.farthest.distance <= 1
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"passed": self.passed} | dataclasses.asdict(self)
+
+
+def verifiable() -> list[str]:
+    """All methods with a reference."""
+    return reference.names()
+
+
+def constants(config: MethodConfig) -> dict[str, Any]:
+    """The fields of a config and of its training recipe that decide how it trains, as JSON holds them: all but length and teacher."""
+    config_fields = dataclasses.asdict(config)
+    config_fields.pop("teacher", None)
+    train = dataclasses.asdict(config.train)
+    train.pop("epochs")
+    return json.loads(json.dumps({"config": config_fields, "train": train}))
+
+
+def verify(
+    method: str,
+    *,
+    against: str = "",
+    seed: Seed = SEED,
+    error: float = bands.ERROR,
+    on_step: Callable[[int, int], None] = lambda *_: None,
+) -> Verification:
+    """Train a method once, for less than half a minute, and compare what it shows with the reference: its own, or that of `against`.
+
+    A method of your own trains by the recipe of the one that it is compared with. Its loss and gradient are compared only if its file
+    says `same_loss = True`. Raises UserError.
+    """
+    if method.endswith(".py") and not against:
+        raise UserError(
+            f"{method} has no reference of its own; give --against METHOD, such as --against simclr"
+        )
+    known = reference.load(against or method)
+    setup = Setup(**known.setup)
+    if against:
+        module = methods.module(method)
+        with recording.constants(against) as theirs:
+            found = recording.record(methods.recipe(method)(), setup, seed, on_step, theirs.train)
+        same_loss = bool(getattr(module, "same_loss", False))
+    else:
+        with recording.constants(method) as config:
+            found = recording.record(config, setup, seed, on_step)
+        same_loss = True
+    return compare(found, known, method, seed, error, setup, same_loss)
+
+
+def compare(
+    found: Recording,
+    known: Reference,
+    method: str,
+    seed: int,
+    error: float,
+    setup: Setup,
+    same_loss: bool = True,
+) -> Verification:
+    """A recording beside the reference."""
+    left_out: dict[str, str] = {}
+    if not same_loss:
+        left_out |= dict.fromkeys(("loss", "gradient"), SCALE)
+    if not found.accuracy and known.runs[0]["accuracy"]:
+        left_out["accuracy"] = f"{method} logs no accuracy"
+    expected = interval_bands(known, set(left_out), error)
+    rows = []
+    for name, band in expected.items():
+        values = getattr(found, name) if name in CURVES else (getattr(found, name),)
+        back = math.exp if name in LOGARITHMIC else float
+        own = [math.log(max(x, 1e-300)) for x in values] if name in LOGARITHMIC else values
+        low, high = (tuple(map(back, edge)) for edge in (band.mean - band.half, band.mean + band.half))
+        rows.append(Compared(name, tuple(values), low, high, float(band.distance(own).max())))
+    return Verification(method, known.method, seed, error, setup, tuple(rows), left_out, known.commit)
+
+
+def interval_bands(known: Reference, without: set[str], error: float) -> dict[str, Band]:
+    """The band of each quantity that the reference has, apart from some; each gets an equal part of the error."""
+    quantities = [name for name in (*CURVES, *NUMBERS) if name not in without and known.runs[0][name] != []]
+    part, found = error / len(quantities), {}
+    for name in quantities:
+        runs = table(known, name)
+        if name in CURVES:
+            spread = float(np.ptp(runs.mean(0))) if name == "loss" else 1.0
+            found[name] = bands.curve(runs, part, CURVES[name] * spread)
+        else:
+            found[name] = bands.number(runs[:, 0], prior(name), part, NUMBERS[name])
+    return found
+
+
+def table(known: Reference, name: str) -> np.ndarray:
+    """(S, K) values of a quantity in the reference runs, logarithms for some."""
+    rows = np.array([np.atleast_1d(run[name]) for run in known.runs], float)
+    return np.log(np.maximum(rows, 1e-300)) if name in LOGARITHMIC else rows
+
+
+@cache
+def prior(name: str) -> Prior:
+    """Variance of a number over seeds, from all references."""
+    found: Sequence[np.ndarray] = [table(reference.load(method), name)[:, 0] for method in reference.names()]
+    variances = [max(float(runs.var(ddof=1)), NUMBERS[name] ** 2) for runs in found]
+    return bands.prior_of(variances, len(found[0]) - 1)
