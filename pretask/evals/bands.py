@@ -60,14 +60,30 @@ def prior_of(variances: Sequence[float], dof: float) -> Prior:
 def curve(runs: np.ndarray, error: float, floor: float) -> Band:
     """(S, K) curves of the reference runs -> the band of another run, outside of which it is with probability `error`.
 
-    `floor` is the smallest standard deviation that is believed.
+    `floor` is the smallest standard deviation that is believed. Neighboring points that vary together count as fewer: for the degrees of
+    freedom of a pooled variance by the squares of their correlations, as far as they are those of a first-order autoregression.
     """
     seeds, points = runs.shape
     variance = runs.var(0, ddof=1)
+    together = autocorrelation((runs - runs.mean(0)) / np.sqrt(np.maximum(variance, floor**2) + 1e-300)) ** 2
     near = [slice(max(0, k - REACH), k + REACH + 1) for k in range(points)]
     pooled = np.array([variance[some].mean() for some in near])
-    dof = np.array([(seeds - 1) * len(variance[some]) for some in near])
-    return band(runs.mean(0), np.maximum(pooled, floor**2), dof, seeds, error / points)
+    dof = np.array([(seeds - 1) * independent(len(variance[some]), together) for some in near])
+    count = 1 + (points - 1) * (1 - together)
+    return band(runs.mean(0), np.maximum(pooled, floor**2), dof, seeds, error / count)
+
+
+def autocorrelation(rows: np.ndarray) -> float:
+    """(S, K) -> correlation of neighboring points, from 0 to 1."""
+    square = (rows**2).sum()
+    between = (rows[:, 1:] * rows[:, :-1]).sum() * rows.shape[1] / (rows.shape[1] - 1)
+    return float(np.clip(between / square, 0.0, 1.0)) if square else 0.0
+
+
+def independent(points: int, together: float) -> float:
+    """The number of independent points whose mean square is as uncertain as that of `points` with these squared correlations."""
+    lag = np.arange(1, points)
+    return points / (1 + 2 * float(((1 - lag / points) * together**lag).sum()))
 
 
 def number(runs: np.ndarray, prior: Prior, error: float, floor: float) -> Band:
