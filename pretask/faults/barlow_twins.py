@@ -7,6 +7,10 @@ FAULTS = (
         "redundancy-reduction",
         "The term that decorrelates the embedding's dimensions has weight 0.",
         config={"lambda_": 0.0},
+        paper=(
+            "Zbontar et al. 2021, in the ablation of the loss: the invariance term alone gives 57.3 % instead "
+            "of 71.4 on ImageNet."
+        ),
     ),
     Fault(
         "centering",

@@ -25,10 +25,19 @@ FAULTS = (
         "The target is the student's own projection, through which gradients flow.",
         patches={"BYOL.loss": without_teacher},
         named_by="monitor",
+        paper=(
+            "Grill et al. 2020, sec. 3.2: constant outputs minimize the loss over both sides; only because the "
+            "target is not trained does the method avoid them."
+        ),
     ),
     Fault(
         "moving-teacher",
         "The teacher keeps its random initial weights.",
         patches={"update_ema": lambda _: lambda *_: None},
+        paper=(
+            "Grill et al. 2020, sec. 3 and table 5a: features learned from a fixed random target reach 18.8 % "
+            "on ImageNet, more than those of the target itself, 1.4, and less than with a moving one, 72.5. "
+            "Nothing collapses."
+        ),
     ),
 )

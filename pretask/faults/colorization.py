@@ -7,6 +7,10 @@ FAULTS = (
         "rebalancing",
         "Rare colors weigh no more than frequent ones.",
         patches={"rebalancing_weights": lambda _: lambda prior, uniform: prior.new_ones(len(prior))},
+        paper=(
+            "Zhang, Isola, Efros 2016, sec. 2.2: most pixels are nearly gray, and without weights for rare "
+            "colors so are the predictions."
+        ),
     ),
     Fault(
         "wrong flip",

@@ -14,12 +14,20 @@ FAULTS = (
         config={"ema_momentum": 0.9},
         patches={"teacher_probs": uncentered},
         named_by="monitor",
+        paper=(
+            "Caron et al. 2021, sec. 5.3 and fig. 7: without centering, one prototype takes all images: the "
+            "entropy of the teacher's output goes to 0."
+        ),
     ),
     Fault(
         "sharpening",
         "The teacher's softmax has a temperature of 1.",
         config={"ema_momentum": 0.9, "teacher_temp": (1.0, 1.0)},
         named_by="monitor",
+        paper=(
+            "Caron et al. 2021, sec. 5.3 and fig. 7: without sharpening, all images get the same even output: "
+            "its entropy goes to ln K."
+        ),
     ),
     Fault(
         "moving-teacher",

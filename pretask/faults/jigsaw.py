@@ -21,6 +21,10 @@ FAULTS = (
         "Tiles fill their cells, so that edges and textures continue from one to the next.",
         config={"tile": 1.0},
         named_by="audit",
+        paper=(
+            "Noroozi and Favaro 2016, sec. 3.2 and table 5: without the gap, transfer to detection falls from "
+            "52.6 to 47.7 mAP, since edges that continue solve the puzzle."
+        ),
     ),
     Fault(
         "tile order not inverted",

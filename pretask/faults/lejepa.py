@@ -8,6 +8,10 @@ FAULTS = (
         "Nothing spreads the embeddings.",
         config={"lambda_": 0.0},
         named_by="monitor",
+        paper=(
+            "Balestriero and LeCun 2025: prediction alone is minimized by constant embeddings; SIGReg excludes "
+            "them."
+        ),
     ),
     Fault(
         "half of the integral",

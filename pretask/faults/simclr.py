@@ -34,6 +34,10 @@ FAULTS = (
         "low-temperature",
         "The temperature of the softmax over views is 5.",
         config={"temperature": 5.0},
+        paper=(
+            "Chen et al. 2020, table 5: on ImageNet 64.4 % at a temperature of 0.1, and 58.0 at 1. Nothing "
+            "collapses."
+        ),
     ),
     Fault(
         "compared with itself",

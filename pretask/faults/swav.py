@@ -8,6 +8,10 @@ FAULTS = (
         "Codes are a softmax, so that all images may get the same.",
         patches={"sinkhorn": lambda _: lambda scores, epsilon, _: (scores / epsilon).softmax(1)},
         named_by="monitor",
+        paper=(
+            "Caron et al. 2020, sec. 3.1: the constraint of equal shares keeps images from being all assigned "
+            "to one prototype."
+        ),
     ),
     Fault(
         "soft codes",
