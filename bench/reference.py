@@ -74,7 +74,7 @@ def make(name: str, seconds: float) -> None:
 
 
 def known_setup(name: str) -> Setup | None:
-    return Setup(**reference.load(name).setup) if name in reference.names() else None
+    return verify.load(name)[1] if name in reference.names() else None
 
 
 def timed_setup(name: str, seconds: float) -> Setup:
@@ -99,8 +99,7 @@ def rounded(found: Recording) -> dict[str, Any]:
 
 def plant(name: str) -> None:
     """Plant each fault of a method, and store which quantities are outside."""
-    known = reference.load(name)
-    setup = Setup(**known.setup)
+    known, setup = verify.load(name)
     rows = json.loads(TABLE.read_text()) if TABLE.is_file() else {}
     rows[name] = {}
     for fault in faults.of(name):

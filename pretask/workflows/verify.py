@@ -119,8 +119,7 @@ def verify(
         raise UserError(
             f"{method} has no reference of its own; give --against METHOD, such as --against simclr"
         )
-    known = reference.load(against or method)
-    setup = Setup(**known.setup)
+    known, setup = load(against or method)
     if against:
         module = methods.module(method)
         with recording.constants(against) as theirs:
@@ -131,6 +130,12 @@ def verify(
             found = recording.record(config, setup, seed, on_step)
         same_loss = True
     return compare(found, known, method, seed, error, setup, same_loss)
+
+
+def load(method: str) -> tuple[Reference, Setup]:
+    """The reference of a method, and its setup. Raises UserError."""
+    known = reference.load(method)
+    return known, Setup(**known.setup)
 
 
 def compare(
