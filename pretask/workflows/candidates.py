@@ -1,6 +1,6 @@
 """The candidates of a comparison: methods from scratch and, if there are published weights, methods that start or learn from them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -44,15 +44,35 @@ class Candidate:
         return Trial(self.method, settings, self.config, self.train)
 
 
-def usual(encoder: Encoder, images: Images, published: str | None) -> Iterator[tuple[str, bool]]:
-    """Methods that suit the data, and whether each uses the published weights."""
-    vit = is_vit(encoder)
-    if published:
-        yield from ((method, True) for method in (*FROM_WEIGHTS[vit], "distill"))
-    yield from ((method, False) for method in FROM_SCRATCH[vit])
-    for method in NEEDING:
-        if methods.recipe(method).needs <= images.provides:
-            yield method, False
+@dataclass(frozen=True)
+class Choice:
+    """A method, the encoder that it is to train, and whether it starts or learns from the published weights."""
+
+    method: str
+    net: Encoder
+    from_weights: bool = False
+
+
+def usual(nets: Sequence[Encoder], given: Encoder | None, images: Images) -> Iterator[Choice]:
+    """Methods that suit the data: continuing the `given` encoder, if there are published weights, and training each of `nets`."""
+    if given is not None:
+        yield from asked_for((*FROM_WEIGHTS[is_vit(given)], "distill"), nets, given)
+    for net in nets:
+        yield from (Choice(method, net) for method in FROM_SCRATCH[is_vit(net)])
+    needed = [method for method in NEEDING if methods.recipe(method).needs <= images.provides]
+    yield from asked_for(needed, nets, None)
+
+
+def asked_for(names: Iterable[str], nets: Sequence[Encoder], given: Encoder | None) -> Iterator[Choice]:
+    """With published weights, methods continue the `given` encoder; those that learn from a teacher train each of `nets` by it."""
+    for method in names:
+        continued = given is not None and not has_teacher(methods.recipe(method)())
+        for net in [given] if given is not None and continued else nets:
+            yield Choice(method, net, given is not None)
+
+
+def has_teacher(config: MethodConfig) -> bool:
+    return hasattr(config, "teacher")
 
 
 def fitting(train: TrainConfig, images: Images) -> TrainConfig:
@@ -60,24 +80,22 @@ def fitting(train: TrainConfig, images: Images) -> TrainConfig:
     return replace(train, batch=min(train.batch, len(images)))
 
 
-def candidate(method: str, architecture: str, published: str | None, images: Images) -> Candidate:
-    """A method's default recipe on `architecture`: from the published weights, from them as a teacher, or from scratch.
-
-    Raises UserError if it cannot train this architecture on these images.
+def candidate(choice: Choice, published: str | None, images: Images, several: bool) -> Candidate:
+    """A method's default recipe: from the published weights, from them as a teacher, or from scratch. With `several` encoders, the name
+    says which one. Raises UserError if it cannot train this architecture on these images.
     """
+    method, architecture = choice.method, choice.net.name
     config = methods.recipe(method)()
-    init = encoder = None
-    if published and hasattr(config, "teacher"):
-        config, encoder = replace(config, teacher=published), architecture
-    elif published:
-        config, init = config.for_continuing(), published
-    else:
-        encoder = architecture
+    init, encoder = None, architecture
+    if choice.from_weights and published and has_teacher(config):
+        config = replace(config, **{"teacher": published})
+    elif choice.from_weights:
+        config, init, encoder = config.for_continuing(), published, None
     train = fitting(config.train_for_continuing() if init else config.train, images)
     if missing := config.needs - images.provides:
         raise UserError(f"{method} needs {', '.join(sorted(missing))}, which {images.name} does not provide")
     built = config.build_encoder(config.spec(architecture), images)
     requirements.check(config, built, images, train.batch)
     config.resolved().build(built, images)
-    name = f"{method}, continued" if init else method
+    name = f"{method}, continued" if init else f"{method}, {architecture}" if several else method
     return Candidate(name, method, config, train, encoder, init)

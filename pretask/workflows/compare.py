@@ -8,7 +8,7 @@ the untrained encoder, raw pixels and k-means patches. The decision in words is 
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from pretask import data as sources
-from pretask import encoders
 from pretask.config import InputConfig, RunConfig
 from pretask.data import places
 from pretask.data.base import Images, OpenOptions, canvas_fields
 from pretask.data.subset import LabeledSubset
-from pretask.encoders import Encoder, origins
+from pretask.encoders import Encoder, build, origins
 from pretask.evals import baselines, finetune, label_curve, protocol, ranking, stage_probe
 from pretask.evals.confidence import interval
 from pretask.evals.decision import Decision, decide
@@ -40,7 +39,7 @@ from pretask.train.logger import OnLog
 from pretask.train.run import Run
 from pretask.types import LabeledSource, UserError
 from pretask.workflows import subject
-from pretask.workflows.candidates import Candidate, candidate, usual
+from pretask.workflows.candidates import Candidate, Choice, asked_for, candidate, usual
 from pretask.workflows.effort import Match
 from pretask.workflows.inputs import labeled_pair, split_paths
 from pretask.workflows.length import parse_duration
@@ -185,7 +184,7 @@ def compare(
     budget: str = "1h",
     methods: Sequence[str] = (),
     init: str | None = None,
-    encoder: str | None = None,
+    encoders: Sequence[str] = (),
     seeds: PositiveInt = 3,
     match: Match = "seconds",
     size: PositiveInt | None = None,
@@ -201,29 +200,28 @@ def compare(
 
     `data`, `labels` and `test` are as in `adapt`; without `test` a fifth of the labeled images is set aside. Candidates are
     `methods`, or a set that suits the data; with `init`, published weights as in `pretrain`, methods that start or learn
-    from them too. All train the same architecture (`encoder`, or that of the weights) for the same seconds, samples or FLOPs
-    (`match`); the finalists train with `seeds` seeds. An interrupted comparison goes on when it is called again. The budget counts from
+    from them too. All train for the same seconds, samples or FLOPs (`match`); the finalists train with `seeds` seeds. Those that do not
+    continue the weights train each of `encoders`, by default the architecture of the weights or a small ResNet. An interrupted comparison goes on when it is called again. The budget counts from
     `began`, by time.monotonic(), or else from the call. Raises UserError.
     """
     began = time.monotonic() if began is None else began
     folder, seconds = Path(out), parse_duration(budget)
     init = init and origins.absolute(init)
-    if init and encoder:
-        raise UserError("--init has its own architecture; leave out --encoder")
     asked = {
         "data": places.absolute(str(data)), "labels": named(labels), "test": named(test), "budget": budget,
-        "methods": list(methods), "init": init, "encoder": encoder, "seeds": seeds, "match": match, "size": size, "seed": seed,
+        "methods": list(methods), "init": init, "encoders": list(encoders), "seeds": seeds, "match": match, "size": size, "seed": seed,
         "reading": json.loads(json.dumps(asdict(reading), default=str)),
     }  # fmt: skip
     state = State.begun(folder, asked)
     images = sources.open(str(data), size=size, reading=reading)
     options = OpenOptions(**canvas_fields(images), reading=reading)
     labeled, tested = open_labels(labels, test, options, seed)
-    net = subject.encoder_of(init, InputConfig(images.size)) if init else None
-    net = net or encoders.build(encoder or simclr.Config.encoder, images.channels, images.size)
-    chosen = [(method, bool(init)) for method in methods] or [*usual(net, images, init)]
-    entries, left_out = candidates(chosen, net, init, images)
-    added, refused = candidates([(method, bool(init)) for method in state.added], net, init, images)
+    given = subject.encoder_of(init, InputConfig(images.size)) if init else None
+    nets = [build(spec, images.channels, images.size) for spec in encoders]
+    nets = nets or [given or build(simclr.Config.encoder, images.channels, images.size)]
+    chosen = asked_for(methods, nets, given) if methods else usual(nets, given, images)
+    entries, left_out = candidates(chosen, init, images, len(nets) > 1)
+    added, refused = candidates(asked_for(state.added, nets, given), init, images, len(nets) > 1)
     left_out |= refused
     if len(entries) < 2:
         raise UserError(
@@ -231,7 +229,7 @@ def compare(
         )
     shared = RunConfig(str(data), size=images.size, seed=seed, reading=reading)
     scorer = Scorer(labeled, tested, folder / FEATURES, seed, progress)
-    fixed = fixed_rows(net, init, labeled, seed)
+    fixed = fixed_rows(nets, given, labeled, seed)
     state.test = state.test or scorer.time_test(fixed[0].net)
     end = CLOSING + SUPERVISED * seconds + len(fixed) * state.test
     search = Search(folder, state, images, shared, seconds, seeds, match, end, scorer.probe, on_log, began)
@@ -279,23 +277,25 @@ def open_labels(
 
 
 def candidates(
-    chosen: Sequence[tuple[str, bool]], net: Encoder, init: str | None, images: Images
+    chosen: Iterable[Choice], init: str | None, images: Images, several: bool
 ) -> tuple[list[Candidate], dict[str, str]]:
-    """Of methods, from the weights or from scratch: those that can be trained, and why others cannot."""
+    """Of the choices, those that can be trained, and why others cannot; with `several` encoders names say which."""
     found, left_out = [], {}
-    for method, from_weights in chosen:
+    for each in chosen:
         try:
-            found.append(candidate(method, net.name, init if from_weights else None, images))
+            found.append(candidate(each, init, images, several))
         except UserError as wrong:
-            left_out[method] = str(wrong)
+            left_out[f"{each.method}, {each.net.name}" if several else each.method] = str(wrong)
     return found, left_out
 
 
-def fixed_rows(net: Encoder, init: str | None, labeled: LabeledSource, seed: int) -> list[Fixed]:
-    """Encoders first; `net` has the published weights if there is `init`."""
+def fixed_rows(
+    nets: Sequence[Encoder], given: Encoder | None, labeled: LabeledSource, seed: int
+) -> list[Fixed]:
+    """Encoders first; `given` has the published weights."""
     return [
-        *([Fixed(subject.INITIAL, "published", net)] if init else []),
-        Fixed(f"untrained {net.name}", "untrained", baselines.untrained(net, seed)),
+        *([Fixed(subject.INITIAL, "published", given)] if given else []),
+        *(Fixed(f"untrained {net.name}", "untrained", baselines.untrained(net, seed)) for net in nets),
         Fixed(baselines.Pixels.name, "pixels", baselines.Pixels()),
         Fixed(baselines.Patches.name, "patches", baselines.patches(labeled, seed=seed)),
     ]

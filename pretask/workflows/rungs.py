@@ -1,6 +1,7 @@
 """The rungs of a comparison: candidates train in run folders, and are chosen on held-out labeled images. Interrupted, it goes on."""
 
 import json
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -137,7 +138,7 @@ class Search:
 
     def train(self, each: Candidate, rung: int, seconds: float, seed: int = 0) -> Run:
         """The finished run of a candidate: a new one, a resumed one, or one that was finished before."""
-        place = self.folder / RUNS / f"{each.name.replace(', ', '-')}-{rung + 1}-s{seed}"
+        place = self.folder / RUNS / f"{folder_name(each.name)}-{rung + 1}-s{seed}"
         length: dict[str, Any] = {"budget": f"{seconds:.0f}s"}
         if self.match != "seconds":
             length = {"steps": effort.steps(self.match, self.state.amounts[rung], self.cost(each))}
@@ -221,6 +222,11 @@ class Search:
             f"rung {number + 1} of {len(self.state.counts)}: {', '.join(each.name for each in alive)}, {clock(seconds)} {about}"
         )
         return seconds
+
+
+def folder_name(name: str) -> str:
+    """A candidate's name without spaces and characters that not all file systems have."""
+    return re.sub(r"[^\w.=-]+", "-", name)
 
 
 def finalists(best: Sequence[Candidate], probes: Mapping[str, StageProbe]) -> list[Candidate]:

@@ -59,7 +59,7 @@ def shorten(patch: pytest.MonkeyPatch) -> list[str]:
 
 
 def small(out, methods=("rotnet", "simclr", "byol", "vicreg"), **more) -> Compared:
-    options = {"encoder": TINY, "seeds": 2, "budget": "10h", "progress": False} | more
+    options = {"encoders": (TINY,), "seeds": 2, "budget": "10h", "progress": False} | more
     return compare("synthetic:64:16", "synthetic:120:16", out=out, methods=methods, **options)
 
 
@@ -191,12 +191,12 @@ def test_usual_candidates_are_of_unlike_kinds_and_fit_the_encoder():
         "vit_tiny_patch16_224:patch_size=8,embed_dim=48,depth=2,num_heads=3,dynamic_img_size=True",
     ):
         net = encoders.build(spec, 3, 32)
-        chosen = [*usual(net, images, None)]
-        assert chosen[5:] == [("text_topic", False), ("video_triplet", False), ("cross_domain", False)]
-        assert not any(from_weights for _, from_weights in chosen)
-        for method, _ in chosen[:5]:
-            assert candidate(method, net.name, None, images).encoder == net.name
-    assert ("mae", False) in chosen
+        chosen = [*usual([net], None, images)]
+        assert [each.method for each in chosen[5:]] == ["text_topic", "video_triplet", "cross_domain"]
+        assert not any(each.from_weights for each in chosen)
+        for each in chosen[:5]:
+            assert candidate(each, None, images, False).encoder == net.name
+    assert "mae" in [each.method for each in chosen]
 
 
 def test_published_weights_are_continued_distilled_and_scored_as_they_are(tmp_path, trained):
@@ -204,12 +204,29 @@ def test_published_weights_are_continued_distilled_and_scored_as_they_are(tmp_pa
     (tmp_path / "weights").mkdir()
     save_encoder(encoders.build(TINY, 3, 16), tmp_path / "weights")
     given = str(tmp_path / "weights")
-    found = small(tmp_path / "out", ("diet", "distill"), init=given, encoder=None, seeds=1)
+    found = small(tmp_path / "out", ("diet", "distill"), init=given, encoders=(), seeds=1)
     assert {name.partition("-1-")[0] for name in trained[:2]} == {"diet-continued", "distill"}
     frozen = next(line for line in found.lines if line.role == "published")
     assert frozen.name == INITIAL and len(frozen.values) == 1
-    with pytest.raises(UserError, match="--init has its own architecture; leave out --encoder"):
-        small(tmp_path / "other", init=given)
+
+
+def test_several_encoders_are_trained_and_named(tmp_path, trained):
+    """Weights are continued in their own architecture; what learns from them as a teacher, or from scratch, trains each of the others."""
+    torch.manual_seed(4)
+    (tmp_path / "weights").mkdir()
+    save_encoder(encoders.build("resnet_small:width=12", 3, 16), tmp_path / "weights")
+    options: Any = {
+        "encoders": (TINY, "resnet_small:width=16"),
+        "init": str(tmp_path / "weights"),
+        "seeds": 1,
+    }
+    found = small(tmp_path / "out", ("byol", "distill"), **options)
+    first = [name.removesuffix("-1-s0") for name in trained[:3]]
+    assert first == ["byol-continued", "distill-resnet_small-width=8", "distill-resnet_small-width=16"]
+    widths = {name: Run(found.folder / rungs.RUNS / f"{name}-1-s0").card["encoder"] for name in first}
+    assert [widths[name].partition("=")[2] for name in first] == ["12", "8", "16"]
+    untrained = [line.name for line in found.lines if line.role == "untrained"]
+    assert sorted(untrained) == [f"untrained {spec}" for spec in ("resnet_small:width=16", TINY)]
 
 
 def test_what_cannot_be_trained_is_left_out_with_the_reason(tmp_path):
@@ -227,12 +244,17 @@ def test_bad_labels_and_methods_are_refused_before_training(tmp_path, trained):
     ):
         with pytest.raises(UserError, match=said):
             compare(
-                "synthetic:64:16", labels, out=tmp_path / "out", methods=methods, encoder=TINY, progress=False
+                "synthetic:64:16",
+                labels,
+                out=tmp_path / "out",
+                methods=methods,
+                encoders=(TINY,),
+                progress=False,
             )
     with pytest.raises(UserError, match=r"--budget 5s is too short for 2 candidates and 3 seeds"):
         compare(
             "synthetic:64:16", "synthetic:64:16", out=tmp_path / "out", methods=("simclr", "byol"), budget="5s",
-            encoder=TINY, progress=False,
+            encoders=(TINY,), progress=False,
         )  # fmt: skip
     assert not trained
 

@@ -43,8 +43,8 @@ class Flags:
     """methods to try, separated by commas (default: five of unlike kinds, and with --init three that use the weights)"""
     init: str | None = None
     """published weights to compare with and to start from: timm:NAME, ARCH@FILE, or a run"""
-    encoder: str | None = None
-    """architecture of all candidates (default: that of --init, or a small ResNet)"""
+    encoders: tuple[str, ...] = ()
+    """architectures that candidates train, unless they continue the weights of --init (default: the one of --init, or a small ResNet)"""
     seeds: PositiveInt = 3
     """seeds of each finalist"""
     match: Literal["seconds", "samples", "flops"] = "seconds"
@@ -109,7 +109,7 @@ def fresh(words: list[str]) -> tuple[bool, "Compared"]:
             budget=chosen.budget,
             methods=split(chosen.methods),
             init=chosen.init,
-            encoder=chosen.encoder,
+            encoders=chosen.encoders,
             seeds=chosen.seeds,
             match=chosen.match,
             size=chosen.size,
