@@ -2,11 +2,14 @@
 
 import json
 import shutil
+import signal
+import time
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from forked import Forked
 from small import quick_scores
 
 from pretask import data, encoders
@@ -124,6 +127,23 @@ def test_interrupted_comparison_goes_on_and_ends_the_same(finished, tmp_path, tr
     assert (
         State.read(out).scored == state.scored
     )  # features that are there already say nothing of the time of new ones
+
+
+@pytest.mark.parametrize("moment", ["state.json", "runs/*-2-s0/DONE", "runs/*-3-s1/run.json"])
+def test_a_comparison_that_is_killed_goes_on_and_ends_the_same(moment, finished, tmp_path):
+    out = tmp_path / "out"
+    words: list[Any] = ["compare", "--data", "synthetic:64:16", "--labels", "synthetic:120:16", "--out", out]
+    words += ["--encoders", TINY, "--seeds", 2, "--budget", "10h", "--methods", "rotnet,simclr,byol,vicreg"]
+    going = Forked(tmp_path / "printed", *words)
+    while not [*out.glob(moment)]:
+        assert going.poll() is None, going.err
+        time.sleep(0.005)
+    going.send_signal(signal.SIGKILL)
+    assert going.wait() == -signal.SIGKILL
+    again = resume(out, progress=False)
+    assert [(line.name, line.values) for line in again.lines] == [
+        (line.name, line.values) for line in finished[0].lines
+    ]
 
 
 def test_finished_comparison_is_read_without_training(finished, tmp_path, trained):
