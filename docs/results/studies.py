@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import label_free
 import numpy as np
 from experiments import Row, deeper, read, spread
 from outdated import FOLDS, OUTDATED, OUTDATED_STUDIES
@@ -393,6 +394,11 @@ STUDIES = {
         "Audits",
         "how much of a pretext task's accuracy each shortcut can explain.",
         audits,
+    ),
+    "label-free": Study(
+        "Can methods be ranked without labels?",
+        "rank correlation of label-free metrics with accuracy, method against method.",
+        label_free.body,
     ),
     "speed": Study("Speed", "time and memory of training and scoring, compared with their goals.", speed),
 }
