@@ -2,7 +2,7 @@
 
     python bench/reference.py simclr byol      pretask/reference/NAME.json of these methods: five seeds
     python bench/reference.py --all            of all methods
-    python bench/reference.py --all --faults   docs/results/faults.json: every fault of pretask/faults, planted one at a time
+    python bench/reference.py --all --faults   docs/results/faults/faults.json: every fault of pretask/faults, planted one at a time
 
 A run takes at most --seconds of one core, which sets its number of steps; a file that exists keeps its steps.
 """
@@ -30,7 +30,7 @@ LENGTHS = (40, 60, 80, 120, 160, 240, 320)
 """steps, of which a method gets the most that fit"""
 TRIED = 12
 """steps that are timed"""
-TABLE = Path(__file__).parents[1] / "docs" / "results" / "faults.json"
+TABLE = Path(__file__).parents[1] / "docs" / "results" / "faults" / "faults.json"
 
 
 @dataclass(frozen=True)

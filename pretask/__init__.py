@@ -1,7 +1,7 @@
 """pretask: self-supervised visual learning, from a folder of unlabeled images to a trusted score.
 
-The verbs of the command line, from Python: `pretrain`, `compare`, `adapt`, `evaluate`, `study`, `audit`, `embed`,
-`report`, `transfer`, `load`; `Reading`, how images are read; and
+The verbs of the command line, from Python: `pretrain`, `compare`, `adapt`, `verify`, `ablate`, `evaluate`,
+`study`, `audit`, `embed`, `report`, `transfer`, `load`; `Reading`, how images are read; and
 `PretaskFeatures`, a scikit-learn transformer. Nothing heavy is imported before it is used.
 """
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pretask.estimator import PretaskFeatures
     from pretask.reading import Reading
     from pretask.reports.report import report
+    from pretask.workflows.ablate import ablate
     from pretask.workflows.adapt import adapt
     from pretask.workflows.audit import audit
     from pretask.workflows.compare import compare
@@ -21,12 +22,14 @@ if TYPE_CHECKING:
     from pretask.workflows.study import study
     from pretask.workflows.subject import load
     from pretask.workflows.transfer import transfer
+    from pretask.workflows.verify import verify
 
 __version__ = version("pretask")
 __all__ = [
     "PretaskFeatures",
     "Reading",
     "__version__",
+    "ablate",
     "adapt",
     "audit",
     "compare",
@@ -37,6 +40,7 @@ __all__ = [
     "report",
     "study",
     "transfer",
+    "verify",
 ]
 
 _HOMES = {
@@ -44,12 +48,14 @@ _HOMES = {
     "evaluate": "pretask.workflows.evaluate",
     "study": "pretask.workflows.study",
     "adapt": "pretask.workflows.adapt",
+    "ablate": "pretask.workflows.ablate",
     "audit": "pretask.workflows.audit",
     "compare": "pretask.workflows.compare",
     "embed": "pretask.api",
     "report": "pretask.reports.report",
     "load": "pretask.workflows.subject",
     "transfer": "pretask.workflows.transfer",
+    "verify": "pretask.workflows.verify",
     "PretaskFeatures": "pretask.estimator",
     "Reading": "pretask.reading",
 }

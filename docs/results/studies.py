@@ -7,6 +7,7 @@ from pathlib import Path
 
 import label_free
 import numpy as np
+import planted
 from experiments import Row, deeper, read, spread
 from outdated import FOLDS, OUTDATED, OUTDATED_STUDIES
 
@@ -394,6 +395,11 @@ STUDIES = {
         "Audits",
         "how much of a pretext task's accuracy each shortcut can explain.",
         audits,
+    ),
+    "faults": Study(
+        "Planted faults",
+        "which faults in a method `pretask verify` sees, and by what.",
+        planted.body,
     ),
     "label-free": Study(
         "Can methods be ranked without labels?",

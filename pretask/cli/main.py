@@ -25,6 +25,8 @@ Look
   pretask preview METHOD --data PATH              draw the pretext task on your images
   pretask check METHOD --data PATH                sanity-check the method on your images: 1 minute
   pretask audit METHOD --data PATH                test for shortcut learning
+  pretask ablate METHOD --without PART            see what happens without one part of a method: 3 minutes
+  pretask verify METHOD                           is this implementation right? hold it against recorded runs
 
 Train
   pretask pretrain METHOD --data PATH [--out RUN] pretrain an encoder on images without labels

@@ -9,6 +9,7 @@ FAULTS = (
     Fault(
         "negatives",
         "Queries are only drawn to their keys.",
+        config={"ema_momentum": 0.9},
         patches={"info_nce_queue": attraction},
         named_by="monitor",
     ),

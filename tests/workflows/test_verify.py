@@ -19,7 +19,7 @@ from pretask.workflows import recording, verify
 from pretask.workflows.recording import POINTS, Recording, Setup
 
 ROOT = Path(__file__).parents[2]
-SEEN = json.loads((ROOT / "docs" / "results" / "faults.json").read_text())
+SEEN = json.loads((ROOT / "docs" / "results" / "faults" / "faults.json").read_text())
 """method -> fault -> what saw it"""
 SETUP = Setup("demo", 32, "resnet_small:width=16", 40)
 
