@@ -92,9 +92,17 @@ def timed_setup(name: str, seconds: float) -> Setup:
 def rounded(found: Recording) -> dict[str, Any]:
     """Six significant digits."""
     return {
-        key: [float(f"{x:.6g}") for x in value] if isinstance(value, tuple) else float(f"{value:.6g}")
+        key: [digits(x) for x in value]
+        if isinstance(value, tuple)
+        else {name: digits(x) for name, x in value.items()}
+        if isinstance(value, dict)
+        else digits(value)
         for key, value in dataclasses.asdict(found).items()
     }
+
+
+def digits(value: float) -> float:
+    return float(f"{value:.6g}")
 
 
 def plant(name: str) -> None:
@@ -106,7 +114,7 @@ def plant(name: str) -> None:
         with recording.constants(name) as config, faults.planted(name, config, fault) as broken:
             found = recording.record(broken, setup, verify.SEED)
         seen = verify.compare(found, known, name, verify.SEED, bands.ERROR, setup)
-        by = [each.name for each in seen.compared if each.distance > 1]
+        by = [each.title for each in seen.compared if each.distance > 1]
         rows[name][fault.name] = {"about": fault.about, "seen by": by}
         print(
             f"{name}, {fault.name}: {', '.join(by) or 'not seen'} ({seen.farthest.distance:.2f})", flush=True

@@ -28,6 +28,6 @@ def body(folder: Path) -> str:
         "|---|---|---|---|",
     ]
     for method, name, found in flat:
-        by = ", ".join(BY[each] for each in found["seen by"]) or f"`{UNSEEN.get((method, name), 'nothing')}`"
+        by = ", ".join(found["seen by"]) or f"`{UNSEEN.get((method, name), 'nothing')}`"
         lines.append(f"| `{method}` | {name} | {found['about']} | {by} |")
     return "\n".join([*lines, ""])

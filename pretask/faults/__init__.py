@@ -33,6 +33,8 @@ class Fault:
     """a name in the method's module, such as regression_loss or BYOL.loss -> what makes the replacement from the original"""
     paper: str = ""
     """what the paper says of it, with the place; "" for plain mistakes, which are no ablations"""
+    data: str = "demo"
+    """images that show what an ablation does"""
     named_by: Named = "verify"
     """the command that names the fault: the monitor for collapses, the audit for shortcuts, verify for the rest"""
 

@@ -17,6 +17,7 @@ FAULTS = (
         "color-dropping",
         "Patches keep their colors, so that chromatic aberration tells where in the photograph they lie.",
         config={"color": "keep"},
+        data="demo:lens",
         named_by="audit",
         paper=(
             "Doersch, Gupta, Efros 2015, sec. 3.1: by chromatic aberration a network can tell where in the "

@@ -58,7 +58,7 @@ def naming(found: Ablated) -> str:
     far = found.verification.farthest
     if found.verification.passed:
         return f"verify does not name it, and {quiet}."
-    return f"verify names it: {far.name} is {far.distance:.1f} times as far from the reference as a correct run may be; {quiet}."
+    return f"verify names it: {far.title} is {far.distance:.1f} times as far from the reference as a correct run may be; {quiet}."
 
 
 def write(found: Ablated, folder: Path) -> Path:

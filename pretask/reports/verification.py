@@ -29,17 +29,17 @@ def headline(found: Verification) -> str:
 def lines(found: Verification) -> Iterator[str]:
     """The result in words: where each quantity lies, what was not compared, and what the test's error is."""
     yield headline(found)
-    width = max(len(TITLES[each.name]) for each in found.compared)
+    width = max(len(each.title) for each in found.compared)
     for each in found.compared:
-        yield f"  {TITLES[each.name].ljust(width)}  {where(each)}"
+        yield f"  {each.title.ljust(width)}  {where(each)}"
     for name, why in found.left_out.items():
-        yield f"  {TITLES[name].ljust(width)}  not compared: {why}"
+        yield f"  {TITLES[name].format('state').ljust(width)}  not compared: {why}"
     yield about(found)
 
 
 def where(each: Compared) -> str:
     """ "inside at 20 of 20 points", or "47.1, expected 45.9 to 49.7" """
-    if each.name in CURVES:
+    if each.quantity in CURVES:
         first = next((k for k, x in enumerate(each.values) if not each.low[k] <= x <= each.high[k]), None)
         found = f"inside at {each.inside} of {len(each.values)} points"
         if first is None:
@@ -56,7 +56,7 @@ def about(found: Verification) -> str:
     far = found.farthest
     return (
         f"One run of {found.setup.steps} steps, seed {found.seed}, against those of five seeds. Farthest: "
-        f"{TITLES[far.name]}, {far.distance:.2f} of the way to its limit. A correct run is outside once in "
+        f"{far.title}, {far.distance:.2f} of the way to its limit. A correct run is outside once in "
         f"{round(1 / found.error):,}."
     )
 
@@ -73,7 +73,7 @@ def write(found: Sequence[Verification], page: Path) -> None:
 
 def plots(found: Verification) -> list[Plot]:
     return [
-        Plot(TITLES[each.name], where(each), picture(each)) for each in found.compared if each.name in CURVES
+        Plot(each.title, where(each), picture(each)) for each in found.compared if each.quantity in CURVES
     ]
 
 
@@ -81,13 +81,13 @@ def rows(found: Verification) -> list[tuple[str, str, str, bool]]:
     """Title, value, expected range and whether it is inside, of each number."""
     return [
         (
-            TITLES[each.name],
+            each.title,
             short(each.values[0]),
             f"{short(each.low[0])} to {short(each.high[0])}",
             bool(each.inside),
         )
         for each in found.compared
-        if each.name not in CURVES
+        if each.quantity not in CURVES
     ]
 
 

@@ -111,14 +111,18 @@ class Ablated:
 def ablate(
     method: str,
     without: str,
-    data: str = "demo",
+    data: str = "",
     *,
     budget: str = "3m",
     seed: Seed = 0,
     on_log: OnLog | None = None,
 ) -> Ablated:
-    """Train the method, and then without one of its parts, in `budget` altogether. Raises UserError."""
+    """Train the method, and then without one of its parts, in `budget` altogether, on `data` or on drawings that show the difference.
+
+    Raises UserError.
+    """
     fault = faults.find(method, without)
+    data = data or fault.data
     seconds = length.parse_duration(budget)
     with tempfile.TemporaryDirectory() as folder, patch.object(monitor, "BUDGET", CHECKED):
         settings = RunConfig(
@@ -126,7 +130,7 @@ def ablate(
             Path(folder) / "healthy",
             budget=f"{seconds * SHARES[fault.named_by]:.0f}s",
             seed=seed,
-            monitor=SCORED if data == "demo" else None,
+            monitor=SCORED if data.startswith("demo") else None,
         )
         config = methods.recipe(method)()
         healthy = pretrain.pretrain(fresh(method, settings, config), on_log=on_log)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pretask import data as sources
 from pretask import encoders, methods
@@ -78,6 +79,8 @@ class Recording:
     knn: float
     linear: float
     """accuracy of the pooled features, %"""
+    moved: Mapping[str, float]
+    """relative change over the run of what the method remembers between steps, such as a teacher or a queue, by its name: from 0 to 1"""
 
 
 def setup(config: MethodConfig, steps: int) -> Setup:
@@ -159,7 +162,7 @@ def record(
         plan = Plan.of(setup.steps, trainer.per_pass, train.cycles)
         trainer.begin()
         trainer.prepare(plan.at(0), Pace())
-        gradient = gradient_norm(method, source, seed)
+        gradient, before = gradient_norm(method, source, seed), remembered(method)
         trainer.fit(plan, RunLogger(Path(folder), train.batch, True, None, on_log))
     encoder = method.export()
     return Recording(
@@ -167,6 +170,7 @@ def record(
         means([100 * row["accuracy"] for row in rows if "accuracy" in row]),
         gradient,
         *score(encoder, near, scored),
+        changes(before, remembered(method)),
     )
 
 
@@ -184,6 +188,26 @@ def gradient_norm(method: Method[Any], source: Source, seed: int) -> float:
     with frozen(method), distributed.local_only():
         found = torch.autograd.grad(method.loss(puzzle).total, trained, allow_unused=True)
     return torch.stack([g.norm() for g in found if g is not None]).norm().item()
+
+
+def remembered(method: Method[Any]) -> dict[str, Tensor]:
+    """(M,) for each attribute of the method that holds saved numbers which no gradient trains: a teacher's weights, queues, centers."""
+    trained = {name for name, p in method.named_parameters() if p.requires_grad}
+    found: dict[str, list[Tensor]] = {}
+    for name, x in method.state_dict().items():
+        if (
+            name not in trained and x.is_floating_point() and "running_" not in name
+        ):  # statistics of batch norms
+            found.setdefault(name.partition(".")[0], []).append(x.flatten().double().clone())
+    return {name: torch.cat(parts) for name, parts in found.items()}
+
+
+def changes(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, float]:
+    """|b - a| / (|a| + |b|) of each; 0 if both are 0."""
+    return {
+        name: ((after[name] - x).norm() / (x.norm() + after[name].norm()).clamp(min=1e-12)).item()
+        for name, x in sorted(before.items())
+    }
 
 
 def score(

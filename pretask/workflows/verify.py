@@ -6,7 +6,7 @@ One test with an error of ERROR: the largest distance of any point or number fro
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -15,7 +15,7 @@ import numpy as np
 
 from pretask import methods, reference
 from pretask.evals import bands
-from pretask.evals.bands import Band, Prior
+from pretask.evals.bands import Prior
 from pretask.limits import Seed
 from pretask.methods import MethodConfig
 from pretask.reference import Reference
@@ -25,10 +25,12 @@ from pretask.workflows.recording import Recording, Setup
 
 CURVES = {"loss": 1e-3, "accuracy": 0.5}
 """quantities with a value at each point -> smallest standard deviation that is believed: a fraction of the range, or points"""
-NUMBERS = {"gradient": 0.01, "spread": 0.01, "knn": 0.5, "linear": 0.5}
+NUMBERS = {"gradient": 0.01, "spread": 0.01, "knn": 0.5, "linear": 0.5, "moved": 0.01}
 """quantities with one value -> the same: a fraction of the value, or points"""
-LOGARITHMIC = ("gradient", "spread")
+LOGARITHMIC = ("gradient", "spread", "moved")
 """numbers that are compared by their ratio"""
+LEAST = 1e-6
+"""smaller numbers count as this in a ratio"""
 TITLES = {
     "loss": "loss",
     "accuracy": "pretext accuracy",
@@ -36,6 +38,7 @@ TITLES = {
     "spread": "feature spread",
     "knn": "kNN accuracy, %",
     "linear": "linear accuracy, %",
+    "moved": "change of {}",
 }
 SCALE = "another loss may have another scale; same_loss = True in the file compares it"
 SEED = 100
@@ -46,13 +49,19 @@ SEED = 100
 class Compared:
     """One quantity of the run beside the reference."""
 
-    name: str
+    quantity: str
     values: tuple[float, ...]
     low: tuple[float, ...]
     high: tuple[float, ...]
     """prediction interval at each point"""
     distance: float
     """largest distance from the mean; above 1 is outside"""
+    of: str = ""
+    """what moved"""
+
+    @property
+    def title(self) -> str:
+        return TITLES[self.quantity].format(self.of)
 
     @property
     def inside(self) -> int:
@@ -147,46 +156,57 @@ def compare(
     setup: Setup,
     same_loss: bool = True,
 ) -> Verification:
-    """A recording beside the reference."""
+    """A recording beside the reference. Each quantity gets an equal part of the error."""
     left_out: dict[str, str] = {}
     if not same_loss:
-        left_out |= dict.fromkeys(("loss", "gradient"), SCALE)
+        left_out |= dict.fromkeys(("loss", "gradient", "moved"), SCALE)
     if not found.accuracy and known.runs[0]["accuracy"]:
         left_out["accuracy"] = f"{method} logs no accuracy"
-    expected = interval_bands(known, set(left_out), error)
-    rows = []
-    for name, band in expected.items():
-        values = getattr(found, name) if name in CURVES else (getattr(found, name),)
-        back = math.exp if name in LOGARITHMIC else float
-        own = [math.log(max(x, 1e-300)) for x in values] if name in LOGARITHMIC else values
-        low, high = (tuple(map(back, edge)) for edge in (band.mean - band.half, band.mean + band.half))
-        rows.append(Compared(name, tuple(values), low, high, float(band.distance(own).max())))
+    pairs = [(q, of) for q, of in quantities(known.runs[0]) if q not in left_out]
+    rows = [row(quantity, of, found, known, error / len(pairs)) for quantity, of in pairs]
     return Verification(method, known.method, seed, error, setup, tuple(rows), left_out, known.commit)
 
 
-def interval_bands(known: Reference, without: set[str], error: float) -> dict[str, Band]:
-    """The band of each quantity that the reference has, apart from some; each gets an equal part of the error."""
-    quantities = [name for name in (*CURVES, *NUMBERS) if name not in without and known.runs[0][name] != []]
-    part, found = error / len(quantities), {}
-    for name in quantities:
-        runs = table(known, name)
-        if name in CURVES:
-            spread = float(np.ptp(runs.mean(0))) if name == "loss" else 1.0
-            found[name] = bands.curve(runs, part, CURVES[name] * spread)
-        else:
-            found[name] = bands.number(runs[:, 0], prior(name), part, NUMBERS[name])
-    return found
+def quantities(run: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The quantities of a reference run, with what moved."""
+    found = [(name, "") for name in CURVES if run[name]]
+    found += [(name, "") for name in NUMBERS if name != "moved"]
+    return found + [("moved", of) for of in run["moved"]]
 
 
-def table(known: Reference, name: str) -> np.ndarray:
+def row(quantity: str, of: str, found: Recording, known: Reference, error: float) -> Compared:
+    runs = table(known, quantity, of)
+    if quantity in CURVES:
+        spread = float(np.ptp(runs.mean(0))) if quantity == "loss" else 1.0
+        band = bands.curve(runs, error, CURVES[quantity] * spread)
+    else:
+        band = bands.number(runs[:, 0], prior(quantity), error, NUMBERS[quantity])
+    values = getattr(found, quantity)
+    values = (
+        (values.get(of, math.nan),) if quantity == "moved" else values if quantity in CURVES else (values,)
+    )
+    scaled, back = (
+        (np.log(np.maximum(values, LEAST)), np.exp) if quantity in LOGARITHMIC else (values, np.array)
+    )
+    low, high = (tuple(back(edge).tolist()) for edge in (band.mean - band.half, band.mean + band.half))
+    return Compared(quantity, tuple(values), low, high, float(band.distance(scaled).max()), of)
+
+
+def table(known: Reference, quantity: str, of: str = "") -> np.ndarray:
     """(S, K) values of a quantity in the reference runs, logarithms for some."""
-    rows = np.array([np.atleast_1d(run[name]) for run in known.runs], float)
-    return np.log(np.maximum(rows, 1e-300)) if name in LOGARITHMIC else rows
+    values = [run[quantity][of] if quantity == "moved" else run[quantity] for run in known.runs]
+    rows = np.array([np.atleast_1d(value) for value in values], float)
+    return np.log(np.maximum(rows, LEAST)) if quantity in LOGARITHMIC else rows
 
 
 @cache
-def prior(name: str) -> Prior:
+def prior(quantity: str) -> Prior:
     """Variance of a number over seeds, from all references."""
-    found: Sequence[np.ndarray] = [table(reference.load(method), name)[:, 0] for method in reference.names()]
-    variances = [max(float(runs.var(ddof=1)), NUMBERS[name] ** 2) for runs in found]
-    return bands.prior_of(variances, len(found[0]) - 1)
+    tables = [
+        table(known, quantity, of)[:, 0]
+        for known in map(reference.load, reference.names())
+        for name, of in quantities(known.runs[0])
+        if name == quantity
+    ]
+    variances = [max(float(runs.var(ddof=1)), NUMBERS[quantity] ** 2) for runs in tables]
+    return bands.prior_of(variances, len(tables[0]) - 1)

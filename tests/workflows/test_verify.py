@@ -72,7 +72,8 @@ def made_up(seeds: int = 5) -> tuple[Reference, list[Recording]]:
             0.6 * np.exp(0.02 * rng.normal()),
             *(50 + rng.normal(size=2)),
         )
-        runs.append(Recording(tuple(loss), tuple(accuracy), *map(float, scores)))
+        moved = {"teacher": 0.3 * np.exp(0.02 * rng.normal()), "prior": 0.0}
+        runs.append(Recording(tuple(loss), tuple(accuracy), *map(float, scores), moved))
     known = [
         {**dataclasses.asdict(run), "loss": list(run.loss), "accuracy": list(run.accuracy)} for run in runs
     ]
@@ -87,8 +88,9 @@ def test_another_run_of_the_same_kind_is_inside_at_all_points():
     known, runs = made_up()
     found = compared(runs[-1], known)
     assert found.passed
-    assert {each.name: each.inside for each in found.compared} == {
-        "loss": 20, "accuracy": 20, "gradient": 1, "spread": 1, "knn": 1, "linear": 1,
+    assert {each.title: each.inside for each in found.compared} == {
+        "loss": 20, "pretext accuracy": 20, "gradient norm": 1, "feature spread": 1, "kNN accuracy, %": 1,
+        "linear accuracy, %": 1, "change of teacher": 1, "change of prior": 1,
     }  # fmt: skip
     assert "loss               inside at 20 of 20 points" in "\n".join(verification.lines(found))
 
@@ -102,6 +104,9 @@ def test_another_run_of_the_same_kind_is_inside_at_all_points():
         {"spread": 0.01},
         {"knn": 10.0},
         {"linear": 10.0},
+        {"moved": {"teacher": 0.0, "prior": 0.0}},
+        {"moved": {"teacher": 0.3, "prior": 0.1}},
+        {"moved": {"prior": 0.0}},
         {"loss": (float("nan"),) * POINTS},
     ],
     ids=lambda change: next(iter(change)),
@@ -109,8 +114,8 @@ def test_another_run_of_the_same_kind_is_inside_at_all_points():
 def test_a_run_that_differs_in_one_quantity_is_outside(change):
     known, runs = made_up()
     found = compared(dataclasses.replace(runs[-1], **change), known)
-    assert not found.passed and found.farthest.name == next(iter(change))
-    assert [each.name for each in found.compared if each.distance > 1] == [found.farthest.name]
+    assert not found.passed and found.farthest.quantity == next(iter(change))
+    assert [each for each in found.compared if each.distance > 1] == [found.farthest]
 
 
 def test_another_loss_is_not_compared_unless_the_file_says_that_it_is_the_same():
@@ -120,7 +125,7 @@ def test_another_loss_is_not_compared_unless_the_file_says_that_it_is_the_same()
     )
     found = compared(other, known, same_loss=False)
     assert found.passed
-    assert set(found.left_out) == {"loss", "gradient", "accuracy"}
+    assert set(found.left_out) == {"loss", "gradient", "moved", "accuracy"}
     assert "mine logs no accuracy" in "\n".join(verification.lines(found))
     assert not compared(other, known).passed
 

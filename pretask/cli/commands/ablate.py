@@ -20,8 +20,8 @@ class Flags:
 
     without: str
     """the part to leave out"""
-    data: str = "demo"
-    """images to train on"""
+    data: str = ""
+    """images to train on (default: the demo's drawings, for color-dropping through a lens with color fringes)"""
     budget: str = "3m"
     """time for both runs and for what names the fault"""
     out: Path | None = None
