@@ -34,9 +34,9 @@ class Band:
     mean: np.ndarray  # (K,)
     half: np.ndarray  # (K,) half of the intervals
 
-    def distance(self, values: Sequence[float]) -> np.ndarray:
+    def distance(self, values: np.ndarray) -> np.ndarray:
         """(K,) -> (K,) distances from the mean; above 1 is outside, and so is a value that is not finite."""
-        found = np.abs(np.asarray(values, float) - self.mean) / self.half
+        found = np.abs(values - self.mean) / self.half
         return np.where(np.isfinite(found), found, np.inf)
 
 
