@@ -181,15 +181,15 @@ def row(quantity: str, of: str, found: Recording, known: Reference, error: float
         band = bands.curve(runs, error, CURVES[quantity] * spread)
     else:
         band = bands.number(runs[:, 0], prior(quantity), error, NUMBERS[quantity])
-    values = getattr(found, quantity)
-    values = (
-        (values.get(of, math.nan),) if quantity == "moved" else values if quantity in CURVES else (values,)
-    )
-    scaled, back = (
-        (np.log(np.maximum(values, LEAST)), np.exp) if quantity in LOGARITHMIC else (values, np.array)
-    )
+    measured = getattr(found, quantity)
+    if quantity == "moved":
+        measured = measured.get(of, math.nan)
+    values = np.atleast_1d(np.array(measured, float))
+    scaled, back = values, np.array
+    if quantity in LOGARITHMIC:
+        scaled, back = np.log(np.maximum(values, LEAST)), np.exp
     low, high = (tuple(back(edge).tolist()) for edge in (band.mean - band.half, band.mean + band.half))
-    return Compared(quantity, tuple(values), low, high, float(band.distance(scaled).max()), of)
+    return Compared(quantity, tuple(values.tolist()), low, high, float(band.distance(scaled).max()), of)
 
 
 def table(known: Reference, quantity: str, of: str = "") -> np.ndarray:
