@@ -19,6 +19,8 @@ DATASETS = {
     ("cifar10_train", "cifar10_test"): "CIFAR-10",
     ("train", "val"): "Imagenette",
     ("mnist_train", "mnist_test3k"): "MNIST",
+    ("mnist_test3k (80 %)", "mnist_test3k (20 % set aside)"): "MNIST",
+    ("coil20 (80 %)", "coil20 (20 % set aside)"): "COIL-20",
     ("train", "test"): "Figures of an astronomy textbook",
     ("four fifths", "all folds"): "Figures of an astronomy textbook, five folds",
     ("nothing", "test"): "Tracks in video clips",
