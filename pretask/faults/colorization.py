@@ -13,6 +13,11 @@ FAULTS = (
         ),
     ),
     Fault(
+        "soft-encoding",
+        "The target is the nearest color alone, not the five nearest.",
+        config={"num_neighbors": 1},
+    ),
+    Fault(
         "wrong flip",
         "Targets are mirrored against the image.",
         patches={"Colorization.target_ab": lambda own: lambda self, x: own(self, x).flip(-1)},

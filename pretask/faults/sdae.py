@@ -20,6 +20,11 @@ FAULTS = (
         config={"corruption_level": (0.0,)},
     ),
     Fault(
+        "mean over components",
+        "The loss is averaged over the input's components, not summed.",
+        patches={"emphasized_loss": lambda own: lambda errors, *rest: own(errors, *rest) / errors.shape[1]},
+    ),
+    Fault(
         "scaled up as in dropout",
         "Components that remain are divided by their fraction.",
         patches={"corrupt": scaled_up},
