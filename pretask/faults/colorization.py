@@ -13,9 +13,9 @@ FAULTS = (
         ),
     ),
     Fault(
-        "soft-encoding",
-        "The target is the nearest color alone, not the five nearest.",
-        config={"num_neighbors": 1},
+        "weights not normalized",
+        "The weights of the colors average as many as there are colors, not 1.",
+        patches={"rebalancing_weights": lambda own: lambda prior, uniform: len(prior) * own(prior, uniform)},
     ),
     Fault(
         "wrong flip",
