@@ -187,9 +187,14 @@ def row(quantity: str, of: str, found: Recording, known: Reference, error: float
     values = np.atleast_1d(np.array(measured, float))
     scaled, back = values, np.array
     if quantity in LOGARITHMIC:
-        scaled, back = np.log(np.maximum(values, LEAST)), np.exp
+        scaled, back = np.log(np.maximum(values, LEAST)), from_log
     low, high = (tuple(back(edge).tolist()) for edge in (band.mean - band.half, band.mean + band.half))
     return Compared(quantity, tuple(values.tolist()), low, high, float(band.distance(scaled).max()), of)
+
+
+def from_log(edge: np.ndarray) -> np.ndarray:
+    """The inverse of a logarithm of numbers of which those up to LEAST count as LEAST."""
+    return np.where(edge <= math.log(LEAST), 0.0, np.exp(edge))
 
 
 def table(known: Reference, quantity: str, of: str = "") -> np.ndarray:

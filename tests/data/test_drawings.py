@@ -49,3 +49,13 @@ def test_color_and_light_do_not_predict_the_kind():
     x = torch.cat([x.mean(2), x.std(2), x.quantile(0.1, 2), x.quantile(0.9, 2), image[..., 0, 0].float()], 1)
     fit = LogisticRegression(max_iter=500).fit((x[:2000] / 255).numpy(), label[:2000].numpy())
     assert fit.score((x[2000:] / 255).numpy(), label[2000:].numpy()) < 0.2  # chance: 0.1
+
+
+def test_the_lens_shifts_green_away_from_the_center_and_nothing_else():
+    plain, seen = (data.open_labeled(spec, size=32) for spec in ("demo", "demo:lens"))
+    assert torch.equal(plain.label, seen.label)
+    some = torch.arange(64)
+    one, other = (source.__getitems__(some).image.float() for source in (plain, seen))
+    assert torch.equal(one[:, [0, 2]], other[:, [0, 2]])
+    moved = (one[:, 1] - other[:, 1]).abs().mean(0)  # (32, 32)
+    assert moved[12:20, 12:20].mean() < 0.5 * moved.mean() > 0.5

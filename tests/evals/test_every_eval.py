@@ -38,6 +38,7 @@ from pretask.rng import Rng
 
 OTHER_MODULES = {
     "average_precision",
+    "bands",
     "baselines",
     "confidence",
     "decision",
