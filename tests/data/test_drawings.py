@@ -3,6 +3,7 @@
 import torch
 from sklearn.linear_model import LogisticRegression
 
+from pretask import data
 from pretask.data import drawings
 from pretask.rng import Rng
 
@@ -54,8 +55,8 @@ def test_color_and_light_do_not_predict_the_kind():
 def test_the_lens_shifts_green_away_from_the_center_and_nothing_else():
     plain, seen = (data.open_labeled(spec, size=32) for spec in ("demo", "demo:lens"))
     assert torch.equal(plain.label, seen.label)
-    some = torch.arange(64)
-    one, other = (source.__getitems__(some).image.float() for source in (plain, seen))
+    which = torch.arange(64)
+    one, other = (source.__getitems__(which).image.float() for source in (plain, seen))
     assert torch.equal(one[:, [0, 2]], other[:, [0, 2]])
     moved = (one[:, 1] - other[:, 1]).abs().mean(0)  # (32, 32)
     assert moved[12:20, 12:20].mean() < 0.5 * moved.mean() > 0.5
