@@ -59,4 +59,4 @@ def test_the_lens_shifts_green_away_from_the_center_and_nothing_else():
     one, other = (source.__getitems__(which).image.float() for source in (plain, seen))
     assert torch.equal(one[:, [0, 2]], other[:, [0, 2]])
     moved = (one[:, 1] - other[:, 1]).abs().mean(0)  # (32, 32)
-    assert moved[12:20, 12:20].mean() < 0.5 * moved.mean() > 0.5
+    assert moved[12:20, 12:20].mean() < 0.7 * moved.mean() > 0.5
