@@ -19,7 +19,6 @@ import tyro
 from common import flags
 
 from pretask import faults, methods, reference
-from pretask.evals import bands
 from pretask.runtime import files
 from pretask.workflows import recording, verify
 from pretask.workflows.pretrain import commit
@@ -107,13 +106,10 @@ def digits(value: float) -> float:
 
 def plant(name: str) -> None:
     """Plant each fault of a method, and store which quantities are outside."""
-    known, setup = verify.load(name)
     rows = json.loads(TABLE.read_text()) if TABLE.is_file() else {}
     rows[name] = {}
     for fault in faults.of(name):
-        with recording.constants(name) as config, faults.planted(name, config, fault) as broken:
-            found = recording.record(broken, setup, verify.SEED)
-        seen = verify.compare(found, known, name, verify.SEED, bands.ERROR, setup)
+        seen = verify.verify_planted(name, fault)
         by = [each.title for each in seen.compared if each.distance > 1]
         rows[name][fault.name] = {"about": fault.about, "seen by": by}
         print(

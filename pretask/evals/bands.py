@@ -7,7 +7,7 @@ Differential Expression in Microarray Experiments, SAGMB 3(1):3, 2004, sec. 4 to
 (Bonferroni), so the whole comparison has the stated one.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,9 +98,3 @@ def band(mean: np.ndarray, variance: np.ndarray, dof: np.ndarray, seeds: int, er
     from scipy.stats import t
 
     return Band(mean, t.isf(error / 2, dof) * np.sqrt(variance * (1 + 1 / seeds)))
-
-
-def farthest(distances: Mapping[str, np.ndarray]) -> tuple[str, float]:
-    """The quantity that is farthest from its mean, and how far; above 1 the run is outside."""
-    name = max(distances, key=lambda key: float(distances[key].max()))
-    return name, float(distances[name].max())

@@ -19,7 +19,7 @@ FAULTS = (
         config={"covariance": 0.0},
         paper=(
             "Bardes, Ponce, LeCun 2022, in the ablation of the loss: without the covariance term the method "
-            "still learns, but its accuracy on ImageNet is about ten points lower."
+            "still learns, but less."
         ),
     ),
 )

@@ -20,18 +20,17 @@ from pretask import faults, methods
 from pretask.config import RunConfig
 from pretask.data import loader
 from pretask.encoders import pooled
-from pretask.evals import bands, label_free
-from pretask.faults import Fault
+from pretask.evals import label_free
 from pretask.limits import Seed, checked
 from pretask.runtime.files import read_rows
 from pretask.train import monitor, run
 from pretask.train.health import HEALTHY
 from pretask.train.logger import OnLog
 from pretask.train.run import Run
-from pretask.workflows import length, pretrain, recording, verify
+from pretask.workflows import length, pretrain
 from pretask.workflows.audit import Audit, audit
 from pretask.workflows.job import fresh
-from pretask.workflows.verify import Verification
+from pretask.workflows.verify import Verification, verify_planted
 
 SHARES: Mapping[faults.Named, float] = {"monitor": 0.42, "audit": 0.33, "verify": 0.33}
 """fraction of the time for each of the two runs, by what names the fault, which takes the rest"""
@@ -139,7 +138,7 @@ def ablate(
             made = pretrain.pretrain(fresh(method, twin, broken), on_log=on_log)
             audited = audit(made, progress=False) if fault.named_by == "audit" else None
             broken_side = side(made, audited)
-            verification = verified(method, fault) if fault.named_by == "verify" else None
+            verification = verify_planted(method, fault) if fault.named_by == "verify" else None
         audited = audit(healthy, progress=False) if fault.named_by == "audit" else None
         return Ablated(
             method, fault.name, fault.about, fault.paper, fault.named_by, data, healthy.card["steps"],
@@ -158,11 +157,3 @@ def spectrum(x: Tensor) -> tuple[float, ...]:
     """(N, D) -> singular values of the centered rows relative to the largest, in descending order."""
     values = torch.linalg.eigvalsh(label_free.gram(x - x.mean(0))).clamp(min=0).sqrt().flip(0)
     return tuple((values / values[0].clamp(min=1e-12)).tolist())
-
-
-def verified(method: str, fault: Fault) -> Verification:
-    """The short run of `pretask verify`, with the fault planted."""
-    known, setup = verify.load(method)
-    with recording.constants(method) as config, faults.planted(method, config, fault) as broken:
-        found = recording.record(broken, setup, verify.SEED)
-    return verify.compare(found, known, method, verify.SEED, bands.ERROR, setup)

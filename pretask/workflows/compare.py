@@ -201,8 +201,8 @@ def compare(
     `data`, `labels` and `test` are as in `adapt`; without `test` a fifth of the labeled images is set aside. Candidates are
     `methods`, or a set that suits the data; with `init`, published weights as in `pretrain`, methods that start or learn
     from them too. All train for the same seconds, samples or FLOPs (`match`); the finalists train with `seeds` seeds. Those that do not
-    continue the weights train each of `encoders`, by default the architecture of the weights or a small ResNet. An interrupted comparison goes on when it is called again. The budget counts from
-    `began`, by time.monotonic(), or else from the call. Raises UserError.
+    continue the weights train each of `encoders`, by default the architecture of the weights or a small ResNet. An interrupted comparison
+    goes on when it is called again. The budget counts from `began`, by time.monotonic(), or else from the call. Raises UserError.
     """
     began = time.monotonic() if began is None else began
     folder, seconds = Path(out), parse_duration(budget)

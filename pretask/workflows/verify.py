@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from pretask import methods, reference
+from pretask import faults, methods, reference
 from pretask.evals import bands
 from pretask.evals.bands import Prior
+from pretask.faults import Fault
 from pretask.limits import Seed
 from pretask.methods import MethodConfig
 from pretask.reference import Reference
@@ -97,11 +98,6 @@ class Verification:
         return {"passed": self.passed} | dataclasses.asdict(self)
 
 
-def verifiable() -> list[str]:
-    """All methods with a reference."""
-    return reference.names()
-
-
 def constants(config: MethodConfig) -> dict[str, Any]:
     """The fields of a config and of its training recipe that decide how it trains, as JSON holds them: all but length and teacher."""
     config_fields = dataclasses.asdict(config)
@@ -122,7 +118,7 @@ def verify(
     """Train a method once, for less than half a minute, and compare what it shows with the reference: its own, or that of `against`.
 
     A method of your own trains by the recipe of the one that it is compared with. Its loss and gradient are compared only if its file
-    says `same_loss = True`. Raises UserError.
+    says `same_loss = True`, and so is what it remembers between steps. Raises UserError.
     """
     if method.endswith(".py") and not against:
         raise UserError(
@@ -139,6 +135,14 @@ def verify(
             found = recording.record(config, setup, seed, on_step)
         same_loss = True
     return compare(found, known, method, seed, error, setup, same_loss)
+
+
+def verify_planted(method: str, fault: Fault, seed: int = SEED) -> Verification:
+    """The same run with a fault planted, compared with the method's own reference."""
+    known, setup = load(method)
+    with recording.constants(method) as config, faults.planted(method, config, fault) as broken:
+        found = recording.record(broken, setup, seed)
+    return compare(found, known, method, seed, bands.ERROR, setup)
 
 
 def load(method: str) -> tuple[Reference, Setup]:

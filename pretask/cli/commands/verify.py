@@ -49,13 +49,14 @@ def run(words: list[str]) -> int:
 def verify(method: str, flags: Flags) -> int:
     import torch
 
+    from pretask import reference
     from pretask.data.base import bar
     from pretask.evals import bands
     from pretask.reports import verification
     from pretask.workflows import verify as verifying
 
     torch.set_num_threads(flags.threads)
-    methods = verifying.verifiable() if flags.all else [method]
+    methods = reference.names() if flags.all else [method]
     found: list[Verification] = []
     with bar(True) as shown:
         for each in methods:
