@@ -125,6 +125,12 @@ def locked(folder: Path) -> Iterator[None]:
 # ---- JSON lines
 
 
+def strict_json(value: Any, indent: int | None = None) -> str:
+    """JSON in which numbers that are not finite, which JSON does not know, are null."""
+    known = json.loads(json.dumps(value), parse_constant=lambda _: None)
+    return json.dumps(known, indent=indent, allow_nan=False)
+
+
 def append_row(path: Path, row: Mapping[str, Any]) -> None:
     try:
         with path.open("a") as file:

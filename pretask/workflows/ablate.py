@@ -4,7 +4,6 @@ The weights are not kept: a run's card cannot say that a part was missing.
 """
 
 import dataclasses
-import json
 import math
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -22,7 +21,7 @@ from pretask.data import loader
 from pretask.encoders import pooled
 from pretask.evals import label_free
 from pretask.limits import Seed, checked
-from pretask.runtime.files import read_rows
+from pretask.runtime.files import read_rows, strict_json
 from pretask.train import monitor, run
 from pretask.train.health import HEALTHY
 from pretask.train.logger import OnLog
@@ -103,7 +102,7 @@ class Ablated:
 
     def to_json(self) -> str:
         fields = dataclasses.asdict(self)
-        return json.dumps({"named": self.named, "shortcut": self.shortcut} | fields, indent=1)
+        return strict_json({"named": self.named, "shortcut": self.shortcut} | fields, indent=1)
 
 
 @checked

@@ -89,7 +89,9 @@ def test_the_audit_names_a_shortcut_that_explains_more_than_in_the_healthy_run()
 def test_labels_are_not_needed():
     bare = dataclasses.replace(side("healthy"), monitor=[{"step": 0, "state": "healthy", "rank": 3.0}])
     assert math.isnan(bare.knn)
-    assert len(list(ablation.sentences(ablated("monitor", bare, bare)))) == 2
+    found = ablated("monitor", bare, dataclasses.replace(bare, log=[{"step": 0, "loss": math.nan}]))
+    assert len(list(ablation.sentences(found))) == 2
+    assert "NaN" not in found.to_json() and json.loads(found.to_json())["broken"]["log"][0]["loss"] is None
 
 
 def test_the_spectrum_of_equal_variances_is_flat_and_that_of_one_direction_is_not():

@@ -1,6 +1,5 @@
 """pretask verify METHOD: is this method implemented right?"""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,11 +77,12 @@ def verify(method: str, flags: Flags) -> int:
 
 def report(found: Sequence["Verification"], flags: Flags) -> None:
     from pretask.reports import verification
+    from pretask.runtime.files import strict_json
 
     verification.write(found, flags.out)
     if flags.json:
         each = [one.as_dict() for one in found]
-        print(json.dumps(each if flags.all else each[0], indent=2))
+        print(strict_json(each if flags.all else each[0], indent=2))
     elif not flags.all:
         print("\n".join(verification.lines(found[0])))
     say(f"wrote {flags.out}")
