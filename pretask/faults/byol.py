@@ -26,7 +26,7 @@ FAULTS = (
         patches={"BYOL.loss": without_teacher},
         named_by="monitor",
         paper=(
-            "Grill et al. 2020, sec. 3.2: constant outputs minimize the loss over both sides; only because the "
+            "Grill et al. 2020, on its behavior: constant outputs minimize the loss over both sides; only because the "
             "target is not trained does the method avoid them."
         ),
     ),

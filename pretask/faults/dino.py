@@ -15,7 +15,7 @@ FAULTS = (
         patches={"teacher_probs": uncentered},
         named_by="monitor",
         paper=(
-            "Caron et al. 2021, sec. 5.3 and fig. 7: without centering, one prototype takes all images: the "
+            "Caron et al. 2021, in the study of collapse: without centering, one prototype takes all images: the "
             "entropy of the teacher's output goes to 0."
         ),
     ),
@@ -25,7 +25,7 @@ FAULTS = (
         config={"ema_momentum": 0.9, "teacher_temp": (1.0, 1.0)},
         named_by="monitor",
         paper=(
-            "Caron et al. 2021, sec. 5.3 and fig. 7: without sharpening, all images get the same even output: "
+            "Caron et al. 2021, in the study of collapse: without sharpening, all images get the same even output: "
             "its entropy goes to ln K."
         ),
     ),

@@ -9,7 +9,7 @@ FAULTS = (
         patches={"sinkhorn": lambda _: lambda scores, epsilon, _: (scores / epsilon).softmax(1)},
         named_by="monitor",
         paper=(
-            "Caron et al. 2020, sec. 3.1: the constraint of equal shares keeps images from being all assigned "
+            "Caron et al. 2020, on computing codes: the constraint of equal shares keeps images from being all assigned "
             "to one prototype."
         ),
     ),

@@ -2,11 +2,10 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from pretask.reports.curves import short, smoothed
-from pretask.reports.study_plots import sample
+from pretask.reports.panels import Panel, sample
 from pretask.reports.table import audited
 from pretask.reports.verification import lines as verification_lines
 from pretask.runtime import files
@@ -18,14 +17,6 @@ from pretask.workflows.ablate import Ablated, Side
 PAGE = "ablation.html"
 COLUMNS = {"loss": "Loss", "knn": "kNN accuracy, %", "rank": "Effective rank of the features"}
 """columns of log or monitor that are shown, with their titles"""
-
-
-@dataclass(frozen=True)
-class Plot:
-    title: str
-    axis: str
-    words: str
-    svg: str
 
 
 def sentences(found: Ablated) -> Iterator[str]:
@@ -74,7 +65,6 @@ def write(found: Ablated, folder: Path) -> Path:
         meaning=costs,
         data=found.data,
         steps=found.steps,
-        legend=[(sample(svg.INK, "-"), found.method), (sample(svg.ACCENT, "-"), f"without {found.fault}")],
         plots=list(plots(found)),
         audits=[
             (name, audit_rows(side))
@@ -102,20 +92,18 @@ def audit_rows(side: Side) -> list[tuple[str, str, str]]:
     return rows
 
 
-def plots(found: Ablated) -> Iterator[Plot]:
+def plots(found: Ablated) -> Iterator[Panel]:
+    legend = [(sample(svg.INK), found.method), (sample(svg.ACCENT), f"without {found.fault}")]
     for column, title in COLUMNS.items():
         pair = [points(side, column) for side in (found.healthy, found.broken)]
         if all(len(x) > 1 for x, _ in pair):
             marks = [found.broken.named_at] if found.broken.named_at is not None else []
-            ends = ", ".join(short(y[-1]) for _, y in pair)
-            yield Plot(title, "over steps", f"at the end {ends}", picture(pair, marks))
+            ends = f"at the end {', '.join(short(y[-1]) for _, y in pair)}"
+            yield Panel(title, picture(pair, marks), f"over steps; {ends}", ends, legend)
     pair = [(range(1, 1 + len(side.spectrum)), side.spectrum) for side in (found.healthy, found.broken)]
-    yield Plot(
-        "Spectrum of the features",
-        "singular values relative to the largest, in order",
-        ", ".join(f"{sum(v > 0.01 for v in y)} above 1 %" for _, y in pair),
-        picture(pair, [], logarithmic=True),
-    )
+    large = ", ".join(f"{sum(v > 0.01 for v in y)} above 1 %" for _, y in pair)
+    about = f"singular values relative to the largest, in order; {large}"
+    yield Panel("Spectrum of the features", picture(pair, [], logarithmic=True), about, large, legend)
 
 
 def points(side: Side, column: str) -> tuple[Sequence[float], Sequence[float]]:

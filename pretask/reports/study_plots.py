@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pretask.reports.panels import Panel, sample
 from pretask.reports.table import Grid, grids, measured
 from pretask.viz import svg
 
@@ -17,15 +18,10 @@ COLORS = {False: svg.ACCENT, True: svg.INK}
 """color of the run (False) and of baselines (True)"""
 
 
-@dataclass(frozen=True)
-class Answer:
-    """One question in the report: a plot with legend and description, and a table."""
+@dataclass(frozen=True, kw_only=True)
+class Answer(Panel):
+    """One question in the report: a plot and its table."""
 
-    title: str
-    axis: str
-    svg: str
-    legend: Sequence[tuple[str, str]]
-    words: str
     first: str
     columns: Sequence[str]
     rows: Sequence[tuple[str, Sequence[str]]]
@@ -54,22 +50,14 @@ def plot_grid(grid: Grid, axis: str) -> Answer:
         (sample(*line_style(i, column in grid.baselines)), column) for i, column in enumerate(grid.columns)
     ]
     return Answer(
-        grid.title, axis, picture(grid), legend, words, grid.first, grid.columns, rows, grid.skipped
-    )
+        grid.title, picture(grid), axis, words, legend,
+        first=grid.first, columns=grid.columns, rows=rows, notes=grid.skipped,
+    )  # fmt: skip
 
 
 def line_style(number: int, is_baseline: bool) -> tuple[str, Any]:
     """Color and line style."""
     return COLORS[is_baseline], STYLES[number % len(STYLES)]
-
-
-def sample(color: str, dashes: Any) -> str:
-    """A short line for the legend."""
-    dash = "" if dashes == "-" else f' stroke-dasharray="{" ".join(str(2 * d) for d in dashes[1])}"'
-    return (
-        '<svg viewBox="0 0 30 8" aria-hidden="true" focusable="false">'
-        f'<path d="M0 4H30" stroke-width="2.5" style="stroke: {svg.CSS_VARIABLES[color]}"{dash}/></svg>'
-    )
 
 
 def picture(grid: Grid) -> str:

@@ -1,22 +1,15 @@
 """Verified methods as lines in the terminal and as one HTML page with the bands of the reference."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from pretask.reports.curves import short
+from pretask.reports.panels import Panel
 from pretask.runtime import files
 from pretask.viz import svg
 from pretask.viz.page import load_template
 from pretask.workflows.recording import POINTS
 from pretask.workflows.verify import CURVES, TITLES, Compared, Verification
-
-
-@dataclass(frozen=True)
-class Plot:
-    title: str
-    words: str
-    svg: str
 
 
 def headline(found: Verification) -> str:
@@ -71,9 +64,11 @@ def write(found: Sequence[Verification], page: Path) -> None:
     files.write_text(page, rendered)
 
 
-def plots(found: Verification) -> list[Plot]:
+def plots(found: Verification) -> list[Panel]:
     return [
-        Plot(each.title, where(each), picture(each)) for each in found.compared if each.quantity in CURVES
+        Panel(each.title, picture(each), f"{where(each)}; over the run, %", where(each))
+        for each in found.compared
+        if each.quantity in CURVES
     ]
 
 

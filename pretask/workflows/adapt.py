@@ -24,7 +24,7 @@ from pretask.train.run import Run
 from pretask.types import LabeledSource, UserError
 from pretask.workflows import search, subject
 from pretask.workflows.candidates import FROM_WEIGHTS, fitting
-from pretask.workflows.inputs import labeled_pair, split_paths
+from pretask.workflows.inputs import single_labels
 from pretask.workflows.length import parse_duration
 from pretask.workflows.search import Comparison, Trial
 
@@ -194,10 +194,8 @@ def open_labels(
 ) -> tuple[LabeledSource, LabeledSource | None]:
     """The labeled images and the test images, if any. Raises UserError unless they can be compared on."""
     options = OpenOptions(**canvas_fields(encoder), reading=reading)
-    labeled, tested = labeled_pair(*split_paths(labels, test), options)
-    sources.require_single_label(labeled, "--labels", "select one column of labels with --labels-from")
+    labeled, tested = single_labels(labels, test, options)
     if tested:
-        sources.require_single_label(tested, "--test", "select one column of labels with --labels-from")
         protocol.check([encoder], labeled, tested)
         labeled, tested, _ = protocol.align_classes(labeled, tested)
     paired.folds(labeled.label, 0)  # before anything is trained

@@ -41,7 +41,7 @@ from pretask.types import LabeledSource, UserError
 from pretask.workflows import subject
 from pretask.workflows.candidates import Candidate, Choice, asked_for, candidate, usual
 from pretask.workflows.effort import Match
-from pretask.workflows.inputs import labeled_pair, split_paths
+from pretask.workflows.inputs import single_labels
 from pretask.workflows.length import parse_duration
 from pretask.workflows.rungs import STATE, Rung, Search, State
 
@@ -85,6 +85,8 @@ class Compared:
 
     folder: Path
     data: Mapping[str, Any]
+    plan: Mapping[str, Any]
+    """the budget in seconds, what runs are matched by, candidates and seconds of a run in each rung, seeds in the last"""
     rungs: Sequence[Rung]
     lines: Sequence[Line]
     """from the best to the worst"""
@@ -103,7 +105,7 @@ class Compared:
     test: LabeledSource
 
     def to_json(self) -> str:
-        """{"data", "use", "decision", "rows", "rungs", "curves", "other", "worth", "left_out", "seconds"}"""
+        """{"data", "plan", "use", "decision", "rows", "rungs", "curves", "other", "worth", "left_out", "seconds"}"""
         curves = {
             name: {"shots": list(curve.shots), "accuracy": curve.accuracy}
             for name, curve in self.curves.items()
@@ -112,7 +114,7 @@ class Compared:
             key: value if math.isfinite(value) else None for key, value in asdict(self.worth).items()
         }
         whole = {
-            "data": dict(self.data), "use": self.decision.use, "decision": self.decision.sentence,
+            "data": dict(self.data), "plan": dict(self.plan), "use": self.decision.use, "decision": self.decision.sentence,
             "rows": [asdict(each) for each in self.lines], "rungs": [asdict(each) for each in self.rungs],
             "curves": curves, "other": self.other, "worth": worth, "left_out": dict(self.left_out), "seconds": round(self.seconds, 1),
         }  # fmt: skip
@@ -266,10 +268,7 @@ def open_labels(
     labels: Any, test: Any, options: OpenOptions, seed: int
 ) -> tuple[LabeledSource, LabeledSource]:
     """Labeled images to choose by, and test images with the same classes. Raises UserError."""
-    labeled, tested = labeled_pair(*split_paths(labels, test), options)
-    for source, flag in ((labeled, "--labels"), (tested, "--test")):
-        if source is not None:
-            sources.require_single_label(source, flag, "select one column of labels with --labels-from")
+    labeled, tested = single_labels(labels, test, options)
     train, unseen = protocol.split_off_test(labeled, seed) if tested is None else (labeled, tested)
     protocol.check([], train, unseen)
     train, unseen, _ = protocol.align_classes(train, unseen)
@@ -346,11 +345,19 @@ def conclude(
     search.save()
     decision = decide(ranked, roles)
     found = Compared(
-        search.folder, about, rungs, lines, decision, curves, other, worth, left_out, search.spent,
+        search.folder, about, plan_of(search), rungs, lines, decision, curves, other, worth, left_out, search.spent,
         runs[best][0], scorer.test,
     )  # fmt: skip
     files.write_text(search.folder / RESULT, found.to_json() + "\n")
     return found
+
+
+def plan_of(search: Search) -> dict[str, Any]:
+    """How long the candidates trained."""
+    lengths = [round(seconds, 1) for seconds in search.state.lengths]
+    return {
+        "budget": search.budget, "match": search.match, "candidates": search.state.counts, "seconds": lengths, "seeds": search.seeds,
+    }  # fmt: skip
 
 
 def line(name: str, role: Role, correct: Tensor, ranked: ranking.Ranking, runs: Sequence[Run] | None) -> Line:

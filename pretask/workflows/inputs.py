@@ -35,6 +35,17 @@ def labeled_pair(data: Any, test: Any, options: OpenOptions) -> tuple[LabeledDat
     return train, None if test is None else unseen(test, train, options)
 
 
+def single_labels(
+    labels: Any, test: Any, options: OpenOptions
+) -> tuple[LabeledDataset, LabeledDataset | None]:
+    """Images with one label each to choose or learn by, and test images, if any. Raises UserError for several labels per image."""
+    train, tested = labeled_pair(*split_paths(labels, test), options)
+    for source, flag in ((train, "--labels"), (tested, "--test")):
+        if source is not None:
+            sources.require_single_label(source, flag, "select one column of labels with --labels-from")
+    return train, tested
+
+
 def unseen(test: Any, train: LabeledDataset, options: OpenOptions) -> LabeledDataset:
     """Labeled test images, with the value range of the training images."""
     options = replace(options, range=train.range)

@@ -106,6 +106,8 @@ def test_result_is_written_as_json(finished):
     assert content == json.loads(found.to_json())
     assert content["use"] == found.decision.use and content["data"]["n_test"] == 24
     assert [row["name"] for row in content["rows"]] == [line.name for line in found.lines]
+    assert content["plan"]["candidates"] == [4, 3, 3] and content["plan"]["seeds"] == 2
+    assert content["plan"]["seconds"] == [round(rung.seconds, 1) for rung in found.rungs]
 
 
 def test_interrupted_comparison_goes_on_and_ends_the_same(finished, tmp_path, trained):
