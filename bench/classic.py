@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pretask.data import loader
 from pretask.encoders import Encoder
-from pretask.evals.features import pool_map
+from pretask.encoders.readout import pool_map
 from pretask.rng import Rng
 from pretask.runtime.device import find_device
 from pretask.transforms import augment

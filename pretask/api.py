@@ -11,7 +11,7 @@ import numpy as np
 
 from pretask import data as sources
 from pretask import limits, methods
-from pretask.config import Changes, InputConfig, RunConfig
+from pretask.config import Changes, InputConfig, ReadoutConfig, RunConfig
 from pretask.data import in_memory
 from pretask.data.base import Images, canvas_fields
 from pretask.data.folder import with_all_splits
@@ -26,7 +26,7 @@ from pretask.types import UserError
 from pretask.workflows import embed as embedding
 from pretask.workflows import job as jobs
 from pretask.workflows import pretrain as pretraining
-from pretask.workflows.subject import encoder_of
+from pretask.workflows.readout import open_readout
 
 
 def pretrain(
@@ -114,6 +114,7 @@ def embed(
     data: str | Path | Any,
     *,
     stage: str = "pool",
+    grid: PositiveInt | None = None,
     batch: PositiveInt = 256,
     size: PositiveInt | None = None,
     mean: tuple[float, ...] | None = None,
@@ -124,11 +125,12 @@ def embed(
 
         x = pretask.embed("runs/rotnet-photos-s0", images)
 
-    `run` may also be published weights, as in `evaluate`; `data` is as in `pretrain`.
+    `run` may also be published weights, as in `evaluate`; `data` is as in `pretrain`. `stage` may be "best", the stage that scored
+    best when the run was evaluated; its map is averaged to `grid` x `grid` cells, by default as in `evaluate`.
     `pretask embed` writes the same features to disk, with file names, in constant memory.
     """
-    encoder = encoder_of(run, InputConfig(size, mean, std))
-    return embedding.array(encoder, open_images(data, encoder, reading), stage, batch)
+    readout = open_readout(run, ReadoutConfig(stage, grid), InputConfig(size, mean, std))
+    return embedding.array(readout, open_images(data, readout.encoder, reading), batch)
 
 
 def open_images(data: Any, encoder: Encoder, reading: Reading) -> Images:

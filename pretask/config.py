@@ -185,6 +185,20 @@ DEFAULT_INPUT = InputConfig()
 
 
 @dataclass(frozen=True)
+class ReadoutConfig:
+    """Which features of an encoder are used."""
+
+    stage: str = "pool"
+    """stage of the encoder whose features are used, such as stage2; best: the one that scored best in `pretask evaluate`"""
+    grid: PositiveInt | None = None
+    """side of the grid that the stage's map is averaged to; 1: one mean per channel (default: the finest grid with 4,096 values, as in
+    `pretask evaluate`)"""
+
+
+DEFAULT_READOUT = ReadoutConfig()
+
+
+@dataclass(frozen=True)
 class Changes:
     """What a resumed run may change; everything else keeps the run's own settings."""
 

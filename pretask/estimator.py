@@ -11,16 +11,18 @@ from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from pretask import limits
+from pretask.config import ReadoutConfig
 from pretask.data import in_memory
 from pretask.data.base import OpenOptions, canvas_fields
 from pretask.data.npz import range_of
 from pretask.encoders import Encoder
+from pretask.encoders.readout import Readout
 from pretask.limits import PositiveInt
 from pretask.train.run import Run
 from pretask.transforms.ranges import Range
 from pretask.types import UserError
 from pretask.workflows import embed
-from pretask.workflows.subject import encoder_of
+from pretask.workflows.readout import open_readout
 
 
 class PretaskFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -34,19 +36,26 @@ class PretaskFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
     contains the weights, so it does not need the run's folder.
 
     `run`: a run's folder, a loaded run, an encoder, "timm:NAME", "ARCH@FILE", or a folder of timm or transformers
-    `stage`: stage of the encoder; feature maps are averaged over positions
+    `stage`: stage of the encoder; "best": the one that scored best when the run was evaluated
+    `grid`: side of the grid that the stage's map is averaged to; None: the finest one with 4,096 values, as in `evaluate`
     `batch`: images per forward pass
     """
 
-    encoder_: Encoder
+    readout_: Readout
     range_: Range
     n_features_in_: int
 
     def __init__(
-        self, run: str | Path | Run | Encoder | None = None, *, stage: str = "pool", batch: int = 256
+        self,
+        run: str | Path | Run | Encoder | None = None,
+        *,
+        stage: str = "pool",
+        grid: int | None = None,
+        batch: int = 256,
     ) -> None:
         self.run = run
         self.stage = stage
+        self.grid = grid
         self.batch = batch
 
     def fit(self, X: Any, y: Any = None) -> "PretaskFeatures":
@@ -56,35 +65,36 @@ class PretaskFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
             raise ValueError("PretaskFeatures needs run=, such as a run's folder or 'timm:resnet18'")
         try:
             limits.check_value("batch", self.batch, PositiveInt)
-            encoder = encoder_of(self.run)
-            embed.check_stage(encoder, self.stage)
-            held = in_memory.as_array(self._images(X, encoder))
-            self.range_ = range_of("the array", held, encoder.range)
+            if self.grid is not None:
+                limits.check_value("grid", self.grid, PositiveInt)
+            readout = open_readout(self.run, ReadoutConfig(self.stage, self.grid))
+            held = in_memory.as_array(self._images(X, readout.encoder))
+            self.range_ = range_of("the array", held, readout.encoder.range)
         except UserError as mistake:
             raise ValueError(str(mistake)) from None
-        self.encoder_ = encoder
+        self.readout_ = readout
         return self
 
     def transform(self, X: Any) -> np.ndarray:
         """(N, D) float32, in the order of the images."""
         check_is_fitted(self)
-        X = self._valid(X, reset=False)
+        X, encoder = self._valid(X, reset=False), self.readout_.encoder
         out = np.empty((len(X), self._n_features_out), np.float32)
         for start in range(0, len(X), self.batch):
             some = slice(start, start + self.batch)
             try:
-                images = in_memory.as_array(self._images(X[some], self.encoder_))
+                images = in_memory.as_array(self._images(X[some], encoder))
                 source = in_memory.fit_array(
-                    images, OpenOptions(**canvas_fields(self.encoder_), progress=False), self.range_
+                    images, OpenOptions(**canvas_fields(encoder), progress=False), self.range_
                 )
             except UserError as mistake:
                 raise ValueError(str(mistake)) from None
-            out[some] = embed.array(self.encoder_, source, self.stage, self.batch)
+            out[some] = embed.array(self.readout_, source, self.batch)
         return out
 
     @property
     def _n_features_out(self) -> int:
-        return self.encoder_.widths[self.stage]
+        return self.readout_.width
 
     def _valid(self, X: Any, reset: bool) -> np.ndarray:
         if isinstance(X, torch.Tensor):

@@ -14,6 +14,7 @@ from pretask import limits, methods
 from pretask.cli import commands, main
 from pretask.config import Changes, RunConfig, TrainConfig
 from pretask.datagen import tracking
+from pretask.encoders.readout import Readout
 from pretask.errors import UserError
 from pretask.reading import DEFAULT_READING
 from pretask.train import run
@@ -204,7 +205,7 @@ def calls(made: run.Run) -> dict[str, Any]:
         "--steps 0": lambda: transfer.transfer(made, data, task="depth", steps=0),
         "--size 0": lambda: evaluate.evaluate(made, data, size=0),
         "--count 0": lambda: audit.audit(made, 0),
-        "--batch -1": lambda: embed.write(made.encoder, images, nowhere, batch=-1),
+        "--batch -1": lambda: embed.write(Readout(made.encoder), images, nowhere, batch=-1),
         "--clusters 0": lambda: cluster.cluster(subject, opened, 0, nowhere),
         "--seed -1": lambda: cluster.cluster(subject, opened, 2, nowhere, seed=-1),
         "--neighbors 0": lambda: cluster.cluster(subject, opened, 2, nowhere, neighbors=0),

@@ -1,7 +1,7 @@
 """Image sources: `open(spec)` for pretraining, `open_labeled(spec)` for evaluation.
 
 A spec is a path (folder, `FOLDER:PART`, `.npz`, `.parquet`, `.tar`, `.jsonl`, prepared store) or a name (`cifar10`,
-`hf:USER/DATA`, `text:FOLDER`, `scenes:FOLDER`, `synthetic`, `demo`). Each module here with `understands(spec)` and
+`hf:USER/DATA`, `text:FOLDER`, `scenes:FOLDER`, `list:FILE`, `labels:FILE@DATA`, `synthetic`, `demo`). Each module here with `understands(spec)` and
 `load(spec, options)` is one kind of source. A path that no module claims is read as a folder of images, a name as a
 torchvision dataset.
 """

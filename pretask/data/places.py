@@ -5,12 +5,22 @@ import re
 from pathlib import Path
 
 from pretask import data
-from pretask.data import demo, image_text, in_memory, patterns, scenes, synthetic, torchvision_sets
+from pretask.data import (
+    demo,
+    image_text,
+    in_memory,
+    label_file,
+    listed,
+    patterns,
+    scenes,
+    synthetic,
+    torchvision_sets,
+)
 from pretask.types import UserError
 
 NAMES = (in_memory, synthetic, demo, torchvision_sets)
 """kinds of data without a path"""
-PREFIXES = ("hf-stream:", "hf:", image_text.PREFIX, scenes.PREFIX)
+PREFIXES = ("hf-stream:", "hf:", image_text.PREFIX, listed.PREFIX, scenes.PREFIX)
 ENDS = ":#"
 """separators between a path and its column, split or number of images"""
 
@@ -21,6 +31,9 @@ def absolute(spec: str) -> str:
         kind = data.kind(spec)
         if kind is scenes:
             return of_scenes(spec)
+        if kind is label_file:
+            table, images = label_file.split(spec)
+            return label_file.spec_of(found(table), absolute(images))
     except UserError:  # no longer exists
         return spec
     if kind in NAMES:
@@ -49,4 +62,4 @@ def found(path: str | Path) -> str:
 
 def short(spec: str) -> str:
     """A spec for display: an absolute path is shortened to its last part."""
-    return re.sub(r"(^|:|\+)/(?:[^+]*/)?", r"\1", spec)
+    return re.sub(r"(^|:|\+|@)/(?:[^+@]*/)?", r"\1", spec)

@@ -1,33 +1,28 @@
 """Features of a frozen encoder, computed once per source; all evaluations use these arrays.
 
-Features are computed in evaluation mode, without augmentation, in one pass. A map (C, h, w) is average-pooled to s x s
-with the largest s for which C·s² is at most `width` (and s at most h), as is usual for linear probes per layer (Zhang et
-al. 2017, arXiv:1611.09842; Goyal et al. 2019, arXiv:1905.01235: about 9000 values; here 4096, so that a stage of 50,000
-samples takes 400 MB).
+Features are computed in evaluation mode, without augmentation, in one pass. Maps are average-pooled to a grid
+(encoders/readout.py).
 """
 
 import hashlib
 import json
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretask.data import loader
 from pretask.data.base import bar
 from pretask.data.subset import LabeledSubset
 from pretask.encoders import inference_batch
+from pretask.encoders.readout import WIDTH, pool_map
 from pretask.runtime import files
 from pretask.transforms import augment
 from pretask.types import Batch, Source, UserError
 
-WIDTH = 4096
-"""maximum number of values per stage"""
 HALF_RANGE = (1e-3, 1e4)
 """a stage is stored in half precision if the largest absolute value of the first batch is in this range"""
 
@@ -119,14 +114,6 @@ def readable(source: Source) -> Tensor | None:
     if isinstance(source, LabeledSubset):
         whole, index = source.whole, source.index
     return whole.readable(index).nonzero()[:, 0]  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def pool_map(x: Tensor, width: int = WIDTH) -> Tensor:
-    """(B, C, h, w) or (B, D) -> (B, ≤ max(width, C)): average-pooled to the finest grid that fits, flattened."""
-    if x.ndim == 2:
-        return x
-    side = max(1, min(math.isqrt(width // x.shape[1]), *x.shape[2:]))
-    return F.adaptive_avg_pool2d(x, side).flatten(1)
 
 
 def storage_dtype(stage: str, rows: Tensor) -> torch.dtype:

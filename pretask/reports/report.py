@@ -61,6 +61,7 @@ def report(
     what: Weights,
     data: str | Path | None = None,
     *,
+    labels: str | Path | None = None,
     out: str | Path | None = None,
     size: PositiveInt | None = None,
     mean: tuple[float, ...] | None = None,
@@ -68,7 +69,8 @@ def report(
     reading: Reading = DEFAULT_READING,
     labeled: LabeledImages | None = None,
 ) -> Path:
-    """Write report.html and preview.png of a run. Neighbors and map show the labeled images of `data`, if given.
+    """Write report.html and preview.png of a run. Neighbors and map show the labeled images of `data`, if given, with the labels of the
+    table `labels`, if given.
 
     `what` may also be published weights, as in `evaluate`; their page needs `data` and `out`, a folder, whose scores it shows.
     `size`, `mean` and `std` change their input.
@@ -76,8 +78,9 @@ def report(
     Unreadable images of `data` are listed in report.bad.csv. `labeled` replaces `data` if the images are already open.
     """
     from pretask import methods
-    from pretask.workflows import subject
+    from pretask.workflows import inputs, subject
 
+    data = inputs.with_labels(data, labels)
     if not subject.is_run(what):
         if data is None or out is None:
             raise UserError(f"{what} is not a run; a report of published weights needs --data and --out")

@@ -24,7 +24,7 @@ from pretask.train.run import Run
 from pretask.types import LabeledSource, UserError
 from pretask.workflows import search, subject
 from pretask.workflows.candidates import FROM_WEIGHTS, fitting
-from pretask.workflows.inputs import single_labels
+from pretask.workflows.inputs import labeled_spec, single_labels
 from pretask.workflows.length import parse_duration
 from pretask.workflows.search import Comparison, Trial
 
@@ -143,7 +143,7 @@ def adapt(
         size = saved.read_shape(saved_in)["size"]
     images = sources.open(str(data), size=size, reading=reading)
     encoder = subject.encoder_of(what, InputConfig(images.size, mean, std))
-    labeled, tested = open_labels(labels, test, encoder, reading)
+    labeled, tested = open_labels(labeled_spec(labels, data), test, encoder, reading)
     names = candidate_methods(encoder)
     shared = RunConfig(
         str(data), size=images.size, init=place, mean=mean, std=std, seed=seed, reading=reading,

@@ -28,6 +28,7 @@ from pretask.config import DEFAULT_INPUT, InputConfig, RunConfig
 from pretask.data import folder
 from pretask.data.base import Images, Opened, OpenOptions
 from pretask.data.ledger import BAD
+from pretask.encoders.readout import Readout
 from pretask.evals import cluster_metrics as scoring
 from pretask.evals.confidence import Interval, bootstrap_counts, interval, student_interval
 from pretask.limits import PositiveInt, Seed, UnitInterval, checked
@@ -118,7 +119,7 @@ def subject(
     embedding, merging = clustering_of(loaded) if is_run else (unit, {})
 
     def features(source: Images) -> Tensor:
-        return embedding(torch.from_numpy(embed.array(encoder, source, "pool", batch)))
+        return embedding(torch.from_numpy(embed.array(Readout(encoder), source, batch)))
 
     return Subject(spec, encoder.size, encoder.channels, features, merging, encoder.range)
 

@@ -41,7 +41,7 @@ from pretask.types import LabeledSource, UserError
 from pretask.workflows import subject
 from pretask.workflows.candidates import Candidate, Choice, asked_for, candidate, usual
 from pretask.workflows.effort import Match
-from pretask.workflows.inputs import single_labels
+from pretask.workflows.inputs import labeled_spec, single_labels
 from pretask.workflows.length import parse_duration
 from pretask.workflows.rungs import STATE, Rung, Search, State
 
@@ -207,6 +207,7 @@ def compare(
     goes on when it is called again. The budget counts from `began`, by time.monotonic(), or else from the call. Raises UserError.
     """
     began = time.monotonic() if began is None else began
+    labels = labeled_spec(labels, data)
     folder, seconds = Path(out), parse_duration(budget)
     init = init and origins.absolute(init)
     asked = {

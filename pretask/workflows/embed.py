@@ -17,7 +17,7 @@ import torch
 from pretask.data import loader
 from pretask.data.base import Images, bar
 from pretask.data.stream import Stream
-from pretask.encoders import Encoder, pooled
+from pretask.encoders.readout import Readout
 from pretask.limits import PositiveInt, checked
 from pretask.runtime import files
 from pretask.runtime.device import find_device
@@ -30,24 +30,18 @@ GROUP = 4096
 # ---- features
 
 
-def check_stage(encoder: Encoder, stage: str) -> None:
-    if stage not in encoder.widths:
-        raise UserError(f"{encoder.name} has no stage {stage!r}; it has {', '.join(encoder.widths)}")
-
-
-def rows(encoder: Encoder, source: Images, stage: str = "pool", batch: int = 256) -> Iterator["Rows"]:
+def rows(readout: Readout, source: Images, batch: int = 256) -> Iterator["Rows"]:
     """Features of every readable image, `batch` at a time; unreadable ones are in `source.ledger.bad`."""
-    check_stage(encoder, stage)
-    home = encoder.mean.device
-    encoder.to(find_device())
+    home = readout.encoder.mean.device
+    readout.to(find_device())
     try:
         for each in batches(source, batch):
-            found = pooled(encoder, each.image, stage)
+            found = readout.rows(each.image)
             names = source.files(each.index)
             kept = source.readable(each.index).nonzero()[:, 0].tolist()
             yield Rows([names[i] for i in kept], found[kept].numpy(), len(names))
     finally:
-        encoder.to(home)
+        readout.to(home)
 
 
 @dataclass(frozen=True)
@@ -64,9 +58,9 @@ def batches(source: Images, batch: int) -> Iterator[Batch]:
     return source.whole(batch)
 
 
-def array(encoder: Encoder, source: Images, stage: str = "pool", batch: int = 256) -> np.ndarray:
+def array(readout: Readout, source: Images, batch: int = 256) -> np.ndarray:
     """(N, D) float32, one row per readable image."""
-    parts = [each.features for each in rows(encoder, source, stage, batch)]
+    parts = [each.features for each in rows(readout, source, batch)]
     return np.concatenate(parts)
 
 
@@ -85,10 +79,9 @@ class Written:
 
 @checked
 def write(
-    encoder: Encoder,
+    readout: Readout,
     source: Images,
     out: Path = Path("features.parquet"),
-    stage: str = "pool",
     batch: PositiveInt = 256,
     progress: bool = True,
 ) -> Written:
@@ -101,7 +94,7 @@ def write(
         if path.exists():
             raise UserError(f"{path} exists; choose another --out")
     with atomic_writes(*targets) as (table, plain, skipped):
-        n, width = fill(table, plain, rows(encoder, source, stage, batch), len(source), progress)
+        n, width = fill(table, plain, rows(readout, source, batch), len(source), progress)
         source.ledger.write(skipped, targets[2])
     return Written(*targets[:2], targets[2] if source.ledger.bad else None, n, width)
 

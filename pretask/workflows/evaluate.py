@@ -20,7 +20,7 @@ from pretask.train.plan import cautions
 from pretask.train.run import Run
 from pretask.types import Source
 from pretask.workflows import kinds, subject
-from pretask.workflows.inputs import split_paths
+from pretask.workflows.inputs import split_paths, with_labels
 from pretask.workflows.kinds import Extras
 from pretask.workflows.reruns import seed_runs
 from pretask.workflows.subject import Candidate, Weights
@@ -32,6 +32,7 @@ def evaluate(
     data: Any,
     test: Any = None,
     *,
+    labels: str | Path | None = None,
     seeds: PositiveInt = 1,
     supervised: bool = False,
     finetune: bool = False,
@@ -54,7 +55,7 @@ def evaluate(
     `what` is a run, its folder, an encoder, or published weights: "timm:NAME", "ARCH@FILE", or a folder of timm or transformers,
     whose image size, `mean` and `std` of the input can be changed. `out` is a folder for their scores. `data` and `test` are as in
     `pretrain`, with labels, or a pair (images, labels): labels (N,), or, with several labels per image, (N, K) of 0 and 1 or a
-    list per image. Without `test`, the test or val split of a dataset with splits is used; otherwise a fifth of each class is
+    list per image. `labels` is a table of path and label for the images of `data`. Without `test`, the test or val split of a dataset with splits is used; otherwise a fifth of each class is
     held out, or with several labels per image a fifth of all. Tracks from `pretask track` need neither labels nor `test`.
     `supervised` adds the same encoder trained with the labels for as many images as the run saw; `finetune` the encoder
     fine-tuned on few labels and on all; `nonlinear` RotNet's two probes on its best feature map; `svm` Exemplar-CNN's linear SVMs
@@ -66,7 +67,7 @@ def evaluate(
     is_run = isinstance(loaded, Run)
     encoder, folder = (loaded.encoder, loaded.folder) if is_run else (loaded, None)
     options = OpenOptions(**canvas_fields(encoder), reading=reading, progress=progress)
-    found = kinds.open_kind(*split_paths(data, test), options, folder)
+    found = kinds.open_kind(*split_paths(with_labels(data, labels), test), options, folder)
     extras = Extras(supervised, finetune, nonlinear, svm)
     found.check(extras)
     # all checks of run and data come before other seeds are trained

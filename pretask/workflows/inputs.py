@@ -8,12 +8,31 @@ import numpy as np
 import torch
 
 from pretask import data as sources
-from pretask.data import LabeledDataset, in_memory, splits
+from pretask.data import LabeledDataset, image_text, in_memory, label_file, splits
 from pretask.data.base import Opened, OpenOptions, resolve_labels
 from pretask.data.folder import evaluation_split
 from pretask.data.subset import Subset
 from pretask.runtime import accounts
 from pretask.types import UserError
+
+
+def with_labels(data: Any, labels: str | Path | None) -> Any:
+    """Images with the labels of a table of path and label, if one is given. Raises UserError for images in memory."""
+    if labels is None:
+        return data
+    if not isinstance(data, str | Path):
+        raise UserError(
+            "labels from a table are those of files; give images in memory as a pair (images, labels)"
+        )
+    return label_file.spec_of(labels, str(data))
+
+
+def labeled_spec(labels: Any, data: str | Path) -> Any:
+    """Labeled images; of a table, those that it names, relative to `data` or to the table."""
+    is_table = isinstance(labels, str | Path) and Path(labels).suffix.lower() in image_text.ROWS
+    return (
+        label_file.spec_of(labels, str(data)) if is_table and Path(labels).expanduser().is_file() else labels
+    )
 
 
 def split_paths(data: Any, test: Any = None) -> tuple[Any, Any]:

@@ -43,7 +43,7 @@ from pretask.train.logger import OnLog
 from pretask.train.plan import cautions
 from pretask.train.run import Run
 from pretask.types import LabeledSource, UserError
-from pretask.workflows.inputs import labeled_pair, split_paths
+from pretask.workflows.inputs import labeled_pair, split_paths, with_labels
 from pretask.workflows.reruns import budget, repeated, seed_runs
 from pretask.workflows.subject import Candidate, Weights, is_run, load, require_run
 
@@ -168,6 +168,7 @@ def study(
     data: Any,
     test: Any = None,
     *,
+    labels: str | Path | None = None,
     ask: Sequence[Question] = USUAL,
     fractions: Sequence[float] = (),
     seeds: PositiveInt = 1,
@@ -184,7 +185,7 @@ def study(
 
         found = pretask.study("runs/rotnet-photos-s0", "labeled/", test="held_out/", ask=["labels"])
 
-    `what` is a run or its folder; `data` and `test` are as in `evaluate`. `fractions` are of the run's images for "data", of
+    `what` is a run or its folder; `data`, `test` and `labels` are as in `evaluate`. `fractions` are of the run's images for "data", of
     the labeled images for "labels", and of both for "supervised"; the defaults are DATA, LABELS and SUPERVISED. `look` is
     called with the labeled images that a report shows.
     """
@@ -200,7 +201,7 @@ def study(
     folder = Path(out) if out else loaded.folder if isinstance(loaded, Run) else None
     family = candidate.runs
     options = OpenOptions(**canvas_fields(candidate.encoders[0]), reading=reading, progress=progress)
-    train, unseen = labeled_pair(*split_paths(data, test), options)
+    train, unseen = labeled_pair(*split_paths(with_labels(data, labels), test), options)
     sources.require_single_label(
         train, "study", "name one column of labels by --labels-from, or use pretask evaluate"
     )

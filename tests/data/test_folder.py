@@ -15,6 +15,7 @@ from PIL import Image
 from pretask import data as sources
 from pretask.data import encoded, loader
 from pretask.encoders import build
+from pretask.encoders.readout import Readout
 from pretask.reading import Reading
 from pretask.types import UserError
 from pretask.workflows import embed
@@ -259,7 +260,7 @@ def test_every_file_of_an_odd_folder_is_used_or_listed(odd: tuple[Path, dict[str
 def test_lists_and_tables_distinguish_odd_names(odd: tuple[Path, dict[str, str]], tmp_path: Path):
     root, bad = odd
     source = sources.open(root, size=16, reading=Reading(max_bad=1.0), cache_mb=0)
-    made = embed.write(build("resnet_small:width=4", 3, 16).eval(), source, tmp_path / "x.parquet")
+    made = embed.write(Readout(build("resnet_small:width=4", 3, 16).eval()), source, tmp_path / "x.parquet")
     assert made.skipped is not None
     with made.skipped.open(newline="", errors="surrogateescape") as file:
         assert {row["file"]: row["reason"] for row in csv.DictReader(file)} == bad

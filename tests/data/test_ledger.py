@@ -21,6 +21,7 @@ from pretask.data.encoded import collect
 from pretask.data.ledger import Ledger, write_all
 from pretask.data.subset import draw_subset
 from pretask.encoders import build
+from pretask.encoders.readout import Readout
 from pretask.evals import features
 from pretask.reading import Reading
 from pretask.reports.html import facts
@@ -167,7 +168,7 @@ def test_workers_count_images_of_equal_name_separately():
 
 def test_every_valid_image_of_equal_name_has_its_row(tmp_path: Path):
     encoder = build("resnet_small:width=4", 3, 16).eval()
-    made = embed.write(encoder, twins(), tmp_path / "x.parquet")
+    made = embed.write(Readout(encoder), twins(), tmp_path / "x.parquet")
     assert made.n == 3 and pq.read_table(made.table)["file"].to_pylist() == ["x.png"] * 3
     source = twins()
     found = features.embed(encoder, source, progress=False).stages["pool"]

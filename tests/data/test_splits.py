@@ -12,6 +12,7 @@ from pretask.data import splits
 from pretask.data.base import OpenOptions
 from pretask.data.folder import with_all_splits
 from pretask.encoders import build
+from pretask.encoders.readout import Readout
 from pretask.evals import baselines
 from pretask.reading import Reading
 from pretask.types import UserError
@@ -184,7 +185,7 @@ def test_commands_that_do_not_train_use_all_splits(tmp_path):
     encoder = build("resnet_small:width=4", 3, 16).eval()
     found = cluster.open_images(str(at), OpenOptions(16, 3, Reading()))
     assert values(found.images) == {10, 30} and found.classes == ["a", "b"]
-    made = embed.write(encoder, data.open(with_all_splits(str(at))), tmp_path / "x.parquet")
+    made = embed.write(Readout(encoder), data.open(with_all_splits(str(at))), tmp_path / "x.parquet")
     assert made.n == 8
     assert with_all_splits("cifar10") == "cifar10" and with_all_splits(f"{at}:test") == f"{at}:test"
 

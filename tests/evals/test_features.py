@@ -10,8 +10,9 @@ from pretask import data as sources
 from pretask import encoders
 from pretask.data.arrays import Arrays
 from pretask.data.subset import LabeledSubset
+from pretask.encoders.readout import pool_map
 from pretask.evals import features
-from pretask.evals.features import embed, pool_map
+from pretask.evals.features import embed
 from pretask.rng import Rng
 from pretask.types import UserError
 

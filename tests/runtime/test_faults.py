@@ -16,6 +16,7 @@ from small import quick_scores
 
 from pretask import api, data, methods
 from pretask.cli import main
+from pretask.encoders.readout import Readout
 from pretask.errors import UserError, out_of_memory
 from pretask.evals import finetune
 from pretask.methods.rotnet import RotNet
@@ -284,6 +285,6 @@ def test_features_need_a_writable_folder(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match="could not write"):
         embed.write(
-            methods.recipe("rotnet")().build_encoder("resnet_small:width=4", source := data.open("synthetic:4:16")),
+            Readout(methods.recipe("rotnet")().build_encoder("resnet_small:width=4", source := data.open("synthetic:4:16"))),
             source, tmp_path / "file" / "features.parquet",
         )  # fmt: skip

@@ -16,6 +16,7 @@ from pretask import data as sources
 from pretask import encoders
 from pretask.cli.main import main
 from pretask.data.base import OpenOptions
+from pretask.encoders.readout import Readout
 from pretask.errors import install_command
 from pretask.ops import agglomerative
 from pretask.ops.neighbors import unit
@@ -128,7 +129,7 @@ def test_an_image_outside_the_class_folders_is_clustered_and_scores_are_omitted(
 def test_a_run_is_clustered_by_its_pooled_features(run, plain, tmp_path):
     out = tmp_path / "out"
     assert main(["cluster", str(run), "--data", str(plain), "--clusters", "4", "--out", str(out)]) == 0
-    x = unit(torch.from_numpy(embed.array(Run(run).encoder, sources.open(plain, size=16), "pool")))
+    x = unit(torch.from_numpy(embed.array(Readout(Run(run).encoder), sources.open(plain, size=16))))
     expected = agglomerative.cluster(x, 4)
     assert [int(row["cluster"]) for row in rows(out)] == expected.tolist()
     mean = torch.stack([x[expected == c].mean(0) for c in range(4)])
@@ -151,7 +152,7 @@ def test_a_method_is_trained_first_and_jule_clusters_by_its_own_head(plain, tmp_
     assert main(["cluster", "jule", "--data", str(plain), "--clusters", "3", "--out", "out"]) == 0
     assert trained == [("jule", 3)]
     method = Run(tmp_path / "trained").method
-    pool = torch.from_numpy(embed.array(method.encoder, sources.open(plain)))
+    pool = torch.from_numpy(embed.array(Readout(method.encoder), sources.open(plain)))
     z = method.cluster_embedding(pool)
     assert z.shape == (60, 160)
     assert method.cluster_options["num_neighbors"] == 10 != agglomerative.NEIGHBORS
@@ -225,7 +226,7 @@ def test_a_run_of_jule_paper_is_clustered_as_the_paper_does(odd, tmp_path, capsy
     """jule:paper uses the fast mode, period by period, and outliers count; another recipe uses its own options, and flags
     override both."""
     run = trained_jule("jule:paper", odd, tmp_path)
-    z = run.method.cluster_embedding(torch.from_numpy(embed.array(run.encoder, sources.open(odd))))
+    z = run.method.cluster_embedding(torch.from_numpy(embed.array(Readout(run.encoder), sources.open(odd))))
     distance, index = agglomerative.neighbors(z, 20)
     w, label = agglomerative.affinity_graph(distance, index), agglomerative.neighbor_chains(index[:, 0])
     while (count := int(label.max()) + 1) > 3:
@@ -248,7 +249,9 @@ def test_a_run_of_jule_paper_is_clustered_as_the_paper_does(odd, tmp_path, capsy
         3,
         tmp_path / "o",
     )
-    z = other.method.cluster_embedding(torch.from_numpy(embed.array(other.encoder, sources.open(odd))))
+    z = other.method.cluster_embedding(
+        torch.from_numpy(embed.array(Readout(other.encoder), sources.open(odd)))
+    )
     expected = agglomerative.cluster(z, 3, num_neighbors=10, neighbor_clusters=3, smallest=0.0)
     assert [int(row["cluster"]) for row in rows(tmp_path / "o")] == expected.tolist()
     assert made.smallest == 0 and made.exact and made.neighbors == 10
@@ -278,7 +281,7 @@ def test_neighbors_flag_sets_the_number_of_neighbors_in_the_graph(run, plain, tm
     words = ["cluster", str(run), "--data", str(plain), "--clusters", "4", "--out", str(tmp_path / "out")]
     assert main([*words, "--neighbors", "2"]) == 0
     assert "2 nearest neighbors" in capsys.readouterr().out
-    x = unit(torch.from_numpy(embed.array(Run(run).encoder, sources.open(plain, size=16), "pool")))
+    x = unit(torch.from_numpy(embed.array(Readout(Run(run).encoder), sources.open(plain, size=16))))
     few = agglomerative.cluster(x, 4, num_neighbors=2)
     assert not few.equal(agglomerative.cluster(x, 4)), "the number matters here"
     assert [int(row["cluster"]) for row in rows(tmp_path / "out")] == few.tolist()

@@ -11,6 +11,7 @@ from PIL import Image
 from pretask import data as sources
 from pretask import encoders
 from pretask.cli import main
+from pretask.encoders.readout import Readout
 from pretask.encoders.saved import SHAPE, WEIGHTS
 from pretask.reading import Reading
 from pretask.transforms import augment
@@ -43,31 +44,44 @@ def run(encoder, run_of, tmp_path):
     return made
 
 
-def by_hand(encoder, folder, files, stage="pool"):
+def by_hand(encoder, folder, files, stage="pool", grid=1):
+    """A map's mean over each of grid x grid cells that divide it evenly."""
     pixels = [np.asarray(Image.open(folder / file).convert("RGB")) for file in files]
     x = augment.to_float(torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2))
     with torch.no_grad():
         out = encoder(x)[stage]
-    return (out.mean((2, 3)) if out.ndim == 4 else out).numpy()
+    if out.ndim == 2:
+        return out.numpy()
+    n, c, h, w = out.shape
+    return out.view(n, c, grid, h // grid, grid, w // grid).mean((3, 5)).flatten(1).numpy()
 
 
 def features(table):
     return np.stack(table["features"].to_pylist())
 
 
-@pytest.mark.parametrize("stage", ["pool", "stage2"])
-def test_each_row_is_the_encoder_applied_to_the_named_file(run, encoder, folder, tmp_path, stage):
+@pytest.mark.parametrize(
+    ("flags", "stage", "grid"),
+    [
+        ([], "pool", 1),
+        (["--stage", "stage2", "--grid", "2"], "stage2", 2),
+        (["--stage", "stage3", "--grid", "1"], "stage3", 1),
+    ],
+)
+def test_each_row_is_the_encoder_applied_to_the_named_file(
+    run, encoder, folder, tmp_path, flags, stage, grid
+):
     out = tmp_path / "f.parquet"
-    words = ["embed", str(run), "--data", str(folder), "--out", str(out), "--stage", stage, "--batch", "8"]
+    words = ["embed", str(run), "--data", str(folder), "--out", str(out), *flags, "--batch", "8"]
     assert main.main(words) == 0
     table = pq.read_table(out)
     files = table["file"].to_pylist()
     assert sorted(files) == sorted(str(p.relative_to(folder)) for p in folder.rglob("*.png"))
-    np.testing.assert_allclose(features(table), by_hand(encoder, folder, files, stage), atol=1e-5)
+    np.testing.assert_allclose(features(table), by_hand(encoder, folder, files, stage, grid), atol=1e-5)
     assert np.array_equal(np.load(tmp_path / "f.npy"), features(table).astype(np.float32))
     assert (
         str(table.schema.field("features").type)
-        == f"fixed_size_list<element: float>[{encoder.widths[stage]}]"
+        == f"fixed_size_list<element: float>[{grid**2 * encoder.widths[stage]}]"
     )
 
 
@@ -77,7 +91,7 @@ def test_unreadable_files_have_no_row_and_are_listed(encoder, folder, tmp_path):
     for cache_mb in (0, 100):  # decoded on demand, and when opened
         out = tmp_path / f"{cache_mb}.parquet"
         source = sources.open(folder, size=32, reading=Reading(max_bad=0.2), cache_mb=cache_mb)
-        made = embed.write(encoder, source, out, batch=8)
+        made = embed.write(Readout(encoder), source, out, batch=8)
         table = pq.read_table(out)
         files = table["file"].to_pylist()
         assert made.n == len(files) == len(np.load(made.array)) == 18
@@ -90,10 +104,10 @@ def test_unreadable_files_have_no_row_and_are_listed(encoder, folder, tmp_path):
 
 def test_rows_are_written_in_groups_so_that_memory_does_not_grow(encoder, tmp_path, monkeypatch):
     monkeypatch.setattr(embed, "GROUP", 16)
-    made = embed.write(encoder, sources.open("synthetic:50:32"), tmp_path / "f.parquet", batch=8)
+    made = embed.write(Readout(encoder), sources.open("synthetic:50:32"), tmp_path / "f.parquet", batch=8)
     file = pq.ParquetFile(made.table)
     assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [16, 16, 16, 2]
-    whole = embed.array(encoder, sources.open("synthetic:50:32"))
+    whole = embed.array(Readout(encoder), sources.open("synthetic:50:32"))
     np.testing.assert_allclose(np.load(made.array), whole, atol=1e-5)
     assert np.load(made.array, mmap_mode="r").shape == (50, encoder.dim)
 
@@ -109,7 +123,7 @@ def test_a_stream_is_read_beyond_its_stated_length_without_unreadable_rows(encod
     source = sources.open(
         f"hf-stream:{tmp_path / 'photos.parquet'}#12", size=32
     )  # the stated length is too small
-    made = embed.write(encoder, source, tmp_path / "f.parquet", batch=8)
+    made = embed.write(Readout(encoder), source, tmp_path / "f.parquet", batch=8)
     expected = by_hand(encoder, folder, [p.relative_to(folder) for p in paths if p != paths[3]])
     np.testing.assert_allclose(np.load(made.array), expected, atol=1e-5)
     assert "row 3,not an image" in made.skipped.read_text()
@@ -118,7 +132,7 @@ def test_a_stream_is_read_beyond_its_stated_length_without_unreadable_rows(encod
 def test_existing_files_are_not_overwritten(encoder, tmp_path):
     (tmp_path / "f.npy").write_text("mine")
     with pytest.raises(UserError, match=r"f\.npy exists"):
-        embed.write(encoder, sources.open("synthetic:8:32"), tmp_path / "f.parquet")
+        embed.write(Readout(encoder), sources.open("synthetic:8:32"), tmp_path / "f.parquet")
     assert [p.name for p in tmp_path.iterdir()] == ["f.npy"]
 
 
@@ -135,14 +149,14 @@ def test_an_interrupted_command_leaves_no_partial_files(encoder, tmp_path, monke
     monkeypatch.setattr(embed, "rows", breaks(embed.rows))
     expected = UserError if isinstance(failure, OSError) else KeyboardInterrupt
     with pytest.raises(expected):
-        embed.write(encoder, sources.open("synthetic:20:32"), tmp_path / "f.parquet", batch=8)
+        embed.write(Readout(encoder), sources.open("synthetic:20:32"), tmp_path / "f.parquet", batch=8)
     assert not list(tmp_path.iterdir())
 
 
 def test_embedding_does_not_change_the_encoder(encoder):
     encoder.train()
     before = {k: v.clone() for k, v in encoder.state_dict().items()}
-    embed.array(encoder, sources.open("synthetic:8:32"))
+    embed.array(Readout(encoder), sources.open("synthetic:8:32"))
     assert encoder.training
     assert all(torch.equal(v, before[k]) for k, v in encoder.state_dict().items())
 

@@ -20,7 +20,8 @@ class Flags:
     data: str
     """images to train on, as in pretrain"""
     labels: str
-    """labeled images, one label each and 4 or more of each class; training never sees them"""
+    """labeled images, one label each and 4 or more of each class, in class folders or as a table of path and label; training never
+    sees the labels"""
     out: Path
     """folder for the result, a run that all commands take, and for the trials"""
     budget: str = "20m"

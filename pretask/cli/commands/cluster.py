@@ -21,6 +21,8 @@ class Flags:
     """images: a folder, a .npz, .parquet or .tar file, hf:NAME, or a torchvision name"""
     clusters: PositiveInt
     """number of clusters"""
+    labels: Path | None = None
+    """table of path and label for the images of --data, to compute NMI and ACC by"""
     out: Path = Path("clusters")
     """folder to create; it must not exist"""
     by: Literal["links", "kmeans"] = "links"
@@ -48,7 +50,7 @@ def run(words: list[str]) -> None:
 
     from pretask.data.base import OpenOptions, canvas_fields
     from pretask.reports import table
-    from pretask.workflows import cluster
+    from pretask.workflows import cluster, inputs
 
     cluster.check_out(chosen.out)  # before a method is trained
     merging = {name: getattr(chosen, name) for name in ("neighbors", "exact", "smallest")}
@@ -57,7 +59,7 @@ def run(words: list[str]) -> None:
     options = OpenOptions(**canvas_fields(seen_by), reading=chosen.reading)
     made = cluster.cluster(
         seen_by,
-        cluster.open_images(chosen.data, options),
+        cluster.open_images(inputs.with_labels(chosen.data, chosen.labels), options),
         chosen.clusters,
         chosen.out,
         chosen.by,

@@ -32,7 +32,7 @@ class Flags:
     data: str
     """images to train on, as in pretrain"""
     labels: str
-    """labeled images, one label each; training never sees them"""
+    """labeled images, one label each, in class folders or as a table of path and label; training never sees the labels"""
     out: Path
     """folder for the tables, the page and the runs"""
     budget: str = "1h"

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pretask.cli.flags import WEIGHTS, subject
-from pretask.config import DEFAULT_INPUT, InputConfig
+from pretask.config import DEFAULT_INPUT, DEFAULT_READOUT, InputConfig, ReadoutConfig
 from pretask.limits import PositiveInt
 from pretask.reading import DEFAULT_READING, Reading
 from pretask.runtime.console import say
@@ -18,10 +18,9 @@ class Flags:
     """images: a folder, a .npz, .parquet or .tar file, hf:NAME, or a torchvision name"""
     out: Path = Path("features.parquet")
     """path of the table; the .npy file gets the same name"""
-    stage: str = "pool"
-    """stage of the encoder; feature maps are averaged over positions"""
     batch: PositiveInt = 256
     """images per forward pass"""
+    readout: ReadoutConfig = DEFAULT_READOUT
     input: InputConfig = DEFAULT_INPUT
     reading: Reading = DEFAULT_READING
 
@@ -32,14 +31,14 @@ def run(words: list[str]) -> None:
     from pretask.data.base import canvas_fields
     from pretask.data.folder import with_all_splits
     from pretask.workflows import embed
-    from pretask.workflows.subject import encoder_of
+    from pretask.workflows.readout import open_readout
 
-    encoder = encoder_of(what, chosen.input)
+    readout = open_readout(what, chosen.readout, chosen.input)
     source = sources.open(
         with_all_splits(chosen.data),
-        **canvas_fields(encoder),
+        **canvas_fields(readout.encoder),
         reading=chosen.reading,
         cache_mb=0,  # each image is read once
     )
-    made = embed.write(encoder, source, chosen.out, chosen.stage, chosen.batch)
-    say(f"wrote {made.table} and {made.array} ({made.n} rows of {made.width})")
+    made = embed.write(readout, source, chosen.out, chosen.batch)
+    say(f"wrote {made.table} and {made.array} ({made.n} rows of {made.width}: {readout})")

@@ -19,6 +19,8 @@ class Flags:
     data: str
     """labeled images: class folders, a .npz, a table, hf:NAME, or a torchvision name; with several labels per image, scores
     are mean average precision"""
+    labels: Path | None = None
+    """table of path and label for the images of --data, in place of class folders (CSV, TSV or JSONL)"""
     test: str | None = None
     """labeled images to score on (default: a fifth of --data, held out; with one label per image, a fifth of each class)"""
     json: bool = False
@@ -53,6 +55,7 @@ def run(words: list[str]) -> None:
             what,
             chosen.data,
             chosen.test,
+            labels=chosen.labels,
             seeds=chosen.seeds,
             supervised=chosen.supervised,
             finetune=chosen.finetune,

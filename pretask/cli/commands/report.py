@@ -16,6 +16,8 @@ class Flags:
 
     data: str | None = None
     """labeled images for the nearest neighbors and the map (default: the run's images, without labels)"""
+    labels: Path | None = None
+    """table of path and label for the images of --data, in place of class folders"""
     out: Path | None = None
     """folder of the page for published weights; scores in it are shown (a run's page is in its own folder)"""
     input: InputConfig = DEFAULT_INPUT
@@ -30,6 +32,7 @@ def run(words: list[str]) -> None:
     page = report(
         what,
         chosen.data,
+        labels=chosen.labels,
         out=chosen.out,
         size=shape.size,
         mean=shape.mean,

@@ -21,6 +21,8 @@ class Flags:
 
     data: str
     """labeled images: class folders, a .npz, hf:NAME, or a torchvision name"""
+    labels: Path | None = None
+    """table of path and label for the images of --data, in place of class folders (CSV, TSV or JSONL)"""
     test: str | None = None
     """labeled images to score on (default: a fifth of each class of --data, held out)"""
     ask: tuple[Literal["data", "labels", "change", "supervised"], ...] = ("data", "labels", "change")
@@ -52,6 +54,7 @@ def run(words: list[str]) -> None:
             what,
             chosen.data,
             chosen.test,
+            labels=chosen.labels,
             ask=chosen.ask,
             fractions=chosen.fractions,
             seeds=chosen.seeds,
