@@ -69,6 +69,24 @@ def to_pil(encoded: Encoded, channels: int, known: Range = UNKNOWN, turn: bool =
         return to_8bit(upright(image) if turn else image, channels)
 
 
+def thumbnail(
+    encoded: Encoded, side: int, channels: int, known: Range = UNKNOWN
+) -> tuple[tuple[int, int], Image.Image]:
+    """Width and height as stored, and the whole image with a longer side of at most `side` pixels; much faster than decoding all of a
+    large JPEG."""
+    with readable():
+        image = open_image(encoded)
+        size = image.size
+        if isinstance(image, Deep):
+            found = to_pil(image, channels, known)
+        else:
+            if image.format == "JPEG":  # the codec downscales by 2, 4 or 8, never below `side`
+                image.draft("L" if channels == 1 else None, (side, side))
+            found = to_8bit(upright(image), channels)
+        found.thumbnail((side, side), Image.Resampling.BICUBIC, reducing_gap=3.0)
+        return size, found
+
+
 def measure(encoded: Encoded) -> PixelStats | None:
     """Statistics that determine the range; None for an 8-bit image, of which only the header is read."""
     with readable():

@@ -31,7 +31,7 @@ TRIES = 100
 
 
 class Items(Protocol):
-    """N encoded images, each with a name; some also have `sizes()`, (N,) int64 in bytes."""
+    """N encoded images, each with a name; some also have `sizes()`, (N,) int64 in bytes, and `stamps()`, (N, 2) int64 sizes and times."""
 
     def __len__(self) -> int: ...
     def name(self, i: int) -> str: ...
@@ -74,6 +74,9 @@ class ItemSubset:
 
     def sizes(self) -> np.ndarray:
         return fingerprint.sizes(self.items)[self.index]
+
+    def stamps(self) -> np.ndarray:
+        return fingerprint.stamps_of(self.items)[self.index]
 
 
 class Reader:

@@ -134,6 +134,17 @@ def sizes(items: "Items") -> np.ndarray:
     return np.full(len(items), -1) if known is None else np.ascontiguousarray(known(), np.int64)
 
 
+def stamps(source: "Images") -> np.ndarray:
+    """(N, 2) int64 size and time of change, in nanoseconds, of each image's file; -1 for images that are no files."""
+    items = getattr(getattr(source, "reader", None), "items", None)
+    return np.full((len(source), 2), -1) if items is None else stamps_of(items)
+
+
+def stamps_of(items: "Items") -> np.ndarray:
+    known = getattr(items, "stamps", None)
+    return np.full((len(items), 2), -1) if known is None else known()
+
+
 def sample_positions(n: int) -> np.ndarray:
     """(S,) at most SAMPLE of n positions, evenly spaced."""
     return np.unique(np.linspace(0, n - 1, SAMPLE).round().astype(np.int64)) if n else np.zeros(0, np.int64)

@@ -62,6 +62,11 @@ class Files:
     def sizes(self) -> np.ndarray:
         return np.array([size(os.path.join(self.root, self.paths[i])) for i in range(len(self))], np.int64)
 
+    def stamps(self) -> np.ndarray:
+        """(N, 2) int64 size and time of change of each file; -1 for a missing one."""
+        paths = (os.path.join(self.root, self.paths[i]) for i in range(len(self)))
+        return np.array([stamp(path) for path in paths], np.int64).reshape(-1, 2)
+
 
 def load(spec: str, options: OpenOptions) -> Opened:
     root, part = splits.split_spec(spec)
@@ -271,6 +276,15 @@ def size(path: str) -> int:
         return os.stat(path).st_size
     except OSError:
         return -1
+
+
+def stamp(path: str) -> tuple[int, int]:
+    """Size and time of change in nanoseconds; -1 for a missing file."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return -1, -1
+    return found.st_size, found.st_mtime_ns
 
 
 def is_folder(entry: os.DirEntry[bytes]) -> bool:

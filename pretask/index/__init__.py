@@ -1,0 +1,1 @@
+"""Collections of images by their frozen features: stored features, nearest neighbors, duplicates."""
