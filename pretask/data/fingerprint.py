@@ -200,6 +200,11 @@ def digest_of(parts: Iterable[Any]) -> np.ndarray:
     return np.frombuffer(made.digest(), np.uint8)
 
 
+def of_pixels(image: Tensor) -> np.ndarray:
+    """(B, C, H, W) uint8 -> (B, WIDTH) uint8, equal for equal pixels."""
+    return stacked([digest_of([pixels.tobytes()]) for pixels in image.cpu().numpy()])
+
+
 def stacked(sums: Sequence[np.ndarray]) -> np.ndarray:
     return np.stack(sums) if sums else np.zeros((0, WIDTH), np.uint8)
 

@@ -6,7 +6,7 @@ writes it. Rows without an image and images without a row are counted; a path wi
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ class Entry:
     line: int
     path: str
     label: Any
+    cells: Mapping[str, Any]
 
 
 def understands(spec: str) -> bool:
@@ -94,7 +95,7 @@ def read(table: Path, options: OpenOptions, ledger: Ledger) -> Iterator[Entry]:
         if row.why or not isinstance(path, str):
             ledger.skip(f"{table.name} line {row.line}", row.why or "has no path")
         else:
-            yield Entry(row.line, path, columns.of(row.cells))
+            yield Entry(row.line, path, columns.of(row.cells), row.cells)
     columns.check(table, list(there))
 
 
@@ -124,6 +125,17 @@ def unique(table: Path, entries: Sequence[Entry], ledger: Ledger) -> list[Entry]
             )
         ledger.exclude(f"{table.name} line {each.line}", "row repeated")
     return [*first.values()]
+
+
+def cells(spec: str, options: OpenOptions) -> dict[str, Mapping[str, Any]]:
+    """Name of an image -> all cells of its row."""
+    table, data = split(spec)
+    root = root_of(data, options)
+    found = {
+        each.path if root is None else file_of(root, table.parent, each.path): each.cells
+        for each in read(table, options, Ledger())
+    }
+    return {name: row for name, row in found.items() if name is not None}
 
 
 def root_of(data: str, options: OpenOptions) -> Path | None:

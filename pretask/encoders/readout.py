@@ -29,9 +29,13 @@ def to_grid(x: Tensor, grid: int) -> Tensor:
     return F.adaptive_avg_pool2d(x, grid).flatten(1)
 
 
-def pool_map(x: Tensor, width: int = WIDTH) -> Tensor:
-    """(B, C, h, w) or (B, D) -> (B, ≤ max(width, C)): average-pooled to the finest grid that fits, flattened."""
-    return x if x.ndim == 2 else to_grid(x, finest_grid(x.shape[1], min(x.shape[2:]), width))
+def pool_map(x: Tensor, width: int = WIDTH, grid: int | None = None) -> Tensor:
+    """(B, C, h, w) or (B, D) -> (B, D'): a map is average-pooled to the finest grid with at most `width` values, or to `grid` if it has
+    so many cells, and flattened."""
+    if x.ndim == 2:
+        return x
+    side = min(x.shape[2:])
+    return to_grid(x, min(grid, side) if grid else finest_grid(x.shape[1], side, width))
 
 
 class Readout(nn.Module):

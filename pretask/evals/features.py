@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pretask.data import loader
+from pretask.data import fingerprint, loader
 from pretask.data.base import bar
 from pretask.data.subset import LabeledSubset
 from pretask.encoders import inference_batch
@@ -23,6 +23,8 @@ from pretask.runtime import files
 from pretask.transforms import augment
 from pretask.types import Batch, Source, UserError
 
+SUMS = "sums"
+"""name of the hashes among the stages on disk"""
 HALF_RANGE = (1e-3, 1e4)
 """a stage is stored in half precision if the largest absolute value of the first batch is in this range"""
 
@@ -35,6 +37,7 @@ class Features:
     label: Tensor  # (N,) int64; (0,) for a source without labels
     classes: list[str]
     source: str
+    sums: Tensor | None = None  # (N, 16) uint8, hashes of the pixels that the encoder saw
 
     def __post_init__(self):
         for stage, x in self.stages.items():
@@ -45,7 +48,7 @@ class Features:
                 )
 
     def __len__(self) -> int:
-        return len(self.stages["pool"])
+        return len(next(iter(self.stages.values())))
 
 
 @torch.no_grad()  # after inference mode the encoder could no longer be trained
@@ -56,46 +59,48 @@ def embed(
     device: torch.device | str = "cpu",
     batch: int | None = None,
     width: int = WIDTH,
+    grid: int | None = None,
     progress: bool = True,
     cache: Path | None = None,
 ) -> Features:
     """Features of all samples of `source`, in order. `batch` images are computed at once, by default as many as suit the
-    device. If `cache`, a folder, is given, features are stored there and reused."""
+    device. Maps are averaged to the finest grid of at most `width` values, or to `grid` x `grid`. If `cache`, a folder, is given, features are stored there and reused."""
     label = getattr(source, "label", torch.zeros(0, dtype=torch.long))
     classes = list(getattr(source, "classes", []))
-    cached = None if cache is None else cache / f"{cache_key(encoder, source, width)}.safetensors"
+    cached = None if cache is None else cache / f"{cache_key(encoder, source, width, grid)}.safetensors"
     if cached is not None and cached.exists():
         from safetensors.torch import load_file
 
         stages = load_file(cached)
-        if len(stages["pool"]) == len(
-            source
-        ):  # otherwise some files could not be read; which is not known yet
-            return Features(stages, label, classes, source.name)
+        sums = stages.pop(SUMS)
+        if len(sums) == len(source):  # otherwise some files could not be read; which is not known yet
+            return Features(stages, label, classes, source.name, sums)
 
     was_training = encoder.training
     net = encoder.to(device).to(memory_format=torch.channels_last).eval()
     stages: dict[str, Tensor] = {}
+    sums = torch.empty(len(source), fingerprint.WIDTH, dtype=torch.uint8)
     done = 0
     with bar(progress) as shown:
         task = shown.add_task(f"embedding {source.name}", total=len(source))
         for each in batches(source, batch or inference_batch(source.size, device)):
             x = augment.to_float(each.image.to(device))
             for stage, out in net(x.contiguous(memory_format=torch.channels_last)).items():
-                rows = pool_map(out.float(), width)
+                rows = pool_map(out.float(), width, grid)
                 if stage not in stages:
                     dtype = storage_dtype(stage, rows)
                     stages[stage] = torch.empty(len(source), rows.shape[1], dtype=dtype)
                 stages[stage][done : done + len(x)] = cast(rows, stages[stage].dtype)
+            sums[done : done + len(x)] = torch.from_numpy(fingerprint.of_pixels(each.image))
             done += len(x)
             shown.advance(task, len(x))
     encoder.train(was_training)
     if (read := readable(source)) is not None:
         stages = {stage: x[read] for stage, x in stages.items()}
-        label = label[read] if len(label) else label
+        label, sums = label[read] if len(label) else label, sums[read]
     if cached is not None:
-        save(stages, cached)
-    return Features(stages, label, classes, source.name)
+        save({**stages, SUMS: sums}, cached)
+    return Features(stages, label, classes, source.name, sums)
 
 
 def batches(source: Source, batch: int, order: Tensor | None = None) -> Iterator[Batch]:
@@ -130,13 +135,15 @@ def cast(rows: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.where(rows.isfinite(), rows.clamp(-top, top), rows).to(dtype)
 
 
-def cache_key(encoder: nn.Module, source: Source, width: int) -> str:
-    """Sixteen characters that identify an encoder's weights, a source and a width.
+def cache_key(encoder: nn.Module, source: Source, width: int, grid: int | None = None) -> str:
+    """Sixteen characters that identify an encoder's weights, a source, and the grids of its maps.
 
     A source is identified by its name, length, labels, and 64 evenly spaced images.
     """
     digest = hashlib.blake2b(digest_size=8)
-    digest.update(json.dumps([getattr(encoder, "name", ""), source.name, len(source), width]).encode())
+    digest.update(
+        json.dumps([getattr(encoder, "name", ""), source.name, len(source), grid or width]).encode()
+    )
     for name, value in encoder.state_dict().items():
         digest.update(name.encode())
         digest.update(raw_bytes(value))

@@ -96,8 +96,8 @@ def splits(label: Tensor, seed: int) -> Splits:
     return Splits(torch.arange(n), ~in_fold[used], order, scored[used][:, order])
 
 
-def folds(label: Tensor, rng: Rng) -> Tensor:
-    """(N,) -> (N,) folds from 0 to FOLDS - 1, with every class spread as evenly as possible."""
+def folds(label: Tensor, rng: Rng, count: int = FOLDS) -> Tensor:
+    """(N,) -> (N,) folds from 0 to `count` - 1, with every class spread as evenly as possible."""
     # small classes start in different folds
-    first = rng.child("first").integers(int(label.max()) + 1, high=FOLDS)
-    return (ranks(label, rng) + first[label]) % FOLDS
+    first = rng.child("first").integers(int(label.max()) + 1, high=count)
+    return (ranks(label, rng) + first[label]) % count

@@ -8,7 +8,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -32,6 +32,7 @@ from pretask.evals import (
     text_retrieval,
 )
 from pretask.evals import finetune as finetuning
+from pretask.evals import leaks as leaking
 from pretask.evals import svm as svms
 from pretask.evals.confidence import (
     LEVEL,
@@ -141,6 +142,7 @@ def evaluate(
     cache: Path | None = None,
     on_features: OnFeatures | None = None,
     progress: bool = True,
+    leaks: bool = True,
 ) -> Scores:
     """Score the encoders of runs that differ only in their seed, and the baseline rows of every table.
 
@@ -151,8 +153,9 @@ def evaluate(
     `nonlinear` and `svm` add the scores of the modules of these names, for the encoders and the untrained ones.
     `on_features` is called with the images for the report (`test`, or all images without it) and their pooled features
     from the first encoder, so that they need not be computed again; with None in place of features if some images could
-    not be read.
+    not be read. `leaks` warns of test images that are in the training set too.
     """
+    began = time.perf_counter()
     if len(encoders) != len(seeds):
         raise UserError(f"got {len(encoders)} encoders and {len(seeds)} seeds; expected one seed per encoder")
     report_source = train if test is None else test
@@ -163,6 +166,9 @@ def evaluate(
     options = {"device": device, "progress": progress}
     announce(training_work(encoders, train, finetune, supervised_steps, device))
 
+    pooled: list[Features] = []  # of the first encoder, for leaks
+    own: list[list[Result]] = []
+
     def results(entry: Entry, net: nn.Module, run: int) -> Iterator[Result]:
         train_features, test_features = (
             embed(net, source, cache=cache, **options) for source in (train, test)
@@ -171,8 +177,16 @@ def evaluate(
             complete = readable(report_source) is None
             pool = in_source_order(train_features, test_features, train, test) if complete else None
             on_features(report_source, pool)
+        if net is encoders[0]:
+            pooled.extend(
+                replace(each, stages={"pool": each.stages["pool"]})
+                for each in (train_features, test_features)
+            )
         chosen = protocol.choose(train_features, len(train.classes), seed)
-        yield from protocol.measure(train_features, test_features, chosen, seed)
+        measured = protocol.measure(train_features, test_features, chosen, seed)
+        if entry.role == role:
+            own.append(measured)
+        yield from measured
         head = heads[seeds.index(run)] if heads and entry.role == role else None
         yield from text_retrieval.score_text_retrieval(
             train_features, test_features, train, test, chosen, head
@@ -206,6 +220,13 @@ def evaluate(
             yield Entry(f"supervised {first}", "supervised", seeds, trained)
 
     rows, differences, seconds = tabulate(entries(), results, test, seed)
+    records: dict[str, Any] = {"train": train.ledger.card(), "test": test.ledger.card()}
+    if leaks:
+        allowed = leaking.SHARE * (time.perf_counter() - began)
+        train_pool, test_pool = pooled
+        found = leaking.find(encoders[0], train, test, train_pool, test_pool, allowed, seed)
+        records["leaks"] = found.to_json()
+        skipped = [*skipped, *([found.sentence(without(own, found))] if found.count else [])]
     data = {"train": train.name, "n_train": len(train), "test": test.name, "n_test": len(test)}
     data |= {"classes": list(train.classes)}
     if train.multi_label:
@@ -217,8 +238,23 @@ def evaluate(
         [*skipped, *missing_shots(train, finetune), *missing_probes(encoders[0], nonlinear)],
         seconds,
         multilabel.PROTOCOL if train.multi_label else PROTOCOL,
-        records={"train": train.ledger.card(), "test": test.ledger.card()},
+        records=records,
     )
+
+
+def without(runs: Sequence[Sequence[Result]], found: leaking.Leaks) -> dict[str, float]:
+    """kNN and linear scores, in %, on test images that are not in the training set; for several labels per image there are none."""
+    scores = {}
+    for metric in ("knn", "best linear"):
+        parts = [
+            r.correct[found.clean]
+            for run in runs
+            for r in run
+            if r.metric == metric and r.correct is not None
+        ]
+        if parts and len(parts[0]):
+            scores[metric] = 100 * torch.stack(parts).double().mean().item()
+    return scores
 
 
 def untrained_entry(encoders: Sequence[Encoder], seeds: Sequence[int], untrained: Sequence[Encoder]) -> Entry:

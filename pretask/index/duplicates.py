@@ -37,17 +37,17 @@ MOST_LOOKED = 5_000
 """random pairs that get a second look"""
 NEAREST = 20
 """neighbors of an image that may be its duplicates; larger groups are connected by chains"""
-SIDE, COARSE, FINE, CELLS = 32, 16, 64, 4
-"""pixels of the second look, of its first alignment, and of the image that is moved, so that this does not blur it; cells along a side"""
-STEPS = 6
-"""of each alignment"""
+SIDE, FINE, CELLS = 32, 64, 4
+"""pixels of the second look, and of the image that is moved, so that this does not blur it; cells along a side"""
+STEPS = {16: 6, SIDE: 3}
+"""Gauss-Newton steps at each size, in pixels"""
 NOISE, EDGE = 0.02, 0.3
 """difference that a cell may have anyway: of flat areas, and per unit of its gradient"""
 FARTHEST = 0.3
 """largest change of scale, and largest shift relative to half a side"""
-QUALITY = 60
-"""of a re-encoded JPEG"""
-REDUCED = 0.6
+QUALITY = 60, 85
+"""of a re-encoded JPEG, and of a resized or cropped one"""
+REDUCED = 0.5
 """side of a resized copy"""
 CROPPED = 0.05
 """largest part of a side that is cut off at each edge of a cropped copy"""
@@ -59,21 +59,26 @@ Copy = Callable[[Image.Image, Rng], Image.Image]
 
 
 def re_encoded(image: Image.Image, rng: Rng) -> Image.Image:
-    buffer = io.BytesIO()
-    image.convert("RGB").save(buffer, "JPEG", quality=QUALITY)
-    return Image.open(buffer).convert(image.mode)
+    return saved(image, QUALITY[0])
 
 
 def resized(image: Image.Image, rng: Rng) -> Image.Image:
-    return image.resize([max(1, round(REDUCED * side)) for side in image.size], Image.Resampling.BICUBIC)
+    size = [max(1, round(REDUCED * side)) for side in image.size]
+    return saved(image.resize(size, Image.Resampling.BICUBIC), QUALITY[1])
 
 
 def cropped(image: Image.Image, rng: Rng) -> Image.Image:
     left, top, right, bottom = (CROPPED * rng.uniform(4)).tolist()
     width, height = image.size
-    return image.crop(
-        (round(left * width), round(top * height), round((1 - right) * width), round((1 - bottom) * height))
-    )
+    box = round(left * width), round(top * height), round((1 - right) * width), round((1 - bottom) * height)
+    return saved(image.crop(box), QUALITY[1])
+
+
+def saved(image: Image.Image, quality: int) -> Image.Image:
+    """As a JPEG."""
+    buffer = io.BytesIO()
+    image.convert("RGB").save(buffer, "JPEG", quality=quality)
+    return Image.open(buffer).convert(image.mode)
 
 
 COPIES: Mapping[str, Copy] = {
@@ -110,30 +115,38 @@ class Bounds:
         )
 
 
-def calibrate(readout: Readout, source: Images, x: Tensor, positions: Tensor, seed: int) -> Bounds:
-    """Bounds for images with features (N, D), at these positions (N,) of the source."""
+def calibrate(
+    readout: Readout,
+    source: Images,
+    x: Tensor,
+    positions: Tensor,
+    seed: int,
+    copied: int = COPIED,
+    pairs: int = PAIRS,
+) -> Bounds:
+    """Bounds for images with features (N, D), at these positions (N,) of the source, from copies of `copied` images; false alarms are
+    counted on `pairs` random pairs."""
     center = x.float().mean(0)
     z = neighbors.unit(x.float() - center)
     rng = Rng(seed, "duplicates")
-    some = rng.child("copied").permutation(len(x))[:COPIED]
+    some = rng.child("copied").permutation(len(x))[:copied]
     own, found = small(source, positions[some]), dict[str, tuple[Tensor, Tensor]]()
     for kind, copy in COPIES.items():
         canvases = copies(source, positions[some], copy, rng.child(kind))
         similar = (z[some] * neighbors.unit(readout.rows(canvases) - center)).sum(1)
         found[kind] = similar, differences(own, reduced(canvases))
-    first, other = rng.child("pairs").integers(2, PAIRS, high=len(x))
-    pairs = torch.stack([first, other], 1)[first != other]
-    random = cosines(z, pairs)
     similarity = min(similar.quantile(MISSED).item() for similar, _ in found.values())
     difference = max(far.quantile(1 - MISSED).item() for _, far in found.values())
-    near = pairs[random >= similarity]
-    looked = confirmed(source, positions, near[:MOST_LOOKED], difference)
-    alarms = round(looked.double().mean().item() * len(near)) if len(near) else 0
     missed = {
         kind: 100 * (1 - ((similar >= similarity) & (far <= difference)).double().mean().item())
         for kind, (similar, far) in found.items()
     }
-    return Bounds(similarity, difference, center, missed, len(some), len(pairs), alarms)
+    drawn = rng.child("pairs").integers(2, pairs, high=len(x)).T
+    drawn = drawn[drawn[:, 0] != drawn[:, 1]]
+    near = drawn[cosines(z, drawn) >= similarity] if len(drawn) else drawn
+    looked = confirmed(source, positions, near[:MOST_LOOKED], difference)
+    alarms = round(looked.double().mean().item() * len(near)) if len(near) else 0
+    return Bounds(similarity, difference, center, missed, len(some), len(drawn), alarms)
 
 
 def copies(source: Images, positions: Tensor, copy: Copy, rng: Rng) -> Tensor:
@@ -264,8 +277,8 @@ def reduced(image: Tensor) -> Tensor:
 def differences(a: Tensor, b: Tensor) -> Tensor:
     """(P, C, FINE, FINE) each -> (P,) the largest difference of a cell, as they are or aligned, whichever is smaller."""
     identity = pose = torch.tensor([1.0, 0.0, 0.0]).expand(len(a), 3)
-    for side in (COARSE, SIDE):
-        pose = aligned(F.avg_pool2d(a, FINE // side), F.avg_pool2d(b, FINE // side), pose)
+    for side, steps in STEPS.items():
+        pose = aligned(F.avg_pool2d(a, FINE // side), F.avg_pool2d(b, FINE // side), pose, steps)
     return torch.minimum(cell_difference(a, b, identity), cell_difference(a, b, pose))
 
 
@@ -300,15 +313,15 @@ def like(w: Tensor, b: Tensor, inside: Tensor) -> Tensor:
     return (w - mean_w) * (std_b / std_w.clamp(min=1e-3)).clamp(0.5, 2.0) + mean_b
 
 
-def aligned(a: Tensor, b: Tensor, pose: Tensor) -> Tensor:
-    """(P, C, H, H) each, (P, 3) -> the scale and shift by which a lies on b, after some Gauss-Newton steps from `pose`."""
+def aligned(a: Tensor, b: Tensor, pose: Tensor, steps: int) -> Tensor:
+    """(P, C, H, H) each, (P, 3) -> the scale and shift by which a lies on b, after Gauss-Newton steps from `pose`."""
     a, b = a.mean(1, keepdim=True), b.mean(1, keepdim=True)
     along_x, along_y = gradient(b)
     at = (torch.arange(b.shape[-1]) + 0.5) / b.shape[-1] * 2 - 1
     steepest = torch.stack([along_x * at + along_y * at[:, None], along_x, along_y], 1).flatten(
         2
     )  # (P, 3, H·H)
-    for _ in range(STEPS):
+    for _ in range(steps):
         w, inside = warped(a, pose)
         weighted = steepest * inside.flatten(2)
         hessian = weighted @ steepest.transpose(1, 2) + 1e-6 * torch.eye(3)

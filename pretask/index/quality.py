@@ -104,9 +104,9 @@ def tests(least: float, colored: float) -> Mapping[str, Callable[[Look], bool]]:
     return {
         "tiny": lambda x: short(x) < least,
         "extreme shape": lambda x: max(x.width, x.height) > LONG * short(x),
-        "flat": lambda x: x.std < FLAT,
         "too dark": lambda x: x.high < DARK,
         "too bright": lambda x: x.low > BRIGHT,
+        "flat": lambda x: x.std < FLAT,
         "blurred": lambda x: short(x) >= DETAIL and x.std >= FLAT and x.detail < BLURRED,
         "gray among color": lambda x: colored >= COLORED and x.color <= GRAY,
     }

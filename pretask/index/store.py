@@ -5,7 +5,6 @@ hash of its pixels and the size and time of its file. Rows are counted in `state
 moment loses at most the last batch. Rows of images that are gone or have changed are removed by writing a new generation.
 """
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -27,8 +26,6 @@ STATE = "state.json"
 SCHEMA = 1
 BATCH = 256
 """images computed and written at a time"""
-SUM = 16
-"""bytes of a hash of an image's pixels"""
 
 
 @dataclass(frozen=True)
@@ -55,7 +52,8 @@ class Collection:
     names: Sequence[str]
     """as the source names them"""
     features: np.ndarray  # (N, D) float32, mapped from the disk
-    sums: np.ndarray  # (N, SUM) uint8, hashes of the pixels that the encoder saw
+    sums: np.ndarray  # (N, fingerprint.WIDTH) uint8, hashes of the pixels that the encoder saw
+    stamps: np.ndarray  # (N, 2) int64, size and time of change of the files; -1 for images that are no files
 
     def __len__(self) -> int:
         return len(self.names)
@@ -170,7 +168,7 @@ class Store:
         old = {what: self.path(what) for what in ("features", "names", "sums", "stamps")}
         parts = {
             "features": self.read("features", np.float32, self.state.width),
-            "sums": self.read("sums", np.uint8, SUM),
+            "sums": self.read("sums", np.uint8, fingerprint.WIDTH),
             "stamps": self.read("stamps", np.int64, 2),
         }
         next_state = replace(self.state, generation=self.state.generation + 1, rows=len(kept))
@@ -209,7 +207,7 @@ class Store:
                             f"the features of {source.name} contain NaN or infinite values: the run has diverged"
                         )
                     index = each.index.numpy()[good]
-                    image = each.image.numpy()[good]
+                    image = each.image[torch.from_numpy(good)]
                     self.append([names[i] for i in index], rows[good], image, stamps[index])
                     shown.advance(task, len(each))
         finally:
@@ -219,18 +217,17 @@ class Store:
         """Cuts off what a killed process wrote after the last counted row."""
         names = self.names()
         ends = {
-            "features": 4 * self.state.rows * self.state.width, "sums": SUM * self.state.rows, "stamps": 16 * self.state.rows,
+            "features": 4 * self.state.rows * self.state.width, "sums": fingerprint.WIDTH * self.state.rows, "stamps": 16 * self.state.rows,
             "names": len(names.blob) + self.state.rows,
         }  # fmt: skip
         for what, end in ends.items():
             with self.path(what).open("ab") as file:
                 file.truncate(end)
 
-    def append(self, names: Sequence[str], rows: np.ndarray, image: np.ndarray, stamps: np.ndarray) -> None:
-        sums = [hashlib.blake2b(pixels.tobytes(), digest_size=SUM).digest() for pixels in image]
+    def append(self, names: Sequence[str], rows: np.ndarray, image: Tensor, stamps: np.ndarray) -> None:
         parts = {
             "features": rows.astype(np.float32).tobytes(),
-            "sums": b"".join(sums),
+            "sums": fingerprint.of_pixels(image).tobytes(),
             "stamps": stamps.astype(np.int64).tobytes(),
             "names": as_names(names),
         }
@@ -248,7 +245,8 @@ class Store:
             self.folder,
             [stored[row] for row in range(self.state.rows)],
             self.read("features", np.float32, self.state.width),
-            self.read("sums", np.uint8, SUM),
+            self.read("sums", np.uint8, fingerprint.WIDTH),
+            self.read("stamps", np.int64, 2),
         )
 
 

@@ -75,6 +75,8 @@ def sentences(found: Compared) -> Iterator[str]:
     if gaps := [line.gap for line in found.lines if line.gap]:
         chances = [f"{gap} points {100 * min(each.power(gap) for each in gaps):.0f} %" for gap in GAPS]
         yield f"How often a gap of so many points is found in a table like this: {', '.join(chances)}."
+    if found.leaks:
+        yield f"Caution: {found.leaks}."
     for name, why in found.left_out.items():
         yield f"{name} was not tried: {why}"
 

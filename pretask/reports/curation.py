@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -11,6 +12,7 @@ from pretask.data.base import Images
 from pretask.runtime import files
 from pretask.viz import sheet
 from pretask.viz.page import load_template
+from pretask.workflows import explore
 from pretask.workflows.curate import Curated, sentences
 
 PAGE = "curated.html"
@@ -63,15 +65,30 @@ def write(found: Curated) -> Path:
     own = found.images
     gallery = Gallery.of(own.source, own.names, own.positions)
     first, *meaning = sentences(found.summary)
-    page = load_template("pretask.reports", "curation.html.j2").render(
+    page = load_template("pretask.reports", "pictures.html.j2").render(
+        kicker="pretask curate",
         title=found.summary["data"],
         lead=first,
         meaning=meaning,
         features=found.summary["features"],
         sections=[section for section in sections(found, gallery) if section.lines],
+        panels=[],
     )
     files.write_text(found.folder / PAGE, page)
+    explore.of_collection(found.folder / explore.PAGE, own, columns(found))
     return found.folder / PAGE
+
+
+def columns(found: Curated) -> dict[str, list[Any]]:
+    """What the explorer colors by."""
+    names = found.images.names
+    copies = {name: "kept" if keep else "copy" for _, name, _, keep in found.duplicates.rows()}
+    return {
+        "cluster": list(found.clusters["cluster"]),
+        "duplicate": explore.column_of(names, copies),
+        "unusable": explore.column_of(names, dict(found.unusable.rows())),
+        "outlier": explore.column_of(names, dict.fromkeys(found.outliers["path"], "outlier")),
+    }
 
 
 def sections(found: Curated, gallery: Gallery) -> Iterator[Section]:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from pretask.index import layout
 from pretask.viz import sheet
 from pretask.viz.puzzle import Caption
 
@@ -124,28 +125,13 @@ def neighbor_sheet(features: Tensor, images: Tensor, count: int = 8) -> Image.Im
     return sheet.paint(cells, title="Nearest neighbors", columns=len(drawn[0]))
 
 
-def project(features: Tensor, seed: int = 0) -> np.ndarray:
-    """(N, D) -> (N, 2): t-SNE of the first principal components of unit rows."""
-    from sklearn.decomposition import PCA
-    from sklearn.manifold import TSNE
-    from threadpoolctl import threadpool_limits
-
-    z = F.normalize(features.double(), dim=1).numpy()
-    if min(z.shape) < 4 or np.ptp(z, axis=0).max() < 1e-6:  # too few images, or collapsed features
-        return np.pad(z, ((0, 0), (0, 2)))[:, :2]
-    z = PCA(min(50, *z.shape), random_state=seed).fit_transform(z)
-    perplexity = min(30.0, (len(z) - 1) / 3)
-    with threadpool_limits(1):  # more threads took ten times as long on a busy machine
-        return TSNE(perplexity=perplexity, init="pca", max_iter=500, random_state=seed).fit_transform(z)
-
-
 def map2d(features: Tensor, label: Tensor | None, images: Tensor, seed: int = 0) -> Figure:
     """A t-SNE map of the features: dots colored by class, or thumbnails without labels."""
     from matplotlib.ticker import NullLocator
 
     from pretask.viz import svg
 
-    at = project(features, seed)  # (N, 2)
+    at = layout.tsne(features, seed)  # (N, 2)
     figure, axes = svg.blank_figure(8.0, 5.6)
     axes.spines["bottom"].set_visible(False)
     axes.xaxis.set_major_locator(NullLocator())

@@ -32,7 +32,7 @@ from pretask.types import LabeledSource, Source, UserError
 from pretask.viz import sheet
 from pretask.viz.puzzle import Panel, Puzzle, generic_puzzles
 from pretask.workflows import audit as auditing
-from pretask.workflows import study
+from pretask.workflows import explore, study
 from pretask.workflows.subject import Weights
 
 NUM_IMAGES = 8
@@ -141,16 +141,20 @@ def of_weights(what: str, encoder: Encoder, data: str, folder: Path, reading: Re
         html.Heading.of_weights(what, encoder, data),
         html.Verdict("good", sentence(["published weights, as they are", said])),
         scores=scores,
-        **look(encoder, labeled.source, labeled, 0),
+        **look(encoder, labeled.source, labeled, 0, folder),
     )
     write_all(page.with_suffix(f".{BAD}"), [(labeled.source.name, labeled.source.ledger)])
     return page
 
 
 def look(
-    encoder: Encoder, shown: LabeledSource | Source, labeled: LabeledImages | None, seed: int
+    encoder: Encoder,
+    shown: LabeledSource | Source,
+    labeled: LabeledImages | None,
+    seed: int,
+    folder: Path | None = None,
 ) -> dict[str, Any]:
-    """The parts of a page that show features: attention, nearest neighbors and the map."""
+    """The parts of a page that show features: attention, nearest neighbors and the map; with `folder`, also an explorer there."""
     batch = loader.sample(shown, NUM_ATTENTION, Rng(seed, "report", "which"))
     found: dict[str, Any] = {"attended": attention.cells(encoder, batch.image)}
     if len(shown) > features.NEIGHBORS:
@@ -159,6 +163,11 @@ def look(
         found["neighbors"] = features.neighbor_rows(z, x, label, classes)
         color_label = None if label is None or label.ndim == 2 else label  # one color per dot
         found["map"] = draw_map(z, x, color_label, classes, seed)
+        if folder is not None:
+            columns = {} if color_label is None else {"label": [classes[int(k)] for k in color_label]}
+            named = getattr(shown, "files", None)
+            names = named(index) if named else [str(i) for i in index.tolist()]
+            explore.explore(folder / explore.PAGE, shown, names, index, z, columns, seed)
     return found
 
 
@@ -185,7 +194,7 @@ def compose(
         files.write(folder / "preview.png", lambda file: picture.save(file, format="PNG"))
     gallery = pictures(method, source, seed) if method is not None and source is not None else None
     shown = labeled.source if labeled else source
-    parts = {} if encoder is None or shown is None else look(encoder, shown, labeled, seed)
+    parts = {} if encoder is None or shown is None else look(encoder, shown, labeled, seed, folder)
     audit = auditing.read(folder)
     cleaned = (
         without_shortcuts(method, source, seed) if audit and method is not None and source is not None else []

@@ -15,6 +15,7 @@ from pretask.data.base import Images, OpenOptions, canvas_fields
 from pretask.encoders import Encoder, origins, saved
 from pretask.encoders.vit import is_vit
 from pretask.evals import paired, protocol
+from pretask.evals.leaks import SHARE
 from pretask.limits import PositiveInt, Seed, checked
 from pretask.reading import DEFAULT_READING, Reading
 from pretask.runtime import files
@@ -75,6 +76,11 @@ class Adapted:
             yield (
                 f"With {self.data['n_labeled']:,} labeled images a gain of {self.smallest_gain:.1f} points or more would have shown."
             )
+        if (leaks := self.comparison.leaks) and leaks.count:
+            clean = leaks.clean.numpy()
+            yield leaks.sentence(
+                {name: score.outer[clean].mean() for name, score in self.comparison.scores.items()}
+            )
         for name, why in self.left_out.items():
             yield f"{name} was not tried: {why}"
 
@@ -116,6 +122,7 @@ def adapt(
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
     seed: Seed = 0,
+    leaks: bool = True,
     reading: Reading = DEFAULT_READING,
     progress: bool = True,
     on_log: OnLog | None = None,
@@ -127,7 +134,8 @@ def adapt(
     `what` is as in `evaluate`, `data` a path or a name as in `pretrain`; `labels` and `test` are labeled images with one label
     each, 4 or more of each class. Candidates are chosen on inner folds of the labels. The verdict is on outer folds, or on `test`; it is corrected for the
     number of candidates, and the weights are only replaced if the interval of the gain excludes 0. `out` then holds the better run,
-    or else the weights themselves. An interrupted search goes on when it is called again. Raises UserError.
+    or else the weights themselves. `leaks` warns of test images that are among the labeled ones. An interrupted search goes on when it
+    is called again. Raises UserError.
     """
     folder, seconds = Path(out), parse_duration(budget)
     if isinstance(what, Encoder):
@@ -163,7 +171,9 @@ def adapt(
             say(f"{method} is left out: {wrong}")
             left_out[method] = str(wrong)
     encoders = {FROZEN: encoder} | {name: found.encoder for name, found in trials.items()}
-    comparison = search.compare(encoders, labeled, tested, seed=seed, progress=progress)
+    comparison = search.compare(
+        encoders, labeled, tested, seed=seed, progress=progress, leak_seconds=SHARE * seconds * leaks
+    )
     about = {
         "images": images.name,
         "n": len(images),

@@ -42,7 +42,7 @@ from pretask.train.run import Run
 from pretask.transforms.ranges import UNKNOWN, Range
 from pretask.types import UserError
 from pretask.viz import sheet
-from pretask.workflows import embed
+from pretask.workflows import embed, explore
 from pretask.workflows.job import fresh
 from pretask.workflows.pretrain import pretrain
 from pretask.workflows.subject import load
@@ -187,7 +187,7 @@ def cluster(
     smallest: UnitInterval | None = None,
 ) -> Clusters:
     """Cluster all readable images into a new folder `out`: clusters.csv and clusters.parquet (file, cluster, distance from the
-    cluster's mean), a contact sheet per cluster (cluster-000.png …), and summary.json.
+    cluster's mean), a contact sheet per cluster (cluster-000.png …), explorer.html, and summary.json.
 
     For `by="links"`, each image has `neighbors` in the graph, affinities are `exact` or those of the fast mode, and clusters
     below the fraction `smallest` of the mean size do not count; None: the method's own option. Raises UserError if there are
@@ -230,6 +230,9 @@ def cluster(
         write_table(inside, names, found, far)
         for c in range(len(sizes)):
             write_sheet(inside / f"cluster-{c:03}.png", source, kept, c, found, far)
+        label = None if data.label is None else [data.classes[int(k)] for k in data.label[kept]]
+        columns = {"cluster": found.tolist()} | ({"label": label} if label else {})
+        explore.explore(inside / explore.PAGE, source, names, kept, x, columns, seed)
         source.ledger.write(inside / BAD, out / BAD)
         files.write_text(inside / "summary.json", made.to_json() + "\n")
 

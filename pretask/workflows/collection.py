@@ -68,10 +68,8 @@ def open_images(data: str | Path, readout: Readout, reading: Reading, progress: 
 
 
 def check_out(out: Path) -> None:
-    """Raises UserError if a folder exists that no such command made."""
-    if (
-        out.exists()
-        and not (out / FEATURES / store.STATE).is_file()
-        and (not out.is_dir() or any(out.iterdir()))
-    ):
+    """Makes the folder of a command. Raises UserError if it exists and no such command made it."""
+    is_ours = (out / FEATURES).is_dir()
+    if out.exists() and not is_ours and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists; choose another --out")
+    (out / FEATURES).mkdir(parents=True, exist_ok=True)

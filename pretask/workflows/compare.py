@@ -23,10 +23,12 @@ from pretask.data.base import Images, OpenOptions, canvas_fields
 from pretask.data.subset import LabeledSubset
 from pretask.encoders import Encoder, build, origins
 from pretask.evals import baselines, finetune, label_curve, protocol, ranking, stage_probe
+from pretask.evals import leaks as leaking
 from pretask.evals.confidence import interval
 from pretask.evals.decision import Decision, decide
 from pretask.evals.features import Features, embed
 from pretask.evals.label_curve import Curve, Worth
+from pretask.evals.leaks import Leaks
 from pretask.evals.ranking import Gap
 from pretask.evals.scores import Role
 from pretask.evals.stage_probe import StageProbe
@@ -55,6 +57,8 @@ SUPERVISED = 0.08
 """fraction of the budget for training the encoder with the labels"""
 IN_MEMORY = "in memory"
 """stands for labels without a path"""
+LEAKS = 0.02
+"""fraction of the budget in which near copies of test images are looked for"""
 TRAINED = "trained with the labels"
 """name of its curve"""
 
@@ -99,6 +103,8 @@ class Compared:
     """how many times as many labels it needs to equal the best run"""
     left_out: Mapping[str, str]
     """candidates that could not be trained, and why"""
+    leaks: str
+    """a warning, if test images are among the labeled ones too"""
     seconds: float
     best: Run
     """of the best method, with the first seed"""
@@ -116,7 +122,8 @@ class Compared:
         whole = {
             "data": dict(self.data), "plan": dict(self.plan), "use": self.decision.use, "decision": self.decision.sentence,
             "rows": [asdict(each) for each in self.lines], "rungs": [asdict(each) for each in self.rungs],
-            "curves": curves, "other": self.other, "worth": worth, "left_out": dict(self.left_out), "seconds": round(self.seconds, 1),
+            "curves": curves, "other": self.other, "worth": worth, "left_out": dict(self.left_out), "leaks": self.leaks,
+            "seconds": round(self.seconds, 1),
         }  # fmt: skip
         return json.dumps(whole, indent=2, allow_nan=False)
 
@@ -156,6 +163,11 @@ class Scorer:
             train.stages[stage], train.label, test.stages[stage], test.label, classes, self.seed
         )
 
+    def leaks(self, net: Encoder, seconds: float) -> Leaks:
+        """Test images that are among the labeled ones too."""
+        train, test = (self.features(net, source) for source in (self.labeled, self.test))
+        return leaking.find(net, self.labeled, self.test, train, test, seconds, self.seed)
+
     def supervised(self, net: Encoder, seconds: float) -> Curve | None:
         """Accuracy over labels of the encoder trained with them, for so many seconds in all; None if they are too few."""
         options = {"device": find_device(), "progress": self.progress}
@@ -191,6 +203,7 @@ def compare(
     match: Match = "seconds",
     size: PositiveInt | None = None,
     seed: Seed = 0,
+    leaks: bool = True,
     reading: Reading = DEFAULT_READING,
     progress: bool = True,
     on_log: OnLog | None = None,
@@ -204,7 +217,7 @@ def compare(
     `methods`, or a set that suits the data; with `init`, published weights as in `pretrain`, methods that start or learn
     from them too. All train for the same seconds, samples or FLOPs (`match`); the finalists train with `seeds` seeds. Those that do not
     continue the weights train each of `encoders`, by default the architecture of the weights or a small ResNet. An interrupted comparison
-    goes on when it is called again. The budget counts from `began`, by time.monotonic(), or else from the call. Raises UserError.
+    goes on when it is called again. `leaks` warns of test images that are among the labeled ones. The budget counts from `began`, by time.monotonic(), or else from the call. Raises UserError.
     """
     began = time.monotonic() if began is None else began
     labels = labeled_spec(labels, data)
@@ -213,6 +226,7 @@ def compare(
     asked = {
         "data": places.absolute(str(data)), "labels": named(labels), "test": named(test), "budget": budget,
         "methods": list(methods), "init": init, "encoders": list(encoders), "seeds": seeds, "match": match, "size": size, "seed": seed,
+        "leaks": leaks,
         "reading": json.loads(json.dumps(asdict(reading), default=str)),
     }  # fmt: skip
     state = State.begun(folder, asked)
@@ -234,12 +248,12 @@ def compare(
     scorer = Scorer(labeled, tested, folder / FEATURES, seed, progress)
     fixed = fixed_rows(nets, given, labeled, seed)
     state.test = state.test or scorer.time_test(fixed[0].net)
-    end = CLOSING + SUPERVISED * seconds + len(fixed) * state.test
+    end = CLOSING + (SUPERVISED + LEAKS * leaks) * seconds + len(fixed) * state.test
     search = Search(folder, state, images, shared, seconds, seeds, match, end, scorer.probe, on_log, began)
     probes = {fixed[0].name: search.score(fixed[0].name, fixed[0].net)}
     probes |= {row.name: scorer.probe(row.net) for row in fixed[1:]}
     runs = search.finish(search.choose(entries)) | {each.name: search.add(each) for each in added}
-    return conclude(search, scorer, runs, fixed, probes, left_out | search.left_out)
+    return conclude(search, scorer, runs, fixed, probes, left_out | search.left_out, leaks)
 
 
 def resume(folder: str | Path, add: Sequence[str] = (), **known: Any) -> Compared:
@@ -308,6 +322,7 @@ def conclude(
     fixed: Sequence[Fixed],
     probes: Mapping[str, StageProbe],
     left_out: Mapping[str, str],
+    leaks: bool,
 ) -> Compared:
     """The final table on the test set, the decision, and accuracy over labels."""
     chosen = {name: [scorer.probe(run.encoder) for run in family] for name, family in runs.items()}
@@ -342,15 +357,25 @@ def conclude(
         "n_labeled": len(scorer.labeled), "test": scorer.test.name, "n_test": len(scorer.test),
         "classes": list(scorer.labeled.classes),
     }  # fmt: skip
+    leaked = scorer.leaks(runs[best][0].encoder, LEAKS * search.budget) if leaks else None
     worth = label_curve.worth(curves[best], curves[other], scorer.seed)
     search.save()
     decision = decide(ranked, roles)
     found = Compared(
-        search.folder, about, plan_of(search), rungs, lines, decision, curves, other, worth, left_out, search.spent,
+        search.folder, about, plan_of(search), rungs, lines, decision, curves, other, worth, left_out, warning(leaked, correct), search.spent,
         runs[best][0], scorer.test,
     )  # fmt: skip
     files.write_text(search.folder / RESULT, found.to_json() + "\n")
     return found
+
+
+def warning(leaks: Leaks | None, correct: Mapping[str, Tensor]) -> str:
+    """What leaks were found, with the accuracy of all rows without them."""
+    if not leaks or not leaks.count:
+        return ""
+    return leaks.sentence(
+        {name: 100 * rows[:, leaks.clean].double().mean().item() for name, rows in correct.items()}
+    )
 
 
 def plan_of(search: Search) -> dict[str, Any]:

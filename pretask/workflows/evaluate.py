@@ -38,6 +38,7 @@ def evaluate(
     finetune: bool = False,
     nonlinear: bool = False,
     svm: bool = False,
+    leaks: bool = True,
     size: PositiveInt | None = None,
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
@@ -59,7 +60,7 @@ def evaluate(
     held out, or with several labels per image a fifth of all. Tracks from `pretask track` need neither labels nor `test`.
     `supervised` adds the same encoder trained with the labels for as many images as the run saw; `finetune` the encoder
     fine-tuned on few labels and on all; `nonlinear` RotNet's two probes on its best feature map; `svm` Exemplar-CNN's linear SVMs
-    on all feature maps. `look` is called with the labeled images that a report shows and their pooled features.
+    on all feature maps. `leaks` warns of test images that are in the training set too. `look` is called with the labeled images that a report shows and their pooled features.
     """
     if seeds > 1 or supervised:
         subject.require_run(what, "--seeds and --supervised")
@@ -68,7 +69,7 @@ def evaluate(
     encoder, folder = (loaded.encoder, loaded.folder) if is_run else (loaded, None)
     options = OpenOptions(**canvas_fields(encoder), reading=reading, progress=progress)
     found = kinds.open_kind(*split_paths(with_labels(data, labels), test), options, folder)
-    extras = Extras(supervised, finetune, nonlinear, svm)
+    extras = Extras(supervised, finetune, nonlinear, svm, leaks)
     found.check(extras)
     # all checks of run and data come before other seeds are trained
     candidate = (

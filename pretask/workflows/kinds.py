@@ -29,6 +29,7 @@ class Extras:
     finetune: bool = False
     nonlinear: bool = False
     svm: bool = False
+    leaks: bool = True
 
 
 class Kind(Protocol):
@@ -94,6 +95,7 @@ class LabeledImages:
             finetune=extras.finetune,
             nonlinear=extras.nonlinear,
             svm=extras.svm,
+            leaks=extras.leaks,
             device=find_device(),
             on_features=look,
             progress=progress,

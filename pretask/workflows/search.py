@@ -14,9 +14,11 @@ import numpy as np
 from pretask.config import RunConfig, TrainConfig
 from pretask.data.base import Images
 from pretask.encoders import Encoder
+from pretask.evals import leaks as leaking
 from pretask.evals import linear_probe, paired
 from pretask.evals.features import Features, embed
 from pretask.evals.holdout import splits
+from pretask.evals.leaks import Leaks
 from pretask.evals.paired import Part, Verdict
 from pretask.methods import MethodConfig
 from pretask.runtime.device import find_device
@@ -106,6 +108,8 @@ class Comparison:
     scores: Mapping[str, Score]
     verdicts: Mapping[str, Verdict]
     """of all but the reference"""
+    leaks: Leaks | None = None
+    """test images that are among the labeled ones too, if that was looked for"""
 
     @property
     def chosen(self) -> str:
@@ -121,18 +125,21 @@ def compare(
     *,
     seed: int = 0,
     progress: bool = True,
+    leak_seconds: float = 0.0,
 ) -> Comparison:
-    """Compare encoders with the first of them: on repeated folds of `labeled`, or on `test`."""
+    """Compare encoders with the first of them: on repeated folds of `labeled`, or on `test`, of which leaks are looked for so long."""
     options = {"device": find_device(), "progress": progress}
-    scores, parts = {}, []
+    scores, parts, leaks = {}, [], None
     for name, encoder in encoders.items():
         known = embed(encoder, labeled, **options)
         parts = parts or paired.folds(known.label, seed)  # of the images that can be read
         asked = None if test is None else embed(encoder, test, **options)
         scores[name] = score(known, parts, asked, seed)
+        if leak_seconds and asked is not None and test is not None and leaks is None:
+            leaks = leaking.find(encoder, labeled, test, known, asked, leak_seconds, seed)
     reference, *others = scores
     gains = {name: scores[name].outer - scores[reference].outer for name in others}
-    return Comparison(scores, paired.verdicts(gains, 0.0 if test else paired.overlap(parts)))
+    return Comparison(scores, paired.verdicts(gains, 0.0 if test else paired.overlap(parts)), leaks)
 
 
 def score(known: Features, parts: Sequence[Part], test: Features | None, seed: int) -> Score:

@@ -71,7 +71,7 @@ def found(tmp_path) -> Compared:
     ]
     return Compared(
         tmp_path, about, {"budget": 3600.0}, rungs, lines, decide(ranked, ROLES), curves, "k-means patches", Worth(10, 3.4, 2.1, 5.0),
-        {"mae": "mae masks patches"}, 3500.0, best, test,
+        {"mae": "mae masks patches"}, "", 3500.0, best, test,
     )  # fmt: skip
 
 

@@ -30,6 +30,8 @@ class Flags:
     """labeled images for the verdict (default: repeated folds of --labels)"""
     json: bool = False
     """print only JSON on standard output"""
+    leaks: bool = True
+    """warn of test images that are among the labeled images too, equal or as near copies"""
     seed: Seed = 0
     """random seed of training and folds"""
     input: InputConfig = DEFAULT_INPUT
@@ -54,6 +56,7 @@ def run(words: list[str]) -> None:
             mean=chosen.input.mean,
             std=chosen.input.std,
             seed=chosen.seed,
+            leaks=chosen.leaks,
             reading=chosen.reading,
             on_log=display,
         )

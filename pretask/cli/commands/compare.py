@@ -55,6 +55,8 @@ class Flags:
     """first random seed"""
     json: bool = False
     """print only JSON on standard output"""
+    leaks: bool = True
+    """warn of test images that are among the labeled images too, equal or as near copies"""
     reading: Reading = DEFAULT_READING
 
 
@@ -114,6 +116,7 @@ def fresh(words: list[str]) -> tuple[bool, "Compared"]:
             match=chosen.match,
             size=chosen.size,
             seed=chosen.seed,
+            leaks=chosen.leaks,
             reading=chosen.reading,
             on_log=display,
             began=commands.began,

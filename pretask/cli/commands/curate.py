@@ -54,4 +54,6 @@ def run(words: list[str]) -> None:
         print(found.to_json())
     else:
         print("\n".join(sentences(found.summary)))
-    say(f"wrote {page}; train on what is kept with --data list:{found.folder / 'keep.txt'}")
+    say(
+        f"wrote {page} and {page.with_name('explorer.html')}; train on what is kept with --data list:{found.folder / 'keep.txt'}"
+    )

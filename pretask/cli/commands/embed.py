@@ -20,6 +20,8 @@ class Flags:
     """path of the table; the .npy file gets the same name"""
     batch: PositiveInt = 256
     """images per forward pass"""
+    explore: bool = False
+    """also write explorer.html: one offline page with a map of the images"""
     readout: ReadoutConfig = DEFAULT_READOUT
     input: InputConfig = DEFAULT_INPUT
     reading: Reading = DEFAULT_READING
@@ -41,4 +43,8 @@ def run(words: list[str]) -> None:
         cache_mb=0,  # each image is read once
     )
     made = embed.write(readout, source, chosen.out, chosen.batch)
+    if chosen.explore:
+        from pretask.workflows import explore
+
+        say(f"wrote {explore.of_features(made, source)}")
     say(f"wrote {made.table} and {made.array} ({made.n} rows of {made.width}: {readout})")

@@ -25,6 +25,8 @@ class Flags:
     """labeled images to score on (default: a fifth of --data, held out; with one label per image, a fifth of each class)"""
     json: bool = False
     """print only JSON on standard output"""
+    leaks: bool = True
+    """warn of test images that are among the labeled images too, equal or as near copies"""
     seeds: PositiveInt = 1
     """number of seeds to average over; finished runs next to this one are used, missing ones are trained"""
     supervised: bool = False
@@ -61,6 +63,7 @@ def run(words: list[str]) -> None:
             finetune=chosen.finetune,
             nonlinear=chosen.nonlinear,
             svm=chosen.svm,
+            leaks=chosen.leaks,
             size=chosen.input.size,
             mean=chosen.input.mean,
             std=chosen.input.std,
