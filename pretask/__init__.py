@@ -1,8 +1,8 @@
 """pretask: self-supervised visual learning, from a folder of unlabeled images to a trusted score.
 
 The verbs of the command line, from Python: `pretrain`, `compare`, `adapt`, `verify`, `ablate`, `evaluate`,
-`study`, `audit`, `embed`, `report`, `transfer`, `load`; `Reading`, how images are read; and
-`PretaskFeatures`, a scikit-learn transformer. Nothing heavy is imported before it is used.
+`study`, `audit`, `embed`, `report`, `transfer`, `curate`, `select`, `label`, `predict`, `index`, `search`, `load`;
+`Reading`, how images are read; and `PretaskFeatures`, a scikit-learn transformer. Nothing heavy is imported before it is used.
 """
 
 from importlib import import_module
@@ -18,7 +18,12 @@ if TYPE_CHECKING:
     from pretask.workflows.adapt import adapt
     from pretask.workflows.audit import audit
     from pretask.workflows.compare import compare
+    from pretask.workflows.curate import curate
     from pretask.workflows.evaluate import evaluate
+    from pretask.workflows.index import index, search
+    from pretask.workflows.label import label
+    from pretask.workflows.predict import predict
+    from pretask.workflows.select import select
     from pretask.workflows.study import study
     from pretask.workflows.subject import load
     from pretask.workflows.transfer import transfer
@@ -33,11 +38,17 @@ __all__ = [
     "adapt",
     "audit",
     "compare",
+    "curate",
     "embed",
     "evaluate",
+    "index",
+    "label",
     "load",
+    "predict",
     "pretrain",
     "report",
+    "search",
+    "select",
     "study",
     "transfer",
     "verify",
@@ -56,6 +67,12 @@ _HOMES = {
     "load": "pretask.workflows.subject",
     "transfer": "pretask.workflows.transfer",
     "verify": "pretask.workflows.verify",
+    "curate": "pretask.workflows.curate",
+    "index": "pretask.workflows.index",
+    "label": "pretask.workflows.label",
+    "predict": "pretask.workflows.predict",
+    "search": "pretask.workflows.index",
+    "select": "pretask.workflows.select",
     "PretaskFeatures": "pretask.estimator",
     "Reading": "pretask.reading",
 }

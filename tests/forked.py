@@ -11,7 +11,12 @@ from pathlib import Path
 from subprocess import Popen
 from types import MappingProxyType
 
+import torch
+
 from pretask import __main__
+
+# Autograd counts the devices at its first use. After an export to ONNX it finds some that forked processes could not use.
+torch.ones(1, requires_grad=True).sum().backward()
 
 
 class Forked:

@@ -171,7 +171,7 @@ def test_embed_equals_the_encoder_for_paths_arrays_and_any_form_of_run(photos):
             rows = pretask.embed(run, data, batch=20)
             assert rows.dtype == np.float32
             np.testing.assert_allclose(rows, stages["pool"].numpy(), atol=1e-5)
-    rows = pretask.embed(made, photos, stage="stage1")
+    rows = pretask.embed(made, photos, stage="stage1", grid=1)
     np.testing.assert_allclose(rows, stages["stage1"].mean((2, 3)).numpy(), atol=1e-5)
 
 

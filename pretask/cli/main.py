@@ -39,6 +39,13 @@ Evaluate
   pretask study RUN --data LABELED                accuracy over images and labels, drift in fine-tuning
   pretask report RUN [--data LABELED]             one offline HTML page: scores, puzzles, neighbors, curves
 
+Clean, label, predict, search
+  pretask curate RUN --data PATH                  duplicates, leaks, outliers and unusable images; a list to keep
+  pretask select RUN --data PATH --count N        which images to label first
+  pretask label LIST --data PATH                  an offline page to label images by keyboard
+  pretask predict RUN --labels FILE --data PATH   label all images from a few labels
+  pretask index RUN --data PATH --out IDX         index images, then: pretask search IDX --query IMAGE
+
 Use
   pretask embed RUN --data PATH                   write features to a table
   pretask export RUN --to timm|torch|onnx|hf      export the encoder

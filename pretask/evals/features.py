@@ -71,8 +71,9 @@ def embed(
     if cached is not None and cached.exists():
         from safetensors.torch import load_file
 
-        stages = load_file(cached)
-        sums = stages.pop(SUMS)
+        stored = load_file(cached)
+        sums = stored.pop(SUMS)
+        stages = {key.partition(" ")[2]: stored[key] for key in sorted(stored)}  # from shallow to deep again
         if len(sums) == len(source):  # otherwise some files could not be read; which is not known yet
             return Features(stages, label, classes, source.name, sums)
 
@@ -99,7 +100,8 @@ def embed(
         stages = {stage: x[read] for stage, x in stages.items()}
         label, sums = label[read] if len(label) else label, sums[read]
     if cached is not None:
-        save({**stages, SUMS: sums}, cached)
+        numbered = {f"{k:03} {stage}": x for k, (stage, x) in enumerate(stages.items())}
+        save({**numbered, SUMS: sums}, cached)
     return Features(stages, label, classes, source.name, sums)
 
 

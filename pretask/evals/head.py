@@ -60,7 +60,8 @@ class Fitted:
 def fit(train: Features, seed: int, progress: bool = True) -> Fitted:
     """A head on the stage that does best on held-out samples, with the penalty that does best there.
 
-    Stage, penalty and calibration are chosen anew without each fold, so that the predictions of a fold owe nothing to its labels.
+    Stage, penalty and weights are found anew without each fold, so that its logits owe nothing to its labels; they are calibrated by
+    the out-of-fold logits and labels of the other folds.
     """
     chosen = stage_probe.fit(train, seed)
     fold = folds(train.label, Rng(seed, "head"), FOLDS)

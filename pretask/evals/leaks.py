@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pretask.collection import duplicates
 from pretask.data import LabeledDataset
 from pretask.data.base import Images
 from pretask.data.subset import LabeledSubset
 from pretask.encoders import Encoder
 from pretask.encoders.readout import Readout
 from pretask.evals.features import Features, readable
-from pretask.index import duplicates
 from pretask.ops import neighbors
 from pretask.types import LabeledSource
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from pretask.index import layout
+from pretask.collection import layout
 from pretask.viz import sheet
 from pretask.viz.puzzle import Caption
 

@@ -6,11 +6,11 @@ from pathlib import Path
 from torch import Tensor
 
 from pretask import data as sources
+from pretask.collection import store
+from pretask.collection.store import Collection
 from pretask.config import InputConfig, ReadoutConfig
 from pretask.data.base import Images, canvas_fields
 from pretask.encoders.readout import Readout
-from pretask.index import store
-from pretask.index.store import Collection
 from pretask.reading import Reading
 from pretask.types import UserError
 from pretask.workflows.readout import open_readout

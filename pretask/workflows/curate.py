@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pretask.collection import duplicates, quality
+from pretask.collection.duplicates import Bounds, Group
+from pretask.collection.quality import Look
 from pretask.config import InputConfig, ReadoutConfig
 from pretask.data import listed, originals
 from pretask.data.base import bar
-from pretask.index import duplicates, quality
-from pretask.index.duplicates import Bounds, Group
-from pretask.index.quality import Look
 from pretask.limits import PositiveInt, Seed, checked
 from pretask.ops import kmeans, neighbors
 from pretask.reading import DEFAULT_READING, Reading
@@ -239,15 +239,15 @@ def sentences(summary: Mapping[str, Any]) -> list[str]:
     """What was found, in words."""
     faults = ", ".join(f"{n:,} {reason}" for reason, n in summary["unusable"].items()) or "none"
     clusters = summary["clusters"]
-    told = [
+    found = [
         f"{summary['kept']:,} of {summary['images']:,} images are kept; nothing is deleted.",
         f"Duplicates: {summary['duplicates']:,} copies in {summary['groups']:,} groups; {summary['expected']}.",
         f"Unusable: {faults}.",
         f"Outliers, which are kept: {summary['outliers']:,}. In the test set too: {summary['leaks']:,}.",
         f"Clusters: {clusters['count']}, of {clusters['smallest']:,} to {clusters['largest']:,} images.",
     ]
-    told += [
+    found += [
         f"{n:,} images are {fault}; so many that it is taken as a property of the collection."
         for fault, n in summary["common"].items()
     ]
-    return told
+    return found

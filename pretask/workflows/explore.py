@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pretask.collection import layout
 from pretask.data import loader
 from pretask.data.base import Images
-from pretask.index import layout
 from pretask.ops.neighbors import nearest, unit
 from pretask.rng import Rng
 from pretask.runtime.console import busy

@@ -8,7 +8,7 @@ import io
 import json
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,14 +18,19 @@ import torch
 from torch import Tensor, nn
 
 from pretask import encoders
+from pretask.config import DEFAULT_READOUT, ReadoutConfig
 from pretask.data import loader
 from pretask.encoders import SEES, Encoder, Timm
+from pretask.encoders.readout import Readout
 from pretask.errors import install_command
+from pretask.evals.head import Head
 from pretask.rng import Rng
 from pretask.runtime import files
 from pretask.train.run import Run
 from pretask.transforms import augment
 from pretask.types import UserError
+from pretask.workflows.predict import read_head
+from pretask.workflows.readout import readout_of
 
 Target = Literal["timm", "torch", "onnx", "hf"]
 Loaded = Callable[[Tensor], Mapping[str, Tensor]]
@@ -48,17 +53,47 @@ class Exported:
     """Python lines that load the export"""
 
 
-def export(what: Run | Encoder, to: Target, out: Path | None = None) -> Exported:
+class Part(nn.Module):
+    """(B, C, H, W) in [0, 1] -> one output of an encoder: the features of a stage, or what a head predicts from them."""
+
+    def __init__(self, readout: Readout, head: Head | None = None, classes: Sequence[str] = ()):
+        super().__init__()
+        encoder = readout.encoder
+        self.readout, self.head, self.classes = readout, head, classes
+        self.name, self.channels, self.size = encoder.name, encoder.channels, encoder.size
+        self.range, self.sees = encoder.range, encoder.sees
+        self.widths = {"probability": len(classes)} if head else {"features": readout.width}
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        x = self.readout(image)
+        return {"features": x} if self.head is None else {"probability": self.head(x)}
+
+
+Exportable = Encoder | Part
+
+
+def export(
+    what: Run | Encoder,
+    to: Target,
+    out: Path | None = None,
+    which: ReadoutConfig = DEFAULT_READOUT,
+    head: Path | None = None,
+) -> Exported:
     """Write an encoder for another library, to `out` or to its run's folder, and compare its features.
 
-    If the library expects another suffix than that of `out`, it is appended.
+    `which` other than the default writes only the features of that stage. `head` is a folder of `predict`, whose head is written
+    with the encoder: from pixels to probabilities. If the library expects another suffix than that of `out`, it is appended.
     """
     target = FORMATS[to]
     absent = [package for package in target.packages if find_spec(package) is None]
     if absent:
         raise UserError(f"--to {to} needs {', '.join(absent)}: {install_command(to)}")
     is_run = isinstance(what, Run)
-    encoder = (what.encoder if is_run else what).cpu().eval()
+    encoder = part_of(what, which, head).cpu().eval()
+    if target.timm_only and isinstance(encoder, Part):
+        raise UserError(
+            f"--to {to} takes whole encoders, so --stage, --grid and --head need --to torch or --to onnx"
+        )
     if target.timm_only and not isinstance(encoder, Timm):
         raise UserError(
             f"{encoder.name} is not a timm model, so {to} cannot build it; use --to torch or --to onnx"
@@ -68,8 +103,8 @@ def export(what: Run | Encoder, to: Target, out: Path | None = None) -> Exported
             f"{encoder.name} sees the {encoder.sees} of images, which transformers' image processors cannot compute; "
             "use --to timm, torch or onnx"
         )
-    home = what.folder if is_run else Path()
-    out, suffix = out or home / target.name, Path(target.name).suffix
+    home, suffix = head or (what.folder if is_run else Path()), Path(target.name).suffix
+    out = out or home / (f"classifier{suffix}" if head else target.name)
     out = out if not suffix or out.suffix == suffix else out.with_name(out.name + suffix)
     if out.exists():
         raise UserError(f"{out} exists; choose another --out")
@@ -98,6 +133,17 @@ def export(what: Run | Encoder, to: Target, out: Path | None = None) -> Exported
     return Exported(out, difference, compared, target.usage(out, encoder))
 
 
+def part_of(what: Run | Encoder, which: ReadoutConfig, head: Path | None) -> Exportable:
+    """What to export. Raises UserError."""
+    if head is not None:
+        if which != DEFAULT_READOUT:
+            raise UserError("a head has its own stage and grid; leave out --stage and --grid")
+        return Part(*read_head(head, what))
+    if which != DEFAULT_READOUT:
+        return Part(readout_of(what, which))
+    return what.encoder if isinstance(what, Run) else what
+
+
 def probes(run: Run) -> tuple[Tensor, str]:
     """A few of the run's images (B, C, H, W) in [0, 1], or noise if they are missing or have changed."""
     try:
@@ -113,7 +159,7 @@ def noise(channels: int, size: int) -> tuple[Tensor, str]:
     return Rng(0, "export").uniform(PROBES, channels, size, size), f"{PROBES} noise images"
 
 
-def largest_difference(loaded: Loaded, encoder: Encoder, image: Tensor) -> float:
+def largest_difference(loaded: Loaded, encoder: Exportable, image: Tensor) -> float:
     """The maximum difference of any feature, relative to the largest of its stage, in a batch and in a batch of one."""
     worst = torch.zeros(())
     for batch in (image, image[:1]):
@@ -128,16 +174,30 @@ def largest_difference(loaded: Loaded, encoder: Encoder, image: Tensor) -> float
     return worst.item()
 
 
-def example(encoder: Encoder) -> Tensor:
+def example(encoder: Exportable) -> Tensor:
     """Two blank images; exporters would treat a batch size of 1 as a constant."""
     return torch.zeros(2, encoder.channels, encoder.size, encoder.size)
 
 
-def shape_of(encoder: Encoder) -> str:
+def shape_of(encoder: Exportable) -> str:
     return f"(B, {encoder.channels}, {encoder.size}, {encoder.size})"
 
 
-def range_note(encoder: Encoder) -> str:
+def main_output(encoder: Exportable) -> tuple[str, int]:
+    """Name and width of the last output."""
+    return list(encoder.widths.items())[-1]
+
+
+def about_classes(encoder: Exportable) -> str:
+    """A line that names the classes of a head."""
+    return (
+        f"\nclasses = {list(encoder.classes)!r}  # in this order"
+        if isinstance(encoder, Part) and encoder.head
+        else ""
+    )
+
+
+def range_note(encoder: Exportable) -> str:
     """How values of more than 8 bits were mapped to pixels; "" for bytes."""
     return f", mapped from {encoder.range} and clipped" if encoder.range.rescales() else ""
 
@@ -145,7 +205,7 @@ def range_note(encoder: Encoder) -> str:
 # ---- torch
 
 
-def write_torch(encoder: Encoder, path: Path) -> None:
+def write_torch(encoder: Exportable, path: Path) -> None:
     batch = torch.export.Dim("batch")
     program = torch.export.export(encoder, (example(encoder),), dynamic_shapes=({0: batch},))
     content = io.BytesIO()  # if the disk is full, torch would abort the process
@@ -157,21 +217,23 @@ def load_torch(path: Path) -> Loaded:
     return torch.export.load(path).module()
 
 
-def use_torch(path: Path, encoder: Encoder) -> str:
+def use_torch(path: Path, encoder: Exportable) -> str:
+    name, width = main_output(encoder)
+    made = "features" if name == "pool" else name
     return f"""\
 import torch
 
 encoder = torch.export.load("{path}").module()
-features = encoder(pixels)["pool"]  # pixels {shape_of(encoder)} in [0, 1]{range_note(encoder)} -> (B, {encoder.dim})"""
+{made} = encoder(pixels)["{name}"]  # pixels {shape_of(encoder)} in [0, 1]{range_note(encoder)} -> (B, {width}){about_classes(encoder)}"""
 
 
 # ---- onnx
 
 
 class Stages(nn.Module):
-    """The stages as a tuple, since ONNX names outputs separately."""
+    """The outputs as a tuple, since ONNX names them separately."""
 
-    def __init__(self, encoder: Encoder):
+    def __init__(self, encoder: Exportable):
         super().__init__()
         self.encoder = encoder
 
@@ -179,7 +241,7 @@ class Stages(nn.Module):
         return tuple(self.encoder(image).values())
 
 
-def write_onnx(encoder: Encoder, path: Path) -> None:
+def write_onnx(encoder: Exportable, path: Path) -> None:
     program = torch.onnx.export(
         Stages(encoder).eval(),
         (example(encoder),),
@@ -206,12 +268,14 @@ def load_onnx(path: Path) -> Loaded:
     return loaded
 
 
-def use_onnx(path: Path, encoder: Encoder) -> str:
+def use_onnx(path: Path, encoder: Exportable) -> str:
+    name, _ = main_output(encoder)
+    made = "features" if name == "pool" else name
     return f"""\
 import onnxruntime
 
 session = onnxruntime.InferenceSession("{path}")
-[features] = session.run(["pool"], {{"image": pixels}})  # pixels {shape_of(encoder)} float32 in [0, 1]{range_note(encoder)}"""
+[{made}] = session.run(["{name}"], {{"image": pixels}})  # pixels {shape_of(encoder)} float32 in [0, 1]{range_note(encoder)}{about_classes(encoder)}"""
 
 
 # ---- timm, and transformers, which wraps it and reads the same folder
@@ -323,9 +387,9 @@ features = model(**processor(picture)).pooler_output  # a PIL image of 8 bit{ran
 class Format:
     name: str
     """file or folder name inside the run's folder"""
-    write: Callable[[Encoder, Path], None]
+    write: Callable[[Any, Path], None]
     load: Callable[[Path], Loaded]
-    usage: Callable[[Path, Encoder], str]
+    usage: Callable[[Path, Any], str]
     packages: tuple[str, ...] = ()
     timm_only: bool = False
 

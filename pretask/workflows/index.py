@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from pretask.collection import lookup, store
+from pretask.collection.lookup import Lookup
 from pretask.config import InputConfig, ReadoutConfig
 from pretask.data import decode, folder, originals, places
 from pretask.encoders import Encoder
 from pretask.encoders.readout import Readout
-from pretask.index import lookup, store
-from pretask.index.lookup import Lookup
 from pretask.limits import PositiveInt, checked
 from pretask.reading import DEFAULT_READING, Reading
 from pretask.runtime import files

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from pretask import data as sources
+from pretask.collection import store
 from pretask.config import DEFAULT_INPUT, InputConfig, ReadoutConfig
 from pretask.data import LabeledDataset, label_file
 from pretask.data.base import OpenOptions, canvas_fields
@@ -26,7 +27,6 @@ from pretask.evals import calibration, features, head
 from pretask.evals.calibration import Bin
 from pretask.evals.features import Features
 from pretask.evals.head import Fitted, Head
-from pretask.index import store
 from pretask.limits import PositiveFraction, PositiveInt, Seed, checked
 from pretask.reading import DEFAULT_READING, Reading
 from pretask.runtime import files
@@ -108,7 +108,10 @@ def predict(
     train = labeled_features(encoder, labeled, stage, grid, folder, progress)
     fitted = head.fit(train, seed, progress)
     readout = Readout(encoder, fitted.stage, grid if fitted.stage in encoder.sides else None)
-    own = collection.opened_by(readout, data, folder / collection.FEATURES, reading, progress)
+    place = (
+        folder / collection.FEATURES / f"{readout.stage}-{readout.grid or 1}"
+    )  # more labels may choose another stage
+    own = collection.opened_by(readout, data, place, reading, progress)
     names = readable_names(labeled)
     rows = label_file.cells(spec, OpenOptions(reading=reading))
     drawn = torch.tensor([rows[name].get("reason") == RANDOM for name in names])
@@ -181,7 +184,7 @@ def finish(
     precision: float,
     weights: str,
 ) -> Predicted:
-    """Predict all images, judge the head by its out-of-fold predictions, and write everything."""
+    """Predict all images, evaluate the head by its out-of-fold predictions, and write everything."""
     classes = train.classes
     probability = fitted.head.rows(own.x)
     top = probability.topk(2, 1)
@@ -258,11 +261,8 @@ def read_head(
     """The head that `predict` saved, with the features that it was fitted to, and its classes. Raises UserError for other weights."""
     from safetensors.torch import load_file
 
-    try:
-        card = json.loads((folder / CARD).read_text())
-        fitted = head.from_state(load_file(folder / HEAD))
-    except (OSError, ValueError, KeyError) as failure:
-        raise UserError(f"{folder} holds no head of pretask predict: {files.reason(failure)}") from None
+    card = head_card(folder)
+    fitted = head.from_state(load_file(folder / HEAD))
     input = replace(input, size=input.size or card["size"])
     readout = readout_of(subject.load(what, input), ReadoutConfig(card["stage"], card["grid"]))
     if store.key_of(readout) != card["key"]:
@@ -270,6 +270,14 @@ def read_head(
             f"the head in {folder} was fitted to the features of {card['weights']}, and {what} has others"
         )
     return readout, fitted, card["classes"]
+
+
+def head_card(folder: Path) -> dict[str, Any]:
+    """What a saved head was fitted to. Raises UserError if there is none."""
+    try:
+        return json.loads((folder / CARD).read_text())
+    except (OSError, ValueError) as failure:
+        raise UserError(f"{folder} holds no head of pretask predict: {files.reason(failure)}") from None
 
 
 def sentences(summary: Mapping[str, Any]) -> Iterator[str]:
@@ -286,7 +294,10 @@ def sentences(summary: Mapping[str, Any]) -> Iterator[str]:
         )
     else:
         value, low, high = (100 * accuracy[key] for key in ("value", "low", "high"))
-        yield f"Expected accuracy: {value:.0f} % [{low:.0f}, {high:.0f}], by {drawn:,} labels that were drawn at random."
+        yield (
+            f"Expected accuracy of images without a label: {value:.0f} % [{low:.0f}, {high:.0f}], by {drawn:,} labels that were drawn "
+            "at random."
+        )
     basis = f"{drawn:,} labels drawn at random" if drawn else "all labels, as if they were drawn at random"
     wanted = f"{100 * summary['precision']:g} %"
     if summary["sure_from"] is None:

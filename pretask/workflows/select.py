@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from pretask import data as sources
+from pretask.collection import selection, store
 from pretask.config import InputConfig, ReadoutConfig
 from pretask.data.base import canvas_fields
 from pretask.evals import linear_probe
 from pretask.evals.holdout import splits
-from pretask.index import selection, store
 from pretask.limits import PositiveInt, Seed, UnitInterval, checked
 from pretask.ops import kmeans
 from pretask.ops.neighbors import unit

@@ -237,3 +237,13 @@ def test_inference_batch_size_does_not_change_features(monkeypatch):
         torch.testing.assert_close(parts[stage], x, atol=1e-3, rtol=1e-3)
     image = source().__getitems__(torch.arange(40)).image
     torch.testing.assert_close(encoders.pooled(encoder(), image), whole["pool"], atol=1e-5, rtol=0)
+
+
+def test_stored_features_have_their_stages_in_order(tmp_path):
+    """Of equally good stages the deepest is chosen, so their order matters."""
+    net, data = encoder(), source()
+    made = embed(net, data, cache=tmp_path, progress=False)
+    read = embed(net, data, cache=tmp_path, progress=False)
+    assert [*read.stages] == [*made.stages] == ["stem", "stage1", "stage2", "stage3", "pool"]
+    assert all(torch.equal(read.stages[stage], x) for stage, x in made.stages.items())
+    assert made.sums is not None and read.sums is not None and torch.equal(made.sums, read.sums)

@@ -38,31 +38,29 @@ def test_the_head_is_the_probe_of_the_best_stage(fitted):
     torch.testing.assert_close(fitted.head.rows(x).sum(1), torch.ones(120))
 
 
-def test_predictions_of_a_fold_owe_nothing_to_its_labels(fitted):
-    """With other labels of one fold its out-of-fold predictions stay the same, and those of the others change."""
-    from pretask.evals.holdout import folds
-
+def test_predictions_of_a_fold_owe_nothing_to_its_labels(monkeypatch):
+    """With other labels of one fold its out-of-fold predictions stay the same but for their temperature, which other folds give."""
     data = features()
-    fold = folds(data.label, Rng(0, "head"), head.FOLDS)
-    label = data.label.clone()
-    mine = (fold == 3).nonzero().flatten()
-    label[mine] = label[mine.roll(1)]  # the same number of each class, so that the folds are the same
-    assert (label != data.label).any() and torch.equal(
-        folds(label, Rng(0, "head"), head.FOLDS)[mine].unique(), torch.tensor([3])
+    fold = torch.arange(120) // 3 % head.FOLDS
+    monkeypatch.setattr(head, "folds", lambda *_: fold)
+    label, mine = data.label.clone(), (fold == 3).nonzero().flatten()
+    label[mine] = (label[mine] + 1) % 3
+    one, other = (
+        head.fit(Features(data.stages, each, data.classes, "made"), 0, progress=False)
+        for each in (data.label, label)
     )
-    other = head.fit(Features(data.stages, label, data.classes, "made"), 0, progress=False)
-    torch.testing.assert_close(other.out_of_fold[mine], fitted.out_of_fold[mine], atol=1e-4, rtol=1e-3)
-    assert not torch.allclose(other.out_of_fold, fitted.out_of_fold, atol=1e-3)
+    logits, others = (each.out_of_fold[mine].log() for each in (one, other))
+    gaps = [x - x[:, :1] for x in (logits, others)]  # of a softmax, proportional to the inverse temperature
+    ratio = (gaps[0] * gaps[1]).sum() / gaps[0].square().sum()
+    torch.testing.assert_close(gaps[1], ratio * gaps[0], atol=1e-2, rtol=1e-2)
+    assert not torch.allclose(other.out_of_fold, one.out_of_fold, atol=1e-3)
 
 
 def test_shuffled_labels_are_predicted_at_chance():
     data = features(150)
     shuffled = Features(data.stages, data.label[Rng(1, "x").permutation(150)], data.classes, "made")
     found = head.fit(shuffled, 0, progress=False)
-    assert (found.out_of_fold.argmax(1) == shuffled.label).float().mean() < 0.5
-    assert (
-        found.head.rows(data.stages[found.stage]).argmax(1) == shuffled.label
-    ).float().mean() > 0.5 or found.penalty >= 0.3
+    assert 0.2 < (found.out_of_fold.argmax(1) == shuffled.label).float().mean() < 0.47
 
 
 @pytest.mark.parametrize("n", [120, 1200])  # temperature, isotonic

@@ -9,8 +9,8 @@ import torch
 import pretask
 from pretask import data, encoders
 from pretask.cli import main
+from pretask.collection import duplicates
 from pretask.evals import features, leaks
-from pretask.index import duplicates
 from pretask.rng import Rng
 
 

@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from pretask import data, encoders
+from pretask.collection import layout
 from pretask.config import RunConfig
 from pretask.evals.scores import Difference, Role, Row, Scores
 from pretask.methods import rotnet
@@ -135,11 +136,11 @@ def test_the_sheet_of_neighbors_has_a_row_for_each_query():
 def test_the_map_keeps_groups_together_and_is_reproducible():
     center = torch.eye(8)[:3].repeat_interleave(20, 0)
     z = center + 0.05 * noise(60, 8)
-    at = features.project(z, seed=1)
+    at = layout.tsne(z, seed=1)
     group = np.repeat([0, 1, 2], 20)
     distance = np.linalg.norm(at[:, None] - at[None], axis=-1) + np.eye(60) * 1e9
     assert (group[distance.argmin(1)] == group).all()
-    assert np.array_equal(at, features.project(z, seed=1))
+    assert np.array_equal(at, layout.tsne(z, seed=1))
 
 
 @pytest.mark.parametrize(
@@ -148,7 +149,7 @@ def test_the_map_keeps_groups_together_and_is_reproducible():
 def test_collapsed_few_or_one_dimensional_features_still_have_a_map(z):
     picture = features.map2d(z, None, noise(len(z), 3, 8, 8))
     assert picture.axes
-    assert features.project(z).shape == (len(z), 2)
+    assert layout.tsne(z).shape == (len(z), 2)
 
 
 def test_thumbnails_do_not_overlap():

@@ -195,7 +195,7 @@ def wait_for(folder: Path) -> list[Path]:
     import time
 
     for _ in range(100):
-        found = [p for p in folder.glob("*.csv")] if folder.is_dir() else []
+        found = list(folder.glob("*.csv")) if folder.is_dir() else []
         if found:
             return found
         time.sleep(0.05)

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 
 from pretask import data, encoders
+from pretask.collection import duplicates, store
 from pretask.encoders.readout import Readout
-from pretask.index import duplicates, store
 from pretask.rng import Rng
 
 

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from pretask import data, encoders
+from pretask.collection import store
 from pretask.encoders.readout import Readout
-from pretask.index import store
 from pretask.types import UserError
 from pretask.workflows import embed
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from pretask.collection.store import Collection
 from pretask.errors import install_command
-from pretask.index.store import Collection
 from pretask.types import UserError
 
 EXACT = 50_000

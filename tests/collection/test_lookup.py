@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from pretask.index import lookup
-from pretask.index.store import Collection
+from pretask.collection import lookup
+from pretask.collection.store import Collection
 from pretask.rng import Rng
 
 

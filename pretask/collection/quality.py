@@ -25,7 +25,7 @@ TINY = 0.5
 BLURRED = 1e-3
 """an image is blurred if removing its finest details changes less than this fraction of its variance"""
 DETAIL = 32
-"""shorter side in pixels below which blur cannot be told"""
+"""shorter side in pixels below which blur is not measured"""
 GRAY = 0.02
 """mean difference between channels below which an image is gray"""
 COLORED = 0.8

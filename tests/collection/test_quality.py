@@ -5,12 +5,12 @@ import pytest
 from PIL import Image, ImageFilter
 
 from pretask import data
-from pretask.index import quality
+from pretask.collection import quality
 
 
 @pytest.fixture(scope="module")
 def pictures():
-    """Forty colored drawings of 96 px with sharp edges."""
+    """Forty colored drawings of 96 px with clear edges."""
     image = data.open("demo:test", size=96).image[:40].permute(0, 2, 3, 1).numpy()
     return [Image.fromarray(pixels) for pixels in image]
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from pretask.index import selection
+from pretask.collection import selection
 from pretask.ops.neighbors import unit
 from pretask.rng import Rng
 
