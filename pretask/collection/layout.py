@@ -1,4 +1,4 @@
-"""A two-dimensional map of features: UMAP if it is installed (extra `map`), else t-SNE, of their first principal components."""
+"""A two-dimensional map of features, of their first principal components: t-SNE, or UMAP of many images if it is installed (extra `map`)."""
 
 import warnings
 from importlib.util import find_spec
@@ -17,13 +17,15 @@ STEPS = 500
 """of t-SNE"""
 PER_IMAGE = 4e-3
 """seconds of t-SNE for each image"""
+FEW = 2000
+"""images up to which t-SNE takes no longer than to load UMAP"""
 LONG = 60.0
 """seconds from which on t-SNE says how long it will take"""
 
 
 def layout(features: Tensor, seed: int = 0) -> tuple[np.ndarray, str]:
     """(N, D) -> (N, 2) positions, and the name of the algorithm."""
-    if find_spec("umap") is not None and len(features) > 4 * PERPLEXITY:
+    if len(features) > FEW and find_spec("umap") is not None:
         return umap(features, seed), "UMAP"
     if (seconds := PER_IMAGE * len(features)) > LONG:
         say(

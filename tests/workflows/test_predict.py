@@ -273,7 +273,9 @@ def test_the_lines_of_the_page_read_the_tables(blocks, photos, weights, tmp_path
     assert main.main(words) == 0
     capsys.readouterr()
     exec(classify, {})
-    rows = {row["path"]: row for row in csv.DictReader(Path("predicted/predictions.csv").read_text().splitlines())}
+    rows = {
+        row["path"]: row for row in csv.DictReader(Path("predicted/predictions.csv").read_text().splitlines())
+    }
     printed = capsys.readouterr().out.split()
     assert printed[0] == rows[first]["label"] and float(printed[1]) == pytest.approx(
         float(rows[first]["probability"]), abs=1e-3
