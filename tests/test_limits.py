@@ -93,7 +93,15 @@ def shaped(hint: Any, value: Any) -> Any:
 
 def made(kind: type, **values: Any) -> Any:
     needed = {
-        f.name: {"data": "x", "clusters": 2, "scenes": 2, "task": "depth", "to": "torch"}.get(f.name, "x")
+        f.name: {
+            "data": "x",
+            "clusters": 2,
+            "scenes": 2,
+            "count": 2,
+            "query": ("x",),
+            "task": "depth",
+            "to": "torch",
+        }.get(f.name, "x")
         for f in dataclasses.fields(kind)
         if f.default is f.default_factory is dataclasses.MISSING
     }

@@ -196,7 +196,8 @@ def geometry(
 
 def degraded(image: Tensor, rng: Rng) -> Tensor:
     """(N, 3, H, W) uint8 with swapped colors, lower contrast, noise and blur."""
-    x = 0.2 + 0.7 * image.flip(1).float() / 255 + 0.1 * rng.normal(len(image), 1, *image.shape[2:])
+    # in double precision, so that processors that add in another order give the same bytes
+    x = 0.2 + 0.7 * image.flip(1).double() / 255 + 0.1 * rng.normal(len(image), 1, *image.shape[2:]).double()
     blurred = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), "replicate"), 3, 1)
     return (blurred.clamp(0, 1) * 255).to(torch.uint8)
 

@@ -29,6 +29,8 @@ SEARCH_TOLERANCE = 1e-4
 """nats by which a candidate may miss its optimum; the chosen one is solved further"""
 EIGENVECTORS = 512
 """maximum number of eigenvectors of the features' correlation used by the preconditioner; the rest counts as isotropic"""
+RANGE = 1e-5
+"""smallest eigenvalue that the preconditioner uses, relative to the largest; it works in single precision"""
 EIGENVECTOR_ROWS = 8192
 """number of rows from which they are computed"""
 
@@ -136,8 +138,10 @@ class Design:
     def preconditioner(self, flatness: float, penalty: float) -> Callable[[Tensor], Tensor]:
         """Gradient (…, K, R + 1) -> approximate Newton direction for a Hessian of XᵀX / (N flatness) + λI; L-BFGS corrects
         the rest."""
-        # (R,), or one per eigenvector and one for the complement
-        shrink = 1 / (self.values / flatness + penalty + 1e-6)
+        # (R,), or one per eigenvector and one for the complement; with a wider range, rounding errors of the complement would
+        # exceed what is left along the largest eigenvector, and the result would not be a descent direction
+        values = self.values.clamp(min=RANGE * self.values.max())
+        shrink = 1 / (values / flatness + penalty + 1e-6)
 
         def direction(g: Tensor) -> Tensor:
             weight = g[..., :-1]

@@ -220,12 +220,12 @@ def evaluate(
             yield Entry(f"supervised {first}", "supervised", seeds, trained)
 
     rows, differences, seconds = tabulate(entries(), results, test, seed)
-    records: dict[str, Any] = {"train": train.ledger.card(), "test": test.ledger.card()}
+    counted: Mapping[str, int] = {}
     if leaks:
         allowed = leaking.SHARE * (time.perf_counter() - began)
         train_pool, test_pool = pooled
         found = leaking.find(encoders[0], train, test, train_pool, test_pool, allowed, seed)
-        records["leaks"] = found.to_json()
+        counted = found.to_json()
         skipped = [*skipped, *([found.sentence(without(own, found))] if found.count else [])]
     data = {"train": train.name, "n_train": len(train), "test": test.name, "n_test": len(test)}
     data |= {"classes": list(train.classes)}
@@ -238,7 +238,8 @@ def evaluate(
         [*skipped, *missing_shots(train, finetune), *missing_probes(encoders[0], nonlinear)],
         seconds,
         multilabel.PROTOCOL if train.multi_label else PROTOCOL,
-        records=records,
+        records={"train": train.ledger.card(), "test": test.ledger.card()},
+        leaks=counted,
     )
 
 

@@ -98,13 +98,14 @@ class Scores:
 
     {"schema": 2, "data": {"train", "n_train", "test", "n_test", "classes"}, "protocol": {metric: sentence},
      "rows": [row, …], "differences": [difference, …], "skipped": [sentence, …], "seconds": {name: s},
-     "records": {"train": card, "test": card}}
+     "records": {"train": card, "test": card}, "leaks": {"exact", "near", "looked", "n"}}
 
     row: the fields of `Row`; difference: those of `Difference`. "stage", "shots", "k" and "task" are omitted if they have their
     default value. "best linear", "mlp" and "conv" have no "stage": their stages are in "chosen"; "finetune" and "svm" have none.
 
     card: {"found", "used", "left_out": {reason: n}, "other_files": {ending: n}, "not_looked_at"} for the whole source, even if
-    a part of it was set aside for testing.
+    a part of it was set aside for testing. "leaks" counts test images that are in the training set too (leaks.py); it is omitted if they
+    were not looked for.
 
     For multi-label images (multilabel.py) "data" also has "chance", the mAP of images in random order. For a transfer
     (tasks/base.py) "data" also has "task", and "protocol" is the task's own.
@@ -118,6 +119,7 @@ class Scores:
     seconds: Mapping[str, float]
     protocol: Mapping[str, str]
     records: Mapping[str, Any] = field(default_factory=dict)
+    leaks: Mapping[str, int] = field(default_factory=dict)
 
     def to_json(self) -> str:
         whole = {
@@ -129,7 +131,7 @@ class Scores:
             "skipped": self.skipped,
             "seconds": self.seconds,
             "records": self.records,
-        }
+        } | ({"leaks": self.leaks} if self.leaks else {})
         return json.dumps(whole, indent=2, allow_nan=False)
 
     def write(self, folder: Path) -> Path:
@@ -178,6 +180,7 @@ def read(path: Path) -> Scores:
         content["seconds"],
         content["protocol"],
         content.get("records", {}),
+        content.get("leaks", {}),
     )
 
 

@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from pretask.collection import layout
 from pretask.viz import sheet
 from pretask.viz.puzzle import Caption
 
@@ -125,13 +124,12 @@ def neighbor_sheet(features: Tensor, images: Tensor, count: int = 8) -> Image.Im
     return sheet.paint(cells, title="Nearest neighbors", columns=len(drawn[0]))
 
 
-def map2d(features: Tensor, label: Tensor | None, images: Tensor, seed: int = 0) -> Figure:
-    """A t-SNE map of the features: dots colored by class, or thumbnails without labels."""
+def map2d(at: np.ndarray, label: Tensor | None, images: Tensor) -> Figure:
+    """A map of images at (N, 2): dots colored by class, or thumbnails without labels."""
     from matplotlib.ticker import NullLocator
 
     from pretask.viz import svg
 
-    at = layout.tsne(features, seed)  # (N, 2)
     figure, axes = svg.blank_figure(8.0, 5.6)
     axes.spines["bottom"].set_visible(False)
     axes.xaxis.set_major_locator(NullLocator())

@@ -6,9 +6,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from pretask.collection import layout
 from pretask.config import InputConfig
 from pretask.data import loader
 from pretask.data.base import OpenOptions, canvas_fields
@@ -161,13 +163,16 @@ def look(
         index, z, x = embed(encoder, shown, seed, labeled.pool if labeled else None)
         label, classes = (labeled.source.label[index], labeled.source.classes) if labeled else (None, [])
         found["neighbors"] = features.neighbor_rows(z, x, label, classes)
-        color_label = None if label is None or label.ndim == 2 else label  # one color per dot
-        found["map"] = draw_map(z, x, color_label, classes, seed)
+        index, z, x = (each[: features.MAPPED] for each in (index, z, x))
+        is_single = label is not None and label.ndim == 1  # one color per dot
+        color_label = label[: features.MAPPED] if label is not None and is_single else None
+        at, how = layout.layout(z, seed)
+        found["map"] = draw_map(at, x, color_label, classes)
         if folder is not None:
             columns = {} if color_label is None else {"label": [classes[int(k)] for k in color_label]}
             named = getattr(shown, "files", None)
             names = named(index) if named else [str(i) for i in index.tolist()]
-            explore.explore(folder / explore.PAGE, shown, names, index, z, columns, seed)
+            explore.explore(folder / explore.PAGE, shown, names, index, z, columns, seed, (at, how))
     return found
 
 
@@ -270,16 +275,11 @@ def embed(
     return some.index, z.nan_to_num(), some.image
 
 
-def draw_map(z: Tensor, x: Tensor, label: Tensor | None, classes: Sequence[str], seed: int) -> html.Map:
+def draw_map(at: np.ndarray, x: Tensor, label: Tensor | None, classes: Sequence[str]) -> html.Map:
     from pretask.viz import svg
 
-    z, x, label = (
-        z[: features.MAPPED],
-        x[: features.MAPPED],
-        None if label is None else label[: features.MAPPED],
-    )
-    drawing = svg.to_svg(features.map2d(z, label, x, seed))
-    return html.Map(drawing, len(z), [] if label is None else features.legend(label, classes))
+    drawing = svg.to_svg(features.map2d(at, label, x))
+    return html.Map(drawing, len(at), [] if label is None else features.legend(label, classes))
 
 
 def verdict(

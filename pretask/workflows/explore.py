@@ -38,17 +38,13 @@ def of_features(written: Written, source: Images) -> Path:
 
 
 def explore(
-    path: Path,
-    source: Source,
-    names: Sequence[str],
-    positions: Tensor,
-    x: Tensor,
-    columns: Mapping[str, Sequence[Any]],
-    seed: int = 0,
-) -> Path:
+    path: Path, source: Source, names: Sequence[str], positions: Tensor, x: Tensor, columns: Mapping[str, Sequence[Any]], seed: int = 0,
+    laid_out: tuple[np.ndarray, str] | None = None,
+) -> Path:  # fmt: skip
     """An explorer of N images with features (N, D) at these positions (N,) of a source, colored by columns of N cells each.
 
-    Of more than explorer.MOST images it shows some, drawn at random.
+    Of more than explorer.MOST images it shows some, drawn at random. `laid_out` are the positions (N, 2) of the images on the map and the name
+    of the algorithm, if they are known.
     """
     rows = torch.arange(len(names))
     about = f"A map of {len(names):,} images"
@@ -57,7 +53,7 @@ def explore(
         about = f"A map of {len(rows):,} of {len(names):,} images, drawn at random"
     z = unit(x[rows].float() - x.float().mean(0))
     with busy(f"laying out {len(rows):,} images"):
-        at, how = layout.layout(z, seed)
+        at, how = laid_out or layout.layout(z, seed)
         _, near = nearest(z, z, min(NEIGHBORS, len(z) - 1), exclude_self=True)
     chosen = [int(row) for row in rows]
     explorer.write(

@@ -63,9 +63,9 @@ def test_evaluate_warns_with_the_scores_without_them(sets, encoder):
     scores = pretask.evaluate(encoder, sets[0], sets[1], progress=False)
     [warning] = [text for text in scores.skipped if "training set too" in text]
     assert "10 equal" in warning and "without them: knn " in warning and "best linear " in warning
-    assert scores.records["leaks"]["exact"] == 10
+    assert scores.leaks["exact"] == 10
     quiet = pretask.evaluate(encoder, sets[0], sets[1], progress=False, leaks=False)
-    assert "leaks" not in quiet.records and not any("training set too" in text for text in quiet.skipped)
+    assert not quiet.leaks and not any("training set too" in text for text in quiet.skipped)
     assert [row.values for row in quiet.rows] == [row.values for row in scores.rows]
 
 
@@ -74,8 +74,6 @@ def test_sets_without_copies_give_no_warning_and_the_flag_skips_the_search(tmp_p
     words = ["evaluate", str(run), "--data", "synthetic:80:16", "--json"]
     assert main.main(words) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["records"]["leaks"]["exact"] == 0 and not any(
-        "training set too" in text for text in found["skipped"]
-    )
+    assert found["leaks"]["exact"] == 0 and not any("training set too" in text for text in found["skipped"])
     assert main.main([*words, "--no-leaks"]) == 0
-    assert "leaks" not in json.loads(capsys.readouterr().out)["records"]
+    assert "leaks" not in json.loads(capsys.readouterr().out)

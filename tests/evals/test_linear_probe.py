@@ -314,3 +314,16 @@ def test_the_search_turns_to_stronger_penalties_where_no_weaker_one_is_better(mo
 def test_the_search_may_end_at_the_weakest_penalty(monkeypatch):
     hill = {penalty: i / 20 for i, penalty in enumerate(linear_probe.PENALTIES)}
     assert searched(monkeypatch, hill) == (1e-5, list(linear_probe.PENALTIES[2:]))
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+def test_the_preconditioner_gives_descent_directions_for_collapsed_features(rank):
+    """Along the largest axes too, where rounding errors of all other axes together may exceed what is left."""
+    x = Rng(rank, "collapsed").normal(1000, rank) @ Rng(rank, "axes").normal(rank, 512)
+    design = linear_probe.Design(x)
+    direction = design.preconditioner(3.0, 1e-5)
+    assert design.vectors is not None
+    axis = design.vectors[:, design.values[:-1].argmax()]
+    for noise in (0.0, 1e-3, 0.1, 1.0):
+        g = torch.cat([axis + noise * Rng(1, "noise").normal(512), torch.zeros(1)])[None, None]
+        assert (g * direction(g)).sum() > 0

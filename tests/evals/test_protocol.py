@@ -109,7 +109,7 @@ def test_the_json_is_valid_and_contains_no_nan(once):
         raise AssertionError(constant)
 
     document = json.loads(once.to_json(), parse_constant=refuse)
-    keys = {"schema", "data", "protocol", "rows", "differences", "skipped", "seconds", "records"}
+    keys = {"schema", "data", "protocol", "rows", "differences", "skipped", "seconds", "records", "leaks"}
     assert set(document) == keys
     assert document["data"] == {"train": TRAIN.name, "n_train": 120, "test": TEST.name, "n_test": 64,
                             "classes": TRAIN.classes}  # fmt: skip

@@ -147,7 +147,7 @@ def test_the_map_keeps_groups_together_and_is_reproducible():
     "z", [torch.ones(50, 4), torch.zeros(12, 5), noise(1, 5), noise(3, 5), noise(20, 1) - 0.5]
 )
 def test_collapsed_few_or_one_dimensional_features_still_have_a_map(z):
-    picture = features.map2d(z, None, noise(len(z), 3, 8, 8))
+    picture = features.map2d(layout.tsne(z), None, noise(len(z), 3, 8, 8))
     assert picture.axes
     assert layout.tsne(z).shape == (len(z), 2)
 
