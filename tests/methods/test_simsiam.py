@@ -80,7 +80,9 @@ def test_features_collapse_without_the_stop_gradient(method, monkeypatch):
 
     healthy, collapsed = trained(True), trained(False)
     assert collapsed[0] < healthy[0] - 0.2
-    assert collapsed[1] < 0.6 < 0.65 < healthy[1]  # of other seeds and processors 0.25 to 0.54 and 0.72 to 0.98
+    assert (
+        collapsed[1] < 0.6 < 0.65 < healthy[1]
+    )  # of other seeds and processors 0.25 to 0.54 and 0.72 to 0.98
 
 
 def test_paper_recipe_decays_gains_and_biases(method):

@@ -324,7 +324,10 @@ def test_loss_curve_is_the_same_in_bfloat16(tmp_path, name):
     """
     rates = {"simsiam": 3e-4, "video_triplet": 3e-4, "barlow_twins": 3e-4, "ibot": 5e-3}
     rate, span = rates.get(name, 1e-3), 2.0 if name == "simsiam" else None
-    steps, close = (100 if name in LONG else 40), (0.03 if name in (*LONG, "jule") else CLOSE.get(name, 0.012))
+    steps, close = (
+        (100 if name in LONG else 40),
+        (0.03 if name in (*LONG, "jule") else CLOSE.get(name, 0.012)),
+    )
 
     def curve(precision):
         folder, fabric = tmp_path / precision, Fabric(accelerator="cpu", devices=1, precision=precision)
