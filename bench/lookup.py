@@ -44,11 +44,11 @@ def main() -> None:
     none = np.empty((0, 0))
     known = Collection(
         folder,
-        range(args.count),
+        [""] * args.count,
         np.memmap(folder / "features.bin", np.float32, "r", shape=shape),
         none,
         none,
-    )  # pyright: ignore[reportArgumentType]
+    )
     began = time.perf_counter()
     lookup.build(folder, known)
     built = time.perf_counter() - began
