@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from pretask.viz import sheet
+from pretask.viz.draw import PALETTE
 from pretask.viz.puzzle import Caption
 
 if TYPE_CHECKING:
@@ -22,33 +23,6 @@ NEIGHBORS = 8
 """neighbors shown per query"""
 MAPPED = 1000
 """maximum number of images on the map; t-SNE takes 3 s for these and minutes for all"""
-PALETTE = [
-    *(
-        "#4e79a7",
-        "#f28e2b",
-        "#e15759",
-        "#59a14f",
-        "#b07aa1",
-        "#edc948",
-        "#76b7b2",
-        "#ff9da7",
-        "#9c755f",
-        "#8c8c8c",
-    ),
-    *(
-        "#3d6fb6",
-        "#c56a10",
-        "#b8434e",
-        "#3f8a3a",
-        "#8a5a8f",
-        "#b8952a",
-        "#3f9a93",
-        "#d9667f",
-        "#7d5a45",
-        "#6f7780",
-    ),
-]
-"""colors of the classes, in order; reused from the 21st class on"""
 
 
 def neighbors(features: Tensor, queries: Tensor, k: int = NEIGHBORS) -> tuple[Tensor, Tensor]:

@@ -39,6 +39,34 @@ EMPTY: Rgb = (240, 242, 245)
 EDGE: Rgb = (193, 199, 207)
 MASKED: Rgb = (156, 162, 171)
 LINE: Rgb = (255, 221, 51)
+PALETTE = (
+    *(
+        "#4e79a7",
+        "#f28e2b",
+        "#e15759",
+        "#59a14f",
+        "#b07aa1",
+        "#edc948",
+        "#76b7b2",
+        "#ff9da7",
+        "#9c755f",
+        "#8c8c8c",
+    ),
+    *(
+        "#3d6fb6",
+        "#c56a10",
+        "#b8434e",
+        "#3f8a3a",
+        "#8a5a8f",
+        "#b8952a",
+        "#3f9a93",
+        "#d9667f",
+        "#7d5a45",
+        "#6f7780",
+    ),
+    *("#2f4b7c", "#a05195", "#d45087", "#f95d6a"),
+)
+"""colors of classes on maps, in order; reused for more classes"""
 
 MIN_SMOOTH = 48
 """longer side from which pictures are enlarged smoothly, pixels; smaller ones keep visible pixels"""

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from pretask.runtime import files
+from pretask.viz.draw import PALETTE
 from pretask.viz.page import load_template
 
 MOST = 50_000
@@ -28,33 +29,6 @@ QUALITY = 70
 MOST_VALUES = 24
 """different values up to which a column of text is a legend of its own; the rarer ones are "other" """
 OTHER = "other"
-PALETTE = (
-    *(
-        "#4e79a7",
-        "#f28e2b",
-        "#e15759",
-        "#59a14f",
-        "#b07aa1",
-        "#edc948",
-        "#76b7b2",
-        "#ff9da7",
-        "#9c755f",
-        "#8c8c8c",
-    ),
-    *(
-        "#3d6fb6",
-        "#c56a10",
-        "#b8434e",
-        "#3f8a3a",
-        "#8a5a8f",
-        "#b8952a",
-        "#3f9a93",
-        "#d9667f",
-        "#7d5a45",
-        "#6f7780",
-    ),
-    *("#2f4b7c", "#a05195", "#d45087", "#f95d6a"),
-)
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,11 @@ def sets():
     source = data.open_labeled("demo:test", size=48)
     image, label = source.images.image[:260], [source.classes[k] for k in source.label[:260]]
     pixels = image.permute(0, 2, 3, 1).numpy().copy()
-    pixels[:10] = pixels[200:210]
+    pixels[50:60] = pixels[200:210]
     from PIL import Image
 
     for i in range(10):
-        pixels[10 + i] = np.asarray(duplicates.re_encoded(Image.fromarray(pixels[210 + i]), Rng(0)))
+        pixels[110 + i] = np.asarray(duplicates.re_encoded(Image.fromarray(pixels[210 + i]), Rng(0)))
     return (pixels[:200], label[:200]), (pixels[200:], label[200:])
 
 

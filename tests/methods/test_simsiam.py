@@ -69,7 +69,7 @@ def test_features_collapse_without_the_stop_gradient(method, monkeypatch):
             monkeypatch.setattr(
                 simsiam, "mean_cosine_similarity", lambda p, z: cosine(p.float(), z.float(), dim=1).mean()
             )
-        optimizer = torch.optim.AdamW(net.train().parameters(), lr=3e-3)
+        optimizer = torch.optim.AdamW(net.train().parameters(), lr=1e-3)
         batch = data.open("synthetic:32:16").__getitems__(torch.arange(32))
         for step in range(160):
             loss = net.loss(net.pretext(batch, Rng(step)))
@@ -80,9 +80,7 @@ def test_features_collapse_without_the_stop_gradient(method, monkeypatch):
 
     healthy, collapsed = trained(True), trained(False)
     assert collapsed[0] < healthy[0] - 0.2
-    assert (
-        collapsed[1] < 0.6 < 0.65 < healthy[1]
-    )  # of other seeds and processors 0.25 to 0.54 and 0.72 to 0.98
+    assert collapsed[1] < 0.6 < 0.85 < healthy[1]
 
 
 def test_paper_recipe_decays_gains_and_biases(method):

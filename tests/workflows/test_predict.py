@@ -13,6 +13,7 @@ from PIL import Image
 import pretask
 from pretask import data, encoders
 from pretask.cli import main
+from pretask.evals import calibration
 from pretask.types import UserError
 from pretask.workflows.predict import read_head, sentences
 
@@ -91,6 +92,9 @@ def test_the_accuracy_is_estimated_by_random_labels_alone_and_holds(predicted):
     known = {row["path"] for row in csv.DictReader((predicted.folder.parent / "labels.csv").open())}
     others = [truth(name) == label for name, label, *_ in predicted.predictions.rows() if name not in known]
     assert len(others) == 80 and accuracy["low"] <= np.mean(others) <= accuracy["high"]
+    right = 90 * accuracy["value"]
+    assert right == pytest.approx(round(right))
+    assert (accuracy["low"], accuracy["high"]) == pytest.approx(calibration.binomial(round(right), 90)[1:])
     said = " ".join(sentences(predicted.summary))
     assert "Expected accuracy of images without a label: " in said and "by 90 labels" in said
 
