@@ -35,6 +35,8 @@ MISSED = 0.02
 """fraction of each kind of copies that each of the two bounds may miss"""
 MOST_LOOKED = 5_000
 """random pairs that get a second look"""
+UNLIKE = 0.2
+"""largest difference of a copy, relative to that of two different images: copies of very small images may differ by more, and are missed"""
 NEAREST = 20
 """neighbors of an image that may be its duplicates; larger groups are connected by chains"""
 SIDE, FINE, CELLS = 32, 64, 4
@@ -136,7 +138,8 @@ def calibrate(
         similar = (z[some] * neighbors.unit(readout.rows(canvases) - center)).sum(1)
         found[kind] = similar, differences(own, reduced(canvases))
     similarity = min(similar.quantile(MISSED).item() for similar, _ in found.values())
-    difference = max(far.quantile(1 - MISSED).item() for _, far in found.values())
+    unlike = differences(own, own.roll(1, 0)).median().item()  # of different images
+    difference = min(max(far.quantile(1 - MISSED).item() for _, far in found.values()), UNLIKE * unlike)
     missed = {
         kind: 100 * (1 - ((similar >= similarity) & (far <= difference)).double().mean().item())
         for kind, (similar, far) in found.items()

@@ -50,7 +50,7 @@ class Leaks:
 
     def sentence(self, without: Mapping[str, float]) -> str:
         """A warning; `without` are scores without these images."""
-        looked = "" if self.looked == self.n else f", of which {self.looked:,} were looked at for near copies"
+        looked = "" if self.looked == self.n else f" ({self.looked:,} of them looked at for near copies)"
         scores = ", ".join(f"{name} {value:.1f}" for name, value in without.items())
         return (
             f"{self.count:,} of {self.n:,} test images{looked} are in the training set too ({len(self.exact):,} equal, {len(self.near):,} near); "

@@ -54,7 +54,7 @@ def test_exact_and_near_copies_are_found(sets, encoder):
     assert found.clean.sum() == 60 - found.count
     hurried = leaks.find(encoder, train, test, known, asked, 0)
     assert torch.equal(hurried.exact, found.exact) and not len(hurried.near) and hurried.looked == 0
-    assert "0 were looked at for near copies" in hurried.sentence(
+    assert "(0 of them looked at for near copies)" in hurried.sentence(
         {"knn": 12.345}
     ) and "knn 12.3" in hurried.sentence({"knn": 12.345})
 
