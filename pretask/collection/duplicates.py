@@ -35,7 +35,7 @@ MISSED = 0.02
 """fraction of each kind of copies that each of the two bounds may miss"""
 MOST_LOOKED = 5_000
 """random pairs that get a second look"""
-UNLIKE = 0.2
+UNLIKE = 0.24
 """largest difference of a copy, relative to that of two different images: copies of very small images may differ by more, and are missed"""
 NEAREST = 20
 """neighbors of an image that may be its duplicates; larger groups are connected by chains"""
