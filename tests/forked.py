@@ -1,5 +1,6 @@
 """`pretask` in a process of its own that is forked from this one and so need not import everything again, which takes seconds."""
 
+import faulthandler
 import os
 import signal
 import socket
@@ -18,11 +19,19 @@ from pretask import __main__
 # Autograd counts the devices at its first use. After an export to ONNX it finds some that forked processes could not use.
 torch.ones(1, requires_grad=True).sum().backward()
 
+HANGS = 120.0  # seconds
+
+
+def nothing() -> None:
+    pass
+
 
 class Forked:
     """A running `pretask WORDS`, with changes of the environment; what it prints goes to a file.
 
     `first` is called in the process before the command, to change what the command meets.
+    `how` is "spawn" for what must not be forked from a process that has used it, such as Arrow's threads;
+    `first` is then a function of a module.
     """
 
     def __init__(
@@ -30,11 +39,12 @@ class Forked:
         printed: Path,
         *words: object,
         env: Mapping[str, str] = MappingProxyType({}),
-        first: Callable[[], None] = lambda: None,
+        first: Callable[[], None] = nothing,
+        how: str = "fork",
     ):
         self.printed = printed
-        given = (printed, [str(w) for w in words], env, first)
-        self.process = get_context("fork").Process(target=begin, args=given)
+        given = (printed, [str(w) for w in words], dict(env), first)
+        self.process = get_context(how).Process(target=begin, args=given)
         self.process.start()
 
     @property
@@ -53,7 +63,7 @@ class Forked:
     def send_signal(self, number: int) -> None:
         os.kill(self.pid, number)
 
-    def wait(self, timeout: float = 120) -> int:
+    def wait(self, timeout: float = HANGS) -> int:
         """Its exit code; one that does not end is killed and a failure."""
         self.process.join(timeout)
         code = self.process.exitcode
@@ -63,7 +73,9 @@ class Forked:
         return code
 
 
-def torchrun(folder: Path, *words: object, first: Callable[[], None] = lambda: None) -> list[Forked]:
+def torchrun(
+    folder: Path, *words: object, first: Callable[[], None] = nothing, how: str = "fork"
+) -> list[Forked]:
     """Two processes of `pretask WORDS` with the environment that torchrun gives them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -71,7 +83,10 @@ def torchrun(folder: Path, *words: object, first: Callable[[], None] = lambda: N
     both = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
     both |= {"MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test"}
     ranks = [{**both, "RANK": str(k), "LOCAL_RANK": str(k)} for k in range(2)]
-    return [Forked(folder / f"printed-{k}.txt", *words, env=env, first=first) for k, env in enumerate(ranks)]
+    return [
+        Forked(folder / f"printed-{k}.txt", *words, env=env, first=first, how=how)
+        for k, env in enumerate(ranks)
+    ]
 
 
 def begin(printed: Path, words: list[str], env: Mapping[str, str], first: Callable[[], None]) -> None:
@@ -83,6 +98,7 @@ def begin(printed: Path, words: list[str], env: Mapping[str, str], first: Callab
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     __main__.IMPORTED = time.monotonic()  # a budget counts from there
+    faulthandler.dump_traceback_later(HANGS - 10)  # where it hangs, for the message
     first()
     __main__.run(words)
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -75,22 +76,25 @@ def test_sample_is_evenly_spaced_or_the_first_images_of_a_stream(stream):
     assert torch.equal(loader.sample(streamed, 5).image, source.image[:5])
 
 
-def test_two_processes_read_different_shards_of_a_stream(stream, tmp_path):
-    """Each process writes the sums of the images of its first epoch."""
+def record() -> None:
+    """Each process writes the sums of the images of its first epoch into the working folder."""
+    plain, seen = trainer.Trainer.step, []
 
-    def record() -> None:
-        plain, seen = trainer.Trainer.step, []
+    def step(self, batch, progress):
+        seen.extend(batch.image.sum((1, 2, 3)).tolist())
+        if progress.epoch == 0 and len(seen) == 24:
+            Path(f"saw-{distributed.rank()}.json").write_text(json.dumps(seen))
+        return plain(self, batch, progress)
 
-        def step(self, batch, progress):
-            seen.extend(batch.image.sum((1, 2, 3)).tolist())
-            if progress.epoch == 0 and len(seen) == 24:
-                (tmp_path / f"saw-{distributed.rank()}.json").write_text(json.dumps(seen))
-            return plain(self, batch, progress)
+    trainer.Trainer.step = step
 
-        trainer.Trainer.step = step
 
+def test_two_processes_read_different_shards_of_a_stream(stream, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     words = ["pretrain", "rotnet", "--data", stream, "--out", tmp_path / "run", *FAST, "--devices", "2"]
-    both = torchrun(tmp_path, *words, first=record)
+    both = torchrun(
+        tmp_path, *words, first=record, how="spawn"
+    )  # what reads Arrow files in threads cannot be forked
     assert [process.wait() for process in both] == [0, 0], both[0].err
     one, other = (set(json.loads((tmp_path / f"saw-{rank}.json").read_text())) for rank in range(2))
     first, second = (set(x.sum((1, 2, 3)).tolist()) for x in data.open("synthetic:64:16").image.split(32))
