@@ -4,6 +4,7 @@ import base64
 import contextlib
 import json
 import os
+import select
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+HANGS = 120.0  # seconds
 QUIET = [
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
@@ -46,6 +48,7 @@ class Page:
 
     def receive(self) -> dict[str, Any]:
         while b"\0" not in self.waiting:
+            assert select.select([self.from_browser], [], [], HANGS)[0], "the browser hangs"
             part = os.read(self.from_browser, 1 << 20)
             assert part, "the browser has exited"
             self.waiting += part

@@ -7,10 +7,11 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Mapping
-from multiprocessing import get_context
+from multiprocessing.context import ForkProcess, SpawnProcess
 from pathlib import Path
 from subprocess import Popen
 from types import MappingProxyType
+from typing import Literal
 
 import torch
 
@@ -19,6 +20,7 @@ from pretask import __main__
 # Autograd counts the devices at its first use. After an export to ONNX it finds some that forked processes could not use.
 torch.ones(1, requires_grad=True).sum().backward()
 
+Start = Literal["fork", "spawn"]
 HANGS = 120.0  # seconds
 
 
@@ -40,11 +42,11 @@ class Forked:
         *words: object,
         env: Mapping[str, str] = MappingProxyType({}),
         first: Callable[[], None] = nothing,
-        how: str = "fork",
+        how: Start = "fork",
     ):
         self.printed = printed
         given = (printed, [str(w) for w in words], dict(env), first)
-        self.process = get_context(how).Process(target=begin, args=given)
+        self.process = (ForkProcess if how == "fork" else SpawnProcess)(target=begin, args=given)
         self.process.start()
 
     @property
@@ -65,16 +67,22 @@ class Forked:
 
     def wait(self, timeout: float = HANGS) -> int:
         """Its exit code; one that does not end is killed and a failure."""
-        self.process.join(timeout)
-        code = self.process.exitcode
-        if code is None:
-            self.process.kill()
-        assert code is not None, f"has not ended in {timeout} s: {self.err}"
+        end = time.monotonic() + timeout
+        while (code := self.poll()) is None:  # join() would wait for processes that this one has started
+            assert time.monotonic() < end, self.killed(timeout)
+            time.sleep(0.002)
         return code
+
+    def killed(self, timeout: float) -> str:
+        """What it printed, and where each of its threads was."""
+        self.send_signal(signal.SIGUSR2)
+        time.sleep(1)
+        self.process.kill()
+        return f"has not ended in {timeout} s: {self.err}"
 
 
 def torchrun(
-    folder: Path, *words: object, first: Callable[[], None] = nothing, how: str = "fork"
+    folder: Path, *words: object, first: Callable[[], None] = nothing, how: Start = "fork"
 ) -> list[Forked]:
     """Two processes of `pretask WORDS` with the environment that torchrun gives them."""
     with socket.socket() as free:
@@ -98,17 +106,22 @@ def begin(printed: Path, words: list[str], env: Mapping[str, str], first: Callab
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     __main__.IMPORTED = time.monotonic()  # a budget counts from there
-    faulthandler.dump_traceback_later(HANGS - 10)  # where it hangs, for the message
+    faulthandler.register(signal.SIGUSR2, sys.stderr)
     first()
     __main__.run(words)
 
 
 def wait_for(path: Path, going: Forked | Popen[str]) -> None:
     """Until a file is there and not empty."""
-    for _ in range(6000):
-        if path.exists() and path.stat().st_size:
-            return
+    wait_until(lambda: path.exists() and path.stat().st_size > 0, going)
+
+
+def wait_until(is_so: Callable[[], bool], going: Forked | Popen[str]) -> None:
+    """Until something holds. One that ends before or takes too long is a failure."""
+    end = time.monotonic() + HANGS
+    while not is_so():
         if going.poll() is not None:
             raise AssertionError(going.err if isinstance(going, Forked) else going.communicate())
-        time.sleep(0.01)
-    raise AssertionError(f"{path} never came")
+        if time.monotonic() > end:
+            raise AssertionError(going.killed(HANGS) if isinstance(going, Forked) else going.kill())
+        time.sleep(0.002)

@@ -259,6 +259,8 @@ def test_without_json_a_table_names_the_goals(bench: Bench):
         "budget",
         "kills",
         "fuzz",
+        "lookup",
+        "explorer",
     ],
 )
 def test_the_help_explains_what_is_measured(bench: Bench, name: str):
@@ -273,6 +275,20 @@ def test_images_that_are_sorted_come_again_where_there_are_too_few(bench):
     numbers, goals = bench.measure("cluster", "--data", "synthetic:60:16", "--images", "80")
     assert numbers["images"] == 80 and 0 <= numbers["NMI, %"] <= 100
     assert [goal["limit"] for goal in goals] == [10, 4]
+
+
+def test_an_index_is_held_to_exact_search(bench):
+    pytest.importorskip("faiss")
+    few = ("--count", "3000", "--width", "16", "--clusters", "20")
+    numbers, (recall, *others) = bench.measure("lookup", *few)
+    assert numbers["vectors"] == 3000 and 0 < numbers["query, median ms"] <= numbers["query, 95 % ms"]
+    assert 0.8 < recall["value"] <= 1 and [goal["limit"] for goal in others] == [30, 50, 4]
+
+
+def test_frames_of_an_explorer_are_counted(bench):
+    _, (frames, slow, paint, page, requests) = bench.measure("explorer", "--images", "500")
+    assert frames["value"] > 0 < slow["value"] and paint["value"] > 0 < page["value"]
+    assert requests["value"] == 0
 
 
 def test_what_puzzles_cost_is_a_share_of_a_step(bench):

@@ -21,9 +21,9 @@ from typing import Any
 import make
 import torch
 from experiments import read
+from label_free import COMPARISONS
 
 HERE = Path(__file__).resolve().parent
-FOLDER = "comparisons"
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,8 @@ def compare(name: str, setting: Setting, data: Path, runs: Path) -> None:
         "compare": json.loads(make.plain((out / "compare.json").read_text(), data, runs)),
         "label_free": [*label_free(out)],
     }
-    (HERE / FOLDER).mkdir(exist_ok=True)
-    (HERE / FOLDER / f"{name}.json").write_text(json.dumps(found, indent=2) + "\n")
+    (HERE / COMPARISONS).mkdir(exist_ok=True)
+    (HERE / COMPARISONS / f"{name}.json").write_text(json.dumps(found, indent=2) + "\n")
 
 
 def labels(name: str, setting: Setting, data: Path, runs: Path) -> str:

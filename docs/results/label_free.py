@@ -1,8 +1,9 @@
 """Can methods be ranked without labels? Label-free metrics of stored experiments beside their labeled scores."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import experiments
 import numpy as np
@@ -13,6 +14,8 @@ from pretask.evals.confidence import quantiles
 METRICS = ("rankme", "alpha", "lidar", "stability")
 """label-free metrics that could rank methods"""
 LABELED = ("knn", "linear")
+COMPARISONS = "comparisons"
+"""folder of the stored comparisons"""
 FEWEST = 6
 """methods in a group that is worth a correlation"""
 RESAMPLES = 5000
@@ -36,15 +39,29 @@ class Correlation:
         return min(abs(self.low), abs(self.high)) > ENOUGH and self.low * self.high > 0
 
 
-def groups(found: Sequence[Experiment]) -> dict[str, list[Experiment]]:
-    """Experiments with the same encoder on the same labeled images, if they are enough."""
-    together: dict[str, list[Experiment]] = {}
-    for each in found:
+Values = Mapping[str, Any]
+"""a method with its label-free metrics and accuracies; None where one was not measured"""
+
+
+def groups(folder: Path) -> dict[str, list[Values]]:
+    """Methods with the same encoder and the same images: of the experiments, and of the comparisons' first rungs."""
+    together: dict[str, list[Values]] = {}
+    for each in experiments.find(folder):
         data, card = each.scores.data, each.card
         name = f"{card['encoder']} at {card['size']} px, {data['n_train']:,} labels of {data['train']}"
-        if value(each, "linear") is not None and value(each, "rankme") is not None:
-            together.setdefault(name, []).append(each)
-    return {name: group for name, group in together.items() if len(group) >= FEWEST}
+        measured = {metric: value(each, metric) for metric in (*METRICS, *LABELED)}
+        together.setdefault(name, []).append({"method": card["method"], **measured})
+    for path in sorted((folder / COMPARISONS).glob("*.json")):
+        found = experiments.read(path)
+        about = found["compare"]["data"]
+        for row in found["label_free"]:
+            name = f"{row['encoder']}, `pretask compare` with {about['n_labeled']:,} labels of {about['labeled']}"
+            together.setdefault(name, []).append({**row, "linear": row["accuracy"]})
+    known = {
+        name: [row for row in rows if row["linear"] is not None and row["rankme"] is not None]
+        for name, rows in together.items()
+    }
+    return {name: rows for name, rows in known.items() if len(rows) >= FEWEST}
 
 
 def value(of: Experiment, metric: str) -> float | None:
@@ -53,10 +70,10 @@ def value(of: Experiment, metric: str) -> float | None:
     return next((row.value for row in rows if row.stage in ("pool", "")), None)
 
 
-def correlations(group: Sequence[Experiment]) -> Iterator[Correlation]:
+def correlations(group: Sequence[Values]) -> Iterator[Correlation]:
     for metric in METRICS:
         for labeled in LABELED:
-            pairs = [(value(each, metric), value(each, labeled)) for each in group]
+            pairs = [(each.get(metric), each.get(labeled)) for each in group]
             known = np.array([pair for pair in pairs if None not in pair], float)
             if len(known) >= FEWEST:
                 yield correlation(metric, labeled, known)
@@ -85,12 +102,12 @@ def body(folder: Path) -> str:
         f"without labels would have |ρ| above {ENOUGH} with its whole interval.\n",
     ]
     ranking = False
-    for name, group in groups(experiments.find(folder.parent)).items():
+    for name, group in groups(folder.parent).items():
         found = list(correlations(group))
         ranking |= any(each.ranks for each in found)
         lines += [
             f"## {name}\n",
-            f"{len(group)} methods: {', '.join(sorted(str(each.card['method']) for each in group))}.\n",
+            f"{len(group)} methods: {', '.join(sorted(str(each['method']) for each in group))}.\n",
             "| metric | accuracy | methods | ρ |",
             "|---|---|---:|---:|",
             *(

@@ -376,7 +376,7 @@ def body(folder: Path) -> str:
         *selection_tables(rows["selection"]),
         "## Expected accuracy\n",
         f"{LABELS} labels, {DRAWN} of them drawn at random, {REPETITIONS} repetitions: the share of intervals that hold the accuracy on all "
-        "images without a label, and their width relative to the exact binomial interval of as many random labels.\n",
+        "images without a label, and their width relative to the expected width of the exact binomial interval of as many random labels.\n",
         "| weights | accuracy | estimate | coverage | width |",
         "|---|---:|---:|---:|---:|",
         *(coverage_row(row) for row in rows["coverage"]),
@@ -430,7 +430,17 @@ def coverage_row(row: Mapping[str, Any]) -> str:
     found = row["repetitions"]
     true, estimate = (100 * float(np.mean([each[key] for each in found])) for key in ("true", "estimate"))
     covered = np.mean([each["low"] <= each["true"] <= each["high"] for each in found])
-    return f"| {row['weights']} | {true:.1f} | {estimate:.1f} | {100 * covered:.0f} % | 1.00 |"
+    width = np.mean([each["high"] - each["low"] for each in found])
+    relative = width / np.mean([exact_width(each["true"]) for each in found])
+    return f"| {row['weights']} | {true:.1f} | {estimate:.1f} | {100 * covered:.0f} % | {relative:.2f} |"
+
+
+def exact_width(p: float) -> float:
+    """Expected width of the exact binomial interval of as many random labels, of which a fraction `p` is right."""
+    from scipy.stats import binom, binomtest
+
+    intervals = [binomtest(k, DRAWN).proportion_ci(method="exact") for k in range(DRAWN + 1)]
+    return float(sum(binom.pmf(k, DRAWN, p) * (each.high - each.low) for k, each in enumerate(intervals)))
 
 
 if __name__ == "__main__":

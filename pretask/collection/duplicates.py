@@ -33,7 +33,7 @@ PAIRS = 1_000_000
 """random pairs"""
 MISSED = 0.02
 """fraction of each kind of copies that each of the two bounds may miss"""
-MOST_LOOKED = 5_000
+MOST_LOOKED = 1_000
 """random pairs that get a second look"""
 UNLIKE = 0.24
 """largest difference of a copy, relative to that of two different images: copies of very small images may differ by more, and are missed"""

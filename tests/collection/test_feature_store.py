@@ -2,11 +2,11 @@
 
 import os
 import signal
-import time
 
 import numpy as np
 import pytest
 import torch
+from forked import Forked, wait_until
 from PIL import Image
 
 from pretask import data, encoders
@@ -97,15 +97,15 @@ def test_interrupted_work_goes_on_after_the_last_batch(photos, readout, tmp_path
 
 def test_a_killed_process_loses_nothing_that_was_counted(photos, readout, tmp_path, monkeypatch):
     monkeypatch.setattr(store, "BATCH", 1)
-    child = os.fork()
-    if not child:
-        torch.set_num_threads(1)
+
+    def collect() -> None:
         store.collect(tmp_path / "s", readout, opened(photos), progress=False)
         os._exit(0)
-    while not (state := store.read_state(tmp_path / "s")) or state.rows < 2:
-        time.sleep(0.002)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
+
+    going = Forked(tmp_path / "printed", first=collect)
+    wait_until(lambda: (state := store.read_state(tmp_path / "s")) is not None and state.rows >= 2, going)
+    going.send_signal(signal.SIGKILL)
+    assert going.wait() == -signal.SIGKILL
     seen = counted(monkeypatch)
     found = store.collect(tmp_path / "s", readout, opened(photos), progress=False)
     assert sum(seen) <= 18

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from small import quick_scores
 
 from pretask import data
 from pretask.config import RunConfig
@@ -13,7 +14,6 @@ from pretask.data.base import OpenOptions
 from pretask.data.folder import with_all_splits
 from pretask.encoders import build
 from pretask.encoders.readout import Readout
-from pretask.evals import baselines
 from pretask.reading import Reading
 from pretask.types import UserError
 from pretask.workflows import cluster, embed, evaluate, inputs
@@ -150,7 +150,7 @@ def test_labels_are_the_class_folders_of_train(tmp_path):
     ],
 )
 def test_test_split_is_used_for_scores_or_else_val(tmp_path, monkeypatch, capfd, parts, train, test):
-    monkeypatch.setattr(baselines, "SAMPLES", 200)
+    quick_scores(monkeypatch)
     at = root(tmp_path / "photos", *parts, n=4)
     encoder = build("resnet_small:width=4", 3, 16).eval()
     found = evaluate.evaluate(encoder, at, progress=False)

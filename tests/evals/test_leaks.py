@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from small import quick_scores
 
 import pretask
 from pretask import data, encoders
@@ -12,6 +13,11 @@ from pretask.cli import main
 from pretask.collection import duplicates
 from pretask.evals import features, leaks
 from pretask.rng import Rng
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    quick_scores(monkeypatch)
 
 
 @pytest.fixture(scope="module")

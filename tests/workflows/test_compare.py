@@ -3,13 +3,12 @@
 import json
 import shutil
 import signal
-import time
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from forked import Forked
+from forked import Forked, wait_until
 from small import quick_scores
 
 from pretask import data, encoders
@@ -137,9 +136,7 @@ def test_a_comparison_that_is_killed_goes_on_and_ends_the_same(moment, finished,
     words: list[Any] = ["compare", "--data", "synthetic:64:16", "--labels", "synthetic:120:16", "--out", out]
     words += ["--encoders", TINY, "--seeds", 2, "--budget", "10h", "--methods", "rotnet,simclr,byol,vicreg"]
     going = Forked(tmp_path / "printed", *words)
-    while not [*out.glob(moment)]:
-        assert going.poll() is None, going.err
-        time.sleep(0.005)
+    wait_until(lambda: any(out.glob(moment)), going)
     going.send_signal(signal.SIGKILL)
     assert going.wait() == -signal.SIGKILL
     again = resume(out, progress=False)

@@ -5,13 +5,12 @@ import json
 import os
 import shutil
 import signal
-import time
 
 import numpy as np
 import pytest
 import torch
 from browser import browser
-from forked import Forked
+from forked import Forked, wait_until
 from PIL import Image, ImageFilter
 
 import pretask
@@ -157,9 +156,7 @@ def test_a_killed_command_goes_on(photos, weights, tmp_path, monkeypatch):
     monkeypatch.setattr(store, "BATCH", 4)
     going = Forked(tmp_path / "printed", "curate", weights, "--data", photos, "--out", out)
     state = out / "features" / store.STATE
-    while not state.is_file() or json.loads(state.read_text())["rows"] < 4:
-        assert going.poll() is None, going.err
-        time.sleep(0.002)
+    wait_until(lambda: state.is_file() and json.loads(state.read_text())["rows"] >= 4, going)
     going.send_signal(signal.SIGKILL)
     assert going.wait() == -signal.SIGKILL
     assert main.main(["curate", str(weights), "--data", str(photos), "--out", str(out)]) == 0
