@@ -22,7 +22,7 @@ def write(found: Found, path: Path) -> Path:
         lead=f"The {max(found.table['rank'])} most similar of {found.card.images:,} images.",
         meaning=[],
         features=f"{found.card.stage} of {found.card.weights}",
-        sections=[Section(query, "", [*lines(found, query)]) for query in queries],
+        sections=[Section(Path(query).name, "", [*lines(found, query)]) for query in queries],
         panels=[],
     )
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -12,11 +12,13 @@ from pretask import encoders, limits, methods
 from pretask.config import UNCHANGED, Changes, RunConfig, TrainConfig
 from pretask.data import LabeledDataset, splits
 from pretask.data.base import Images, canvas_fields
+from pretask.data.stream import Stream
 from pretask.data.subset import draw_subset
 from pretask.encoders import origins
 from pretask.encoders.origins import Origin
 from pretask.methods import MethodConfig
 from pretask.methods.base.views import ViewConfig
+from pretask.runtime.console import say
 from pretask.train.run import CARD, Run, parse_card
 from pretask.transforms.ranges import Range
 from pretask.types import UserError
@@ -97,6 +99,7 @@ def fresh(
     opening = time.monotonic()
     if images is None:
         images = sources.open(settings.data, size=settings.size, reading=settings.reading)
+    settings = limited(method, settings, config, images)
     source, labeled = split_sources(images, settings)
     opening = time.monotonic() - opening
     return Job(
@@ -148,6 +151,15 @@ def check_budget(settings: RunConfig | Changes) -> None:
     """Raises UserError, before anything is opened, if the budget is not a duration."""
     if settings.budget is not None:
         length.parse_duration(settings.budget)
+
+
+def limited(method: str, settings: RunConfig, config: MethodConfig, images: Images) -> RunConfig:
+    """The settings with the fraction of the images that the method takes, if there are more; streams have no parts."""
+    most, n = config.most_images(), len(images)
+    if most is None or settings.fraction * n <= most or isinstance(images, Stream):
+        return settings
+    say(f"{method} trains on {most:,} of {n:,} images; --num-classes changes that")
+    return replace(settings, fraction=most / n)
 
 
 def split_sources(images: Images, settings: RunConfig) -> tuple[Images, LabeledDataset | None]:

@@ -153,6 +153,19 @@ def test_too_many_images_are_refused_in_one_line(source):
     assert "\n" not in str(caught.value) and diet.LARGEST >= 0.078053 * 1_281_167
 
 
+def test_of_many_images_a_random_part_is_used(tmp_path, capsys):
+    words = {"data": "synthetic:64:16", "encoder": "resnet_small:width=8", "steps": 2, "batch": 16, "quiet": True}
+    runs = [
+        api.pretrain("diet", out=tmp_path / f"{seed}-{most}", seed=seed, config={"num_classes": most}, **words)
+        for seed, most in ((0, 40), (1, 40), (0, 64))
+    ]
+    assert "diet trains on 40 of 64 images" in capsys.readouterr().err
+    assert [run.card["n"] for run in runs] == [40, 40, 64]
+    one, other, whole = (run.source.__getitems__(torch.arange(40)).image for run in runs)
+    assert not torch.equal(one, other) and not torch.equal(one, whole)
+    assert diet.Paper().most_images() is diet.Continued().most_images() is None
+
+
 # ---- DIET-CP
 
 

@@ -76,6 +76,9 @@ class MethodConfig:
         """Fewest images to train on; at least one batch is needed in any case."""
         return Minimum(1)
 
+    def most_images(self) -> int | None:
+        """Most images to train on; of more, a random part is used. None: any number."""
+
     def smallest_batch(self) -> Minimum:
         """Smallest batch over all processes: 2 or more for contrastive losses and batch statistics."""
         return Minimum(1)
