@@ -154,9 +154,17 @@ def test_too_many_images_are_refused_in_one_line(source):
 
 
 def test_of_many_images_a_random_part_is_used(tmp_path, capsys):
-    words = {"data": "synthetic:64:16", "encoder": "resnet_small:width=8", "steps": 2, "batch": 16, "quiet": True}
+    words = {
+        "data": "synthetic:64:16",
+        "encoder": "resnet_small:width=8",
+        "steps": 2,
+        "batch": 16,
+        "quiet": True,
+    }
     runs = [
-        api.pretrain("diet", out=tmp_path / f"{seed}-{most}", seed=seed, config={"num_classes": most}, **words)
+        api.pretrain(
+            "diet", out=tmp_path / f"{seed}-{most}", seed=seed, config={"num_classes": most}, **words
+        )
         for seed, most in ((0, 40), (1, 40), (0, 64))
     ]
     assert "diet trains on 40 of 64 images" in capsys.readouterr().err
