@@ -23,8 +23,8 @@ COPIED = 64
 """training images of which copies are made, to find how similar they are"""
 TIMED = 8
 """images on which the time of that is estimated"""
-BLOCK = 256
-"""test images looked up at a time"""
+BLOCK = 32
+"""test images looked up at a time: comparing them with their neighbors takes up to a second"""
 
 
 @dataclass(frozen=True)
@@ -87,10 +87,7 @@ def find_near(
     end = time.monotonic() + seconds
     (images, positions), (images_test, positions_test) = images_of(train), images_of(test)
     readout = Readout(encoder)
-    began = time.monotonic()
-    readout.rows(images.__getitems__(positions[:TIMED]).image)
-    copying = len(duplicates.COPIES) * COPIED / TIMED * (time.monotonic() - began)
-    if time.monotonic() + copying > end:
+    if time.monotonic() + calibration_seconds(readout, images, positions) > end:
         return torch.zeros(0, dtype=torch.long), 0
     bounds = duplicates.calibrate(readout, images, x, positions, seed, COPIED, pairs=0)
     z, z_test = (neighbors.unit(rows.float() - bounds.center) for rows in (x, x_test))
@@ -106,6 +103,16 @@ def find_near(
         found.append(pairs[same, 1])
         looked += len(rows)
     return torch.cat(found).unique() if found else torch.zeros(0, dtype=torch.long), looked
+
+
+def calibration_seconds(readout: Readout, images: Images, positions: Tensor) -> float:
+    """Estimated seconds until the bounds of near copies are known."""
+    began = time.monotonic()
+    image = images.__getitems__(positions[:TIMED]).image
+    readout.rows(image)
+    own = duplicates.reduced(image)
+    duplicates.differences(own, own.roll(1, 0))
+    return (len(duplicates.COPIES) + 1) * COPIED / len(image) * (time.monotonic() - began)
 
 
 def images_of(source: LabeledSource) -> tuple[Images, Tensor]:
