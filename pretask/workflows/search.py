@@ -30,8 +30,8 @@ from pretask.workflows import job as jobs
 from pretask.workflows import pretrain
 from pretask.workflows.resume import absolute
 
-FOUND_LATER = ("mean", "std")
-"""settings that the card takes from the weights"""
+FOUND_LATER = ("mean", "std", "fraction")
+"""settings that the card takes from the weights, and from the number of images that a method takes"""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from pretask import api, data, encoders
 from pretask.cli.main import main
-from pretask.config import lr_factor
+from pretask.config import RunConfig, TrainConfig, lr_factor
 from pretask.encoders.saved import save_encoder
 from pretask.errors import UserError
 from pretask.methods import diet
@@ -19,6 +19,7 @@ from pretask.rng import Rng
 from pretask.train.plan import Plan
 from pretask.train.trainer import group_lr
 from pretask.transforms import augment
+from pretask.workflows.search import Trial
 
 PLAIN = augment.HueAugmentation(crop=(1.0, 1.0), flip=0.0, jitter_p=0.0, gray=0.0)
 TINY = f"{diet.Continued.encoder},patch_size=8,embed_dim=48,num_heads=3,depth=4"
@@ -172,6 +173,15 @@ def test_of_many_images_a_random_part_is_used(tmp_path, capsys):
     one, other, whole = (run.source.__getitems__(torch.arange(40)).image for run in runs)
     assert not torch.equal(one, other) and not torch.equal(one, whole)
     assert diet.Paper().most_images() is diet.Continued().most_images() is None
+
+
+def test_a_run_on_a_part_of_the_images_is_used_again_by_a_search(tmp_path):
+    source = data.open("synthetic:64:16")
+    settings = RunConfig("synthetic:64:16", out=tmp_path / "run", encoder="resnet_small:width=8", steps=2)
+    trial = Trial("diet", settings, diet.Config(num_classes=40), TrainConfig(batch=16))
+    first = trial.trained(source)
+    assert first.card["n"] == 40 and trial.existing() is not None
+    assert trial.trained(source).folder == first.folder
 
 
 # ---- DIET-CP
