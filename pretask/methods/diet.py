@@ -28,10 +28,9 @@ images of CIFAR-10, ten minutes of one core are seven passes, in which the loss 
 
 Cost: the classifier has one row per image, as that of `exemplar_cnn` has one per seed: 50,000 of dimension 512 take 102 MB, four
 times as much with their gradients and AdamW's state. A step computes B·N logits, 51 MB for 256 of 50,000. More than 100,000
-images are refused.
+classes are refused.
 """
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -99,13 +98,12 @@ class Config(ViewConfig):
         )
 
     def build(self, encoder: Encoder, source: Source) -> "DIET":
-        count = len(source)
+        count = len(source) if self.num_classes is None else min(self.num_classes, len(source))
         if count > LARGEST:
             megabytes = 4 * count * encoder.dim / 1e6
-            part = math.floor(1e6 * LARGEST / count) / 1e6
             raise UserError(
                 f"diet takes {LARGEST} images or fewer, since each is a class, and there are {count}, whose classifier has "
-                f"{megabytes:.0f} MB, four times as much with gradients and optimizer; give --fraction {part:g}"
+                f"{megabytes:.0f} MB, four times as much with gradients and optimizer; give --num-classes {LARGEST}"
             )
         return DIET(self, encoder, count)
 

@@ -12,7 +12,6 @@ from pretask import encoders, limits, methods
 from pretask.config import UNCHANGED, Changes, RunConfig, TrainConfig
 from pretask.data import LabeledDataset, splits
 from pretask.data.base import Images, canvas_fields
-from pretask.data.stream import Stream
 from pretask.data.subset import draw_subset
 from pretask.encoders import origins
 from pretask.encoders.origins import Origin
@@ -154,9 +153,9 @@ def check_budget(settings: RunConfig | Changes) -> None:
 
 
 def limited(method: str, settings: RunConfig, config: MethodConfig, images: Images) -> RunConfig:
-    """The settings with the fraction of the images that the method takes, if there are more; streams have no parts."""
+    """The settings with the fraction of the images that the method takes, if there are more."""
     most, n = config.most_images(), len(images)
-    if most is None or settings.fraction * n <= most or isinstance(images, Stream):
+    if most is None or settings.fraction * n <= most:
         return settings
     say(f"{method} trains on {most:,} of {n:,} images; --num-classes changes that")
     return replace(settings, fraction=most / n)

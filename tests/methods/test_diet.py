@@ -146,12 +146,14 @@ def test_too_many_images_are_refused_in_one_line(source):
             return self.count
 
     encoder = encoders.build("resnet_small:width=4,wide=512", 3, 32)
-    diet.Config().build(encoder, Many(diet.LARGEST))
+    every = diet.Config(num_classes=None)
+    every.build(encoder, Many(diet.LARGEST))
     with pytest.raises(
-        UserError, match=r"100000 images or fewer.*1281167.*2624 MB.*--fraction 0.078053"
+        UserError, match=r"100000 images or fewer.*1281167.*2624 MB.*--num-classes 100000"
     ) as caught:
-        diet.Config().build(encoder, Many(1_281_167))
-    assert "\n" not in str(caught.value) and diet.LARGEST >= 0.078053 * 1_281_167
+        every.build(encoder, Many(1_281_167))
+    assert "\n" not in str(caught.value)
+    assert diet.Config().build(encoder, Many(1_281_167)).head[0].out_features == 8000
 
 
 def test_of_many_images_a_random_part_is_used(tmp_path, capsys):
