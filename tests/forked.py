@@ -123,5 +123,8 @@ def wait_until(is_so: Callable[[], bool], going: Forked | Popen[str]) -> None:
         if going.poll() is not None:
             raise AssertionError(going.err if isinstance(going, Forked) else going.communicate())
         if time.monotonic() > end:
-            raise AssertionError(going.killed(HANGS) if isinstance(going, Forked) else going.kill())
+            if isinstance(going, Forked):
+                raise AssertionError(going.killed(HANGS))
+            going.kill()
+            raise AssertionError(f"still waiting after {HANGS} s: {going.communicate()}")
         time.sleep(0.002)

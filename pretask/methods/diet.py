@@ -24,7 +24,8 @@ learning rate is annealed every step, not every epoch, and pixels are normalized
 the dataset's mean and standard deviation.
 
 Training is on 8,000 images, of more on a random part: short runs learn a class only if they see it often. With all 50,000
-images of CIFAR-10, ten minutes of one core are seven passes, in which the loss stays at chance. `:paper` takes all images.
+images of CIFAR-10, ten minutes of one core (`--num-classes 50000 --budget 10m`) are seven passes, in which the loss stays at
+chance and features collapse (kNN 13.4 %, untrained 34.1; with 8,000 images 55.4). `:paper` takes all images.
 
 Cost: the classifier has one row per image, as that of `exemplar_cnn` has one per seed: 50,000 of dimension 512 take 102 MB, four
 times as much with their gradients and AdamW's state. A step computes B·N logits, 51 MB for 256 of 50,000. More than 100,000

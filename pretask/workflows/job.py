@@ -157,7 +157,9 @@ def limited(method: str, settings: RunConfig, config: MethodConfig, images: Imag
     most, n = config.most_images(), len(images)
     if most is None or settings.fraction * n <= most:
         return settings
-    say(f"{method} trains on {most:,} of {n:,} images; --num-classes changes that")
+    say(
+        f"{method} trains on {most:,} of {n:,} images; pretask pretrain {method} --help says which flag changes that"
+    )
     return replace(settings, fraction=most / n)
 
 

@@ -92,9 +92,8 @@ def record() -> None:
 def test_two_processes_read_different_shards_of_a_stream(stream, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = ["pretrain", "rotnet", "--data", stream, "--out", tmp_path / "run", *FAST, "--devices", "2"]
-    both = torchrun(
-        tmp_path, *words, first=record, how="spawn"
-    )  # what reads Arrow files in threads cannot be forked
+    # what reads Arrow files in threads cannot be forked
+    both = torchrun(tmp_path, *words, first=record, how="spawn")
     assert [process.wait() for process in both] == [0, 0], both[0].err
     one, other = (set(json.loads((tmp_path / f"saw-{rank}.json").read_text())) for rank in range(2))
     first, second = (set(x.sum((1, 2, 3)).tolist()) for x in data.open("synthetic:64:16").image.split(32))

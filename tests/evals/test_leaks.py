@@ -1,6 +1,7 @@
 """Planted copies of test images in the training set are counted, and scores without them are printed."""
 
 import json
+import time
 
 import numpy as np
 import pytest
@@ -63,6 +64,22 @@ def test_exact_and_near_copies_are_found(sets, encoder):
     assert "(0 of them looked at for near copies)" in hurried.sentence(
         {"knn": 12.345}
     ) and "knn 12.3" in hurried.sentence({"knn": 12.345})
+
+
+def test_near_copies_are_not_looked_for_if_aligning_takes_longer_than_allowed(sets, encoder, monkeypatch):
+    def slow(a, b, before=duplicates.differences):
+        time.sleep(0.005 * len(a))
+        return before(a, b)
+
+    def late(*_, **__):
+        raise AssertionError("bounds are measured although there is no time")
+
+    monkeypatch.setattr(duplicates, "differences", slow)
+    monkeypatch.setattr(duplicates, "calibrate", late)
+    train, test = (opened(pair, encoder) for pair in sets)
+    known, asked = (features.embed(encoder, source, progress=False) for source in (train, test))
+    found = leaks.find(encoder, train, test, known, asked, 1.0)
+    assert len(found.exact) == 10 and found.looked == 0
 
 
 def test_evaluate_warns_with_the_scores_without_them(sets, encoder):
