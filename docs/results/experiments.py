@@ -35,8 +35,16 @@ SHOWN = {
     Measurement("finetune"): "fine-tuned",
 }
 """measurement -> heading of its column"""
-COLORS = ("#3f51b5", "#9e9e9e", "#c9a227", "#d1495b")
-"""colors of the run, the untrained encoder, raw pixels and k-means patches"""
+COLORS: Mapping[str, str] = {
+    "run": "#3f51b5",
+    "published": "#2a9d8f",
+    "untrained": "#9e9e9e",
+    "pixels": "#c9a227",
+    "patches": "#d1495b",
+    "supervised": "#7f6a93",
+    "floor": "#8d6e63",
+}
+"""role of a row -> its color on all pages"""
 
 
 @dataclass(frozen=True)
@@ -241,17 +249,18 @@ def picture(experiment: Experiment) -> None:
     loss, score = figure.subplots(1, 2, width_ratios=(5, 4))
     curve = read(experiment.folder / curves.FILE)
     found = curve["columns"]["loss"]
-    loss.plot(curve["step"], found["mean"], color=COLORS[0], lw=1.4)
-    loss.fill_between(curve["step"], found["low"], found["high"], color=COLORS[0], alpha=0.2, lw=0)
+    loss.plot(curve["step"], found["mean"], color=COLORS["run"], lw=1.4)
+    loss.fill_between(curve["step"], found["low"], found["high"], color=COLORS["run"], alpha=0.2, lw=0)
     loss.set(xlabel="step", title="loss, mean and range over runs" if curve["runs"] > 1 else "loss")
     task = scores.data.get("task")
     shown = [*columns(scores).items()][: 1 if task else 4]  # metrics of a task have different units
-    for i, (name, color) in enumerate(zip(scores.names, COLORS, strict=False)):
+    middle = (len(scores.names) - 1) / 2
+    for i, name in enumerate(scores.names):
         for j, (what, _) in enumerate(shown):
             if row := scores.find(name, what):
-                y, bar = -j + 0.18 * (1.5 - i), reach(row)
+                y, bar = -j + 0.72 / len(scores.names) * (middle - i), reach(row)
                 label = name.partition(":")[0] if j == 0 else None  # without the encoder's arguments
-                score.errorbar(row.value, y, xerr=bar, fmt="o", color=color, ms=4, label=label)
+                score.errorbar(row.value, y, xerr=bar, fmt="o", color=COLORS[row.role], ms=4, label=label)
     score.set(
         title=task or "accuracy, %", yticks=range(0, -len(shown), -1), yticklabels=[h for _, h in shown]
     )
